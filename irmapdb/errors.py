@@ -1,0 +1,66 @@
+"""What can go wrong, what to do about it, and the exit code that says so.
+
+Exit codes: 0 done; 1 not done; 2 wrong usage; 3 done, with findings.
+Findings (an unresolved watch, a stale mapping) are results, not errors.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ConfigError",
+    "DatabaseError",
+    "FileError",
+    "FreezeError",
+    "ImageError",
+    "IrmapError",
+    "TaskError",
+    "UsageError",
+]
+
+
+class IrmapError(Exception):
+    """Base of every error that irmapdb raises on purpose.
+
+    The message names the object; `advice` is the next step for the person who reads it,
+    or an empty string where there is none.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, advice: str = "") -> None:
+        super().__init__(message)
+        self.advice = advice
+
+    def __str__(self) -> str:
+        message = super().__str__()
+        return f"{message}; {self.advice}" if self.advice else message
+
+
+class UsageError(IrmapError):
+    """An option or argument that can never work."""
+
+    exit_code = 2
+
+
+class ConfigError(IrmapError):
+    """The configuration file cannot be read or has a wrong entry."""
+
+
+class FileError(IrmapError):
+    """A file or directory of ours that cannot be read or written."""
+
+
+class ImageError(IrmapError):
+    """A CRIU image, or its JSON form, that is not what it should be."""
+
+
+class DatabaseError(IrmapError):
+    """irmap.db cannot be opened, upgraded or written."""
+
+
+class TaskError(IrmapError):
+    """The root task is not there or may not be looked at."""
+
+
+class FreezeError(IrmapError):
+    """The tasks could not all be stopped. None is left stopped."""

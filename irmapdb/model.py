@@ -1,0 +1,338 @@
+"""The nouns: what the kernel tells, what we store, what we answer.
+
+Everything here is frozen. Paths are `bytes`, absolute in the root of the root task's mount
+namespace. Device numbers are the kernel's (`kdev`, major << 20 | minor), never a `st_dev`.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+__all__ = [
+    "CacheEntry",
+    "Change",
+    "ChangeKind",
+    "Event",
+    "FileHandle",
+    "Identity",
+    "InodeKey",
+    "Mapping",
+    "Mark",
+    "MarkKind",
+    "Mount",
+    "Resolved",
+    "RunStats",
+    "Source",
+    "StaleReason",
+    "Tried",
+    "Unresolved",
+    "Watch",
+    "WatchFile",
+    "WatchKind",
+    "format_kdev",
+    "kdev_of",
+    "major_minor",
+]
+
+_MINOR_BITS = 20
+_MINOR_MASK = (1 << _MINOR_BITS) - 1
+
+
+def kdev_of(major: int, minor: int) -> int:
+    """The kernel's device number: MKDEV() of include/linux/kdev_t.h."""
+    return major << _MINOR_BITS | minor
+
+
+def major_minor(kdev: int) -> tuple[int, int]:
+    """MAJOR() and MINOR() of include/linux/kdev_t.h."""
+    return kdev >> _MINOR_BITS, kdev & _MINOR_MASK
+
+
+def format_kdev(kdev: int) -> str:
+    """`major:minor`, as mountinfo and ls print a device."""
+    major, minor = major_minor(kdev)
+    return f"{major}:{minor}"
+
+
+class InodeKey(NamedTuple):
+    """What CRIU's cache is keyed by. Not unique on btrfs and overlayfs."""
+
+    kdev: int
+    ino: int
+
+    def __str__(self) -> str:
+        # As CRIU's log prints it ("Resolving fe00000:2e3 path").
+        return f"{self.kdev:x}:{self.ino:x}"
+
+
+class FileHandle(NamedTuple):
+    """`struct file_handle` as fdinfo prints it and name_to_handle_at(2) returns it."""
+
+    type: int
+    data: bytes
+
+    def __str__(self) -> str:
+        return f"{self.type:x}:{self.data.hex()}"
+
+
+class Identity(NamedTuple):
+    """What an inode *is*: (kdev, handle), or (kdev, ino) where no handle can be had."""
+
+    kdev: int
+    ino: int
+    handle: FileHandle | None
+
+    @property
+    def key(self) -> InodeKey:
+        return InodeKey(self.kdev, self.ino)
+
+    def matches(self, other: Identity) -> bool:
+        """Whether both name one inode.
+
+        With a handle on both sides the inode number is not asked: the handle is the stronger
+        of the two, and st_ino may differ from the inode's own number (overlayfs, btrfs roots).
+        """
+        if self.kdev != other.kdev:
+            return False
+        if self.handle is not None and other.handle is not None:
+            return self.handle == other.handle
+        return self.ino == other.ino
+
+    def __str__(self) -> str:
+        return f"{self.key} handle {self.handle}" if self.handle else str(self.key)
+
+
+class WatchKind(enum.StrEnum):
+    """What an open descriptor is."""
+
+    INOTIFY = "inotify"
+    FANOTIFY = "fanotify"
+
+
+class Watch(NamedTuple):
+    """One inode that a task watches: an inotify watch or a fanotify inode mark."""
+
+    pid: int
+    """The task, as the caller's pid namespace counts."""
+    fd: int
+    kind: WatchKind
+    wd: int
+    """inotify's watch descriptor; -1 for a fanotify mark."""
+    identity: Identity
+    mask: int
+    ignored_mask: int
+    mflags: int
+    """fanotify's mark flags; 0 for inotify."""
+
+
+class MarkKind(enum.StrEnum):
+    """The fanotify marks that carry no inode: listed, not resolved."""
+
+    MOUNT = "mount"
+    FILESYSTEM = "filesystem"
+
+
+class Mark(NamedTuple):
+    """A fanotify mark on a whole mount or filesystem."""
+
+    pid: int
+    fd: int
+    kind: MarkKind
+    target: int
+    """The mount id of a mount mark, the kdev of a filesystem mark."""
+    mask: int
+    ignored_mask: int
+    mflags: int
+
+
+class WatchFile(NamedTuple):
+    """One open inotify or fanotify descriptor, as its fdinfo showed it."""
+
+    pid: int
+    fd: int
+    kind: WatchKind
+    flags: int
+    """open flags (O_NONBLOCK, O_CLOEXEC), from the `flags:` line."""
+    faflags: int
+    """fanotify_init(2) flags; 0 for inotify."""
+    evflags: int
+    """fanotify event file flags; 0 for inotify."""
+    watches: tuple[Watch, ...]
+    marks: tuple[Mark, ...]
+
+
+class Mount(NamedTuple):
+    """One line of mountinfo, proc_pid_mountinfo(5), octal escapes undone."""
+
+    mnt_id: int
+    parent_id: int
+    kdev: int
+    root: bytes
+    mountpoint: bytes
+    options: bytes
+    fstype: str
+    source: bytes
+    super_options: bytes
+
+
+class CacheEntry(NamedTuple):
+    """One `irmap_cache_entry` of CRIU's image: exactly what the file says, believed by nobody."""
+
+    kdev: int
+    ino: int
+    path: bytes
+
+    @property
+    def key(self) -> InodeKey:
+        return InodeKey(self.kdev, self.ino)
+
+
+class Source(enum.StrEnum):
+    """Where a mapping came from first."""
+
+    IMAGE = "image"
+    STORED = "stored"
+    HANDLE = "handle"
+    BTRFS = "btrfs"
+    XFS = "xfs"
+    OPEN_FILES = "open-files"
+    SCAN = "scan"
+
+
+class StaleReason(enum.StrEnum):
+    """Why a mapping no longer holds."""
+
+    GONE = "gone"
+    """Nothing is at the path any more."""
+    REPLACED = "replaced"
+    """The path names another inode now."""
+    REUSED = "reused"
+    """The same inode number, but another file (the handle tells)."""
+    SYMLINK = "symlink"
+    """A part of the path has become a symbolic link, or leaves the root."""
+    UNMOUNTED = "unmounted"
+    """The device is not mounted there any more."""
+    UNREACHABLE = "unreachable"
+    """We may not look (permission)."""
+    BAD_PATH = "bad-path"
+    """Not a path that could be looked up: relative, or with a NUL byte."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mapping:
+    """One row of the working set: an inode and a path it had."""
+
+    identity: Identity
+    path: bytes
+    source: Source
+    revalidate: bool
+    """Loaded, not proved in this run: prove it before use."""
+    first_seen_at: datetime
+    validated_at: datetime | None = None
+    last_used_at: datetime | None = None
+    stale_at: datetime | None = None
+    stale_reason: StaleReason | None = None
+    mntns: int = 0
+    """Inode number of the nested mount namespace whose root the path starts at; 0: the root
+    task's own, the only one that CRIU's cache speaks of."""
+    id: int | None = None
+    """The row's id; None before it is stored."""
+
+    @property
+    def stale(self) -> bool:
+        return self.stale_at is not None
+
+
+class ChangeKind(enum.StrEnum):
+    """What happened to a mapping."""
+
+    FOUND = "found"
+    MOVED = "moved"
+    STALE = "stale"
+    REVIVED = "revived"
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Something that happened to the mapping of one inode in one run."""
+
+    kind: ChangeKind
+    identity: Identity
+    path: bytes
+    """The path the mapping has (found, revived), had (stale), or has now (moved)."""
+    old_path: bytes | None = None
+    """For moved: the path that went stale."""
+    reason: StaleReason | None = None
+    """For stale and moved: why the old path no longer holds."""
+    mntns: int = 0
+    """As in Mapping: the paths start at the root of this mount namespace."""
+
+
+class Tried(NamedTuple):
+    """What one resolver said about a watch that it could not resolve."""
+
+    resolver: str
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """A path that was proved against the identity in this run."""
+
+    identity: Identity
+    path: bytes
+    """The best path: what a caller should use if it wants one."""
+    source: Source
+    other_paths: tuple[bytes, ...] = ()
+    """Further proved names of the same inode (hard links, bind mounts)."""
+    mntns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Unresolved:
+    """No path could be proved; a result like any other."""
+
+    identity: Identity
+    tried: tuple[Tried, ...]
+    deleted: bool = False
+    """The inode has no name left: nothing to find, and CRIU has its own way for it."""
+
+    @property
+    def why(self) -> str:
+        """One line for people."""
+        return "; ".join(f"{t.resolver}: {t.note}" for t in self.tried) or "nobody was asked"
+
+
+class Event(enum.StrEnum):
+    """What a row of the `run` table stands for."""
+
+    PRE_DUMP = "pre-dump"
+    DUMP = "dump"
+    IMPORT = "import"
+    AUDIT_FIX = "audit-fix"
+    PRUNE = "prune"
+
+
+@dataclass(frozen=True, slots=True)
+class RunStats:
+    """The figures of one step; all times in microseconds."""
+
+    freezing_us: int = 0
+    frozen_us: int = 0
+    resolve_us: int = 0
+    watches: int = 0
+    resolved: int = 0
+    unresolved: int = 0
+    hits: int = 0
+    """Identities answered by a stored row."""
+    stale: int = 0
+    """Mappings that went stale in this run."""
+    scanned: int = 0
+    """Directory entries that a scan looked at."""
+    sources: dict[str, int] = field(default_factory=dict)
+    """How many identities each resolver answered."""
