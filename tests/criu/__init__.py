@@ -1,0 +1,1 @@
+"""Tests with real CRIU on real processes; root only."""

@@ -1,0 +1,1 @@
+"""Tests on real filesystems and processes; root only."""

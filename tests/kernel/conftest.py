@@ -1,0 +1,12 @@
+"""Tests here need root and say so once."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.features import require_root
+
+
+@pytest.fixture(autouse=True)
+def _root() -> None:
+    require_root()

@@ -1,0 +1,239 @@
+"""CRIU and xfsprogs from a newer Debian than this machine's, without installing them.
+
+Debian 12's criu (3.17.1) does not start on a current kernel, and its mkfs.xfs knows no parent
+pointers. So the packages of Debian 13 and all they need are downloaded by apt, with a state
+directory of its own and this machine's repository address and keys, unpacked side by side into
+one folder, and run with that folder's own dynamic loader and libraries.
+
+The folder is kept between runs in ${IRMAPDB_TEST_CACHE:-${XDG_CACHE_HOME:-~/.cache}/irmapdb-tests}.
+`python -m tests.support.packages` fetches it where it is missing and prints what it gives.
+
+Sources: apt-get(8), apt.conf(5), sources.list(5), dpkg-deb(1), ld.so(8).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tests.support.programs import ProgramError, run
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = [
+    "RigError",
+    "crit_wrapper",
+    "criu_wrapper",
+    "mkfs_xfs_wrapper",
+    "rig",
+    "xfs_db_wrapper",
+]
+
+_SUITE = "trixie"
+_PACKAGES = ("criu", "python3-pycriu", "xfsprogs")
+# Increase it whenever what is in the folder changes, so that older folders are left alone.
+_LAYOUT = 1
+# The keys that Debian signs its archives with; from the package debian-archive-keyring, which
+# knows those of Debian 13 from 2023.3+deb12u2 on.
+_KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+
+# A wrapper finds the folder by its own place, because the folder is built aside and renamed.
+_HEAD = """\
+#!/bin/sh
+self=$(readlink -f "$0") && top=${self%/bin/*}
+"""
+_RUN = 'exec "$top/LOADER" --library-path "$top/LIBRARIES"'
+_WRAPPERS = {
+    "criu": f'{_RUN} "$top/usr/sbin/criu" "$@"',
+    # crit is Python; it gets the interpreter and the modules it was packaged with (-S: no site
+    # directories of this machine).
+    "crit": (
+        'export PYTHONHOME="$top/usr" PYTHONPATH="$top/usr/lib/python3/dist-packages"\n'
+        f'{_RUN} "$top/usr/bin/python3" -S "$top/usr/bin/crit" "$@"'
+    ),
+    "mkfs.xfs": f'{_RUN} "$top/usr/sbin/mkfs.xfs" "$@"',
+    "xfs_db": f'{_RUN} "$top/usr/sbin/xfs_db" "$@"',
+}
+
+
+class RigError(Exception):
+    """The packages cannot be had here, or do not work; the message says why."""
+
+
+def _cache() -> Path:
+    own = os.environ.get("IRMAPDB_TEST_CACHE")
+    if own:
+        return Path(own).absolute()
+    home = os.environ.get("XDG_CACHE_HOME")
+    return (Path(home) if home else Path.home() / ".cache") / "irmapdb-tests"
+
+
+def _repository() -> str:
+    # Only apt knows where this machine gets its packages from. The security archive has another
+    # label; updates of Debian itself come from the same place, hence the set.
+    form = "$(CREATED_BY)|$(ORIGIN)|$(LABEL)|$(REPO_URI)"
+    targets = run("apt-get", "indextargets", "--format", form).decode().splitlines()
+    fields = (line.split("|") for line in targets)
+    found = {uri for by, *who, uri in fields if by == "Packages" and who == ["Debian", "Debian"]}
+    if not found:
+        message = "apt knows no Debian archive; is this Debian, and was `apt-get update` run?"
+        raise RigError(message)
+    return min(found)
+
+
+def _download(state: Path) -> list[Path]:
+    """All of _PACKAGES and what they depend on, as .deb files below `state`."""
+    if not _KEYRING.exists():
+        message = f"no {_KEYRING}; install debian-archive-keyring"
+        raise RigError(message)
+    for directory in ("lists/partial", "archives/partial"):
+        (state / directory).mkdir(parents=True)
+    # An empty status file: nothing counts as installed, so every dependency is downloaded.
+    (state / "status").touch()
+    (state / "sources.list").write_text(
+        f"deb [signed-by={_KEYRING}] {_repository()} {_SUITE} main\n"
+    )
+    options = {
+        "Dir::Etc::SourceList": state / "sources.list",
+        "Dir::Etc::SourceParts": "/dev/null",
+        "Dir::Etc::Preferences": "/dev/null",
+        "Dir::Etc::PreferencesParts": "/dev/null",
+        "Dir::State": state,
+        "Dir::State::Status": state / "status",
+        "Dir::Cache": state,
+        # The state directory may be one that apt's own user cannot read.
+        "APT::Sandbox::User": "root",
+        "APT::Update::Error-Mode": "any",
+        "Acquire::Languages": "none",
+        "Acquire::Retries": "2",
+    }
+    given = [f"-o{key}={value}" for key, value in options.items()]
+    run("apt-get", *given, "update")
+    run(
+        "apt-get",
+        *given,
+        "install",
+        "--yes",
+        "--download-only",
+        "--no-install-recommends",
+        *_PACKAGES,
+    )
+    return sorted((state / "archives").glob("*.deb"))
+
+
+def _loader(top: Path) -> Path:
+    # /lib64/ld-linux-x86-64.so.2, /lib/ld-linux-aarch64.so.1, …: beside libc.so.6.
+    found = sorted(top.glob("usr/lib/*-linux-gnu*/ld-linux-*.so.*"))
+    if not found:
+        message = f"no dynamic loader below {top}"
+        raise RigError(message)
+    return found[0].relative_to(top)
+
+
+def _write_wrappers(top: Path) -> None:
+    loader = _loader(top)
+    (top / "bin").mkdir()
+    for name, command in _WRAPPERS.items():
+        wrapper = top / "bin" / name
+        body = command.replace("LOADER", str(loader)).replace("LIBRARIES", str(loader.parent))
+        wrapper.write_text(f"{_HEAD}{body}\n")
+        wrapper.chmod(0o755)
+
+
+def _check(top: Path) -> None:
+    """Raise RigError unless every program below `top` starts and, as root, CRIU is content."""
+    # crit's modules may be compiled into the folder, which makes it start in a third of the time.
+    env = {"PYTHONDONTWRITEBYTECODE": ""}
+    try:
+        for name, option in (("crit", "--version"), ("mkfs.xfs", "-V"), ("xfs_db", "-V")):
+            run(top / "bin" / name, option, env=env)
+        # Who is not root cannot dump, but can still read images with crit.
+        verdict = run(top / "bin" / "criu", "check" if os.geteuid() == 0 else "--version")
+    except ProgramError as error:
+        message = f"{top} does not work: {error}"
+        raise RigError(message) from error
+    if os.geteuid() == 0 and b"Looks good." not in verdict:
+        message = f"criu check says {verdict!r}"
+        raise RigError(message)
+
+
+def _build(top: Path) -> None:
+    aside = Path(tempfile.mkdtemp(prefix=f".{top.name}.", dir=top.parent))
+    try:
+        with tempfile.TemporaryDirectory(prefix=".apt.", dir=top.parent) as state:
+            for package in _download(Path(state)):
+                run("dpkg-deb", "--extract", package, aside)
+        _write_wrappers(aside)
+        aside.chmod(0o755)
+        _check(aside)
+        if top.exists():
+            # One that was there did not work, or we would not be here.
+            shutil.rmtree(top)
+        aside.rename(top)
+    except ProgramError as error:
+        message = f"cannot get {', '.join(_PACKAGES)} of Debian {_SUITE}: {error}"
+        raise RigError(message) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    # Two test runs at once: the second waits, and then finds the work done.
+    with (directory / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@functools.cache
+def rig() -> Path:
+    """The folder's `bin`: fit to be the first part of a PATH. Downloads what is not there yet.
+
+    RigError where it cannot be had or does not work; asked again, it is tried again.
+    """
+    cache = _cache()
+    cache.mkdir(parents=True, exist_ok=True)
+    top = cache / f"{_SUITE}-{platform.machine()}-{_LAYOUT}"
+    with _locked(cache):
+        try:
+            _check(top)
+        except RigError:
+            _build(top)
+    return top / "bin"
+
+
+def criu_wrapper() -> Path:
+    """CRIU 4.1.1, which as root has passed its own `criu check` here."""
+    return rig() / "criu"
+
+
+def crit_wrapper() -> Path:
+    """The image tool of the same CRIU."""
+    return rig() / "crit"
+
+
+def mkfs_xfs_wrapper() -> Path:
+    """mkfs.xfs of xfsprogs 6.13: takes `-n parent=1`."""
+    return rig() / "mkfs.xfs"
+
+
+def xfs_db_wrapper() -> Path:
+    """xfs_db of the same xfsprogs."""
+    return rig() / "xfs_db"
+
+
+if __name__ == "__main__":
+    try:
+        for program in sorted(rig().iterdir()):
+            sys.stdout.write(f"{program}\n")
+    except RigError as problem:
+        sys.exit(str(problem))
