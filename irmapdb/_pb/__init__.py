@@ -1,0 +1,1 @@
+"""CRIU's messages, generated from `protos/` by `make protos`; not edited by hand."""

@@ -1,0 +1,267 @@
+"""Whole files in, whole files out: a reader of a file written here never sees half of it.
+
+A file is written beside its target and renamed over it: open(2) O_TMPFILE, linkat(2), rename(2),
+fsync(2) of the file before and of the directory after. A crash at any instruction leaves the old
+file or the new one. All of it happens relative to one descriptor of the directory, so that
+whoever renames a parent meanwhile cannot lead the write elsewhere.
+
+A writer that is killed between giving the new file a name and renaming it leaves that name
+behind. It holds a flock(2) on the file until then, and the kernel drops that with the process:
+the next writer of the same target removes every such file that nobody holds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import re
+import secrets
+import stat
+from typing import TYPE_CHECKING
+
+from irmapdb.errors import FileError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["read_if_there", "read_prefix", "read_whole", "replace_whole"]
+
+_CHUNK_BYTES = 1 << 20
+
+_NEXT_STEP = {
+    errno.ENOENT: "check the path, or make the directory first",
+    errno.ENOTDIR: "check the path, or make the directory first",
+    errno.EACCES: "try as root",
+    errno.EPERM: "try as root",
+    errno.EROFS: "choose a directory that can be written to",
+    errno.ENOSPC: "free some space there, or choose another directory",
+    errno.EDQUOT: "free some space there, or choose another directory",
+    errno.EBUSY: "unmount what is mounted on it, or choose another file",
+    errno.EIO: "look into the kernel's log",
+}
+
+_FILE_TYPES = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFLNK: "a symbolic link",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a character device",
+    stat.S_IFBLK: "a block device",
+}
+
+
+def _shown(path: bytes) -> str:
+    text = os.fsdecode(path)
+    return text if text.isprintable() else ascii(text)
+
+
+def _failed(verb: str, path: bytes, error: OSError) -> FileError:
+    number = error.errno or 0
+    return FileError(
+        f"cannot {verb} {_shown(path)}: {os.strerror(number)}",
+        advice=_NEXT_STEP.get(number, ""),
+    )
+
+
+def _refuse_unless_regular(verb: str, path: bytes, mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        what = _FILE_TYPES.get(stat.S_IFMT(mode), "of an unknown type")
+        raise FileError(
+            f"cannot {verb} {_shown(path)}: it is {what}, not a regular file",
+            advice="remove it, or choose another file",
+        )
+
+
+@contextlib.contextmanager
+def _closing(fd: int) -> Iterator[int]:
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+# --- reading ------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _open_regular(path: bytes) -> Iterator[int]:
+    # Asked before as well as after: opening a device may do something, opening a FIFO may wait.
+    _refuse_unless_regular("read", path, os.stat(path).st_mode)
+    with _closing(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)) as fd:
+        _refuse_unless_regular("read", path, os.fstat(fd).st_mode)
+        yield fd
+
+
+def _read_up_to(fd: int, size_bytes: int) -> bytes:
+    # Less only where the file ends before.
+    chunks = []
+    left = size_bytes
+    while left > 0 and (chunk := os.read(fd, min(left, _CHUNK_BYTES))):
+        chunks.append(chunk)
+        left -= len(chunk)
+    return b"".join(chunks)
+
+
+def read_prefix(path: bytes | os.PathLike[str], *, size_bytes: int = 512) -> bytes:
+    """The first bytes of a regular file, or all of it where it is shorter; as `read_whole`."""
+    source = os.fsencode(path)
+    try:
+        with _open_regular(source) as fd:
+            return _read_up_to(fd, size_bytes)
+    except OSError as error:
+        raise _failed("read", source, error) from error
+
+
+def read_whole(path: bytes | os.PathLike[str], *, limit_bytes: int) -> bytes:
+    """The bytes of a regular file.
+
+    Never waits for a FIFO or a device, and follows symbolic links, as CRIU does. Raises
+    FileError for what is no regular file, has more than `limit_bytes`, or cannot be read.
+    """
+    source = os.fsencode(path)
+    data = read_prefix(source, size_bytes=limit_bytes + 1)
+    if len(data) > limit_bytes:
+        raise FileError(
+            f"cannot read {_shown(source)}: it has more than {limit_bytes} bytes",
+            advice="check that it is the right file",
+        )
+    return data
+
+
+def read_if_there(path: bytes | os.PathLike[str], *, limit_bytes: int) -> bytes | None:
+    """The bytes of a regular file, or None where there is no such file; as `read_whole`."""
+    try:
+        return read_whole(path, limit_bytes=limit_bytes)
+    except FileError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return None
+        raise
+
+
+# --- writing ------------------------------------------------------------------------------------
+
+
+def _new_name(name: bytes) -> bytes:
+    # Cut, because the target's own name may already be as long as a name can be (255 bytes).
+    return b".%s.%s.new" % (name[:200], secrets.token_hex(8).encode())
+
+
+def _remove_leftovers(dir_fd: int, name: bytes) -> None:
+    # What _new_name made, in a process that did not live to rename or remove it.
+    pattern = re.compile(rb"\.%s\.[0-9a-f]{16}\.new" % re.escape(name[:200]), re.DOTALL)
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    for found in map(os.fsencode, os.listdir(dir_fd)):
+        if not pattern.fullmatch(found):
+            continue
+        # In use, gone meanwhile, or not ours to open: a reason each to leave it alone.
+        with contextlib.suppress(OSError), _closing(os.open(found, flags, dir_fd=dir_fd)) as fd:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.unlink(found, dir_fd=dir_fd)
+
+
+def _lock(fd: int) -> bool:
+    # False: somebody else has it. A filesystem without locks has nobody else either, because
+    # _remove_leftovers then finds no lock to take.
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _fill(fd: int, data: bytes, mode: int) -> None:
+    os.fchmod(fd, mode)
+    left = memoryview(data)
+    while left:
+        left = left[os.write(fd, left) :]
+    os.fsync(fd)
+
+
+def _make_nameless(dir_fd: int, name: bytes, data: bytes, mode: int) -> tuple[int, bytes]:
+    # The file gets its name when it is whole, so that a failure or a kill leaves nothing.
+    fd = os.open(b".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=dir_fd)
+    try:
+        _fill(fd, data, mode)
+        _lock(fd)
+        new_name = _new_name(name)
+        os.link(f"/proc/self/fd/{fd}", new_name, dst_dir_fd=dir_fd, follow_symlinks=True)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd, new_name
+
+
+def _make_named(dir_fd: int, name: bytes, data: bytes, mode: int) -> tuple[int, bytes]:
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    while True:
+        new_name = _new_name(name)
+        fd = os.open(new_name, flags, 0o600, dir_fd=dir_fd)
+        try:
+            # Before it was locked, another writer may have taken it for a leftover.
+            if _lock(fd) and os.fstat(fd).st_nlink:
+                _fill(fd, data, mode)
+                return fd, new_name
+        except BaseException:
+            os.close(fd)
+            with contextlib.suppress(OSError):
+                os.unlink(new_name, dir_fd=dir_fd)
+            raise
+        os.close(fd)
+
+
+def _make_new(dir_fd: int, name: bytes, data: bytes, mode: int) -> tuple[int, bytes]:
+    # A whole, synced and locked file beside the target: its descriptor and its name.
+    try:
+        return _make_nameless(dir_fd, name, data, mode)
+    except OSError:
+        # A filesystem without O_TMPFILE or links, or no /proc: the plain way works everywhere,
+        # and fails for the same reason if the reason was another.
+        return _make_named(dir_fd, name, data, mode)
+
+
+def _sync_directory(dir_fd: int) -> None:
+    try:
+        os.fsync(dir_fd)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a filesystem that has no such thing: fsync(2)
+            raise
+
+
+def _replace(dir_fd: int, name: bytes, data: bytes, mode: int) -> os.stat_result:
+    fd, new_name = _make_new(dir_fd, name, data, mode)
+    with _closing(fd):
+        try:
+            os.rename(new_name, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(new_name, dir_fd=dir_fd)
+            raise
+        _sync_directory(dir_fd)
+        return os.fstat(fd)
+
+
+def replace_whole(path: bytes | os.PathLike[str], data: bytes, mode: int = 0o600) -> os.stat_result:
+    """Make `path` a regular file with these bytes and this mode: wholly, or not at all.
+
+    Returns the new file's stat. Raises FileError, and leaves the old file and nothing else, for
+    a target that is there and no regular file (a symbolic link is not followed), a directory
+    that is missing, full or read-only, and whatever else keeps the file from being written.
+    """
+    target = os.fsencode(path)
+    directory, name = os.path.split(target)
+    if name in (b"", b".", b".."):
+        raise FileError(f"cannot write {_shown(target)}: no file name", advice="add a file name")
+    try:
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        with _closing(os.open(directory or b".", flags)) as dir_fd:
+            with contextlib.suppress(FileNotFoundError):
+                old = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+                _refuse_unless_regular("replace", target, old.st_mode)
+            _remove_leftovers(dir_fd, name)
+            return _replace(dir_fd, name, data, mode)
+    except OSError as error:
+        raise _failed("write", target, error) from error

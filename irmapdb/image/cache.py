@@ -1,0 +1,100 @@
+"""`irmap-cache`, the image that CRIU loads before it freezes: bytes ↔ CacheEntry.
+
+Facts from CRIU's criu/irmap.c and images/fh.proto, and from images that CRIU 4.2 wrote. The
+order of the entries has a meaning: CRIU tries the last one of an inode first. Both directions
+keep it, and keep duplicates.
+
+Reading is strict: an entry must be exactly the bytes that CRIU would write for its three fields.
+So nothing is dropped in silence, and what was read is written back byte for byte.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from google.protobuf.message import DecodeError, EncodeError
+from google.protobuf.unknown_fields import UnknownFieldSet
+
+from irmapdb._pb.cache_pb2 import IrmapCacheEntry
+from irmapdb.errors import ImageError
+from irmapdb.image.framing import frames, image_error, join_frames
+from irmapdb.image.magic import IRMAP_CACHE
+from irmapdb.model import CacheEntry
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+__all__ = ["decode_cache", "encode_cache", "fits", "misfit"]
+
+_REFUSED = (
+    "irmapdb refuses it rather than drop what it does not understand: look at it with `crit "
+    "decode`, remove it, or have it written again"
+)
+
+
+def _what_is_wrong(message: bytes) -> str:
+    # The slow look at one entry that the fast loop of decode_cache stumbled over.
+    try:
+        entry = IrmapCacheEntry.FromString(message)
+    except DecodeError:
+        return "not a protobuf message"
+    required = [field.name for field in entry.DESCRIPTOR.fields]  # all of them are
+    if missing := [field for field in required if not entry.HasField(field)]:
+        return f"required field missing: {', '.join(missing)}"
+    unknown = UnknownFieldSet(entry)
+    if numbers := sorted({unknown[i].field_number for i in range(len(unknown))}):
+        return f"unknown field: {', '.join(map(str, numbers))}"
+    return "not encoded as CRIU encodes it (a repeated field, another order, a padded number)"
+
+
+def decode_cache(data: bytes, name: str) -> tuple[CacheEntry, ...]:
+    """The entries of the image `data`, in its order; `name` stands for the file in errors.
+
+    Raises ImageError for anything that is not, byte for byte, what CRIU could have written. The
+    entries are what the file says: no device, inode or path in them is known to exist, and a
+    path may be empty, relative, or contain any byte.
+    """
+    entry = IrmapCacheEntry()  # one for all: a new one for each takes twice as long
+    entries: list[CacheEntry] = []
+    for offset, message in frames(data, name, IRMAP_CACHE):
+        try:
+            entry.ParseFromString(message)
+            entry.DiscardUnknownFields()
+            canonical = entry.SerializeToString() == message
+        except (DecodeError, EncodeError):
+            canonical = False
+        if not canonical:
+            what = f"entry {len(entries)}: {_what_is_wrong(message)}"
+            raise image_error(name, offset, what, advice=_REFUSED)
+        entries.append(CacheEntry(entry.dev, entry.inode, entry.path))
+    return tuple(entries)
+
+
+def fits(entry: CacheEntry) -> bool:
+    """Whether the device is u32 and the inode number u64, as the image needs them."""
+    return 0 <= entry.kdev < 1 << 32 and 0 <= entry.ino < 1 << 64
+
+
+def misfit(index: int, entry: CacheEntry) -> ImageError:
+    """The error for an entry that does not fit."""
+    return ImageError(
+        f"entry {index} does not fit into an irmap-cache: device {entry.kdev} (unsigned 32 "
+        f"bits), inode {entry.ino} (unsigned 64 bits)",
+        advice="look where the entry came from",
+    )
+
+
+def _messages(entries: Iterable[CacheEntry]) -> Iterator[bytes]:
+    for index, entry in enumerate(entries):
+        if not fits(entry):
+            raise misfit(index, entry)
+        message = IrmapCacheEntry(dev=entry.kdev, inode=entry.ino, path=entry.path)
+        yield message.SerializeToString()
+
+
+def encode_cache(entries: Iterable[CacheEntry]) -> bytes:
+    """The image of these entries, in their order; header only where there are none.
+
+    Raises ImageError for a device that is not u32 or an inode number that is not u64.
+    """
+    return join_frames(IRMAP_CACHE, _messages(entries))

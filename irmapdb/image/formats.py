@@ -1,0 +1,42 @@
+"""The three forms that mappings are kept in, told apart by content and not by name."""
+
+from __future__ import annotations
+
+import enum
+
+from irmapdb.errors import ImageError
+from irmapdb.image.magic import HEADER, IRMAP_CACHE, SQLITE_HEADER, describe
+
+__all__ = ["SNIFF_BYTES", "Format", "sniff"]
+
+SNIFF_BYTES = 512
+"""How much of a file `sniff` wants to see; less where the file is shorter."""
+
+
+class Format(enum.StrEnum):
+    """What `sniff` tells apart."""
+
+    PB = "pb"
+    """CRIU's own `irmap-cache`."""
+    DB = "db"
+    """irmapdb's SQLite database."""
+    JSON = "json"
+    """What crit makes of the image."""
+
+
+def sniff(prefix: bytes, name: str) -> Format:
+    """The format of a file that starts with `prefix`; `name` stands for the file in errors.
+
+    Looks no further than it must: a JSON text need not be crit's, nor the image whole. Raises
+    ImageError that says what the file looks like where it is none of the three.
+    """
+    if prefix.startswith(SQLITE_HEADER):
+        return Format.DB
+    if prefix.startswith(HEADER.pack(*IRMAP_CACHE)):
+        return Format.PB
+    if prefix.lstrip(b" \t\r\n").startswith(b"{"):
+        return Format.JSON
+    raise ImageError(
+        f"{name} is {describe(prefix)}",
+        advice="give an irmap-cache of CRIU, a database of irmapdb, or crit's JSON of the former",
+    )
