@@ -1,0 +1,88 @@
+"""The command line: parse, call, print, exit code. No thinking is done here.
+
+stdout is the result, stderr is talk. Exit codes: 0 done; 1 not done; 2 wrong usage; 3 done, with
+findings. What a command needs is imported when it runs: `--help` waits for no database.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from irmapdb import __version__
+from irmapdb.commands import checkpoint, database, images
+from irmapdb.errors import IrmapError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="irmapdb",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"irmapdb {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def irmapdb(
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", "-V", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    """Find, prove and keep the paths of inotify watches and fanotify marks for CRIU.
+
+    Before a checkpoint: `irmapdb pre-dump -t PID -D DIR` finds the paths while the tasks run
+    and writes `irmap.db` and CRIU's own `irmap-cache` into the work dir. Then
+    `criu dump -t PID -D DIR` loads that cache, or `irmapdb dump` shows what would be dumped.
+
+    Exit codes: 0 done; 1 not done; 2 wrong usage; 3 done, with findings (a watch without a
+    path, a stale mapping).
+    """
+
+
+checkpoint.add_to(app)
+images.add_to(app)
+database.add_to(app)
+
+_VERBOSITY = re.compile(r"-v([0-4])")
+
+
+def _as_typer_counts(arguments: Iterable[str]) -> Iterator[str]:
+    # CRIU's -v4 is typer's -vvvv, and -v0 is none.
+    for argument in arguments:
+        found = _VERBOSITY.fullmatch(argument)
+        if found is None:
+            yield argument
+        elif found[1] != "0":
+            yield "-" + "v" * int(found[1])
+
+
+def main() -> None:
+    """The console script: one exit point for every error."""
+    try:
+        app(list(_as_typer_counts(sys.argv[1:])), prog_name="irmapdb")
+    except IrmapError as error:
+        typer.echo(f"irmapdb: {error}", err=True)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        # The reader of our output went away, as `head` does. Python's own flush at exit must not
+        # meet the same pipe again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

@@ -1,0 +1,324 @@
+"""`irmapdb pre-dump` and `irmapdb dump`."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Self
+
+import typer
+
+from irmapdb.commands import output
+from irmapdb.commands.options import (
+    AsJson,
+    ConfigFile,
+    Database,
+    ImagesDir,
+    LogFile,
+    Pid,
+    PrevImagesDir,
+    ScanPaths,
+    Verbose,
+    WorkDirOption,
+    start_log,
+)
+
+if TYPE_CHECKING:
+    from irmapdb.model import Change
+    from irmapdb.steps import Report
+
+__all__ = ["add_to", "dump", "pre_dump"]
+
+_FINDINGS = 3
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command("pre-dump")(pre_dump)
+    app.command("dump")(dump)
+
+
+def pre_dump(
+    pid: Pid,
+    images_dir: ImagesDir = Path(),
+    work_dir: WorkDirOption = None,
+    prev_images_dir: PrevImagesDir = None,
+    irmap_scan_path: ScanPaths = None,
+    db: Database = None,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+    verbose: Verbose = 0,
+    log_file: LogFile = None,
+) -> None:
+    """Find the path of every watch while the tasks run.
+
+    Reads the inotify watches and fanotify inode marks of PID and all its descendants, proves a
+    path for each, and writes `irmap.db` and `irmap-cache` into the work dir. Nobody is stopped.
+    `criu dump -W DIR` then loads `irmap-cache` before it freezes the tasks.
+
+    Examples:
+        irmapdb pre-dump -t 4711 -D /var/lib/ckpt
+
+        irmapdb pre-dump -t 4711 -D img -W work --irmap-scan-path /srv/data
+
+        irmapdb pre-dump -t 4711 --json | jq '.watches[] | select(.path == null)'
+
+    """
+    from irmapdb.config import load_config
+    from irmapdb.steps import Options
+    from irmapdb.steps import pre_dump as run
+
+    start_log(verbose, log_file, work_dir or images_dir)
+    with _Progress() as progress:
+        report = run(
+            Options(
+                pid=pid,
+                images_dir=images_dir,
+                work_dir=work_dir,
+                database=db,
+                prev_images_dir=prev_images_dir,
+                scan_paths=tuple(map(os.fsencode, irmap_scan_path or ())),
+                config=load_config(config),
+                progress=progress,
+            )
+        )
+    _show(report, as_json=as_json, verbose=verbose)
+
+
+def dump(
+    pid: Pid,
+    images_dir: ImagesDir = Path(),
+    work_dir: WorkDirOption = None,
+    prev_images_dir: PrevImagesDir = None,
+    irmap_scan_path: ScanPaths = None,
+    freeze_cgroup: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="Freeze with this cgroup (v1 freezer or v2), not by ptrace alone.",
+            show_default=False,
+        ),
+    ] = None,
+    timeout: Annotated[
+        float, typer.Option(metavar="SECONDS", help="How long the tasks may take to stop.")
+    ] = 10.0,
+    leave_stopped: Annotated[
+        bool, typer.Option("-s", "--leave-stopped", help="Leave the tasks stopped (SIGSTOP).")
+    ] = False,
+    db: Database = None,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+    verbose: Verbose = 0,
+    log_file: LogFile = None,
+) -> None:
+    """Confirm every path with the tasks frozen, and write the fsnotify images.
+
+    Does all that pre-dump does, then stops the tasks for as long as it takes to read their
+    watches again, and lets them run. Writes `inotify.img` and `fanotify.img` into the images
+    dir (`crit decode` reads them), `irmap-cache` and `irmap.db` into the work dir.
+
+    Examples:
+        irmapdb dump -t 4711 -D img -W work
+
+        irmapdb dump -t 4711 -D img --freeze-cgroup /sys/fs/cgroup/app --json
+
+    """
+    from irmapdb.config import load_config
+    from irmapdb.steps import FreezeOptions, Options
+    from irmapdb.steps import dump as run
+
+    start_log(verbose, log_file, work_dir or images_dir)
+    with _Progress() as progress:
+        report = run(
+            Options(
+                pid=pid,
+                images_dir=images_dir,
+                work_dir=work_dir,
+                database=db,
+                prev_images_dir=prev_images_dir,
+                scan_paths=tuple(map(os.fsencode, irmap_scan_path or ())),
+                config=load_config(config),
+                progress=progress,
+            ),
+            FreezeOptions(freeze_cgroup, timeout, leave_stopped),
+        )
+    _show(report, as_json=as_json, verbose=verbose)
+
+
+class _Progress:
+    """A line on stderr while a scan takes long: a terminal's, and gone when it is over."""
+
+    _PATIENCE_S = 0.5
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+        self._shown = False
+        self._terminal = sys.stderr.isatty()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._shown:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+
+    def __call__(self, scanned: int, top: bytes) -> None:
+        if not self._terminal or time.monotonic() - self._started < self._PATIENCE_S:
+            return
+        self._shown = True
+        sys.stderr.write(f"\r\x1b[Kscanning {output.printable(top)}: {scanned:,} entries")
+        sys.stderr.flush()
+
+
+def _show(report: Report, *, as_json: bool, verbose: int) -> None:
+    if as_json:
+        output.print_json(_document(report))
+    else:
+        _print_report(report, verbose)
+    if report.stats.unresolved or report.denied:
+        raise typer.Exit(_FINDINGS)
+
+
+_MANY_WATCHES = 50
+
+
+def _print_report(report: Report, verbose: int) -> None:
+    many = len(report.watches) > _MANY_WATCHES and not verbose
+    rows = [
+        (
+            str(row.watch.pid),
+            output.printable(row.comm or b""),
+            str(row.watch.fd),
+            str(row.watch.kind),
+            "-" if row.watch.wd < 0 else str(row.watch.wd),
+            str(row.watch.identity.key),
+            output.printable(row.path) if row.path is not None else f"- ({row.why})",
+        )
+        for row in report.watches
+        if row.path is None or not many
+    ]
+    rows += [
+        (
+            str(row.mark.pid),
+            output.printable(row.comm),
+            str(row.mark.fd),
+            "fanotify",
+            "-",
+            str(row.mark.kind),
+            f"{row.target} (a mark without an inode: listed, not resolved)",
+        )
+        for row in report.marks
+    ]
+    if rows:
+        output.print_table(("pid>", "comm", "fd>", "kind", "wd>", "inode", "path"), rows)
+    for denied in report.denied:
+        comm = output.printable(denied.task.comm)
+        output.say(f"process {denied.task.pid} ({comm}): {denied.why}; run as root to see it")
+    for change in report.changes:
+        if change.kind != "found":
+            typer.echo(_change_line(change))
+    typer.echo(_summary(report, many=many))
+
+
+def _change_line(change: Change) -> str:
+    path = output.printable(change.path)
+    match change.kind:
+        case "moved":
+            return f"moved: {output.printable(change.old_path or b'')} → {path} ({change.reason})"
+        case "stale":
+            return f"stale: {path} ({change.reason})"
+        case _:
+            return f"{change.kind}: {path}"
+
+
+def _summary(report: Report, *, many: bool) -> str:
+    stats = report.stats
+    parts = [
+        f"{output.count(stats.watches, 'watch', 'watches')}: {stats.resolved:,} resolved",
+        f"{stats.unresolved:,} unresolved",
+    ]
+    if stats.stale:
+        parts.append(f"{output.count(stats.stale, 'mapping')} went stale")
+    if report.loaded:
+        parts.append(f"{output.count(report.loaded, 'entry', 'entries')} loaded from irmap-cache")
+    if stats.scanned:
+        parts.append(f"{output.count(stats.scanned, 'entry', 'entries')} scanned")
+    lines = [", ".join(parts)]
+    if many:
+        lines.append("(only watches without a path are listed; -v lists all)")
+    times = f"irmap_resolve {stats.resolve_us:,} µs"
+    if report.event == "dump":
+        times = (
+            f"freezing_time {stats.freezing_us:,} µs, frozen_time {stats.frozen_us:,} µs, {times}"
+        )
+    lines.append(times)
+    lines.append("wrote " + ", ".join(str(path) for path in report.written))
+    return "\n".join(lines)
+
+
+def _document(report: Report) -> dict[str, Any]:
+    stats = report.stats
+    return {
+        "event": report.event,
+        "pid": report.pid,
+        "run": report.run_id,
+        "watches": [
+            {
+                "pid": row.watch.pid,
+                "comm": output.json_path(row.comm),
+                "fd": row.watch.fd,
+                "kind": row.watch.kind,
+                "wd": None if row.watch.wd < 0 else row.watch.wd,
+                "dev": row.watch.identity.kdev,
+                "ino": row.watch.identity.ino,
+                "handle": str(row.watch.identity.handle) if row.watch.identity.handle else None,
+                "mask": row.watch.mask,
+                "path": output.json_path(row.path),
+                "why": row.why,
+                "mntns": row.mntns,
+            }
+            for row in report.watches
+        ],
+        "marks": [
+            {
+                "pid": row.mark.pid,
+                "comm": output.json_path(row.comm),
+                "fd": row.mark.fd,
+                "kind": row.mark.kind,
+                "target": row.target,
+                "mask": row.mark.mask,
+            }
+            for row in report.marks
+        ],
+        "denied": [
+            {"pid": one.task.pid, "comm": output.json_path(one.task.comm), "why": one.why}
+            for one in report.denied
+        ],
+        "changes": [
+            {
+                "kind": change.kind,
+                "dev": change.identity.kdev,
+                "ino": change.identity.ino,
+                "path": output.json_path(change.path),
+                "old_path": output.json_path(change.old_path),
+                "reason": change.reason,
+            }
+            for change in report.changes
+        ],
+        "stats": {
+            "freezing_time": stats.freezing_us,
+            "frozen_time": stats.frozen_us,
+            "irmap_resolve": stats.resolve_us,
+            "watches": stats.watches,
+            "resolved": stats.resolved,
+            "unresolved": stats.unresolved,
+            "hits": stats.hits,
+            "stale": stats.stale,
+            "scanned": stats.scanned,
+            "sources": stats.sources,
+        },
+        "written": [os.fsdecode(path) for path in report.written],
+    }

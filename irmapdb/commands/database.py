@@ -1,0 +1,103 @@
+"""`irmapdb db`: the schema of a database, and copies of it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from irmapdb.commands import output
+from irmapdb.commands.options import AsJson, Database, WorkDirOption, database_path
+
+__all__ = ["add_to"]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.add_typer(_database, name="db")
+
+
+_database = typer.Typer(
+    no_args_is_help=True, help="The database's schema: upgrade, current, history, backup."
+)
+
+
+@_database.command()
+def upgrade(work_dir: WorkDirOption = None, db: Database = None) -> None:
+    """Bring a database to the newest schema, all or nothing, with a backup beside it.
+
+    Every command that writes does this by itself; those that only read ask for it.
+
+    Example:
+        irmapdb db upgrade --db /var/lib/ckpt/irmap.db
+
+    """
+    from irmapdb import store
+
+    database = database_path(db, work_dir)
+    done = store.upgrade(database)
+    if done.backup is None:
+        output.say(f"{database}: schema {done.new} already")
+    else:
+        kept = os.fsdecode(done.backup)
+        output.say(f"{database}: schema {done.old} → {done.new}, the old one kept as {kept}")
+
+
+@_database.command()
+def current(work_dir: WorkDirOption = None, db: Database = None, as_json: AsJson = False) -> None:
+    """Print the schema revision of a database.
+
+    Example:
+        irmapdb db current -W /var/lib/ckpt
+
+    """
+    from irmapdb import store
+
+    database = database_path(db, work_dir)
+    revision = store.current(database)
+    if as_json:
+        document = {"database": str(database), "revision": revision, "newest": store.HEAD}
+        output.print_json(document)
+    else:
+        newest = "" if revision == store.HEAD else f" (newest: {store.HEAD})"
+        typer.echo(f"{revision}{newest}")
+
+
+@_database.command()
+def history(as_json: AsJson = False) -> None:
+    """List the schema revisions that this irmapdb knows, oldest first.
+
+    Example:
+        irmapdb db history
+
+    """
+    from irmapdb import store
+
+    revisions = store.history()
+    if as_json:
+        output.print_json([revision._asdict() for revision in revisions])
+    else:
+        output.print_table(
+            ("revision", "what it did"), ((one.id, one.subject) for one in revisions)
+        )
+
+
+@_database.command()
+def backup(
+    destination: Annotated[Path, typer.Argument(metavar="COPY", help="A new file.")],
+    work_dir: WorkDirOption = None,
+    db: Database = None,
+) -> None:
+    """Copy a database whole, also while it is being written.
+
+    Example:
+        irmapdb db backup -W /var/lib/ckpt /root/irmap-2026-11-23.db
+
+    """
+    from irmapdb import store
+
+    database = database_path(db, work_dir)
+    store.backup(database, destination)
+    output.say(f"{database} copied to {destination}")

@@ -1,0 +1,169 @@
+"""`irmapdb import`, `export`, `convert` and `show`: the three forms of the cache."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from irmapdb.commands import output
+from irmapdb.commands.options import AsJson, Database, WorkDirOption, database_path
+from irmapdb.image.formats import Format
+
+if TYPE_CHECKING:
+    from irmapdb.convert import Content
+
+__all__ = ["add_to"]
+
+_Pretty = Annotated[
+    bool, typer.Option("--pretty", help="Indented JSON, devices as crit prints them.")
+]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command("import")(import_)
+    app.command()(export)
+    app.command()(convert)
+    app.command()(show)
+
+
+def import_(
+    image: Annotated[
+        Path, typer.Argument(metavar="IMAGE", help="An irmap-cache, its JSON, or a database.")
+    ],
+    work_dir: WorkDirOption = None,
+    db: Database = None,
+) -> None:
+    """Take the entries of an image into the database.
+
+    Nothing in an image is believed: each entry is marked *revalidate* and proved before use.
+
+    Examples:
+        irmapdb import /var/lib/ckpt/irmap-cache
+
+        crit decode -i irmap-cache | irmapdb import - --db irmap.db
+
+    """
+    from irmapdb.convert import import_image
+
+    database = database_path(db, work_dir)
+    entries = import_image(image, database)
+    output.say(f"{output.count(entries, 'entry', 'entries')} imported into {database}")
+
+
+def export(
+    image: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[IMAGE]",
+            help="Where to; `-` is stdout.  [default: irmap-cache in the work dir]",
+            show_default=False,
+        ),
+    ] = None,
+    work_dir: WorkDirOption = None,
+    db: Database = None,
+) -> None:
+    """Write the database's list as the `irmap-cache` that CRIU loads.
+
+    Stale mappings are left out. The file is replaced whole.
+
+    Examples:
+        irmapdb export -W /var/lib/ckpt
+
+        irmapdb export --db irmap.db - | crit decode
+
+    """
+    from irmapdb.convert import encode, export_image, read_database
+    from irmapdb.workdir import CACHE_NAME
+
+    database = database_path(db, work_dir)
+    if str(image) == "-":
+        sys.stdout.buffer.write(encode(read_database(database), Format.PB))
+        return
+    destination = (work_dir or Path()) / CACHE_NAME if image is None else image
+    entries = export_image(database, destination)
+    output.say(f"{output.count(entries, 'entry', 'entries')} exported to {destination}")
+
+
+def convert(
+    source: Annotated[
+        Path, typer.Argument(metavar="SRC", help="A file of any form; `-` is stdin.")
+    ],
+    destination: Annotated[Path, typer.Argument(metavar="DST", help="`-` is stdout.")],
+    to: Annotated[
+        Format | None,
+        typer.Option(
+            help="The form to write.  [default: by DST's name: .json, .db; else pb]",
+            show_default=False,
+        ),
+    ] = None,
+    pretty: _Pretty = False,
+) -> None:
+    """Convert between CRIU's image (pb), crit's JSON (json) and a database (db).
+
+    What SRC is, its content tells. Names that are no UTF-8 survive: JSON has each such byte as a
+    lone surrogate (PEP 383).
+
+    Examples:
+        irmapdb convert irmap-cache cache.json --pretty
+
+        irmapdb convert irmap.db irmap-cache
+
+        irmapdb convert irmap-cache - --to json
+
+    """
+    from irmapdb import convert as forms
+
+    if str(destination) == "-":
+        content = forms.read(source)
+        data = forms.encode(content.entries, to or Format.JSON, pretty=pretty)
+        sys.stdout.buffer.write(data)
+        return
+    form = to or forms.format_for(destination)
+    content = forms.convert(source, destination, form, pretty=pretty)
+    entries = output.count(len(content.entries), "entry", "entries")
+    output.say(f"{entries}: {content.format} {source} → {form} {destination}")
+
+
+def show(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A file of any form; `-` is stdin.")],
+    as_json: AsJson = False,
+    pretty: _Pretty = False,
+) -> None:
+    """Print the entries of an image, its JSON, or a database.
+
+    Examples:
+        irmapdb show irmap-cache
+
+        irmapdb show irmap.db --json
+
+    """
+    from irmapdb import convert as forms
+
+    content = forms.read(file)
+    if as_json or pretty:
+        sys.stdout.buffer.write(forms.encode(content.entries, Format.JSON, pretty=pretty))
+        return
+    _print_entries(content)
+
+
+def _print_entries(content: Content) -> None:
+    from irmapdb.model import format_kdev
+
+    if content.entries:
+        output.print_table(
+            ("dev>", "ino>", "criu's log", "path"),
+            (
+                (
+                    format_kdev(entry.kdev),
+                    str(entry.ino),
+                    str(entry.key),
+                    output.printable(entry.path),
+                )
+                for entry in content.entries
+            ),
+        )
+    output.say(f"{output.count(len(content.entries), 'entry', 'entries')} ({content.format})")

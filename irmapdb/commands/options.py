@@ -1,0 +1,155 @@
+"""The options that several commands share, named as CRIU names them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from irmapdb.errors import FileError, UsageError
+
+__all__ = [
+    "AsJson",
+    "ConfigFile",
+    "Database",
+    "ImagesDir",
+    "LogFile",
+    "Pid",
+    "PrevImagesDir",
+    "ScanPaths",
+    "Verbose",
+    "WorkDirOption",
+    "database_path",
+    "positive_pid",
+    "start_log",
+]
+
+
+def positive_pid(value: int | None) -> int | None:
+    """Refuse what can be no process."""
+    if value is not None and value <= 0:
+        message = f"-t {value}: not a process id"
+        raise UsageError(message, advice="give the pid of the tree's root task, as you see it")
+    return value
+
+
+Pid = Annotated[
+    int,
+    typer.Option(
+        "-t",
+        "--tree",
+        metavar="PID",
+        callback=positive_pid,
+        help="The root task of the tree: it and all its descendants.",
+    ),
+]
+ImagesDir = Annotated[
+    Path,
+    typer.Option("-D", "--images-dir", metavar="DIR", help="Directory of the image files."),
+]
+WorkDirOption = Annotated[
+    Path | None,
+    typer.Option(
+        "-W",
+        "--work-dir",
+        metavar="DIR",
+        help="Directory of irmap.db, irmap-cache and the log.  [default: the images dir]",
+        show_default=False,
+    ),
+]
+PrevImagesDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--prev-images-dir",
+        metavar="DIR",
+        help="Images of the dump before, relative to -D: its irmap-cache is loaded where the "
+        "work dir has none.",
+        show_default=False,
+    ),
+]
+ScanPaths = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--irmap-scan-path",
+        metavar="PATH",
+        help="Scan this path first, as seen from the root of the tasks. Repeatable.",
+        show_default=False,
+    ),
+]
+Database = Annotated[
+    Path | None,
+    typer.Option(
+        "--db",
+        metavar="FILE",
+        help="The database.  [default: irmap.db in the work dir]",
+        show_default=False,
+    ),
+]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        help="Configuration (TOML).  [default: /etc/irmapdb.toml where it is]",
+        show_default=False,
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+Verbose = Annotated[
+    int,
+    typer.Option(
+        "-v",
+        "--verbosity",
+        count=True,
+        metavar="",
+        help="Say more on stderr: -v errors' causes, -vv steps, -vvv and -vvvv each watch. "
+        "-v4 is the same as -vvvv.",
+        show_default=False,
+    ),
+]
+LogFile = Annotated[
+    Path | None,
+    typer.Option(
+        "-o",
+        "--log-file",
+        metavar="LOG",
+        help="Write the log to this file, relative to the work dir.",
+        show_default=False,
+    ),
+]
+
+_LEVELS = (logging.WARNING, logging.WARNING, logging.INFO, logging.DEBUG, logging.DEBUG)
+
+
+def start_log(verbose: int, log: Path | None, work_dir: Path) -> None:
+    """Send the library's log to stderr, or to a file in the work dir."""
+    level = _LEVELS[min(verbose, len(_LEVELS) - 1)]
+    logger = logging.getLogger("irmapdb")
+    handler: logging.Handler
+    if log is None:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("irmapdb: %(message)s"))
+    else:
+        path = work_dir / log
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            message = f"{path}: {error.strerror}"
+            raise FileError(message, advice="name another file with -o") from error
+        handler = logging.StreamHandler(os.fdopen(fd, "w"))
+        handler.setFormatter(logging.Formatter("(%(relativeCreated)012.3f) %(message)s"))
+        level = min(level, logging.INFO)
+    logger.handlers = [handler]
+    logger.setLevel(level)
+    logger.propagate = False
+
+
+def database_path(database: Path | None, work_dir: Path | None) -> Path:
+    """--db, or irmap.db in the work dir."""
+    from irmapdb.workdir import DATABASE_NAME
+
+    return (work_dir or Path()) / DATABASE_NAME if database is None else database

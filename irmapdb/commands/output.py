@@ -1,0 +1,86 @@
+"""How results are shown: tables for people, JSON for programs.
+
+A path is bytes that a tenant chose. For people it is made printable, so that no name can move
+the cursor or break a line; in JSON it is kept whole (PEP 383: a byte that is no UTF-8 becomes a
+lone surrogate, which `os.fsencode` turns back).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+__all__ = ["count", "json_path", "print_json", "print_table", "printable", "say"]
+
+# C0, DEL, C1, the line and paragraph separators, bidirectional controls, and the backslash that
+# marks an escape.
+_UNPRINTABLE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\\\\\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+_NAMED = {"\n": "\\n", "\t": "\\t", "\r": "\\r", "\\": "\\\\"}
+
+
+def _escape(match: re.Match[str]) -> str:
+    character = match[0]
+    if character in _NAMED:
+        return _NAMED[character]
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # noqa: PLR2004 a byte that surrogateescape kept
+        return f"\\x{code - 0xDC00:02x}"
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"  # noqa: PLR2004 one byte
+
+
+def printable(path: bytes) -> str:
+    """A path on one line, without control characters, each byte still to be told."""
+    return _UNPRINTABLE.sub(_escape, path.decode("utf-8", "surrogateescape"))
+
+
+def json_path(path: bytes | None) -> str | None:
+    """A path as it stands in our JSON."""
+    return None if path is None else os.fsdecode(path)
+
+
+def print_json(document: Any) -> None:  # noqa: ANN401 whatever json takes
+    """One JSON document on stdout."""
+    json.dump(document, sys.stdout, indent=2)
+    sys.stdout.write("\n")
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Aligned columns; a column whose name ends with `>` is flush right.
+
+    Nothing is cut or wrapped: the widest column comes last, and the reader's terminal or pager
+    deals with long lines, so that a path can be copied as it stands.
+    """
+    rows = list(rows)
+    titles = [column.rstrip(">") for column in columns]
+    widths = [
+        max([len(title), *(len(row[index]) for row in rows)]) for index, title in enumerate(titles)
+    ]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = (
+            cell.rjust(width) if column.endswith(">") else cell.ljust(width)
+            for cell, width, column in zip(cells, widths, columns, strict=True)
+        )
+        return "  ".join(padded).rstrip()
+
+    typer.echo("\n".join([line([title.upper() for title in titles]), *map(line, rows)]))
+
+
+def say(text: str) -> None:
+    """Talk: stderr."""
+    typer.echo(text, err=True)
+
+
+def count(number: int, noun: str, plural: str = "") -> str:
+    """`1 watch`, `2 watches`."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"

@@ -1,0 +1,155 @@
+"""The configuration file: TOML, `/etc/irmapdb.toml` or the one that is named.
+
+[scan]
+paths = ["/srv"]                 # walked first, like --irmap-scan-path
+hints = ["/etc", "/var/log"]     # in place of the built-in ones
+skip-filesystems = ["nfs4"]      # in addition to the built-in ones
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from irmapdb.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["DEFAULT_PATH", "HINTS", "UNWALKED_FILESYSTEMS", "Config", "load_config"]
+
+DEFAULT_PATH = Path("/etc/irmapdb.toml")
+
+HINTS = (
+    b"/etc",
+    b"/var/spool",
+    b"/var/log",
+    b"/usr/share/dbus-1/services",
+    b"/usr/share/dbus-1/system-services",
+    b"/var/lib/polkit-1/localauthority",
+    b"/usr/share/polkit-1/actions",
+    b"/lib/udev",
+)
+"""Where notifications are typically put: the hints of CRIU's criu/irmap.c, less the root itself,
+which needs no walk."""
+
+UNWALKED_FILESYSTEMS = frozenset(
+    {
+        "9p",
+        "afs",
+        "autofs",
+        "ceph",
+        "cifs",
+        "coda",
+        "gfs2",
+        "glusterfs",
+        "lustre",
+        "ncpfs",
+        "nfs",
+        "nfs4",
+        "ocfs2",
+        "smb3",
+        "virtiofs",
+        "vboxsf",
+    }
+)
+"""Not walked unless asked for by path: a lookup may wait for another machine or program. Every
+`fuse` type counts as one of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What the file can say; the defaults are what holds without one."""
+
+    scan_paths: tuple[bytes, ...] = ()
+    hints: tuple[bytes, ...] = HINTS
+    skip_filesystems: frozenset[str] = UNWALKED_FILESYSTEMS
+
+    def walkable(self, fstype: str) -> bool:
+        """Whether a filesystem may be walked without being named."""
+        return fstype not in self.skip_filesystems and not fstype.startswith("fuse")
+
+
+_KNOWN = {"scan": {"paths", "hints", "skip-filesystems"}}
+
+
+def load_config(path: Path | None = None) -> Config:
+    """Read the configuration. ConfigError names the file and the entry.
+
+    Without `path`, `/etc/irmapdb.toml`, which may be missing; a named file may not.
+    """
+    source = DEFAULT_PATH if path is None else path
+    try:
+        text = source.read_bytes()
+    except FileNotFoundError:
+        if path is None:
+            return Config()
+        message = f"{source}: no such file"
+        raise ConfigError(message, advice="name a TOML file with --config") from None
+    except OSError as error:
+        message = f"{source}: {error.strerror}"
+        raise ConfigError(message) from error
+    try:
+        document = tomllib.loads(text.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        message = f"{source}: not TOML: {error}"
+        raise ConfigError(message) from error
+    return _config(document, source)
+
+
+def _config(document: dict[str, Any], source: Path) -> Config:
+    _refuse_unknown(document, _KNOWN, source, "")
+    for table, entries in document.items():
+        if not isinstance(entries, dict):
+            message = f"{source}: {table} is not a table"
+            raise ConfigError(message, advice=f"write [{table}]")
+        _refuse_unknown(entries, _KNOWN[table], source, f"{table}.")
+    scan = document.get("scan", {})
+    defaults = Config()
+    return Config(
+        scan_paths=_paths(scan, "paths", source, defaults.scan_paths),
+        hints=_paths(scan, "hints", source, defaults.hints),
+        skip_filesystems=UNWALKED_FILESYSTEMS | set(_strings(scan, "skip-filesystems", source)),
+    )
+
+
+def _refuse_unknown(
+    entries: Iterable[str], known: Iterable[str], source: Path, prefix: str
+) -> None:
+    for name in entries:
+        if name in known:
+            continue
+        close = difflib.get_close_matches(name, known, n=1)
+        advice = (
+            f"did you mean {prefix}{close[0]}?" if close else f"known: {', '.join(sorted(known))}"
+        )
+        message = f"{source}: unknown entry {prefix}{name}"
+        raise ConfigError(message, advice=advice)
+
+
+def _strings(table: dict[str, Any], name: str, source: Path) -> list[str]:
+    value = table.get(name, [])
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        message = f"{source}: {name} is not a list of strings"
+        raise ConfigError(message)
+    return value
+
+
+def _paths(
+    table: dict[str, Any], name: str, source: Path, default: tuple[bytes, ...]
+) -> tuple[bytes, ...]:
+    if name not in table:
+        return default
+    paths = tuple(os.fsencode(item) for item in _strings(table, name, source))
+    for path in paths:
+        if not path.startswith(b"/"):
+            message = f"{source}: {name}: {os.fsdecode(path)!r} is not absolute"
+            raise ConfigError(message, advice="write it as seen from the root of the tasks")
+        if b"\0" in path:
+            message = f"{source}: {name}: {os.fsdecode(path)!r} has a NUL byte"
+            raise ConfigError(message, advice="no path has one")
+    return paths

@@ -1,0 +1,121 @@
+"""What was proved while the tasks ran, confirmed when they stand still.
+
+A path that was proved stays proved until some part of it is renamed, removed or mounted over.
+`kernel.renames` tells of the first two, the mount table of the third; only what they touch, and
+what lies where they cannot see, is proved again.
+"""
+
+from __future__ import annotations
+
+import operator
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from irmapdb.config import Config
+    from irmapdb.engine import Outcome
+    from irmapdb.kernel.renames import Witness
+    from irmapdb.kernel.root import Root
+    from irmapdb.model import Identity, Mount, Resolved
+
+__all__ = ["Confirmation"]
+
+
+class Confirmation:
+    """Knows which answers may have become wrong since they were proved.
+
+    The order is: `cover` the devices, prove, `index` the answers, and ask for `suspects` as
+    often as needed; each call speaks of the time since the one before.
+    """
+
+    def __init__(self, root: Root, witness: Witness, config: Config) -> None:
+        self._root = root
+        self._witness = witness
+        self._config = config
+        self._mounts = dict(root.by_mountpoint)
+        self._parts: set[bytes] = set()
+        self._indexed: tuple[Resolved, ...] = ()
+
+    def cover(self, kdevs: Iterable[int]) -> None:
+        """Have the kernel witness these devices, before the first proof on them."""
+        for kdev in set(kdevs):
+            mounts = self._root.mounts_of(kdev)
+            # What other hosts and FUSE servers rename, this kernel does not see.
+            if mounts and all(self._config.walkable(mount.fstype) for mount in mounts):
+                self._watch(kdev, mounts[0].mountpoint)
+
+    def _watch(self, kdev: int, mountpoint: bytes) -> None:
+        try:
+            fd = self._root.open(mountpoint, os.O_PATH | os.O_DIRECTORY)
+        except OSError:
+            return
+        try:
+            self._witness.watch(kdev, fd)
+        finally:
+            os.close(fd)
+
+    def index(self, outcome: Outcome) -> None:
+        """Take in the answers, while the tasks still run: asking is cheap afterwards."""
+        answers = tuple(outcome.resolved.values())
+        before = self._indexed
+        if len(answers) == len(before) and all(map(operator.is_, answers, before)):
+            return
+        known = set(map(id, before))
+        for answer in answers:
+            if id(answer) not in known:
+                for path in (answer.path, *answer.other_paths):
+                    self._parts.update(path.split(b"/"))
+        self._indexed = answers
+
+    def suspects(self, outcome: Outcome) -> list[Identity]:
+        """The answers that have to be proved again."""
+        self.index(outcome)  # what was proved again may have another path now
+        names = self._witness.names()
+        mountpoints = self._changed_mountpoints()
+        if self._witness.blind:
+            self._witness.blind = False
+            return list(outcome.resolved)
+        unseen = {identity.kdev for identity in outcome.resolved} - self._witness.kdevs
+        nested = any(answer.mntns for answer in outcome.resolved.values())
+        touched = (names | {_last_part(point) for point in mountpoints}) & self._parts
+        if not touched and not unseen and not nested:
+            return []
+        return [
+            identity
+            for identity, answer in outcome.resolved.items()
+            if identity.kdev in unseen
+            or answer.mntns  # another namespace's mounts are not compared
+            or any(
+                not touched.isdisjoint(path.split(b"/"))
+                for path in (answer.path, *answer.other_paths)
+            )
+        ]
+
+    def _changed_mountpoints(self) -> list[bytes]:
+        before = self._mounts
+        self._root.refresh()
+        after = self._mounts = dict(self._root.by_mountpoint)
+        changed = [
+            point
+            for point in before.keys() | after.keys()
+            if _what(before, point) != _what(after, point)
+        ]
+        if changed:
+            # The witness of a filesystem goes with it, and its number to the next one.
+            kdevs = set(self._witness.kdevs)
+            self._witness.kdevs.clear()
+            self.cover(kdevs)
+        return changed
+
+
+def _what(mounts: Mapping[bytes, Mount], point: bytes) -> tuple[int, int, bytes] | None:
+    # The number alone does not do: the kernel gives the lowest free one to the next mount.
+    mount = mounts.get(point)
+    return None if mount is None else (mount.mnt_id, mount.kdev, mount.root)
+
+
+def _last_part(path: bytes) -> bytes:
+    # Of the root itself b"", which every path has a part of.
+    return path.rstrip(b"/").rpartition(b"/")[2]

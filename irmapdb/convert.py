@@ -1,0 +1,150 @@
+"""Between the three forms: CRIU's image (PB), crit's JSON, and the database.
+
+What a file is, its content tells, never its name. All three hold the same list, in order and
+with its duplicates: what `irmap-cache` holds.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from irmapdb import files
+from irmapdb.errors import FileError
+from irmapdb.image import cache, critjson
+from irmapdb.image.formats import Format, sniff
+from irmapdb.model import Event, RunStats
+from irmapdb.workdir import LIMIT_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from irmapdb.model import CacheEntry
+
+__all__ = [
+    "Content",
+    "convert",
+    "encode",
+    "export_image",
+    "format_for",
+    "import_image",
+    "read",
+    "read_database",
+]
+
+_SUFFIXES = {
+    ".json": Format.JSON,
+    ".db": Format.DB,
+    ".sqlite": Format.DB,
+    ".sqlite3": Format.DB,
+}
+
+
+class Content(NamedTuple):
+    """What a file held."""
+
+    format: Format
+    entries: tuple[CacheEntry, ...]
+
+
+def format_for(destination: Path) -> Format:
+    """The form that a new file's name asks for: JSON, DB, and PB for any other name."""
+    return _SUFFIXES.get(destination.suffix.lower(), Format.PB)
+
+
+def read(source: Path) -> Content:
+    """The entries of a file of any of the three forms; `-` is standard input (PB, JSON).
+
+    FileError, ImageError and DatabaseError name the file.
+    """
+    if str(source) == "-":
+        data, name = sys.stdin.buffer.read(LIMIT_BYTES), "<stdin>"
+    else:
+        name = str(source)
+        if sniff(files.read_prefix(source), name) is Format.DB:
+            return Content(Format.DB, read_database(source))
+        data = files.read_whole(source, limit_bytes=LIMIT_BYTES)
+    form = sniff(data, name)
+    if form is Format.DB:
+        message = f"{name}: a database cannot be read from a pipe"
+        raise FileError(message, advice="name the file")
+    decode = cache.decode_cache if form is Format.PB else critjson.decode_json
+    return Content(form, decode(data, name))
+
+
+def encode(entries: Iterable[CacheEntry], form: Format, *, pretty: bool = False) -> bytes:
+    """The bytes of PB or JSON."""
+    if form is Format.PB:
+        return cache.encode_cache(entries)
+    return critjson.encode_json(entries, pretty=pretty)
+
+
+def convert(source: Path, destination: Path, form: Format, *, pretty: bool = False) -> Content:
+    """Write what one file holds into another, replaced whole. A database is only made new."""
+    content = read(source)
+    if form is Format.DB:
+        _make_database(destination, content.entries)
+    else:
+        files.replace_whole(destination, encode(content.entries, form, pretty=pretty))
+    return content
+
+
+def import_image(source: Path, database: Path) -> int:
+    """Take the entries of a file into the database, to be revalidated; how many there were.
+
+    They come behind what the database had, and so will be tried first.
+    """
+    from irmapdb.store import Store  # noqa: PLC0415 - dear, and images do without
+
+    content = read(source)
+    now = datetime.now(UTC)
+    with Store.open(database, create=True) as store, store.step() as step:
+        step.import_entries(content.entries, now)
+        outcome = f"{len(content.entries)} entries from {source}"
+        step.add_run(
+            Event.IMPORT,
+            pid=None,
+            comm=None,
+            started_at=now,
+            finished_at=datetime.now(UTC),
+            stats=RunStats(),
+            outcome=outcome,
+        )
+    return len(content.entries)
+
+
+def export_image(database: Path, destination: Path) -> int:
+    """Write the database's image list as CRIU's image; how many entries it has."""
+    entries = read_database(database)
+    files.replace_whole(destination, cache.encode_cache(entries))
+    return len(entries)
+
+
+def read_database(path: Path) -> tuple[CacheEntry, ...]:
+    """The image list of a database, without its stale mappings. DatabaseError."""
+    from irmapdb.store import Store  # noqa: PLC0415 - dear, and images do without
+
+    with Store.open_readonly(path) as store:
+        return tuple(store.image_entries())
+
+
+def _make_database(destination: Path, entries: Sequence[CacheEntry]) -> None:
+    from irmapdb.store import Store  # noqa: PLC0415 - dear, and images do without
+
+    if os.path.lexists(destination):
+        message = f"{destination}: is there already"
+        advice = f"irmapdb import --db {destination} adds to it"
+        raise FileError(message, advice=advice)
+    if not destination.parent.is_dir():
+        message = f"{destination.parent}: no such directory"
+        raise FileError(message, advice="make it first")
+    # Made beside it and linked when it is whole; a link never replaces what is there.
+    with tempfile.TemporaryDirectory(prefix=".irmapdb-", dir=destination.parent) as scratch:
+        made = Path(scratch, "new.db")
+        with Store.open(made, create=True) as store, store.step() as step:
+            step.import_entries(entries, datetime.now(UTC))
+        os.link(made, destination)

@@ -1,0 +1,182 @@
+"""Policy: who is asked, in which order, and what counts as an answer.
+
+The resolvers are asked one after the other, cheapest first, each with all that is still wanted.
+They give candidates; only `prove` makes one an answer. The engine knows no kernel, no database
+and no file: it imports the model alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, KeysView, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol, TypeAlias
+
+from irmapdb.model import Identity, Resolved, Source, StaleReason, Tried, Unresolved
+
+__all__ = [
+    "Answer",
+    "Candidate",
+    "Deleted",
+    "Disproved",
+    "Note",
+    "Outcome",
+    "Prefer",
+    "Prove",
+    "Resolver",
+    "Wanted",
+    "resolve",
+]
+
+
+class Candidate(NamedTuple):
+    """A path that may be the answer."""
+
+    identity: Identity
+    path: bytes
+
+
+class Note(NamedTuple):
+    """Why a resolver has no candidate: kept for people, ends nothing."""
+
+    identity: Identity
+    text: str
+
+
+class Deleted(NamedTuple):
+    """The inode has no name left: nobody else needs to be asked."""
+
+    identity: Identity
+
+
+Answer: TypeAlias = Candidate | Note | Deleted
+
+Wanted: TypeAlias = KeysView[Identity]
+"""What has no answer yet: a live view, it shrinks while a resolver works."""
+
+Prove: TypeAlias = Callable[[Identity, bytes], StaleReason | None]
+"""Why a path is not the inode that is wanted, asked from the kernel now; None if it is."""
+
+Prefer: TypeAlias = Callable[[Sequence[bytes]], Sequence[bytes]]
+"""Several proved names of one inode, the best one first."""
+
+
+class Resolver(Protocol):
+    """Gives candidates for a batch.
+
+    Each answer is proved before the next one is asked for, so that a resolver which looks at
+    `wanted` again sees what is still worth its work.
+    """
+
+    source: Source
+
+    def __call__(self, wanted: Wanted) -> Iterator[Answer]: ...
+
+
+class Disproved(NamedTuple):
+    """A candidate that failed the proof."""
+
+    identity: Identity
+    path: bytes
+    source: Source
+    reason: StaleReason
+    mntns: int = 0
+    """As in Mapping: the path starts at the root of this mount namespace."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a batch came to: every identity is in one of the first two."""
+
+    resolved: dict[Identity, Resolved] = field(default_factory=dict)
+    unresolved: dict[Identity, Unresolved] = field(default_factory=dict)
+    disproved: list[Disproved] = field(default_factory=list)
+
+    def update(self, later: Outcome) -> None:
+        """Take over what a later batch came to; it knows better."""
+        for identity in later.resolved:
+            self.unresolved.pop(identity, None)
+        for identity in later.unresolved:
+            self.resolved.pop(identity, None)
+        self.resolved.update(later.resolved)
+        self.unresolved.update(later.unresolved)
+        self.disproved += later.disproved
+
+
+def resolve(
+    identities: Iterable[Identity],
+    resolvers: Iterable[Resolver],
+    prove: Prove,
+    *,
+    prefer: Prefer = lambda paths: sorted(paths, key=len),
+    over: Callable[[], bool] = lambda: False,
+) -> Outcome:
+    """Find a proved path for each identity, or say what was tried.
+
+    One resolver may prove several names of an inode; all are kept. `over` tells that the time
+    is up: what was proved so far is the result, the rest is unresolved.
+    """
+    batch = _Batch({identity: [] for identity in identities}, prove)
+    for resolver in resolvers:
+        if not batch.pending:
+            break
+        for answer in resolver(batch.pending.keys()):
+            batch.take(answer, resolver.source)
+            if over():
+                break
+        if over():
+            batch.give_up()
+            break
+    return batch.outcome(prefer)
+
+
+class _Batch:
+    def __init__(self, pending: dict[Identity, list[Tried]], prove: Prove) -> None:
+        self.pending = pending
+        self._prove = prove
+        self._proved: dict[Identity, tuple[Source, list[bytes]]] = {}
+        self._deleted: dict[Identity, list[Tried]] = {}
+        self._disproved: list[Disproved] = []
+
+    def take(self, answer: Answer, source: Source) -> None:
+        identity = answer.identity
+        if isinstance(answer, Candidate):
+            self._take_candidate(identity, answer.path, source)
+        elif isinstance(answer, Note):
+            if identity in self.pending:
+                self.pending[identity].append(Tried(source, answer.text))
+        elif identity in self.pending:
+            tried = self.pending.pop(identity)
+            self._deleted[identity] = [*tried, Tried(source, "deleted")]
+
+    def _take_candidate(self, identity: Identity, path: bytes, source: Source) -> None:
+        proved = self._proved.get(identity)
+        if proved is not None and path in proved[1]:
+            return
+        reason = self._prove(identity, path)
+        if reason is None:
+            self.pending.pop(identity, None)
+            self._deleted.pop(identity, None)
+            if proved is None:
+                self._proved[identity] = (source, [path])
+            else:
+                proved[1].append(path)
+            return
+        self._disproved.append(Disproved(identity, path, source, reason))
+        if identity in self.pending:
+            name = path.decode("utf-8", "backslashreplace")
+            self.pending[identity].append(Tried(source, f"{name} is {reason}"))
+
+    def give_up(self) -> None:
+        for tried in self.pending.values():
+            tried.append(Tried("engine", "the time budget was over"))
+
+    def outcome(self, prefer: Prefer) -> Outcome:
+        outcome = Outcome(disproved=self._disproved)
+        for identity, (source, paths) in self._proved.items():
+            best, *others = prefer(paths) if len(paths) > 1 else paths
+            outcome.resolved[identity] = Resolved(identity, best, source, tuple(others))
+        for identity, tried in self._deleted.items():
+            outcome.unresolved[identity] = Unresolved(identity, tuple(tried), deleted=True)
+        for identity, tried in self.pending.items():
+            outcome.unresolved[identity] = Unresolved(identity, tuple(tried))
+        return outcome

@@ -1,0 +1,115 @@
+"""What happened to the mappings: the stored rows before a step beside what the step proved.
+
+Pure: rows and outcome in, stale rows and changes out.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from irmapdb.model import Change, ChangeKind, Source, StaleReason
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from collections.abc import Mapping as MappingABC
+
+    from irmapdb.engine import Disproved, Outcome
+    from irmapdb.model import Identity, InodeKey, Mapping, Resolved
+
+__all__ = ["Story", "tell"]
+
+
+class Story(NamedTuple):
+    """What the store has to be told."""
+
+    stale: tuple[tuple[Mapping, StaleReason], ...]
+    changes: tuple[Change, ...]
+    hits: int
+    """Identities that a stored row answered."""
+
+
+def tell(
+    rows: MappingABC[InodeKey, Iterable[Mapping]],
+    outcome: Outcome,
+    disprove: Callable[[Identity, bytes], StaleReason | None],
+) -> Story:
+    """Compare what was stored with what was proved.
+
+    `disprove` is asked (in the root task's own namespace) about a row that failed for one inode
+    but speaks of another: two inodes of one (kdev, ino) are normal on btrfs and overlayfs, and
+    only its own may condemn a row.
+    """
+    failed = _failed_rows(rows, outcome.disproved, disprove)
+    for identity, answer in outcome.resolved.items():
+        for row in rows.get(identity.key, ()):
+            if row.identity.matches(identity) and _holds(row, answer):
+                failed.pop(row.id, None)  # it failed for a while, and holds in the end
+    changes: list[Change] = []
+    told: set[int | None] = set()
+    hits = 0
+    for identity, answer in outcome.resolved.items():
+        known = [row for row in rows.get(identity.key, ()) if row.mntns == answer.mntns]
+        mine = [row for row in known if row.identity.matches(identity)]
+        hits += answer.source is Source.STORED
+        for row in known:
+            live = not row.stale and row.id not in failed
+            if live and row not in mine and _holds(row, answer):
+                # The row is about to be overwritten: say what it was.
+                changes.append(_stale(row, StaleReason.REUSED))
+        lost = [row for row in mine if row.id in failed]
+        change = _how_found(identity, answer, mine, lost, failed)
+        if change is not None:
+            changes.append(change)
+            told.update(row.id for row in lost[-1:] if change.kind is ChangeKind.MOVED)
+    condemned = tuple((row, reason) for row, reason in failed.values())
+    changes += [_stale(row, reason) for row, reason in condemned if row.id not in told]
+    return Story(condemned, tuple(changes), hits)
+
+
+def _failed_rows(
+    rows: MappingABC[InodeKey, Iterable[Mapping]],
+    disproved: Iterable[Disproved],
+    disprove: Callable[[Identity, bytes], StaleReason | None],
+) -> dict[int | None, tuple[Mapping, StaleReason]]:
+    failed: dict[int | None, tuple[Mapping, StaleReason]] = {}
+    for one in disproved:
+        if one.source is not Source.STORED:
+            continue
+        for row in rows.get(one.identity.key, ()):
+            if (row.path, row.mntns) != (one.path, one.mntns) or row.stale or row.id in failed:
+                continue
+            reason: StaleReason | None = None
+            if row.identity.matches(one.identity):
+                reason = one.reason
+            elif not row.mntns:
+                reason = disprove(row.identity, row.path)
+            if reason is not None:
+                failed[row.id] = (row, reason)
+    return failed
+
+
+def _holds(row: Mapping, answer: Resolved) -> bool:
+    return row.mntns == answer.mntns and row.path in {answer.path, *answer.other_paths}
+
+
+def _how_found(
+    identity: Identity,
+    answer: Resolved,
+    mine: list[Mapping],
+    lost: list[Mapping],
+    failed: dict[int | None, tuple[Mapping, StaleReason]],
+) -> Change | None:
+    path, mntns = answer.path, answer.mntns
+    if any(row.path == path and not row.stale for row in mine):
+        return None
+    if lost:
+        old = lost[-1]
+        reason = failed[old.id][1]
+        return Change(ChangeKind.MOVED, identity, path, old.path, reason, mntns)
+    if any(row.path == path for row in mine):
+        return Change(ChangeKind.REVIVED, identity, path, mntns=mntns)
+    return Change(ChangeKind.FOUND, identity, path, mntns=mntns)
+
+
+def _stale(row: Mapping, reason: StaleReason) -> Change:
+    return Change(ChangeKind.STALE, row.identity, row.path, reason=reason, mntns=row.mntns)

@@ -1,0 +1,174 @@
+"""The cgroup freezer: `cgroup.freeze` (v2) or `freezer.state` (v1), and who gives it back.
+
+Facts: Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/freezer-subsystem.rst;
+kernel/cgroup/freezer.c and legacy_freezer.c. A root cgroup has no freezer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import subprocess
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from irmapdb.errors import FreezeError, UsageError
+from irmapdb.kernel.tasks import leader_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+__all__ = ["Freezer", "Guard", "guarded", "is_frozen", "is_held", "members", "open_freezer"]
+
+
+@dataclass(frozen=True, slots=True)
+class Freezer:
+    """One cgroup whose tasks can be frozen."""
+
+    path: Path
+    v2: bool
+
+    @property
+    def control(self) -> Path:
+        """The file that freezes and thaws."""
+        return self.path / ("cgroup.freeze" if self.v2 else "freezer.state")
+
+    @property
+    def on(self) -> bytes:
+        return b"1" if self.v2 else b"FROZEN"
+
+    @property
+    def off(self) -> bytes:
+        return b"0" if self.v2 else b"THAWED"
+
+
+def open_freezer(path: Path) -> Freezer:
+    """The freezer of the cgroup at `path`. UsageError if it is none."""
+    for freezer in (Freezer(path, v2=True), Freezer(path, v2=False)):
+        if freezer.control.exists():
+            return freezer
+    if not path.is_dir():
+        raise UsageError(f"{path} is not a directory", advice="give the directory of a cgroup")
+    raise UsageError(
+        f"{path} has neither cgroup.freeze nor freezer.state",
+        advice="give a cgroup below the root of cgroup v2, or of the v1 freezer hierarchy",
+    )
+
+
+def is_held(freezer: Freezer) -> bool:
+    """Whether somebody has frozen it, or is about to.
+
+    An ancestor's freeze counts with v1 alone: there it is all that the state tells, and thawing
+    would do nothing.
+    """
+    return _read(freezer.control) != freezer.off
+
+
+def is_frozen(freezer: Freezer) -> bool:
+    """Whether all tasks stand still. With v1 the kernel finds out when it is asked."""
+    if freezer.v2:
+        return b"frozen 1" in _read(freezer.path / "cgroup.events").splitlines()
+    return _read(freezer.control) == freezer.on
+
+
+def members(freezer: Freezer) -> tuple[int, ...]:
+    """The processes in the cgroup and below it, each once; those we have no number for left out."""
+    pids: dict[int, None] = {}
+    for directory, _, _ in os.walk(freezer.path):
+        pids.update(dict.fromkeys(_processes(directory)))
+    pids.pop(0, None)  # of a pid namespace that is not ours
+    return tuple(pids)
+
+
+def _processes(directory: str) -> list[int]:
+    try:
+        return _numbers(f"{directory}/cgroup.procs")
+    except OSError as error:
+        if error.errno == errno.EOPNOTSUPP:  # a threaded cgroup
+            return [leader_of(tid) or 0 for tid in _numbers(f"{directory}/cgroup.threads")]
+        if error.errno in (errno.ENOENT, errno.ENODEV):
+            return []
+        raise FreezeError(f"cannot list the tasks of {directory}: {error.strerror}") from error
+
+
+def _numbers(path: str) -> list[int]:
+    with open(path, "rb") as file:
+        return [int(line) for line in file]
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes().strip()
+    except OSError as error:
+        raise FreezeError(f"cannot read {path}: {error.strerror}") from error
+
+
+class Guard:
+    """Freezes a cgroup; thaws it when asked, and also when this process is killed."""
+
+    def __init__(self, freezer: Freezer, line: int) -> None:
+        self._freezer = freezer
+        self._line = line  # to the helper, which thaws if it ends in silence
+        self._on = False
+
+    def freeze(self) -> None:
+        """Ask for it; `is_frozen` tells when it is so. May be repeated."""
+        self._on = True
+        self._write(self._freezer.on)
+
+    def thaw(self) -> None:
+        """Undo `freeze`. May be repeated, and called from any thread."""
+        if self._on:
+            self._write(self._freezer.off)
+            self._on = False
+            self.dismiss()
+
+    def dismiss(self) -> None:
+        """Nothing is left to guard: who freezes the cgroup from now on is somebody else."""
+        with contextlib.suppress(BrokenPipeError):  # it is gone already
+            os.write(self._line, b"over\n")
+
+    def _write(self, word: bytes) -> None:
+        path = self._freezer.control
+        try:
+            path.write_bytes(word)
+        except OSError as error:
+            raise FreezeError(
+                f"cannot write {word.decode()} to {path}: {error.strerror}",
+                advice="check that you may write to the cgroup",
+            ) from error
+
+
+# It writes to a descriptor that is open from the start: no path has to lead there later. No
+# terminal and no polite signal ends it before us.
+_HELPER = 'trap "" HUP INT TERM; read -r over || printf %s "$1"'
+
+
+@contextlib.contextmanager
+def guarded(freezer: Freezer) -> Iterator[Guard]:
+    """A guard for a freezer that nobody holds; thawed when this ends, however it ends."""
+    try:
+        with freezer.control.open("wb", buffering=0) as control:
+            helper = subprocess.Popen(  # noqa: S603 - fixed words
+                ["/bin/sh", "-c", _HELPER, "irmapdb-guard", freezer.off.decode()],
+                stdin=subprocess.PIPE,
+                stdout=control,
+                stderr=subprocess.DEVNULL,
+                bufsize=0,
+                cwd="/",
+                start_new_session=True,
+            )
+    except OSError as error:
+        raise FreezeError(
+            f"cannot guard {freezer.path}: {error.filename}: {error.strerror}"
+        ) from error
+    with helper:  # on the way out: closes the line and waits for its end
+        assert helper.stdin is not None  # noqa: S101 - a pipe was asked for
+        guard = Guard(freezer, helper.stdin.fileno())
+        try:
+            yield guard
+        finally:
+            guard.thaw()
+            guard.dismiss()

@@ -1,0 +1,121 @@
+"""THE proof: what inode a path names, asked from the kernel now.
+
+Every candidate, whoever gave it, goes through `identify` before it becomes a mapping.
+name_to_handle_at(2) with AT_HANDLE_FID gives the same handle that fdinfo prints for a watch
+(fs/notify/fdinfo.c, show_mark_fhandle) and the mount id, whose superblock device is fdinfo's
+sdev: a complete identity in one call. Where the kernel or the filesystem has less, less is
+compared: a plain handle, then (device, inode number).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from typing import TYPE_CHECKING
+
+from irmapdb.kernel import syscalls
+from irmapdb.kernel.syscalls import AT_EMPTY_PATH, AT_HANDLE_FID
+from irmapdb.model import Identity, StaleReason, kdev_of
+
+if TYPE_CHECKING:
+    from irmapdb.kernel.root import Root
+
+__all__ = ["disproof", "identify", "identify_fd"]
+
+# EINVAL: AT_HANDLE_FID is from Linux 6.5. EOPNOTSUPP: a filesystem that cannot decode what it
+# would encode (overlayfs, procfs) refuses without the flag, others always.
+_NO_SUCH_HANDLE = {errno.EINVAL, errno.EOPNOTSUPP, errno.EOVERFLOW, errno.ENOSYS}
+
+
+def identify_fd(root: Root, fd: int) -> Identity:
+    """The identity of an open descriptor, O_PATH or not. OSError as the calls below it."""
+    for flag in (AT_HANDLE_FID, 0):
+        try:
+            handle, mnt_id = syscalls.name_to_handle_at(fd, b"", AT_EMPTY_PATH | flag)
+        except OSError as error:
+            if error.errno not in _NO_SUCH_HANDLE:
+                raise
+            continue
+        status = os.fstat(fd)
+        st_kdev = kdev_of(os.major(status.st_dev), os.minor(status.st_dev))
+        kdev = root.kdev_of_mount(mnt_id, st_kdev)
+        if kdev is None:
+            break
+        return Identity(kdev, status.st_ino, handle)
+    else:
+        handle = None
+    known = syscalls.statx(fd)
+    mnt_id = _mount_id(fd) if known.mnt_id is None else known.mnt_id
+    kdev = root.kdev_of_mount(mnt_id, known.st_kdev)
+    # A mount that is not in the table (a file that was opened in another namespace): what stat
+    # says of the device is right on all but btrfs and some overlays, and there it matches nothing.
+    return Identity(known.st_kdev if kdev is None else kdev, known.ino, handle)
+
+
+def _mount_id(fd: int) -> int:
+    # Before Linux 5.8 statx(2) does not tell; fdinfo does since 3.15.
+    with open(f"/proc/self/fdinfo/{fd}", "rb") as fdinfo:
+        for line in fdinfo:
+            if line.startswith(b"mnt_id:"):
+                return int(line.split()[1])
+    return -1
+
+
+def identify(root: Root, path: bytes) -> Identity:
+    """The identity of what an absolute path names now; its last part is not followed.
+
+    OSError: ENOENT, ENOTDIR, ELOOP (a link on the way), EACCES; ValueError: a NUL byte.
+    """
+    fd = root.open(path)
+    try:
+        return identify_fd(root, fd)
+    finally:
+        os.close(fd)
+
+
+# "//", "/./", "/../", and the same at the end: the kernel has no such names for anything, and the
+# mount that the path leads to cannot be told from its text.
+_NOT_CANONICAL = re.compile(rb"/(?:\.\.?)?(?:/|\Z)")
+_ROOT_PATHS = {b"/", b"/."}  # the latter is what CRIU calls it
+
+
+def disproof(root: Root, wanted: Identity, path: bytes) -> StaleReason | None:
+    """Why `path` is not the inode that is wanted; None if it is.
+
+    A path on another device is refused by name alone, before it is looked up: a lookup on a
+    FUSE, network or autofs mount that nobody asked for could block.
+    """
+    if not path.startswith(b"/") or b"\0" in path:
+        return StaleReason.BAD_PATH
+    if _NOT_CANONICAL.search(path) and path not in _ROOT_PATHS:
+        return StaleReason.BAD_PATH
+    mount = root.mount_of(path)
+    if mount is not None and mount.kdev != wanted.kdev:
+        return _elsewhere(root, wanted)
+    try:
+        found = identify(root, path)
+    except OSError as error:
+        return _unreadable(error)
+    if found.matches(wanted):
+        return None
+    if found.kdev != wanted.kdev:
+        return _elsewhere(root, wanted)
+    return StaleReason.REUSED if found.ino == wanted.ino else StaleReason.REPLACED
+
+
+def _elsewhere(root: Root, wanted: Identity) -> StaleReason:
+    mounted = any(mount.kdev == wanted.kdev for mount in root.mounts)
+    return StaleReason.REPLACED if mounted else StaleReason.UNMOUNTED
+
+
+def _unreadable(error: OSError) -> StaleReason:
+    match error.errno:
+        case errno.ELOOP:
+            return StaleReason.SYMLINK
+        case errno.ENOENT | errno.ENOTDIR | errno.ESTALE:
+            return StaleReason.GONE
+        case errno.ENAMETOOLONG | errno.EINVAL:
+            return StaleReason.BAD_PATH
+        case _:
+            return StaleReason.UNREACHABLE  # denied, or the look itself failed (EIO, EMFILE)

@@ -1,0 +1,150 @@
+"""ptrace(2), one thread at a time: attach, ask it to stop, see how it stands, go on.
+
+Facts: ptrace(2); ptrace_attach, ptrace_request and exit_ptrace in kernel/ptrace.c, ptrace_stop in
+kernel/signal.c, wait_task_stopped in kernel/exit.c; kcmp(2).
+
+A tracee belongs to one thread of the tracer, and only that thread may call these functions
+(`reap` excepted). When that thread ends, in whatever way, the kernel lets go of every tracee,
+also of one that has not come to its stop yet, which PTRACE_DETACH cannot do.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+import os
+
+__all__ = [
+    "Phase",
+    "interrupt",
+    "look",
+    "reap",
+    "resume",
+    "same_memory",
+    "seize",
+]
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+_ptrace = ctypes.CFUNCTYPE(
+    ctypes.c_long,
+    ctypes.c_long,
+    ctypes.c_long,
+    ctypes.c_ulong,
+    ctypes.c_ulong,
+    use_errno=True,
+)(("ptrace", _libc))
+
+_kcmp = ctypes.CFUNCTYPE(
+    ctypes.c_long,
+    ctypes.c_long,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_ulong,
+    ctypes.c_ulong,
+    use_errno=True,
+)(("syscall", _libc))
+
+# include/uapi/linux/ptrace.h
+_PTRACE_CONT = 7
+_PTRACE_SEIZE = 0x4206
+_PTRACE_INTERRUPT = 0x4207
+# PTRACE_O_TRACEFORK | _TRACEVFORK | _TRACECLONE: who forks stops, and the child is ours at birth.
+_FOLLOW = 0x02 | 0x04 | 0x08
+
+_WALL = 0x40000000  # also threads, and children that do not signal SIGCHLD
+_WNOTHREAD = 0x20000000  # not the children and tracees of our other threads
+_LOOK = os.WSTOPPED | os.WEXITED | os.WNOHANG | os.WNOWAIT | _WALL | _WNOTHREAD
+_REAP = os.WEXITED | os.WNOHANG | _WALL
+_STOPPED = frozenset({os.CLD_TRAPPED, os.CLD_STOPPED})
+
+# kcmp has no wrapper in libc. 272: include/uapi/asm-generic/unistd.h (arm64, riscv, loongarch).
+_SYS_KCMP = {"x86_64": 312, "ppc64le": 354, "s390x": 343}.get(os.uname().machine, 272)
+_KCMP_VM = 1
+
+
+def _check(result: int, tid: int) -> int:
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), f"task {tid}")
+    return result
+
+
+class Phase(enum.Enum):
+    """Where a seized thread is on its way."""
+
+    RUNS = enum.auto()
+    """No stop yet: running, asleep in the kernel, or the first of several threads, ended."""
+    STANDS = enum.auto()
+    """In a stop that changes nothing for the thread: PTRACE_EVENT_STOP, a fork, group-stop."""
+    SIGNALLED = enum.auto()
+    """In a signal-delivery-stop: the signal reaches the thread by `resume` only."""
+    DEAD = enum.auto()
+    FOREIGN = enum.auto()
+    """Not traced by this thread: never was, is reaped, or took another number by execve."""
+
+
+def seize(tid: int) -> None:
+    """PTRACE_SEIZE: attach. The thread goes on; what it forks from now on is seized and stopped.
+
+    A signal for it is held back from now on, see `look`. EPERM: not allowed, traced already, or
+    a zombie; ESRCH: gone. Blocks while the task is in execve(2), and as long as a task in
+    group-stop is frozen by a cgroup (v1).
+    """
+    _check(_ptrace(_PTRACE_SEIZE, tid, 0, _FOLLOW), tid)
+
+
+def interrupt(tid: int) -> None:
+    """PTRACE_INTERRUPT: ask a seized thread to stop. ESRCH: not ours.
+
+    A system call that the thread sleeps in is restarted afterwards, as after SIGSTOP and SIGCONT;
+    the few that are not (epoll_wait, sigtimedwait and others) are listed in signal(7).
+    """
+    _check(_ptrace(_PTRACE_INTERRUPT, tid, 0, 0), tid)
+
+
+def resume(tid: int, signal: int) -> None:
+    """PTRACE_CONT: end a stop, with the signal that it was for. ESRCH: not in a stop, or gone."""
+    _check(_ptrace(_PTRACE_CONT, tid, 0, signal), tid)
+
+
+def look(tid: int) -> tuple[Phase, int]:
+    """How a thread stands, without waiting, and the signal of its stop (0: none).
+
+    Nothing is taken from the kernel. If the report of a signal-delivery-stop were taken and this
+    process died before `resume`, the signal would be lost (wait_task_stopped clears the code
+    that ptrace_stop goes by); and an end that were taken would be lost for the parent.
+    The calling thread must have no children of its own: they would look like tracees.
+    """
+    try:
+        report = os.waitid(os.P_PID, tid, _LOOK)
+    except ChildProcessError:
+        return Phase.FOREIGN, 0
+    if report is None:
+        return Phase.RUNS, 0
+    if report.si_code not in _STOPPED:
+        return Phase.DEAD, 0
+    event, signal = report.si_status >> 8, report.si_status & 0xFF
+    return (Phase.STANDS if event else Phase.SIGNALLED), signal
+
+
+def reap(tid: int) -> None:
+    """Let a dead thread go that is not the first of its process: nobody else waits for it.
+
+    execve(2) in another of its threads and the end of the process wait until this is done. May
+    be called from any thread of the tracer. Nothing happens if it lives or is not ours.
+    """
+    try:
+        os.waitid(os.P_PID, tid, _REAP)
+    except ChildProcessError:
+        return
+
+
+def same_memory(pid: int, other: int) -> bool:
+    """Whether two tasks share one address space: kcmp(2), KCMP_VM.
+
+    False also if one is gone or the kernel has no kcmp (CONFIG_KCMP, which CRIU needs too).
+    """
+    result: int = _kcmp(_SYS_KCMP, pid, other, _KCMP_VM, 0, 0)
+    return result == 0

@@ -1,0 +1,198 @@
+"""The root in which every path is looked up: a descriptor and the mounts below it.
+
+Nothing here follows a symbolic link or leaves the root, whatever a tenant plants in the tree:
+openat2(2) with RESOLVE_IN_ROOT, RESOLVE_NO_SYMLINKS and RESOLVE_NO_MAGICLINKS. Which directory
+is the root: __mntns_get_root_fd() of CRIU's criu/mount.c.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Self
+
+from irmapdb.errors import TaskError
+from irmapdb.kernel import procfs, syscalls
+from irmapdb.model import Mount
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["Root", "open_beneath", "open_root"]
+
+_RESOLVE = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_MAGICLINKS
+# One lookup takes a path of less than PATH_MAX (4096) bytes; a longer one goes in pieces.
+_LONGEST_LOOKUP_BYTES = 4000
+
+
+def open_beneath(dir_fd: int, path: bytes, flags: int, *, resolve: int = _RESOLVE) -> int:
+    """Open `path` below `dir_fd`, through no symbolic link and never outside.
+
+    A leading slash is the directory itself. Paths beyond PATH_MAX are walked in pieces.
+    OSError: ENOENT, ENOTDIR; ELOOP for a link anywhere; ValueError: a NUL byte.
+    """
+    path = path.strip(b"/") or b"."
+    if len(path) < _LONGEST_LOOKUP_BYTES:
+        return syscalls.openat2(dir_fd, path, flags, resolve)
+    current = os.dup(dir_fd)
+    try:
+        while len(path) >= _LONGEST_LOOKUP_BYTES:
+            cut = path.rfind(b"/", 0, _LONGEST_LOOKUP_BYTES)
+            if cut < 0:
+                break  # a single name that long: the kernel says ENAMETOOLONG
+            deeper = syscalls.openat2(current, path[:cut], os.O_PATH | os.O_DIRECTORY, resolve)
+            os.close(current)
+            current, path = deeper, path[cut:].lstrip(b"/")
+        return syscalls.openat2(current, path, flags, resolve)
+    finally:
+        os.close(current)
+
+
+@dataclass(slots=True)
+class Root:
+    """An open root and a snapshot of its mounts. A context manager: closes what it opened."""
+
+    fd: int
+    """O_PATH descriptor of the root directory."""
+    mountinfo: str
+    """The file that the mounts are read from, for a second look."""
+    mntns: int
+    """Inode number of the mount namespace."""
+    prefix: bytes
+    """What the kernel puts in front of a path in this root when we read a link: b"" unless the
+    root is a chroot."""
+    mounts: tuple[Mount, ...] = ()
+    by_id: dict[int, Mount] = field(default_factory=dict)
+    by_mountpoint: dict[bytes, Mount] = field(default_factory=dict)
+    """The mount that a lookup meets at each mount point; hidden ones are not here."""
+    odd_devices: set[tuple[int, int]] = field(default_factory=set)
+    """(mount id, st_dev as kdev) where st_dev is not the mount's own: btrfs, overlayfs."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.fd)
+
+    def refresh(self) -> None:
+        """Read the mounts again. A root whose task is gone keeps the mounts it knew."""
+        try:
+            raw = procfs.read_file(self.mountinfo)
+        except OSError:
+            return
+        self._take(procfs.parse_mountinfo(raw))
+
+    def _take(self, mounts: Iterable[Mount]) -> None:
+        own = syscalls.statx(self.fd)
+        self.mounts = tuple(mounts)
+        self.by_id = {mount.mnt_id: mount for mount in self.mounts}
+        if own.mnt_id is not None and own.mnt_id not in self.by_id:
+            # A chroot that is no mount point: the table begins with the mounts below it. What
+            # stat says of the device is right on all but btrfs and some overlays, and there it
+            # matches nothing.
+            top = Mount(own.mnt_id, own.mnt_id, own.st_kdev, b"/", b"/", b"", "", b"", b"")
+            self.mounts = (top, *self.mounts)
+            self.by_id[own.mnt_id] = top
+        self.by_mountpoint = _visible(self.mounts, own.mnt_id)
+        self.odd_devices.clear()
+
+    def open(self, path: bytes, flags: int = os.O_PATH | os.O_NOFOLLOW) -> int:
+        """Open an absolute path of this root. The caller closes the descriptor."""
+        return open_beneath(self.fd, path, flags)
+
+    def mount_of(self, path: bytes) -> Mount | None:
+        """The mount that an absolute path would be looked up on, by name alone.
+
+        None below a chroot that is no mount point, where the kernel does not tell its mount
+        (before Linux 5.8).
+        """
+        while True:
+            mount = self.by_mountpoint.get(path or b"/")
+            if mount is not None or path in {b"", b"/"}:
+                return mount
+            path = path[: path.rfind(b"/")]
+
+    def mounts_of(self, kdev: int) -> list[Mount]:
+        """The visible mounts of a device, those that show most of it first."""
+        mounts = [mount for mount in self.by_mountpoint.values() if mount.kdev == kdev]
+        return sorted(mounts, key=lambda mount: len(mount.root))
+
+    def kdev_of_mount(self, mnt_id: int, st_kdev: int) -> int | None:
+        """The superblock's device of a mount; None where it is not one of this root's.
+
+        `st_kdev` is the device of a file on it as stat(2) tells, which shows where the number of
+        a mount has been given to another one since we looked.
+        """
+        mount = self.by_id.get(mnt_id)
+        if mount is None:
+            self.refresh()  # mounted since we looked
+            mount = self.by_id.get(mnt_id)
+        elif mount.kdev != st_kdev and (mnt_id, st_kdev) not in self.odd_devices:
+            self.refresh()
+            self.odd_devices.add((mnt_id, st_kdev))
+            mount = self.by_id.get(mnt_id)
+        return None if mount is None else mount.kdev
+
+    def strip(self, link: bytes) -> bytes | None:
+        """A path in this root from what a magic link reads as; None for one outside."""
+        if not self.prefix:
+            return link
+        if link == self.prefix:
+            return b"/"
+        return link.removeprefix(self.prefix) if link.startswith(self.prefix + b"/") else None
+
+
+def _visible(mounts: tuple[Mount, ...], root_id: int | None) -> dict[bytes, Mount]:
+    """Which mount a lookup meets at each mount point.
+
+    Of two mounts with one parent, the one whose mount point is above hides the other; a mount
+    upon a mount's own root hides all its siblings below it in the same way. Only what is mounted
+    upon the root (`root_id`) itself is never met: a lookup begins below it.
+    """
+    children: dict[int, list[Mount]] = {}
+    known = {mount.mnt_id for mount in mounts}
+    for mount in mounts:
+        top = mount.parent_id == mount.mnt_id or mount.parent_id not in known
+        if mount.mountpoint == b"/" and mount.parent_id == root_id != mount.mnt_id:
+            continue
+        children.setdefault(-1 if top else mount.parent_id, []).append(mount)
+    table: dict[bytes, Mount] = {}
+    pending = [-1]
+    while pending:
+        siblings = children.get(pending.pop(), ())
+        points = {mount.mountpoint for mount in siblings}
+        for mount in siblings:
+            if _below_any(mount.mountpoint, points):
+                continue
+            table[mount.mountpoint] = mount
+            pending.append(mount.mnt_id)
+    return table
+
+
+def _below_any(path: bytes, points: set[bytes]) -> bool:
+    while path not in {b"", b"/"}:
+        path = path[: path.rfind(b"/")]
+        if (path or b"/") in points:
+            return True
+    return False
+
+
+def open_root(pid: int, proc: str = "/proc") -> Root:
+    """The root of a task's mount namespace.
+
+    A task in our own namespace is looked at from our root, also where it is in a chroot, as
+    CRIU does; one in another namespace from its own root. TaskError where it may not be.
+    """
+    try:
+        mntns = procfs.mount_namespace(pid, proc)
+        ours = mntns == procfs.mount_namespace("self", proc)
+        who = "self" if ours else str(pid)
+        # Seen from outside, the link of another namespace's root reads "/".
+        prefix = os.fsencode(os.readlink(f"{proc}/{who}/root")).rstrip(b"/")
+        fd = os.open(f"{proc}/{who}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        message = f"cannot look into the root of process {pid}: {error.strerror}"
+        raise TaskError(message, advice="run as root, or as the owner of the process") from error
+    root = Root(fd, f"{proc}/{who}/mountinfo", mntns, prefix)
+    root.refresh()
+    return root

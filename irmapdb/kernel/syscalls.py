@@ -1,0 +1,254 @@
+"""System calls that Python's os module does not have, one thin function each.
+
+Every function raises OSError(errno, strerror, object) on failure and nothing else.
+Sources: openat2(2), open_by_handle_at(2), statx(2), kcmp(2); include/uapi/linux/openat2.h,
+fcntl.h, stat.h, kcmp.h of Linux 6.18.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import struct
+import threading
+from typing import NamedTuple
+
+from irmapdb.model import FileHandle, kdev_of
+
+__all__ = [
+    "AT_EMPTY_PATH",
+    "AT_HANDLE_FID",
+    "AT_SYMLINK_FOLLOW",
+    "RESOLVE_BENEATH",
+    "RESOLVE_IN_ROOT",
+    "RESOLVE_NO_MAGICLINKS",
+    "RESOLVE_NO_SYMLINKS",
+    "RESOLVE_NO_XDEV",
+    "Statx",
+    "name_to_handle_at",
+    "open_by_handle_at",
+    "openat2",
+    "same_file",
+    "statx",
+]
+
+AT_SYMLINK_NOFOLLOW = 0x100
+AT_SYMLINK_FOLLOW = 0x400
+AT_EMPTY_PATH = 0x1000
+# Linux 6.5, commit 96b2b072ee62 ("exportfs: allow exporting non-decodeable file handles to
+# userspace"): a handle to compare, also where it could not be opened.
+AT_HANDLE_FID = 0x200
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _check(result: int, path: bytes | int) -> int:
+    if result < 0:
+        code = ctypes.get_errno()
+        name = path if isinstance(path, int) else os.fsdecode(path)
+        raise OSError(code, os.strerror(code), name)
+    return result
+
+
+# openat2: the number is the same on every architecture that has it (Linux 5.6), and glibc
+# has no wrapper before 2.42.
+_SYS_OPENAT2 = 437
+_SYS_KCMP = 312 if os.uname().machine == "x86_64" else 272
+
+RESOLVE_NO_XDEV = 0x01
+RESOLVE_NO_MAGICLINKS = 0x02
+RESOLVE_NO_SYMLINKS = 0x04
+RESOLVE_BENEATH = 0x08
+RESOLVE_IN_ROOT = 0x10
+
+
+class _OpenHow(ctypes.Structure):
+    _fields_ = (
+        ("flags", ctypes.c_uint64),
+        ("mode", ctypes.c_uint64),
+        ("resolve", ctypes.c_uint64),
+    )
+
+
+_openat2 = ctypes.CFUNCTYPE(
+    ctypes.c_long,
+    ctypes.c_long,
+    ctypes.c_int,
+    ctypes.c_char_p,
+    ctypes.c_void_p,
+    ctypes.c_size_t,
+    use_errno=True,
+)(("syscall", _libc))
+
+# One struct for each pair of flags: a few in a whole run, and a proof costs one call less.
+_hows: dict[tuple[int, int], tuple[_OpenHow, int]] = {}
+
+
+def openat2(dir_fd: int, path: bytes, flags: int, resolve: int) -> int:
+    """openat2(2): a descriptor, close-on-exec. The path has no NUL byte (ValueError)."""
+    how = _hows.get((flags, resolve))
+    if how is None:
+        block = _OpenHow(flags | os.O_CLOEXEC, 0, resolve)
+        how = _hows[flags, resolve] = (block, ctypes.addressof(block))
+    if b"\0" in path:
+        message = "embedded null byte"
+        raise ValueError(message)
+    fd = _openat2(_SYS_OPENAT2, dir_fd, path, how[1], ctypes.sizeof(_OpenHow))
+    return fd if fd >= 0 else _check(fd, path)
+
+
+# struct file_handle: u32 handle_bytes, s32 handle_type, bytes; MAX_HANDLE_SZ is 128.
+_HANDLE_HEAD = struct.Struct("=Ii")
+_MAX_HANDLE_BYTES = 128
+
+
+class _Scratch(threading.local):
+    """Where the kernel puts a handle: kept, because a new buffer costs more than the call."""
+
+    def __init__(self) -> None:
+        self._buffer = ctypes.create_string_buffer(_HANDLE_HEAD.size + _MAX_HANDLE_BYTES)
+        self._mount_id = ctypes.c_int()
+        self.bytes = memoryview(self._buffer).cast("B")
+        self.address = ctypes.addressof(self._buffer)
+        self.mount_id = memoryview(self._mount_id).cast("B").cast("i")
+        self.mount_id_address = ctypes.addressof(self._mount_id)
+
+
+_scratch = _Scratch()
+
+_name_to_handle_at = _libc.name_to_handle_at
+_name_to_handle_at.restype = ctypes.c_int
+_name_to_handle_at.argtypes = (
+    ctypes.c_int,
+    ctypes.c_char_p,
+    ctypes.c_void_p,
+    ctypes.c_void_p,
+    ctypes.c_int,
+)
+
+
+def name_to_handle_at(dir_fd: int, path: bytes, flags: int) -> tuple[FileHandle, int]:
+    """name_to_handle_at(2): the handle and the mount id.
+
+    EOPNOTSUPP where the filesystem cannot encode one, EINVAL where the kernel does not know
+    a flag.
+    """
+    scratch = _scratch
+    _HANDLE_HEAD.pack_into(scratch.bytes, 0, _MAX_HANDLE_BYTES, 0)
+    result = _name_to_handle_at(dir_fd, path, scratch.address, scratch.mount_id_address, flags)
+    if result < 0:
+        _check(result, path or dir_fd)
+    size, kind = _HANDLE_HEAD.unpack_from(scratch.bytes, 0)
+    start = _HANDLE_HEAD.size
+    return FileHandle(kind, bytes(scratch.bytes[start : start + size])), scratch.mount_id[0]
+
+
+_open_by_handle_at = _libc.open_by_handle_at
+_open_by_handle_at.restype = ctypes.c_int
+_open_by_handle_at.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_int)
+
+
+def open_by_handle_at(mount_fd: int, handle: FileHandle, flags: int) -> int:
+    """open_by_handle_at(2): a descriptor, close-on-exec.
+
+    `mount_fd` is a real descriptor on the filesystem, not an O_PATH one. ESTALE: no such
+    inode (any more); EPERM: needs CAP_DAC_READ_SEARCH; EOPNOTSUPP: cannot be decoded here.
+    """
+    size = len(handle.data)
+    if size > _MAX_HANDLE_BYTES:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), str(handle))
+    scratch = _scratch
+    _HANDLE_HEAD.pack_into(scratch.bytes, 0, size, handle.type)
+    start = _HANDLE_HEAD.size
+    scratch.bytes[start : start + size] = handle.data
+    fd: int = _open_by_handle_at(mount_fd, scratch.address, flags | os.O_CLOEXEC)
+    return fd if fd >= 0 else _check(fd, mount_fd)
+
+
+class _StatxBuffer(ctypes.Structure):
+    """struct statx up to stx_mnt_id; the kernel writes 256 bytes."""
+
+    _fields_ = (
+        ("mask", ctypes.c_uint32),
+        ("blksize", ctypes.c_uint32),
+        ("attributes", ctypes.c_uint64),
+        ("nlink", ctypes.c_uint32),
+        ("uid", ctypes.c_uint32),
+        ("gid", ctypes.c_uint32),
+        ("mode", ctypes.c_uint16),
+        ("spare0", ctypes.c_uint16),
+        ("ino", ctypes.c_uint64),
+        ("size", ctypes.c_uint64),
+        ("blocks", ctypes.c_uint64),
+        ("attributes_mask", ctypes.c_uint64),
+        ("timestamps", ctypes.c_uint64 * 8),
+        ("rdev_major", ctypes.c_uint32),
+        ("rdev_minor", ctypes.c_uint32),
+        ("dev_major", ctypes.c_uint32),
+        ("dev_minor", ctypes.c_uint32),
+        ("mnt_id", ctypes.c_uint64),
+        ("spare", ctypes.c_uint64 * 13),
+    )
+
+
+_STATX_BASIC_STATS = 0x07FF
+_STATX_MNT_ID = 0x1000  # Linux 5.8
+
+_statx = _libc.statx
+_statx.restype = ctypes.c_int
+_statx.argtypes = (
+    ctypes.c_int,
+    ctypes.c_char_p,
+    ctypes.c_int,
+    ctypes.c_uint,
+    ctypes.c_void_p,
+)
+
+
+class Statx(NamedTuple):
+    """The part of statx(2) that os.stat does not give, and what goes with it."""
+
+    ino: int
+    mode: int
+    nlink: int
+    st_kdev: int
+    """st_dev in the kernel's encoding: not always the superblock's (btrfs, overlayfs)."""
+    mnt_id: int | None
+    """None before Linux 5.8."""
+
+
+def statx(fd: int) -> Statx:
+    """statx(2) of an open descriptor, O_PATH or not."""
+    buffer = _StatxBuffer()
+    mask = _STATX_BASIC_STATS | _STATX_MNT_ID
+    _check(_statx(fd, b"", AT_EMPTY_PATH, mask, ctypes.addressof(buffer)), fd)
+    return Statx(
+        ino=buffer.ino,
+        mode=buffer.mode,
+        nlink=buffer.nlink,
+        st_kdev=kdev_of(buffer.dev_major, buffer.dev_minor),
+        mnt_id=buffer.mnt_id if buffer.mask & _STATX_MNT_ID else None,
+    )
+
+
+_KCMP_FILE = 0
+
+_kcmp = ctypes.CFUNCTYPE(
+    ctypes.c_long,
+    ctypes.c_long,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_ulong,
+    ctypes.c_ulong,
+    use_errno=True,
+)(("syscall", _libc))
+
+
+def same_file(pid: int, fd: int, other_pid: int, other_fd: int) -> bool:
+    """Whether two descriptors share one open file description: kcmp(2), KCMP_FILE.
+
+    ENOSYS: a kernel without CONFIG_KCMP; ESRCH, EBADF: gone; EPERM: may not look.
+    """
+    return _check(_kcmp(_SYS_KCMP, pid, other_pid, _KCMP_FILE, fd, other_fd), pid) == 0

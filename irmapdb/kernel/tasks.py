@@ -1,0 +1,282 @@
+"""Task trees, as /proc shows them.
+
+Facts: proc_pid_stat(5), proc_tid_children(5) (CONFIG_PROC_CHILDREN; exact only while the tasks
+stand still), proc(5) on `hidepid`. A descriptor of /proc/PID belongs to that very task: once it
+is gone, lookups through it fail, also when the number was given to another task
+(proc_pid_lookup and get_proc_task in fs/proc/base.c).
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NamedTuple
+
+from irmapdb.errors import TaskError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+__all__ = [
+    "HIDDEN",
+    "Process",
+    "Task",
+    "children_index",
+    "leader_of",
+    "parse_stat",
+    "read_process",
+    "read_task",
+    "require_task",
+    "task_tree",
+    "thread_ids",
+]
+
+HIDDEN = "?"
+"""The state of a task that exists but that /proc does not show to us."""
+
+_DEAD = frozenset("ZXx")
+_WALKS = 3
+"""How often a tree that changed under the walk is walked again."""
+
+# Fields of proc_pid_stat(5), counted from the one after the command.
+_STATE, _PPID, _STARTTIME = 0, 1, 19
+
+
+class Task(NamedTuple):
+    """The part of /proc/PID/stat that tells one task from another."""
+
+    pid: int
+    ppid: int
+    """0 where the parent is outside of our pid namespace."""
+    comm: bytes
+    state: str
+    """One letter, proc_pid_stat(5); HIDDEN where /proc does not show the task."""
+    starttime: int
+    """Clock ticks since boot. (pid, starttime) is never used twice."""
+
+    @property
+    def name(self) -> str:
+        """How messages call the task."""
+        return f"task {self.pid} ({os.fsdecode(self.comm)})" if self.comm else f"task {self.pid}"
+
+
+class Process(NamedTuple):
+    """One task with its threads and children, all read through one descriptor of /proc/PID."""
+
+    task: Task
+    tids: tuple[int, ...]
+    children: tuple[int, ...]
+
+    @property
+    def dead(self) -> bool:
+        """A zombie. Where only the first thread has ended, the others keep the process alive."""
+        return self.task.state in _DEAD and len(self.tids) < 2  # noqa: PLR2004
+
+
+def parse_stat(data: bytes) -> Task:
+    """Parse /proc/PID/stat. The command may hold anything, also parentheses and newlines."""
+    end = data.rfind(b")")
+    fields = data[end + 2 :].split()
+    start = data.index(b"(")
+    return Task(
+        pid=int(data[:start]),
+        ppid=int(fields[_PPID]),
+        comm=data[start + 1 : end],
+        state=fields[_STATE].decode("ascii"),
+        starttime=int(fields[_STARTTIME]),
+    )
+
+
+def read_task(pid: int, proc: str = "/proc") -> Task | None:
+    """Read one task (or thread). None if it is not there, or was just now.
+
+    Raises TaskError where /proc hides it from us.
+    """
+    try:
+        return parse_stat(_read(f"{proc}/{pid}/stat"))
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    except PermissionError:
+        raise _hidden(pid, proc) from None
+
+
+def thread_ids(pid: int, proc: str = "/proc") -> tuple[int, ...]:
+    """The threads of a task in ascending order, the ended first thread included. () if gone."""
+    try:
+        return tuple(sorted(int(name) for name in os.listdir(f"{proc}/{pid}/task")))
+    except (FileNotFoundError, ProcessLookupError):
+        return ()
+    except PermissionError:
+        raise _hidden(pid, proc) from None
+
+
+def leader_of(tid: int, proc: str = "/proc") -> int | None:
+    """The process that a thread belongs to, its first thread's number. None if it is gone."""
+    try:
+        status = _read(f"{proc}/{tid}/status")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    except PermissionError:
+        raise _hidden(tid, proc) from None
+    return next(int(line[5:]) for line in status.splitlines() if line.startswith(b"Tgid:"))
+
+
+def children_index(proc: str = "/proc") -> dict[int, list[int]] | None:
+    """Every task's children by one scan; None where the kernel lists them itself."""
+    if os.path.exists(f"{proc}/thread-self/children"):
+        return None
+    return _scan(proc)
+
+
+def read_process(
+    pid: int,
+    proc: str = "/proc",
+    index: Mapping[int, Sequence[int]] | None = None,
+) -> Process | None:
+    """Read a task, its threads, and its children (from `index`, where there is one).
+
+    None if it is not there, or went while we looked. Raises TaskError where /proc hides it.
+    """
+    try:
+        with _directory(f"{proc}/{pid}") as pid_fd:
+            with _directory("task", pid_fd, flags=os.O_RDONLY) as task_fd:
+                tids = tuple(int(name) for name in os.listdir(task_fd))
+                if index is None:
+                    children = tuple(c for t in tids for c in _children(task_fd, t))
+                else:
+                    children = tuple(index.get(pid, ()))
+            # After the threads: a first thread that had ended can be replaced by execve (de_thread
+            # in fs/exec.c), and would look like a zombie in between.
+            task = parse_stat(_read("stat", pid_fd))
+            return Process(task, tids, children) if tids else None
+    except (FileNotFoundError, ProcessLookupError):
+        if _exists(pid):
+            raise _hidden(pid, proc) from None
+        return None
+    except PermissionError:
+        raise _hidden(pid, proc) from None
+
+
+def require_task(pid: int, proc: str = "/proc") -> Task:
+    """Read the task that a user named. TaskError if it cannot be the root of a tree."""
+    if pid <= 0:
+        raise TaskError(f"{pid} is not a process id", advice="give the number of a running process")
+    process = read_process(pid, proc)
+    if process is None:
+        raise TaskError(
+            f"task {pid} is not there", advice="it has ended, or lives in another pid namespace"
+        )
+    if pid not in process.tids:
+        raise TaskError(
+            f"{pid} is no process of its own",
+            advice=f"it is a thread of {leader_of(pid, proc)}: name that",
+        )
+    if process.dead:
+        raise TaskError(
+            f"{process.task.name} is a zombie",
+            advice="it has ended and waits for its parent to notice",
+        )
+    return process.task
+
+
+def task_tree(root_pid: int, proc: str = "/proc") -> tuple[Task, ...]:
+    """Walk the live descendants of a task, the task itself first, parents before children.
+
+    Zombies are left out. A task that ends, or is born, during the walk may be in it or not. A
+    descendant that /proc hides is in it with the state HIDDEN, an empty command and no children.
+    Raises TaskError if the root is missing, a zombie, a thread, or hidden.
+    """
+    root = require_task(root_pid, proc)
+    tasks: list[Task] = []
+    for _ in range(_WALKS):
+        tasks, calm = _walk(root, proc)
+        if calm:
+            break
+    return tuple(tasks)
+
+
+def _walk(root: Task, proc: str) -> tuple[list[Task], bool]:
+    # The tree, and whether all of it stayed where it was.
+    index = children_index(proc)
+    tasks: list[Task] = []
+    calm = True
+    queue = [(root.pid, root.ppid)]
+    seen = {root.pid}
+    for pid, ppid in queue:  # grows as we go
+        try:
+            process = read_process(pid, proc, index)
+        except TaskError:
+            tasks.append(Task(pid, ppid, b"", HIDDEN, 0))
+            continue
+        if pid == root.pid:
+            if process is None or process.task.starttime != root.starttime:
+                raise TaskError(f"{root.name} ended while its tree was read")
+        elif process is None or process.task.ppid != ppid:
+            # Ended, given to another parent, or the number is another task's by now.
+            calm = False
+            continue
+        if process.dead:
+            continue
+        tasks.append(process.task)
+        queue.extend((child, pid) for child in process.children if child not in seen)
+        seen.update(process.children)
+    return tasks, calm
+
+
+def _scan(proc: str) -> dict[int, list[int]]:
+    index: dict[int, list[int]] = {}
+    for name in os.listdir(proc):
+        if not name.isdecimal():
+            continue
+        try:
+            task = parse_stat(_read(f"{proc}/{name}/stat"))
+        except OSError:
+            continue  # gone, or hidden: then it is not ours to look at
+        index.setdefault(task.ppid, []).append(task.pid)
+    return index
+
+
+def _children(task_fd: int, tid: int) -> list[int]:
+    try:
+        return [int(pid) for pid in _read(f"{tid}/children", task_fd).split()]
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
+def _read(path: str, dir_fd: int | None = None) -> bytes:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=dir_fd)
+    try:
+        data = part = os.read(fd, 4096)
+        while part:
+            part = os.read(fd, 65536)
+            data += part
+        return data
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def _directory(path: str, dir_fd: int | None = None, flags: int = os.O_PATH) -> Iterator[int]:
+    fd = os.open(path, flags | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=dir_fd)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _exists(pid: int) -> bool:
+    # What kill(2) sees does not depend on how /proc is mounted.
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _hidden(pid: int, proc: str) -> TaskError:
+    return TaskError(
+        f"task {pid} is there, but {proc} hides it from uid {os.geteuid()}",
+        advice="run as root, or mount /proc without hidepid (or with gid= of one of your groups)",
+    )

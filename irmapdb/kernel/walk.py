@@ -1,0 +1,216 @@
+"""One walk of one mount for all wanted inode numbers.
+
+The listing's own inode number (d_ino, getdents64(2)) is looked at first, so that an entry which
+cannot be a hit costs no system call. Directories are opened one by one below the mount's root
+with openat2(2), through no link and no other mount, so a tree that is rearranged under the walk
+leads nowhere else; a directory that is gone or denied is passed over.
+
+d_ino is not the inode's own number for a mount point, a btrfs subvolume and some directories of
+overlayfs: so every directory is asked itself when it is opened. Where it can differ for files
+too (overlayfs with layers on several filesystems, FUSE), `every_entry` makes a slower walk that
+offers all names.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, NamedTuple, Self
+
+from irmapdb.kernel import syscalls
+from irmapdb.kernel.root import open_beneath
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Container, Generator, Iterator
+
+__all__ = ["Hit", "walk"]
+
+_RESOLVE = (
+    syscalls.RESOLVE_BENEATH
+    | syscalls.RESOLVE_NO_SYMLINKS
+    | syscalls.RESOLVE_NO_MAGICLINKS
+    | syscalls.RESOLVE_NO_XDEV
+)
+_LISTED = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK
+
+# Work is counted in entries: to open a directory costs as much as to look at some of them, and
+# more where its path is long.
+_DIRECTORY_WORK = 16
+_PROGRESS_WORK = 16384
+
+# A path is looked up from a descriptor that is no further away than this, and not more of them
+# are held.
+_ANCHOR_BYTES = 1000
+_ANCHORS = 64
+
+
+class Hit(NamedTuple):
+    """An entry whose inode number is wanted: a candidate, nothing more."""
+
+    ino: int
+    """The number it was found by; 0 in an `every_entry` walk, where none was looked at."""
+    path: bytes
+    """Relative to the top of the walk, b"" for the top itself."""
+
+
+def walk(
+    top_fd: int,
+    inos: Container[int],
+    *,
+    every_entry: bool = False,
+    prune: Container[bytes] = (),
+    on_entries: Callable[[int], bool] = lambda _: True,
+) -> Iterator[Hit]:
+    """Yield what may be one of `inos` below the directory `top_fd`, on the same mount.
+
+    `inos` may shrink during the walk; `prune` are directories not to be entered. `on_entries`
+    is told now and then how many entries were looked at since it was told last, and ends the
+    walk by answering False. A directory with a path of some 64,000 bytes is not entered.
+    """
+    visit = _visit_every if every_entry else _visit
+    seen = work = 0
+    with _Descent(top_fd) as descent:
+        there = True
+        while there:
+            path = descent.path
+            fd = None if path in prune else descent.open()
+            subdirectories: list[bytes] = []
+            if fd is not None:
+                try:
+                    entries = yield from visit(fd, path, inos, subdirectories)
+                    seen += entries
+                    work += entries
+                except OSError:
+                    pass  # removed under us, or an input error of this directory alone
+                finally:
+                    os.close(fd)
+            there = descent.go_on(subdirectories)
+            work += _DIRECTORY_WORK + len(path) // _DIRECTORY_WORK
+            if work >= _PROGRESS_WORK:
+                if not on_entries(seen):
+                    return
+                seen = work = 0
+    on_entries(seen)
+
+
+class _Anchor(NamedTuple):
+    """A directory on the way that is held open."""
+
+    fd: int
+    level: int
+    length: int
+    """How many bytes of the path lead to it."""
+
+
+class _Descent:
+    """Where a walk is, and what is left to do on each level above.
+
+    One path for all levels, and none opened from further above than an anchor: a tree that
+    somebody made deep on purpose costs neither memory nor time out of proportion.
+    """
+
+    def __init__(self, top_fd: int) -> None:
+        self.path = b""
+        """Of the directory to be opened next, relative to the top."""
+        self._buffer = bytearray()
+        self._lengths: list[int] = []  # of the path at each level
+        self._pending: list[list[bytes]] = []  # names not opened yet, at each level
+        self._anchors = [_Anchor(top_fd, 0, 0)]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lift_anchors(0)
+
+    def go_on(self, subdirectories: list[bytes]) -> bool:
+        """Take the next directory, first of those below this one; False at the end."""
+        pending = self._pending
+        if subdirectories:
+            pending.append(subdirectories)
+        while pending and not pending[-1]:
+            pending.pop()
+        if not pending:
+            return False
+        level = len(pending) - 1
+        self._lift_anchors(level)
+        del self._lengths[level:]
+        del self._buffer[self._lengths[-1] if level else 0 :]
+        if level:
+            self._buffer += b"/"
+        self._buffer += pending[-1].pop()
+        self._lengths.append(len(self._buffer))
+        self.path = bytes(self._buffer)
+        return True
+
+    def open(self) -> int | None:
+        """Open the directory for reading; None where it is gone, denied or too deep."""
+        if len(self.path) - self._anchors[-1].length >= _ANCHOR_BYTES and not self._anchor():
+            return None
+        try:
+            return self._open(self.path, _LISTED | os.O_NOATIME)
+        except PermissionError:
+            pass  # O_NOATIME is for the owner and for root
+        except OSError:
+            return None
+        try:
+            return self._open(self.path, _LISTED)
+        except OSError:
+            return None
+
+    def _anchor(self) -> bool:
+        # The parent will do: what else stands in it is opened from there too.
+        if len(self._anchors) > _ANCHORS:
+            return False
+        length = self._lengths[-2]
+        try:
+            fd = self._open(self.path[:length], os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except OSError:
+            return False
+        self._anchors.append(_Anchor(fd, len(self._lengths) - 1, length))
+        return True
+
+    def _open(self, path: bytes, flags: int) -> int:
+        anchor = self._anchors[-1]
+        return open_beneath(anchor.fd, path[anchor.length :], flags, resolve=_RESOLVE)
+
+    def _lift_anchors(self, level: int) -> None:
+        # Those below this level; never the top itself, which is the caller's.
+        while self._anchors[-1].level > level:
+            os.close(self._anchors.pop().fd)
+
+
+def _visit(
+    fd: int, path: bytes, inos: Container[int], subdirectories: list[bytes]
+) -> Generator[Hit, None, int]:
+    # One directory; returns how many entries it has. This loop is where the time goes.
+    ino = os.fstat(fd).st_ino
+    if ino in inos:
+        yield Hit(ino, path)
+    seen = 0
+    with os.scandir(fd) as entries:
+        for entry in entries:
+            seen += 1
+            if entry.is_dir(follow_symlinks=False):
+                subdirectories.append(os.fsencode(entry.name))
+            elif entry.inode() in inos:
+                yield Hit(entry.inode(), _join(path, os.fsencode(entry.name)))
+    return seen
+
+
+def _visit_every(
+    fd: int, path: bytes, _inos: Container[int], subdirectories: list[bytes]
+) -> Generator[Hit, None, int]:
+    yield Hit(0, path)
+    seen = 0
+    with os.scandir(fd) as entries:
+        for entry in entries:
+            seen += 1
+            if entry.is_dir(follow_symlinks=False):
+                subdirectories.append(os.fsencode(entry.name))
+            else:
+                yield Hit(0, _join(path, os.fsencode(entry.name)))
+    return seen
+
+
+def _join(directory: bytes, name: bytes) -> bytes:
+    return b"%b/%b" % (directory, name) if directory else name

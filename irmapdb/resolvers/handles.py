@@ -1,0 +1,115 @@
+"""File handles: open_by_handle_at(2), and the name that the kernel has cached."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import TYPE_CHECKING
+
+from irmapdb.engine import Candidate, Deleted, Note
+from irmapdb.kernel import syscalls
+from irmapdb.model import Source, format_kdev
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from irmapdb.engine import Answer, Wanted
+    from irmapdb.kernel.root import Root
+    from irmapdb.model import FileHandle, Identity, Mount
+
+__all__ = ["Handles"]
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK
+
+
+class Handles:
+    """open_by_handle_at(2) through the mounts of the device, and the name the kernel has cached.
+
+    A file whose dentry was dropped opens, but has no name; a directory always has one. Needs
+    CAP_DAC_READ_SEARCH.
+    """
+
+    source = Source.HANDLE
+
+    def __init__(self, root: Root) -> None:
+        self._root = root
+
+    def __call__(self, wanted: Wanted) -> Iterator[Answer]:
+        by_kdev: dict[int, list[Identity]] = {}
+        for identity in wanted:
+            by_kdev.setdefault(identity.kdev, []).append(identity)
+        for kdev, identities in by_kdev.items():
+            notes: dict[Identity, str] = {}
+            mounts = self._root.mounts_of(kdev)
+            for mount in mounts:
+                yield from self._through(mount, identities, wanted, notes)
+            missing = "" if mounts else f"{format_kdev(kdev)} is not mounted in this root"
+            for identity in identities:
+                yield Note(identity, notes.get(identity) or missing or "cannot be opened")
+
+    def _through(
+        self,
+        mount: Mount,
+        identities: list[Identity],
+        wanted: Wanted,
+        notes: dict[Identity, str],
+    ) -> Iterator[Answer]:
+        try:
+            # The descriptor has to be a real one, not O_PATH; a mount point that is a file
+            # cannot be opened like this and is passed over.
+            mount_fd = self._root.open(mount.mountpoint, _DIRECTORY)
+        except OSError:
+            return
+        try:
+            for identity in identities:
+                if identity not in wanted:
+                    continue  # another mount of the device gave it already
+                if identity.handle is None:
+                    notes[identity] = "the kernel shows no handle for it"
+                    continue
+                answer = self._open(mount_fd, identity, identity.handle)
+                if not isinstance(answer, Note):
+                    yield answer
+                    if identity in wanted:
+                        notes[identity] = "the cached name does not lead to it"
+                elif identity not in notes:
+                    notes[identity] = answer.text
+        finally:
+            os.close(mount_fd)
+
+    def _open(self, mount_fd: int, identity: Identity, handle: FileHandle) -> Answer:
+        try:
+            fd = syscalls.open_by_handle_at(mount_fd, handle, os.O_PATH)
+        except OSError as error:
+            return Note(identity, _why_not_opened(error))
+        try:
+            link = os.fsencode(os.readlink(f"/proc/self/fd/{fd}"))
+            if link != b"/" and not link.endswith(b" (deleted)"):
+                path = self._root.strip(link)
+            else:
+                status = os.fstat(fd)
+                if status.st_nlink == 0:
+                    return Deleted(identity)
+                if link == b"/" and not stat.S_ISDIR(status.st_mode):
+                    return Note(identity, "the kernel has no name cached for it")
+                path = self._root.strip(link)
+        except OSError as error:  # a path beyond PATH_MAX, which no link can tell
+            return Note(identity, f"the kernel does not tell its name: {error.strerror}")
+        finally:
+            os.close(fd)
+        if path is None:
+            return Note(identity, "it lies outside of this root")
+        return Candidate(identity, path)
+
+
+def _why_not_opened(error: OSError) -> str:
+    match error.errno:
+        case errno.ESTALE:
+            return "the filesystem does not know this handle"
+        case errno.EOPNOTSUPP:
+            return "this filesystem cannot open handles"
+        case errno.EPERM:
+            return "opening handles needs CAP_DAC_READ_SEARCH"
+        case _:
+            return f"open_by_handle_at: {error.strerror}"

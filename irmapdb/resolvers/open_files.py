@@ -1,0 +1,65 @@
+"""What the tasks themselves hold open."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from irmapdb.engine import Candidate, Deleted, Note
+from irmapdb.kernel import identity as kernel_identity
+from irmapdb.kernel import procfs
+from irmapdb.model import Source
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from irmapdb.engine import Answer, Wanted
+    from irmapdb.kernel.root import Root
+    from irmapdb.model import Identity
+
+__all__ = ["OpenFiles"]
+
+
+class OpenFiles:
+    """The tasks' own open files, working directories, roots and executables."""
+
+    source = Source.OPEN_FILES
+
+    def __init__(self, root: Root, pids: Sequence[int], proc: str = "/proc") -> None:
+        self._root = root
+        self._pids = pids
+        self._proc = proc
+
+    def __call__(self, wanted: Wanted) -> Iterator[Answer]:
+        kdevs = {identity.kdev for identity in wanted}
+        by_ino: dict[int, list[Identity]] = {}
+        for identity in wanted:
+            by_ino.setdefault(identity.ino, []).append(identity)
+        for pid in self._pids:
+            for file in procfs.open_files(pid, self._proc):
+                path = self._root.strip(file.path)
+                mount = path and self._root.mount_of(path)
+                # Not asked on a mount that nobody wants: a stat could wait there for long.
+                if path and (not mount or mount.kdev in kdevs):
+                    yield from self._look(file.link, path, by_ino)
+        for identity in list(wanted):
+            yield Note(identity, "no task has it open")
+
+    def _look(self, link: str, path: bytes, by_ino: dict[int, list[Identity]]) -> Iterator[Answer]:
+        try:
+            fd = os.open(link, os.O_PATH | os.O_CLOEXEC)
+        except OSError:
+            return
+        try:
+            status = os.fstat(fd)
+            candidates = by_ino.get(status.st_ino)
+            if not candidates:
+                return
+            found = kernel_identity.identify_fd(self._root, fd)
+        except OSError:
+            return
+        finally:
+            os.close(fd)
+        for identity in candidates:
+            if found.matches(identity):
+                yield Deleted(identity) if status.st_nlink == 0 else Candidate(identity, path)

@@ -1,0 +1,227 @@
+"""Walks: the last resort, and the only one where nothing else knows."""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import TYPE_CHECKING, NamedTuple
+
+from irmapdb.engine import Candidate, Note
+from irmapdb.kernel import identity as kernel_identity
+from irmapdb.kernel import procfs, syscalls
+from irmapdb.kernel.walk import Hit, walk
+from irmapdb.model import Source
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Container, Iterable, Iterator, Sequence
+
+    from irmapdb.config import Config
+    from irmapdb.engine import Answer, Wanted
+    from irmapdb.kernel.root import Root
+    from irmapdb.model import Identity, Mount
+
+__all__ = ["Scan"]
+
+
+class _Pruned:
+    """The directories that a walk passes over, by their path below its top."""
+
+    def __init__(self, paths: Iterable[bytes], pids: Container[bytes] | None) -> None:
+        self._paths = frozenset(paths)
+        self._pids = pids
+
+    def __contains__(self, path: object) -> bool:
+        if path in self._paths:
+            return True
+        if self._pids is None or not isinstance(path, bytes):
+            return False
+        # Of /proc only the tasks' own directories, without what repeats them.
+        head, _, tail = path.partition(b"/")
+        return head.isdigit() and (head not in self._pids or tail in _PROC_REPEATS)
+
+
+_PROC_REPEATS = frozenset({b"task", b"map_files", b"fd", b"fdinfo", b"net", b"cwd", b"root"})
+
+
+class _Walk(NamedTuple):
+    """One walk to be made: from an absolute path, on the mount that it lies on."""
+
+    top: bytes
+    mount: Mount
+
+
+class Scan:
+    """Walk the user's paths, the hints, then every mount whose device is wanted.
+
+    A mount is walked for all wanted inodes at once and left as soon as they are found; one
+    where nothing is wanted is not entered.
+    """
+
+    source = Source.SCAN
+
+    def __init__(
+        self,
+        root: Root,
+        config: Config,
+        *,
+        paths: Iterable[bytes] = (),
+        pids: Sequence[int] = (),
+        progress: Callable[[int, bytes], None] = lambda _scanned, _top: None,
+        over: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._root = root
+        self._config = config
+        self._paths = tuple(map(_canonical, (*paths, *config.scan_paths)))
+        self._hints = tuple(map(_canonical, config.hints))
+        self._pids = pids
+        self._progress = progress
+        self._over = over
+        self._walked: list[_Walk] = []
+        self.scanned = 0
+        """Directory entries looked at so far."""
+
+    def __call__(self, wanted: Wanted) -> Iterator[Answer]:
+        self._walked = []
+        for one in self._walks():
+            if not wanted or self._over():
+                break
+            if self._was_walked(one):
+                continue
+            if any(identity.kdev == one.mount.kdev for identity in wanted):
+                yield from self._walk(one, wanted)
+        for one in self._walks():
+            # Where the listing's numbers are not the inodes' own, look at every entry.
+            if _own_numbers(one.mount.fstype) and not self._over():
+                yield from self._walk_every_entry(one, wanted)
+        for identity in list(wanted):
+            yield Note(identity, self._why_not(identity))
+
+    def _was_walked(self, one: _Walk) -> bool:
+        # The same path or one above it, on the same mount: a hint that is a mount point, say.
+        return any(
+            walk.mount is one.mount and _is_below(one.top, walk.top) for walk in self._walked
+        )
+
+    def _walks(self) -> Iterator[_Walk]:
+        root = self._root
+        for path in self._paths:
+            mount = root.mount_of(path)
+            if mount is not None:
+                yield _Walk(path, mount)
+                yield from self._submounts(path)
+        for path in self._hints:
+            mount = root.mount_of(path)
+            if mount is not None and self._config.walkable(mount.fstype):
+                yield _Walk(path, mount)
+                yield from self._submounts(path)
+        yield from self._submounts(b"/")
+
+    def _submounts(self, path: bytes) -> Iterator[_Walk]:
+        for mountpoint, mount in self._root.by_mountpoint.items():
+            if _is_below(mountpoint, path) and self._config.walkable(mount.fstype):
+                yield _Walk(mountpoint, mount)
+
+    def _walk(self, one: _Walk, wanted: Wanted) -> Iterator[Answer]:
+        inos: dict[int, list[Identity]] = {}
+        for identity in wanted:
+            if identity.kdev == one.mount.kdev:
+                inos.setdefault(identity.ino, []).append(identity)
+        for hit in self._hits(one, inos, every_entry=False):
+            for identity in inos[hit.ino]:
+                yield Candidate(identity, _join(one.top, hit.path))
+            inos[hit.ino] = [identity for identity in inos[hit.ino] if identity in wanted]
+            if not inos[hit.ino]:
+                del inos[hit.ino]
+            if not inos:
+                return
+        self._walked.append(one)
+
+    def _walk_every_entry(self, one: _Walk, wanted: Wanted) -> Iterator[Answer]:
+        mine = [identity for identity in wanted if identity.kdev == one.mount.kdev]
+        if not mine:
+            return
+        for hit in self._hits(one, (), every_entry=True):
+            if self._over():
+                return  # to look at a whole directory like this can take long
+            path = _join(one.top, hit.path)
+            try:
+                found = kernel_identity.identify(self._root, path)
+            except OSError:
+                continue
+            hits = [identity for identity in mine if found.matches(identity)]
+            for identity in hits:
+                yield Candidate(identity, path)
+                mine.remove(identity)
+            if not mine:
+                return
+
+    def _hits(self, one: _Walk, inos: Collection[int], *, every_entry: bool) -> Iterator[Hit]:
+        try:
+            top_fd = self._root.open(one.top)
+        except OSError:
+            return
+        try:
+            top = syscalls.statx(top_fd)
+            if top.mnt_id not in {one.mount.mnt_id, None}:
+                return  # something else was mounted there in between
+            if not stat.S_ISDIR(top.mode):
+                if every_entry or top.ino in inos:
+                    yield Hit(0 if every_entry else top.ino, b"")
+                return
+            below = one.top.rstrip(b"/") + b"/"
+            walked = () if every_entry else [other.top for other in self._walked]
+            yield from walk(
+                top_fd,
+                inos,
+                every_entry=every_entry,
+                prune=_Pruned(
+                    (path.removeprefix(below) for path in walked if path.startswith(below)),
+                    self._pid_names() if one.mount.fstype == "proc" else None,
+                ),
+                on_entries=lambda count: self._tick(count, one.top),
+            )
+        except OSError:
+            return
+        finally:
+            os.close(top_fd)
+
+    def _pid_names(self) -> frozenset[bytes]:
+        # A proc of the container counts pids as its own namespace does.
+        return frozenset(
+            str(number).encode() for pid in self._pids for number in procfs.namespace_pids(pid)
+        )
+
+    def _tick(self, count: int, top: bytes) -> bool:
+        self.scanned += count
+        self._progress(self.scanned, top)
+        return not self._over()
+
+    def _why_not(self, identity: Identity) -> str:
+        mounts = self._root.mounts_of(identity.kdev)
+        if not mounts:
+            return "not mounted in this root, nothing to walk"
+        unwalked = {mount.fstype for mount in mounts if not self._config.walkable(mount.fstype)}
+        if unwalked:
+            return f"{', '.join(unwalked)} is walked only where --irmap-scan-path names it"
+        return f"not found on {', '.join(os.fsdecode(mount.mountpoint) for mount in mounts)}"
+
+
+# overlayfs with layers on several filesystems gives a directory a number of its own, and FUSE
+# need not fill d_ino at all (fs/overlayfs/readdir.c, fs/fuse/readdir.c).
+def _own_numbers(fstype: str) -> bool:
+    return fstype == "overlay" or fstype.startswith("fuse")
+
+
+def _is_below(path: bytes, top: bytes) -> bool:
+    return (path.rstrip(b"/") + b"/").startswith(top.rstrip(b"/") + b"/")
+
+
+def _canonical(path: bytes) -> bytes:
+    # By the text alone, as no link is followed anyway. normpath keeps two leading slashes.
+    return b"/" + os.path.normpath(path).lstrip(b"/")
+
+
+def _join(top: bytes, path: bytes) -> bytes:
+    if not path:
+        return top
+    return b"%b/%b" % (top.rstrip(b"/"), path)

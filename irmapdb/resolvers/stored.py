@@ -1,0 +1,39 @@
+"""The paths that the database has."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from irmapdb.engine import Candidate
+from irmapdb.model import Source
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator
+
+    from irmapdb.engine import Answer, Wanted
+    from irmapdb.model import InodeKey, Mapping
+
+__all__ = ["StoredRows"]
+
+
+class StoredRows:
+    """The paths that the database has for an inode, the last proved one last."""
+
+    source = Source.STORED
+
+    def __init__(
+        self, load: Callable[[Collection[InodeKey]], dict[InodeKey, list[Mapping]]]
+    ) -> None:
+        self._load = load
+        self.rows: dict[InodeKey, list[Mapping]] = {}
+        """Every row that was loaded, the stale ones too."""
+
+    def __call__(self, wanted: Wanted) -> Iterator[Answer]:
+        identities = list(wanted)
+        self.rows |= self._load({identity.key for identity in identities})
+        for identity in identities:
+            for row in self.rows.get(identity.key, ()):
+                # A stale row is history. A row with another handle is tried all the same: its
+                # path may name this inode now.
+                if not row.stale:
+                    yield Candidate(identity, row.path)

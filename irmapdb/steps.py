@@ -1,0 +1,378 @@
+"""The steps, whole: pre-dump and dump. The way of the data is read from here.
+
+    survey (fdinfo) → load (image, database) → resolve (engine) → write (image, database)
+
+dump does all of that while the tasks run; then it freezes them, reads fdinfo again, proves what
+may have changed since, and lets them go before it writes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from irmapdb import files, history, workdir
+from irmapdb.config import Config
+from irmapdb.confirm import Confirmation
+from irmapdb.errors import FileError, FreezeError
+from irmapdb.image import fsnotify
+from irmapdb.kernel import freeze, tasks
+from irmapdb.kernel.renames import Witness
+from irmapdb.kernel.root import Root, open_root
+from irmapdb.kernel.survey import read_survey
+from irmapdb.model import CacheEntry, Event, MarkKind, RunStats, format_kdev
+from irmapdb.search import Search
+from irmapdb.store import Step, Store, WatchRow
+from irmapdb.workdir import WorkDir
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from irmapdb.engine import Outcome
+    from irmapdb.kernel.freeze import Frozen
+    from irmapdb.kernel.procfs import RawWatchFile
+    from irmapdb.kernel.survey import Denied
+    from irmapdb.kernel.tasks import Task
+    from irmapdb.model import Change, Identity, Mark, WatchFile
+
+__all__ = ["FreezeOptions", "MarkRow", "Options", "Report", "dump", "pre_dump"]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What pre-dump and dump are told."""
+
+    pid: int
+    images_dir: Path = Path()
+    work_dir: Path | None = None
+    database: Path | None = None
+    prev_images_dir: Path | None = None
+    scan_paths: tuple[bytes, ...] = ()
+    config: Config = field(default_factory=Config)
+    progress: Callable[[int, bytes], None] = lambda _scanned, _top: None
+    """Told during a scan: entries looked at so far, and where."""
+    over: Callable[[], bool] = lambda: False
+    """Whether the time is up; what was proved until then is written."""
+
+
+@dataclass(frozen=True, slots=True)
+class FreezeOptions:
+    """How dump stops the tasks."""
+
+    cgroup: Path | None = None
+    timeout_s: float = 10.0
+    leave_stopped: bool = False
+
+
+class MarkRow(NamedTuple):
+    """A mark that has no inode, and what it is on."""
+
+    mark: Mark
+    comm: bytes
+    target: str
+    """The mount point, or `major:minor` of the filesystem."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a step came to."""
+
+    event: Event
+    pid: int
+    run_id: int
+    watches: tuple[WatchRow, ...]
+    marks: tuple[MarkRow, ...]
+    denied: tuple[Denied, ...]
+    changes: tuple[Change, ...]
+    stats: RunStats
+    loaded: int
+    """Entries taken over from an irmap-cache that was newer than the database."""
+    written: tuple[Path, ...]
+    """The files that were replaced, the cache image first."""
+
+
+def pre_dump(options: Options) -> Report:
+    """Find, prove and store the paths of a tree's watches, without stopping anyone."""
+    with _tree(options) as tree, _transaction(options, Event.PRE_DUMP) as step:
+        loaded = workdir.load_cache(step.tx, step.place, step.started_at)
+        with tree.search(options, step.tx) as search:
+            watched = tree.read()
+            search.resolve(watched)
+            return _write(step, tree, search, watched, loaded)
+
+
+def dump(options: Options, freezing: FreezeOptions) -> Report:
+    """The same, confirmed with the tasks stopped, and CRIU's fsnotify images written.
+
+    The tasks run again before anything is written, unless they are to be left stopped.
+    """
+    with _tree(options) as tree, _transaction(options, Event.DUMP) as step:
+        loaded = workdir.load_cache(step.tx, step.place, step.started_at)
+        with tree.search(options, step.tx) as search, Witness() as witness:
+            confirmation = Confirmation(tree.root, witness, options.config)
+            watched = tree.read()
+            confirmation.cover(w.identity.kdev for file in watched for w in file.watches)
+            search.resolve(watched)
+            confirmation.index(search.outcome)
+            search.prove_again(confirmation.suspects(search.outcome))
+            with _no_collection(), _frozen(options.pid, freezing) as held:
+                watched = tree.read_again(held.pids)
+                search.prove_again(confirmation.suspects(search.outcome))
+                search.resolve(watched)
+            step.freezing_us = held.freezing_us
+            step.frozen_us = (time.monotonic_ns() - held.since_ns) // 1000
+            return _write(step, tree, search, watched, loaded)
+
+
+class _Tree:
+    """The tasks, their root, and what they watch."""
+
+    def __init__(self, pid: int, root: Root) -> None:
+        self.pid = pid
+        self.root = root
+        self.denied: tuple[Denied, ...] = ()
+        self._tasks: dict[int, Task] = {}
+        self._parsed: dict[tuple[int, int], tuple[bytes, WatchFile]] = {}
+
+    def comm(self, pid: int) -> bytes:
+        task = self._tasks.get(pid)
+        return b"?" if task is None else task.comm
+
+    def read(self) -> list[WatchFile]:
+        """What the tasks watch now. TaskError where the root task is gone."""
+        return self._survey(tasks.task_tree(self.pid))
+
+    def read_again(self, pids: Sequence[int]) -> list[WatchFile]:
+        """The same for tasks that stand still, some of them new."""
+        found = (self._tasks.get(pid) or tasks.read_task(pid) for pid in pids)
+        return self._survey([task for task in found if task is not None])
+
+    def _survey(self, found: Sequence[Task]) -> list[WatchFile]:
+        self._tasks.update((task.pid, task) for task in found)
+        survey = read_survey(found)
+        self.denied = survey.denied
+        return [self._parse(raw) for raw in survey.files]
+
+    def _parse(self, raw: RawWatchFile) -> WatchFile:
+        # A text that has not changed is not parsed again: most of the time, in the freeze.
+        known = self._parsed.get((raw.pid, raw.fd))
+        if known is None or known[0] != raw.raw:
+            known = self._parsed[raw.pid, raw.fd] = (raw.raw, raw.parse())
+        return known[1]
+
+    def search(self, options: Options, tx: Step) -> Search:
+        return Search(
+            self.root,
+            tx.load,
+            config=options.config,
+            scan_paths=options.scan_paths,
+            progress=options.progress,
+            over=options.over,
+        )
+
+
+@contextlib.contextmanager
+def _tree(options: Options) -> Iterator[_Tree]:
+    tasks.task_tree(options.pid)  # before anything is made on its behalf: is it there?
+    with open_root(options.pid) as root:
+        _check_scan_paths(root, options.scan_paths)
+        yield _Tree(options.pid, root)
+
+
+def _check_scan_paths(root: Root, paths: Sequence[bytes]) -> None:
+    for path in paths:
+        name = os.fsdecode(path)
+        if not path.startswith(b"/"):
+            message = f"--irmap-scan-path {name}: not absolute"
+            raise FileError(message, advice="write it as seen from the root of the tasks")
+        try:
+            os.close(root.open(path))
+        except (OSError, ValueError) as error:
+            why = error.strerror if isinstance(error, OSError) else str(error)
+            message = f"--irmap-scan-path {name}: {why} in the root of the tasks"
+            raise FileError(message, advice="name what is there, without links") from error
+
+
+@dataclass(slots=True)
+class _Transaction:
+    """One step's place, time and figures, and the transaction that all of it goes into."""
+
+    event: Event
+    place: WorkDir
+    tx: Step
+    started_at: datetime
+    freezing_us: int = 0
+    frozen_us: int = 0
+
+
+@contextlib.contextmanager
+def _transaction(options: Options, event: Event) -> Iterator[_Transaction]:
+    place = WorkDir.open(
+        options.images_dir,
+        options.work_dir,
+        database=options.database,
+        previous=options.prev_images_dir,
+    )
+    started_at = datetime.now(UTC)
+    with Store.open(place.database, create=True) as store:
+        try:
+            with store.step() as tx:
+                yield _Transaction(event, place, tx, started_at)
+        except FreezeError as error:
+            # Something was done to the tasks, if in vain: that is worth a row.
+            with store.step() as tx:
+                tx.add_run(
+                    event,
+                    pid=options.pid,
+                    comm=None,
+                    started_at=started_at,
+                    finished_at=datetime.now(UTC),
+                    stats=RunStats(),
+                    outcome=f"failed: {error}",
+                )
+            raise
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    # A full collection among 100,000 watches takes longer than the frozen part itself.
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+@contextlib.contextmanager
+def _frozen(pid: int, freezing: FreezeOptions) -> Iterator[Frozen]:
+    with freeze.frozen(
+        pid,
+        cgroup=freezing.cgroup,
+        timeout_s=freezing.timeout_s,
+        leave_stopped=freezing.leave_stopped,
+    ) as held:
+        yield held
+
+
+def _write(
+    step: _Transaction, tree: _Tree, search: Search, watched: list[WatchFile], loaded: int
+) -> Report:
+    """Everything that a step found, into the images and the database."""
+    outcome = search.outcome
+    now = datetime.now(UTC)
+    watches = _watch_rows(tree, outcome, watched)
+    story = history.tell(search.rows, outcome, search.disprove)
+    current = {row.watch.identity for row in watches}
+    resolved = [answer for answer in outcome.resolved.values() if answer.identity in current]
+    stats = RunStats(
+        freezing_us=step.freezing_us,
+        frozen_us=step.frozen_us,
+        resolve_us=search.resolve_us,
+        watches=len(watches),
+        resolved=sum(row.path is not None for row in watches),
+        unresolved=sum(row.path is None for row in watches),
+        hits=story.hits,
+        stale=len(story.stale),
+        scanned=search.scanned,
+        sources=dict(Counter(str(answer.source) for answer in resolved)),
+    )
+    step.tx.flag_all()
+    step.tx.mark_stale(story.stale, now)
+    step.tx.prove(outcome.resolved.values(), now)
+    run_id = step.tx.add_run(
+        step.event,
+        pid=tree.pid,
+        comm=tree.comm(tree.pid),
+        started_at=step.started_at,
+        finished_at=now,
+        stats=stats,
+        outcome=f"{stats.unresolved} unresolved" if stats.unresolved else "done",
+    )
+    step.tx.add_watches(run_id, watches)
+    step.tx.add_changes(run_id, story.changes, now)
+    written: tuple[Path, ...] = ()
+    if step.event is Event.DUMP:
+        written = _write_fsnotify(step.place, tree.root, outcome, watched)
+    workdir.save_cache(step.tx, step.place, _cache_entries(outcome, watches))
+    return Report(
+        event=step.event,
+        pid=tree.pid,
+        run_id=run_id,
+        watches=watches,
+        marks=_mark_rows(tree, watched),
+        denied=tree.denied,
+        changes=story.changes,
+        stats=stats,
+        loaded=loaded,
+        written=(step.place.cache, *written),
+    )
+
+
+def _watch_rows(tree: _Tree, outcome: Outcome, watched: list[WatchFile]) -> tuple[WatchRow, ...]:
+    rows = []
+    for file in watched:
+        comm = tree.comm(file.pid)
+        for watch in file.watches:
+            answer = outcome.resolved.get(watch.identity)
+            if answer is not None:
+                rows.append(WatchRow(watch, comm, answer.path, None, answer.mntns))
+            else:
+                why = outcome.unresolved[watch.identity].why
+                rows.append(WatchRow(watch, comm, None, why))
+    return tuple(rows)
+
+
+def _mark_rows(tree: _Tree, watched: list[WatchFile]) -> tuple[MarkRow, ...]:
+    rows = []
+    for file in watched:
+        for mark in file.marks:
+            if mark.kind is MarkKind.FILESYSTEM:
+                target = format_kdev(mark.target)
+            else:
+                mount = tree.root.by_id.get(mark.target)
+                target = f"mount {mark.target}" if mount is None else os.fsdecode(mount.mountpoint)
+            rows.append(MarkRow(mark, tree.comm(file.pid), target))
+    return tuple(rows)
+
+
+def _cache_entries(outcome: Outcome, watches: Sequence[WatchRow]) -> list[CacheEntry]:
+    """What CRIU may have to look up: every known path of what is watched now.
+
+    CRIU tries the last entry of an inode first, and finds late entries of its table sooner: the
+    best path comes last, and so do the inodes that are watched most often.
+    """
+    watched = Counter(row.watch.identity for row in watches)
+    entries = []
+    for identity, _ in sorted(watched.items(), key=lambda item: item[1]):
+        answer = outcome.resolved.get(identity)
+        if answer is None or answer.mntns:
+            continue
+        paths = (*reversed(answer.other_paths), answer.path)
+        entries += [CacheEntry(identity.kdev, identity.ino, path) for path in paths]
+    return entries
+
+
+def _write_fsnotify(
+    place: WorkDir, root: Root, outcome: Outcome, watched: list[WatchFile]
+) -> tuple[Path, ...]:
+    def path_of(identity: Identity) -> bytes | None:
+        answer = outcome.resolved.get(identity)
+        return None if answer is None else answer.path
+
+    images = {
+        place.images / "inotify.img": fsnotify.encode_inotify(watched, path_of),
+        place.images / "fanotify.img": fsnotify.encode_fanotify(
+            watched, path_of, mount_of=root.by_id.get
+        ),
+    }
+    for path, data in images.items():
+        files.replace_whole(path, data)
+    return tuple(images)

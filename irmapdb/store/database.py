@@ -1,0 +1,135 @@
+"""The file as an object: opened, read, stepped, closed."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from contextlib import ExitStack, closing, contextmanager, suppress
+from typing import TYPE_CHECKING, Self
+
+from irmapdb.errors import DatabaseError
+from irmapdb.store import tables
+from irmapdb.store.connect import connect, immediate, open_raw, use_wal
+from irmapdb.store.failures import show, translated
+from irmapdb.store.file import absolute, check_readable, check_writable, make_file
+from irmapdb.store.read import Reader
+from irmapdb.store.revisions import upgrade
+from irmapdb.store.schema import create, read_revision, refuse_empty
+from irmapdb.store.write import Step
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import TracebackType
+
+    from sqlalchemy import Connection
+
+    from irmapdb.store.file import AnyPath
+
+__all__ = ["Store"]
+
+
+class Store(Reader):
+    """An open `irmap.db`. A context manager; not for use by several threads."""
+
+    def __init__(
+        self, connection: Connection, path: bytes, wait_s: float, stack: ExitStack
+    ) -> None:
+        super().__init__(connection, path, wait_s)
+        self._stack = stack
+
+    @classmethod
+    def open(cls, path: AnyPath, *, create: bool, wait_s: float = 10.0) -> Store:
+        """Open for reading and writing; an older schema is upgraded, with a backup beside it.
+
+        `create`: make the database, mode 0600, where there is none or an empty file. `wait_s`:
+        how long to wait for another process's step, now and in each step.
+        Raises DatabaseError, also for a symlink and for whatever is no database of ours.
+        """
+        where = absolute(path)
+        made = create and make_file(where)
+        check_writable(where)
+        try:
+            return cls._open(where, create=create, wait_s=wait_s)
+        except DatabaseError:
+            if made:
+                _unmake(where)
+            raise
+
+    @classmethod
+    def _open(cls, path: bytes, *, create: bool, wait_s: float) -> Store:
+        with ExitStack() as stack:
+            connection = stack.enter_context(connect(path, write=True, wait_s=wait_s))
+            with translated(path, wait_s), connection.begin():
+                revision = read_revision(connection, path)
+            if revision is None:
+                if not create:
+                    raise refuse_empty(path)
+                _create(connection, path, wait_s)
+            elif revision != tables.HEAD:
+                upgrade(path, wait_s=wait_s)
+            return cls(connection, path, wait_s, stack.pop_all())
+
+    @classmethod
+    def open_readonly(cls, path: AnyPath, *, wait_s: float = 10.0) -> Store:
+        """Open for reading alone, also while another process writes.
+
+        An older schema is refused with DatabaseError: nothing is changed here.
+        """
+        where = absolute(path)
+        check_readable(where)
+        with ExitStack() as stack:
+            connection = stack.enter_context(connect(where, write=False, wait_s=wait_s))
+            with translated(where, wait_s), connection.begin():
+                revision = read_revision(connection, where)
+            if revision is None:
+                raise refuse_empty(where)
+            if revision != tables.HEAD:
+                raise DatabaseError(
+                    f"{show(where)}: has the older schema {revision}",
+                    advice="run `irmapdb db upgrade` on it",
+                )
+            return cls(connection, where, wait_s, stack.pop_all())
+
+    @contextmanager
+    def step(self) -> Iterator[Step]:
+        """One transaction: committed at the end of the block, undone if anything is raised.
+
+        Other writers wait meanwhile; readers do not.
+        """
+        with translated(self.path, self._wait_s), immediate(self._connection):
+            yield Step(self._connection, self.path, self._wait_s)
+
+    def close(self) -> None:
+        """Give the file back. A second time does nothing."""
+        self._stack.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _create(connection: Connection, path: bytes, wait_s: float) -> None:
+    with translated(path, wait_s):
+        create(connection, path)
+        use_wal(path)
+
+
+def _unmake(path: bytes) -> None:
+    # A database that could not be made (the disk is full) leaves no file. Another process may
+    # have found the empty file meanwhile: with the write lock held nobody can be writing it,
+    # and SQLite lets nobody write a file that has lost its name.
+    with (
+        suppress(sqlite3.Error, OSError),
+        closing(open_raw(path, write=True, wait_s=0)) as raw,
+    ):
+        raw.execute("PRAGMA journal_mode = MEMORY")  # there may be no room for a file
+        raw.execute("BEGIN IMMEDIATE")
+        if os.stat(path).st_size == 0:
+            os.unlink(path)

@@ -1,0 +1,189 @@
+"""What SQLite says, told as a DatabaseError: the file, what is wrong, what to do.
+
+Source of the codes: https://www.sqlite.org/rescode.html. Of the lock bytes:
+https://www.sqlite.org/walformat.html#locks and `PENDING_BYTE` in sqlite's src/os.h.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NamedTuple
+
+from sqlalchemy.exc import DBAPIError
+
+from irmapdb.errors import DatabaseError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["Holder", "explain", "find_holder", "primary_code", "show", "translated"]
+
+_WAL_LOCKS = range(120, 123)  # in the -shm file: writer, checkpointer, recoverer
+_DATABASE_LOCKS = range(0x40000000, 0x40000000 + 512)  # in the database: pending, reserved, shared
+_ALMOST_FULL_BYTES = 64 * 1024
+
+
+class Holder(NamedTuple):
+    """A process that has a lock on the database."""
+
+    pid: int
+    comm: str
+
+
+def show(path: bytes) -> str:
+    """A path in a message."""
+    return os.fsdecode(path)
+
+
+def primary_code(error: sqlite3.Error) -> int | None:
+    """The SQLITE_… code without its extension; None if Python raised it."""
+    code: int | None = getattr(error, "sqlite_errorcode", None)
+    return None if code is None else code & 0xFF
+
+
+@contextmanager
+def translated(path: bytes, wait_s: float = 0) -> Iterator[None]:
+    """Let no error of SQLite or SQLAlchemy out but as a DatabaseError about `path`.
+
+    `wait_s` is how long a lock was waited for.
+    """
+    try:
+        yield
+    except DBAPIError as error:
+        if not isinstance(error.orig, sqlite3.Error):
+            raise
+        raise explain(path, error.orig, wait_s) from error
+    except sqlite3.Error as error:
+        raise explain(path, error, wait_s) from error
+
+
+def explain(path: bytes, error: sqlite3.Error, wait_s: float = 0) -> DatabaseError:
+    """The error to raise for an error of SQLite."""
+    name = show(path)
+    match primary_code(error):
+        case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
+            return _explain_lock(path, wait_s)
+        case sqlite3.SQLITE_NOTADB:
+            return DatabaseError(
+                f"{name}: not a database: {_what_it_is(path)}",
+                advice="name another file with --db, or move this one away",
+            )
+        case sqlite3.SQLITE_CORRUPT:
+            return DatabaseError(
+                f"{name}: the database is damaged ({error})",
+                advice="move it away, or put back a backup: it is only a cache",
+            )
+        case sqlite3.SQLITE_FULL:
+            return _explain_full(name)
+        case sqlite3.SQLITE_READONLY:
+            return DatabaseError(
+                f"{name}: the database cannot be written ({error})",
+                advice="name a file that can be written with --db",
+            )
+        case sqlite3.SQLITE_IOERR if _is_full(path):
+            return _explain_full(name)
+        case sqlite3.SQLITE_IOERR if "_SHM" in getattr(error, "sqlite_errorname", ""):
+            return DatabaseError(
+                f"{name}: there is no shared memory for its log on this filesystem",
+                advice="open it once for writing, or copy it elsewhere",
+            )
+        case _:
+            code = getattr(error, "sqlite_errorname", type(error).__name__)
+            return DatabaseError(f"{name}: {error} ({code})")
+
+
+def _explain_full(name: str) -> DatabaseError:
+    return DatabaseError(
+        f"{name}: the disk is full, nothing was changed",
+        advice="make room, or name a file elsewhere with --db",
+    )
+
+
+def _explain_lock(path: bytes, wait_s: float) -> DatabaseError:
+    holder = find_holder(path)
+    who = "another process" if holder is None else f"pid {holder.pid} ({holder.comm})"
+    return DatabaseError(
+        f"{show(path)}: locked by {who}, for longer than the {wait_s:g} s that were waited",
+        advice="wait until it has ended",
+    )
+
+
+def _is_full(path: bytes) -> bool:
+    # Without room for its shared-memory file SQLite speaks of an I/O error.
+    try:
+        status = os.statvfs(os.path.dirname(path))
+    except OSError:
+        return False
+    return status.f_bavail * status.f_frsize < _ALMOST_FULL_BYTES
+
+
+def _what_it_is(path: bytes) -> str:
+    # Only after SQLite refused the file: closing a descriptor of a database that is in use
+    # drops every lock that this process has on it, fcntl(2).
+    try:
+        with open(path, "rb") as file:
+            head = file.read(64)
+    except OSError as error:
+        return str(error.strerror)
+    if head.startswith(b"SQLite format 3\0"):
+        return "its header is damaged, or it is encrypted"
+    return f"it begins with {head[:16]!r}"
+
+
+def find_holder(path: bytes) -> Holder | None:
+    """The process that keeps others from writing `path`, if the kernel shows it.
+
+    Read from proc_locks(5). fcntl(F_GETLK) would need a descriptor of the file, and closing
+    it would drop this process's own locks (https://www.sqlite.org/howtocorrupt.html, 2.2).
+    """
+    for suffix, wanted in ((b"-shm", _WAL_LOCKS), (b"", _DATABASE_LOCKS)):
+        try:
+            status = os.stat(path + suffix, follow_symlinks=False)
+        except OSError:
+            continue
+        # Writers first: a reader only keeps a rollback journal from being committed.
+        locks = sorted(_locks_on(status, wanted), key=lambda lock: not lock.write)
+        for lock in locks:
+            comm = _read_comm(lock.pid)
+            if lock.pid != os.getpid() and comm is not None:
+                return Holder(lock.pid, comm)
+    return None
+
+
+class _Lock(NamedTuple):
+    pid: int
+    write: bool
+    same_device: bool
+
+
+def _locks_on(status: os.stat_result, wanted: range) -> list[_Lock]:
+    try:
+        with open("/proc/locks", "rb") as file:
+            lines = file.read().splitlines()
+    except OSError:
+        return []
+    device = b"%02x:%02x" % (os.major(status.st_dev), os.minor(status.st_dev))
+    found = []
+    for line in lines:
+        # "8: POSIX  ADVISORY  WRITE 4242 fe:00:262148 120 120"; a waiter has "->" as second word.
+        match line.split():
+            case [_, b"POSIX", _, kind, pid, inode, start, end]:
+                where, _, number = inode.rpartition(b":")
+            case _:
+                continue
+        last = wanted.stop - 1 if end == b"EOF" else int(end)
+        if int(number) == status.st_ino and int(start) < wanted.stop and last >= wanted.start:
+            found.append(_Lock(int(pid), kind == b"WRITE", where == device))
+    # On btrfs and overlayfs st_dev is not the superblock's device, which /proc/locks shows.
+    same_device = [lock for lock in found if lock.same_device]
+    return same_device or found
+
+
+def _read_comm(pid: int) -> str | None:
+    try:
+        with open(f"/proc/{pid}/comm", "rb") as file:
+            return file.read().rstrip(b"\n").decode(errors="backslashreplace")
+    except OSError:
+        return None

@@ -1,0 +1,166 @@
+"""What can be asked of a database: whole tables as iterators, and the look-ups of a step.
+
+Long answers are read a page at a time, by the row's id, so that no cursor stays open and no
+writer is held up while the caller works on a row.
+"""
+
+from __future__ import annotations
+
+import gc
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from sqlalchemy import bindparam, select
+
+from irmapdb.errors import DatabaseError
+from irmapdb.store import rows, tables
+from irmapdb.store.failures import show, translated
+from irmapdb.store.file import absolute
+from irmapdb.store.values import to_ino, to_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator, Sequence
+    from typing import Any, TypeVar
+
+    from sqlalchemy import Column, Connection, Executable, Select
+
+    from irmapdb.model import CacheEntry, InodeKey, Mapping
+    from irmapdb.store.file import AnyPath
+
+    T = TypeVar("T")
+
+__all__ = ["Reader"]
+
+_PAGE = 2000
+_KEYS_A_QUERY = 500
+_BEFORE_ALL_IDS = -(1 << 63)
+
+_mapping = tables.mapping.c
+
+_LOAD = (
+    select(*rows.MAPPING_COLUMNS)
+    .where(
+        _mapping.dev == bindparam("kdev"),
+        _mapping.mntns == bindparam("of_mntns"),
+        _mapping.ino.in_(bindparam("inos", expanding=True)),
+    )
+    .order_by(_mapping.id)
+)
+_IMAGE_ENTRIES = (
+    select(*rows.ENTRY_COLUMNS)
+    .join_from(tables.image_entry, tables.mapping)
+    .where(_mapping.stale_at.is_(None), _mapping.mntns == 0)
+    .order_by(tables.image_entry.c.position)
+)
+_IMAGE_SEEN = select(*rows.STAMP_COLUMNS).where(tables.image_seen.c.path == bindparam("of_path"))
+_RUN_SOURCES = select(tables.run_source.c.source, tables.run_source.c.identities).where(
+    tables.run_source.c.run_id == bindparam("of_run")
+)
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    # Hundreds of thousands of new objects and not one cycle: looking through all of them again
+    # and again would take as long as making them.
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+class Reader:
+    """The questions, outside of a step (what is committed) or inside one (what it wrote)."""
+
+    def __init__(self, connection: Connection, path: bytes, wait_s: float) -> None:
+        self._connection = connection
+        self.path = path
+        """The file, absolute."""
+        self._wait_s = wait_s
+
+    def load(self, keys: Collection[InodeKey], mntns: int = 0) -> dict[InodeKey, list[Mapping]]:
+        """Every mapping of each inode, the stale ones too, in the order they were first seen.
+
+        An inode without one has no item.
+        """
+        by_kdev: dict[int, dict[int, InodeKey]] = {}
+        for key in keys:
+            by_kdev.setdefault(key.kdev, {})[to_ino(key.ino)] = key
+        found: dict[InodeKey, list[Mapping]] = {}
+        with _collector_paused():
+            for kdev, key_of in by_kdev.items():
+                # In the order of the index: one page of it after the other.
+                inos = sorted(key_of)
+                for start in range(0, len(inos), _KEYS_A_QUERY):
+                    some = inos[start : start + _KEYS_A_QUERY]
+                    answer = self._fetch(_LOAD, {"kdev": kdev, "of_mntns": mntns, "inos": some})
+                    for mapping in self._read(rows.read_mapping, answer):
+                        key = key_of[to_ino(mapping.identity.ino)]
+                        found.setdefault(key, []).append(mapping)
+        return found
+
+    def image_entries(self) -> list[CacheEntry]:
+        """What `irmap-cache` should hold, in its order: no stale mapping, no nested root."""
+        return list(self._read(rows.read_entry, self._fetch(_IMAGE_ENTRIES)))
+
+    def image_seen(self, path: AnyPath) -> rows.FileStamp | None:
+        """How an image file was when it was last imported or written; None if it never was."""
+        where = absolute(path)
+        found = self._fetch(_IMAGE_SEEN, {"of_path": to_text(where)})
+        return rows.read_stamp(found[0]) if found else None
+
+    def all_mappings(self) -> Iterator[Mapping]:
+        """Every mapping, the stale ones too, by id."""
+        for page in self._pages(select(*rows.MAPPING_COLUMNS), _mapping.id):
+            yield from self._read(rows.read_mapping, page)
+
+    def runs(self) -> Iterator[rows.RunRow]:
+        """Every run, oldest first."""
+
+        def read(row: Sequence[Any]) -> rows.RunRow:
+            sources = self._fetch(_RUN_SOURCES, {"of_run": row[0]})
+            return rows.read_run(row, dict(map(tuple, sources)))
+
+        for page in self._pages(select(*rows.RUN_COLUMNS), tables.run.c.id):
+            yield from self._read(read, page)
+
+    def watches(self, run_id: int) -> Iterator[rows.WatchRow]:
+        """What one run saw, in the order in which it saw it; nothing for an unknown run."""
+        of_run = select(*rows.WATCH_COLUMNS).where(tables.watch.c.run_id == run_id)
+        for page in self._pages(of_run, tables.watch.c.id):
+            yield from self._read(rows.read_watch, page)
+
+    def changes(self) -> Iterator[rows.ChangeRow]:
+        """What happened to the mappings, oldest first."""
+        for page in self._pages(select(*rows.CHANGE_COLUMNS), tables.change.c.id):
+            yield from self._read(rows.read_change, page)
+
+    def _fetch(
+        self, statement: Executable, values: dict[str, Any] | None = None
+    ) -> Sequence[Sequence[Any]]:
+        with translated(self.path, self._wait_s):
+            if self._connection.in_transaction():
+                return self._connection.execute(statement, values).all()
+            with self._connection.begin():
+                return self._connection.execute(statement, values).all()
+
+    def _pages(self, statement: Select[Any], key: Column[int]) -> Iterator[Sequence[Sequence[Any]]]:
+        page = statement.where(key > bindparam("last_id")).order_by(key).limit(_PAGE)
+        last_id = _BEFORE_ALL_IDS
+        while found := self._fetch(page, {"last_id": last_id}):
+            yield found
+            last_id = found[-1][0]
+
+    def _read(
+        self, read: Callable[[Sequence[Any]], T], found: Sequence[Sequence[Any]]
+    ) -> Iterator[T]:
+        for row in found:
+            try:
+                yield read(row)
+            except (TypeError, ValueError) as error:
+                raise DatabaseError(
+                    f"{show(self.path)}: a row that irmapdb did not write: {error}",
+                    advice="put back what was changed by hand, or move the file away",
+                ) from error

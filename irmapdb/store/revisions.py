@@ -1,0 +1,194 @@
+"""From an older schema to the newest: a backup beside it, then alembic, all or nothing.
+
+alembic's import takes twice as long as opening the database, so only functions here import it.
+Source: https://alembic.sqlalchemy.org/en/latest/cookbook.html (sharing a connection),
+https://www.sqlite.org/lang_altertable.html, https://www.sqlite.org/backup.html.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+from contextlib import closing, suppress
+from typing import TYPE_CHECKING, NamedTuple
+
+from sqlalchemy.exc import DBAPIError
+
+from irmapdb.errors import DatabaseError
+from irmapdb.store import tables
+from irmapdb.store.connect import connect, immediate, open_raw
+from irmapdb.store.failures import show, translated
+from irmapdb.store.file import (
+    SIDECARS,
+    absolute,
+    check_readable,
+    check_writable,
+    make_file,
+)
+from irmapdb.store.schema import read_revision, refuse_empty
+
+if TYPE_CHECKING:
+    from alembic.config import Config
+    from sqlalchemy import Connection
+
+    from irmapdb.store.file import AnyPath
+
+__all__ = ["Revision", "Upgrade", "backup", "current", "history", "upgrade"]
+
+_log = logging.getLogger(__name__)
+
+
+class Revision(NamedTuple):
+    """One revision of the schema."""
+
+    id: str
+    down: str | None
+    """The one before it; None for the first."""
+    subject: str
+
+
+class Upgrade(NamedTuple):
+    """What `upgrade` did: from where, to where, and the copy of what was there before."""
+
+    old: str
+    new: str
+    backup: bytes | None
+    """None if there was nothing to do."""
+
+
+def current(path: AnyPath) -> str:
+    """The revision of the schema of a database, of which nothing is changed."""
+    where = absolute(path)
+    check_readable(where)
+    with connect(where, write=False, wait_s=0) as connection, translated(where):
+        revision = read_revision(connection, where)
+    if revision is None:
+        raise refuse_empty(where)
+    return revision
+
+
+def history() -> list[Revision]:
+    """Every revision that this irmapdb knows, oldest first."""
+    from alembic.script import ScriptDirectory  # noqa: PLC0415 - dear, see above
+
+    script = ScriptDirectory.from_config(_config())
+    return [
+        Revision(one.revision, _only(one.down_revision), one.doc)
+        for one in reversed(list(script.walk_revisions()))
+    ]
+
+
+def _only(down: object) -> str | None:
+    # Our revisions are one line: no merges, so no tuple.
+    return None if down is None else str(down)
+
+
+def upgrade(path: AnyPath, *, wait_s: float = 10.0) -> Upgrade:
+    """Bring a database to the newest schema; what was there before stays beside it.
+
+    On an error the database is as it was.
+    """
+    where = absolute(path)
+    check_writable(where)
+    # Foreign keys are off: a table is rebuilt by dropping the old one, which would take the
+    # rows that refer to it along.
+    with (
+        connect(where, write=True, wait_s=wait_s, foreign_keys=False) as connection,
+        translated(where, wait_s),
+        immediate(connection),
+    ):
+        old = read_revision(connection, where)
+        if old is None:
+            raise refuse_empty(where)
+        if old == tables.HEAD:
+            return Upgrade(old, old, None)
+        kept = where + b".backup-" + os.fsencode(old)
+        _copy(where, kept)
+        try:
+            _run(connection)
+        except Exception as error:
+            why = error.orig if isinstance(error, DBAPIError) else error
+            raise DatabaseError(
+                f"{show(where)}: cannot be upgraded from schema {old} to {tables.HEAD}, "
+                f"nothing was changed: {why}",
+                advice="make room if the disk is full, else use the irmapdb that wrote it",
+            ) from error
+    _log.info("%s: schema %s -> %s, backup %s", show(where), old, tables.HEAD, show(kept))
+    return Upgrade(old, tables.HEAD, kept)
+
+
+def _run(connection: Connection) -> None:
+    from alembic import command  # noqa: PLC0415 - dear, see above
+
+    config = _config()
+    config.attributes["connection"] = connection
+    command.upgrade(config, tables.HEAD)
+    orphans = connection.exec_driver_sql("PRAGMA foreign_key_check").all()
+    if orphans:
+        raise ValueError(f"{len(orphans)} rows refer to rows that are gone, as {orphans[0]}")
+
+
+def _config() -> Config:
+    from alembic.config import Config  # noqa: PLC0415 - dear, see above
+
+    config = Config()
+    # ConfigParser reads "%" as the start of a reference.
+    config.set_main_option("script_location", _scripts().replace("%", "%%"))
+    return config
+
+
+def _scripts() -> str:
+    # In an installed package the revisions lie inside it, in a checkout beside it.
+    package = os.path.dirname(os.path.dirname(__file__))
+    inside = os.path.join(package, "migrations")
+    return inside if os.path.isdir(inside) else os.path.join(package, os.pardir, "migrations")
+
+
+def backup(path: AnyPath, dest: AnyPath) -> None:
+    """Copy a database, also one that is being written, to a new file of mode 0600."""
+    where = absolute(path)
+    current(where)  # says what it is, if it is none of ours
+    to = absolute(dest)
+    if os.path.lexists(to):
+        raise DatabaseError(f"{show(to)}: is there already", advice="name a new file")
+    _copy(where, to)
+
+
+def _copy(path: bytes, dest: bytes) -> None:
+    # Whole or not at all: made under another name, which a killed copy leaves behind and the
+    # next one takes over.
+    directory, name = os.path.split(dest)
+    part = os.path.join(directory, b".%b.part" % name)
+    try:
+        _remove(part)
+        make_file(part)
+        try:
+            with (
+                translated(dest),
+                closing(open_raw(path, write=False, wait_s=10)) as source,
+                closing(sqlite3.connect(part, isolation_level=None)) as target,
+            ):
+                source.backup(target)
+            os.rename(part, dest)
+        except BaseException:
+            _remove(part)
+            raise
+        _sync(directory)
+    except OSError as error:
+        raise DatabaseError(f"{show(dest)}: cannot be written: {error.strerror}") from error
+
+
+def _remove(database: bytes) -> None:
+    # The journal too: a new file of that name would be rolled back with it.
+    for suffix in (b"", *SIDECARS):
+        with suppress(FileNotFoundError):
+            os.unlink(database + suffix)
+
+
+def _sync(directory: bytes) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

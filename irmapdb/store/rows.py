@@ -1,0 +1,357 @@
+"""Rows of the database <-> the nouns of irmapdb.model.
+
+Writing: a dict per row, for executemany. Reading: `*_COLUMNS` names what to select and `read_*`
+takes such a row. A word that we do not know (`source`, `kind`, …) raises ValueError.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple
+
+from sqlalchemy import LargeBinary, cast
+
+from irmapdb.model import (
+    CacheEntry,
+    Change,
+    ChangeKind,
+    Event,
+    FileHandle,
+    Identity,
+    Mapping,
+    Resolved,
+    RunStats,
+    Source,
+    StaleReason,
+    Watch,
+    WatchKind,
+)
+from irmapdb.store import tables
+from irmapdb.store.values import from_ino, from_time, to_ino, to_text, to_time
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable, Iterator, Sequence
+    from datetime import datetime
+    from typing import Any
+
+    from sqlalchemy import ColumnElement, Table
+
+__all__ = [
+    "CHANGE_COLUMNS",
+    "ENTRY_COLUMNS",
+    "MAPPING_COLUMNS",
+    "RUN_COLUMNS",
+    "STAMP_COLUMNS",
+    "STATS",
+    "WATCH_COLUMNS",
+    "ChangeRow",
+    "FileStamp",
+    "RunRow",
+    "WatchRow",
+    "change_values",
+    "entry_values",
+    "mapping_key",
+    "maybe_text",
+    "read_change",
+    "read_entry",
+    "read_mapping",
+    "read_run",
+    "read_stamp",
+    "read_watch",
+    "resolved_values",
+    "stale_values",
+    "stamp_values",
+    "watch_values",
+]
+
+STATS = (
+    "freezing_us",
+    "frozen_us",
+    "resolve_us",
+    "watches",
+    "resolved",
+    "unresolved",
+    "hits",
+    "stale",
+    "scanned",
+)
+"""The fields of RunStats that are columns of `run`."""
+
+# A few words that every row repeats: the look-up is dearer than the rest of the row.
+_source = lru_cache(Source)
+_stale_reason = lru_cache(StaleReason)
+_watch_kind = lru_cache(WatchKind)
+
+
+class FileStamp(NamedTuple):
+    """What stat(2) says of a file; as long as it is the same, so is the file."""
+
+    st_dev: int
+    """As user space sees it: not a kdev."""
+    ino: int
+    size: int
+    mtime_ns: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> FileStamp:
+        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+class RunRow(NamedTuple):
+    """One step, as it was stored."""
+
+    id: int
+    event: Event
+    pid: int | None
+    """The root task; None where the step had none (import)."""
+    comm: bytes | None
+    started_at: datetime
+    finished_at: datetime
+    stats: RunStats
+    outcome: str
+
+
+class WatchRow(NamedTuple):
+    """What one run saw of one watch. Either `path` or `why` is None."""
+
+    watch: Watch
+    comm: bytes | None
+    path: bytes | None
+    why: str | None
+    """Why there is no path."""
+    mntns: int = 0
+    """As in Mapping: whose root the path starts at."""
+
+
+class ChangeRow(NamedTuple):
+    """What happened to a mapping, when, and in which run."""
+
+    id: int
+    run_id: int | None
+    """None once the run has been pruned."""
+    at: datetime
+    mapping_id: int | None
+    """None if the mapping has been pruned."""
+    change: Change
+
+
+def _columns(table: Table, *names: str) -> tuple[ColumnElement[Any], ...]:
+    return tuple(
+        cast(table.c[name], LargeBinary).label(name) if name in _RAW else table.c[name]
+        for name in names
+    )
+
+
+_RAW = {"path", "old_path", "comm"}
+_IDENTITY = ("dev", "ino", "handle_type", "handle")
+
+MAPPING_COLUMNS = _columns(
+    tables.mapping,
+    *("id", *_IDENTITY, "path", "source", "revalidate", "first_seen_at"),
+    *("validated_at", "last_used_at", "stale_at", "stale_reason", "mntns"),
+)
+ENTRY_COLUMNS = _columns(tables.mapping, "dev", "ino", "path")
+RUN_COLUMNS = _columns(
+    tables.run,
+    *("id", "event", "pid", "comm", "started_at", "finished_at", "outcome", *STATS),
+)
+WATCH_COLUMNS = _columns(
+    tables.watch,
+    *("id", "pid", "comm", "fd", "kind", "wd", *_IDENTITY),
+    *("mask", "ignored_mask", "mflags", "path", "why", "mntns"),
+)
+CHANGE_COLUMNS = _columns(
+    tables.change,
+    *("id", "run_id", "at", "mapping_id", "kind", *_IDENTITY),
+    *("path", "old_path", "reason", "mntns"),
+)
+STAMP_COLUMNS = _columns(tables.image_seen, "st_dev", "ino", "size", "mtime_ns")
+
+
+def maybe_text(raw: bytes | None) -> str | bytes | None:
+    """The stored form of what need not be there."""
+    return None if raw is None else to_text(raw)
+
+
+def _read_identity(dev: int, ino: int, handle_type: int | None, handle: bytes | None) -> Identity:
+    if handle_type is None or handle is None:
+        return Identity(dev, from_ino(ino), None)
+    return Identity(dev, from_ino(ino), FileHandle(handle_type, handle))
+
+
+def _identity_values(identity: Identity) -> dict[str, Any]:
+    kdev, ino, handle = identity
+    if handle is None:
+        return {"dev": kdev, "ino": to_ino(ino), "handle_type": None, "handle": None}
+    return {"dev": kdev, "ino": to_ino(ino), "handle_type": handle.type, "handle": handle.data}
+
+
+def mapping_key(kdev: int, ino: int, path: bytes, mntns: int) -> dict[str, Any]:
+    """What is unique of a mapping, under names that no column has."""
+    return {
+        "key_dev": kdev,
+        "key_ino": to_ino(ino),
+        "key_path": to_text(path),
+        "key_mntns": mntns,
+    }
+
+
+def read_mapping(row: Sequence[Any]) -> Mapping:
+    """A row of MAPPING_COLUMNS."""
+    row_id, dev, ino, handle_type, handle, path, source, revalidate, first_seen_at, *rest = row
+    validated_at, last_used_at, stale_at, stale_reason, mntns = rest
+    return Mapping(
+        _read_identity(dev, ino, handle_type, handle),
+        path,
+        _source(source),
+        revalidate != 0,
+        from_time(first_seen_at),
+        validated_at and from_time(validated_at),
+        last_used_at and from_time(last_used_at),
+        stale_at and from_time(stale_at),
+        stale_reason and _stale_reason(stale_reason),
+        mntns,
+        row_id,
+    )
+
+
+def resolved_values(resolved: Iterable[Resolved], now: datetime) -> Iterator[dict[str, Any]]:
+    """A row of `mapping` for each proved path, the best one last."""
+    at = to_time(now)
+    for item in resolved:
+        fixed = _identity_values(item.identity)
+        fixed["mntns"] = item.mntns
+        fixed["source"] = item.source.value
+        fixed["now"] = at
+        for path in item.other_paths:
+            yield {**fixed, "path": to_text(path)}
+        fixed["path"] = to_text(item.path)
+        yield fixed
+
+
+def stale_values(
+    items: Iterable[tuple[Mapping, StaleReason]], now: datetime
+) -> Iterator[dict[str, Any]]:
+    """The key of each mapping, when and why it went stale."""
+    at = to_time(now)
+    for mapping, reason in items:
+        row = mapping_key(*mapping.identity.key, mapping.path, mapping.mntns)
+        row["now"] = at
+        row["reason"] = reason.value
+        yield row
+
+
+def entry_values(entries: Iterable[CacheEntry], now: datetime) -> Iterator[dict[str, Any]]:
+    """A row of `mapping` for each entry of an image."""
+    at = to_time(now)
+    for kdev, ino, path in entries:
+        yield {
+            "dev": kdev,
+            "ino": to_ino(ino),
+            "path": to_text(path),
+            "source": Source.IMAGE.value,
+            "now": at,
+        }
+
+
+def read_entry(row: Sequence[Any]) -> CacheEntry:
+    """A row of ENTRY_COLUMNS."""
+    dev, ino, path = row
+    return CacheEntry(dev, from_ino(ino), path)
+
+
+def stamp_values(path: bytes, stamp: FileStamp) -> dict[str, Any]:
+    """A row of `image_seen`."""
+    return {
+        "path": to_text(path),
+        "st_dev": to_ino(stamp.st_dev),
+        "ino": to_ino(stamp.ino),
+        "size": stamp.size,
+        "mtime_ns": stamp.mtime_ns,
+    }
+
+
+def read_stamp(row: Sequence[Any]) -> FileStamp:
+    """A row of STAMP_COLUMNS."""
+    st_dev, ino, size, mtime_ns = row
+    return FileStamp(from_ino(st_dev), from_ino(ino), size, mtime_ns)
+
+
+def watch_values(run_id: int, rows: Iterable[WatchRow]) -> Iterator[dict[str, Any]]:
+    """Rows of `watch`."""
+    for watch, comm, path, why, mntns in rows:
+        row = _identity_values(watch.identity)
+        row |= {
+            "run_id": run_id,
+            "pid": watch.pid,
+            "comm": maybe_text(comm),
+            "fd": watch.fd,
+            "kind": watch.kind.value,
+            "wd": watch.wd,
+            "mask": watch.mask,
+            "ignored_mask": watch.ignored_mask,
+            "mflags": watch.mflags,
+            "path": maybe_text(path),
+            "why": why,
+            "mntns": mntns,
+        }
+        yield row
+
+
+def read_watch(row: Sequence[Any]) -> WatchRow:
+    """A row of WATCH_COLUMNS."""
+    _, pid, comm, fd, kind, wd, *identity, mask, ignored_mask, mflags, path, why, mntns = row
+    watch = Watch(
+        pid=pid,
+        fd=fd,
+        kind=_watch_kind(kind),
+        wd=wd,
+        identity=_read_identity(*identity),
+        mask=mask,
+        ignored_mask=ignored_mask,
+        mflags=mflags,
+    )
+    return WatchRow(watch, comm, path, why, mntns)
+
+
+def change_values(
+    run_id: int, changes: Iterable[Change], now: datetime
+) -> Iterator[dict[str, Any]]:
+    """Rows of `change`, with the key of the mapping in place of its id."""
+    at = to_time(now)
+    for item in changes:
+        row = _identity_values(item.identity)
+        row |= mapping_key(*item.identity.key, item.path, item.mntns)
+        row |= {
+            "run_id": run_id,
+            "at": at,
+            "kind": item.kind.value,
+            "path": row["key_path"],
+            "old_path": maybe_text(item.old_path),
+            "reason": None if item.reason is None else item.reason.value,
+            "mntns": item.mntns,
+        }
+        yield row
+
+
+def read_change(row: Sequence[Any]) -> ChangeRow:
+    """A row of CHANGE_COLUMNS."""
+    row_id, run_id, at, mapping_id, kind, *identity, path, old_path, reason, mntns = row
+    change = Change(
+        kind=ChangeKind(kind),
+        identity=_read_identity(*identity),
+        path=path,
+        old_path=old_path,
+        reason=None if reason is None else _stale_reason(reason),
+        mntns=mntns,
+    )
+    return ChangeRow(row_id, run_id, from_time(at), mapping_id, change)
+
+
+def read_run(row: Sequence[Any], sources: dict[str, int]) -> RunRow:
+    """A row of RUN_COLUMNS, with the rows of `run_source` that belong to it."""
+    row_id, event, pid, comm, started_at, finished_at, outcome, *figures = row
+    stats = RunStats(**dict(zip(STATS, figures, strict=True)), sources=sources)
+    times = from_time(started_at), from_time(finished_at)
+    return RunRow(row_id, Event(event), pid, comm, *times, stats, outcome)

@@ -1,0 +1,203 @@
+"""The schema: tables of `irmap.db` at its newest revision.
+
+A new database is made from here; an older one gets here by the revisions in `migrations/`.
+tests/test_migrations.py keeps the two the same, letter for letter. irmapdb.store.values says
+in which form inode numbers, paths and times are kept.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sqlalchemy import (
+    CheckConstraint,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    PrimaryKeyConstraint,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
+
+if TYPE_CHECKING:
+    from typing import Any
+
+__all__ = [
+    "APPLICATION_ID",
+    "HEAD",
+    "REVISIONS",
+    "alembic_version",
+    "change",
+    "image_entry",
+    "image_seen",
+    "mapping",
+    "metadata",
+    "run",
+    "run_source",
+    "version_metadata",
+    "watch",
+]
+
+APPLICATION_ID = 0x49524D50
+"""`PRAGMA application_id` of our files ("IRMP"): tells a newer schema from a foreign database."""
+
+REVISIONS = ("0001",)
+"""Every schema revision, oldest first. Known here so that opening needs no alembic."""
+
+HEAD = REVISIONS[-1]
+
+# https://alembic.sqlalchemy.org/en/latest/naming.html: batch mode finds a constraint by its name.
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+# alembic makes and reads this table; it is described here for those who do not import alembic.
+version_metadata = MetaData()
+alembic_version = Table(
+    "alembic_version",
+    version_metadata,
+    Column("version_num", String(32), nullable=False),
+    PrimaryKeyConstraint("version_num", name="alembic_version_pkc"),
+)
+
+
+def _identity() -> tuple[Column[Any], ...]:
+    return (
+        Column("dev", Integer, nullable=False),
+        Column("ino", Integer, nullable=False),
+        Column("handle_type", Integer),
+        Column("handle", LargeBinary),
+    )
+
+
+def _identity_checks() -> tuple[CheckConstraint, ...]:
+    return (
+        CheckConstraint("typeof(dev) = 'integer' AND dev BETWEEN 0 AND 4294967295", name="dev"),
+        CheckConstraint("typeof(ino) = 'integer'", name="ino"),
+        CheckConstraint("(handle IS NULL) = (handle_type IS NULL)", name="handle"),
+    )
+
+
+mapping = Table(
+    "mapping",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    *_identity(),
+    Column("path", Text, nullable=False),
+    Column("mntns", Integer, nullable=False, server_default=text("0")),
+    Column("revalidate", Integer, nullable=False),
+    Column("source", Text, nullable=False),
+    Column("first_seen_at", Text, nullable=False),
+    Column("validated_at", Text),
+    Column("last_used_at", Text),
+    Column("stale_at", Text),
+    Column("stale_reason", Text),
+    *_identity_checks(),
+    CheckConstraint("typeof(path) IN ('text', 'blob')", name="path"),
+    CheckConstraint("revalidate IN (0, 1)", name="revalidate"),
+    CheckConstraint("(stale_at IS NULL) = (stale_reason IS NULL)", name="stale"),
+    UniqueConstraint("dev", "ino", "path", "mntns"),
+)
+
+# What the `irmap-cache` image holds, in its order. One mapping may stand in it more than once:
+# CRIU writes an entry a watch.
+image_entry = Table(
+    "image_entry",
+    metadata,
+    Column("position", Integer, primary_key=True),
+    Column("mapping_id", ForeignKey("mapping.id", ondelete="CASCADE"), nullable=False),
+    Index(None, "mapping_id"),
+)
+
+# The irmap-cache files as we last read or wrote them. `st_dev` is stat(2)'s, not a kdev.
+image_seen = Table(
+    "image_seen",
+    metadata,
+    Column("path", Text, primary_key=True),
+    Column("st_dev", Integer, nullable=False),
+    Column("ino", Integer, nullable=False),
+    Column("size", Integer, nullable=False),
+    Column("mtime_ns", Integer, nullable=False),
+)
+
+run = Table(
+    "run",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("event", Text, nullable=False),
+    Column("pid", Integer),
+    Column("comm", Text),
+    Column("started_at", Text, nullable=False),
+    Column("finished_at", Text, nullable=False),
+    Column("freezing_us", Integer, nullable=False),
+    Column("frozen_us", Integer, nullable=False),
+    Column("resolve_us", Integer, nullable=False),
+    Column("watches", Integer, nullable=False),
+    Column("resolved", Integer, nullable=False),
+    Column("unresolved", Integer, nullable=False),
+    Column("hits", Integer, nullable=False),
+    Column("stale", Integer, nullable=False),
+    Column("scanned", Integer, nullable=False),
+    Column("outcome", Text, nullable=False),
+)
+
+# How many identities each resolver answered.
+run_source = Table(
+    "run_source",
+    metadata,
+    Column("run_id", ForeignKey("run.id", ondelete="CASCADE"), primary_key=True),
+    Column("source", Text, primary_key=True),
+    Column("identities", Integer, nullable=False),
+)
+
+watch = Table(
+    "watch",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("run_id", ForeignKey("run.id", ondelete="CASCADE"), nullable=False),
+    Column("pid", Integer, nullable=False),
+    Column("comm", Text),
+    Column("fd", Integer, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("wd", Integer, nullable=False),
+    *_identity(),
+    Column("mask", Integer, nullable=False),
+    Column("ignored_mask", Integer, nullable=False),
+    Column("mflags", Integer, nullable=False),
+    Column("path", Text),
+    Column("why", Text),
+    Column("mntns", Integer, nullable=False, server_default=text("0")),
+    *_identity_checks(),
+    CheckConstraint("(path IS NULL) <> (why IS NULL)", name="answer"),
+    Index(None, "run_id"),
+)
+
+change = Table(
+    "change",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("run_id", ForeignKey("run.id", ondelete="SET NULL")),
+    Column("at", Text, nullable=False),
+    Column("mapping_id", ForeignKey("mapping.id", ondelete="SET NULL")),
+    Column("kind", Text, nullable=False),
+    *_identity(),
+    Column("path", Text, nullable=False),
+    Column("old_path", Text),
+    Column("reason", Text),
+    Column("mntns", Integer, nullable=False, server_default=text("0")),
+    *_identity_checks(),
+    Index(None, "run_id"),
+    Index(None, "mapping_id"),
+)

@@ -1,0 +1,61 @@
+"""What SQLite cannot hold as it is, and the form in which it is kept.
+
+| in Python | in the file |
+|---|---|
+| unsigned 64-bit inode number | INTEGER, two's complement: SQLite's integers are signed |
+| path, comm: any bytes | TEXT where they are UTF-8 without NUL, else BLOB |
+| aware datetime | TEXT, UTC, `YYYY-MM-DD HH:MM:SS.ffffff`: what SQLite's date functions read |
+
+`to_*` gives the stored form, `from_*` takes it. Plain functions, not SQLAlchemy's
+TypeDecorator: that would take half of the time of every bulk statement.
+
+Source: https://www.sqlite.org/datatype3.html, https://www.sqlite.org/lang_datefunc.html.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from functools import lru_cache
+
+__all__ = ["from_ino", "from_time", "to_ino", "to_text", "to_time"]
+
+_SIGN = 1 << 63
+_MODULUS = 1 << 64
+_MASK = _MODULUS - 1
+
+
+def to_ino(ino: int) -> int:
+    """An unsigned 64-bit number as a signed one. More than 64 bits are refused by SQLite."""
+    return ino if ino < _SIGN else ino - _MODULUS
+
+
+def from_ino(value: int) -> int:
+    """The unsigned number again."""
+    return value & _MASK
+
+
+def to_text(raw: bytes) -> str | bytes:
+    """Text where every SQLite tool can read it as text, else the bytes.
+
+    A NUL goes into a BLOB: SQLite's own functions and the shell cut TEXT off there. Select it
+    as `CAST(… AS BLOB)`: then not even TEXT that another tool has spoilt can fail to decode.
+    """
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError:
+        return raw
+    return raw if "\0" in text else text
+
+
+@lru_cache(maxsize=64)  # a step stamps all its rows with one time
+def to_time(at: datetime) -> str:
+    """UTC text. A datetime without a timezone raises ValueError."""
+    if at.tzinfo is None:
+        raise ValueError(f"a time without a timezone: {at}")
+    return at.astimezone(UTC).replace(tzinfo=None).isoformat(" ", "microseconds")
+
+
+@lru_cache(maxsize=1024)
+def from_time(value: str) -> datetime:
+    """The aware datetime again. What is no such text raises ValueError."""
+    return datetime.fromisoformat(value).replace(tzinfo=UTC)

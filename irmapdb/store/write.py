@@ -1,0 +1,231 @@
+"""One step's writing: everything in one transaction, in batches."""
+
+from __future__ import annotations
+
+from itertools import islice, starmap
+from operator import itemgetter
+from typing import TYPE_CHECKING, cast
+
+from sqlalchemy import bindparam, delete, func, insert, null, select, text, update
+from sqlalchemy.dialects import sqlite
+
+from irmapdb.store import rows, tables
+from irmapdb.store.file import absolute
+from irmapdb.store.read import Reader
+from irmapdb.store.values import to_time
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from datetime import datetime
+    from typing import Any
+
+    from sqlalchemy import ClauseElement, ColumnElement, Connection, ScalarSelect
+    from sqlalchemy.sql.compiler import SQLCompiler
+
+    from irmapdb.model import (
+        CacheEntry,
+        Change,
+        Event,
+        Mapping,
+        Resolved,
+        RunStats,
+        StaleReason,
+    )
+    from irmapdb.store.file import AnyPath
+    from irmapdb.store.rows import FileStamp, WatchRow
+
+__all__ = ["Step"]
+
+_BATCH = 2000
+
+_mapping = tables.mapping.c
+_UNIQUE = (_mapping.dev, _mapping.ino, _mapping.path, _mapping.mntns)
+
+
+class _Bulk:
+    """A statement that is run for many rows, compiled once.
+
+    SQLAlchemy writes the SQL; the rows go to the driver as tuples, in the form that
+    irmapdb.store.values gives them. Its own work on each row would take longer than SQLite's.
+    """
+
+    def __init__(self, statement: ClauseElement, columns: Sequence[str] = ()) -> None:
+        dialect = sqlite.dialect(paramstyle="qmark")
+        compiled = cast("SQLCompiler", statement.compile(dialect=dialect, column_keys=columns))
+        self.sql = str(compiled)
+        self.arrange = itemgetter(*compiled.positiontup or ())
+
+    def run(self, connection: Connection, rows_of_dicts: Iterable[dict[str, Any]]) -> None:
+        """Run it for each row, in batches; what is no column or parameter is left out."""
+        tuples = map(self.arrange, rows_of_dicts)
+        while batch := list(islice(tuples, _BATCH)):
+            connection.exec_driver_sql(self.sql, batch)
+
+
+def _is_key() -> tuple[ColumnElement[bool], ...]:
+    return (
+        _mapping.dev == bindparam("key_dev"),
+        _mapping.ino == bindparam("key_ino"),
+        _mapping.path == bindparam("key_path"),
+        _mapping.mntns == bindparam("key_mntns"),
+    )
+
+
+def _mapping_id() -> ScalarSelect[int]:
+    return select(_mapping.id).where(*_is_key()).scalar_subquery()
+
+
+_FLAG_ALL = (
+    update(tables.mapping)
+    .where(_mapping.stale_at.is_(None), _mapping.revalidate == 0)
+    .values(revalidate=1)
+)
+
+_prove = sqlite.insert(tables.mapping).values(
+    revalidate=text("0"),
+    first_seen_at=bindparam("now"),
+    validated_at=bindparam("now"),
+    last_used_at=bindparam("now"),
+)
+_PROVE = _Bulk(
+    _prove.on_conflict_do_update(
+        index_elements=_UNIQUE,
+        set_={
+            "handle_type": _prove.excluded.handle_type,
+            "handle": _prove.excluded.handle,
+            "revalidate": text("0"),
+            "validated_at": _prove.excluded.validated_at,
+            "last_used_at": _prove.excluded.last_used_at,
+            "stale_at": null(),
+            "stale_reason": null(),
+        },
+    ),
+    ("dev", "ino", "handle_type", "handle", "path", "mntns", "source"),
+)
+_IMPORT = _Bulk(
+    sqlite.insert(tables.mapping)
+    .values(mntns=text("0"), revalidate=text("1"), first_seen_at=bindparam("now"))
+    .on_conflict_do_update(
+        index_elements=_UNIQUE,
+        set_={"revalidate": text("1"), "stale_at": null(), "stale_reason": null()},
+    ),
+    ("dev", "ino", "path", "source"),
+)
+_MARK_STALE = _Bulk(
+    update(tables.mapping)
+    .where(*_is_key(), _mapping.stale_at.is_(None))
+    .values(stale_at=bindparam("now"), stale_reason=bindparam("reason"))
+)
+_COUNT_MAPPINGS = select(func.count()).select_from(tables.mapping)
+
+_IMAGE_ENTRY = _Bulk(insert(tables.image_entry).values(mapping_id=_mapping_id()), ("position",))
+_IMAGE_ENTRY_GONE = _Bulk(
+    delete(tables.image_entry).where(tables.image_entry.c.mapping_id == _mapping_id())
+)
+_LAST_POSITION = select(func.coalesce(func.max(tables.image_entry.c.position), 0))
+
+_image_seen = sqlite.insert(tables.image_seen)
+_IMAGE_SEEN = _image_seen.on_conflict_do_update(
+    index_elements=[tables.image_seen.c.path],
+    set_={name: _image_seen.excluded[name] for name in ("st_dev", "ino", "size", "mtime_ns")},
+)
+
+_WATCH = _Bulk(
+    insert(tables.watch), [column.name for column in tables.watch.c if column.name != "id"]
+)
+_CHANGE = _Bulk(
+    insert(tables.change).values(mapping_id=_mapping_id()),
+    [column.name for column in tables.change.c if column.name not in {"id", "mapping_id"}],
+)
+
+
+class Step(Reader):
+    """An open step; made by Store.step, which commits it."""
+
+    def flag_all(self) -> None:
+        """Flag every mapping that is not stale: to be proved before it is used."""
+        self._connection.execute(_FLAG_ALL)
+
+    def import_entries(self, entries: Sequence[CacheEntry], now: datetime) -> int:
+        """Take in an image's entries, to be proved before they are used.
+
+        They go to the end of what `irmap-cache` holds, in their order and with their
+        duplicates; the places that the same mappings had there before are given up. A stale
+        mapping is live again. Returns how many mappings are new.
+        """
+        before = self._count_mappings()
+        _IMPORT.run(self._connection, rows.entry_values(entries, now))
+        position = self._connection.scalars(_LAST_POSITION).one()
+        if position:
+            _IMAGE_ENTRY_GONE.run(self._connection, map(_entry_key, entries))
+        self._append_image(entries, position)
+        return self._count_mappings() - before
+
+    def prove(self, resolved: Iterable[Resolved], now: datetime) -> None:
+        """Store each proved path: used now, proved now, not stale, with the handle it has now."""
+        _PROVE.run(self._connection, rows.resolved_values(resolved, now))
+
+    def mark_stale(self, items: Iterable[tuple[Mapping, StaleReason]], now: datetime) -> None:
+        """Mark what no longer holds. What is stale already keeps its time and reason."""
+        _MARK_STALE.run(self._connection, rows.stale_values(items, now))
+
+    def set_image(self, entries: Iterable[CacheEntry]) -> None:
+        """Make these, in this order, what `irmap-cache` holds.
+
+        Each must be a mapping: DatabaseError otherwise.
+        """
+        self._connection.execute(delete(tables.image_entry))
+        self._append_image(entries, 0)
+
+    def set_image_seen(self, path: AnyPath, stamp: FileStamp) -> None:
+        """Remember an image file as imported or written."""
+        where = absolute(path)
+        self._connection.execute(_IMAGE_SEEN, rows.stamp_values(where, stamp))
+
+    def add_run(
+        self,
+        event: Event,
+        *,
+        pid: int | None,
+        comm: bytes | None,
+        started_at: datetime,
+        finished_at: datetime,
+        stats: RunStats,
+        outcome: str,
+    ) -> int:
+        """Store one step's figures; returns the run's id."""
+        row = {
+            "event": event.value,
+            "pid": pid,
+            "comm": rows.maybe_text(comm),
+            "started_at": to_time(started_at),
+            "finished_at": to_time(finished_at),
+            "outcome": outcome,
+            **{name: getattr(stats, name) for name in rows.STATS},
+        }
+        run_id = self._connection.execute(insert(tables.run), row).lastrowid
+        for source, count in stats.sources.items():
+            of_source = {"run_id": run_id, "source": source, "identities": count}
+            self._connection.execute(insert(tables.run_source), of_source)
+        return run_id
+
+    def add_watches(self, run_id: int, watches: Iterable[WatchRow]) -> None:
+        """Store what a run saw."""
+        _WATCH.run(self._connection, rows.watch_values(run_id, watches))
+
+    def add_changes(self, run_id: int, changes: Iterable[Change], now: datetime) -> None:
+        """Store what a run changed, after the mappings: a change points to the one of its path."""
+        _CHANGE.run(self._connection, rows.change_values(run_id, changes, now))
+
+    def _append_image(self, entries: Iterable[CacheEntry], last_position: int) -> None:
+        def row(position: int, entry: CacheEntry) -> dict[str, Any]:
+            return {"position": position, **_entry_key(entry)}
+
+        _IMAGE_ENTRY.run(self._connection, starmap(row, enumerate(entries, last_position + 1)))
+
+    def _count_mappings(self) -> int:
+        return self._connection.scalars(_COUNT_MAPPINGS).one()
+
+
+def _entry_key(entry: CacheEntry) -> dict[str, Any]:
+    return rows.mapping_key(*entry, mntns=0)

@@ -1,0 +1,98 @@
+"""Where things lie: CRIU's directories, the database, the cache image.
+
+`-D` is the images dir (default "."), `-W` the work dir (default: the images dir); irmap-cache
+and irmap.db lie in the work dir. With `--prev-images-dir`, relative to the images dir as CRIU
+has it, the cache of the dump before serves where the work dir has none.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from irmapdb import files
+from irmapdb.errors import FileError
+from irmapdb.image import cache
+from irmapdb.store import FileStamp
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+    from pathlib import Path
+
+    from irmapdb.model import CacheEntry
+    from irmapdb.store import Step
+
+__all__ = ["CACHE_NAME", "DATABASE_NAME", "LIMIT_BYTES", "WorkDir", "load_cache", "save_cache"]
+
+CACHE_NAME = "irmap-cache"
+DATABASE_NAME = "irmap.db"
+
+LIMIT_BYTES = 1 << 30
+"""No image that we read is larger: every entry of a million paths of PATH_MAX would not be."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkDir:
+    """The directories of one step; `open` makes sure that they are there."""
+
+    images: Path
+    work: Path
+    database: Path
+    previous: Path | None
+
+    @classmethod
+    def open(
+        cls,
+        images: Path,
+        work: Path | None = None,
+        *,
+        database: Path | None = None,
+        previous: Path | None = None,
+    ) -> WorkDir:
+        """FileError names the directory that is not one."""
+        work = images if work is None else work
+        for option, directory in (("-D", images), ("-W", work)):
+            if not directory.is_dir():
+                message = f"{directory}: {'not a' if directory.exists() else 'no such'} directory"
+                advice = f"make it, or name another one with {option}"
+                raise FileError(message, advice=advice)
+        return cls(
+            images=images,
+            work=work,
+            database=work / DATABASE_NAME if database is None else database,
+            previous=None if previous is None else images / previous,
+        )
+
+    @property
+    def cache(self) -> Path:
+        return self.work / CACHE_NAME
+
+
+def load_cache(step: Step, place: WorkDir, now: datetime) -> int:
+    """Take the entries of irmap-cache over as mappings to revalidate; how many there were.
+
+    Only where the file is another one than we last read or wrote. A missing cache is normal.
+    """
+    for directory in filter(None, (place.work, place.previous)):
+        path = directory / CACHE_NAME
+        try:
+            status = os.lstat(path)
+        except FileNotFoundError:
+            continue
+        stamp = FileStamp.of(status)
+        if step.image_seen(path) == stamp:
+            return 0
+        entries = cache.decode_cache(files.read_whole(path, limit_bytes=LIMIT_BYTES), str(path))
+        step.import_entries(entries, now)
+        step.set_image_seen(path, stamp)
+        return len(entries)
+    return 0
+
+
+def save_cache(step: Step, place: WorkDir, entries: Sequence[CacheEntry]) -> None:
+    """Replace irmap-cache whole, and remember it as our own."""
+    status = files.replace_whole(place.cache, cache.encode_cache(entries))
+    step.set_image(entries)
+    step.set_image_seen(place.cache, FileStamp.of(status))

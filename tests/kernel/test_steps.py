@@ -1,0 +1,365 @@
+"""pre-dump and dump on real processes: every path beside the truth that the process kept."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from irmapdb import steps
+from irmapdb.config import Config
+from irmapdb.errors import FileError, FreezeError, ImageError, IrmapError, TaskError
+from irmapdb.image import cache, fsnotify
+from irmapdb.model import Change, ChangeKind, Event, MarkKind, StaleReason, WatchKind
+from irmapdb.steps import FreezeOptions, Options, Report
+from irmapdb.store import Store
+from tests.support.area import MountArea
+from tests.support.features import require_program
+from tests.support.watcher import Watcher
+
+# Nothing but what a test names is walked: the machine's own trees are none of its business.
+_NO_HINTS = Config(hints=())
+
+
+def _options(watcher: Watcher, work: Path, *scan: Path) -> Options:
+    paths = tuple(os.fsencode(path) for path in scan)
+    return Options(watcher.pid, images_dir=work, scan_paths=paths, config=_NO_HINTS)
+
+
+def _work(tmp_path: Path) -> Path:
+    work = tmp_path / "work"
+    work.mkdir()
+    return work
+
+
+def _answers(report: Report) -> dict[tuple[WatchKind, int, int], bytes | None]:
+    return {
+        (row.watch.kind, row.watch.wd, row.watch.identity.ino): row.path
+        for row in report.watches
+    }
+
+
+def _truth(watcher: Watcher) -> dict[tuple[WatchKind, int, int], bytes]:
+    return {
+        (WatchKind(one.kind), one.wd if one.kind == "inotify" else -1, one.st_ino): one.path
+        for one in watcher.watched
+        if one.what == "inode"
+    }
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    top = tmp_path / "tree"
+    for number in range(4):
+        directory = top / f"d{number}" / "deep"
+        directory.mkdir(parents=True)
+        for name in ("a", "b"):
+            (directory / name).write_text(name)
+    return top
+
+
+def _watch_all(watcher: Watcher, tree: Path) -> None:
+    for path in sorted(tree.rglob("*")):
+        watcher.add_inotify(path)
+    for path in sorted(tree.glob("d*/deep/a")):
+        watcher.add_fanotify(path)
+    watcher.add_fanotify(tree, what="mount")
+
+
+def test_pre_dump_finds_every_path(watcher: Watcher, tree: Path, tmp_path: Path) -> None:
+    _watch_all(watcher, tree)
+    work = _work(tmp_path)
+
+    report = steps.pre_dump(_options(watcher, work))
+
+    assert _answers(report) == _truth(watcher)
+    assert [(row.mark.kind, row.comm) for row in report.marks] == [
+        (MarkKind.MOUNT, report.watches[0].comm)
+    ]
+    assert watcher.state() in "SR"
+    entries = cache.decode_cache((work / "irmap-cache").read_bytes(), "irmap-cache")
+    assert {entry.path for entry in entries} == set(_truth(watcher).values())
+    assert os.stat(work / "irmap-cache").st_mode & 0o777 == 0o600
+    assert os.stat(work / "irmap.db").st_mode & 0o777 == 0o600
+
+
+def test_a_second_pre_dump_asks_the_database_first(
+    watcher: Watcher, tree: Path, tmp_path: Path
+) -> None:
+    _watch_all(watcher, tree)
+    work = _work(tmp_path)
+    steps.pre_dump(_options(watcher, work))
+
+    report = steps.pre_dump(_options(watcher, work))
+
+    assert report.stats.sources == {"stored": report.stats.hits}
+    assert report.loaded == 0, "its own image was read again"
+    assert report.changes == ()
+
+
+def test_dump_writes_images_that_tell_the_same(
+    watcher: Watcher, tree: Path, tmp_path: Path
+) -> None:
+    _watch_all(watcher, tree)
+    work, images = _work(tmp_path), tmp_path / "images"
+    images.mkdir()
+
+    report = steps.dump(
+        Options(watcher.pid, images_dir=images, work_dir=work, config=_NO_HINTS), FreezeOptions()
+    )
+
+    truth = _truth(watcher)
+    assert _answers(report) == truth
+    assert report.stats.frozen_us > 0
+    (inotify,) = fsnotify.decode_inotify((images / "inotify.img").read_bytes(), "inotify.img")
+    assert {(watch.wd, watch.path) for watch in inotify.watches} == {
+        (wd, path) for (kind, wd, _), path in truth.items() if kind is WatchKind.INOTIFY
+    }
+    (fanotify,) = fsnotify.decode_fanotify((images / "fanotify.img").read_bytes(), "fanotify.img")
+    assert {watch.path for watch in fanotify.watches} == {
+        path for (kind, _, _), path in truth.items() if kind is WatchKind.FANOTIFY
+    }
+    assert watcher.state() in "SR"
+    assert watcher.hears(watcher.watched[-2], (tree / "d3/deep/a").read_bytes)
+
+
+def test_what_moves_between_prepare_and_freeze_is_found_where_it_is(
+    watcher: Watcher, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _watch_all(watcher, tree)
+    work = _work(tmp_path)
+    stop_tasks = steps.freeze.frozen
+
+    def rename_then_stop(*args: object, **kwargs: object) -> object:
+        # The last moment at which a path can go wrong unseen: all is proved, nobody is stopped.
+        (tree / "d1").rename(tree / "moved")
+        (tree / "d2/deep/a").rename(tree / "d2/deep/c")
+        return stop_tasks(*args, **kwargs)
+
+    monkeypatch.setattr(steps.freeze, "frozen", rename_then_stop)
+    report = steps.dump(_options(watcher, work, tree), FreezeOptions())
+
+    def now(path: bytes) -> bytes:
+        top = os.fsencode(tree)
+        moved = path.replace(top + b"/d1", top + b"/moved")
+        return moved.replace(b"/d2/deep/a", b"/d2/deep/c")
+
+    assert _answers(report) == {key: now(path) for key, path in _truth(watcher).items()}
+
+
+def test_a_watch_added_after_prepare_is_dumped_too(
+    watcher: Watcher, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _watch_all(watcher, tree)
+    stop_tasks = steps.freeze.frozen
+
+    def watch_then_stop(*args: object, **kwargs: object) -> object:
+        (tree / "late").write_text("late")
+        watcher.add_inotify(tree / "late")
+        return stop_tasks(*args, **kwargs)
+
+    monkeypatch.setattr(steps.freeze, "frozen", watch_then_stop)
+    report = steps.dump(_options(watcher, _work(tmp_path), tree), FreezeOptions())
+
+    assert _answers(report) == _truth(watcher)
+    assert os.fsencode(tree / "late") in {row.path for row in report.watches}
+
+
+def test_leave_stopped(watcher: Watcher, tree: Path, tmp_path: Path) -> None:
+    _watch_all(watcher, tree)
+    steps.dump(_options(watcher, _work(tmp_path)), FreezeOptions(leave_stopped=True))
+    assert watcher.state() == "T"
+    watcher.signal(signal.SIGCONT)
+
+
+def test_the_scenario_of_criu_test_inotify_irmap(watcher: Watcher, tmp_path: Path) -> None:
+    one, two, spare = (tmp_path / name for name in ("zdtm-test", "zdtm-test1", "spare"))
+    one.write_text("1")
+    two.write_text("2")
+    first, second = watcher.add_inotify(one), watcher.add_inotify(two)
+    work = _work(tmp_path)
+    options = _options(watcher, work)
+    here = {first.wd: os.fsencode(one), second.wd: os.fsencode(two)}
+    there = {first.wd: os.fsencode(two), second.wd: os.fsencode(one)}
+
+    def swap() -> None:
+        one.rename(spare)
+        two.rename(one)
+        spare.rename(two)
+
+    def paths(report: Report) -> dict[int, bytes | None]:
+        return {row.watch.wd: row.path for row in report.watches}
+
+    assert paths(steps.pre_dump(options)) == here
+    swap()
+    assert paths(steps.pre_dump(options)) == there
+    swap()
+    assert paths(steps.dump(options, FreezeOptions())) == here
+
+    with Store.open_readonly(work / "irmap.db") as store:
+        story = [(row.run_id, row.change) for row in store.changes()]
+        live = {(row.identity.ino, row.path) for row in store.all_mappings() if not row.stale}
+    assert [(run, change.kind) for run, change in story] == [
+        (1, ChangeKind.FOUND),
+        (1, ChangeKind.FOUND),
+        (2, ChangeKind.MOVED),
+        (2, ChangeKind.MOVED),
+        (3, ChangeKind.MOVED),
+        (3, ChangeKind.MOVED),
+    ]
+    moves = {(change.old_path, change.path, change.reason) for _, change in story[2:]}
+    assert moves == {
+        (os.fsencode(one), os.fsencode(two), StaleReason.REPLACED),
+        (os.fsencode(two), os.fsencode(one), StaleReason.REPLACED),
+    }
+    assert live == {(first.st_ino, os.fsencode(one)), (second.st_ino, os.fsencode(two))}
+
+
+def test_an_image_that_is_newer_is_taken_in(
+    watcher: Watcher, tree: Path, tmp_path: Path
+) -> None:
+    watched = watcher.add_inotify(tree / "d0/deep/a")
+    work = _work(tmp_path)
+    wrong = cache.CacheEntry(watched.st_kdev, watched.st_ino, os.fsencode(tree / "d0/deep/b"))
+    right = wrong._replace(path=watched.path)
+    (work / "irmap-cache").write_bytes(cache.encode_cache([right, wrong]))
+
+    report = steps.pre_dump(_options(watcher, work))
+
+    assert report.loaded == 2
+    assert [row.path for row in report.watches] == [watched.path]
+    assert Change(
+        ChangeKind.STALE,
+        report.changes[0].identity,
+        os.fsencode(tree / "d0/deep/b"),
+        reason=StaleReason.REPLACED,
+    ) in report.changes
+
+
+def test_the_cache_of_the_previous_images_serves(
+    watcher: Watcher, tree: Path, tmp_path: Path
+) -> None:
+    watched = watcher.add_inotify(tree / "d0/deep/a")
+    images, previous = tmp_path / "2", tmp_path / "1"
+    images.mkdir()
+    previous.mkdir()
+    entry = cache.CacheEntry(watched.st_kdev, watched.st_ino, watched.path)
+    (previous / "irmap-cache").write_bytes(cache.encode_cache([entry]))
+
+    report = steps.pre_dump(
+        Options(watcher.pid, images_dir=images, prev_images_dir=Path("../1"), config=_NO_HINTS)
+    )
+
+    assert (report.loaded, report.stats.sources) == (1, {"stored": 1})
+
+
+def test_descriptors_that_children_inherit_are_one(
+    watcher: Watcher, tree: Path, tmp_path: Path
+) -> None:
+    watcher.add_inotify(tree / "d0")
+    child = watcher.fork()
+    child.add_inotify(tree / "d1")  # the same instance: the parent sees it too
+
+    report = steps.dump(_options(watcher, _work(tmp_path)), FreezeOptions())
+
+    assert sorted(row.path or b"" for row in report.watches) == [
+        os.fsencode(tree / "d0"),
+        os.fsencode(tree / "d1"),
+    ]
+
+
+def test_watches_of_a_deleted_file_are_told_as_deleted(
+    watcher: Watcher, tree: Path, tmp_path: Path
+) -> None:
+    path = tree / "d0/deep/a"
+    watcher.add_inotify(path)
+    watcher.open(path)
+    path.unlink()
+
+    report = steps.pre_dump(_options(watcher, _work(tmp_path)))
+
+    assert [(row.path, row.why) for row in report.watches] == [(None, "handle: deleted")]
+
+
+@pytest.mark.parametrize("kind", ["ext4", "tmpfs", "overlay"])
+def test_filesystems(area: MountArea, watcher: Watcher, tmp_path: Path, kind: str) -> None:
+    place = area.place(kind)
+    for path in (place.directory, place.directory / "file", place.mountpoint):
+        watcher.add_inotify(path)
+        watcher.add_fanotify(path)
+
+    report = steps.dump(_options(watcher, _work(tmp_path)), FreezeOptions())
+
+    assert _answers(report) == _truth(watcher)
+
+
+# Bad input: a clear error, and nothing changed.
+
+
+def test_a_missing_task_changes_nothing(tmp_path: Path) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    work = _work(tmp_path)
+    with pytest.raises(TaskError, match=str(gone.pid)):
+        steps.pre_dump(Options(gone.pid, images_dir=work))
+    assert list(work.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("scan", "message"), [(b"relative", "not absolute"), (b"/nowhere/at/all", "No such file")]
+)
+def test_a_bad_scan_path(
+    watcher: Watcher, tmp_path: Path, scan: bytes, message: str
+) -> None:
+    work = _work(tmp_path)
+    with pytest.raises(FileError, match=message):
+        steps.pre_dump(Options(watcher.pid, images_dir=work, scan_paths=(scan,)))
+    assert list(work.iterdir()) == []
+
+
+def test_a_work_dir_that_is_not_there(watcher: Watcher, tmp_path: Path) -> None:
+    with pytest.raises(FileError, match="no such directory"):
+        steps.pre_dump(Options(watcher.pid, images_dir=tmp_path / "none"))
+
+
+def test_a_cut_image_is_refused_and_left(watcher: Watcher, tmp_path: Path) -> None:
+    work = _work(tmp_path)
+    (work / "irmap-cache").write_bytes(b"\x40\x59\x10\x55")
+    with pytest.raises(ImageError, match="irmap-cache"):
+        steps.pre_dump(_options(watcher, work))
+    assert (work / "irmap-cache").read_bytes() == b"\x40\x59\x10\x55"
+
+
+@pytest.mark.parametrize("name", ["irmap-cache", "irmap.db"])
+def test_a_symlink_in_the_work_dir_is_refused(
+    watcher: Watcher, tmp_path: Path, name: str
+) -> None:
+    work, victim = _work(tmp_path), tmp_path / "victim"
+    victim.write_bytes(cache.encode_cache([]))
+    (work / name).symlink_to(victim)
+    with pytest.raises(IrmapError, match=name):
+        steps.pre_dump(_options(watcher, work))
+    assert victim.read_bytes() == cache.encode_cache([])
+
+
+def test_a_task_that_is_traced_is_told_and_nothing_is_written(
+    watcher: Watcher, tree: Path, tmp_path: Path
+) -> None:
+    require_program("strace")
+    watcher.add_inotify(tree)
+    work = _work(tmp_path)
+    command = ["strace", "-o", os.devnull, "-p", str(watcher.pid)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as tracer:
+        assert tracer.stderr is not None
+        tracer.stderr.readline()  # "attached"
+        with pytest.raises(FreezeError, match="strace"):
+            steps.dump(_options(watcher, work), FreezeOptions())
+        tracer.kill()
+    assert not (work / "inotify.img").exists()
+    with Store.open_readonly(work / "irmap.db") as store:
+        (run,) = store.runs()
+    assert (run.event, run.outcome.startswith("failed: ")) == (Event.DUMP, True)

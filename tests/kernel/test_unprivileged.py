@@ -1,0 +1,99 @@
+"""Without root: what can be done is done, and the rest says what it lacked."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from irmapdb import steps
+from irmapdb.config import Config
+from irmapdb.errors import TaskError
+from irmapdb.steps import Options
+from tests.support.watcher import Watcher
+
+_NOBODY = 65534
+_IN_MODIFY = 0x2
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+
+
+def _as_nobody(action: Callable[[], object]) -> object:
+    """What `action` returns (JSON) or raises (as text) in a process without any rights."""
+    readable, writable = os.pipe()
+    pid = os.fork()
+    if not pid:
+        try:
+            os.setgroups([])
+            os.setresgid(_NOBODY, _NOBODY, _NOBODY)
+            os.setresuid(_NOBODY, _NOBODY, _NOBODY)
+            answer = json.dumps(action())
+        except BaseException:  # noqa: BLE001 - it is for the parent to judge
+            answer = json.dumps(traceback.format_exc())
+        os.write(writable, answer.encode())
+        os._exit(0)
+    os.close(writable)
+    with os.fdopen(readable, "rb") as pipe:
+        answer = pipe.read()
+    os.waitpid(pid, 0)
+    return json.loads(answer)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A directory of nobody's, reachable from /."""
+    place = Path(os.path.realpath(f"/var/tmp/{tmp_path.name}-{os.getpid()}"))
+    place.mkdir()
+    os.chown(place, _NOBODY, _NOBODY)
+    yield place
+    for path in sorted(place.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    place.rmdir()
+
+
+def test_own_tasks_are_resolved_by_scan(place: Path) -> None:
+    work, tree, hidden = place / "work", place / "tree", place / "hidden"
+    for directory in (work, tree, hidden):
+        directory.mkdir()
+        os.chown(directory, _NOBODY, _NOBODY)
+    (tree / "seen").touch()
+    (hidden / "unseen").touch()
+
+    def watch_and_resolve() -> object:
+        libc = ctypes.CDLL(None, use_errno=True)
+        inotify = libc.inotify_init1(0)
+        for path in (tree / "seen", hidden / "unseen"):
+            assert libc.inotify_add_watch(inotify, os.fsencode(path), _IN_MODIFY) > 0
+        hidden.chmod(0)
+        report = steps.pre_dump(
+            Options(
+                os.getpid(),
+                images_dir=work,
+                scan_paths=(os.fsencode(place),),
+                config=Config(hints=(), skip_filesystems=frozenset({"ext4", "overlay", "btrfs"})),
+            )
+        )
+        return {
+            row.watch.wd: [row.path and os.fsdecode(row.path), row.why] for row in report.watches
+        }
+
+    answers = _as_nobody(watch_and_resolve)
+    assert isinstance(answers, dict), answers
+    assert answers["1"] == [str(tree / "seen"), None]
+    assert answers["2"][0] is None
+    assert "CAP_DAC_READ_SEARCH" in answers["2"][1]
+
+
+def test_another_users_task_is_refused_with_advice(place: Path) -> None:
+    with Watcher() as watcher:
+        answer = _as_nobody(
+            lambda: steps.pre_dump(Options(watcher.pid, images_dir=place)).run_id
+        )
+    assert TaskError.__name__ in str(answer)
+    assert "run as root" in str(answer)
+    assert not list(place.iterdir())

@@ -1,0 +1,200 @@
+"""The command line as a person or a program meets it: output, errors, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from irmapdb import commands
+from irmapdb.image import cache
+from irmapdb.model import CacheEntry
+from tests.support.features import require_root
+from tests.support.watcher import Watcher
+
+_DATA = Path(__file__).parent / "data" / "images"
+
+
+def _run(*arguments: str | Path, **kwargs: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "irmapdb", *map(str, arguments)],
+        check=False,
+        capture_output=True,
+        encoding="utf-8",
+        errors="surrogateescape",
+        **kwargs,
+    )
+
+
+def _every_command() -> list[tuple[str, ...]]:
+    found: list[tuple[str, ...]] = []
+
+    def walk(command: object, path: tuple[str, ...]) -> None:
+        children = getattr(command, "commands", None)
+        if children is None:
+            found.append(path)
+            return
+        for name, child in children.items():
+            walk(child, (*path, name))
+
+    walk(get_command(commands.app), ())
+    return found
+
+
+@pytest.mark.parametrize("path", _every_command(), ids=" ".join)
+def test_every_command_teaches(path: tuple[str, ...]) -> None:
+    done = _run(*path, "--help", env={**os.environ, "COLUMNS": "100"})
+    assert done.returncode == 0
+    assert "Example" in done.stdout, "help shows how it is used"
+    assert f"irmapdb {' '.join(path)}" in done.stdout
+
+
+def test_help_and_version_wait_for_no_database() -> None:
+    for option in ("--help", "--version"):
+        done = subprocess.run(
+            [sys.executable, "-X", "importtime", "-m", "irmapdb", option],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+        assert "irmapdb.commands" in imported
+        assert not {"sqlalchemy", "alembic"} & imported
+
+
+def test_a_session(tmp_path: Path) -> None:
+    require_root()
+    watched = tmp_path / "in.csv"
+    watched.touch()
+    with Watcher() as watcher:
+        watcher.add_inotify(watched)
+        done = _run("pre-dump", "-t", str(watcher.pid), "-D", tmp_path)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert str(watched) in done.stdout
+        watched.rename(tmp_path / "in.csv.1")
+        done = _run("dump", "-t", str(watcher.pid), "-D", tmp_path, "--json")
+        document = json.loads(done.stdout)
+    assert done.returncode == 0
+    assert [one["path"] for one in document["watches"]] == [f"{watched}.1"]
+    assert [(one["kind"], one["reason"]) for one in document["changes"]] == [("moved", "gone")]
+    assert document["stats"]["frozen_time"] > 0
+    shown = _run("show", tmp_path / "irmap-cache")
+    assert f"{watched}.1" in shown.stdout
+
+
+def test_a_watch_without_a_path_is_a_finding(tmp_path: Path) -> None:
+    require_root()
+    watched = tmp_path / "gone"
+    watched.touch()
+    with Watcher() as watcher:
+        watcher.add_inotify(watched)
+        watcher.open(watched)
+        watched.unlink()
+        done = _run("pre-dump", "-t", str(watcher.pid), "-D", tmp_path)
+    assert done.returncode == 3
+    assert "deleted" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("pre-dump", "-t", "4194304"), 1, "4194304"),
+        (("pre-dump", "-t", "0"), 2, "not a process id"),
+        (("pre-dump",), 2, "--tree"),
+        (("show", "nowhere"), 1, "nowhere"),
+        (("convert", "nowhere", "x"), 1, "nowhere"),
+        (("export", "--db", "nowhere.db"), 1, "nowhere.db"),
+        (("db", "current", "--db", "nowhere.db"), 1, "nowhere.db"),
+        (("import", os.devnull), 1, os.devnull),
+        (("nonsense",), 2, "nonsense"),
+    ],
+)
+def test_errors_are_one_line_that_names_the_object(
+    tmp_path: Path, arguments: tuple[str, ...], code: int, message: str
+) -> None:
+    done = _run(*arguments, cwd=tmp_path)
+    assert done.returncode == code
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    if code == 1:
+        assert done.stderr.startswith("irmapdb: ")
+        assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_conversions_there_and_back(tmp_path: Path) -> None:
+    for image in sorted(_DATA.glob("*.irmap-cache")):
+        as_json, database, back = (tmp_path / f"{image.stem}{end}" for end in (".json", ".db", ""))
+        for source, destination in ((image, as_json), (as_json, database), (database, back)):
+            done = _run("convert", source, destination)
+            assert done.returncode == 0, done.stderr
+        assert back.read_bytes() == image.read_bytes()
+
+
+def test_duplicates_survive_the_database(tmp_path: Path) -> None:
+    # CRIU writes an entry for each watch: two watches of one file, two entries.
+    entries = [CacheEntry(1, 2, b"/a"), CacheEntry(1, 3, b"/b"), CacheEntry(1, 2, b"/a")]
+    image = tmp_path / "irmap-cache"
+    image.write_bytes(cache.encode_cache(entries))
+    for _ in range(2):  # and importing twice changes nothing
+        assert _run("import", image, "--db", tmp_path / "irmap.db").returncode == 0
+    assert _run("export", "-W", tmp_path, tmp_path / "out").returncode == 0
+    assert (tmp_path / "out").read_bytes() == image.read_bytes()
+
+
+def test_a_database_is_never_overwritten_by_a_conversion(tmp_path: Path) -> None:
+    image = _DATA / "swap-before.irmap-cache"
+    assert _run("convert", image, tmp_path / "a.db").returncode == 0
+    before = (tmp_path / "a.db").read_bytes()
+    done = _run("convert", image, tmp_path / "a.db")
+    assert (done.returncode, (tmp_path / "a.db").read_bytes()) == (1, before)
+    assert "irmapdb import" in done.stderr
+
+
+def test_names_cannot_play_with_the_terminal(tmp_path: Path) -> None:
+    image = tmp_path / "irmap-cache"
+    image.write_bytes(cache.encode_cache([CacheEntry(1, 2, b"/a\x1b[2J\n\xe9\xe2\x80\xae")]))
+    done = _run("show", image)
+    assert r"/a\x1b[2J\n\xe9\u202e" in done.stdout
+    assert "\x1b" not in done.stdout
+    document = json.loads(_run("show", image, "--json").stdout)
+    assert os.fsencode(document["entries"][0]["path"]) == b"/a\x1b[2J\n\xe9\xe2\x80\xae"
+
+
+def test_a_reader_that_goes_away_is_no_traceback(tmp_path: Path) -> None:
+    image = tmp_path / "irmap-cache"
+    image.write_bytes(cache.encode_cache([CacheEntry(1, n, b"/x" * 50) for n in range(20000)]))
+    with subprocess.Popen(
+        [sys.executable, "-m", "irmapdb", "show", image],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as shown:
+        assert shown.stdout is not None
+        assert shown.stderr is not None
+        shown.stdout.readline()
+        shown.stdout.close()
+        assert b"Traceback" not in shown.stderr.read()
+
+
+def test_crius_spelling_of_the_log_level(tmp_path: Path) -> None:
+    done = _run("pre-dump", "-t", "4194304", "-D", tmp_path, "-v4", "-o", "dump.log")
+    assert done.returncode == 1
+    assert (tmp_path / "dump.log").stat().st_mode & 0o777 == 0o600
+
+
+def test_completion_knows_the_commands() -> None:
+    done = _run(
+        env={
+            **os.environ,
+            "_IRMAPDB_COMPLETE": "complete_bash",
+            "COMP_WORDS": "irmapdb pre",
+            "COMP_CWORD": "1",
+        }
+    )
+    assert "pre-dump" in done.stdout
