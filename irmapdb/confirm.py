@@ -43,7 +43,7 @@ class Confirmation:
         for kdev in set(kdevs):
             mounts = self._root.mounts_of(kdev)
             # What other hosts and FUSE servers rename, this kernel does not see.
-            if mounts and all(self._config.walkable(mount.fstype) for mount in mounts):
+            if mounts and not self._may_wait(kdev):
                 self._watch(kdev, mounts[0].mountpoint)
 
     def _watch(self, kdev: int, mountpoint: bytes) -> None:
@@ -77,7 +77,8 @@ class Confirmation:
         if self._witness.blind:
             self._witness.blind = False
             return list(outcome.resolved)
-        unseen = {identity.kdev for identity in outcome.resolved} - self._witness.kdevs
+        kdevs = {identity.kdev for identity in outcome.resolved}
+        unseen = {kdev for kdev in kdevs - self._witness.kdevs if not self._may_wait(kdev)}
         nested = any(answer.mntns for answer in outcome.resolved.values())
         touched = (names | {_last_part(point) for point in mountpoints}) & self._parts
         if not touched and not unseen and not nested:
@@ -92,6 +93,10 @@ class Confirmation:
                 for path in (answer.path, *answer.other_paths)
             )
         ]
+
+    def _may_wait(self, kdev: int) -> bool:
+        # Nobody is to be waited for in the freeze: it may be one of the frozen.
+        return self._config.may_wait(self._root.mounts_of(kdev))
 
     def _changed_mountpoints(self) -> list[bytes]:
         before = self._mounts

@@ -32,14 +32,17 @@ def tell(
     rows: MappingABC[InodeKey, Iterable[Mapping]],
     outcome: Outcome,
     disprove: Callable[[Identity, bytes], StaleReason | None],
+    unmounted: Iterable[Mapping] = (),
 ) -> Story:
-    """Compare what was stored with what was proved.
+    """Compare what was stored with what was proved. `unmounted`: rows of devices that are gone.
 
     `disprove` is asked (in the root task's own namespace) about a row that failed for one inode
     but speaks of another: two inodes of one (kdev, ino) are normal on btrfs and overlayfs, and
     only its own may condemn a row.
     """
     failed = _failed_rows(rows, outcome.disproved, disprove)
+    for row in unmounted:
+        failed.setdefault(row.id, (row, StaleReason.UNMOUNTED))
     for identity, answer in outcome.resolved.items():
         for row in rows.get(identity.key, ()):
             if row.identity.matches(identity) and _holds(row, answer):

@@ -218,9 +218,9 @@ class StaleReason(enum.StrEnum):
     UNMOUNTED = "unmounted"
     """The device is not mounted there any more."""
     UNREACHABLE = "unreachable"
-    """We may not look (permission)."""
+    """We may not look (permission), or could not (an input error)."""
     BAD_PATH = "bad-path"
-    """Not a path that could be looked up: relative, or with a NUL byte."""
+    """Not a path that the kernel would give: relative, with `..` or `//`, or with a NUL byte."""
 
 
 @dataclass(frozen=True, slots=True)

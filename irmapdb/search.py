@@ -2,22 +2,26 @@
 
 All are looked for in the root of the root task's mount namespace, the only one that CRIU's cache
 speaks of. What cannot be seen there and is watched from a nested mount namespace is looked for
-in that one.
+in that one. What lies on a filesystem that may keep us waiting (network, FUSE) is asked for in a
+child process that can be killed.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 
 from irmapdb import engine
 from irmapdb.engine import Disproved
 from irmapdb.errors import TaskError
 from irmapdb.kernel import procfs
+from irmapdb.kernel.aside import call_aside
 from irmapdb.kernel.identity import disproof
 from irmapdb.kernel.root import Root, open_root
+from irmapdb.model import Tried, Unresolved
 from irmapdb.resolvers import Handles, OpenFiles, Scan, StoredRows
 
 if TYPE_CHECKING:
@@ -29,6 +33,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Load", "Search"]
 
+_PATIENCE_S = 5.0
+"""How long all of a filesystem's answers may take where they come from somebody else."""
+
 
 class Load(Protocol):
     """The store's rows for a batch of keys, of one mount namespace."""
@@ -38,13 +45,14 @@ class Load(Protocol):
     ) -> dict[InodeKey, list[Mapping]]: ...
 
 
-class _Place:
+class _Place(NamedTuple):
     """A root and who is asked about it."""
 
-    def __init__(self, root: Root, mntns: int, resolvers: Sequence[Resolver]) -> None:
-        self.root = root
-        self.mntns = mntns
-        self.resolvers = resolvers
+    root: Root
+    mntns: int
+    stored: StoredRows
+    scan: Scan
+    resolvers: Sequence[Resolver]
 
 
 class Search:
@@ -69,8 +77,6 @@ class Search:
         self._proc = proc
         self._pids: list[int] = []
         self._open_names: set[bytes | None] | None = None
-        self._stored: list[StoredRows] = []
-        self._scans: list[Scan] = []
         self._stack = contextlib.ExitStack()
         self._main = self._place(root, 0)
         self._nested: dict[int, _Place] = {}
@@ -87,18 +93,22 @@ class Search:
     def rows(self) -> dict[InodeKey, list[Mapping]]:
         """Every stored row that was looked at, as it was before."""
         rows: dict[InodeKey, list[Mapping]] = {}
-        for stored in self._stored:
-            for key, found in stored.rows.items():
+        for place in self._places():
+            for key, found in place.stored.rows.items():
                 rows.setdefault(key, []).extend(found)
         return rows
 
     @property
     def scanned(self) -> int:
         """Directory entries looked at."""
-        return sum(scan.scanned for scan in self._scans)
+        return sum(place.scan.scanned for place in self._places())
 
-    def resolve(self, files: Iterable[WatchFile]) -> None:
-        """Resolve what the files watch and is neither resolved nor given up yet."""
+    def resolve(self, files: Iterable[WatchFile], *, may_wait: bool = True) -> None:
+        """Resolve what the files watch and is neither resolved nor given up yet.
+
+        Without `may_wait`, what lies on a filesystem that may keep us waiting is left for later:
+        in the freeze, the one it waits for may be one of the frozen.
+        """
         start = time.monotonic_ns()
         watchers: dict[Identity, set[int]] = {}
         known = self.outcome.resolved.keys() | self.outcome.unresolved.keys()
@@ -106,7 +116,7 @@ class Search:
             if file.pid not in self._pids:
                 self._pids.append(file.pid)
             for watch in file.watches:
-                if watch.identity not in known:
+                if watch.identity not in known and (may_wait or not self._waits(watch.identity)):
                     watchers.setdefault(watch.identity, set()).add(watch.pid)
         if watchers:
             self.outcome.update(self._run(self._main, watchers))
@@ -114,10 +124,15 @@ class Search:
         self.resolve_us += (time.monotonic_ns() - start) // 1000
 
     def prove_again(self, identities: Iterable[Identity]) -> None:
-        """Prove answers again; those that no longer hold are resolved anew."""
+        """Prove answers again; those that no longer hold are resolved anew.
+
+        Not those on a filesystem that may keep us waiting.
+        """
         start = time.monotonic_ns()
         lost: dict[int, list[Identity]] = {}
         for identity in identities:
+            if self._waits(identity):
+                continue
             answer = self.outcome.resolved[identity]
             place = self._nested[answer.mntns] if answer.mntns else self._main
             paths = (answer.path, *answer.other_paths)
@@ -141,8 +156,8 @@ class Search:
         self.resolve_us += (time.monotonic_ns() - start) // 1000
 
     def disprove(self, identity: Identity, path: bytes) -> StaleReason | None:
-        """Why a path in the main root is not that inode; None if it is."""
-        return disproof(self._main.root, identity, path)
+        """Why a path in the main root is not that inode; None if it is, or if asking may wait."""
+        return None if self._waits(identity) else disproof(self._main.root, identity, path)
 
     def _place(self, root: Root, mntns: int) -> _Place:
         stored = StoredRows(lambda keys: self._load(keys, mntns))
@@ -154,12 +169,39 @@ class Search:
             progress=self._progress,
             over=self._over,
         )
-        self._stored.append(stored)
-        self._scans.append(scan)
         resolvers = (stored, Handles(root), OpenFiles(root, self._pids, self._proc), scan)
-        return _Place(root, mntns, resolvers)
+        return _Place(root, mntns, stored, scan, resolvers)
+
+    def _places(self) -> tuple[_Place, ...]:
+        return (self._main, *self._nested.values())
+
+    def _waits(self, identity: Identity) -> bool:
+        return self._config.may_wait(self._main.root.mounts_of(identity.kdev))
 
     def _run(self, place: _Place, identities: Iterable[Identity]) -> Outcome:
+        by_kdev: dict[int, list[Identity]] = {}
+        for identity in identities:
+            by_kdev.setdefault(identity.kdev, []).append(identity)
+        waiting = [kdev for kdev in by_kdev if self._config.may_wait(place.root.mounts_of(kdev))]
+        aside = [by_kdev.pop(kdev) for kdev in waiting]
+        outcome = self._ask(place, itertools.chain.from_iterable(by_kdev.values()))
+        for batch in aside:
+            outcome.update(self._ask_aside(place, batch))
+        return outcome
+
+    def _ask_aside(self, place: _Place, identities: list[Identity]) -> Outcome:
+        # The child has no business with our database: what it may need is loaded before.
+        place.stored.load(identities)
+        try:
+            answer: Outcome = call_aside(lambda: self._ask(place, identities), _PATIENCE_S)
+        except (TimeoutError, ChildProcessError) as error:
+            kinds = {mount.fstype for mount in place.root.mounts_of(identities[0].kdev)}
+            tried = (Tried("engine", f"{', '.join(sorted(kinds))}: {error}"),)
+            failures = {identity: Unresolved(identity, tried) for identity in identities}
+            return engine.Outcome(unresolved=failures)
+        return answer
+
+    def _ask(self, place: _Place, identities: Iterable[Identity]) -> Outcome:
         outcome = engine.resolve(
             identities,
             place.resolvers,
@@ -170,7 +212,6 @@ class Search:
         if place.mntns:
             for identity, answer in outcome.resolved.items():
                 outcome.resolved[identity] = replace(answer, mntns=place.mntns)
-            outcome.disproved = [one._replace(mntns=place.mntns) for one in outcome.disproved]
         return outcome
 
     def _resolve_nested(self, watchers: dict[Identity, set[int]]) -> None:

@@ -69,7 +69,7 @@ def _in_child(call: Callable[[], Any], writable: int) -> None:
 
 
 def _read_until(readable: int, deadline: float) -> bytes:
-    chunks = []
+    chunks: list[bytes] = []
     poll = select.poll()
     poll.register(readable, select.POLLIN)
     while True:

@@ -38,6 +38,9 @@ _FIRST_PAUSE_S = 20e-6
 _LONGEST_PAUSE_S = 2e-3
 _SLOW_S = 0.5e-3
 """Who has not stopped after a pause of this length is looked at more closely."""
+_FREEZER_S = 0.25
+"""How long a cgroup's freezer is waited for. With v1, execve and the freezer can wait for each
+other for ever: frozen threads do not die of the SIGKILL that execve sends to them."""
 _WATCH_S = 0.02
 """How often the caller's thread sees after the one that seizes."""
 _GRACE_S = 1.0
@@ -118,8 +121,12 @@ def _kin() -> list[int]:
 
 
 def _admit(freezer: Freezer, root: Task, kin: Collection[int]) -> None:
-    inside = cgroups.members(freezer)
-    if root.pid not in inside:
+    for _ in range(_ATTEMPTS):
+        inside = cgroups.members(freezer)
+        if root.pid in inside:
+            break
+        time.sleep(_LONGEST_PAUSE_S)  # a task in execve is not listed for a moment
+    else:
         raise FreezeError(
             f"{root.name} is not in the cgroup {freezer.path}",
             advice=f"see /proc/{root.pid}/cgroup for where it is",
@@ -245,13 +252,19 @@ class _Tracer:
     def _stop(self) -> Frozen:
         begun_ns = time.monotonic_ns()
         if self._frozen_elsewhere and self._freezer:
-            self._await_frozen(self._freezer, self._deadline)
+            if not self._comes_to_rest(self._freezer, self._deadline):
+                raise FreezeError(
+                    f"{self._freezer.path} is being frozen by somebody else and does not come to "
+                    f"rest within {self._timeout_s:g} s",
+                    advice="thaw it, or freeze it again",
+                )
             self._exempt = frozenset(cgroups.members(self._freezer))
         fresh, _ = self._sweep()  # all run on
         if self._guard and self._freezer:
-            # Half of the time at most: what the freezer cannot stop, ptrace can name.
             self._guard.freeze()
-            self._await_frozen(self._freezer, (time.monotonic() + self._deadline) / 2)
+            # What does not rest by then is left to ptrace: it can do without, and name it.
+            limit = min(time.monotonic() + _FREEZER_S, self._deadline)
+            self._comes_to_rest(self._freezer, limit)
             fresh |= self._sweep()[0]
             self._interrupt(fresh)
             self._guard.thaw()
@@ -267,15 +280,20 @@ class _Tracer:
         now_ns = time.monotonic_ns()
         return Frozen(pids, (now_ns - begun_ns) // 1000, now_ns)
 
-    def _await_frozen(self, freezer: Freezer, deadline: float) -> None:
+    def _comes_to_rest(self, freezer: Freezer, deadline: float) -> bool:
         pause_s = _FIRST_PAUSE_S
-        while not cgroups.is_frozen(freezer) and time.monotonic() < deadline:
-            self._check_time(())
+        while not cgroups.is_frozen(freezer):
+            if time.monotonic() > deadline:
+                return False
+            self._check_left()
             if self._guard is not None:
                 # Again: v1 forgets a task that came to a ptrace stop on its way to the freezer.
                 self._guard.freeze()
+            if pause_s > _SLOW_S:
+                self._reap()
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+        return True
 
     def _sweep(self) -> tuple[set[int], tuple[int, ...]]:
         """Seize every thread that is not held yet: these, and the processes of the tree."""
@@ -413,9 +431,12 @@ class _Tracer:
                 del self._held[tid]
                 ptrace.reap(tid)
 
-    def _check_time(self, pending: Collection[int]) -> None:
+    def _check_left(self) -> None:
         if self.go.acquire(blocking=False):
             raise _AbandonedError
+
+    def _check_time(self, pending: Collection[int]) -> None:
+        self._check_left()
         if time.monotonic() > self._deadline:
             tid = min(pending, default=self._root.pid)
             raise FreezeError(

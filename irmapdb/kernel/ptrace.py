@@ -136,7 +136,10 @@ def reap(tid: int) -> None:
     be called from any thread of the tracer. Nothing happens if it lives or is not ours.
     """
     try:
-        os.waitid(os.P_PID, tid, _REAP)
+        # Looked at first: wait(2) would take the report of a stop as well, whatever is asked for.
+        report = os.waitid(os.P_PID, tid, _REAP | os.WNOWAIT)
+        if report is not None and report.si_code not in _STOPPED:
+            os.waitid(os.P_PID, tid, _REAP)
     except ChildProcessError:
         return
 

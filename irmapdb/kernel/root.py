@@ -65,6 +65,7 @@ class Root:
     by_id: dict[int, Mount] = field(default_factory=dict)
     by_mountpoint: dict[bytes, Mount] = field(default_factory=dict)
     """The mount that a lookup meets at each mount point; hidden ones are not here."""
+    _by_kdev: dict[int, list[Mount]] = field(default_factory=dict)
     odd_devices: set[tuple[int, int]] = field(default_factory=set)
     """(mount id, st_dev as kdev) where st_dev is not the mount's own: btrfs, overlayfs."""
 
@@ -114,8 +115,11 @@ class Root:
 
     def mounts_of(self, kdev: int) -> list[Mount]:
         """The visible mounts of a device, those that show most of it first."""
-        mounts = [mount for mount in self.by_mountpoint.values() if mount.kdev == kdev]
-        return sorted(mounts, key=lambda mount: len(mount.root))
+        mounts = self._by_kdev.get(kdev)
+        if mounts is None:
+            found = (mount for mount in self.by_mountpoint.values() if mount.kdev == kdev)
+            mounts = self._by_kdev[kdev] = sorted(found, key=lambda mount: len(mount.root))
+        return mounts
 
     def kdev_of_mount(self, mnt_id: int, st_kdev: int) -> int | None:
         """The superblock's device of a mount; None where it is not one of this root's.

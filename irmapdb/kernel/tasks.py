@@ -39,7 +39,7 @@ _WALKS = 3
 """How often a tree that changed under the walk is walked again."""
 
 # Fields of proc_pid_stat(5), counted from the one after the command.
-_STATE, _PPID, _STARTTIME = 0, 1, 19
+_STATE, _PPID, _NUM_THREADS, _STARTTIME = 0, 1, 17, 19
 
 
 class Task(NamedTuple):
@@ -66,11 +66,8 @@ class Process(NamedTuple):
     task: Task
     tids: tuple[int, ...]
     children: tuple[int, ...]
-
-    @property
-    def dead(self) -> bool:
-        """A zombie. Where only the first thread has ended, the others keep the process alive."""
-        return self.task.state in _DEAD and len(self.tids) < 2  # noqa: PLR2004
+    dead: bool
+    """A zombie. Where only the first thread has ended, the others keep the process alive."""
 
 
 def parse_stat(data: bytes) -> Task:
@@ -145,10 +142,11 @@ def read_process(
                     children = tuple(c for t in tids for c in _children(task_fd, t))
                 else:
                     children = tuple(index.get(pid, ()))
-            # After the threads: a first thread that had ended can be replaced by execve (de_thread
-            # in fs/exec.c), and would look like a zombie in between.
-            task = parse_stat(_read("stat", pid_fd))
-            return Process(task, tids, children) if tids else None
+            stat = _read("stat", pid_fd)
+            # Twice: a first thread that has ended is replaced by one that calls execve (de_thread
+            # in fs/exec.c), and is seen alone for a moment.
+            dead = _is_dead(stat) and _is_dead(stat := _read("stat", pid_fd))
+            return Process(parse_stat(stat), tids, children, dead)
     except (FileNotFoundError, ProcessLookupError):
         if _exists(pid):
             raise _hidden(pid, proc) from None
@@ -166,10 +164,10 @@ def require_task(pid: int, proc: str = "/proc") -> Task:
         raise TaskError(
             f"task {pid} is not there", advice="it has ended, or lives in another pid namespace"
         )
-    if pid not in process.tids:
+    leader = leader_of(pid, proc)
+    if leader not in (pid, None):
         raise TaskError(
-            f"{pid} is no process of its own",
-            advice=f"it is a thread of {leader_of(pid, proc)}: name that",
+            f"{pid} is no process of its own", advice=f"it is a thread of {leader}: name that"
         )
     if process.dead:
         raise TaskError(
@@ -221,6 +219,11 @@ def _walk(root: Task, proc: str) -> tuple[list[Task], bool]:
         queue.extend((child, pid) for child in process.children if child not in seen)
         seen.update(process.children)
     return tasks, calm
+
+
+def _is_dead(stat: bytes) -> bool:
+    fields = stat[stat.rfind(b")") + 2 :].split()
+    return fields[_STATE].decode("ascii") in _DEAD and int(fields[_NUM_THREADS]) <= 1
 
 
 def _scan(proc: str) -> dict[int, list[int]]:

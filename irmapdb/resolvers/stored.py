@@ -8,10 +8,10 @@ from irmapdb.engine import Candidate
 from irmapdb.model import Source
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
     from irmapdb.engine import Answer, Wanted
-    from irmapdb.model import InodeKey, Mapping
+    from irmapdb.model import Identity, InodeKey, Mapping
 
 __all__ = ["StoredRows"]
 
@@ -26,11 +26,16 @@ class StoredRows:
     ) -> None:
         self._load = load
         self.rows: dict[InodeKey, list[Mapping]] = {}
-        """Every row that was loaded, the stale ones too."""
+        """Every row that was loaded, the stale ones too; an empty list where there was none."""
+
+    def load(self, identities: Iterable[Identity]) -> None:
+        """Load what is stored for these inodes and was not loaded before."""
+        keys = {identity.key for identity in identities} - self.rows.keys()
+        self.rows |= {key: [] for key in keys} | self._load(keys)
 
     def __call__(self, wanted: Wanted) -> Iterator[Answer]:
         identities = list(wanted)
-        self.rows |= self._load({identity.key for identity in identities})
+        self.load(identities)
         for identity in identities:
             for row in self.rows.get(identity.key, ()):
                 # A stale row is history. A row with another handle is tried all the same: its

@@ -49,7 +49,7 @@ _LOAD = (
 _IMAGE_ENTRIES = (
     select(*rows.ENTRY_COLUMNS)
     .join_from(tables.image_entry, tables.mapping)
-    .where(_mapping.stale_at.is_(None), _mapping.mntns == 0)
+    .where(_mapping.stale_at.is_(None))
     .order_by(tables.image_entry.c.position)
 )
 _IMAGE_SEEN = select(*rows.STAMP_COLUMNS).where(tables.image_seen.c.path == bindparam("of_path"))
@@ -101,8 +101,15 @@ class Reader:
                         found.setdefault(key, []).append(mapping)
         return found
 
+    def elsewhere(self, kdevs: Collection[int]) -> list[Mapping]:
+        """The mappings that are not stale, of the root task's namespace, on any other device."""
+        live = select(*rows.MAPPING_COLUMNS).where(
+            _mapping.stale_at.is_(None), _mapping.mntns == 0, _mapping.dev.not_in(sorted(kdevs))
+        )
+        return list(self._read(rows.read_mapping, self._fetch(live.order_by(_mapping.id))))
+
     def image_entries(self) -> list[CacheEntry]:
-        """What `irmap-cache` should hold, in its order: no stale mapping, no nested root."""
+        """What `irmap-cache` should hold, in its order: the image list without stale mappings."""
         return list(self._read(rows.read_entry, self._fetch(_IMAGE_ENTRIES)))
 
     def image_seen(self, path: AnyPath) -> rows.FileStamp | None:

@@ -180,7 +180,7 @@ def _copy(path: bytes, dest: bytes) -> None:
 
 
 def _remove(database: bytes) -> None:
-    # The journal too: a new file of that name would be rolled back with it.
+    # With what a copy that was cut off has left beside it.
     for suffix in (b"", *SIDECARS):
         with suppress(FileNotFoundError):
             os.unlink(database + suffix)

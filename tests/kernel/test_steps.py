@@ -19,6 +19,7 @@ from irmapdb.steps import FreezeOptions, Options, Report
 from irmapdb.store import Store
 from tests.support.area import MountArea
 from tests.support.features import require_program
+from tests.support.notify import InotifyEvent
 from tests.support.watcher import Watcher
 
 # Nothing but what a test names is walked: the machine's own trees are none of its business.
@@ -49,6 +50,12 @@ def _truth(watcher: Watcher) -> dict[tuple[WatchKind, int, int], bytes]:
         for one in watcher.watched
         if one.what == "inode"
     }
+
+
+def _events_of(watcher: Watcher, written: Path) -> list[InotifyEvent]:
+    watcher.events()
+    written.write_text("heard")
+    return [event for event in watcher.events() if isinstance(event, InotifyEvent)]
 
 
 @pytest.fixture
@@ -124,7 +131,8 @@ def test_dump_writes_images_that_tell_the_same(
         path for (kind, _, _), path in truth.items() if kind is WatchKind.FANOTIFY
     }
     assert watcher.state() in "SR"
-    assert watcher.hears(watcher.watched[-2], (tree / "d3/deep/a").read_bytes)
+    heard = next(one for one in watcher.watched if one.path.endswith(b"d3/deep/a"))
+    assert heard.wd in {event.wd for event in _events_of(watcher, tree / "d3/deep/a")}
 
 
 def test_what_moves_between_prepare_and_freeze_is_found_where_it_is(
@@ -295,6 +303,30 @@ def test_filesystems(area: MountArea, watcher: Watcher, tmp_path: Path, kind: st
     report = steps.dump(_options(watcher, _work(tmp_path)), FreezeOptions())
 
     assert _answers(report) == _truth(watcher)
+
+
+def test_a_filesystem_that_comes_back_as_another_device(
+    area: MountArea, watcher: Watcher, tmp_path: Path
+) -> None:
+    filesystem = area.ext4()
+    path = filesystem.mountpoint / "file"
+    path.touch()
+    work = _work(tmp_path)
+    before = watcher.add_inotify(path)
+    steps.pre_dump(_options(watcher, work))
+    watcher.remove(before)
+    filesystem.remount_on_another_device()
+    after = watcher.add_inotify(path)
+
+    report = steps.pre_dump(_options(watcher, work, filesystem.mountpoint))
+
+    assert before.st_kdev != after.st_kdev
+    assert [row.path for row in report.watches] == [os.fsencode(path)]
+    told = {(change.kind, change.identity.kdev, change.reason) for change in report.changes}
+    assert told == {
+        (ChangeKind.FOUND, after.st_kdev, None),
+        (ChangeKind.STALE, before.st_kdev, StaleReason.UNMOUNTED),
+    }
 
 
 # Bad input: a clear error, and nothing changed.

@@ -1,0 +1,73 @@
+"""A filesystem whose server never answers costs a time budget, not the step."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from irmapdb import search, steps
+from irmapdb.config import Config
+from irmapdb.steps import FreezeOptions, Options
+from tests.support.area import MountArea
+from tests.support.filesystems import drop_caches
+from tests.support.watcher import Watcher
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+
+
+def _server_of(mountpoint: Path) -> int:
+    for directory in Path("/proc").iterdir():
+        if not directory.name.isdigit():
+            continue
+        try:
+            words = (directory / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if words[0].endswith(b"bindfs") and os.fsencode(mountpoint) in words:
+            return int(directory.name)
+    raise AssertionError(f"who serves {mountpoint}?")
+
+
+@pytest.mark.parametrize("name", ["pre-dump", "dump"])
+def test_a_fuse_server_that_is_stopped(
+    area: MountArea, watcher: Watcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(search, "_PATIENCE_S", 0.5)
+    place = area.place("fuse")
+    near = tmp_path / "near"
+    near.touch()
+    watcher.add_inotify(near)
+    watcher.add_inotify(place.directory / "file")
+    work = tmp_path / "work"
+    work.mkdir()
+    options = Options(
+        watcher.pid,
+        images_dir=work,
+        scan_paths=(os.fsencode(place.mountpoint),),
+        config=Config(hints=()),
+    )
+    whole = {row.watch.wd: row.path for row in steps.pre_dump(options).watches}
+    assert whole == {1: os.fsencode(near), 2: os.fsencode(place.directory / "file")}
+
+    server = _server_of(place.mountpoint)
+    os.kill(server, signal.SIGSTOP)
+    try:
+        drop_caches()  # so that it has to be asked
+        if name == "pre-dump":
+            report = steps.pre_dump(options)
+        else:
+            report = steps.dump(options, FreezeOptions())
+    finally:
+        os.kill(server, signal.SIGCONT)
+
+    answers = {row.watch.wd: (row.path, row.why) for row in report.watches}
+    assert answers[1] == (os.fsencode(near), None)
+    assert answers[2][0] is None
+    assert "no answer in time" in (answers[2][1] or "")
+    assert watcher.state() in "SR"
+    # And when it answers again, what was known before is found again.
+    again = {row.watch.wd: row.path for row in steps.pre_dump(options).watches}
+    assert again == whole
