@@ -4,14 +4,21 @@
 paths = ["/srv"]                 # walked first, like --irmap-scan-path
 hints = ["/etc", "/var/log"]     # in place of the built-in ones
 skip-filesystems = ["nfs4"]      # in addition to the built-in ones
+
+[hook]                           # of irmapdb-hook; the environment has the last word:
+timeout = 10                     # seconds                 IRMAPDB_HOOK_TIMEOUT
+strict = false                   # may fail the dump       IRMAPDB_HOOK_STRICT
+db = "/var/lib/irmapdb"          # not in the work dir     IRMAPDB_HOOK_DB
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import math
 import os
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +26,19 @@ from irmapdb.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from collections.abc import Mapping as MappingABC
 
-__all__ = ["DEFAULT_PATH", "HINTS", "UNWALKED_FILESYSTEMS", "Config", "load_config"]
+    from irmapdb.model import Mount
+
+__all__ = [
+    "DEFAULT_PATH",
+    "HINTS",
+    "UNWALKED_FILESYSTEMS",
+    "Config",
+    "HookConfig",
+    "load_config",
+    "with_environment",
+]
 
 DEFAULT_PATH = Path("/etc/irmapdb.toml")
 
@@ -62,19 +80,39 @@ UNWALKED_FILESYSTEMS = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
+class HookConfig:
+    """How CRIU's action script works; the defaults are what holds without a `[hook]`."""
+
+    timeout_s: float = 10.0
+    """After this time no more is looked for, and what was proved is written."""
+    strict: bool = False
+    """Whether an error of ours fails CRIU's dump."""
+    db: Path | None = None
+    """A directory with a database for each container. None: irmap.db in the work dir."""
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """What the file can say; the defaults are what holds without one."""
 
     scan_paths: tuple[bytes, ...] = ()
     hints: tuple[bytes, ...] = HINTS
     skip_filesystems: frozenset[str] = UNWALKED_FILESYSTEMS
+    hook: HookConfig = HookConfig()
 
     def walkable(self, fstype: str) -> bool:
         """Whether a filesystem may be walked without being named."""
         return fstype not in self.skip_filesystems and not fstype.startswith("fuse")
 
+    def may_wait(self, mounts: Iterable[Mount]) -> bool:
+        """Whether a lookup on a device with these mounts may wait for somebody else."""
+        return any(not self.walkable(mount.fstype) for mount in mounts)
 
-_KNOWN = {"scan": {"paths", "hints", "skip-filesystems"}}
+
+_KNOWN = {
+    "hook": {"db", "strict", "timeout"},
+    "scan": {"hints", "paths", "skip-filesystems"},
+}
 
 
 def load_config(path: Path | None = None) -> Config:
@@ -114,7 +152,65 @@ def _config(document: dict[str, Any], source: Path) -> Config:
         scan_paths=_paths(scan, "paths", source, defaults.scan_paths),
         hints=_paths(scan, "hints", source, defaults.hints),
         skip_filesystems=UNWALKED_FILESYSTEMS | set(_strings(scan, "skip-filesystems", source)),
+        hook=_hook(document.get("hook", {}), source),
     )
+
+
+def _hook(table: dict[str, Any], source: Path) -> HookConfig:
+    hook = HookConfig()
+    if "timeout" in table:
+        hook = replace(hook, timeout_s=_seconds(table["timeout"], f"{source}: timeout"))
+    if "strict" in table:
+        if not isinstance(table["strict"], bool):
+            message = f"{source}: strict is neither true nor false"
+            raise ConfigError(message)
+        hook = replace(hook, strict=table["strict"])
+    if "db" in table:
+        hook = replace(hook, db=_directory(table["db"], f"{source}: db"))
+    return hook
+
+
+_TRUTHS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+
+
+def with_environment(hook: HookConfig, environment: MappingABC[str, str]) -> HookConfig:
+    """What IRMAPDB_HOOK_TIMEOUT, _STRICT and _DB say in place of the file; "" says nothing.
+
+    ConfigError names the variable.
+    """
+    if text := environment.get("IRMAPDB_HOOK_TIMEOUT"):
+        try:
+            seconds: float | str = float(text)
+        except ValueError:
+            seconds = text
+        hook = replace(hook, timeout_s=_seconds(seconds, "IRMAPDB_HOOK_TIMEOUT"))
+    if text := environment.get("IRMAPDB_HOOK_STRICT"):
+        if text.lower() not in _TRUTHS:
+            message = f"IRMAPDB_HOOK_STRICT is {text!r}"
+            raise ConfigError(message, advice="set it to 1 or 0")
+        hook = replace(hook, strict=_TRUTHS[text.lower()])
+    if text := environment.get("IRMAPDB_HOOK_DB"):
+        hook = replace(hook, db=_directory(text, "IRMAPDB_HOOK_DB"))
+    return hook
+
+
+def _seconds(value: object, where: str) -> float:
+    seconds = 0.0
+    # A bool is an int to Python, but no number of seconds.
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        with contextlib.suppress(OverflowError):
+            seconds = float(value)
+    if not 0 < seconds < math.inf:
+        message = f"{where}: {value!r} is no number of seconds"
+        raise ConfigError(message, advice="give a number above 0")
+    return seconds
+
+
+def _directory(value: object, where: str) -> Path:
+    if not isinstance(value, str) or not value.startswith("/"):
+        message = f"{where}: {value!r} is no absolute path"
+        raise ConfigError(message, advice="name a directory; it is made where it is missing")
+    return Path(value)
 
 
 def _refuse_unknown(

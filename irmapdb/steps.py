@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from irmapdb import files, history, workdir
+from irmapdb import files, handover, history, workdir
 from irmapdb.config import Config
 from irmapdb.confirm import Confirmation
 from irmapdb.errors import FileError, FreezeError
@@ -27,7 +27,7 @@ from irmapdb.kernel import freeze, tasks
 from irmapdb.kernel.renames import Witness
 from irmapdb.kernel.root import Root, open_root
 from irmapdb.kernel.survey import read_survey
-from irmapdb.model import CacheEntry, Event, MarkKind, RunStats, format_kdev
+from irmapdb.model import Event, MarkKind, RunStats, format_kdev
 from irmapdb.search import Search
 from irmapdb.store import Step, Store, WatchRow
 from irmapdb.workdir import WorkDir
@@ -60,6 +60,10 @@ class Options:
     """Told during a scan: entries looked at so far, and where."""
     over: Callable[[], bool] = lambda: False
     """Whether the time is up; what was proved until then is written."""
+    wait_s: float = 10.0
+    """How long to wait for another process's step in the database."""
+    take_cache: bool = True
+    """Whether to take over what irmap-cache holds, where it is news."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +105,7 @@ class Report:
 def pre_dump(options: Options) -> Report:
     """Find, prove and store the paths of a tree's watches, without stopping anyone."""
     with _tree(options) as tree, _transaction(options, Event.PRE_DUMP) as step:
-        loaded = workdir.load_cache(step.tx, step.place, step.started_at)
+        loaded = _load_cache(options, step)
         with tree.search(options, step.tx) as search:
             watched = tree.read()
             search.resolve(watched)
@@ -114,7 +118,7 @@ def dump(options: Options, freezing: FreezeOptions) -> Report:
     The tasks run again before anything is written, unless they are to be left stopped.
     """
     with _tree(options) as tree, _transaction(options, Event.DUMP) as step:
-        loaded = workdir.load_cache(step.tx, step.place, step.started_at)
+        loaded = _load_cache(options, step)
         with tree.search(options, step.tx) as search, Witness() as witness:
             confirmation = Confirmation(tree.root, witness, options.config)
             watched = tree.read()
@@ -125,9 +129,10 @@ def dump(options: Options, freezing: FreezeOptions) -> Report:
             with _no_collection(), _frozen(options.pid, freezing) as held:
                 watched = tree.read_again(held.pids)
                 search.prove_again(confirmation.suspects(search.outcome))
-                search.resolve(watched)
+                search.resolve(watched, may_wait=False)
             step.freezing_us = held.freezing_us
             step.frozen_us = (time.monotonic_ns() - held.since_ns) // 1000
+            search.resolve(watched)
             return _write(step, tree, search, watched, loaded)
 
 
@@ -221,7 +226,7 @@ def _transaction(options: Options, event: Event) -> Iterator[_Transaction]:
         previous=options.prev_images_dir,
     )
     started_at = datetime.now(UTC)
-    with Store.open(place.database, create=True) as store:
+    with Store.open(place.database, create=True, wait_s=options.wait_s) as store:
         try:
             with store.step() as tx:
                 yield _Transaction(event, place, tx, started_at)
@@ -238,6 +243,12 @@ def _transaction(options: Options, event: Event) -> Iterator[_Transaction]:
                     outcome=f"failed: {error}",
                 )
             raise
+
+
+def _load_cache(options: Options, step: _Transaction) -> int:
+    if not options.take_cache:
+        return 0
+    return workdir.load_cache(step.tx, step.place, step.started_at)
 
 
 @contextlib.contextmanager
@@ -267,9 +278,11 @@ def _write(
 ) -> Report:
     """Everything that a step found, into the images and the database."""
     outcome = search.outcome
+    handover.spell_root(outcome)
     now = datetime.now(UTC)
     watches = _watch_rows(tree, outcome, watched)
-    story = history.tell(search.rows, outcome, search.disprove)
+    mounted = {mount.kdev for mount in tree.root.mounts}
+    story = history.tell(search.rows, outcome, search.disprove, step.tx.elsewhere(mounted))
     current = {row.watch.identity for row in watches}
     resolved = [answer for answer in outcome.resolved.values() if answer.identity in current]
     stats = RunStats(
@@ -301,7 +314,9 @@ def _write(
     written: tuple[Path, ...] = ()
     if step.event is Event.DUMP:
         written = _write_fsnotify(step.place, tree.root, outcome, watched)
-    workdir.save_cache(step.tx, step.place, _cache_entries(outcome, watches))
+    watched_now = (row.watch.identity for row in watches)
+    entries = handover.cache_entries(outcome, watched_now, tree.root)
+    workdir.save_cache(step.tx, step.place, entries)
     return Report(
         event=step.event,
         pid=tree.pid,
@@ -341,23 +356,6 @@ def _mark_rows(tree: _Tree, watched: list[WatchFile]) -> tuple[MarkRow, ...]:
                 target = f"mount {mark.target}" if mount is None else os.fsdecode(mount.mountpoint)
             rows.append(MarkRow(mark, tree.comm(file.pid), target))
     return tuple(rows)
-
-
-def _cache_entries(outcome: Outcome, watches: Sequence[WatchRow]) -> list[CacheEntry]:
-    """What CRIU may have to look up: every known path of what is watched now.
-
-    CRIU tries the last entry of an inode first, and finds late entries of its table sooner: the
-    best path comes last, and so do the inodes that are watched most often.
-    """
-    watched = Counter(row.watch.identity for row in watches)
-    entries = []
-    for identity, _ in sorted(watched.items(), key=lambda item: item[1]):
-        answer = outcome.resolved.get(identity)
-        if answer is None or answer.mntns:
-            continue
-        paths = (*reversed(answer.other_paths), answer.path)
-        entries += [CacheEntry(identity.kdev, identity.ino, path) for path in paths]
-    return entries
 
 
 def _write_fsnotify(

@@ -24,7 +24,7 @@ from irmapdb.model import CacheEntry
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-__all__ = ["decode_cache", "encode_cache", "fits", "misfit"]
+__all__ = ["decode_cache", "encode_cache", "fits", "loadable", "misfit"]
 
 _REFUSED = (
     "irmapdb refuses it rather than drop what it does not understand: look at it with `crit "
@@ -68,6 +68,18 @@ def decode_cache(data: bytes, name: str) -> tuple[CacheEntry, ...]:
             raise image_error(name, offset, what, advice=_REFUSED)
         entries.append(CacheEntry(entry.dev, entry.inode, entry.path))
     return tuple(entries)
+
+
+def loadable(data: bytes) -> bool:
+    """Whether CRIU would load the image, where `decode_cache` may be stricter.
+
+    One that it would not makes `criu dump` fail.
+    """
+    try:
+        messages = [message for _, message in frames(data, "", IRMAP_CACHE)]
+        return all(IrmapCacheEntry.FromString(message).IsInitialized() for message in messages)
+    except (ImageError, DecodeError):
+        return False
 
 
 def fits(entry: CacheEntry) -> bool:

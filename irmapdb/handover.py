@@ -1,0 +1,104 @@
+"""What CRIU is handed: the entries of irmap-cache that it will find, and believe.
+
+CRIU's criu/irmap.c keeps the entries in 32 buckets by (device + inode number), puts each in front
+of those that it loaded before, and believes the first one of an inode whose path has these very
+numbers by `fstatat(root, path + 1, AT_SYMLINK_NOFOLLOW)`. It compares no handle, so
+
+- a path whose `st_dev` is not the watch's device is no use: every path on btrfs, and files of an
+  overlay with layers on several filesystems;
+- of two watched inodes with one (device, inode number) the entry of one would be believed of the
+  other: no entry at all is better than a wrong path;
+- `/` is looked up as the empty path and not found; `/.` is.
+
+What is left out here stays in the database.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from irmapdb.model import CacheEntry, kdev_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from irmapdb.engine import Outcome
+    from irmapdb.kernel.root import Root
+    from irmapdb.model import Identity, InodeKey
+
+__all__ = ["cache_entries", "spell_root"]
+
+# Where the getattr of the filesystem gives another device or number than the superblock and the
+# inode have: btrfs_getattr(), ovl_getattr() and ceph_getattr() of the kernel's fs/.
+_OWN_NUMBERS = frozenset({"btrfs", "ceph", "overlay"})
+
+# Nobody opens a handle there (no fh_to_dentry in their export_operations), so CRIU asks its cache
+# for every watch; elsewhere only for the few whose name is not cached by the kernel.
+_UNOPENABLE = frozenset({"cgroup", "cgroup2", "devpts", "overlay", "proc", "sysfs"})
+
+_PATH_MAX = 4096
+_ROOT, _ROOT_FOR_CRIU = b"/", b"/."
+
+
+def spell_root(outcome: Outcome) -> None:
+    """Give the root directory the second name by which CRIU finds it."""
+    for identity, answer in outcome.resolved.items():
+        names = (answer.path, *answer.other_paths)
+        if _ROOT in names and _ROOT_FOR_CRIU not in names:
+            others = (*answer.other_paths, _ROOT_FOR_CRIU)
+            outcome.resolved[identity] = replace(answer, other_paths=others)
+
+
+def cache_entries(outcome: Outcome, watched: Iterable[Identity], root: Root) -> list[CacheEntry]:
+    """What CRIU may have to look up: every name, of what is watched, that it will believe.
+
+    `watched` has an identity for each watch. The order is CRIU's, which begins to look at the
+    end: further names first, as they are needed only where the best one is gone; then the best
+    ones, at the end those that are asked for most.
+    """
+    counts = Counter(watched)
+    ambiguous = _ambiguous(counts)
+    fstypes = {mount.kdev: mount.fstype for mount in root.mounts}
+    further: list[CacheEntry] = []
+    best: list[tuple[tuple[bool, int], CacheEntry]] = []
+    for identity, count in counts.items():
+        answer = outcome.resolved.get(identity)
+        if answer is None or answer.mntns or identity.key in ambiguous:
+            continue
+        names = [path for path in (answer.path, *answer.other_paths) if _can_be_looked_up(path)]
+        fstype = fstypes.get(identity.kdev)
+        if fstype is None or fstype in _OWN_NUMBERS:
+            names = [path for path in names if _has_the_numbers(root, identity, path)]
+        if names:
+            first, *rest = (CacheEntry(*identity.key, path) for path in names)
+            best.append(((fstype in _UNOPENABLE, count), first))
+            further += reversed(rest)
+    best.sort(key=lambda ranked: ranked[0])
+    return [*further, *(entry for _, entry in best)]
+
+
+def _ambiguous(identities: Iterable[Identity]) -> set[InodeKey]:
+    handles: dict[InodeKey, set[object]] = {}
+    for identity in identities:
+        handles.setdefault(identity.key, set()).add(identity.handle)
+    return {key for key, known in handles.items() if len(known) > 1}
+
+
+def _can_be_looked_up(path: bytes) -> bool:
+    return path != _ROOT and len(path) <= _PATH_MAX  # CRIU takes the slash off; a NUL is added
+
+
+def _has_the_numbers(root: Root, identity: Identity, path: bytes) -> bool:
+    try:
+        fd = root.open(path)
+    except OSError:
+        return False  # gone since it was proved
+    try:
+        status = os.fstat(fd)
+    finally:
+        os.close(fd)
+    kdev = kdev_of(os.major(status.st_dev), os.minor(status.st_dev))
+    return (kdev, status.st_ino) == identity.key
