@@ -6,6 +6,7 @@ findings. What a command needs is imported when it runs: `--help` waits for no d
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import sys
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from irmapdb import __version__
-from irmapdb.commands import checkpoint, database, images
+from irmapdb.commands import checkpoint, database, hook, images
 from irmapdb.errors import IrmapError
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def irmapdb(
 checkpoint.add_to(app)
 images.add_to(app)
 database.add_to(app)
+hook.add_to(app)
 
 _VERBOSITY = re.compile(r"-v([0-4])")
 
@@ -76,6 +78,9 @@ def _as_typer_counts(arguments: Iterable[str]) -> Iterator[str]:
 
 def main() -> None:
     """The console script: one exit point for every error."""
+    # Hundreds of thousands of small objects, and cycles in none: the collector would look through
+    # all of them again and again.
+    gc.set_threshold(100_000, 20, 50)
     try:
         app(list(_as_typer_counts(sys.argv[1:])), prog_name="irmapdb")
     except IrmapError as error:

@@ -1,0 +1,352 @@
+"""Which files are opened, which are refused, and that a refused file stays as it was."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sqlite3
+import stat
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from irmapdb.errors import DatabaseError
+from irmapdb.model import CacheEntry
+from irmapdb.store import Store, backup, current, upgrade
+from tests.support.features import require_program
+from tests.support.programs import run
+
+NOW = datetime(2026, 11, 23, tzinfo=UTC)
+ENTRY = CacheEntry(254 << 20, 2, b"/srv/a")
+
+
+def fill(path, *entries):
+    with Store.open(path, create=True) as store, store.step() as step:
+        step.import_entries(entries or (ENTRY,), NOW)
+
+
+def entries_of(path):
+    with Store.open_readonly(path) as store:
+        return store.image_entries()
+
+
+def journal_mode(path):
+    with closing(sqlite3.connect(path)) as other:
+        return other.execute("PRAGMA journal_mode").fetchone()[0]
+
+
+def open_files():
+    return len(os.listdir("/proc/self/fd"))
+
+
+def make_symlink(path):
+    fill(path.with_name("target"))
+    path.symlink_to("target")
+
+
+def make_dangling_symlink(path):
+    path.symlink_to("nowhere")
+
+
+def make_socket(path):
+    with closing(socket.socket(socket.AF_UNIX)) as listener:
+        listener.bind(os.fspath(path))
+
+
+def make_text(path):
+    path.write_text("mapping of the world\n" * 400)
+
+
+def make_zeros(path):
+    path.write_bytes(bytes(8192))
+
+
+def make_cut_off(path):
+    fill(path)
+    os.truncate(path, 5000)
+
+
+def make_scrambled(path):
+    fill(path)
+    with path.open("r+b") as file:
+        file.seek(100)  # behind the header: the schema's page
+        file.write(b"\xff" * 3000)
+
+
+def make_foreign(path):
+    with closing(sqlite3.connect(path)) as other:
+        other.execute("CREATE TABLE users (name)")
+
+
+def make_foreign_alembic(path):
+    with closing(sqlite3.connect(path)) as other, other:
+        other.execute("CREATE TABLE alembic_version (version_num)")
+        other.execute("INSERT INTO alembic_version VALUES ('0001')")
+
+
+def make_newer(path):
+    fill(path)
+    with closing(sqlite3.connect(path)) as other, other:
+        other.execute("UPDATE alembic_version SET version_num = '0999'")
+
+
+def make_unstamped(path):
+    fill(path)
+    with closing(sqlite3.connect(path)) as other, other:
+        other.execute("DELETE FROM alembic_version")
+
+
+def make_symlinked_log(path):
+    fill(path)
+    path.with_name(path.name + "-wal").symlink_to("target")
+
+
+REFUSED = [
+    (make_symlink, "symbolic link"),
+    (make_dangling_symlink, "symbolic link"),
+    (Path.mkdir, "directory"),
+    (os.mkfifo, "pipe"),
+    (make_socket, "socket"),
+    (make_text, "begins with b'mapping of the w"),
+    (make_zeros, "not a database"),
+    (make_cut_off, "damaged"),
+    (make_scrambled, "damaged"),
+    (make_foreign, "tables users"),
+    (make_foreign_alembic, "not one of irmapdb"),
+    (make_newer, "0999"),
+    (make_unstamped, "damaged"),
+    (make_symlinked_log, "irmap.db-wal: is a symbolic link"),
+]
+WAYS = [
+    lambda path: Store.open(path, create=True),
+    lambda path: Store.open(path, create=False),
+    Store.open_readonly,
+    current,
+    upgrade,
+    lambda path: backup(path, path.with_name("copy")),
+]
+
+
+def snapshot(directory):
+    return {
+        path.name: (path.lstat().st_mode, path.is_file() and path.read_bytes())
+        for path in directory.iterdir()
+        # SQLite's own, which a reader leaves beside a WAL database.
+        if path.is_symlink() or not path.name.endswith(("-shm", "-wal"))
+    }
+
+
+@pytest.mark.parametrize("way", WAYS, ids=["open", "open old", "read", "current", "up", "backup"])
+@pytest.mark.parametrize(
+    ("make", "said"), REFUSED, ids=lambda value: getattr(value, "__name__", "")
+)
+def test_what_is_no_database_of_ours_is_refused_and_left_alone(tmp_path, make, said, way):
+    path = tmp_path / "irmap.db"
+    make(path)
+    before = snapshot(tmp_path)
+    fds = open_files()
+    with pytest.raises(DatabaseError) as refused:
+        way(path)
+    assert said in str(refused.value)
+    assert os.fspath(path) in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert refused.value.advice
+    assert snapshot(tmp_path) == before
+    assert open_files() == fds
+
+
+@pytest.mark.parametrize("way", WAYS[1:], ids=["open old", "read", "current", "up", "backup"])
+def test_only_who_may_create_makes_a_database(tmp_path, way):
+    path = tmp_path / "irmap.db"
+    with pytest.raises(DatabaseError, match="no such database"):
+        way(path)
+    path.touch()
+    with pytest.raises(DatabaseError, match="an empty database"):
+        way(path)
+    assert [(file.name, file.stat().st_size) for file in tmp_path.iterdir()] == [("irmap.db", 0)]
+
+
+def test_a_new_database_is_private_and_closes_without_a_trace(tmp_path):
+    path = tmp_path / "irmap.db"
+    before = os.umask(0)
+    fds = open_files()
+    try:
+        with Store.open(path, create=True) as store:
+            with store.step() as step:
+                step.import_entries([ENTRY], NOW)
+            modes = {stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir()}
+            store.close()
+    finally:
+        os.umask(before)
+    assert modes == {0o600}
+    assert os.listdir(tmp_path) == ["irmap.db"]
+    assert open_files() == fds
+    assert journal_mode(path) == "wal"
+
+
+@pytest.mark.parametrize("header", [b"", "wal"], ids=["0 bytes", "only a header"])
+def test_a_database_that_was_never_finished_is_a_new_one(tmp_path, header):
+    path = tmp_path / "irmap.db"
+    path.touch()
+    if header:
+        with closing(sqlite3.connect(path)) as other:
+            other.execute("PRAGMA journal_mode = WAL")
+        assert path.stat().st_size > 0
+    fill(path)
+    assert entries_of(path) == [ENTRY]
+
+
+@pytest.mark.parametrize("name", [b"a b?c#%41&mode=ro.db", "ü.db".encode(), b"\xff\n.db", b"-x"])
+def test_any_name_will_do(tmp_path, name):
+    path = os.path.join(os.fsencode(tmp_path), name)
+    fill(path)
+    assert os.listdir(os.fsencode(tmp_path)) == [name]
+    backup(path, path + b"2")
+    assert entries_of(path + b"2") == [ENTRY]
+
+
+def test_a_relative_path_is_of_the_directory_at_the_time(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with Store.open(b"irmap.db", create=True) as store:
+        monkeypatch.chdir("/")
+        with store.step() as step:
+            step.import_entries([ENTRY], NOW)
+    assert store.path == os.fsencode(tmp_path / "irmap.db")
+    assert entries_of(tmp_path / "irmap.db") == [ENTRY]
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("missing/irmap.db", "there is no directory"),
+        ("file/irmap.db", "Not a directory"),
+        ("x" * 300, "File name too long"),
+        ("/".join(["x" * 200] * 3) + "/irmap.db", "too long for SQLite"),
+    ],
+)
+def test_where_nothing_can_be_made_it_says_why(tmp_path, place, said):
+    (tmp_path / "file").touch()
+    with pytest.raises(DatabaseError, match=said):
+        Store.open(tmp_path / place, create=True)
+
+
+def test_a_read_only_store_reads_what_is_committed_and_writes_nothing(tmp_path):
+    path = tmp_path / "irmap.db"
+    fill(path)
+    with Store.open(path, create=False) as writer, Store.open_readonly(path) as reader:
+        with writer.step() as step:
+            step.import_entries([ENTRY._replace(path=b"/new")], NOW)
+            assert reader.image_entries() == [ENTRY]
+        assert len(reader.image_entries()) == 2
+        before = path.read_bytes()
+        with pytest.raises(DatabaseError, match="cannot be written"), reader.step():
+            pass
+        assert path.read_bytes() == before
+
+
+def test_a_backup_is_whole_private_and_never_replaces_a_file(tmp_path):
+    path, copy = tmp_path / "irmap.db", tmp_path / "copy.db"
+    fill(path)
+    # What a killed copy has left behind.
+    (tmp_path / ".copy.db.part").write_bytes(b"half")
+    (tmp_path / ".copy.db.part-journal").write_bytes(b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7" * 512)
+    with Store.open(path, create=False) as store, store.step() as step:
+        step.import_entries([ENTRY._replace(path=b"/not yet")], NOW)
+        backup(path, copy)
+    assert sorted(os.listdir(tmp_path)) == ["copy.db", "irmap.db"]
+    assert stat.S_IMODE(copy.stat().st_mode) == 0o600
+    assert entries_of(copy) == [ENTRY]
+    with pytest.raises(DatabaseError, match="is there already"):
+        backup(path, copy)
+    with pytest.raises(DatabaseError, match="no directory"):
+        backup(path, tmp_path / "missing" / "copy.db")
+
+
+def test_without_shared_memory_there_is_a_rollback_journal(tmp_path):
+    """A pipe where SQLite maps its shared memory: what some FUSE filesystems are like."""
+    path = tmp_path / "irmap.db"
+    os.mkfifo(tmp_path / "irmap.db-shm")
+    fill(path)
+    fill(path, ENTRY._replace(path=b"/b"))
+    assert journal_mode(path) == "delete"
+    assert len(entries_of(path)) == 2
+
+
+def test_a_wal_database_may_move_to_where_no_shared_memory_is(tmp_path):
+    path = tmp_path / "irmap.db"
+    fill(path)
+    os.mkfifo(tmp_path / "irmap.db-shm")
+    with pytest.raises(DatabaseError, match="no shared memory"):
+        Store.open_readonly(path)
+    fill(path, ENTRY._replace(path=b"/b"))
+    assert entries_of(path) == [ENTRY, ENTRY._replace(path=b"/b")]
+
+
+def test_the_same_on_a_real_fuse_filesystem(area, tmp_path):
+    require_program("bindfs")
+    source, mountpoint = tmp_path / "source", area.path / "fuse"
+    source.mkdir()
+    mountpoint.mkdir()
+    # With direct_io the kernel maps nothing; the area takes the mount down.
+    run("bindfs", "-o", "direct_io", source, mountpoint)
+    fill(source / "irmap.db")
+    with pytest.raises(DatabaseError, match="no shared memory"):
+        Store.open_readonly(mountpoint / "irmap.db")
+    for name in ("irmap.db", "new.db"):
+        fill(mountpoint / name)
+        assert entries_of(mountpoint / name) == [ENTRY]
+        assert journal_mode(source / name) == "delete"
+
+
+def test_on_a_read_only_filesystem_it_is_read_and_not_written(area):
+    mountpoint = area.tmpfs()
+    path = mountpoint / "irmap.db"
+    fill(path)
+    run("mount", "-o", "remount,ro", mountpoint)
+    assert entries_of(path) == [ENTRY]
+    assert current(path) == "0001"
+    with pytest.raises(DatabaseError, match="read-only"):
+        Store.open(path, create=True)
+    with pytest.raises(DatabaseError, match="Read-only file system"):
+        Store.open(mountpoint / "new.db", create=True)
+    with pytest.raises(DatabaseError, match="Read-only file system"):
+        backup(path, mountpoint / "copy.db")
+    assert os.listdir(mountpoint) == ["irmap.db"]
+
+
+def test_on_a_full_disk_no_database_is_made(area):
+    mountpoint = area.tmpfs()
+    fill_up(mountpoint / "ballast")
+    with pytest.raises(DatabaseError, match="disk is full"):
+        Store.open(mountpoint / "irmap.db", create=True)
+    assert os.listdir(mountpoint) == ["ballast"]
+
+
+def test_a_step_that_fills_the_disk_changes_nothing(area):
+    mountpoint = area.tmpfs()
+    path = mountpoint / "irmap.db"
+    fill(path)
+    with Store.open(path, create=False) as store:
+        big = [ENTRY._replace(ino=ino, path=b"/" + b"x" * 4000) for ino in range(8000)]
+        with pytest.raises(DatabaseError, match="disk is full"), store.step() as step:
+            step.import_entries(big, NOW)
+        assert store.image_entries() == [ENTRY]
+    fill_up(mountpoint / "ballast")
+    with pytest.raises(DatabaseError, match="full"):
+        backup(path, mountpoint / "copy.db")
+    assert not list(mountpoint.glob("*copy*"))
+    (mountpoint / "ballast").unlink()
+    fill(path)
+    assert entries_of(path) == [ENTRY]
+
+
+def fill_up(path):
+    with path.open("wb", buffering=0) as file:
+        for size in (1 << 20, 4096):
+            try:
+                while file.write(bytes(size)) == size:
+                    pass
+            except OSError:
+                continue
