@@ -35,16 +35,17 @@ def main() -> None:
         ]
         with _task(watched) as pid:
             _say("A process watches files and directories. Before the checkpoint, while it runs:")
-            _run(work, "pre-dump", "-t", str(pid), "-D", str(work))
+            _run("pre-dump", "-t", str(pid), "-D", work)
             _say("A log rotation, say: a watched file gets another name.")
             (tree / "data/in.csv").rename(tree / "data/in.csv.1")
             sys.stdout.write(f"$ mv {tree}/data/in.csv {tree}/data/in.csv.1\n")
             _say("The checkpoint: the task is stopped for as long as it takes to confirm.")
-            _run(work, "dump", "-t", str(pid), "-D", str(work))
+            _run("dump", "-t", str(pid), "-D", work)
             _say(f"It runs on ({_state(pid)}). This is what CRIU will load:")
-            _run(work, "show", str(work / "irmap-cache"))
+            _run("show", work / "irmap-cache")
             _say("And this is what the database knows of the file that was renamed:")
-            _sql(work)
+            question = "SELECT kind, old_path, path, reason FROM change WHERE old_path IS NOT NULL"
+            _run("sql", "--db", work / "irmap.db", question)
 
 
 @contextmanager
@@ -70,17 +71,12 @@ def _say(text: str) -> None:
     sys.stdout.flush()
 
 
-def _run(work: Path, *arguments: str) -> None:
-    sys.stdout.write(f"$ irmapdb {shlex.join(arguments)}\n")
+def _run(*arguments: str | Path) -> None:
+    sys.stdout.write(f"$ irmapdb {shlex.join(map(str, arguments))}\n")
     sys.stdout.flush()
     done = subprocess.run([sys.executable, "-m", "irmapdb", *arguments], check=False)
     if done.returncode not in _DONE:
         sys.exit(f"demo: irmapdb ended with {done.returncode}")
-    del work
-
-
-def _sql(work: Path) -> None:
-    del work
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from irmapdb.model import Identity, InodeKey, Mapping, StaleReason, WatchFile
 
 __all__ = ["Load", "Search"]
+
+_log = logging.getLogger(__name__)
 
 _PATIENCE_S = 5.0
 """How long all of a filesystem's answers may take where they come from somebody else."""
@@ -209,6 +212,7 @@ class Search:
             prefer=self._prefer,
             over=self._over,
         )
+        _tell(outcome)
         if place.mntns:
             for identity, answer in outcome.resolved.items():
                 outcome.resolved[identity] = replace(answer, mntns=place.mntns)
@@ -251,3 +255,16 @@ class Search:
             }
         names = self._open_names
         return sorted(paths, key=lambda path: (path not in names, len(path), path))
+
+
+def _tell(outcome: Outcome) -> None:
+    if _log.isEnabledFor(logging.DEBUG):
+        for answer in outcome.resolved.values():
+            _log.debug("%s: %r by %s", answer.identity, answer.path, answer.source)
+        for failure in outcome.unresolved.values():
+            _log.debug("%s: unresolved: %s", failure.identity, failure.why)
+        for one in outcome.disproved:
+            what = (one.identity, one.path, one.source, one.reason)
+            _log.debug("%s: not %r, as %s has it: %s", *what)
+    resolved, unresolved = len(outcome.resolved), len(outcome.unresolved)
+    _log.info("%d inodes resolved, %d unresolved", resolved, unresolved)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import logging
 import os
 import time
 from collections import Counter
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
     from irmapdb.model import Change, Identity, Mark, WatchFile
 
 __all__ = ["FreezeOptions", "MarkRow", "Options", "Report", "dump", "pre_dump"]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,12 +129,14 @@ def dump(options: Options, freezing: FreezeOptions) -> Report:
             search.resolve(watched)
             confirmation.index(search.outcome)
             search.prove_again(confirmation.suspects(search.outcome))
+            _log.info("prepared, freezing the tasks")
             with _no_collection(), _frozen(options.pid, freezing) as held:
                 watched = tree.read_again(held.pids)
                 search.prove_again(confirmation.suspects(search.outcome))
                 search.resolve(watched, may_wait=False)
             step.freezing_us = held.freezing_us
             step.frozen_us = (time.monotonic_ns() - held.since_ns) // 1000
+            _log.info("the tasks stood still for %d us", step.frozen_us)
             search.resolve(watched)
             return _write(step, tree, search, watched, loaded)
 
@@ -152,7 +157,9 @@ class _Tree:
 
     def read(self) -> list[WatchFile]:
         """What the tasks watch now. TaskError where the root task is gone."""
-        return self._survey(tasks.task_tree(self.pid))
+        files = self._survey(tasks.task_tree(self.pid))
+        _log.info("%d tasks, %d descriptors that watch", len(self._tasks), len(files))
+        return files
 
     def read_again(self, pids: Sequence[int]) -> list[WatchFile]:
         """The same for tasks that stand still, some of them new."""
@@ -248,7 +255,9 @@ def _transaction(options: Options, event: Event) -> Iterator[_Transaction]:
 def _load_cache(options: Options, step: _Transaction) -> int:
     if not options.take_cache:
         return 0
-    return workdir.load_cache(step.tx, step.place, step.started_at)
+    loaded = workdir.load_cache(step.tx, step.place, step.started_at)
+    _log.info("%d entries taken over from an irmap-cache", loaded)
+    return loaded
 
 
 @contextlib.contextmanager

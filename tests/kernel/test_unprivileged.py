@@ -91,9 +91,7 @@ def test_own_tasks_are_resolved_by_scan(place: Path) -> None:
 
 def test_another_users_task_is_refused_with_advice(place: Path) -> None:
     with Watcher() as watcher:
-        answer = _as_nobody(
-            lambda: steps.pre_dump(Options(watcher.pid, images_dir=place)).run_id
-        )
+        answer = _as_nobody(lambda: steps.pre_dump(Options(watcher.pid, images_dir=place)).run_id)
     assert TaskError.__name__ in str(answer)
     assert "run as root" in str(answer)
     assert not list(place.iterdir())
