@@ -86,6 +86,11 @@ demo: venv ## the main job on a process that it starts
 bench: venv ## the benchmark
 	$(BIN)/python bench/run.py $(ARGS)
 
+.PHONY: filesystems
+filesystems: venv ## write docs/filesystems.md from a test run
+	IRMAPDB_REQUIRE_KERNEL=1 IRMAPDB_WRITE_TABLE=docs/filesystems.md \
+		$(BIN)/python -m pytest -q tests/criu/test_filesystems_table.py
+
 # --- generated code -----------------------------------------------------------------------------
 
 .PHONY: protos

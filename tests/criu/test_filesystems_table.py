@@ -1,0 +1,164 @@
+"""Filesystem by filesystem: what is found, by whom, how fast, and what CRIU finds by itself.
+
+Each cell is asserted. `make filesystems` runs this with IRMAPDB_WRITE_TABLE=docs/filesystems.md,
+and the answers become the page.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from irmapdb import steps
+from irmapdb.config import Config
+from irmapdb.steps import Options
+from tests.support.area import PLACES, MountArea, Place
+from tests.support.criu import Criu
+from tests.support.filesystems import drop_caches
+from tests.support.watcher import Watcher
+
+CASES = ("file", "directory", "hard link", "renamed", "deleted", "cold")
+_CHANGING = {"hard link", "renamed", "deleted"}
+
+# The server of a FUSE filesystem may give each name of a file an inode of its own, as bindfs does;
+# an overlay without index does so for what has several names in a lower layer, and its watch goes
+# with the name.
+_NO_LINKS = {
+    (kind, "hard link")
+    for kind in ("fuse", "overlay-lower", "overlay-two-filesystems", "overlay-xino")
+}
+
+
+class Cell(NamedTuple):
+    """What became of one watch."""
+
+    answer: str
+    criu: str
+
+
+_cells: dict[tuple[str, str], Cell] = {}
+
+
+def _prepare(case: str, place: Place, target: Watcher) -> tuple[bytes, set[bytes]]:
+    """Make the case; what to watch, and the names that it then has."""
+    file = place.directory / "dir" / "file"
+    hard = place.directory / "dir" / "hard"
+    if case == "directory":
+        return os.fsencode(place.directory / "dir"), {os.fsencode(place.directory / "dir")}
+    if case == "deleted":
+        target.open(file)  # without that the kernel takes the watch away
+    return os.fsencode(file), {os.fsencode(file), os.fsencode(hard)}
+
+
+def _alter(case: str, place: Place, names: set[bytes]) -> set[bytes]:
+    if case == "hard link":
+        gone = os.fsencode(place.directory / "dir" / "file")
+        os.unlink(gone)
+        return names - {gone}
+    if case == "renamed":
+        moved = os.fsencode(place.directory / "moved")
+        os.rename(os.fsencode(place.directory / "dir" / "file"), moved)
+        return {moved, *names} - {os.fsencode(place.directory / "dir" / "file")}
+    if case == "deleted":
+        for name in sorted(names, reverse=True):  # the one that is open last
+            os.unlink(name)
+        return set()
+    if case == "cold":
+        drop_caches()
+    return names
+
+
+def _ask_criu(criu: Criu, target: Watcher, images: Path, names: set[bytes]) -> str:
+    done = criu.dump(target.pid, images, force_irmap=True)
+    if not done.ok:
+        return "fails"
+    (dumped,) = criu.dumped_watches(images)
+    if dumped.path is None:
+        return "no path"
+    found = os.fsencode(dumped.path)
+    return "path" if any(_same(found, name) for name in names) else "**wrong path**"
+
+
+def _same(one: bytes, other: bytes) -> bool:
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("kind", PLACES)
+def test_every_kind_of_watch(
+    kind: str, case: str, area: MountArea, criu: Criu, target: Watcher, tmp_path: Path
+) -> None:
+    place = area.place(kind)
+    if (case in _CHANGING and not place.writable) or (kind, case) in _NO_LINKS:
+        _cells[kind, case] = Cell("–", "–")
+        return
+    path, names = _prepare(case, place, target)
+    target.add_inotify(path)
+    names = _alter(case, place, names)
+    criu_says = _ask_criu(criu, target, tmp_path / "images", names)
+    if case == "cold":
+        drop_caches()
+    work = tmp_path / "work"
+    work.mkdir()
+    scan = (os.fsencode(place.mountpoint),) if kind == "fuse" else ()
+    options = Options(target.pid, work, scan_paths=scan, config=Config(hints=()))
+
+    report = steps.pre_dump(options)
+
+    (row,) = report.watches
+    if names:
+        assert row.path is not None, row.why
+        assert any(_same(row.path, name) for name in names)
+        (source,) = report.stats.sources
+        _cells[kind, case] = Cell(f"{source}, {report.stats.resolve_us:,} µs", criu_says)
+    else:
+        assert row.path is None
+        assert "deleted" in (row.why or "")
+        _cells[kind, case] = Cell("deleted", criu_says)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _page() -> Iterator[None]:
+    yield
+    page = os.environ.get("IRMAPDB_WRITE_TABLE")
+    if page:
+        Path(page).write_text(_render(lambda kind, case: _cells[kind, case]))
+
+
+def _render(cell: Callable[[str, str], Cell]) -> str:
+    lines = [
+        "# Filesystems",
+        "",
+        "Made by `make filesystems`: a test run that mounts each of these, watches a file on it,",
+        "does what the column says, and asks real CRIU first and `irmapdb pre-dump` (from nothing)",
+        "then. Each answer was compared with the truth. Timings are of one watch on one machine.",
+        "",
+        "- **file**, **directory**: as they are. **hard link**: the name that was watched is",
+        "  removed, another one is left. **renamed**: into another directory. **deleted**: no name",
+        "  is left, and a task has it open. **cold**: every dentry was dropped.",
+        "- *CRIU* is `criu dump --force-irmap` of CRIU 4.1.1 without any cache: its own irmap.",
+        "  Deleted files it remaps in a way of its own.",
+        "- –: a read-only filesystem, or one where each name of a file is an inode of its own.",
+        "",
+        "| filesystem | | " + " | ".join(CASES) + " |",
+        "|---|---|" + "---|" * len(CASES),
+    ]
+    for kind in PLACES:
+        cells = [cell(kind, case) for case in CASES]
+        lines.append(f"| {kind} | irmapdb | " + " | ".join(one.answer for one in cells) + " |")
+        lines.append("| | *CRIU* | " + " | ".join(one.criu for one in cells) + " |")
+    lines += [
+        "",
+        "`handle`: the file handle opened, and the kernel had its name cached. `btrfs`, `xfs`: the",
+        "filesystem itself knows the names of an inode (xfs: with parent pointers). `open-files`: a",
+        "task has it open under that name. `scan`: one walk, for all that is left.",
+        "",
+    ]
+    return "\n".join(lines)
