@@ -97,7 +97,7 @@ def test_every_kind_of_watch(
 ) -> None:
     place = area.place(kind)
     if (case in _CHANGING and not place.writable) or (kind, case) in _NO_LINKS:
-        _cells[kind, case] = Cell("–", "–")
+        _cells[kind, case] = Cell("-", "-")
         return
     path, names = _prepare(case, place, target)
     target.add_inotify(path)
@@ -145,7 +145,7 @@ def _render(cell: Callable[[str, str], Cell]) -> str:
         "  is left, and a task has it open. **cold**: every dentry was dropped.",
         "- *CRIU* is `criu dump --force-irmap` of CRIU 4.1.1 without any cache: its own irmap.",
         "  Deleted files it remaps in a way of its own.",
-        "- –: a read-only filesystem, or one where each name of a file is an inode of its own.",
+        "- -: a read-only filesystem, or one where each name of a file is an inode of its own.",
         "",
         "| filesystem | | " + " | ".join(CASES) + " |",
         "|---|---|" + "---|" * len(CASES),
@@ -157,8 +157,8 @@ def _render(cell: Callable[[str, str], Cell]) -> str:
     lines += [
         "",
         "`handle`: the file handle opened, and the kernel had its name cached. `btrfs`, `xfs`: the",
-        "filesystem itself knows the names of an inode (xfs: with parent pointers). `open-files`: a",
-        "task has it open under that name. `scan`: one walk, for all that is left.",
+        "filesystem itself knows the names of an inode (xfs: with parent pointers). `open-files`:",
+        "a task has it open under that name. `scan`: one walk, for all that is left.",
         "",
     ]
     return "\n".join(lines)
