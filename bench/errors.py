@@ -1,0 +1,12 @@
+"""Why a benchmark ends without a result."""
+
+from __future__ import annotations
+
+__all__ = ["BenchError"]
+
+
+class BenchError(Exception):
+    """A message that names the object, and what to do."""
+
+    def __init__(self, message: str, *, advice: str = "") -> None:
+        super().__init__(f"{message}; {advice}" if advice else message)

@@ -1,0 +1,207 @@
+"""What every section works with: the tree, a watched process, the stopwatch, irmapdb itself.
+
+irmapdb is run as a user runs it: a new process a command. All of it on one core. What a run
+answered is read from its database and compared with what is watched: a figure of a wrong answer
+is worth nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, Self
+
+from bench import machine, tree
+from bench.errors import BenchError
+from bench.figures import Timing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from bench.tree import Tree
+
+__all__ = ["Bench", "Settings", "Watched"]
+
+_HERE = Path(__file__).parent
+_FULL_TREE = (10_000, 1_000_000)
+
+
+class Settings(NamedTuple):
+    """What the command line said."""
+
+    place: Path
+    directories: int
+    files: int
+    watches: tuple[int, ...]
+    entries: int
+    repeats: int
+    start_repeats: int
+    cold: int
+    """2 or 3: what goes into drop_caches."""
+    core: int
+    irmapdb: tuple[str, ...]
+    crit: str
+
+
+class Watched(NamedTuple):
+    """A process and its inotify descriptor."""
+
+    pid: int
+    fd: int
+
+
+class StepRow(NamedTuple):
+    """The last row of the `run` table; times in microseconds."""
+
+    freezing_us: int
+    frozen_us: int
+    resolve_us: int
+    watches: int
+    resolved: int
+    scanned: int
+
+
+class Bench:
+    """Handed to each section. A context manager: what is made in it, but the tree, goes away."""
+
+    def __init__(self, settings: Settings, say: Callable[[str], None]) -> None:
+        self.settings = settings
+        self.say = say
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        place = self.settings.place
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BenchError(f"{place}: {error.strerror}", advice="name one with --dir") from error
+        if place.lstat().st_uid != os.geteuid():
+            raise BenchError(f"{place} is not yours", advice="name another place with --dir")
+        holder = tempfile.TemporaryDirectory(prefix="run-", dir=place)
+        self._scratch = Path(self._stack.enter_context(holder))
+        os.sched_setaffinity(0, {self.settings.core})
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    @cached_property
+    def tree(self) -> Tree:
+        """The tree, built when it is first asked for."""
+        settings = self.settings
+        told = 0
+
+        def progress(files: int) -> None:
+            nonlocal told
+            if files * 10 // settings.files > told:
+                told = files * 10 // settings.files
+                self.say(f"building the tree: {files:,} of {settings.files:,} files")
+
+        return tree.prepare(settings.place, settings.directories, settings.files, progress)
+
+    @property
+    def full_size(self) -> bool:
+        """Whether the tree is the one that the goals speak of."""
+        return (self.settings.directories, self.settings.files) == _FULL_TREE
+
+    @cached_property
+    def _environment(self) -> dict[str, str]:
+        # For where irmapdb is not installed, but lies in this checkout.
+        path = filter(None, [os.environ.get("PYTHONPATH"), str(_HERE.parent)])
+        return {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
+
+    @cached_property
+    def crit(self) -> str | None:
+        """CRIU's image tool, where there is one."""
+        return shutil.which(self.settings.crit)
+
+    def new_directory(self) -> Path:
+        """An empty directory beside the tree."""
+        return Path(tempfile.mkdtemp(dir=self._scratch))
+
+    def time(self, *command: str | Path) -> Timing:
+        """Run a command; BenchError with what it said last where its exit code is not 0."""
+        output = self._scratch / "output"
+        words = [os.fspath(word) for word in command]
+        core = str(self.settings.core)
+        stopwatch = [sys.executable, "-I", "-S", str(_HERE / "launch.py"), core, str(output)]
+        done = subprocess.run(
+            [*stopwatch, *words],
+            stdout=subprocess.PIPE,
+            cwd=self._scratch,
+            env=self._environment,
+            check=True,
+        )
+        timing = Timing(**json.loads(done.stdout))
+        if timing.code:
+            said = output.read_text(errors="backslashreplace").splitlines()
+            last = said[-1] if said else "and said nothing"
+            raise BenchError(f"{' '.join(words)}: exit code {timing.code}: {last}")
+        return timing
+
+    def irmapdb(self, *arguments: str | Path) -> Timing:
+        """Run irmapdb, which has to succeed."""
+        return self.time(*self.settings.irmapdb, *arguments)
+
+    @contextlib.contextmanager
+    def watching(self, paths: Sequence[bytes]) -> Iterator[Watched]:
+        """A process that watches these paths."""
+        machine.check_watches(len(paths))
+        blob = b"".join(path + b"\0" for path in paths)
+        command = [sys.executable, "-I", "-S", str(_HERE / "watcher.py"), str(len(blob))]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            try:
+                process.stdin.write(blob)
+                process.stdin.flush()
+                said = process.stdout.readline().decode().strip()
+                if not said.startswith("ready "):
+                    raise BenchError(f"the process to be watched: {said or 'ended'}")
+                yield Watched(process.pid, int(said.split()[1]))
+            finally:
+                process.kill()
+
+    def check(self, work: Path, paths: Sequence[bytes]) -> StepRow:
+        """The figures of the last step in a work dir, whose answers have to be these paths."""
+        try:
+            figures, answers = _last_run(work / "irmap.db")
+        except (sqlite3.Error, TypeError) as error:
+            raise BenchError(f"{work / 'irmap.db'}: no run in it ({error})") from error
+        if answers != set(paths):
+            wrong = len(set(paths) - answers)
+            raise BenchError(f"{work}: {wrong} of {len(paths)} watches without their right path")
+        return figures
+
+    @cached_property
+    def why_not_cold(self) -> str | None:
+        """Why dentries cannot be made cold here."""
+        return machine.why_not_cold(self.settings.place)
+
+    def make_cold(self) -> None:
+        """Have the kernel forget the names of what nobody holds open."""
+        machine.drop_caches(self.settings.cold)
+
+    @staticmethod
+    def make_warm(paths: Sequence[bytes]) -> None:
+        """Have the kernel know these names."""
+        for path in paths:
+            os.stat(path, follow_symlinks=False)
+
+
+def _last_run(path: Path) -> tuple[StepRow, set[bytes]]:
+    columns = ", ".join(StepRow._fields)
+    with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
+        run_id, *figures = database.execute(
+            f"SELECT id, {columns} FROM run ORDER BY id DESC LIMIT 1"  # noqa: S608 our own names
+        ).fetchone()
+        paths = "SELECT CAST(path AS BLOB) FROM watch WHERE run_id = ?"
+        return StepRow(*figures), {path for (path,) in database.execute(paths, (run_id,))}
