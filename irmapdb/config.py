@@ -9,6 +9,13 @@ skip-filesystems = ["nfs4"]      # in addition to the built-in ones
 timeout = 10                     # seconds                 IRMAPDB_HOOK_TIMEOUT
 strict = false                   # may fail the dump       IRMAPDB_HOOK_STRICT
 db = "/var/lib/irmapdb"          # not in the work dir     IRMAPDB_HOOK_DB
+
+[retention]                      # what pre-dump, dump and prune keep in the database
+automatic = true                 # pre-dump and dump take out a bit of the rest each time
+keep-runs = 1000                 # with what each of them saw
+keep-rows = 200000               # of what all of them saw, and of each other kind of history
+stale-older-than = "30d"         # stale mappings, and what happened to the mappings
+unused-older-than = "90d"        # mappings that hold, and nobody watches
 """
 
 from __future__ import annotations
@@ -19,9 +26,11 @@ import math
 import os
 import tomllib
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from irmapdb.durations import parse_duration
 from irmapdb.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -36,6 +45,7 @@ __all__ = [
     "UNWALKED_FILESYSTEMS",
     "Config",
     "HookConfig",
+    "Retention",
     "load_config",
     "with_environment",
 ]
@@ -92,6 +102,22 @@ class HookConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class Retention:
+    """What is kept in the database; the defaults are what holds without a `[retention]`."""
+
+    automatic: bool = True
+    """Whether pre-dump and dump take out a bit of what need not be kept, each time."""
+    keep_runs: int = 1000
+    """The newest runs, with what each of them saw."""
+    keep_rows: int = 200_000
+    """Of what the runs saw, of the changes, and of the mappings that the last run did not use."""
+    stale_older_than: timedelta = timedelta(days=30)
+    """For so long stale mappings are kept, and what happened to the mappings."""
+    unused_older_than: timedelta = timedelta(days=90)
+    """For so long mappings are kept that hold, and nobody watches."""
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """What the file can say; the defaults are what holds without one."""
 
@@ -99,6 +125,7 @@ class Config:
     hints: tuple[bytes, ...] = HINTS
     skip_filesystems: frozenset[str] = UNWALKED_FILESYSTEMS
     hook: HookConfig = HookConfig()
+    retention: Retention = Retention()
 
     def walkable(self, fstype: str) -> bool:
         """Whether a filesystem may be walked without being named."""
@@ -111,6 +138,7 @@ class Config:
 
 _KNOWN = {
     "hook": {"db", "strict", "timeout"},
+    "retention": {"automatic", "keep-rows", "keep-runs", "stale-older-than", "unused-older-than"},
     "scan": {"hints", "paths", "skip-filesystems"},
 }
 
@@ -153,6 +181,7 @@ def _config(document: dict[str, Any], source: Path) -> Config:
         hints=_paths(scan, "hints", source, defaults.hints),
         skip_filesystems=UNWALKED_FILESYSTEMS | set(_strings(scan, "skip-filesystems", source)),
         hook=_hook(document.get("hook", {}), source),
+        retention=_retention(document.get("retention", {}), source),
     )
 
 
@@ -161,13 +190,52 @@ def _hook(table: dict[str, Any], source: Path) -> HookConfig:
     if "timeout" in table:
         hook = replace(hook, timeout_s=_seconds(table["timeout"], f"{source}: timeout"))
     if "strict" in table:
-        if not isinstance(table["strict"], bool):
-            message = f"{source}: strict is neither true nor false"
-            raise ConfigError(message)
-        hook = replace(hook, strict=table["strict"])
+        hook = replace(hook, strict=_truth(table["strict"], f"{source}: strict"))
     if "db" in table:
         hook = replace(hook, db=_directory(table["db"], f"{source}: db"))
     return hook
+
+
+def _retention(table: dict[str, Any], source: Path) -> Retention:
+    keep = Retention()
+    if "automatic" in table:
+        keep = replace(keep, automatic=_truth(table["automatic"], f"{source}: automatic"))
+    if "keep-runs" in table:
+        keep = replace(keep, keep_runs=_number(table["keep-runs"], f"{source}: keep-runs"))
+    if "keep-rows" in table:
+        keep = replace(keep, keep_rows=_number(table["keep-rows"], f"{source}: keep-rows"))
+    if "stale-older-than" in table:
+        span = _span(table["stale-older-than"], f"{source}: stale-older-than")
+        keep = replace(keep, stale_older_than=span)
+    if "unused-older-than" in table:
+        span = _span(table["unused-older-than"], f"{source}: unused-older-than")
+        keep = replace(keep, unused_older_than=span)
+    return keep
+
+
+def _truth(value: object, where: str) -> bool:
+    if not isinstance(value, bool):
+        message = f"{where} is neither true nor false"
+        raise ConfigError(message)
+    return value
+
+
+def _number(value: object, where: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        message = f"{where}: {value!r} is no number to keep"
+        raise ConfigError(message, advice="give a whole number above 0")
+    return value
+
+
+def _span(value: object, where: str) -> timedelta:
+    if not isinstance(value, str):
+        message = f"{where}: {value!r} is no span of time"
+        raise ConfigError(message, advice='write it as "30d"')
+    try:
+        return parse_duration(value)
+    except ValueError as error:
+        message = f"{where}: {error}"
+        raise ConfigError(message) from error
 
 
 _TRUTHS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}

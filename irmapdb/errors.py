@@ -13,6 +13,7 @@ __all__ = [
     "FreezeError",
     "ImageError",
     "IrmapError",
+    "SqlError",
     "TaskError",
     "UsageError",
 ]
@@ -56,6 +57,21 @@ class ImageError(IrmapError):
 
 class DatabaseError(IrmapError):
     """irmap.db cannot be opened, upgraded or written."""
+
+
+class SqlError(IrmapError):
+    """A question to the database that SQLite does not understand, or that may not be asked.
+
+    `place` is the line of the question with a caret below it, empty where none is to blame.
+    """
+
+    def __init__(self, message: str, *, advice: str = "", place: str = "") -> None:
+        super().__init__(message, advice=advice)
+        self.place = place
+
+    def __str__(self) -> str:
+        said = super().__str__()
+        return f"{said}\n{self.place}" if self.place else said
 
 
 class TaskError(IrmapError):

@@ -23,7 +23,7 @@ from irmapdb.kernel.aside import call_aside
 from irmapdb.kernel.identity import disproof
 from irmapdb.kernel.root import Root, open_root
 from irmapdb.model import Tried, Unresolved
-from irmapdb.resolvers import Handles, OpenFiles, Scan, StoredRows
+from irmapdb.resolvers import BtrfsLookup, Handles, OpenFiles, Scan, StoredRows, XfsParents
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
@@ -68,6 +68,7 @@ class Search:
         *,
         config: Config,
         scan_paths: Iterable[bytes] = (),
+        scan: bool = True,
         progress: Callable[[int, bytes], None] = lambda _scanned, _top: None,
         over: Callable[[], bool] = lambda: False,
         proc: str = "/proc",
@@ -75,6 +76,7 @@ class Search:
         self._load = load
         self._config = config
         self._scan_paths = tuple(scan_paths)
+        self._scans = scan
         self._progress = progress
         self._over = over
         self._proc = proc
@@ -134,10 +136,10 @@ class Search:
         start = time.monotonic_ns()
         lost: dict[int, list[Identity]] = {}
         for identity in identities:
-            if self._waits(identity):
-                continue
             answer = self.outcome.resolved[identity]
             place = self._nested[answer.mntns] if answer.mntns else self._main
+            if self._config.may_wait(place.root.mounts_of(identity.kdev)):
+                continue
             paths = (answer.path, *answer.other_paths)
             held = []
             for path in paths:
@@ -172,7 +174,14 @@ class Search:
             progress=self._progress,
             over=self._over,
         )
-        resolvers = (stored, Handles(root), OpenFiles(root, self._pids, self._proc), scan)
+        resolvers = (
+            stored,
+            Handles(root),
+            BtrfsLookup(root),
+            XfsParents(root),
+            OpenFiles(root, self._pids, self._proc),
+            *((scan,) if self._scans else ()),
+        )
         return _Place(root, mntns, stored, scan, resolvers)
 
     def _places(self) -> tuple[_Place, ...]:
@@ -216,6 +225,7 @@ class Search:
         if place.mntns:
             for identity, answer in outcome.resolved.items():
                 outcome.resolved[identity] = replace(answer, mntns=place.mntns)
+            outcome.disproved = [one._replace(mntns=place.mntns) for one in outcome.disproved]
         return outcome
 
     def _resolve_nested(self, watchers: dict[Identity, set[int]]) -> None:

@@ -112,7 +112,7 @@ def pre_dump(options: Options) -> Report:
         with tree.search(options, step.tx) as search:
             watched = tree.read()
             search.resolve(watched)
-            return _write(step, tree, search, watched, loaded)
+            return _write(options, step, tree, search, watched, loaded)
 
 
 def dump(options: Options, freezing: FreezeOptions) -> Report:
@@ -138,7 +138,7 @@ def dump(options: Options, freezing: FreezeOptions) -> Report:
             step.frozen_us = (time.monotonic_ns() - held.since_ns) // 1000
             _log.info("the tasks stood still for %d us", step.frozen_us)
             search.resolve(watched)
-            return _write(step, tree, search, watched, loaded)
+            return _write(options, step, tree, search, watched, loaded)
 
 
 class _Tree:
@@ -283,7 +283,12 @@ def _frozen(pid: int, freezing: FreezeOptions) -> Iterator[Frozen]:
 
 
 def _write(
-    step: _Transaction, tree: _Tree, search: Search, watched: list[WatchFile], loaded: int
+    options: Options,
+    step: _Transaction,
+    tree: _Tree,
+    search: Search,
+    watched: list[WatchFile],
+    loaded: int,
 ) -> Report:
     """Everything that a step found, into the images and the database."""
     outcome = search.outcome
@@ -320,6 +325,8 @@ def _write(
     )
     step.tx.add_watches(run_id, watches)
     step.tx.add_changes(run_id, story.changes, now)
+    if options.config.retention.automatic:
+        step.tx.prune(options.config.retention, now, len(watches) + len(story.changes))
     written: tuple[Path, ...] = ()
     if step.event is Event.DUMP:
         written = _write_fsnotify(step.place, tree.root, outcome, watched)
@@ -349,8 +356,8 @@ def _watch_rows(tree: _Tree, outcome: Outcome, watched: list[WatchFile]) -> tupl
             if answer is not None:
                 rows.append(WatchRow(watch, comm, answer.path, None, answer.mntns))
             else:
-                why = outcome.unresolved[watch.identity].why
-                rows.append(WatchRow(watch, comm, None, why))
+                failure = outcome.unresolved[watch.identity]
+                rows.append(WatchRow(watch, comm, None, failure.why, tried=failure.tried))
     return tuple(rows)
 
 

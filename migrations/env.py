@@ -1,20 +1,23 @@
 """What alembic runs: the revisions, on the connection and in the transaction it is handed.
 
-irmapdb.store.revisions calls it. A new revision: `alembic revision --rev-id 0002 -m SUBJECT` in
-the checkout, then add it to REVISIONS in irmapdb/store/tables.py, and the tables with it.
+irmapdb.store.revisions calls it. A new revision: `alembic revision --rev-id 0003 -m SUBJECT` in
+the checkout, then add it to REVISIONS in irmapdb/store/tables.py, and the tables with it. A change
+of irmapdb/store/views.sql needs a revision too, if only an empty one: it is what tells an old
+database from a new one.
 """
 
 from __future__ import annotations
 
 from alembic import context
 
+from irmapdb.store import views
 from irmapdb.store.tables import metadata
 
+connection = context.config.attributes["connection"]
+
 # The caller's transaction is open already: alembic joins it, and neither begins nor commits.
-context.configure(
-    connection=context.config.attributes["connection"],
-    target_metadata=metadata,
-    render_as_batch=True,
-)
+context.configure(connection=connection, target_metadata=metadata, render_as_batch=True)
 with context.begin_transaction():
+    dropped = views.drop(connection)
     context.run_migrations()
+    views.create(connection, dropped)

@@ -45,4 +45,4 @@ run 0001 irmapdb db history
 run "" irmapdb import "$image" --db "$work/irmap.db"
 run /etc irmapdb show "$work/irmap.db"
 run "" irmapdb db upgrade --db "$work/irmap.db"
-run 0001 irmapdb db current --db "$work/irmap.db"
+run "$(irmapdb db history | tail -n 1 | cut -d ' ' -f 1)" irmapdb db current --db "$work/irmap.db"

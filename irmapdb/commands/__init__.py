@@ -15,7 +15,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from irmapdb import __version__
-from irmapdb.commands import checkpoint, database, hook, images
+from irmapdb.commands import (
+    audit,
+    check,
+    checkpoint,
+    database,
+    hook,
+    images,
+    lookup,
+    prune,
+    ps,
+    sql,
+)
 from irmapdb.errors import IrmapError
 
 if TYPE_CHECKING:
@@ -59,8 +70,14 @@ def irmapdb(
 
 
 checkpoint.add_to(app)
+check.add_to(app)
 images.add_to(app)
+audit.add_to(app)
+ps.add_to(app)
+prune.add_to(app)
 database.add_to(app)
+lookup.add_to(app)
+sql.add_to(app)
 hook.add_to(app)
 
 _VERBOSITY = re.compile(r"-v([0-4])")

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import sys
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,9 +22,9 @@ from irmapdb.commands.options import (
     WorkDirOption,
     start_log,
 )
+from irmapdb.commands.progress import Progress
 
 if TYPE_CHECKING:
-    from irmapdb.model import Change
     from irmapdb.steps import Report
 
 __all__ = ["add_to", "dump", "pre_dump"]
@@ -71,7 +69,7 @@ def pre_dump(
     from irmapdb.steps import pre_dump as run
 
     start_log(verbose, log_file, work_dir or images_dir)
-    with _Progress() as progress:
+    with Progress() as progress:
         report = run(
             Options(
                 pid=pid,
@@ -81,7 +79,7 @@ def pre_dump(
                 prev_images_dir=prev_images_dir,
                 scan_paths=tuple(map(os.fsencode, irmap_scan_path or ())),
                 config=load_config(config),
-                progress=progress,
+                progress=progress.scanning,
             )
         )
     _show(report, as_json=as_json, verbose=verbose)
@@ -130,7 +128,7 @@ def dump(
     from irmapdb.steps import dump as run
 
     start_log(verbose, log_file, work_dir or images_dir)
-    with _Progress() as progress:
+    with Progress() as progress:
         report = run(
             Options(
                 pid=pid,
@@ -140,37 +138,11 @@ def dump(
                 prev_images_dir=prev_images_dir,
                 scan_paths=tuple(map(os.fsencode, irmap_scan_path or ())),
                 config=load_config(config),
-                progress=progress,
+                progress=progress.scanning,
             ),
             FreezeOptions(freeze_cgroup, timeout, leave_stopped),
         )
     _show(report, as_json=as_json, verbose=verbose)
-
-
-class _Progress:
-    """A line on stderr while a scan takes long: a terminal's, and gone when it is over."""
-
-    _PATIENCE_S = 0.5
-
-    def __init__(self) -> None:
-        self._started = time.monotonic()
-        self._shown = False
-        self._terminal = sys.stderr.isatty()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._shown:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
-
-    def __call__(self, scanned: int, top: bytes) -> None:
-        if not self._terminal or time.monotonic() - self._started < self._PATIENCE_S:
-            return
-        self._shown = True
-        sys.stderr.write(f"\r\x1b[Kscanning {output.printable(top)}: {scanned:,} entries")
-        sys.stderr.flush()
 
 
 def _show(report: Report, *, as_json: bool, verbose: int) -> None:
@@ -219,19 +191,8 @@ def _print_report(report: Report, verbose: int) -> None:
         output.say(f"process {denied.task.pid} ({comm}): {denied.why}; run as root to see it")
     for change in report.changes:
         if change.kind != "found":
-            typer.echo(_change_line(change))
+            typer.echo(output.change_line(change))
     typer.echo(_summary(report, many=many))
-
-
-def _change_line(change: Change) -> str:
-    path = output.printable(change.path)
-    match change.kind:
-        case "moved":
-            return f"moved: {output.printable(change.old_path or b'')} → {path} ({change.reason})"
-        case "stale":
-            return f"stale: {path} ({change.reason})"
-        case _:
-            return f"{change.kind}: {path}"
 
 
 def _summary(report: Report, *, many: bool) -> str:
@@ -297,17 +258,7 @@ def _document(report: Report) -> dict[str, Any]:
             {"pid": one.task.pid, "comm": output.json_path(one.task.comm), "why": one.why}
             for one in report.denied
         ],
-        "changes": [
-            {
-                "kind": change.kind,
-                "dev": change.identity.kdev,
-                "ino": change.identity.ino,
-                "path": output.json_path(change.path),
-                "old_path": output.json_path(change.old_path),
-                "reason": change.reason,
-            }
-            for change in report.changes
-        ],
+        "changes": [output.change_json(change) for change in report.changes],
         "stats": {
             "freezing_time": stats.freezing_us,
             "frozen_time": stats.frozen_us,

@@ -18,7 +18,18 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["count", "json_path", "print_json", "print_table", "printable", "say"]
+    from irmapdb.model import Change
+
+__all__ = [
+    "change_json",
+    "change_line",
+    "count",
+    "json_path",
+    "print_json",
+    "print_table",
+    "printable",
+    "say",
+]
 
 # C0, DEL, C1, the line and paragraph separators, bidirectional controls, and the backslash that
 # marks an escape.
@@ -84,3 +95,27 @@ def say(text: str) -> None:
 def count(number: int, noun: str, plural: str = "") -> str:
     """`1 watch`, `2 watches`."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def change_line(change: Change) -> str:
+    """What happened to a mapping, on one line."""
+    path = printable(change.path)
+    match change.kind:
+        case "moved":
+            return f"moved: {printable(change.old_path or b'')} → {path} ({change.reason})"
+        case "stale":
+            return f"stale: {path} ({change.reason})"
+        case _:
+            return f"{change.kind}: {path}"
+
+
+def change_json(change: Change) -> dict[str, Any]:
+    """What happened to a mapping, as it stands in our JSON."""
+    return {
+        "kind": change.kind,
+        "dev": change.identity.kdev,
+        "ino": change.identity.ino,
+        "path": json_path(change.path),
+        "old_path": json_path(change.old_path),
+        "reason": change.reason,
+    }

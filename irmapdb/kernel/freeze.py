@@ -1,12 +1,9 @@
 """`with frozen(pid):` the task and all of its descendants stand still, and run again afterwards.
 
-A thread of our own seizes every thread of every task (ptrace.py) while they run on, asks all to
-stop, and looks for newcomers until there are none. Its end, also that of a kill -9, is what lets
-go: the kernel then frees every tracee in whatever state it is. A cgroup's freezer is turned on
-for a moment only, as CRIU does it: the tasks go from it straight to their ptrace stop.
+A thread of our own traces them (tracer.py). Its end, also that of a kill -9, is what lets go: the
+kernel then frees every tracee in whatever state it is.
 
-Facts: ptrace(2), signal(7), kernel/ptrace.c, kernel/signal.c, kernel/fork.c
-(wait_for_vfork_done), fs/exec.c (de_thread), kernel/cgroup/legacy_freezer.c.
+Facts: ptrace(2), signal(7), kernel/ptrace.c.
 """
 
 from __future__ import annotations
@@ -14,53 +11,26 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import threading
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from irmapdb.errors import FreezeError, TaskError, UsageError
+from irmapdb.errors import FreezeError, UsageError
 from irmapdb.kernel import cgroup as cgroups
-from irmapdb.kernel import ptrace, tasks
-from irmapdb.kernel.ptrace import Phase
+from irmapdb.kernel import tasks
+from irmapdb.kernel.tracer import Frozen, Tracer
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Sequence
     from pathlib import Path
 
-    from irmapdb.kernel.cgroup import Freezer, Guard
-    from irmapdb.kernel.tasks import Process, Task
+    from irmapdb.kernel.cgroup import Freezer
+    from irmapdb.kernel.tasks import Task
 
 __all__ = ["Frozen", "frozen"]
 
-# A thread that sleeps needs some microseconds to its stop, one that works in the kernel longer.
-_FIRST_PAUSE_S = 20e-6
-_LONGEST_PAUSE_S = 2e-3
-_SLOW_S = 0.5e-3
-"""Who has not stopped after a pause of this length is looked at more closely."""
-_FREEZER_S = 0.25
-"""How long a cgroup's freezer is waited for. With v1, execve and the freezer can wait for each
-other for ever: frozen threads do not die of the SIGKILL that execve sends to them."""
-_WATCH_S = 0.02
-"""How often the caller's thread sees after the one that seizes."""
-_GRACE_S = 1.0
-"""How long that one may overstay its time before it is given up."""
 _ATTEMPTS = 3
-
-_GONE = frozenset("ZXx")
-_GROUP_STOP = frozenset({signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU})
-
-
-@dataclass(frozen=True, slots=True)
-class Frozen:
-    """A task tree that stands still."""
-
-    pids: tuple[int, ...]
-    """The whole tree as found standing: the root first, parents before children, no zombies."""
-    freezing_us: int
-    """From the first task that was seized to the last that stood."""
-    since_ns: int
-    """time.monotonic_ns() when all stood still."""
+_PAUSE_S = 2e-3
+_ENDING = frozenset({signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM})
 
 
 @contextlib.contextmanager
@@ -81,6 +51,9 @@ def frozen(
     that was stopped before is so afterwards. Raises TaskError if the root is not there,
     UsageError for ourselves, our ancestors, and a path that is no cgroup, FreezeError for a task
     that is traced already, may not be traced or does not stop in time; none is left stopped then.
+
+    The root may be a child of this very process; but wait(2) for it, and Popen.poll, would report
+    the stop, so leave that until the block has ended.
     """
     root = tasks.require_task(root_pid)
     kin = _kin()
@@ -89,16 +62,19 @@ def frozen(
             f"{root.name} is this process, or has started it",
             advice="name the task to be dumped, and run this from outside of its tree",
         )
-    freezer = None if cgroup is None else cgroups.open_freezer(cgroup)
+    freezer = None
+    if cgroup is not None:
+        freezer = cgroups.open_freezer(cgroup)
+        _admit(freezer, root, kin)
     with contextlib.ExitStack() as stack:
         guard = None
-        if freezer is not None:
-            _admit(freezer, root, kin)
-            if not cgroups.is_held(freezer):
+        if freezer is not None and not cgroups.is_held(freezer):
+            with _signals_held():
                 guard = stack.enter_context(cgroups.guarded(freezer))
-        tracer = _Tracer(root, freezer, guard, timeout_s)
+        tracer = Tracer(root, freezer, guard, timeout_s)
         try:
-            tracer.start()
+            with _signals_held():
+                tracer.start()
             held = tracer.wait()
             yield held
             tracer.confirm()
@@ -107,7 +83,19 @@ def frozen(
         finally:
             # One call into C, and the first: no signal handler can come before it.
             tracer.go.release()
-            tracer.finish()
+            with _signals_held():
+                tracer.finish()
+                stack.close()
+
+
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    # ^C raised in the middle of a library's start or end can break it, or get lost in there.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _kin() -> list[int]:
@@ -125,7 +113,7 @@ def _admit(freezer: Freezer, root: Task, kin: Collection[int]) -> None:
         inside = cgroups.members(freezer)
         if root.pid in inside:
             break
-        time.sleep(_LONGEST_PAUSE_S)  # a task in execve is not listed for a moment
+        time.sleep(_PAUSE_S)  # a task in execve is not listed for a moment
     else:
         raise FreezeError(
             f"{root.name} is not in the cgroup {freezer.path}",
@@ -151,347 +139,3 @@ def _leave_stopped(pids: Sequence[int]) -> None:
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGCONT)
         raise
-
-
-class _AbandonedError(Exception):
-    """The caller has left before all tasks stood still."""
-
-
-class _Tracer:
-    """The thread that the tracees belong to, and what its owner may ask of it."""
-
-    def __init__(
-        self, root: Task, freezer: Freezer | None, guard: Guard | None, timeout_s: float
-    ) -> None:
-        self._thread = threading.Thread(target=self._run, name="irmapdb-freeze", daemon=True)
-        self._root = root
-        self._freezer = freezer
-        self._guard = guard
-        self._timeout_s = timeout_s
-        self._deadline = time.monotonic() + timeout_s
-        # Who is frozen by somebody else with v1 cannot come to a ptrace stop, and need not.
-        self._frozen_elsewhere = bool(freezer and not freezer.v2 and guard is None)
-        self._exempt: frozenset[int] = frozenset()
-        self._held: dict[int, int] = {}  # tid → pid of what is seized
-        self._seizing: tuple[int, float] | None = None  # pid, since when
-        self._outcome: Frozen | BaseException | None = None
-        self._done = threading.Lock()
-        self._done.acquire()
-        self.go = threading.Lock()
-        """Released by the caller: let all tasks go."""
-        self.go.acquire()
-
-    # What the caller's thread does.
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def wait(self) -> Frozen:
-        """Wait until all tasks stand still; FreezeError or TaskError if they do not."""
-        while not self._done.acquire(timeout=_WATCH_S):
-            self._unblock()
-            self._give_up_late()
-        if isinstance(self._outcome, Frozen):
-            return self._outcome
-        raise self._outcome or FreezeError("the thread that stops the tasks was lost")
-
-    def confirm(self) -> None:
-        """FreezeError if somebody let go of tasks that were not ours to hold."""
-        if self._frozen_elsewhere and self._freezer and not cgroups.is_frozen(self._freezer):
-            raise FreezeError(
-                f"{self._freezer.path} was thawed by somebody else meanwhile",
-                advice="leave it frozen, or thaw it before",
-            )
-
-    def finish(self) -> None:
-        """Wait until the kernel has let go; `go` was released before."""
-        self._deadline = time.monotonic()
-        while self._thread.is_alive():
-            self._thread.join(_WATCH_S)
-            self._unblock()
-            self._give_up_late()
-        # Python calls a thread ended a little before the kernel does, which lets go last.
-        end = f"/proc/self/task/{self._thread.native_id}"
-        while os.path.exists(end) and time.monotonic() < self._deadline + _GRACE_S:
-            time.sleep(_FIRST_PAUSE_S)
-
-    def _unblock(self) -> None:
-        # Attaching waits for execve, which waits for dead threads that we trace; or for a stopped
-        # task that a v1 freezer holds. Both can only be undone from another thread.
-        seizing = self._seizing
-        if seizing is None or time.monotonic() - seizing[1] < _WATCH_S:
-            return
-        if self._guard is not None:
-            self._guard.thaw()
-        for tid, pid in self._held.copy().items():
-            if tid != pid:
-                ptrace.reap(tid)
-
-    def _give_up_late(self) -> None:
-        if time.monotonic() > self._deadline + _GRACE_S:
-            pid = self._seizing[0] if self._seizing else self._root.pid
-            raise FreezeError(
-                f"{_describe(pid)} does not let itself be traced",
-                advice="it hangs in execve, perhaps of a file on a dead network filesystem",
-            )
-
-    # What the tracing thread does.
-
-    def _run(self) -> None:
-        # Signals are the caller's. SIGCHLD is not blocked: it would be kept instead of ignored.
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - {signal.SIGCHLD})
-        try:
-            self._outcome = self._stop()
-        except BaseException as error:  # noqa: BLE001 - it is raised in the caller's thread
-            self._outcome = error
-            self._done.release()
-            return
-        self._done.release()
-        self.go.acquire()
-
-    def _stop(self) -> Frozen:
-        begun_ns = time.monotonic_ns()
-        if self._frozen_elsewhere and self._freezer:
-            if not self._comes_to_rest(self._freezer, self._deadline):
-                raise FreezeError(
-                    f"{self._freezer.path} is being frozen by somebody else and does not come to "
-                    f"rest within {self._timeout_s:g} s",
-                    advice="thaw it, or freeze it again",
-                )
-            self._exempt = frozenset(cgroups.members(self._freezer))
-        fresh, _ = self._sweep()  # all run on
-        if self._guard and self._freezer:
-            self._guard.freeze()
-            # What does not rest by then is left to ptrace: it can do without, and name it.
-            limit = min(time.monotonic() + _FREEZER_S, self._deadline)
-            self._comes_to_rest(self._freezer, limit)
-            fresh |= self._sweep()[0]
-            self._interrupt(fresh)
-            self._guard.thaw()
-        else:
-            self._interrupt(fresh)
-        self._await(fresh)
-        while True:
-            fresh, pids = self._sweep()
-            if not fresh:
-                break
-            self._interrupt(fresh)
-            self._await(fresh)
-        now_ns = time.monotonic_ns()
-        return Frozen(pids, (now_ns - begun_ns) // 1000, now_ns)
-
-    def _comes_to_rest(self, freezer: Freezer, deadline: float) -> bool:
-        pause_s = _FIRST_PAUSE_S
-        while not cgroups.is_frozen(freezer):
-            if time.monotonic() > deadline:
-                return False
-            self._check_left()
-            if self._guard is not None:
-                # Again: v1 forgets a task that came to a ptrace stop on its way to the freezer.
-                self._guard.freeze()
-            if pause_s > _SLOW_S:
-                self._reap()
-            time.sleep(pause_s)
-            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
-        return True
-
-    def _sweep(self) -> tuple[set[int], tuple[int, ...]]:
-        """Seize every thread that is not held yet: these, and the processes of the tree."""
-        index = tasks.children_index()
-        fresh: set[int] = set()
-        tree: list[int] = []
-        queue = [(self._root.pid, 0)]
-        seen = {self._root.pid}
-        for pid, ppid in queue:  # grows as we go
-            process = self._seize_process(pid, index, fresh)
-            if process is None:
-                continue
-            if ppid and process.task.ppid != ppid:
-                continue  # given to another parent: out of the tree, or found again there
-            if not ppid and process.task.starttime != self._root.starttime:
-                break
-            tree.append(pid)
-            queue.extend((child, pid) for child in process.children if child not in seen)
-            seen.update(process.children)
-        if not tree:
-            raise TaskError(f"{self._root.name} ended before it could be stopped")
-        if self._freezer:
-            for pid in cgroups.members(self._freezer):
-                if pid not in seen:
-                    self._seize_process(pid, index, fresh)
-        return fresh, tuple(tree)
-
-    def _seize_process(
-        self, pid: int, index: Mapping[int, Sequence[int]] | None, fresh: set[int]
-    ) -> Process | None:
-        # The process as it is when all its threads are held: whom they fork then, we get.
-        while True:
-            self._check_time(())
-            process = tasks.read_process(pid, index=index)
-            if process is None or process.dead:
-                return None
-            if pid in self._exempt:
-                return process
-            strange = [tid for tid in process.tids if tid not in self._held]
-            taken = [tid for tid in strange if self._seize(tid, pid)]
-            fresh.update(taken)
-            if not taken:
-                if len(strange) < len(process.tids):
-                    return process
-                # All about to end, or one is taking the number of the first by execve.
-                time.sleep(_FIRST_PAUSE_S)
-
-    def _seize(self, tid: int, pid: int) -> bool:
-        # False: it has ended.
-        self._seizing = (pid, time.monotonic())
-        try:
-            refusal: FreezeError | None = None
-            for _ in range(_ATTEMPTS):
-                try:
-                    ptrace.seize(tid)
-                except ProcessLookupError:
-                    return False
-                except PermissionError as error:
-                    phase, _ = ptrace.look(tid)
-                    if phase is Phase.FOREIGN:
-                        refusal = _refusal(tid, pid, error)
-                        if refusal is None:
-                            return False
-                        continue
-                    # Ours since its birth.
-                self._held[tid] = pid
-                return True
-            raise refusal or AssertionError
-        finally:
-            self._seizing = None
-
-    def _interrupt(self, tids: Collection[int]) -> None:
-        for tid in tids:
-            with contextlib.suppress(ProcessLookupError):  # the next look tells
-                ptrace.interrupt(tid)
-
-    def _await(self, tids: Collection[int]) -> None:
-        pending = set(tids)
-        pause_s = _FIRST_PAUSE_S
-        while True:
-            for tid in tuple(pending):
-                if self._settled(tid, pending):
-                    pending.discard(tid)
-            if not pending:
-                return
-            if pause_s > _SLOW_S:
-                self._reap()
-                pending.intersection_update(self._held)
-                # Asked again: a thread that took its process's number by execve was not asked.
-                self._interrupt(pending)
-                pending -= {tid for tid in tuple(pending) if self._still(tid, pending)}
-            self._check_time(pending)
-            time.sleep(pause_s)
-            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
-
-    def _settled(self, tid: int, pending: set[int]) -> bool:
-        phase, number = ptrace.look(tid)
-        if phase is Phase.RUNS:
-            return False
-        if phase is Phase.SIGNALLED:
-            # On its way to a handler, and stopped before the handler's first instruction. The
-            # request is renewed, because this stop may have used it up (ptrace_stop).
-            with contextlib.suppress(ProcessLookupError):
-                ptrace.interrupt(tid)
-                ptrace.resume(tid, number)
-            return False
-        if phase is not Phase.STANDS:
-            pid = self._held.pop(tid, tid)
-            if pid != tid:
-                if phase is Phase.DEAD:
-                    ptrace.reap(tid)
-                # Reaped by execve, or it is that one which called it: then it is the first now.
-                elif pid in self._held:
-                    pending.add(pid)
-        return True
-
-    def _still(self, tid: int, pending: Collection[int]) -> bool:
-        """Whether a thread that does not come to its stop cannot run either."""
-        pid = self._held[tid]
-        task = tasks.read_task(tid, f"/proc/{pid}/task")
-        if task is not None and task.state in _GONE and tid == pid:
-            # The first thread has ended, others have not; the kernel reports it with the last.
-            del self._held[tid]
-            return True
-        if task is None or task.state != "D":
-            return False  # the next look tells
-        # After vfork a thread sleeps until its child has another memory, and the child stands.
-        others = {p for t, p in self._held.items() if p != pid and t not in pending}
-        return any(ptrace.same_memory(tid, other) for other in others)
-
-    def _reap(self) -> None:
-        # execve stops for dead threads of its process that we trace: also for those that stood.
-        for tid, pid in tuple(self._held.items()):
-            if tid != pid and ptrace.look(tid)[0] is Phase.DEAD:
-                del self._held[tid]
-                ptrace.reap(tid)
-
-    def _check_left(self) -> None:
-        if self.go.acquire(blocking=False):
-            raise _AbandonedError
-
-    def _check_time(self, pending: Collection[int]) -> None:
-        self._check_left()
-        if time.monotonic() > self._deadline:
-            tid = min(pending, default=self._root.pid)
-            raise FreezeError(
-                f"{_describe(self._held.get(tid, tid), tid)} did not stop within "
-                f"{self._timeout_s:g} s",
-                advice="wait until it does, or allow more time",
-            )
-
-
-def _describe(pid: int, tid: int | None = None) -> str:
-    """`task PID (comm)`, with what is known of why it does not move."""
-    task = tasks.read_task(pid)
-    text = f"task {pid}" if task is None else task.name
-    where = f"/proc/{pid}/task/{tid or pid}"
-    if tid not in (None, pid):
-        text = f"thread {tid} of {text}"
-    try:
-        with open(f"{where}/wchan", "rb") as file:
-            wchan = os.fsdecode(file.read())
-    except OSError:
-        wchan = "0"
-    thread = tasks.read_task(tid or pid, f"/proc/{pid}/task")
-    state = "" if thread is None else f", state {thread.state}"
-    return text + state + (f" in {wchan}" if wchan not in ("", "0") else "")
-
-
-def _refusal(tid: int, pid: int, error: OSError) -> FreezeError | None:
-    """Why a thread may not be seized; None if it has ended."""
-    try:
-        with open(f"/proc/{pid}/task/{tid}/status", "rb") as file:
-            status = dict(line.split(b":", 1) for line in file if b":" in line)
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    if status[b"State"].split()[0].decode() in _GONE:
-        return None
-    task = tasks.read_task(pid)
-    name = f"task {pid}" if task is None else task.name
-    tracer_pid = int(status[b"TracerPid"])
-    if tracer_pid:
-        tracer = tasks.read_task(tracer_pid)
-        return FreezeError(
-            f"{name} is traced by {f'task {tracer_pid}' if tracer is None else tracer.name}",
-            advice="a task has one tracer at most: end that one first",
-        )
-    return FreezeError(f"{name} may not be traced: {error.strerror}", advice=_permission())
-
-
-def _permission() -> str:
-    try:
-        with open("/proc/sys/kernel/yama/ptrace_scope", "rb") as file:
-            scope = int(file.read())
-    except OSError:
-        scope = 0
-    if scope == 3:  # noqa: PLR2004 - Documentation/admin-guide/LSM/Yama.rst
-        return "kernel.yama.ptrace_scope is 3: nobody may trace until the next boot"
-    if scope:
-        return f"run with CAP_SYS_PTRACE: kernel.yama.ptrace_scope is {scope}"
-    return "run with CAP_SYS_PTRACE, or as the user of the task"

@@ -37,17 +37,14 @@ def identify_fd(root: Root, fd: int) -> Identity:
             if error.errno not in _NO_SUCH_HANDLE:
                 raise
             continue
-        status = os.fstat(fd)
-        st_kdev = kdev_of(os.major(status.st_dev), os.minor(status.st_dev))
-        kdev = root.kdev_of_mount(mnt_id, st_kdev)
+        kdev = root.kdev_of_mount(mnt_id)
         if kdev is None:
             break
-        return Identity(kdev, status.st_ino, handle)
+        return Identity(kdev, os.fstat(fd).st_ino, handle)
     else:
         handle = None
     known = syscalls.statx(fd)
-    mnt_id = _mount_id(fd) if known.mnt_id is None else known.mnt_id
-    kdev = root.kdev_of_mount(mnt_id, known.st_kdev)
+    kdev = root.kdev_of_mount(_mount_id(fd) if known.mnt_id is None else known.mnt_id)
     # A mount that is not in the table (a file that was opened in another namespace): what stat
     # says of the device is right on all but btrfs and some overlays, and there it matches nothing.
     return Identity(known.st_kdev if kdev is None else kdev, known.ino, handle)
@@ -90,18 +87,37 @@ def disproof(root: Root, wanted: Identity, path: bytes) -> StaleReason | None:
         return StaleReason.BAD_PATH
     if _NOT_CANONICAL.search(path) and path not in _ROOT_PATHS:
         return StaleReason.BAD_PATH
+    root.renew()
     mount = root.mount_of(path)
     if mount is not None and mount.kdev != wanted.kdev:
         return _elsewhere(root, wanted)
     try:
-        found = identify(root, path)
+        fd = root.open(path)
     except OSError as error:
         return _unreadable(error)
+    try:
+        return _disproof_fd(root, wanted, fd)
+    except OSError as error:
+        return _unreadable(error)
+    finally:
+        os.close(fd)
+
+
+def _disproof_fd(root: Root, wanted: Identity, fd: int) -> StaleReason | None:
+    found = identify_fd(root, fd)
     if found.matches(wanted):
-        return None
+        by_handle = found.handle is not None and wanted.handle is not None
+        # A number alone counts only where it is one of the superblock's own, which overlayfs
+        # does not give to what it takes from layers on several filesystems.
+        return None if by_handle or _st_kdev(fd) == found.kdev else StaleReason.REUSED
     if found.kdev != wanted.kdev:
         return _elsewhere(root, wanted)
     return StaleReason.REUSED if found.ino == wanted.ino else StaleReason.REPLACED
+
+
+def _st_kdev(fd: int) -> int:
+    st_dev = os.fstat(fd).st_dev
+    return kdev_of(os.major(st_dev), os.minor(st_dev))
 
 
 def _elsewhere(root: Root, wanted: Identity) -> StaleReason:

@@ -37,6 +37,7 @@ __all__ = [
     "parse_mountinfo",
     "read_file",
     "read_mountinfo",
+    "read_open",
     "read_raw",
     "watch_descriptors",
 ]
@@ -251,11 +252,17 @@ def read_file(path: str) -> bytes:
     """One file of /proc, whole, in as few calls as can be. OSError as open(2) and read(2)."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        chunks = []
-        while chunk := os.read(fd, _CHUNK_BYTES):
-            chunks.append(chunk)
+        return read_open(fd)
     finally:
         os.close(fd)
+
+
+def read_open(fd: int) -> bytes:
+    """An open file of /proc, whole, as it is now."""
+    os.lseek(fd, 0, os.SEEK_SET)
+    chunks = []
+    while chunk := os.read(fd, _CHUNK_BYTES):
+        chunks.append(chunk)
     return b"".join(chunks) if len(chunks) != 1 else chunks[0]
 
 

@@ -8,6 +8,7 @@ is the root: __mntns_get_root_fd() of CRIU's criu/mount.c.
 from __future__ import annotations
 
 import os
+import select
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
@@ -54,8 +55,9 @@ class Root:
 
     fd: int
     """O_PATH descriptor of the root directory."""
-    mountinfo: str
-    """The file that the mounts are read from, for a second look."""
+    table_fd: int
+    """Descriptor of the mountinfo that goes with it. It outlives the task, and tells when it
+    changes."""
     mntns: int
     """Inode number of the mount namespace."""
     prefix: bytes
@@ -66,22 +68,31 @@ class Root:
     by_mountpoint: dict[bytes, Mount] = field(default_factory=dict)
     """The mount that a lookup meets at each mount point; hidden ones are not here."""
     _by_kdev: dict[int, list[Mount]] = field(default_factory=dict)
-    odd_devices: set[tuple[int, int]] = field(default_factory=set)
-    """(mount id, st_dev as kdev) where st_dev is not the mount's own: btrfs, overlayfs."""
+    _changes: select.poll = field(default_factory=select.poll)
+
+    def __post_init__(self) -> None:
+        self._changes.register(self.table_fd, select.POLLPRI)
+        self.refresh()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         os.close(self.fd)
+        os.close(self.table_fd)
 
     def refresh(self) -> None:
-        """Read the mounts again. A root whose task is gone keeps the mounts it knew."""
-        try:
-            raw = procfs.read_file(self.mountinfo)
-        except OSError:
-            return
-        self._take(procfs.parse_mountinfo(raw))
+        """Read the mounts again."""
+        self._take(procfs.parse_mountinfo(procfs.read_open(self.table_fd)))
+
+    def renew(self) -> None:
+        """Read the mounts again if anything was mounted, moved or unmounted since.
+
+        The kernel tells (mounts_poll() of fs/proc_namespace.c), and it costs next to nothing to
+        ask. Not of a directory that was renamed above a mount point: that only `refresh` sees.
+        """
+        if self._changes.poll(0):
+            self.refresh()
 
     def _take(self, mounts: Iterable[Mount]) -> None:
         own = syscalls.statx(self.fd)
@@ -95,7 +106,7 @@ class Root:
             self.mounts = (top, *self.mounts)
             self.by_id[own.mnt_id] = top
         self.by_mountpoint = _visible(self.mounts, own.mnt_id)
-        self.odd_devices.clear()
+        self._by_kdev.clear()
 
     def open(self, path: bytes, flags: int = os.O_PATH | os.O_NOFOLLOW) -> int:
         """Open an absolute path of this root. The caller closes the descriptor."""
@@ -121,20 +132,10 @@ class Root:
             mounts = self._by_kdev[kdev] = sorted(found, key=lambda mount: len(mount.root))
         return mounts
 
-    def kdev_of_mount(self, mnt_id: int, st_kdev: int) -> int | None:
-        """The superblock's device of a mount; None where it is not one of this root's.
-
-        `st_kdev` is the device of a file on it as stat(2) tells, which shows where the number of
-        a mount has been given to another one since we looked.
-        """
+    def kdev_of_mount(self, mnt_id: int) -> int | None:
+        """The superblock's device of a mount; None where it is not one of this root's."""
+        self.renew()  # a new mount often gets the number of one that is gone
         mount = self.by_id.get(mnt_id)
-        if mount is None:
-            self.refresh()  # mounted since we looked
-            mount = self.by_id.get(mnt_id)
-        elif mount.kdev != st_kdev and (mnt_id, st_kdev) not in self.odd_devices:
-            self.refresh()
-            self.odd_devices.add((mnt_id, st_kdev))
-            mount = self.by_id.get(mnt_id)
         return None if mount is None else mount.kdev
 
     def strip(self, link: bytes) -> bytes | None:
@@ -194,9 +195,12 @@ def open_root(pid: int, proc: str = "/proc") -> Root:
         # Seen from outside, the link of another namespace's root reads "/".
         prefix = os.fsencode(os.readlink(f"{proc}/{who}/root")).rstrip(b"/")
         fd = os.open(f"{proc}/{who}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            table_fd = os.open(f"{proc}/{who}/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            os.close(fd)
+            raise
     except OSError as error:
         message = f"cannot look into the root of process {pid}: {error.strerror}"
         raise TaskError(message, advice="run as root, or as the owner of the process") from error
-    root = Root(fd, f"{proc}/{who}/mountinfo", mntns, prefix)
-    root.refresh()
-    return root
+    return Root(fd, table_fd, mntns, prefix)

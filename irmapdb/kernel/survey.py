@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from irmapdb.kernel.procfs import RawWatchFile
     from irmapdb.kernel.tasks import Task
 
-__all__ = ["Denied", "Survey", "read_survey"]
+__all__ = ["Copy", "Denied", "Survey", "read_survey"]
 
 
 class Denied(NamedTuple):
@@ -27,11 +27,20 @@ class Denied(NamedTuple):
     why: str
 
 
+class Copy(NamedTuple):
+    """A descriptor that shares its open file description with one that was read."""
+
+    pid: int
+    fd: int
+    of: RawWatchFile
+
+
 class Survey(NamedTuple):
     """What the tasks watch. `files` are in the order of the tasks, then of descriptors."""
 
     files: tuple[RawWatchFile, ...]
     denied: tuple[Denied, ...]
+    copies: tuple[Copy, ...] = ()
 
 
 def read_survey(tasks: Sequence[Task], proc: str = "/proc") -> Survey:
@@ -41,6 +50,7 @@ def read_survey(tasks: Sequence[Task], proc: str = "/proc") -> Survey:
     """
     files: list[RawWatchFile] = []
     by_size: dict[int, list[RawWatchFile]] = {}
+    copies: list[Copy] = []
     denied = []
     for task in tasks:
         if task.state == HIDDEN:
@@ -53,14 +63,17 @@ def read_survey(tasks: Sequence[Task], proc: str = "/proc") -> Survey:
                 if raw is None:
                     continue
                 alike = by_size.setdefault(len(raw.raw), [])
-                if not any(_shared(raw, other) for other in alike):
+                original = next((other for other in alike if _shared(raw, other)), None)
+                if original is None:
                     alike.append(raw)
                     files.append(raw)
+                else:
+                    copies.append(Copy(task.pid, fd, original))
         except PermissionError as error:
             denied.append(Denied(task, error.strerror or "denied"))
         except (FileNotFoundError, ProcessLookupError):
             continue
-    return Survey(tuple(files), tuple(denied))
+    return Survey(tuple(files), tuple(denied), tuple(copies))
 
 
 def _shared(one: RawWatchFile, other: RawWatchFile) -> bool:

@@ -8,8 +8,8 @@ is gone, lookups through it fail, also when the number was given to another task
 
 from __future__ import annotations
 
+import contextlib
 import os
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from irmapdb.errors import TaskError
@@ -21,6 +21,7 @@ __all__ = [
     "HIDDEN",
     "Process",
     "Task",
+    "all_tasks",
     "children_index",
     "leader_of",
     "parse_stat",
@@ -35,6 +36,7 @@ HIDDEN = "?"
 """The state of a task that exists but that /proc does not show to us."""
 
 _DEAD = frozenset("ZXx")
+_KTHREADD = (2, 0, b"kthreadd")
 _WALKS = 3
 """How often a tree that changed under the walk is walked again."""
 
@@ -139,7 +141,7 @@ def read_process(
             with _directory("task", pid_fd, flags=os.O_RDONLY) as task_fd:
                 tids = tuple(int(name) for name in os.listdir(task_fd))
                 if index is None:
-                    children = tuple(c for t in tids for c in _children(task_fd, t))
+                    children = _children(task_fd, tids)
                 else:
                     children = tuple(index.get(pid, ()))
             stat = _read("stat", pid_fd)
@@ -193,6 +195,25 @@ def task_tree(root_pid: int, proc: str = "/proc") -> tuple[Task, ...]:
     return tuple(tasks)
 
 
+def all_tasks(proc: str = "/proc") -> tuple[Task, ...]:
+    """Every process that /proc lists, by number, without zombies and kernel threads.
+
+    One whose /proc hides what it is has the state HIDDEN and an empty command.
+    """
+    tasks = []
+    for pid in sorted(int(name) for name in os.listdir(proc) if name.isdecimal()):
+        try:
+            task = read_task(pid, proc)
+        except TaskError:
+            task = Task(pid, 0, b"", HIDDEN, 0)
+        if task is not None and task.state not in _DEAD:
+            tasks.append(task)
+    # All kernel threads are children of one (kernel/kthread.c), which only the first pid
+    # namespace shows.
+    kthreadd = next((t.pid for t in tasks if (t.pid, t.ppid, t.comm) == _KTHREADD), None)
+    return tuple(t for t in tasks if kthreadd is None or kthreadd not in {t.pid, t.ppid})
+
+
 def _walk(root: Task, proc: str) -> tuple[list[Task], bool]:
     # The tree, and whether all of it stayed where it was.
     index = children_index(proc)
@@ -239,11 +260,20 @@ def _scan(proc: str) -> dict[int, list[int]]:
     return index
 
 
-def _children(task_fd: int, tid: int) -> list[int]:
-    try:
-        return [int(pid) for pid in _read(f"{tid}/children", task_fd).split()]
-    except (FileNotFoundError, ProcessLookupError):
-        return []
+def _children(task_fd: int, tids: Sequence[int]) -> tuple[int, ...]:
+    # As short as can be: it is done for every thread while all tasks stand.
+    found = []
+    for tid in tids:
+        try:
+            fd = os.open(f"{tid}/children", os.O_RDONLY | os.O_CLOEXEC, dir_fd=task_fd)
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        try:
+            while part := os.read(fd, 4096):
+                found.append(part)
+        finally:
+            os.close(fd)
+    return tuple(int(pid) for pid in b"".join(found).split())
 
 
 def _read(path: str, dir_fd: int | None = None) -> bytes:
@@ -251,14 +281,14 @@ def _read(path: str, dir_fd: int | None = None) -> bytes:
     try:
         data = part = os.read(fd, 4096)
         while part:
-            part = os.read(fd, 65536)
+            part = os.read(fd, 4096)
             data += part
         return data
     finally:
         os.close(fd)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _directory(path: str, dir_fd: int | None = None, flags: int = os.O_PATH) -> Iterator[int]:
     fd = os.open(path, flags | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=dir_fd)
     try:
@@ -271,7 +301,7 @@ def _exists(pid: int) -> bool:
     # What kill(2) sees does not depend on how /proc is mounted.
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):  # OverflowError: more than a pid_t
         return False
     except PermissionError:
         pass

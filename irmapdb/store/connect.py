@@ -15,29 +15,50 @@ from urllib.parse import quote
 from sqlalchemy import create_engine
 from sqlalchemy.pool import NullPool
 
-from irmapdb.store.failures import primary_code, translated
+from irmapdb.errors import DatabaseError
+from irmapdb.store.failures import primary_code, show, translated
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from sqlalchemy import Connection
 
-__all__ = ["connect", "immediate", "open_raw", "use_wal"]
+__all__ = ["check_unchanged", "connect", "immediate", "open_raw", "use_wal"]
 
 # What SQLite says of a WAL database where there can be no shared memory.
 _NO_SHARED_MEMORY = {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PROTOCOL}
 _CACHE_KIB = 16 * 1024
 
 
+class _Unlocked(sqlite3.Connection):
+    """Reads a file as one that never changes, without a lock; `stamp` tells if it did."""
+
+    stamp: tuple[int, ...] = ()
+
+
 def open_raw(path: bytes, *, write: bool, wait_s: float) -> sqlite3.Connection:
     """SQLite's own connection to an absolute path; a transaction is only what is begun."""
-    query = "mode=rw" if write else "mode=ro"
     if not write and _never_changes(path):
-        query = "mode=ro&immutable=1"
-    # Two slashes: else a path that begins with two would name a host.
+        return _open_unlocked(path)
     return sqlite3.connect(
-        f"file://{quote(path)}?{query}", uri=True, timeout=wait_s, isolation_level=None
+        _uri(path, "mode=rw" if write else "mode=ro"),
+        uri=True,
+        timeout=wait_s,
+        isolation_level=None,
     )
+
+
+def _uri(path: bytes, query: str) -> str:
+    # Two slashes: else a path that begins with two would name a host.
+    return f"file://{quote(path)}?{query}"
+
+
+def _open_unlocked(path: bytes) -> _Unlocked:
+    stamp = _stamp(path)
+    uri = _uri(path, "mode=ro&immutable=1")
+    raw = sqlite3.connect(uri, uri=True, isolation_level=None, factory=_Unlocked)
+    raw.stamp = stamp
+    return raw
 
 
 def _never_changes(path: bytes) -> bool:
@@ -48,6 +69,45 @@ def _never_changes(path: bytes) -> bool:
     except OSError:
         return False
     return bool(read_only) and not os.path.lexists(path + b"-wal")
+
+
+def _has_no_room_for_locks(path: bytes) -> bool:
+    # The same, where it is only we who may make no file.
+    writable = os.access(os.path.dirname(path), os.W_OK, effective_ids=True)
+    return not writable and not os.path.lexists(path + b"-wal")
+
+
+def _stamp(path: bytes) -> tuple[int, ...]:
+    status = os.stat(path)
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def check_unchanged(raw: object, path: bytes) -> None:
+    """Raise DatabaseError if what was read without locks has changed meanwhile."""
+    if isinstance(raw, _Unlocked) and raw.stamp != _stamp(path):
+        raise DatabaseError(
+            f"{show(path)}: was written while it was read, and its directory has no place for "
+            "a lock",
+            advice="ask again, or ask a copy",
+        )
+
+
+def _tidy(path: bytes) -> None:
+    # A reader of a WAL database leaves an empty log beside it, as it may not remove it. Who could
+    # have written may, unless others have it open still.
+    try:
+        if os.stat(path + b"-wal").st_size:
+            return
+        raw = open_raw(path, write=True, wait_s=0)
+    except (OSError, sqlite3.Error):
+        return
+    try:
+        raw.execute("PRAGMA query_only = ON")
+        raw.execute("SELECT 1 FROM sqlite_master").fetchone()
+    except sqlite3.Error:
+        pass  # somebody is at work in it
+    finally:
+        raw.close()
 
 
 def _leave_wal(path: bytes) -> None:
@@ -93,7 +153,12 @@ def connect(
         try:
             return _configured(open_raw(path, write=write, wait_s=wait_s), pragmas)
         except sqlite3.OperationalError as error:
-            if not write or primary_code(error) not in _NO_SHARED_MEMORY:
+            code = primary_code(error)
+            if not write and code in _NO_SHARED_MEMORY | {sqlite3.SQLITE_READONLY}:
+                if _has_no_room_for_locks(path):
+                    return _configured(_open_unlocked(path), pragmas)
+                raise
+            if code not in _NO_SHARED_MEMORY:
                 raise
         # A WAL database that was brought here from a filesystem with shared memory.
         _leave_wal(path)
@@ -104,8 +169,11 @@ def connect(
         connection = engine.connect()
     try:
         yield connection
+        check_unchanged(connection.connection.driver_connection, path)
     finally:
         connection.close()
+        if not write:
+            _tidy(path)
 
 
 @contextmanager

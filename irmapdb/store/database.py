@@ -8,27 +8,30 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from typing import TYPE_CHECKING, Self
 
 from irmapdb.errors import DatabaseError
-from irmapdb.store import tables
+from irmapdb.store import retention, tables
 from irmapdb.store.connect import connect, immediate, open_raw, use_wal
-from irmapdb.store.failures import show, translated
+from irmapdb.store.dossiers import Dossiers
+from irmapdb.store.failures import translated
 from irmapdb.store.file import absolute, check_readable, check_writable, make_file
-from irmapdb.store.read import Reader
 from irmapdb.store.revisions import upgrade
-from irmapdb.store.schema import create, read_revision, refuse_empty
+from irmapdb.store.schema import check_newest, create, read_revision, refuse_empty
 from irmapdb.store.write import Step
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from datetime import datetime
     from types import TracebackType
 
     from sqlalchemy import Connection
 
+    from irmapdb.config import Retention
     from irmapdb.store.file import AnyPath
+    from irmapdb.store.retention import Pruned
 
 __all__ = ["Store"]
 
 
-class Store(Reader):
+class Store(Dossiers):
     """An open `irmap.db`. A context manager; not for use by several threads."""
 
     def __init__(
@@ -80,14 +83,7 @@ class Store(Reader):
         with ExitStack() as stack:
             connection = stack.enter_context(connect(where, write=False, wait_s=wait_s))
             with translated(where, wait_s), connection.begin():
-                revision = read_revision(connection, where)
-            if revision is None:
-                raise refuse_empty(where)
-            if revision != tables.HEAD:
-                raise DatabaseError(
-                    f"{show(where)}: has the older schema {revision}",
-                    advice="run `irmapdb db upgrade` on it",
-                )
+                check_newest(connection, where)
             return cls(connection, where, wait_s, stack.pop_all())
 
     @contextmanager
@@ -98,6 +94,25 @@ class Store(Reader):
         """
         with translated(self.path, self._wait_s), immediate(self._connection):
             yield Step(self._connection, self.path, self._wait_s)
+
+    def prunable(self, keep: Retention, now: datetime) -> Pruned:
+        """What Step.prune would take out, if it was called until there is nothing left."""
+        with translated(self.path, self._wait_s), self._connection.begin():
+            return retention.count(self._connection, keep, now)
+
+    def size(self) -> tuple[int, int]:
+        """How many bytes the file has, and how many of them are free for new rows."""
+        with translated(self.path, self._wait_s), self._connection.begin():
+            page, pages, free = (
+                self._connection.exec_driver_sql(f"PRAGMA {name}").scalar_one()
+                for name in ("page_size", "page_count", "freelist_count")
+            )
+        return page * pages, page * free
+
+    def vacuum(self) -> None:
+        """Write the file anew without its free pages. Needs as much room again meanwhile."""
+        with translated(self.path, self._wait_s):
+            self._connection.exec_driver_sql("VACUUM")
 
     def close(self) -> None:
         """Give the file back. A second time does nothing."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import bindparam, select
 
 from irmapdb.errors import DatabaseError
+from irmapdb.model import Tried
 from irmapdb.store import rows, tables
 from irmapdb.store.failures import show, translated
 from irmapdb.store.file import absolute
@@ -53,6 +54,11 @@ _IMAGE_ENTRIES = (
     .order_by(tables.image_entry.c.position)
 )
 _IMAGE_SEEN = select(*rows.STAMP_COLUMNS).where(tables.image_seen.c.path == bindparam("of_path"))
+_TRIED = (
+    select(tables.tried.c.watch_id, tables.tried.c.resolver, tables.tried.c.note)
+    .where(tables.tried.c.watch_id.between(bindparam("first_id"), bindparam("last_id")))
+    .order_by(tables.tried.c.watch_id, tables.tried.c.position)
+)
 _RUN_SOURCES = select(tables.run_source.c.source, tables.run_source.c.identities).where(
     tables.run_source.c.run_id == bindparam("of_run")
 )
@@ -137,12 +143,22 @@ class Reader:
         """What one run saw, in the order in which it saw it; nothing for an unknown run."""
         of_run = select(*rows.WATCH_COLUMNS).where(tables.watch.c.run_id == run_id)
         for page in self._pages(of_run, tables.watch.c.id):
-            yield from self._read(rows.read_watch, page)
+            yield from self._read_watches(page)
 
     def changes(self) -> Iterator[rows.ChangeRow]:
         """What happened to the mappings, oldest first."""
         for page in self._pages(select(*rows.CHANGE_COLUMNS), tables.change.c.id):
             yield from self._read(rows.read_change, page)
+
+    def _read_watches(self, page: Sequence[Sequence[Any]]) -> Iterator[rows.WatchRow]:
+        tried = self._tried(page[0][0], page[-1][0])
+        return self._read(lambda row: rows.read_watch(row, tried.get(row[0], ())), page)
+
+    def _tried(self, first_id: int, last_id: int) -> dict[int, tuple[Tried, ...]]:
+        found: dict[int, tuple[Tried, ...]] = {}
+        for watch_id, *said in self._fetch(_TRIED, {"first_id": first_id, "last_id": last_id}):
+            found[watch_id] = (*found.get(watch_id, ()), Tried(*said))
+        return found
 
     def _fetch(
         self, statement: Executable, values: dict[str, Any] | None = None

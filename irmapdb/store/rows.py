@@ -23,6 +23,7 @@ from irmapdb.model import (
     RunStats,
     Source,
     StaleReason,
+    Tried,
     Watch,
     WatchKind,
 )
@@ -50,7 +51,6 @@ __all__ = [
     "RunRow",
     "WatchRow",
     "change_values",
-    "entry_values",
     "mapping_key",
     "maybe_text",
     "read_change",
@@ -62,6 +62,7 @@ __all__ = [
     "resolved_values",
     "stale_values",
     "stamp_values",
+    "tried_values",
     "watch_values",
 ]
 
@@ -122,6 +123,8 @@ class WatchRow(NamedTuple):
     """Why there is no path."""
     mntns: int = 0
     """As in Mapping: whose root the path starts at."""
+    tried: tuple[Tried, ...] = ()
+    """What each resolver said, where there is no path."""
 
 
 class ChangeRow(NamedTuple):
@@ -242,19 +245,6 @@ def stale_values(
         yield row
 
 
-def entry_values(entries: Iterable[CacheEntry], now: datetime) -> Iterator[dict[str, Any]]:
-    """A row of `mapping` for each entry of an image."""
-    at = to_time(now)
-    for kdev, ino, path in entries:
-        yield {
-            "dev": kdev,
-            "ino": to_ino(ino),
-            "path": to_text(path),
-            "source": Source.IMAGE.value,
-            "now": at,
-        }
-
-
 def read_entry(row: Sequence[Any]) -> CacheEntry:
     """A row of ENTRY_COLUMNS."""
     dev, ino, path = row
@@ -278,11 +268,12 @@ def read_stamp(row: Sequence[Any]) -> FileStamp:
     return FileStamp(from_ino(st_dev), from_ino(ino), size, mtime_ns)
 
 
-def watch_values(run_id: int, rows: Iterable[WatchRow]) -> Iterator[dict[str, Any]]:
-    """Rows of `watch`."""
-    for watch, comm, path, why, mntns in rows:
+def watch_values(run_id: int, numbered: Iterable[tuple[int, WatchRow]]) -> Iterator[dict[str, Any]]:
+    """Rows of `watch`, each with its id."""
+    for row_id, (watch, comm, path, why, mntns, _) in numbered:
         row = _identity_values(watch.identity)
         row |= {
+            "id": row_id,
             "run_id": run_id,
             "pid": watch.pid,
             "comm": maybe_text(comm),
@@ -299,8 +290,15 @@ def watch_values(run_id: int, rows: Iterable[WatchRow]) -> Iterator[dict[str, An
         yield row
 
 
-def read_watch(row: Sequence[Any]) -> WatchRow:
-    """A row of WATCH_COLUMNS."""
+def tried_values(numbered: Iterable[tuple[int, WatchRow]]) -> Iterator[dict[str, Any]]:
+    """Rows of `tried`, for watches with their ids."""
+    for row_id, row in numbered:
+        for position, (resolver, note) in enumerate(row.tried, 1):
+            yield {"watch_id": row_id, "position": position, "resolver": resolver, "note": note}
+
+
+def read_watch(row: Sequence[Any], tried: tuple[Tried, ...]) -> WatchRow:
+    """A row of WATCH_COLUMNS, with the rows of `tried` that belong to it."""
     _, pid, comm, fd, kind, wd, *identity, mask, ignored_mask, mflags, path, why, mntns = row
     watch = Watch(
         pid=pid,
@@ -312,7 +310,7 @@ def read_watch(row: Sequence[Any]) -> WatchRow:
         ignored_mask=ignored_mask,
         mflags=mflags,
     )
-    return WatchRow(watch, comm, path, why, mntns)
+    return WatchRow(watch, comm, path, why, mntns, tried)
 
 
 def change_values(

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 from sqlalchemy import column, insert, select, table
 
 from irmapdb.errors import DatabaseError
-from irmapdb.store import tables
+from irmapdb.store import tables, views
 from irmapdb.store.connect import immediate
 from irmapdb.store.failures import show
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-__all__ = ["create", "read_revision", "refuse_empty"]
+__all__ = ["check_newest", "create", "read_revision", "refuse_empty"]
 
 _sqlite_master = table("sqlite_master", column("name"), column("type"))
 
@@ -58,6 +58,18 @@ def read_revision(connection: Connection, path: bytes) -> str | None:
     return revision
 
 
+def check_newest(connection: Connection, path: bytes) -> None:
+    """Raise DatabaseError unless it is a database of ours, with the newest schema."""
+    revision = read_revision(connection, path)
+    if revision is None:
+        raise refuse_empty(path)
+    if revision != tables.HEAD:
+        raise DatabaseError(
+            f"{show(path)}: has the older schema {revision}",
+            advice="run `irmapdb db upgrade` on it",
+        )
+
+
 def refuse_empty(path: bytes) -> DatabaseError:
     """The error for an empty database where one with data is needed."""
     return DatabaseError(
@@ -73,5 +85,6 @@ def create(connection: Connection, path: bytes) -> None:
             return
         tables.metadata.create_all(connection, checkfirst=False)
         tables.version_metadata.create_all(connection, checkfirst=False)
+        views.create(connection)
         connection.execute(insert(tables.alembic_version), {"version_num": tables.HEAD})
         connection.exec_driver_sql(f"PRAGMA application_id = {tables.APPLICATION_ID}")

@@ -40,6 +40,7 @@ __all__ = [
     "metadata",
     "run",
     "run_source",
+    "tried",
     "version_metadata",
     "watch",
 ]
@@ -47,7 +48,7 @@ __all__ = [
 APPLICATION_ID = 0x49524D50
 """`PRAGMA application_id` of our files ("IRMP"): tells a newer schema from a foreign database."""
 
-REVISIONS = ("0001",)
+REVISIONS = ("0001", "0002")
 """Every schema revision, oldest first. Known here so that opening needs no alembic."""
 
 HEAD = REVISIONS[-1]
@@ -182,6 +183,17 @@ watch = Table(
     *_identity_checks(),
     CheckConstraint("(path IS NULL) <> (why IS NULL)", name="answer"),
     Index(None, "run_id"),
+)
+
+# What each resolver said of a watch that none could resolve, in the order they were asked.
+tried = Table(
+    "tried",
+    metadata,
+    Column("watch_id", ForeignKey("watch.id", ondelete="CASCADE"), primary_key=True),
+    Column("position", Integer, primary_key=True),
+    Column("resolver", Text, nullable=False),
+    Column("note", Text, nullable=False),
+    sqlite_with_rowid=False,
 )
 
 change = Table(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from itertools import islice, starmap
+from itertools import islice
 from operator import itemgetter
 from typing import TYPE_CHECKING, cast
 
-from sqlalchemy import bindparam, delete, func, insert, null, select, text, update
+from sqlalchemy import bindparam, func, insert, null, select, text, update
 from sqlalchemy.dialects import sqlite
 
-from irmapdb.store import rows, tables
+from irmapdb.store import image_list, retention, rows, tables
 from irmapdb.store.file import absolute
 from irmapdb.store.read import Reader
 from irmapdb.store.values import to_time
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sqlalchemy import ClauseElement, ColumnElement, Connection, ScalarSelect
     from sqlalchemy.sql.compiler import SQLCompiler
 
+    from irmapdb.config import Retention
     from irmapdb.model import (
         CacheEntry,
         Change,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
         StaleReason,
     )
     from irmapdb.store.file import AnyPath
+    from irmapdb.store.retention import Pruned
     from irmapdb.store.rows import FileStamp, WatchRow
 
 __all__ = ["Step"]
@@ -87,29 +89,22 @@ _prove = sqlite.insert(tables.mapping).values(
     validated_at=bindparam("now"),
     last_used_at=bindparam("now"),
 )
+_PROVED = {
+    "handle_type": _prove.excluded.handle_type,
+    "handle": _prove.excluded.handle,
+    "revalidate": text("0"),
+    "validated_at": _prove.excluded.validated_at,
+    "stale_at": null(),
+    "stale_reason": null(),
+}
+_USED = {"last_used_at": _prove.excluded.last_used_at}
 _PROVE = _Bulk(
-    _prove.on_conflict_do_update(
-        index_elements=_UNIQUE,
-        set_={
-            "handle_type": _prove.excluded.handle_type,
-            "handle": _prove.excluded.handle,
-            "revalidate": text("0"),
-            "validated_at": _prove.excluded.validated_at,
-            "last_used_at": _prove.excluded.last_used_at,
-            "stale_at": null(),
-            "stale_reason": null(),
-        },
-    ),
+    _prove.on_conflict_do_update(index_elements=_UNIQUE, set_={**_PROVED, **_USED}),
     ("dev", "ino", "handle_type", "handle", "path", "mntns", "source"),
 )
-_IMPORT = _Bulk(
-    sqlite.insert(tables.mapping)
-    .values(mntns=text("0"), revalidate=text("1"), first_seen_at=bindparam("now"))
-    .on_conflict_do_update(
-        index_elements=_UNIQUE,
-        set_={"revalidate": text("1"), "stale_at": null(), "stale_reason": null()},
-    ),
-    ("dev", "ino", "path", "source"),
+_PROVE_UNUSED = _Bulk(
+    _prove.values(last_used_at=null()).on_conflict_do_update(index_elements=_UNIQUE, set_=_PROVED),
+    ("dev", "ino", "handle_type", "handle", "path", "mntns", "source"),
 )
 _MARK_STALE = _Bulk(
     update(tables.mapping)
@@ -118,21 +113,15 @@ _MARK_STALE = _Bulk(
 )
 _COUNT_MAPPINGS = select(func.count()).select_from(tables.mapping)
 
-_IMAGE_ENTRY = _Bulk(insert(tables.image_entry).values(mapping_id=_mapping_id()), ("position",))
-_IMAGE_ENTRY_GONE = _Bulk(
-    delete(tables.image_entry).where(tables.image_entry.c.mapping_id == _mapping_id())
-)
-_LAST_POSITION = select(func.coalesce(func.max(tables.image_entry.c.position), 0))
-
 _image_seen = sqlite.insert(tables.image_seen)
 _IMAGE_SEEN = _image_seen.on_conflict_do_update(
     index_elements=[tables.image_seen.c.path],
     set_={name: _image_seen.excluded[name] for name in ("st_dev", "ino", "size", "mtime_ns")},
 )
 
-_WATCH = _Bulk(
-    insert(tables.watch), [column.name for column in tables.watch.c if column.name != "id"]
-)
+_WATCH = _Bulk(insert(tables.watch), tables.watch.c.keys())
+_TRIED = _Bulk(insert(tables.tried), tables.tried.c.keys())
+_LAST_WATCH = select(func.coalesce(func.max(tables.watch.c.id), 0))
 _CHANGE = _Bulk(
     insert(tables.change).values(mapping_id=_mapping_id()),
     [column.name for column in tables.change.c if column.name not in {"id", "mapping_id"}],
@@ -154,16 +143,16 @@ class Step(Reader):
         mapping is live again. Returns how many mappings are new.
         """
         before = self._count_mappings()
-        _IMPORT.run(self._connection, rows.entry_values(entries, now))
-        position = self._connection.scalars(_LAST_POSITION).one()
-        if position:
-            _IMAGE_ENTRY_GONE.run(self._connection, map(_entry_key, entries))
-        self._append_image(entries, position)
+        image_list.take_in(self._connection, entries, now, self.path)
         return self._count_mappings() - before
 
-    def prove(self, resolved: Iterable[Resolved], now: datetime) -> None:
-        """Store each proved path: used now, proved now, not stale, with the handle it has now."""
-        _PROVE.run(self._connection, rows.resolved_values(resolved, now))
+    def prove(self, resolved: Iterable[Resolved], now: datetime, *, used: bool = True) -> None:
+        """Store each proved path: proved now, not stale, with the handle it has now.
+
+        `used`: that it was for a watch, too.
+        """
+        statement = _PROVE if used else _PROVE_UNUSED
+        statement.run(self._connection, rows.resolved_values(resolved, now))
 
     def mark_stale(self, items: Iterable[tuple[Mapping, StaleReason]], now: datetime) -> None:
         """Mark what no longer holds. What is stale already keeps its time and reason."""
@@ -174,8 +163,7 @@ class Step(Reader):
 
         Each must be a mapping: DatabaseError otherwise.
         """
-        self._connection.execute(delete(tables.image_entry))
-        self._append_image(entries, 0)
+        image_list.replace(self._connection, entries, self.path)
 
     def set_image_seen(self, path: AnyPath, stamp: FileStamp) -> None:
         """Remember an image file as imported or written."""
@@ -210,22 +198,19 @@ class Step(Reader):
         return run_id
 
     def add_watches(self, run_id: int, watches: Iterable[WatchRow]) -> None:
-        """Store what a run saw."""
-        _WATCH.run(self._connection, rows.watch_values(run_id, watches))
+        """Store what a run saw, and what was tried for each watch without a path."""
+        first_id = self._connection.scalars(_LAST_WATCH).one() + 1
+        numbered = list(enumerate(watches, first_id))
+        _WATCH.run(self._connection, rows.watch_values(run_id, numbered))
+        _TRIED.run(self._connection, rows.tried_values(numbered))
 
     def add_changes(self, run_id: int, changes: Iterable[Change], now: datetime) -> None:
         """Store what a run changed, after the mappings: a change points to the one of its path."""
         _CHANGE.run(self._connection, rows.change_values(run_id, changes, now))
 
-    def _append_image(self, entries: Iterable[CacheEntry], last_position: int) -> None:
-        def row(position: int, entry: CacheEntry) -> dict[str, Any]:
-            return {"position": position, **_entry_key(entry)}
-
-        _IMAGE_ENTRY.run(self._connection, starmap(row, enumerate(entries, last_position + 1)))
+    def prune(self, keep: Retention, now: datetime, wrote: int) -> Pruned:
+        """Take out what need not be kept: a little more than the rows that the step has written."""
+        return retention.prune(self._connection, keep, now, wrote)
 
     def _count_mappings(self) -> int:
         return self._connection.scalars(_COUNT_MAPPINGS).one()
-
-
-def _entry_key(entry: CacheEntry) -> dict[str, Any]:
-    return rows.mapping_key(*entry, mntns=0)

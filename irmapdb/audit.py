@@ -1,0 +1,474 @@
+"""Every stored mapping beside the filesystem as it is now: what holds, and where the rest went.
+
+`audit` reads the database and writes nothing. `fix` is the same and then marks stale what does not
+hold, stores where it was found, and logs both as a run of its own; each is proved again before.
+
+A verdict comes from three questions. Is the inode at its path (the proof of irmapdb.kernel.
+identity)? Who knows another path of it (its handle, the filesystem, other rows, a scan)? Does the
+filesystem still know it at all (irmapdb.kernel.fate)?
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import fnmatch
+import os
+import time
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, NamedTuple
+
+from irmapdb import engine
+from irmapdb.config import Config
+from irmapdb.errors import UsageError
+from irmapdb.kernel.aside import call_aside
+from irmapdb.kernel.directory import open_directory_root
+from irmapdb.kernel.fate import Fate, fates
+from irmapdb.kernel.identity import disproof, identify_fd
+from irmapdb.kernel.root import Root, open_root
+from irmapdb.model import StaleReason, format_kdev
+from irmapdb.resolvers import BtrfsLookup, Handles, Scan, StoredRows, XfsParents
+from irmapdb.store import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator, Sequence
+    from pathlib import Path
+
+    from irmapdb.engine import Outcome
+    from irmapdb.model import FileHandle, Identity, InodeKey, Mapping, Source
+
+__all__ = [
+    "Audit",
+    "Evidence",
+    "Finding",
+    "Options",
+    "Report",
+    "Selection",
+    "Verdict",
+    "audit",
+    "open_audit",
+]
+
+_PATIENCE_S = 5.0
+"""How long so many mappings may take where a filesystem's answers come from somebody else."""
+_MAPPINGS_ASIDE = 1000
+_TICK = 512
+
+
+class Verdict(enum.StrEnum):
+    """What a mapping is worth now. Their order is that of the tables."""
+
+    VALID = "valid"
+    """The path names the inode."""
+    MOVED = "moved"
+    """It does not; but the inode is there, under another name."""
+    REPLACED = "replaced"
+    """The path names another inode, or leads through a symbolic link; nobody knows the old one."""
+    REUSED = "reused"
+    """The path names another inode that was given the same number: the handle tells."""
+    DELETED = "deleted"
+    """Nothing is at the path, and the inode has no name left or is no more."""
+    GONE = "gone"
+    """Nothing is at the path, and nobody can say what became of the inode."""
+    UNMOUNTED = "unmounted"
+    """The device is not mounted in this root, or hidden there."""
+    UNREACHABLE = "unreachable"
+    """We may not look, or had no answer, or the path belongs to another mount namespace."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """Why a mapping does not hold."""
+
+    reason: StaleReason | None = None
+    """What the proof says of the path; None where nobody could look."""
+    found: Identity | None = None
+    """What is at the path now."""
+    changed_at: datetime | None = None
+    """When that last changed (st_ctime); where nothing is there, when a name last came or went in
+    the nearest directory that is (st_mtime)."""
+    moved_to: tuple[bytes, ...] = ()
+    """Proved paths of the inode, the best one first. May be empty for `moved`: its name is not
+    known then."""
+    source: Source | None = None
+    """Who knew where to."""
+    note: str = ""
+
+
+class Finding(NamedTuple):
+    """A mapping as it is stored, and what it is worth."""
+
+    mapping: Mapping
+    verdict: Verdict
+    evidence: Evidence | None = None
+    """None for `valid`."""
+
+    @property
+    def by_number(self) -> bool:
+        """Whether there was no handle to compare, only device and inode number."""
+        return self.mapping.identity.handle is None
+
+    @property
+    def is_news(self) -> bool:
+        """Whether the database takes it for true, and it is not."""
+        return self.verdict is not Verdict.VALID and not self.mapping.stale
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which mappings are of interest; the default is all of them."""
+
+    paths: tuple[bytes, ...] = ()
+    """Shell patterns, of which one has to match; `*` matches `/` too."""
+    kdevs: frozenset[int] = frozenset()
+    unproved_since: datetime | None = None
+    """Those that were not proved at this time or later."""
+    verdicts: frozenset[Verdict] = frozenset()
+
+    def takes(self, mapping: Mapping) -> bool:
+        """Whether a mapping is to be checked."""
+        if self.kdevs and mapping.identity.kdev not in self.kdevs:
+            return False
+        if self.unproved_since is not None:
+            proved = mapping.validated_at
+            if proved is not None and proved >= self.unproved_since:
+                return False
+        path = mapping.path
+        return not self.paths or any(fnmatch.fnmatchcase(path, one) for one in self.paths)
+
+    def shows(self, finding: Finding) -> bool:
+        """Whether what came out is to be told."""
+        return not self.verdicts or finding.verdict in self.verdicts
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the audit is told."""
+
+    database: Path
+    root: bytes | None = None
+    """A directory that the paths start at; None: our own root, or that of `pid`."""
+    pid: int | None = None
+    """A task whose root the paths start at, and whose mount namespace they are of."""
+    select: Selection = Selection()
+    search: bool = False
+    """Whether to scan for what nobody knows a path of."""
+    config: Config = field(default_factory=Config)
+    on_checked: Callable[[int, int], None] = lambda _done, _all: None
+    """Told how many mappings were checked, of how many."""
+    on_scanned: Callable[[int, bytes], None] = lambda _scanned, _top: None
+    """Told during a scan: entries looked at so far, and where."""
+    wait_s: float = 10.0
+    """How long to wait for another process's step in the database."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What came out, by the ids of the mappings."""
+
+    findings: tuple[Finding, ...]
+    root: str
+    """Where the paths were looked up, for people."""
+    scanned: int
+    took_us: int
+
+    @property
+    def news(self) -> int:
+        """How many mappings the database takes for true that do not hold."""
+        return sum(finding.is_news for finding in self.findings)
+
+
+def audit(options: Options) -> Report:
+    """Check every selected mapping. Nothing is written."""
+    with open_audit(options) as auditing:
+        return auditing.report()
+
+
+@contextlib.contextmanager
+def open_audit(options: Options) -> Iterator[Audit]:
+    """The same step by step, for who does something with it; holds the root open."""
+    if options.root is not None and options.pid is not None:
+        message = "--root and -t each name a root"
+        raise UsageError(message, advice="give one of them")
+    with _open_root(options) as root:
+        yield Audit(root, options)
+
+
+def _open_root(options: Options) -> Root:
+    if options.root is not None:
+        return open_directory_root(options.root)
+    return open_root(os.getpid() if options.pid is None else options.pid)
+
+
+class Audit:
+    """One audit: its root, and the rows as they are stored."""
+
+    def __init__(self, root: Root, options: Options) -> None:
+        self.root = root
+        self.options = options
+        self.scan = Scan(root, options.config, progress=options.on_scanned)
+        self._rows: list[Mapping] = []
+        self._done = self._total = 0
+
+    def report(self) -> Report:
+        """Read the database, check, and say what came out."""
+        start = time.monotonic_ns()
+        with Store.open_readonly(self.options.database, wait_s=self.options.wait_s) as store:
+            self._rows = list(store.all_mappings())
+        select = self.options.select
+        findings = self._judge([row for row in self._rows if select.takes(row)])
+        findings.sort(key=lambda finding: finding.mapping.id or 0)
+        return Report(
+            findings=tuple(filter(select.shows, findings)),
+            root=self._root_name(),
+            scanned=self.scan.scanned,
+            took_us=(time.monotonic_ns() - start) // 1000,
+        )
+
+    def disproofs(
+        self, wanted: Sequence[tuple[Identity, bytes]]
+    ) -> dict[tuple[Identity, bytes], StaleReason | None]:
+        """Why each path is not its inode; None if it is. UNREACHABLE where nobody answered."""
+        reasons: dict[tuple[Identity, bytes], StaleReason | None] = {}
+        waiting: dict[int, list[tuple[Identity, bytes]]] = {}
+        for one in wanted:
+            kdev = one[0].kdev
+            if self._waits(kdev):
+                waiting.setdefault(kdev, []).append(one)
+            else:
+                reasons[one] = disproof(self.root, *one)
+        for batch in waiting.values():
+            reasons |= self._disproofs_aside(batch)
+        return reasons
+
+    def _disproofs_aside(
+        self, batch: Sequence[tuple[Identity, bytes]]
+    ) -> dict[tuple[Identity, bytes], StaleReason | None]:
+        answers: dict[tuple[Identity, bytes], StaleReason | None]
+        try:
+            answers = call_aside(
+                lambda: {one: disproof(self.root, *one) for one in batch}, _PATIENCE_S
+            )
+        except (TimeoutError, ChildProcessError):
+            return dict.fromkeys(batch, StaleReason.UNREACHABLE)
+        return answers
+
+    def _root_name(self) -> str:
+        if self.options.root is not None:
+            return os.fsdecode(self.options.root)
+        pid = self.options.pid
+        return "our own root" if pid is None else f"the root of process {pid}"
+
+    def _waits(self, kdev: int) -> bool:
+        return self.options.config.may_wait(self.root.mounts_of(kdev))
+
+    # Which namespace, which device
+
+    def _judge(self, mappings: list[Mapping]) -> list[Finding]:
+        self._total = len(mappings)
+        findings: list[Finding] = []
+        by_kdev: dict[int, list[Mapping]] = {}
+        namespaces = self._namespaces()
+        for mapping in mappings:
+            if mapping.mntns in namespaces:
+                by_kdev.setdefault(mapping.identity.kdev, []).append(mapping)
+            else:
+                findings.append(_foreign(mapping))
+        for kdev, group in by_kdev.items():
+            mounts = self.root.mounts_of(kdev)
+            if not mounts:
+                findings += map(self._unmounted, group)
+            elif self.options.config.may_wait(mounts):
+                findings += self._judge_aside(kdev, group)
+            else:
+                findings += self._judge_device(kdev, group)
+        return findings
+
+    def _namespaces(self) -> Collection[int]:
+        # Rows of the root task's namespace do not say which that is (0). A task of a namespace
+        # that the database knows as a nested one is not of it.
+        mntns = self.root.mntns
+        named = self.options.pid is not None
+        if named and any(row.mntns == mntns for row in self._rows):
+            return {mntns}
+        return {0, mntns}
+
+    def _unmounted(self, mapping: Mapping) -> Finding:
+        found, changed_at = self._trace(mapping.path)
+        kdev, handle = mapping.identity.kdev, mapping.identity.handle
+        device = format_kdev(kdev)
+        note = f"{device} is not mounted here"
+        if any(mount.kdev == kdev for mount in self.root.mounts):
+            note = f"what is mounted of {device} is hidden under other mounts"
+        elif found is not None and handle is not None and found.handle == handle:
+            note = f"{note}; {format_kdev(found.kdev)} has a file with its handle at the path"
+        evidence = Evidence(StaleReason.UNMOUNTED, found, changed_at, note=note)
+        return Finding(mapping, Verdict.UNMOUNTED, evidence)
+
+    def _judge_aside(self, kdev: int, group: list[Mapping]) -> Iterator[Finding]:
+        kinds = ", ".join(sorted({mount.fstype for mount in self.root.mounts_of(kdev)}))
+        why = ""
+        for start in range(0, len(group), _MAPPINGS_ASIDE):
+            some = group[start : start + _MAPPINGS_ASIDE]
+            if not why:
+                try:
+                    yield from self._answers_aside(kdev, some)
+                    self._tick(len(some))
+                    continue
+                except (TimeoutError, ChildProcessError) as error:
+                    why = f"{kinds}: {error}"
+            for mapping in some:
+                evidence = Evidence(StaleReason.UNREACHABLE, note=why)
+                yield Finding(mapping, Verdict.UNREACHABLE, evidence)
+
+    def _answers_aside(self, kdev: int, some: list[Mapping]) -> list[Finding]:
+        answers: list[Finding]
+        answers = call_aside(lambda: self._judge_device(kdev, some), _PATIENCE_S)
+        return answers
+
+    # One device
+
+    def _judge_device(self, kdev: int, group: list[Mapping]) -> list[Finding]:
+        findings: list[Finding] = []
+        lost: list[tuple[Mapping, StaleReason]] = []
+        root, valid = self.root, Verdict.VALID
+        for number, mapping in enumerate(group, 1):
+            reason = disproof(root, mapping.identity, mapping.path)
+            if reason is None:
+                findings.append(Finding(mapping, valid))
+            else:
+                lost.append((mapping, reason))
+            if number % _TICK == 0:
+                self._tick(_TICK)
+        self._tick(len(group) % _TICK)
+        if lost:
+            findings += self._judge_lost(kdev, lost, findings)
+        return findings
+
+    def _tick(self, more: int) -> None:
+        self._done += more
+        self.options.on_checked(self._done, self._total)
+
+    def _judge_lost(
+        self, kdev: int, lost: list[tuple[Mapping, StaleReason]], valid: list[Finding]
+    ) -> list[Finding]:
+        # Who has no handle is not looked for: a number found elsewhere proves nothing.
+        wanted = {m.identity for m, _ in lost if m.identity.handle is not None}
+        outcome = self._resolve(wanted)
+        for finding in valid:
+            # Further names (hard links) that are stored already, and hold.
+            identity, path = finding.mapping.identity, finding.mapping.path
+            answer = outcome.resolved.get(identity)
+            if answer is not None and path not in {answer.path, *answer.other_paths}:
+                others = (*answer.other_paths, path)
+                outcome.resolved[identity] = replace(answer, other_paths=others)
+        unknown = [identity.handle for identity in outcome.unresolved if identity.handle]
+        known = fates(self.root, kdev, unknown)
+        return [self._weigh(mapping, reason, outcome, known) for mapping, reason in lost]
+
+    def _resolve(self, wanted: Collection[Identity]) -> Outcome:
+        root = self.root
+        keys = {identity.key for identity in wanted}
+        rows: dict[InodeKey, list[Mapping]] = {}
+        namespaces = self._namespaces()
+        for row in self._rows:
+            if row.identity.key in keys and row.mntns in namespaces:
+                rows.setdefault(row.identity.key, []).append(row)
+        others = StoredRows(lambda some: {key: rows[key] for key in some if key in rows})
+        resolvers: list[engine.Resolver] = [
+            Handles(root),
+            BtrfsLookup(root),
+            XfsParents(root),
+            others,
+        ]
+        if self.options.search:
+            resolvers.append(self.scan)
+        return engine.resolve(
+            wanted,
+            resolvers,
+            lambda identity, path: disproof(root, identity, path),
+            prefer=lambda paths: sorted(paths, key=lambda path: (len(path), path)),
+        )
+
+    def _weigh(
+        self,
+        mapping: Mapping,
+        reason: StaleReason,
+        outcome: Outcome,
+        known: dict[FileHandle, Fate],
+    ) -> Finding:
+        identity, path = mapping.identity, mapping.path
+        if reason is StaleReason.UNREACHABLE:
+            return Finding(mapping, Verdict.UNREACHABLE, Evidence(reason))
+        found, changed_at = self._trace(path)
+        answer = outcome.resolved.get(identity)
+        if answer is not None:
+            names = (answer.path, *answer.other_paths)
+            if path in names:
+                return Finding(mapping, Verdict.VALID)  # it was put back while we looked
+            evidence = Evidence(reason, found, changed_at, names, answer.source)
+            return Finding(mapping, Verdict.MOVED, evidence)
+        if reason is StaleReason.UNMOUNTED:
+            return self._unmounted(mapping)
+        fate, note = Fate.UNKNOWN, "no handle was stored to look for it by"
+        if identity.handle is not None:
+            failure = outcome.unresolved[identity]
+            fate = Fate.UNLINKED if failure.deleted else known[identity.handle]
+            note = _FATE_NOTES.get(fate, failure.why)
+            if fate is Fate.NAMED and not self.options.search:
+                note = "it is there, under a name that nobody knows: --search scans for it"
+        verdict = _LOST.get(reason, Verdict.REPLACED)
+        if fate is Fate.NAMED:
+            verdict = Verdict.MOVED
+        elif verdict is Verdict.GONE and fate is not Fate.UNKNOWN:
+            verdict = Verdict.DELETED
+        return Finding(mapping, verdict, Evidence(reason, found, changed_at, note=note))
+
+    def _trace(self, path: bytes) -> tuple[Identity | None, datetime | None]:
+        """What is at a path now, and when that, or the place where it was, last changed."""
+        if not path.startswith(b"/") or b"\0" in path:
+            return None, None
+        found, at = self._look(path)
+        if found is not None:
+            return found, at and datetime.fromtimestamp(at.st_ctime_ns / 1e9, UTC)
+        while at is None and path not in {b"", b"/"}:
+            path = path[: path.rfind(b"/")]
+            _, at = self._look(path or b"/")
+        return None, at and datetime.fromtimestamp(at.st_mtime_ns / 1e9, UTC)
+
+    def _look(self, path: bytes) -> tuple[Identity | None, os.stat_result | None]:
+        mount = self.root.mount_of(path)
+        if mount is not None and self.options.config.may_wait((mount,)):
+            return None, None
+        try:
+            fd = self.root.open(path)
+        except OSError:
+            return None, None
+        try:
+            return identify_fd(self.root, fd), os.fstat(fd)
+        except OSError:
+            return None, None
+        finally:
+            os.close(fd)
+
+
+# What the proof's reason comes to where nobody knows of another path.
+_LOST = {
+    StaleReason.GONE: Verdict.GONE,
+    StaleReason.BAD_PATH: Verdict.GONE,
+    StaleReason.REPLACED: Verdict.REPLACED,
+    StaleReason.SYMLINK: Verdict.REPLACED,
+    StaleReason.REUSED: Verdict.REUSED,
+}
+_FATE_NOTES = {
+    Fate.GONE: "the filesystem does not know its handle any more",
+    Fate.UNLINKED: "it has no name left, but somebody holds it open",
+}
+
+
+def _foreign(mapping: Mapping) -> Finding:
+    note = f"of mount namespace {mapping.mntns}: name one of its tasks with -t"
+    if not mapping.mntns:
+        note = "of the root task's mount namespace: name that task with -t"
+    return Finding(mapping, Verdict.UNREACHABLE, Evidence(note=note))

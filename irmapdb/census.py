@@ -1,0 +1,254 @@
+"""Who watches what now, from /proc alone: no database is read and none is written.
+
+What is counted is what the descriptors of the tasks show. A descriptor that several tasks share
+(fork) is counted once, for the first of them. Whom the kernel charges for it nobody tells: the
+effective user of that task is taken for the one who made it (irmapdb.kernel.accounts).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+from irmapdb.config import Config
+from irmapdb.kernel import accounts, tasks
+from irmapdb.kernel.accounts import Account
+from irmapdb.kernel.root import open_root
+from irmapdb.kernel.survey import read_survey
+from irmapdb.model import MarkKind, WatchKind
+from irmapdb.search import Search
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable
+
+    from irmapdb.kernel.accounts import Payer
+    from irmapdb.kernel.procfs import RawWatchFile
+    from irmapdb.kernel.root import Root
+    from irmapdb.kernel.survey import Copy, Survey
+    from irmapdb.kernel.tasks import Task
+    from irmapdb.model import InodeKey, Mapping, Mark, Watch
+
+__all__ = ["Census", "Options", "ProcessRow", "Usage", "WatchedPath", "take"]
+
+_HEAD_BYTES = 512
+"""The lines of an fdinfo that come before the first mark are fewer."""
+
+
+class ProcessRow(NamedTuple):
+    """One process and what it has open."""
+
+    pid: int
+    comm: bytes
+    uid: int | None
+    """Its effective user, as our user namespace numbers it."""
+    instances: int
+    watches: int
+    groups: int
+    marks: int
+    shared: int
+    """Descriptors that are another process's too, and counted there."""
+
+
+class Usage(NamedTuple):
+    """One account of one user."""
+
+    uid: int | None
+    """The user who is charged; None where that could not be seen."""
+    account: Account
+    used: int
+    limit: int | None
+    """None where this kernel has no such limit."""
+    below: int
+    """How much of it is charged to the user for tasks in user namespaces of theirs."""
+
+
+class WatchedPath(NamedTuple):
+    """One watch, or one mark of a mount or filesystem, and its path."""
+
+    watch: Watch | Mark
+    comm: bytes
+    path: bytes | None
+    why: str | None
+    """Why there is no path."""
+    mntns: int = 0
+    """As in Mapping: whose root the path starts at."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the census is told."""
+
+    pid: int | None = None
+    """The root of a tree; None: all tasks of the machine."""
+    search: bool = False
+    """Whether to scan for what nobody knows the path of."""
+    scan_paths: tuple[bytes, ...] = ()
+    config: Config = field(default_factory=Config)
+    progress: Callable[[int, bytes], None] = lambda _scanned, _top: None
+    proc: str = "/proc"
+
+
+@dataclass(frozen=True, slots=True)
+class Census:
+    """What was counted."""
+
+    processes: tuple[ProcessRow, ...]
+    """Those that watch something, the one with most watches and marks first."""
+    users: tuple[Usage, ...]
+    """Counted from all tasks of the machine, the one nearest to its limit first."""
+    limits: dict[Account, int]
+    denied: tuple[Task, ...]
+    """Tasks that may not be looked at: of the tree, or of the machine."""
+    hidden: int
+    """How many of the machine's tasks may not be looked at: `users` lacks them."""
+    watches: tuple[WatchedPath, ...] = ()
+    """Of a tree alone, in the order of the tasks."""
+
+
+def take(options: Options) -> Census:
+    """Count. TaskError where the task is gone or its root may not be looked into."""
+    proc = options.proc
+    tree = () if options.pid is None else tasks.task_tree(options.pid, proc)
+    pids = {task.pid for task in tree}
+    # The tree first: what it shares with others is counted for it.
+    everyone = (*tree, *(task for task in tasks.all_tasks(proc) if task.pid not in pids))
+    shown = everyone if options.pid is None else tree
+    survey = read_survey(everyone, proc)
+    counted = [_count(raw) for raw in survey.files]
+    limits = accounts.read_limits(proc)
+    denied = [one.task for one in survey.denied]
+    return Census(
+        processes=_processes(shown, counted, survey.copies, proc),
+        users=_users(shown, counted, limits, proc),
+        limits=limits,
+        denied=tuple(task for task in denied if options.pid is None or task.pid in pids),
+        hidden=len(denied),
+        watches=() if options.pid is None else _paths(options, options.pid, tree, survey),
+    )
+
+
+class _Counted(NamedTuple):
+    pid: int
+    kind: WatchKind
+    watches: int
+    """inotify watches, or fanotify marks."""
+    charged: int
+    """Those of them that count towards the limit."""
+
+
+def _count(raw: RawWatchFile) -> _Counted:
+    # Lines are counted, not parsed: a machine may have a million of them.
+    lines = b"\n" + raw.raw
+    if raw.kind is WatchKind.INOTIFY:
+        watches = lines.count(b"\ninotify wd:")
+        return _Counted(raw.pid, raw.kind, watches, watches)
+    marks = sum(lines.count(b"\nfanotify " + word) for word in (b"ino:", b"mnt_id:", b"sdev:"))
+    head = raw._replace(raw=raw.raw[:_HEAD_BYTES])
+    free = accounts.is_unlimited(head.parse().faflags)
+    return _Counted(raw.pid, raw.kind, marks, 0 if free else marks)
+
+
+def _processes(
+    shown: Iterable[Task], counted: Iterable[_Counted], copies: Iterable[Copy], proc: str
+) -> tuple[ProcessRow, ...]:
+    counts: Counter[tuple[int, str]] = Counter()
+    for one in counted:
+        inotify = one.kind is WatchKind.INOTIFY
+        counts[one.pid, "instances" if inotify else "groups"] += 1
+        counts[one.pid, "watches" if inotify else "marks"] += one.watches
+    for copy in copies:
+        counts[copy.pid, "shared"] += 1
+    busy = {pid for pid, _ in counts}
+    rows = [
+        ProcessRow(
+            task.pid,
+            task.comm,
+            accounts.effective_uid(task.pid, proc),
+            *(counts[task.pid, what] for what in ProcessRow._fields[3:]),
+        )
+        for task in shown
+        if task.pid in busy
+    ]
+    rows.sort(key=lambda row: (-(row.watches + row.marks), row.pid))
+    return tuple(rows)
+
+
+def _users(
+    shown: Iterable[Task], counted: Iterable[_Counted], limits: dict[Account, int], proc: str
+) -> tuple[Usage, ...]:
+    used: Counter[tuple[int | None, Account]] = Counter()
+    below: Counter[tuple[int | None, Account]] = Counter()
+    payers: dict[int, Payer] = {}
+    for one in counted:
+        if one.pid not in payers:
+            payers[one.pid] = accounts.payer_of(one.pid, proc)
+        uid, is_below = payers[one.pid]
+        inotify = one.kind is WatchKind.INOTIFY
+        charges = (
+            (Account.INOTIFY_INSTANCES if inotify else Account.FANOTIFY_GROUPS, 1),
+            (Account.INOTIFY_WATCHES if inotify else Account.FANOTIFY_MARKS, one.charged),
+        )
+        for account, number in charges:
+            used[uid, account] += number
+            below[uid, account] += number * is_below
+    pids = {task.pid for task in shown}
+    wanted = {payer.uid for pid, payer in payers.items() if pid in pids}
+    rows = [
+        Usage(uid, account, number, limits.get(account), below[uid, account])
+        for (uid, account), number in used.items()
+        if uid in wanted and number
+    ]
+    rows.sort(key=lambda row: -row.used / row.limit if row.limit else 0.0)
+    return tuple(rows)
+
+
+def _paths(
+    options: Options, pid: int, tree: Iterable[Task], survey: Survey
+) -> tuple[WatchedPath, ...]:
+    comms = {task.pid: task.comm for task in tree}
+    files = [raw.parse() for raw in survey.files if raw.pid in comms]
+    rows: list[WatchedPath] = []
+    with (
+        open_root(pid, options.proc) as root,
+        Search(
+            root,
+            _nothing_stored,
+            config=options.config,
+            scan_paths=options.scan_paths,
+            scan=options.search,
+            progress=options.progress,
+            proc=options.proc,
+        ) as search,
+    ):
+        search.resolve(files)
+        outcome = search.outcome
+        for file in files:
+            comm = comms[file.pid]
+            for watch in file.watches:
+                answer = outcome.resolved.get(watch.identity)
+                if answer is None:
+                    why = outcome.unresolved[watch.identity].why
+                    rows.append(WatchedPath(watch, comm, None, why))
+                else:
+                    rows.append(WatchedPath(watch, comm, answer.path, None, answer.mntns))
+            rows += [_of_mark(mark, comm, root) for mark in file.marks]
+    return tuple(rows)
+
+
+def _of_mark(mark: Mark, comm: bytes, root: Root) -> WatchedPath:
+    if mark.kind is MarkKind.FILESYSTEM:
+        mounts = root.mounts_of(mark.target)
+        mount = mounts[0] if mounts else None
+    else:
+        mount = root.by_id.get(mark.target)
+    if mount is None:
+        return WatchedPath(mark, comm, None, "its mount is not in this root")
+    return WatchedPath(mark, comm, mount.mountpoint, None)
+
+
+def _nothing_stored(
+    keys: Collection[InodeKey],  # noqa: ARG001 nothing is stored for any
+    mntns: int = 0,  # noqa: ARG001
+) -> dict[InodeKey, list[Mapping]]:
+    return {}

@@ -1,0 +1,299 @@
+"""What `criu dump` will do with each watch of a task tree, said before anything is frozen."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+from irmapdb import files
+from irmapdb.check.observe import Observer
+from irmapdb.check.predict import decide
+from irmapdb.check.scene import Scene, open_scene
+from irmapdb.check.verdicts import Call, CriuVersion, Facts, Outcome, Prediction
+from irmapdb.check.version import criu_version
+from irmapdb.config import Config
+from irmapdb.errors import FileError
+from irmapdb.image import cache
+from irmapdb.kernel import tasks
+from irmapdb.kernel.aside import call_aside
+from irmapdb.kernel.survey import read_survey
+from irmapdb.model import MarkKind, format_kdev
+from irmapdb.workdir import CACHE_NAME, LIMIT_BYTES, WorkDir
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from irmapdb.check.verdicts import Look
+    from irmapdb.kernel.root import Root
+    from irmapdb.kernel.survey import Denied
+    from irmapdb.model import CacheEntry, Identity, Mark, Watch
+
+__all__ = ["DumpCheck", "MarkCheck", "Options", "Problem", "WatchCheck", "check_dump"]
+
+_PATIENCE_S = 5.0
+"""How long a filesystem may take that waits for somebody else."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What CRIU will be told, and where it will run."""
+
+    pid: int
+    images_dir: Path = Path()
+    work_dir: Path | None = None
+    prev_images_dir: Path | None = None
+    version: CriuVersion | None = None
+    """None: asked from the criu on PATH."""
+    force_irmap: bool = False
+    scan_paths: tuple[bytes, ...] = ()
+    config: Config = field(default_factory=Config)
+    progress: Callable[[int, bytes], None] = lambda _scanned, _top: None
+    """Told during a walk: entries looked at so far, and where."""
+
+
+class WatchCheck(NamedTuple):
+    """One watch, and what CRIU will do with it."""
+
+    watch: Watch
+    comm: bytes
+    fstype: str | None
+    """None where no directory that CRIU sees is on the watch's device."""
+    prediction: Prediction
+
+
+class MarkCheck(NamedTuple):
+    """A fanotify mark that has no inode, and what CRIU will do with it."""
+
+    mark: Mark
+    comm: bytes
+    target: str
+    """The mount point, or `major:minor` of the filesystem."""
+    outcome: Outcome
+    why: str
+    advice: str
+
+    @property
+    def right(self) -> bool:
+        return self.outcome is Outcome.PATH
+
+
+class Problem(NamedTuple):
+    """Something about the whole dump."""
+
+    why: str
+    advice: str
+    fatal: bool
+    """Whether the dump fails on it; else no more than the predictions are in doubt."""
+
+
+@dataclass(frozen=True, slots=True)
+class DumpCheck:
+    """The whole answer."""
+
+    call: Call
+    watches: tuple[WatchCheck, ...]
+    marks: tuple[MarkCheck, ...]
+    denied: tuple[Denied, ...]
+    problems: tuple[Problem, ...]
+    cache: Path | None
+    """The irmap-cache that CRIU will load; None where there is none."""
+    entries: int
+    """How many entries it has."""
+
+    @property
+    def fails(self) -> bool:
+        """Whether CRIU will end with an error: one watch is enough."""
+        return (
+            any(problem.fatal for problem in self.problems)
+            or any(one.prediction.outcome is Outcome.FAILS for one in self.watches)
+            or any(one.outcome is Outcome.FAILS for one in self.marks)
+        )
+
+    @property
+    def right(self) -> bool:
+        """Whether every watch will come back on what it is on now."""
+        return (
+            not (self.problems or self.denied)
+            and all(one.prediction.verdict.right for one in self.watches)
+            and all(one.right for one in self.marks)
+        )
+
+    @property
+    def walk_us(self) -> int:
+        """How long CRIU's walks of overlays may keep the tasks frozen."""
+        return sum(one.prediction.walk_us for one in self.watches)
+
+
+def check_dump(options: Options) -> DumpCheck:
+    """Predict what CRIU, called like this, will do. Nobody is stopped, and nothing is written.
+
+    TaskError where the root task is missing or may not be looked at; FileError for a directory
+    that is missing; ImageError for an irmap-cache that CRIU reads and irmapdb does not.
+    """
+    _refuse_relative(options.scan_paths)
+    place = WorkDir.open(options.images_dir, options.work_dir, previous=options.prev_images_dir)
+    call = Call(
+        options.pid,
+        options.version or criu_version(),
+        options.force_irmap,
+        options.scan_paths,
+        os.fsencode(place.work),
+    )
+    found = tasks.task_tree(options.pid)
+    survey = read_survey(found)
+    watched = [raw.parse() for raw in survey.files]
+    comms = {task.pid: task.comm for task in found}
+    path, entries, damage = _load_cache(place)
+    with (
+        open_scene(found) as scene,
+        Observer(
+            scene, call, entries, config=options.config, progress=options.progress
+        ) as observer,
+    ):
+        other_root = _other_root(scene.root) if scene.foreign and scene.root.prefix else None
+        identities = {watch.identity for file in watched for watch in file.watches}
+        if other_root is not None:
+            hopeless = (Facts(identity, hopeless=other_root[:2]) for identity in identities)
+            settled = _settle(hopeless, observer, call)
+        else:
+            settled = _settle_all(identities, observer, scene.root, options.config, call)
+        denied = _DENIED if observer.denied else None
+        return DumpCheck(
+            call=call,
+            watches=tuple(
+                WatchCheck(watch, comms[watch.pid], *settled[watch.identity])
+                for file in watched
+                for watch in file.watches
+            ),
+            marks=tuple(
+                _check_mark(mark, comms[mark.pid], scene) for file in watched for mark in file.marks
+            ),
+            denied=survey.denied,
+            problems=tuple(problem for problem in (other_root, damage, denied) if problem),
+            cache=path,
+            entries=len(entries),
+        )
+
+
+_DENIED = Problem(
+    "opening handles needs CAP_DAC_READ_SEARCH: this is what CRIU would do without it",
+    "run check as CRIU will run, as root",
+    fatal=False,
+)
+
+
+def _refuse_relative(paths: Iterable[bytes]) -> None:
+    for path in paths:
+        if not path.startswith(b"/"):
+            message = f"--irmap-scan-path {os.fsdecode(path)}: not absolute"
+            raise FileError(message, advice="write it as seen from the root of the tasks")
+
+
+def _other_root(root: Root) -> Problem:
+    return Problem(
+        f"the root of the root task is not that of its mount namespace but "
+        f"{os.fsdecode(root.prefix)}, which CRIU refuses",
+        "checkpoint from a task that has not called chroot",
+        fatal=True,
+    )
+
+
+def _load_cache(place: WorkDir) -> tuple[Path | None, Sequence[CacheEntry], Problem | None]:
+    """The image that CRIU loads: of the work dir, else of the parent images dir."""
+    parent = place.images / "parent" if place.previous is None else place.previous
+    for directory in (place.work, parent):
+        path = directory / CACHE_NAME
+        data = files.read_if_there(path, limit_bytes=LIMIT_BYTES)
+        if data is None:
+            continue
+        if not cache.loadable(data):
+            why = f"{path} is damaged, and CRIU ends with an error when it loads it"
+            advice = "remove it, or run irmapdb pre-dump, which replaces it"
+            return path, (), Problem(why, advice, fatal=True)
+        return path, cache.decode_cache(data, str(path)), None
+    return None, (), None
+
+
+_Settled: TypeAlias = dict["Identity", tuple[str | None, Prediction]]
+"""The filesystem type and what CRIU will do, for each watched inode."""
+
+
+def _settle_all(
+    identities: Iterable[Identity], observer: Observer, root: Root, config: Config, call: Call
+) -> _Settled:
+    by_kdev: dict[int, list[Identity]] = {}
+    for identity in identities:
+        by_kdev.setdefault(identity.kdev, []).append(identity)
+    at_once: list[Facts] = []
+    settled: _Settled = {}
+    for kdev, batch in by_kdev.items():
+        mounts = root.mounts_of(kdev)
+        if config.may_wait(mounts):
+            settled |= _settle_aside(batch, mounts[0].fstype, observer, call)
+        else:
+            at_once += map(observer.facts, batch)
+    return settled | _settle(at_once, observer, call)
+
+
+def _settle_aside(
+    batch: Iterable[Identity], fstype: str, observer: Observer, call: Call
+) -> _Settled:
+    # Where CRIU would wait as well, with the tasks frozen: perhaps for one of them.
+    def settle() -> _Settled:
+        return _settle(map(observer.facts, batch), observer, call)
+
+    try:
+        settled: _Settled = call_aside(settle, _PATIENCE_S)
+    except (TimeoutError, ChildProcessError):
+        silent = (
+            f"its {fstype} does not answer, and CRIU would wait for it with the tasks frozen",
+            "see to the server of that filesystem, or have the watch removed",
+        )
+        facts = (Facts(identity, fstype, hopeless=silent) for identity in batch)
+        return _settle(facts, observer, call)
+    return settled
+
+
+def _settle(batch: Iterable[Facts], observer: Observer, call: Call) -> _Settled:
+    """Look at what the decisions ask for, at one thing for all before the next."""
+    settled: _Settled = {}
+    pending = {facts.identity: facts for facts in batch}
+    while pending:
+        asked: dict[Look, list[Facts]] = {}
+        for identity, facts in list(pending.items()):
+            step = decide(facts, call)
+            if isinstance(step, Prediction):
+                settled[identity] = (facts.fstype, step)
+                del pending[identity]
+            else:
+                asked.setdefault(step, []).append(facts)
+        if asked:
+            look = min(asked)
+            pending |= {facts.identity: facts for facts in observer.take(look, asked[look])}
+    return settled
+
+
+def _check_mark(mark: Mark, comm: bytes, scene: Scene) -> MarkCheck:
+    if mark.kind is MarkKind.FILESYSTEM:
+        return MarkCheck(
+            mark,
+            comm,
+            format_kdev(mark.target),
+            Outcome.NO_PATH,
+            "CRIU leaves marks on whole filesystems out, and says nothing",
+            "have the task set the mark again after the restore",
+        )
+    for view in scene.views:
+        if view.mount.mnt_id == mark.target:
+            where = os.fsdecode(view.mount.mountpoint)
+            return MarkCheck(mark, comm, where, Outcome.PATH, "CRIU knows the mount", "")
+    return MarkCheck(
+        mark,
+        comm,
+        f"mount {mark.target}",
+        Outcome.FAILS,
+        "CRIU does not see the mount",
+        "have the task remove the mark before the dump",
+    )

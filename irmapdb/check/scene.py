@@ -1,0 +1,148 @@
+"""Where CRIU looks: its list of mounts, its root, and its way to look a path up.
+
+Sources: collect_mnt_namespaces(), mntns_get_root_fd() and __open_mountpoint() of criu/mount.c,
+walk_namespaces() of criu/namespaces.c, parse_mountinfo() of criu/proc_parse.c.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from irmapdb.errors import TaskError
+from irmapdb.kernel import procfs, syscalls
+from irmapdb.kernel.identity import identify_fd
+from irmapdb.kernel.root import Root, open_root
+from irmapdb.model import InodeKey, Mount, kdev_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from irmapdb.kernel.tasks import Task
+
+__all__ = ["Mountpoints", "Scene", "View", "criu_mounts", "numbers", "open_scene"]
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK
+
+
+class View(NamedTuple):
+    """A mount of CRIU's list, and the root in which CRIU looks its mount point up."""
+
+    root: Root
+    mount: Mount
+
+    def open(self) -> int | None:
+        """A descriptor of the mount point; None where it is a file, hidden, or not reached."""
+        try:
+            fd = self.root.open(self.mount.mountpoint, _DIRECTORY)
+        except OSError:
+            return None
+        if numbers(fd).kdev == self.mount.kdev:
+            return fd
+        # On btrfs st_dev is the subvolume's.
+        if self.mount.fstype == "btrfs" and identify_fd(self.root, fd).kdev == self.mount.kdev:
+            return fd
+        os.close(fd)
+        return None
+
+
+class Mountpoints:
+    """Descriptors to open handles through, each opened once, until `close`."""
+
+    def __init__(self, views: Iterable[View]) -> None:
+        self._views = tuple(views)
+        self._opened: dict[int, list[tuple[View, int]]] = {}
+        self._stack = contextlib.ExitStack()
+
+    def close(self) -> None:
+        """Close them all."""
+        self._stack.close()
+
+    def of(self, kdev: int) -> list[tuple[View, int]]:
+        """The mounts of a device that can be reached, in their order."""
+        found = self._opened.get(kdev)
+        if found is None:
+            found = self._opened[kdev] = []
+            for view in self._views:
+                fd = view.open() if view.mount.kdev == kdev else None
+                if fd is not None:
+                    self._stack.callback(os.close, fd)
+                    found.append((view, fd))
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """What CRIU sees of one task tree."""
+
+    root: Root
+    """The root task's; that of CRIU, and of us, where they share the mount namespace."""
+    views: tuple[View, ...]
+    """In the order in which CRIU tries them."""
+    foreign: bool
+    """Whether the root task has a mount namespace of its own."""
+    pids: tuple[int, ...]
+
+    def lookup(self, path: bytes, flags: int = os.O_PATH | os.O_NOFOLLOW, *, root: Root) -> int:
+        """A descriptor of a path without its first slash, as CRIU's openat(2) and fstatat(2) go.
+
+        Links on the way are followed. In another mount namespace an absolute one leads CRIU out,
+        into its own root; here it leads nowhere: OSError.
+        """
+        stay = syscalls.RESOLVE_BENEATH if self.foreign else syscalls.RESOLVE_IN_ROOT
+        return syscalls.openat2(root.fd, path, flags, stay | syscalls.RESOLVE_NO_MAGICLINKS)
+
+    def is_on(self, kdev: int, fstype: str) -> bool:
+        """Whether a device is mounted somewhere as this type of filesystem."""
+        return any(view.mount.kdev == kdev and view.mount.fstype == fstype for view in self.views)
+
+
+def numbers(fd: int) -> InodeKey:
+    """All that CRIU compares: st_dev, in the kernel's encoding, and st_ino."""
+    status = os.fstat(fd)
+    return InodeKey(kdev_of(os.major(status.st_dev), os.minor(status.st_dev)), status.st_ino)
+
+
+@contextlib.contextmanager
+def open_scene(tasks: Sequence[Task]) -> Iterator[Scene]:
+    """What CRIU would see of these tasks, the root task first. TaskError as `open_root`.
+
+    A namespace's mounts are tried from the last to the first, and of several namespaces those
+    that were met last come first.
+    """
+    with contextlib.ExitStack() as stack:
+        root = stack.enter_context(open_root(tasks[0].pid))
+        roots: dict[int, Root] = {root.mntns: root}
+        for task in tasks[1:]:
+            try:
+                mntns = procfs.mount_namespace(task.pid)
+                if mntns in roots:
+                    continue
+                nested = stack.enter_context(open_root(task.pid))
+            except (OSError, TaskError):
+                continue
+            if not nested.prefix:  # else its first task is in a chroot, and CRIU sees nothing
+                roots[mntns] = nested
+        foreign = root.mntns != procfs.mount_namespace("self")
+        views = tuple(
+            # From its own namespace CRIU looks everything up in its own root.
+            View(one if foreign else root, mount)
+            for one in reversed(roots.values())
+            for mount in criu_mounts(one)
+        )
+        yield Scene(root, views, foreign, tuple(task.pid for task in tasks))
+
+
+def criu_mounts(root: Root) -> list[Mount]:
+    """The mounts of one namespace in CRIU's order, the last one first.
+
+    Without those that CRIU leaves out, those whose name it does not get right, and the one that a
+    `Root` adds for a chroot.
+    """
+    return [
+        mount
+        for mount in reversed(root.mounts)
+        if mount.fstype not in {"", "tracefs"} and b"\n" not in mount.mountpoint
+    ]

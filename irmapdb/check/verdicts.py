@@ -1,0 +1,188 @@
+"""What check says of a watch, and what it has to know for that."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from irmapdb.model import Identity
+
+__all__ = [
+    "CacheLook",
+    "Call",
+    "CriuVersion",
+    "Facts",
+    "Found",
+    "HandleLook",
+    "Look",
+    "Outcome",
+    "OverlayLook",
+    "Prediction",
+    "SearchLook",
+    "Verdict",
+]
+
+
+class Outcome(enum.StrEnum):
+    """What CRIU, called as it is, makes of one watch."""
+
+    PATH = "dumped with its path"
+    NO_PATH = "dumped without a path"
+    WRONG_PATH = "dumped with the path of something else"
+    FAILS = "not dumped, and with it nothing else"
+
+
+class Verdict(enum.StrEnum):
+    """What that means to who wants the checkpoint."""
+
+    PATH = "path"
+    """Dumped with its path, which CRIU finds itself."""
+    NO_PATH = "no-path"
+    """Dumped without one: a restore finds the file by its handle, on this filesystem only."""
+    OPTIONS = "options"
+    """Fails as CRIU is called, but not with other options."""
+    CACHE = "cache"
+    """Dumped with its path, because irmap-cache has it."""
+    WALK = "walk"
+    """Dumped with its path after a walk of the whole filesystem, while the tasks are frozen."""
+    WRONG_PATH = "wrong-path"
+    """Dumped with the path of another file, and nothing says so."""
+    FAILS = "fails"
+    """The whole dump fails on it."""
+
+    @property
+    def right(self) -> bool:
+        """Whether the watch comes back wherever the path is there."""
+        return self in {Verdict.PATH, Verdict.CACHE, Verdict.WALK}
+
+
+class CriuVersion(NamedTuple):
+    """A version of CRIU, and who says that it is this one."""
+
+    major: int
+    minor: int
+    source: str = "--criu-version"
+
+    def __str__(self) -> str:
+        return f"{self.major}.{self.minor}"
+
+    @property
+    def walks_overlays(self) -> bool:
+        """CRIU 4.3 and later look for the watches of an overlay by walking it."""
+        return (self.major, self.minor) >= (4, 3)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """How CRIU is to be called."""
+
+    pid: int
+    version: CriuVersion
+    force_irmap: bool = False
+    scan_paths: tuple[bytes, ...] = ()
+    work_dir: bytes = b"."
+
+
+class Look(enum.IntEnum):
+    """What is to be looked at, in the order in which it may be looked at.
+
+    Whatever could give a file's name to the kernel, and so change what CRIU finds, comes after
+    all looks that CRIU makes before it.
+    """
+
+    HANDLE = enum.auto()
+    """What the handle opens, and which name the kernel has for it."""
+    OVERLAY = enum.auto()
+    """All of an overlay, as CRIU 4.3 walks it."""
+    CACHE = enum.auto()
+    """The entries of irmap-cache."""
+    SCAN = enum.auto()
+    """Below the scan paths, then below CRIU's hints."""
+    SEARCH = enum.auto()
+    """Everywhere: not for CRIU, but to give advice."""
+
+
+class Found(NamedTuple):
+    """A path that CRIU takes for the watched file."""
+
+    path: bytes
+    right: bool
+    """Whether it is the watched file, by handle; CRIU compares numbers alone."""
+
+
+class HandleLook(NamedTuple):
+    """What open_by_handle_at(2) through the mounts of the device gives."""
+
+    opened: bool
+    found: Found | None = None
+    deleted: bool = False
+    """The inode has no name left."""
+    why_not: str = ""
+    """Where no mount opened it: what the kernel said."""
+
+
+class OverlayLook(NamedTuple):
+    """What a walk of the mounts of an overlay meets."""
+
+    hits: tuple[Found, ...]
+    entries: int
+    walk_us: int
+    """How long CRIU's walk would take, by how long ours took."""
+
+
+class CacheLook(NamedTuple):
+    """What the entries of irmap-cache for this device and inode number come to."""
+
+    found: Found | None = None
+    refused: tuple[bytes, ...] = ()
+    """Paths of entries that CRIU would drop."""
+
+
+class SearchLook(NamedTuple):
+    """Where the watched file is, and whether CRIU's irmap would know it there."""
+
+    path: bytes | None = None
+    deleted: bool = False
+    """The inode has no name left."""
+    gave_up: str = ""
+    """Where it was not looked for everywhere: why not."""
+    acceptable: bool = False
+    """Whether st_dev and st_ino of the path are what irmap compares them with."""
+    hinted: bool = False
+    """Below a scan path or one of CRIU's hints, where --force-irmap alone would find it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is known of one watched inode. A look that was not taken is None."""
+
+    identity: Identity
+    fstype: str | None = None
+    """None: no directory in CRIU's mount tables has the device."""
+    hopeless: tuple[str, str] | None = None
+    """Where no look is worth taking: why not, and what to do."""
+    handle: HandleLook | None = None
+    overlay: OverlayLook | None = None
+    cache: CacheLook | None = None
+    scan: tuple[Found, ...] | None = None
+    search: SearchLook | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What CRIU will do with one watch."""
+
+    verdict: Verdict
+    outcome: Outcome
+    why: str
+    """One line for people: how CRIU gets there."""
+    path: bytes | None = None
+    """The path that CRIU records, right or wrong; or where the file is, as far as we know."""
+    advice: str = ""
+    """What to do; empty where nothing is to be done."""
+    entries: int = 0
+    """How many directory entries CRIU walks for this watch, while the tasks are frozen."""
+    walk_us: int = 0
+    """How long that may take."""

@@ -1,0 +1,161 @@
+"""Walking where CRIU's scan would walk, for many inodes at once, and without a stat of each entry.
+
+CRIU stats whatever it meets (irmap_scan() of criu/irmap.c), once more for each watch. Here the
+inode numbers of listings are compared, which looks no name up, and what comes out are candidates.
+CRIU's scan crosses mounts, and follows links only on the way to where it starts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import stat
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+from irmapdb.check.scene import numbers
+from irmapdb.kernel.root import open_beneath
+from irmapdb.kernel.walk import walk
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Container, Iterable, Iterator
+
+    from irmapdb.check.scene import Scene
+    from irmapdb.model import Identity, Mount
+
+__all__ = ["Candidate", "Walks"]
+
+_NO_CHILDREN = b"/."
+"""CRIU's last hint: the root, but nothing below it."""
+
+
+class Candidate(NamedTuple):
+    """A path by whose listing an inode could be the one."""
+
+    identity: Identity
+    path: bytes
+
+
+class Walks:
+    """Walks in one scene. What the caller counts as `done` is looked for no further."""
+
+    def __init__(self, scene: Scene, progress: Callable[[int, bytes], None]) -> None:
+        self._scene = scene
+        self._root = scene.root
+        self._progress = progress
+        self._deadline = math.inf
+        self.entries = 0
+        """Directory entries looked at so far."""
+
+    @contextlib.contextmanager
+    def limited(self, timeout_s: float) -> Iterator[None]:
+        """End all walks when the time is over."""
+        self._deadline = time.monotonic() + timeout_s
+        try:
+            yield
+        finally:
+            self._deadline = math.inf
+
+    def below(
+        self, start: bytes, identities: Collection[Identity], done: Container[Identity]
+    ) -> Iterator[Candidate]:
+        """Where CRIU's scan starts, and what lies below, also on other mounts."""
+        try:
+            top_fd = self._scene.lookup(start[1:], root=self._root)
+        except OSError:
+            return
+        try:
+            key = numbers(top_fd)
+            yield from (Candidate(one, start) for one in identities if one.key == key)
+            if start == _NO_CHILDREN or not _is_directory(top_fd):
+                return
+            # The start may lead through a link (/lib/udev), and CRIU spells it as it was given.
+            top = self._root.strip(os.fsencode(os.readlink(f"/proc/self/fd/{top_fd}")))
+            if top is None:
+                return
+            mount = self._root.mount_of(top)
+            if mount is not None:
+                yield from self._directory(top_fd, mount, start, identities, done)
+            for mountpoint, mount in self._root.by_mountpoint.items():
+                if mountpoint.startswith(top.rstrip(b"/") + b"/") and mountpoint != b"/":
+                    spelled = start.rstrip(b"/") + mountpoint[len(top.rstrip(b"/")) :]
+                    yield from self.mount(mount, identities, done, spelled)
+        finally:
+            os.close(top_fd)
+
+    def mount(
+        self,
+        mount: Mount,
+        identities: Iterable[Identity],
+        done: Container[Identity] = (),
+        spelled: bytes | None = None,
+    ) -> Iterator[Candidate]:
+        """All of a visible mount; `spelled` is another way to write its mount point."""
+        wanted = [one for one in identities if one.kdev == mount.kdev and one not in done]
+        if not wanted:
+            return
+        top = mount.mountpoint if spelled is None else spelled
+        try:
+            fd = self._root.open(mount.mountpoint)
+        except OSError:
+            return
+        try:
+            if _is_directory(fd):
+                yield from self._directory(fd, mount, top, wanted, done)
+            else:  # a file bound over another
+                yield from (Candidate(one, top) for one in wanted)
+        finally:
+            os.close(fd)
+
+    def _directory(
+        self,
+        top_fd: int,
+        mount: Mount,
+        top: bytes,
+        identities: Iterable[Identity],
+        done: Container[Identity],
+    ) -> Iterator[Candidate]:
+        inos: dict[int, list[Identity]] = {}
+        for identity in identities:
+            if identity.kdev == mount.kdev and identity not in done:
+                inos.setdefault(identity.ino, []).append(identity)
+        if not inos:
+            return
+        # FUSE need not say which inode an entry is (fs/fuse/readdir.c), so each is asked.
+        every = mount.fstype.startswith("fuse")
+        tick = self._ticker(top)
+        for hit in walk(top_fd, inos, every_entry=every, on_entries=tick):
+            path = b"%b/%b" % (top.rstrip(b"/"), hit.path) if hit.path else top
+            ino = _ino_below(top_fd, hit.path) if every else hit.ino
+            for identity in inos.get(ino, ()):
+                yield Candidate(identity, path)
+            left = [identity for identity in inos.pop(ino, ()) if identity not in done]
+            if left:
+                inos[ino] = left
+            if not inos:
+                return
+
+    def _ticker(self, top: bytes) -> Callable[[int], bool]:
+        def tick(count: int) -> bool:
+            self.entries += count
+            self._progress(self.entries, top)
+            return time.monotonic() < self._deadline
+
+        return tick
+
+
+def _is_directory(fd: int) -> bool:
+    return stat.S_ISDIR(os.fstat(fd).st_mode)
+
+
+def _ino_below(top_fd: int, path: bytes) -> int:
+    # 0, which no inode has, for what is gone.
+    try:
+        fd = open_beneath(top_fd, path, os.O_PATH | os.O_NOFOLLOW)
+    except OSError:
+        return 0
+    try:
+        return os.fstat(fd).st_ino
+    finally:
+        os.close(fd)

@@ -1,0 +1,129 @@
+"""What a question gave, as a table for people, JSON or CSV for programs."""
+
+from __future__ import annotations
+
+import csv
+import enum
+import io
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from irmapdb.commands import output
+
+if TYPE_CHECKING:
+    from irmapdb.store import Answer, Value
+
+__all__ = ["Form", "print_answer", "print_separator", "summary"]
+
+_SPACE = 0x20
+_DEL = 0x7F
+
+
+class Form(enum.StrEnum):
+    """How an answer is printed."""
+
+    TABLE = "table"
+    JSON = "json"
+    CSV = "csv"
+
+
+def print_answer(answer: Answer, form: Form) -> None:
+    """The rows of one statement on stdout; nothing for a statement that has no columns."""
+    if not answer.columns:
+        return
+    match form:
+        case Form.JSON:
+            output.print_json(_document(answer))
+        case Form.CSV:
+            _print_csv(answer)
+        case Form.TABLE:
+            _print_table(answer)
+
+
+def summary(answer: Answer) -> str:
+    """How many rows, how long it took, and whether there are more."""
+    rows = output.count(len(answer.rows), "row")
+    cut = ", and there are more" if answer.cut else ""
+    return f"{rows}{cut} ({answer.took_us / 1e6:.3f} s)"
+
+
+def _print_table(answer: Answer) -> None:
+    cells = [[_cell(value) for value in row] for row in answer.rows]
+    titles = [
+        output.printable(name.encode("utf-8", "surrogateescape"))
+        + (">" if _is_number(value[index] for value in answer.rows) else "")
+        for index, name in enumerate(answer.columns)
+    ]
+    output.print_table(titles, cells)
+
+
+def _is_number(values: Any) -> bool:  # noqa: ANN401 any iterable of values
+    # Inode numbers from 2^63 on are digits in TEXT.
+    some = [value for value in values if value is not None]
+    return bool(some) and all(
+        isinstance(value, int | float) or (isinstance(value, str) and value.isdecimal())
+        for value in some
+    )
+
+
+def _cell(value: Value) -> str:
+    match value:
+        case None:
+            return "-"
+        case str():
+            return output.printable(value.encode("utf-8", "surrogateescape"))
+        case bytes():
+            return output.printable(value) if _is_text(value) else f"x'{value.hex()}'"
+        case _:
+            return str(value)
+
+
+def _is_text(blob: bytes) -> bool:
+    # A path that is no UTF-8, or the like; not a file handle.
+    control = any(byte < _SPACE or byte == _DEL for byte in blob)
+    return blob.startswith(b"/") or not control
+
+
+def _document(answer: Answer) -> list[dict[str, Any]]:
+    names: list[str] = []
+    for name in answer.columns:
+        # `a.path, b.path` are both "path": none may be lost.
+        count = sum(one == name for one in answer.columns[: len(names)])
+        names.append(f"{name}_{count + 1}" if count else name)
+    return [dict(zip(names, map(_json_value, row), strict=True)) for row in answer.rows]
+
+
+def _json_value(value: Value) -> str | int | float | None:
+    if isinstance(value, bytes):
+        return os.fsdecode(value)
+    if isinstance(value, float) and value - value != 0:
+        return None  # JSON has no infinity
+    return value
+
+
+def _print_csv(answer: Answer) -> None:
+    # For programs the bytes of a path come out as they are, whatever the locale says.
+    sys.stdout.flush()
+    text = io.TextIOWrapper(
+        sys.stdout.buffer, "utf-8", errors="surrogateescape", newline="", write_through=True
+    )
+    terminal = sys.stdout.isatty()
+    writer = csv.writer(text)
+    writer.writerow(answer.columns)
+    for row in answer.rows:
+        if terminal:
+            writer.writerow(["" if value is None else _cell(value) for value in row])
+        else:
+            writer.writerow(
+                os.fsdecode(value) if isinstance(value, bytes) else value for value in row
+            )
+    text.detach()
+
+
+def print_separator(form: Form) -> None:
+    """Between the answers of two statements."""
+    if form is not Form.JSON:
+        typer.echo()

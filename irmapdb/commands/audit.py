@@ -1,0 +1,438 @@
+"""`irmapdb audit`."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import sys
+from collections import Counter
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from irmapdb.commands import output
+from irmapdb.commands.options import (
+    AsJson,
+    ConfigFile,
+    Database,
+    WorkDirOption,
+    database_path,
+    positive_pid,
+)
+from irmapdb.commands.progress import Progress
+from irmapdb.errors import UsageError
+from irmapdb.model import format_kdev, kdev_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from irmapdb.audit import Finding, Options, Report, Selection
+    from irmapdb.mend import Mended
+    from irmapdb.model import Identity, Mapping
+
+__all__ = ["add_to"]
+
+_FINDINGS = 3
+_VERDICTS = ("valid", "moved", "replaced", "reused", "deleted", "gone", "unmounted", "unreachable")
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command of this module."""
+    app.command()(audit)
+
+
+def audit(
+    work_dir: WorkDirOption = None,
+    db: Database = None,
+    tree: Annotated[
+        int | None,
+        typer.Option(
+            "-t",
+            "--tree",
+            metavar="PID",
+            callback=positive_pid,
+            help="Look in the root of this task, as it sees it: for what runs in a container.",
+            show_default=False,
+        ),
+    ] = None,
+    root: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Look below this directory: an unpacked image, a mounted rootfs.  "
+            "[default: our own root]",
+            show_default=False,
+        ),
+    ] = None,
+    search: Annotated[
+        bool,
+        typer.Option("--search", help="Scan for what has moved and nobody knows a path of."),
+    ] = False,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="VERDICT",
+            help=f"Tell of these alone: {', '.join(_VERDICTS)}. Repeatable.",
+            show_default=False,
+        ),
+    ] = None,
+    path: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="GLOB",
+            help="Check paths that match (`*` matches `/` too). Repeatable.",
+            show_default=False,
+        ),
+    ] = None,
+    dev: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MAJOR:MINOR",
+            help="Check what is on this device. Repeatable.",
+            show_default=False,
+        ),
+    ] = None,
+    older_than: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SPAN",
+            help="Check what was not proved for so long: 45s, 90m, 2h, 30d, 4w.",
+            show_default=False,
+        ),
+    ] = None,
+    list_all: Annotated[
+        bool,
+        typer.Option("--all", help="List also what is valid, and what was marked stale before."),
+    ] = False,
+    fix: Annotated[
+        bool,
+        typer.Option("--fix", help="Mark what is stale, store what has moved, log both."),
+    ] = False,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, for spreadsheets.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("-v", "--verbose", help="Show the evidence: expected, found, times.")
+    ] = False,
+) -> None:
+    """Check every stored mapping against the filesystem as it is now.
+
+    valid: the path names the inode. moved: the inode is there under another name, and this is
+    it. replaced: another file has the name. reused: another file has the name and the inode
+    number too. deleted: the file is no more. gone: nothing is there, and nobody knows what
+    became of it. unmounted, unreachable: could not be looked at.
+
+    Nothing is written, unless --fix says so. Mappings that came from an image and were never
+    proved have no file handle: they are compared by device and inode number alone, and told so.
+
+    Exit code 3: a mapping that the database takes for true does not hold (also where --fix has
+    mended it).
+
+    Examples:
+        irmapdb audit -W /var/lib/ckpt
+
+        irmapdb audit -t 4711 --only moved --only deleted -v
+
+        irmapdb audit --path '/srv/*' --older-than 2h --search --fix
+
+        irmapdb audit --json | jq '.mappings[] | select(.verdict == "moved") | .moved_to'
+
+    """
+    from irmapdb.audit import Options
+    from irmapdb.config import load_config
+    from irmapdb.mend import mend
+
+    if as_json and as_csv:
+        message = "--json and --csv are two forms"
+        raise UsageError(message, advice="give one of them")
+    select = _selection(only, path, dev, older_than)
+    with Progress() as progress:
+        options = Options(
+            database=database_path(db, work_dir),
+            root=None if root is None else os.fsencode(root),
+            pid=tree,
+            select=select,
+            search=search,
+            config=load_config(config),
+            on_checked=progress.checking,
+            on_scanned=progress.scanning,
+        )
+        done = mend(options) if fix else _only_audit(options)
+    report = done.report
+    listed = [one for one in report.findings if list_all or only or _is_of_interest(one)]
+    if as_json:
+        output.print_json(_document(done, listed, fix=fix))
+    elif as_csv:
+        _print_csv(listed)
+    else:
+        _print_counts(report)
+        if verbose:
+            typer.echo("\n\n".join(map(_evidence, listed)))
+        else:
+            _print_findings(listed)
+        _print_summary(done, options, fix=fix)
+    if report.news:
+        raise typer.Exit(_FINDINGS)
+
+
+def _only_audit(options: Options) -> Mended:
+    from irmapdb.audit import audit as run
+    from irmapdb.mend import Mended
+
+    return Mended(run(options), None, ())
+
+
+def _is_of_interest(finding: Finding) -> bool:
+    # What the database does not know: a live one that does not hold, a stale one that does.
+    return finding.is_news or (finding.mapping.stale and finding.verdict == "valid")
+
+
+def _selection(
+    only: list[str] | None, paths: list[str] | None, devices: list[str] | None, span: str | None
+) -> Selection:
+    from irmapdb.audit import Selection, Verdict
+    from irmapdb.durations import parse_duration
+
+    for word in only or ():
+        if word not in _VERDICTS:
+            message = f"--only {word}: no such verdict"
+            raise UsageError(message, advice=f"there are {', '.join(_VERDICTS)}")
+    since = None
+    if span is not None:
+        try:
+            since = datetime.now(UTC) - parse_duration(span)
+        except (ValueError, OverflowError) as error:
+            message = f"--older-than: {error}"
+            raise UsageError(message) from error
+    return Selection(
+        paths=tuple(map(os.fsencode, paths or ())),
+        kdevs=frozenset(map(_kdev, devices or ())),
+        unproved_since=since,
+        verdicts=frozenset(map(Verdict, only or ())),
+    )
+
+
+def _kdev(word: str) -> int:
+    major, colon, minor = word.partition(":")
+    if not (colon and major.isdecimal() and minor.isdecimal()):
+        message = f"--dev {word}: no device"
+        raise UsageError(message, advice="write it as mountinfo and ls do: 254:0")
+    return kdev_of(int(major), int(minor))
+
+
+# For people
+
+
+def _counts(findings: Iterable[Finding]) -> dict[str, tuple[int, int]]:
+    """Of each verdict that occurs how many are live, and how many were marked stale before."""
+    counts = Counter((str(one.verdict), one.mapping.stale) for one in findings)
+    return {
+        verdict: (counts[verdict, False], counts[verdict, True])
+        for verdict in _VERDICTS
+        if counts[verdict, False] or counts[verdict, True]
+    }
+
+
+def _print_counts(report: Report) -> None:
+    counts = _counts(report.findings)
+    if counts:
+        rows = [
+            (verdict, f"{live:,}" if live else "", f"{marked:,}" if marked else "")
+            for verdict, (live, marked) in counts.items()
+        ]
+        output.print_table(("verdict", "mappings>", "marked stale>"), rows)
+
+
+def _print_findings(findings: list[Finding]) -> None:
+    if not findings:
+        return
+    typer.echo()
+    findings = sorted(findings, key=lambda one: _VERDICTS.index(one.verdict))
+    output.print_table(
+        ("verdict", "dev>", "ino>", "last proved", "path"),
+        [
+            (
+                str(one.verdict),
+                format_kdev(one.mapping.identity.kdev),
+                str(one.mapping.identity.ino),
+                _time(one.mapping.validated_at) or "never",
+                _path_cell(one),
+            )
+            for one in findings
+        ],
+    )
+
+
+def _path_cell(finding: Finding) -> str:
+    mapping, evidence = finding.mapping, finding.evidence
+    cell = output.printable(mapping.path)
+    said = []
+    if evidence is not None:
+        if evidence.moved_to:
+            cell += f" → {output.printable(evidence.moved_to[0])}"
+            if more := len(evidence.moved_to) - 1:
+                said.append(f"and {output.count(more, 'other name')}")
+        if evidence.reason == "symlink":
+            said.append("a symbolic link is in the path")
+        elif evidence.found is not None and not evidence.moved_to:
+            said.append(f"now inode {evidence.found.ino}")
+        if evidence.note:
+            said.append(evidence.note)
+    elif finding.by_number:
+        said.append("by number alone")
+    if mapping.stale:
+        said.append(f"marked {mapping.stale_reason} {_time(mapping.stale_at)}")
+    return f"{cell} ({'; '.join(said)})" if said else cell
+
+
+def _evidence(finding: Finding) -> str:
+    mapping, evidence = finding.mapping, finding.evidence
+    lines = [f"{finding.verdict}  {output.printable(mapping.path)}"]
+
+    def add(title: str, text: str | None) -> None:
+        if text:
+            lines.append(f"    {title:9} {text}")
+
+    for path in () if evidence is None else evidence.moved_to:
+        add("moved to", output.printable(path))
+    add("expected", _identity(mapping.identity) + (" (no handle)" if finding.by_number else ""))
+    if evidence is not None:
+        add("found", "nothing" if evidence.found is None else _identity(evidence.found))
+        add("changed", _time(evidence.changed_at))
+        add("reason", evidence.reason)
+        add("found by", evidence.source)
+        add("note", evidence.note)
+    add("proved", _time(mapping.validated_at) or "never")
+    add("used", _time(mapping.last_used_at))
+    add("seen", f"{_time(mapping.first_seen_at)}, first, by {mapping.source}")
+    if mapping.stale:
+        add("marked", f"{_time(mapping.stale_at)}: {mapping.stale_reason}")
+    return "\n".join(lines)
+
+
+def _identity(identity: Identity) -> str:
+    text = f"{format_kdev(identity.kdev)} inode {identity.ino}"
+    return f"{text} handle {identity.handle}" if identity.handle else text
+
+
+def _time(at: datetime | None) -> str | None:
+    return None if at is None else at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _print_summary(done: Mended, options: Options, *, fix: bool) -> None:
+    report = done.report
+    typer.echo()
+    for change in done.changes:
+        typer.echo(output.change_line(change))
+    checked = output.count(len(report.findings), "mapping")
+    line = f"{checked} checked in {report.root}: "
+    line += f"{report.news:,} no longer hold" if report.news else "all live ones hold"
+    by_number = sum(one.by_number and one.verdict == "valid" for one in report.findings)
+    if by_number:
+        line += f"; {by_number:,} of the valid ones by number alone, for want of a handle"
+    typer.echo(line)
+    if fix:
+        wrote = "nothing to write" if done.run_id is None else f"written as run {done.run_id}"
+        typer.echo(f"{output.count(len(done.changes), 'change')}, {wrote}")
+    elsewhere = [one for one in report.findings if one.is_news and one.verdict != "moved"]
+    chosen = options.pid is not None or options.root is not None or options.select.verdicts
+    if not chosen and 2 * len(elsewhere) > len(report.findings):
+        output.say("most are not there: paths of a container's tasks are looked for with -t PID")
+
+
+# For programs
+
+
+def _document(done: Mended, listed: list[Finding], *, fix: bool) -> dict[str, Any]:
+    report = done.report
+    document: dict[str, Any] = {
+        "root": report.root,
+        "checked": len(report.findings),
+        "stale": report.news,
+        "counts": {
+            verdict: {"live": live, "marked_stale": marked}
+            for verdict, (live, marked) in _counts(report.findings).items()
+        },
+        "scanned": report.scanned,
+        "took_us": report.took_us,
+        "mappings": [_as_json(one) for one in listed],
+    }
+    if fix:
+        document["run"] = done.run_id
+        document["changes"] = [output.change_json(change) for change in done.changes]
+    return document
+
+
+def _as_json(finding: Finding) -> dict[str, Any]:
+    evidence = finding.evidence
+    return {
+        "verdict": finding.verdict,
+        **_row(finding.mapping),
+        "by_number": finding.by_number,
+        "reason": evidence and evidence.reason,
+        "found": evidence and evidence.found and _identity_json(evidence.found),
+        "changed_at": evidence and _time_json(evidence.changed_at),
+        "moved_to": [output.json_path(path) for path in evidence.moved_to] if evidence else [],
+        "found_by": evidence and evidence.source,
+        "note": evidence.note if evidence else "",
+    }
+
+
+def _row(mapping: Mapping) -> dict[str, Any]:
+    return {
+        "id": mapping.id,
+        "path": output.json_path(mapping.path),
+        **_identity_json(mapping.identity),
+        "mntns": mapping.mntns,
+        "source": mapping.source,
+        "first_seen_at": _time_json(mapping.first_seen_at),
+        "validated_at": _time_json(mapping.validated_at),
+        "last_used_at": _time_json(mapping.last_used_at),
+        "stale_at": _time_json(mapping.stale_at),
+        "stale_reason": mapping.stale_reason,
+    }
+
+
+def _identity_json(identity: Identity) -> dict[str, Any]:
+    return {
+        "dev": identity.kdev,
+        "device": format_kdev(identity.kdev),
+        "ino": identity.ino,
+        "in_criu_log": str(identity.key),
+        "handle": str(identity.handle) if identity.handle else None,
+    }
+
+
+def _time_json(at: datetime | None) -> str | None:
+    # As the database has it.
+    if at is None:
+        return None
+    return at.astimezone(UTC).replace(tzinfo=None).isoformat(" ", "microseconds")
+
+
+def _print_csv(findings: list[Finding]) -> None:
+    # The bytes of a path come out as they are, whatever the locale says.
+    sys.stdout.flush()
+    text = io.TextIOWrapper(
+        sys.stdout.buffer, "utf-8", errors="surrogateescape", newline="", write_through=True
+    )
+    writer = csv.writer(text)
+    titles: list[str] = []
+    for finding in findings:
+        row = _flat(_as_json(finding))
+        if not titles:
+            titles = list(row)
+            writer.writerow(titles)
+        writer.writerow(row.values())
+    text.detach()
+
+
+def _flat(document: dict[str, Any]) -> dict[str, Any]:
+    found = document.pop("found") or {}
+    names = document.pop("moved_to")
+    row = {**document, "moved_to": names[0] if names else None}
+    row |= {f"found_{name}": found.get(name) for name in ("device", "ino", "handle")}
+    return row

@@ -1,0 +1,361 @@
+"""`irmapdb check`: what CRIU will make of the watches, before a dump or before a restore."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import typer
+
+from irmapdb.commands import output
+from irmapdb.commands.options import (
+    AsJson,
+    ConfigFile,
+    ImagesDir,
+    LogFile,
+    PrevImagesDir,
+    ScanPaths,
+    Verbose,
+    WorkDirOption,
+    positive_pid,
+    start_log,
+)
+from irmapdb.commands.progress import Progress
+from irmapdb.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from irmapdb.check.dump import DumpCheck, MarkCheck, WatchCheck
+    from irmapdb.check.restore import RestoreCheck, WatchRestore
+
+__all__ = ["add_to", "check"]
+
+_FINDINGS = 3
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command()(check)
+
+
+def check(
+    pid: Annotated[
+        int | None,
+        typer.Option(
+            "-t",
+            "--tree",
+            metavar="PID",
+            callback=positive_pid,
+            help="Before a dump: the root task of the tree, it and all its descendants.",
+            show_default=False,
+        ),
+    ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            "--images",
+            metavar="DIR",
+            help="Before a restore: the images of a dump.",
+            show_default=False,
+        ),
+    ] = None,
+    root: Annotated[
+        Path,
+        typer.Option(metavar="PATH", help="With --images: the root that will be restored into."),
+    ] = Path("/"),
+    images_dir: ImagesDir = Path(),
+    work_dir: WorkDirOption = None,
+    prev_images_dir: PrevImagesDir = None,
+    force_irmap: Annotated[
+        bool, typer.Option("--force-irmap", help="CRIU will be called with it.")
+    ] = False,
+    irmap_scan_path: ScanPaths = None,
+    criu_version: Annotated[
+        str | None,
+        typer.Option(
+            metavar="VERSION",
+            help="4.1, 4.2, 4.3 …  [default: what criu --version says]",
+            show_default=False,
+        ),
+    ] = None,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+    verbose: Verbose = 0,
+    log_file: LogFile = None,
+) -> None:
+    """Say what CRIU will do with each watch, before anything is frozen.
+
+    Give it the options that CRIU will get, also those of its configuration files. For each watch
+    it says: dumped with its path (path); because irmap-cache has it (cache); after a walk in the
+    freeze (walk); dumped without a path (no-path: it can only be restored on this filesystem);
+    not as called, but with other options (options); with the path of another file (wrong-path);
+    or the whole dump fails on it (fails). And what to do about it.
+
+    With --images: which watches of a dump find their path below PATH, or their filesystem here.
+
+    Nothing is written, and nobody is stopped. Exit code 3 where a watch would be lost.
+
+    Examples:
+        irmapdb check -t 4711 -W work
+
+        irmapdb check -t 4711 -D img --force-irmap --irmap-scan-path /srv --criu-version 4.3
+
+        irmapdb check --images img --root /var/lib/machines/web
+
+    """
+    if (pid is None) == (images is None):
+        message = "check needs either -t PID or --images DIR"
+        raise UsageError(message, advice="-t before a dump, --images before a restore")
+    if pid is None and images is not None:
+        _check_images(images, root, as_json=as_json, verbose=verbose)
+    elif pid is not None:
+        from irmapdb.check.dump import Options, check_dump
+        from irmapdb.check.version import parse_version
+        from irmapdb.config import load_config
+
+        start_log(verbose, log_file, work_dir or images_dir)
+        with Progress() as progress:
+            report = check_dump(
+                Options(
+                    pid=pid,
+                    images_dir=images_dir,
+                    work_dir=work_dir,
+                    prev_images_dir=prev_images_dir,
+                    version=None if criu_version is None else parse_version(criu_version),
+                    force_irmap=force_irmap,
+                    scan_paths=tuple(map(os.fsencode, irmap_scan_path or ())),
+                    config=load_config(config),
+                    progress=progress.scanning,
+                )
+            )
+        if as_json:
+            output.print_json(_dump_document(report))
+        else:
+            _print_dump(report, verbose)
+        if not report.right:
+            raise typer.Exit(_FINDINGS)
+
+
+def _check_images(images: Path, root: Path, *, as_json: bool, verbose: int) -> None:
+    from irmapdb.check.restore import check_images
+
+    report = check_images(images, root)
+    if as_json:
+        output.print_json(_restore_document(report))
+    else:
+        _print_restore(report, verbose)
+    if not report.right:
+        raise typer.Exit(_FINDINGS)
+
+
+_MANY = 50
+_MANY_FINDINGS = 20
+
+
+def _print_dump(report: DumpCheck, verbose: int) -> None:
+    many = len(report.watches) > _MANY and not verbose
+    rows = [
+        _watch_row(one) for one in report.watches if not (many and one.prediction.verdict.right)
+    ]
+    rows += [_mark_row(one) for one in report.marks]
+    if rows:
+        columns = ("pid>", "comm", "fd>", "kind", "wd>", "inode", "verdict", "path")
+        output.print_table(columns, rows)
+    findings = [
+        _Finding(str(one.prediction.verdict), one.prediction.why, one.prediction.advice)
+        for one in report.watches
+    ]
+    findings += [_Finding("mark", one.why, one.advice) for one in report.marks]
+    findings += [_Finding("dump", problem.why, problem.advice) for problem in report.problems]
+    _print_findings(findings, verbose)
+    for denied in report.denied:
+        comm = output.printable(denied.task.comm)
+        output.say(f"process {denied.task.pid} ({comm}): {denied.why}; run as root to see it")
+    typer.echo(_dump_summary(report, many=many))
+
+
+def _watch_row(one: WatchCheck) -> tuple[str, ...]:
+    watch, path = one.watch, one.prediction.path
+    return (
+        str(watch.pid),
+        output.printable(one.comm),
+        str(watch.fd),
+        str(watch.kind),
+        "-" if watch.wd < 0 else str(watch.wd),
+        str(watch.identity.key),
+        str(one.prediction.verdict),
+        "-" if path is None else output.printable(path),
+    )
+
+
+def _mark_row(one: MarkCheck) -> tuple[str, ...]:
+    mark = one.mark
+    comm = output.printable(one.comm)
+    known = "fails" if one.outcome.name == "FAILS" else "dropped"
+    verdict = "mount" if one.right else known
+    return (str(mark.pid), comm, str(mark.fd), "fanotify", "-", mark.kind, verdict, one.target)
+
+
+class _Finding(NamedTuple):
+    what: str
+    why: str
+    advice: str
+    """Empty where nothing is to be done."""
+
+
+def _print_findings(findings: Iterable[_Finding], verbose: int) -> None:
+    # One for each reason: of many watches that lack the same, only the paths differ.
+    alike: dict[tuple[str, str], list[str]] = {}
+    for finding in findings:
+        if finding.advice:
+            alike.setdefault((finding.what, finding.why), []).append(finding.advice)
+    for (what, why), advice in list(alike.items())[: None if verbose else _MANY_FINDINGS]:
+        times = f" ({len(advice):,} times)" if len(advice) > 1 else ""
+        rest = " (for the others likewise)" if len(set(advice)) > 1 else ""
+        typer.echo(f"{what}{times}: {why}")
+        typer.echo(f"  → {advice[0]}{rest}")
+    if len(alike) > _MANY_FINDINGS and not verbose:
+        typer.echo(f"… and {len(alike) - _MANY_FINDINGS:,} more findings (-v lists all)")
+
+
+def _dump_summary(report: DumpCheck, *, many: bool) -> str:
+    counts = Counter(str(one.prediction.verdict) for one in report.watches)
+    verdicts = ", ".join(f"{number:,} {verdict}" for verdict, number in counts.most_common())
+    lines = [f"{output.count(len(report.watches), 'watch', 'watches')}: {verdicts or 'nothing'}"]
+    if many:
+        lines.append("(only watches that are not right are listed; -v lists all)")
+    if report.walk_us:
+        lines.append(f"walks of overlays in the freeze: about {report.walk_us / 1e6:,.1f} s")
+    version = report.call.version
+    if report.cache is None:
+        cache = "no irmap-cache"
+    else:
+        cache = f"{report.cache} ({output.count(report.entries, 'entry', 'entries')})"
+    lines.append(f"CRIU {version} ({version.source}), {cache}: {_conclusion(report)}")
+    return "\n".join(lines)
+
+
+def _conclusion(report: DumpCheck) -> str:
+    if report.fails:
+        return "the dump fails"
+    return "the dump will be right" if report.right else "the dump goes through, but is not right"
+
+
+def _print_restore(report: RestoreCheck, verbose: int) -> None:
+    many = len(report.watches) > _MANY and not verbose
+    rows = [_restore_row(one) for one in report.watches if not (many and one.verdict.right)]
+    if rows:
+        output.print_table(("file>", "kind", "wd>", "inode", "verdict", "path"), rows)
+    findings = (_Finding(str(one.verdict), one.why, one.advice) for one in report.watches)
+    _print_findings(findings, verbose)
+    counts = Counter(str(one.verdict) for one in report.watches)
+    verdicts = ", ".join(f"{number:,} {verdict}" for verdict, number in counts.most_common())
+    watches = output.count(len(report.watches), "watch", "watches")
+    typer.echo(f"{watches} in {report.image}: {verdicts or 'nothing'}")
+    if many:
+        typer.echo("(only watches that are not right are listed; -v lists all)")
+
+
+def _restore_row(one: WatchRestore) -> tuple[str, ...]:
+    wd, inode = _numbers(one)
+    path = one.watch.path
+    return (
+        str(one.file.id),
+        str(one.file.kind),
+        "-" if wd is None else str(wd),
+        inode,
+        str(one.verdict),
+        "-" if path is None else output.printable(path),
+    )
+
+
+def _numbers(one: WatchRestore) -> tuple[int | None, str]:
+    """The watch descriptor, where there is one, and the inode or mount."""
+    from irmapdb.image.fsnotify import FsnotifyWatch
+
+    if isinstance(one.watch, FsnotifyWatch):
+        return (None if one.watch.wd < 0 else one.watch.wd), str(one.watch.identity.key)
+    return None, f"mount {one.watch.mnt_id}"
+
+
+def _dump_document(report: DumpCheck) -> dict[str, Any]:
+    call = report.call
+    return {
+        "pid": call.pid,
+        "criu": {"version": str(call.version), "source": call.version.source},
+        "force_irmap": call.force_irmap,
+        "irmap_scan_path": [output.json_path(path) for path in call.scan_paths],
+        "irmap_cache": None if report.cache is None else str(report.cache),
+        "entries": report.entries,
+        "right": report.right,
+        "fails": report.fails,
+        "walk_us": report.walk_us,
+        "problems": [problem._asdict() for problem in report.problems],
+        "watches": [_watch_document(one) for one in report.watches],
+        "marks": [
+            {
+                "pid": one.mark.pid,
+                "comm": output.json_path(one.comm),
+                "fd": one.mark.fd,
+                "kind": one.mark.kind,
+                "target": one.target,
+                "outcome": one.outcome.name.lower().replace("_", "-"),
+                "why": one.why,
+                "advice": one.advice,
+            }
+            for one in report.marks
+        ],
+        "denied": [
+            {"pid": one.task.pid, "comm": output.json_path(one.task.comm), "why": one.why}
+            for one in report.denied
+        ],
+    }
+
+
+def _watch_document(one: WatchCheck) -> dict[str, Any]:
+    watch, prediction = one.watch, one.prediction
+    return {
+        "pid": watch.pid,
+        "comm": output.json_path(one.comm),
+        "fd": watch.fd,
+        "kind": watch.kind,
+        "wd": None if watch.wd < 0 else watch.wd,
+        "dev": watch.identity.kdev,
+        "ino": watch.identity.ino,
+        "handle": str(watch.identity.handle) if watch.identity.handle else None,
+        "fstype": one.fstype,
+        "verdict": prediction.verdict,
+        "right": prediction.verdict.right,
+        "outcome": prediction.outcome.name.lower().replace("_", "-"),
+        "path": output.json_path(prediction.path),
+        "why": prediction.why,
+        "advice": prediction.advice,
+        "entries": prediction.entries,
+        "walk_us": prediction.walk_us,
+    }
+
+
+def _restore_document(report: RestoreCheck) -> dict[str, Any]:
+    def document(one: WatchRestore) -> dict[str, Any]:
+        wd, inode = _numbers(one)
+        return {
+            "file": one.file.id,
+            "kind": one.file.kind,
+            "wd": wd,
+            "inode": inode,
+            "path": output.json_path(one.watch.path),
+            "verdict": one.verdict,
+            "right": one.verdict.right,
+            "why": one.why,
+            "advice": one.advice,
+        }
+
+    return {
+        "image": str(report.image),
+        "root": str(report.root),
+        "right": report.right,
+        "watches": [document(one) for one in report.watches],
+    }

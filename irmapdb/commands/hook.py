@@ -1,0 +1,166 @@
+"""`irmapdb hook`: CRIU's action script by hand, and its line in CRIU's configuration."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from irmapdb.commands import output
+from irmapdb.commands.options import AsJson, ImagesDir, WorkDirOption, positive_pid
+from irmapdb.errors import FileError, UsageError
+
+if TYPE_CHECKING:
+    from irmapdb.criuconf import Done
+
+__all__ = ["add_to"]
+
+Runtime = Literal["criu", "runc", "crun", "podman"]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command of this module."""
+    app.command()(hook)
+
+
+def hook(
+    pid: Annotated[
+        int | None,
+        typer.Option(
+            "-t",
+            "--tree",
+            metavar="PID",
+            callback=positive_pid,
+            help="The root task of the tree.  [default: as CRIU says in the environment]",
+            show_default=False,
+        ),
+    ] = None,
+    images_dir: ImagesDir = Path(),
+    work_dir: WorkDirOption = None,
+    install: Annotated[
+        Runtime | None, typer.Option(help="Switch the hook on for this runtime.")
+    ] = None,
+    uninstall: Annotated[
+        Runtime | None, typer.Option(help="Undo exactly what --install did.")
+    ] = None,
+    print_: Annotated[
+        Runtime | None, typer.Option("--print", help="Show the file and the line; write nothing.")
+    ] = None,
+    script: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="The hook's program.  [default: the irmapdb-hook of this irmapdb]",
+            show_default=False,
+        ),
+    ] = None,
+    criu_dir: Annotated[
+        Path, typer.Option(metavar="DIR", help="Directory of CRIU's configuration.")
+    ] = Path("/etc/criu"),
+    as_json: AsJson = False,
+) -> None:
+    """Have CRIU call irmapdb before each dump; or do by hand what it then does.
+
+    CRIU calls `irmapdb-hook` as its action script. It finds the paths of all watches while the
+    tasks still run, so that CRIU loads a fresh `irmap-cache`; what goes wrong is in `irmapdb.log`
+    in the work dir, and never fails the dump. `[hook]` in `/etc/irmapdb.toml` has its settings.
+
+    Examples:
+        irmapdb hook --install runc
+
+        irmapdb hook --print podman
+
+        criu dump -t 4711 -D img --action-script $(which irmapdb-hook)
+
+        irmapdb hook -t 4711 -D img
+
+    """
+    from irmapdb import criuconf
+
+    wanted = [one for one in (install, uninstall, print_) if one is not None]
+    if len(wanted) > 1 or (wanted and pid is not None):
+        message = "--install, --uninstall, --print and -t do not go together"
+        raise UsageError(message, advice="give one of them")
+    if install is not None:
+        program = _program(script)
+        _show(criuconf.install(criuconf.Runtime(install), program, criu_dir), as_json=as_json)
+        if not as_json:
+            output.say(f"CRIU calls {program} before each dump")
+            _tell_of_crun(install)
+    elif uninstall is not None:
+        own = None if script is None else _program(script)
+        _show(criuconf.uninstall(criuconf.Runtime(uninstall), own, criu_dir), as_json=as_json)
+    elif print_ is not None:
+        line = criuconf.line_for(_program(script))
+        files = criuconf.config_files(criuconf.Runtime(print_), criu_dir)
+        if as_json:
+            output.print_json([{"file": str(file), "line": line} for file in files])
+            return
+        for file in files:
+            output.say(f"in {file}:")
+            typer.echo(line)
+        _tell_of_crun(print_)
+    else:
+        raise typer.Exit(_attend(pid, images_dir, work_dir))
+
+
+def _attend(pid: int | None, images_dir: Path, work_dir: Path | None) -> int:
+    from irmapdb import hook
+
+    if pid is None:
+        if "CRTOOLS_SCRIPT_ACTION" not in os.environ:
+            message = "no process is named"
+            raise UsageError(message, advice="give -t PID; CRIU itself names it in the environment")
+        return hook.main()
+    images = os.path.abspath(images_dir)
+    work = images_dir if work_dir is None else work_dir
+    try:
+        os.chdir(work)
+    except OSError as error:
+        message = f"{work}: {error.strerror}"
+        raise FileError(message, advice="make it, or name another one with -W") from error
+    return hook.attend(pid, images)
+
+
+def _program(script: Path | None) -> Path:
+    import sysconfig
+
+    from irmapdb.criuconf import HOOK_NAME
+
+    if script is not None:
+        return Path(os.path.abspath(script))
+    beside = (os.path.dirname(sys.argv[0]), sysconfig.get_path("scripts"))
+    found = [Path(os.path.abspath(directory), HOOK_NAME) for directory in beside if directory]
+    found += map(Path, filter(None, [shutil.which(HOOK_NAME)]))
+    for program in found:
+        if program.is_file():
+            return program
+    message = f"no {HOOK_NAME} is installed"
+    raise FileError(message, advice="install irmapdb with pip, or name the program with --script")
+
+
+def _tell_of_crun(runtime: Runtime) -> None:
+    if runtime in {"crun", "podman"}:
+        output.say(
+            "crun reads it with a libcriu of CRIU 4.2 or newer; for an older one, use"
+            " `--install criu`"
+        )
+
+
+def _show(done: list[Done], *, as_json: bool) -> None:
+    if as_json:
+        output.print_json(
+            [
+                {"file": str(one.file), "did": one.did, "other_scripts": list(one.other_scripts)}
+                for one in done
+            ]
+        )
+        return
+    for one in done:
+        typer.echo(f"{one.file}: {one.did}")
+        for other in one.other_scripts:
+            output.say(f"{one.file}: {other} stays, CRIU calls both")

@@ -1,0 +1,308 @@
+"""`irmapdb lookup`: all that the database knows of an inode or a path."""
+
+from __future__ import annotations
+
+import os
+import re
+from datetime import UTC
+from itertools import groupby
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import typer
+
+from irmapdb.commands import output
+from irmapdb.commands.options import AsJson, Database, WorkDirOption, database_path
+from irmapdb.errors import UsageError
+from irmapdb.model import InodeKey, format_kdev, kdev_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from datetime import datetime
+
+    from irmapdb.model import Mapping
+    from irmapdb.store import ChangeRow, Dossier, Sighting, Store
+
+__all__ = ["add_to"]
+
+_FINDINGS = 3
+
+_IN_HEX = re.compile(r"(?:0x)?([0-9a-f]{1,8}):(?:0x)?([0-9a-f]{1,16})", re.IGNORECASE)
+_DEVICE = re.compile(r"(\d{1,4}):(\d{1,7})")
+_INODE = re.compile(r"\d{1,20}|0x[0-9a-f]{1,16}", re.IGNORECASE)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command of this module."""
+    app.command()(lookup)
+
+
+class _Key(NamedTuple):
+    """What is asked for: one of the last three is not None."""
+
+    text: str
+    key: InodeKey | None = None
+    ino: int | None = None
+    path: bytes | None = None
+
+
+def lookup(
+    keys: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="KEY…",
+            help="`fe00000:2e3` as in CRIU's log, `254:0 739`, an inode number, or a path.",
+            show_default=False,
+        ),
+    ],
+    work_dir: WorkDirOption = None,
+    db: Database = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print all that the database knows of an inode or a path.
+
+    Its paths, live and stale and why; who watched it, in which runs; what happened to it. A path
+    stands for every inode that has or had it; it is written as seen from the root of the tasks.
+    `254:0 739` is device and inode number as mountinfo and stat print them; alone, `254:0` would
+    be read as CRIU's two hex numbers.
+
+    Exit code 3: nothing is known of one of the keys.
+
+    Examples:
+        irmapdb lookup fe00000:2e3 -W /var/lib/ckpt
+
+        irmapdb lookup 254:0 739
+
+        irmapdb lookup /etc/passwd --json
+
+    """
+    from irmapdb.store import Store
+
+    wanted = list(_parse(keys))
+    with Store.open_readonly(database_path(db, work_dir)) as store:
+        known = [(one, _find(store, one)) for one in wanted]
+    if as_json:
+        output.print_json(
+            [{"key": one.text, "inodes": list(map(_document, found))} for one, found in known]
+        )
+    else:
+        _print(known)
+    unknown = [one for one, found in known if not found]
+    for one in unknown:
+        output.say(f"{output.printable(os.fsencode(one.text))}: nothing is known of it{_hint(one)}")
+    if unknown:
+        raise typer.Exit(_FINDINGS)
+
+
+def _parse(arguments: Sequence[str]) -> Iterator[_Key]:
+    """The keys that the arguments are: two of them may be one key."""
+    words = [
+        word
+        for argument in arguments
+        for word in ((argument,) if "/" in argument else argument.split())
+    ]
+    while words:
+        word = words.pop(0)
+        device, in_hex = _DEVICE.fullmatch(word), _IN_HEX.fullmatch(word)
+        if word.startswith("/"):
+            # The kernel's paths end with no slash, a shell's completion may add one.
+            yield _Key(word, path=os.fsencode(word.rstrip("/") or "/"))
+        elif device and words and _INODE.fullmatch(words[0]):
+            ino = words.pop(0)
+            kdev = kdev_of(int(device[1]), int(device[2]))
+            yield _Key(f"{word} {ino}", key=_inode_key(word, kdev, _number(ino)))
+        elif in_hex:
+            yield _Key(word, key=InodeKey(int(in_hex[1], 16), int(in_hex[2], 16)))
+        elif _INODE.fullmatch(word):
+            yield _Key(word, ino=_inode_key(word, 0, _number(word)).ino)
+        else:
+            message = f"{word}: neither an inode nor a path from /"
+            advice = "write fe00000:2e3 as CRIU's log has it, 254:0 739, 739, or /the/path"
+            raise UsageError(message, advice=advice)
+
+
+def _number(word: str) -> int:
+    return int(word, 16) if word[:2].lower() == "0x" else int(word)
+
+
+def _inode_key(word: str, kdev: int, ino: int) -> InodeKey:
+    if kdev >= 1 << 32 or ino >= 1 << 64:
+        message = f"{word}: larger than any device or inode number"
+        raise UsageError(message)
+    return InodeKey(kdev, ino)
+
+
+def _find(store: Store, wanted: _Key) -> list[Dossier]:
+    if wanted.key is not None:
+        keys = [wanted.key]
+    elif wanted.ino is not None:
+        keys = store.find_by_ino(wanted.ino)
+    else:
+        keys = store.find_by_path(wanted.path or b"/")
+    found = (store.dossier(key) for key in keys)
+    return [one for one in found if one is not None]
+
+
+def _hint(wanted: _Key) -> str:
+    if wanted.key is not None and _DEVICE.fullmatch(wanted.text):
+        return " (read as CRIU's hex; a device goes before an inode number, as in 254:0 739)"
+    return ""
+
+
+# For people
+
+
+def _print(known: list[tuple[_Key, list[Dossier]]]) -> None:
+    dossiers = {one.key: one for _, found in known for one in found}
+    for index, dossier in enumerate(dossiers.values()):
+        if index:
+            typer.echo()
+        _print_dossier(dossier)
+
+
+def _print_dossier(dossier: Dossier) -> None:
+    key = dossier.key
+    typer.echo(f"{key}: device {format_kdev(key.kdev)}, inode {key.ino}")
+    if dossier.mappings:
+        typer.echo()
+        output.print_table(
+            ("state", "since", "found by", "handle", "path"),
+            [
+                (
+                    _state(one),
+                    _time(one.stale_at or one.validated_at or one.first_seen_at),
+                    str(one.source),
+                    str(one.identity.handle or "-"),
+                    _in_root(one.path, one.mntns),
+                )
+                for one in dossier.mappings
+            ],
+        )
+    if dossier.sightings:
+        typer.echo()
+        output.print_table(
+            ("runs", "last seen", "pid>", "process", "fd>", "wd>", "kind", "watched as"),
+            list(map(_watch_cells, _grouped(dossier.sightings))),
+        )
+    if dossier.changes:
+        typer.echo()
+        output.print_table(
+            ("at", "run>", "what happened"),
+            [
+                (_time(one.at), str(one.run_id or "-"), output.change_line(one.change))
+                for one in dossier.changes
+            ],
+        )
+
+
+def _state(mapping: Mapping) -> str:
+    if mapping.stale_reason is not None:
+        return f"stale: {mapping.stale_reason}"
+    return "to be proved" if mapping.revalidate else "proved"
+
+
+def _in_root(path: bytes, mntns: int) -> str:
+    shown = output.printable(path)
+    return f"{shown} (in mount namespace {mntns})" if mntns else shown
+
+
+def _grouped(sightings: Sequence[Sighting]) -> list[list[Sighting]]:
+    """The same watch seen by one run after the other, together."""
+
+    def watch(seen: Sighting) -> tuple[Any, ...]:
+        row = seen.row
+        one = row.watch
+        return (
+            one.pid,
+            one.fd,
+            one.wd,
+            str(one.kind),
+            row.comm or b"",
+            row.path or b"",
+            row.why or "",
+        )
+
+    by_watch = sorted(sightings, key=watch)  # stable: the runs stay in their order
+    groups = [list(group) for _, group in groupby(by_watch, key=watch)]
+    return sorted(groups, key=lambda group: (group[0].run_id, group[-1].run_id))
+
+
+def _watch_cells(group: list[Sighting]) -> tuple[str, ...]:
+    first, last = group[0], group[-1]
+    row = last.row
+    runs = f"{first.run_id}" if first is last else f"{first.run_id} to {last.run_id}"
+    if first is not last and last.run_id - first.run_id >= len(group):
+        runs += f" ({len(group)} of them)"
+    path = f"- ({row.why})" if row.path is None else _in_root(row.path, row.mntns)
+    return (
+        runs,
+        _time(last.at),
+        str(row.watch.pid),
+        output.printable(row.comm or b"?"),
+        str(row.watch.fd),
+        "-" if row.watch.wd < 0 else str(row.watch.wd),
+        str(row.watch.kind),
+        path,
+    )
+
+
+def _time(at: datetime) -> str:
+    return at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+# For programs
+
+
+def _document(dossier: Dossier) -> dict[str, Any]:
+    key = dossier.key
+    return {
+        "dev": key.kdev,
+        "ino": key.ino,
+        "device": format_kdev(key.kdev),
+        "in_criu_log": str(key),
+        "mappings": list(map(_mapping_json, dossier.mappings)),
+        "watches": [
+            {
+                "run": seen.run_id,
+                "event": seen.event,
+                "at": _time_json(seen.at),
+                "pid": seen.row.watch.pid,
+                "comm": output.json_path(seen.row.comm),
+                "fd": seen.row.watch.fd,
+                "wd": None if seen.row.watch.wd < 0 else seen.row.watch.wd,
+                "kind": seen.row.watch.kind,
+                "mask": seen.row.watch.mask,
+                "path": output.json_path(seen.row.path),
+                "why": seen.row.why,
+                "mntns": seen.row.mntns,
+            }
+            for seen in dossier.sightings
+        ],
+        "changes": list(map(_change_json, dossier.changes)),
+    }
+
+
+def _mapping_json(mapping: Mapping) -> dict[str, Any]:
+    return {
+        "id": mapping.id,
+        "path": output.json_path(mapping.path),
+        "state": _state(mapping).partition(":")[0],
+        "handle": str(mapping.identity.handle) if mapping.identity.handle else None,
+        "source": mapping.source,
+        "first_seen_at": _time_json(mapping.first_seen_at),
+        "validated_at": _time_json(mapping.validated_at),
+        "last_used_at": _time_json(mapping.last_used_at),
+        "stale_at": _time_json(mapping.stale_at),
+        "stale_reason": mapping.stale_reason,
+        "mntns": mapping.mntns,
+    }
+
+
+def _change_json(row: ChangeRow) -> dict[str, Any]:
+    return {"at": _time_json(row.at), "run": row.run_id, **output.change_json(row.change)}
+
+
+def _time_json(at: datetime | None) -> str | None:
+    # As the database has it.
+    if at is None:
+        return None
+    return at.astimezone(UTC).replace(tzinfo=None).isoformat(" ", "microseconds")

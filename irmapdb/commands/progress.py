@@ -1,0 +1,55 @@
+"""A line on stderr while something takes long: a terminal's, and gone when it is over."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Self
+
+from irmapdb.commands import output
+
+__all__ = ["Progress"]
+
+_PATIENCE_S = 0.5
+_BETWEEN_S = 0.1
+
+
+class Progress:
+    """Says nothing before half a second is over, nor where nobody sees it."""
+
+    def __init__(self) -> None:
+        self._next = time.monotonic() + _PATIENCE_S
+        self._shown = False
+        self._terminal = sys.stderr.isatty()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._shown:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+
+    def scanning(self, scanned: int, top: bytes) -> None:
+        """Entries looked at so far, and where."""
+        if self._is_time():
+            self._show(f"scanning {output.printable(top)}: {scanned:,} entries")
+
+    def checking(self, done: int, total: int) -> None:
+        """How many were checked, of how many."""
+        if self._is_time():
+            self._show(f"checking: {done:,} of {total:,} mappings")
+
+    def removing(self, rows: int) -> None:
+        """How many rows were removed so far."""
+        if self._is_time():
+            self._show(f"removing: {rows:,} rows")
+
+    def _is_time(self) -> bool:
+        return self._terminal and time.monotonic() >= self._next
+
+    def _show(self, text: str) -> None:
+        self._shown = True
+        self._next = time.monotonic() + _BETWEEN_S
+        sys.stderr.write(f"\r\x1b[K{text}")
+        sys.stderr.flush()

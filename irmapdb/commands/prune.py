@@ -1,0 +1,144 @@
+"""`irmapdb prune`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from irmapdb.commands import output
+from irmapdb.commands.options import AsJson, ConfigFile, Database, WorkDirOption, database_path
+from irmapdb.commands.progress import Progress
+from irmapdb.errors import UsageError
+
+if TYPE_CHECKING:
+    from datetime import timedelta
+
+    from irmapdb.prune import Report
+
+__all__ = ["add_to"]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command of this module."""
+    app.command()(prune)
+
+
+def prune(
+    work_dir: WorkDirOption = None,
+    db: Database = None,
+    keep_runs: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Keep the newest N runs, with what each of them saw.  [default: 1000]",
+            show_default=False,
+        ),
+    ] = None,
+    keep_rows: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Keep no more than N watches of all these runs, N changes, and N mappings that "
+            "the last run did not use.  [default: 200000]",
+            show_default=False,
+        ),
+    ] = None,
+    stale_older_than: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SPAN",
+            help="Keep stale mappings, and changes, for so long: 12h, 30d, 8w.  [default: 30d]",
+            show_default=False,
+        ),
+    ] = None,
+    unused_older_than: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SPAN",
+            help="Keep mappings that hold, and nobody watches, for so long.  [default: 90d]",
+            show_default=False,
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would go, and write nothing.")
+    ] = False,
+    vacuum: Annotated[
+        bool,
+        typer.Option(
+            "--vacuum", help="Write the file anew without free pages; needs as much room again."
+        ),
+    ] = False,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Take out of the database what need not be kept.
+
+    pre-dump and dump do this by themselves, a bit each time, so that a hook that runs every
+    minute needs no care: this is for a database that has grown before, or to keep less. The
+    defaults are those of `[retention]` in the configuration. The newest pre-dump or dump, and
+    what it used, are kept in any case. Free pages are used again; --vacuum gives them back.
+
+    Examples:
+        irmapdb prune -W /var/lib/ckpt --dry-run
+
+        irmapdb prune --db irmap.db --keep-runs 20 --stale-older-than 7d
+
+    """
+    from irmapdb.config import load_config
+    from irmapdb.prune import Options
+    from irmapdb.prune import prune as run
+
+    keep = load_config(config).retention
+    if keep_runs is not None:
+        keep = replace(keep, keep_runs=keep_runs)
+    if keep_rows is not None:
+        keep = replace(keep, keep_rows=keep_rows)
+    if stale_older_than is not None:
+        keep = replace(keep, stale_older_than=_span("--stale-older-than", stale_older_than))
+    if unused_older_than is not None:
+        keep = replace(keep, unused_older_than=_span("--unused-older-than", unused_older_than))
+    with Progress() as progress:
+        report = run(
+            Options(
+                database=database_path(db, work_dir),
+                keep=keep,
+                dry_run=dry_run,
+                vacuum=vacuum,
+                progress=progress.removing,
+            )
+        )
+    _show(report, dry_run=dry_run, as_json=as_json)
+
+
+def _span(option: str, text: str) -> timedelta:
+    from irmapdb.durations import parse_duration
+
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        message = f"{option}: {error}"
+        raise UsageError(message) from error
+
+
+def _show(report: Report, *, dry_run: bool, as_json: bool) -> None:
+    from irmapdb.prune import describe
+
+    if as_json:
+        output.print_json(
+            {
+                "dry_run": dry_run,
+                "pruned": report.pruned._asdict(),
+                "run": report.run_id,
+                "bytes": report.size,
+                "free_bytes": report.free,
+            }
+        )
+        return
+    verb = "would go" if dry_run else "gone"
+    typer.echo(f"{verb}: {describe(report.pruned)}")
+    size, free = report.size / 1e6, report.free / 1e6
+    typer.echo(f"the file has {size:,.2f} MB, {free:,.2f} MB of them free for new rows")

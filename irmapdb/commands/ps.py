@@ -1,0 +1,220 @@
+"""`irmapdb ps`."""
+
+from __future__ import annotations
+
+import os
+import pwd
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from irmapdb.commands import output
+from irmapdb.commands.options import AsJson, ConfigFile, ScanPaths, positive_pid
+from irmapdb.commands.progress import Progress
+
+if TYPE_CHECKING:
+    from irmapdb.census import Census, Usage, WatchedPath
+
+__all__ = ["add_to"]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command of this module."""
+    app.command()(ps)
+
+
+def ps(
+    tree: Annotated[
+        int | None,
+        typer.Option(
+            "-t",
+            "--tree",
+            metavar="PID",
+            callback=positive_pid,
+            help="This task and its descendants, each watch with its path.  [default: all tasks]",
+            show_default=False,
+        ),
+    ] = None,
+    search: Annotated[
+        bool,
+        typer.Option("--search", help="With -t: scan for paths that nobody knows."),
+    ] = False,
+    irmap_scan_path: ScanPaths = None,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show who watches what now, and how near each user is to the limits.
+
+    Reads /proc alone: no database is needed, and nobody is stopped. What several processes share
+    (fork) is counted once, for the first of them. The kernel tells nobody how much of a limit is
+    used: this is the sum of what can be seen, charged to each process's effective user, or, in a
+    user namespace, to the owner of that.
+
+    Examples:
+        irmapdb ps
+
+        irmapdb ps -t 4711
+
+        irmapdb ps --json | jq '.users[] | select(.used > .limit * 0.8)'
+
+    """
+    from irmapdb.census import Options, take
+    from irmapdb.config import load_config
+
+    with Progress() as progress:
+        census = take(
+            Options(
+                pid=tree,
+                search=search,
+                scan_paths=tuple(map(os.fsencode, irmap_scan_path or ())),
+                config=load_config(config),
+                progress=progress.scanning,
+            )
+        )
+    if as_json:
+        output.print_json(_document(census))
+        return
+    if census.watches:
+        _print_watches(census)
+        typer.echo()
+    _print_processes(census)
+    if census.users:
+        typer.echo()
+        _print_users(census)
+    _say_what_is_missing(census)
+
+
+def _user(uid: int | None) -> str:
+    if uid is None:
+        return "?"
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def _print_watches(census: Census) -> None:
+    output.print_table(
+        ("pid>", "comm", "fd>", "kind", "wd>", "inode", "path"),
+        [
+            (
+                str(row.watch.pid),
+                output.printable(row.comm),
+                str(row.watch.fd),
+                *_what(row),
+                f"- ({row.why})" if row.path is None else output.printable(row.path),
+            )
+            for row in census.watches
+        ],
+    )
+
+
+def _what(row: WatchedPath) -> tuple[str, str, str]:
+    from irmapdb.model import Watch
+
+    watch = row.watch
+    if isinstance(watch, Watch):
+        wd = "-" if watch.wd < 0 else str(watch.wd)
+        return str(watch.kind), wd, str(watch.identity.key)
+    return "fanotify", "-", str(watch.kind)
+
+
+def _print_processes(census: Census) -> None:
+    rows = [
+        (
+            str(row.pid),
+            _user(row.uid),
+            *(f"{number:,}" if number else "" for number in row[3:]),
+            output.printable(row.comm),
+        )
+        for row in census.processes
+    ]
+    columns = ("pid>", "user", "instances>", "watches>", "groups>", "marks>", "shared>", "comm")
+    output.print_table(columns, rows)
+
+
+def _print_users(census: Census) -> None:
+    rows = [
+        (
+            _user(usage.uid),
+            f"fs.{usage.account.replace('/', '.')}",
+            f"{usage.used:,}",
+            "" if usage.limit is None else f"{usage.limit:,}",
+            _share(usage),
+            f"{usage.below:,} of it in user namespaces" if usage.below else "",
+        )
+        for usage in census.users
+    ]
+    output.print_table(("user", "limit", "used>", "of>", "share>", ""), rows)
+
+
+def _share(usage: Usage) -> str:
+    return f"{usage.used / usage.limit:.0%}" if usage.limit else ""
+
+
+def _say_what_is_missing(census: Census) -> None:
+    if census.hidden:
+        tasks = output.count(census.hidden, "process", "processes")
+        output.say(f"{tasks} could not be looked at; run as root to see all")
+    unknown = sum(row.path is None for row in census.watches)
+    if unknown:
+        output.say(f"{output.count(unknown, 'watch', 'watches')} without a path: --search scans")
+
+
+def _document(census: Census) -> dict[str, Any]:
+    from irmapdb.model import Watch
+
+    return {
+        "processes": [
+            {
+                **row._asdict(),
+                "comm": output.json_path(row.comm),
+                "user": _user(row.uid),
+            }
+            for row in census.processes
+        ],
+        "users": [
+            {
+                "uid": usage.uid,
+                "user": _user(usage.uid),
+                "name": f"fs.{usage.account.replace('/', '.')}",
+                "used": usage.used,
+                "limit": usage.limit,
+                "in_user_namespaces": usage.below,
+            }
+            for usage in census.users
+        ],
+        "limits": {
+            f"fs.{account.replace('/', '.')}": limit for account, limit in census.limits.items()
+        },
+        "denied": [
+            {"pid": task.pid, "comm": output.json_path(task.comm)} for task in census.denied
+        ],
+        "hidden": census.hidden,
+        "watches": [
+            {
+                "pid": row.watch.pid,
+                "comm": output.json_path(row.comm),
+                "fd": row.watch.fd,
+                "kind": "fanotify" if not isinstance(row.watch, Watch) else row.watch.kind,
+                "mark": None if isinstance(row.watch, Watch) else row.watch.kind,
+                "wd": row.watch.wd if isinstance(row.watch, Watch) and row.watch.wd >= 0 else None,
+                **_inode_json(row),
+                "mask": row.watch.mask,
+                "path": output.json_path(row.path),
+                "why": row.why,
+                "mntns": row.mntns,
+            }
+            for row in census.watches
+        ],
+    }
+
+
+def _inode_json(row: WatchedPath) -> dict[str, Any]:
+    from irmapdb.model import Watch
+
+    if not isinstance(row.watch, Watch):
+        return {"dev": None, "ino": None, "handle": None}
+    identity = row.watch.identity
+    handle = str(identity.handle) if identity.handle else None
+    return {"dev": identity.kdev, "ino": identity.ino, "handle": handle}

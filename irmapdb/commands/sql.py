@@ -1,0 +1,256 @@
+"""`irmapdb sql`: questions to the database, which is only read."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from irmapdb.commands import output
+from irmapdb.commands.answers import Form, print_answer, print_separator
+from irmapdb.commands.options import AsJson, Database, WorkDirOption, database_path
+from irmapdb.errors import FileError, SqlError, UsageError
+
+if TYPE_CHECKING:
+    from irmapdb.store import Ask, Value
+
+__all__ = ["add_to", "parse_parameter", "resolve"]
+
+_FINDINGS = 3
+_LIMIT_ROWS = 10_000
+_TIMEOUT_S = 30.0
+
+_NAME = re.compile(r"[A-Za-z][\w-]*")
+_INTEGER = re.compile(r"0|-?[1-9]\d{0,18}")
+# One word, and yet SQL: to be refused as what it is.
+_BARE_STATEMENTS = {"ANALYZE", "BEGIN", "COMMIT", "END", "REINDEX", "ROLLBACK", "SELECT", "VACUUM"}
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command of this module."""
+    app.command()(sql)
+
+
+def sql(
+    query: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[QUERY]",
+            help="SQL, or the name of a saved query.  [default: stdin, or a prompt]",
+            show_default=False,
+        ),
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            "-f",
+            "--file",
+            metavar="FILE",
+            help="Read the SQL from this file; `-` is stdin.",
+            show_default=False,
+        ),
+    ] = None,
+    parameter: Annotated[
+        list[str] | None,
+        typer.Option(
+            "-p",
+            "--param",
+            metavar="NAME=VALUE",
+            help="The value of :NAME. Repeatable.",
+            show_default=False,
+        ),
+    ] = None,
+    list_saved: Annotated[bool, typer.Option("--list", help="List the saved queries.")] = False,
+    print_sql: Annotated[
+        bool, typer.Option("--print", help="Print the statement of a saved query; do not run it.")
+    ] = False,
+    as_json: AsJson = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, for spreadsheets.")] = False,
+    limit: Annotated[
+        int, typer.Option(metavar="ROWS", min=0, help="The most rows of an answer; 0: all.")
+    ] = _LIMIT_ROWS,
+    timeout: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS", min=0, help="The longest a statement may take; 0: any time."
+        ),
+    ] = _TIMEOUT_S,
+    work_dir: WorkDirOption = None,
+    db: Database = None,
+) -> None:
+    """Ask the database in SQL, or by the name of a saved query.
+
+    Nothing is ever changed: the file is opened for reading, and what would write, attach another
+    file or load an extension is refused. It may be in use meanwhile.
+
+    Tables and views are in `docs/sql.md`, and in the file itself (`.schema` at the prompt).
+    Functions beside SQLite's own: kdev('254:0') ↔ 266338304, hex_ino(dev, ino) as CRIU's log has
+    it, path_text(path). Without QUERY and at a terminal there is a prompt, with history and
+    completion.
+
+    Exit code 3: there were more rows than --limit.
+
+    Examples:
+        irmapdb sql --list
+
+        irmapdb sql stale -W /var/lib/ckpt
+
+        irmapdb sql history -p inode=fe00000:2e3
+
+        irmapdb sql "SELECT path FROM live_mappings WHERE device = '254:0'" --json
+
+        irmapdb sql -f report.sql --csv > report.csv
+
+    """
+    if as_json and as_csv:
+        message = "--json and --csv are two forms"
+        raise UsageError(message, advice="give one of them")
+    form = Form.JSON if as_json else Form.CSV if as_csv else Form.TABLE
+    if list_saved:
+        _print_saved(as_json=as_json)
+        return
+    if query is not None and file is not None:
+        message = "a query and a file"
+        raise UsageError(message, advice="give one of them")
+    values = dict(map(parse_parameter, parameter or ()))
+    if query is None and file is None and sys.stdin.isatty():
+        _prompt(database_path(db, work_dir), form, limit or None, timeout or None)
+        return
+    name = "" if query is not None else "<stdin>" if file is None or str(file) == "-" else str(file)
+    text = _read(file) if query is None else query
+    text, values = resolve(text, values)
+    if print_sql:
+        typer.echo(text)
+        return
+    with _open(database_path(db, work_dir)) as ask:
+        cut = _answer(ask, text, values, name, form, limit or None, timeout or None)
+    if cut:
+        raise typer.Exit(_FINDINGS)
+
+
+def _open(database: Path) -> Ask:
+    from irmapdb.store import Ask
+
+    return Ask.open(database, path_text=output.printable)
+
+
+def _answer(
+    ask: Ask,
+    text: str,
+    values: dict[str, Value],
+    name: str,
+    form: Form,
+    limit: int | None,
+    timeout_s: float | None,
+) -> bool:
+    """Print every answer; whether one was cut."""
+    cut = False
+    try:
+        for index, answer in enumerate(ask.ask(text, values, limit=limit, timeout_s=timeout_s)):
+            if index:
+                print_separator(form)
+            print_answer(answer, form)
+            if answer.cut:
+                cut = True
+                sys.stdout.flush()
+                output.say(f"cut after {output.count(len(answer.rows), 'row')}: --limit 0 has all")
+    except SqlError as error:
+        if not name:
+            raise
+        raise SqlError(
+            f"{name}: {error.args[0]}", advice=error.advice, place=error.place
+        ) from error
+    return cut
+
+
+def _read(file: Path | None) -> str:
+    if file is None or str(file) == "-":
+        data = sys.stdin.buffer.read()
+    else:
+        try:
+            data = file.read_bytes()
+        except OSError as error:
+            message = f"{file}: {error.strerror}"
+            raise FileError(message, advice="name a file with SQL with -f") from error
+    return data.decode("utf-8", "surrogateescape")
+
+
+def resolve(text: str, values: dict[str, Value]) -> tuple[str, dict[str, Value]]:
+    """The statement of a saved query with its parameters; any other text as it is.
+
+    UsageError for a name that nobody saved, and for a parameter that it does not have.
+    """
+    from irmapdb import queries
+
+    word = text.strip().removesuffix(";").strip()
+    if not _NAME.fullmatch(word) or word.upper() in _BARE_STATEMENTS:
+        return text, values
+    saved = queries.find(word)
+    for name in values:
+        if name not in saved.parameters:
+            known = ", ".join(saved.parameters) or "no parameter"
+            message = f"-p {name}: the saved query {word} has {known}"
+            raise UsageError(message)
+    for name, default in saved.parameters.items():
+        if default is None and name not in values:
+            message = f"the saved query {word} needs {name}"
+            raise UsageError(message, advice=f"-p {name}=VALUE")
+    return saved.sql, {**saved.parameters, **values}
+
+
+def parse_parameter(text: str) -> tuple[str, Value]:
+    """`NAME=VALUE`. A number is a number; text that is no UTF-8 is a BLOB, as paths are."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        message = f"-p {text}: not NAME=VALUE"
+        raise UsageError(message, advice="write -p days=7 for :days")
+    if _INTEGER.fullmatch(value) and -(1 << 63) <= int(value) < 1 << 63:
+        return name, int(value)
+    raw = os.fsencode(value)
+    try:
+        return name, raw.decode()
+    except UnicodeDecodeError:
+        return name, raw
+
+
+def _print_saved(*, as_json: bool) -> None:
+    from irmapdb import queries
+
+    if as_json:
+        output.print_json(
+            [
+                {
+                    "name": one.name,
+                    "about": one.about,
+                    "parameters": dict(one.parameters),
+                    "sql": one.sql,
+                }
+                for one in queries.SAVED.values()
+            ]
+        )
+        return
+    output.print_table(
+        ("name", "parameters", "about"),
+        [
+            (
+                one.name,
+                ", ".join(
+                    name if default is None else f"{name}={default}"
+                    for name, default in one.parameters.items()
+                ),
+                one.about,
+            )
+            for one in queries.SAVED.values()
+        ],
+    )
+
+
+def _prompt(database: Path, form: Form, limit: int | None, timeout_s: float | None) -> None:
+    from irmapdb.commands.prompt import Prompt
+
+    with _open(database) as ask:
+        Prompt(ask, form, limit, timeout_s).run()

@@ -1,0 +1,219 @@
+"""CRIU's configuration files: which one each runtime reads, and our line in it.
+
+One option a line, without dashes: `action-script /path`. A `#` begins a comment, anywhere, and a
+path with blanks cannot be written, quoted or not; the option may stand there several times, and
+CRIU calls every script (parse_statement() of criu/config.c, add_script() of
+criu/action-scripts.c). Who reads what: criu(8), CONFIGURATION FILES; runc's
+docs/checkpoint-restore.md; handle_criu_config_file() of crun's src/libcrun/criu.c.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import os
+import re
+import stat
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+from irmapdb import files
+from irmapdb.errors import FileError
+
+__all__ = [
+    "DIRECTORY",
+    "HOOK_NAME",
+    "Did",
+    "Done",
+    "Runtime",
+    "check_hook",
+    "config_files",
+    "install",
+    "line_for",
+    "uninstall",
+]
+
+DIRECTORY = Path("/etc/criu")
+HOOK_NAME = "irmapdb-hook"
+
+_LIMIT_BYTES = 1 << 20
+_OPTION = re.compile(rb'[ \t]*action-script(?:[ \t]+|=)"?([^"#\s]+)"?[ \t]*(?:#.*)?')
+_MADE_FILE = b"# made by irmapdb hook --install, which --uninstall undoes"
+_MADE_ALL = b"# made with its directory by irmapdb hook --install, which --uninstall undoes"
+_UNSAFE = re.compile(r'[\s"#]')
+
+
+class Runtime(enum.StrEnum):
+    """Who starts CRIU."""
+
+    CRIU = "criu"
+    """CRIU itself: its default configuration, which it reads whoever starts it."""
+    RUNC = "runc"
+    CRUN = "crun"
+    PODMAN = "podman"
+
+
+class Did(enum.StrEnum):
+    """What became of a file."""
+
+    ADDED = "line added"
+    MADE = "made, with the line"
+    REPLACED = "line of another irmapdb-hook replaced"
+    KEPT = "line is there already"
+    REMOVED = "line removed"
+    UNMADE = "removed, as it held nothing else"
+    NOTHING = "nothing of ours in it"
+
+
+class Done(NamedTuple):
+    """One file, and what was done to it."""
+
+    file: Path
+    did: Did
+    other_scripts: tuple[str, ...]
+    """Action scripts of other people in it: CRIU calls them as well."""
+
+
+def config_files(runtime: Runtime, directory: Path = DIRECTORY) -> tuple[Path, ...]:
+    """The files in which a line reaches CRIU when this runtime starts it.
+
+    crun reads crun.conf where there is one, else runc.conf; podman uses either runtime.
+    """
+    runc, crun = directory / "runc.conf", directory / "crun.conf"
+    match runtime:
+        case Runtime.CRIU:
+            return (directory / "default.conf",)
+        case Runtime.RUNC:
+            return (runc,)
+        case Runtime.CRUN:
+            # A new crun.conf would take from crun what runc.conf says.
+            return (crun,) if crun.exists() or not runc.exists() else (runc,)
+        case Runtime.PODMAN:
+            return (runc, crun) if crun.exists() else (runc,)
+
+
+def line_for(hook: Path) -> str:
+    """The line that makes CRIU call the hook. FileError where CRIU could not read the path."""
+    text = str(hook)
+    if not hook.is_absolute() or _UNSAFE.search(text):
+        raise FileError(
+            f"{hook}: CRIU's configuration takes no path that is relative, or has blanks, quotes"
+            " or #",
+            advice="link it from elsewhere, and name the link with --script",
+        )
+    return f"action-script {text}"
+
+
+def check_hook(hook: Path) -> None:
+    """Refuse what CRIU could not execute, as that would fail every dump. FileError says why."""
+    advice = "install irmapdb, or name its irmapdb-hook with --script"
+    try:
+        mode = hook.stat().st_mode
+    except OSError as error:
+        raise FileError(f"{hook}: {error.strerror}", advice=advice) from error
+    if not stat.S_ISREG(mode) or not os.access(hook, os.X_OK):
+        raise FileError(f"{hook}: not an executable file", advice=advice)
+    if mode & stat.S_IWOTH:
+        raise FileError(
+            f"{hook}: everybody may write it, and CRIU runs it as root",
+            advice="chmod o-w it, or install irmapdb where only root can write",
+        )
+    environment = {**os.environ, "CRTOOLS_SCRIPT_ACTION": "irmapdb-check"}
+    try:
+        tried = subprocess.run(  # noqa: S603 as CRIU will
+            [hook], env=environment, stdin=subprocess.DEVNULL, capture_output=True, check=False
+        )
+    except OSError as error:
+        raise FileError(f"{hook}: cannot be executed: {error.strerror}", advice=advice) from error
+    if tried.returncode != 0:
+        raise FileError(f"{hook}: ends with exit code {tried.returncode}", advice=advice)
+
+
+def install(runtime: Runtime, hook: Path, directory: Path = DIRECTORY) -> list[Done]:
+    """Have CRIU call the hook. Everything else in the files stays, byte for byte.
+
+    FileError where the hook is none, or a file cannot be written or is a symbolic link.
+    """
+    line = line_for(hook).encode()
+    check_hook(hook)
+    return [_install(file, line) for file in config_files(runtime, directory)]
+
+
+def uninstall(runtime: Runtime, hook: Path | None, directory: Path = DIRECTORY) -> list[Done]:
+    """Undo `install`: take out every irmapdb-hook, and `hook` whatever its name is."""
+    return [_uninstall(file, hook) for file in config_files(runtime, directory)]
+
+
+def _install(file: Path, line: bytes) -> Done:
+    old = files.read_if_there(file, limit_bytes=_LIMIT_BYTES)
+    if old is None:
+        header = _MADE_FILE if file.parent.exists() else _MADE_ALL
+        _make_directory(file.parent)
+        files.replace_whole(file, b"\n".join((header, line, b"")), mode=0o644)
+        return Done(file, Did.MADE, ())
+    lines = old.split(b"\n")
+    ours = [one for one in lines if _is_ours(one, _script(line))]
+    others = _others(lines, _script(line))
+    if [_script(one) for one in ours] == [_script(line)]:
+        return Done(file, Did.KEPT, others)
+    if ours:
+        # In the place of the first.
+        lines[lines.index(ours[0])] = line
+        lines = [one for one in lines if one == line or one not in ours]
+    elif lines[-1] == b"":
+        lines[-1:] = [line, b""]
+    else:
+        lines.append(line)  # the last line had no end, and ours has none: to be undone exactly
+    _rewrite(file, lines)
+    return Done(file, Did.REPLACED if ours else Did.ADDED, others)
+
+
+def _uninstall(file: Path, hook: Path | None) -> Done:
+    old = files.read_if_there(file, limit_bytes=_LIMIT_BYTES)
+    lines = [] if old is None else old.split(b"\n")
+    own = b"" if hook is None else os.fsencode(hook)
+    others = _others(lines, own)
+    kept = [one for one in lines if not _is_ours(one, own)]
+    if kept == lines:
+        return Done(file, Did.NOTHING, others)
+    header = kept[0]
+    if header in {_MADE_FILE, _MADE_ALL}:
+        del kept[0]
+        if kept in ([], [b""]):
+            file.unlink()
+            if header == _MADE_ALL:
+                with contextlib.suppress(OSError):  # somebody else uses it by now
+                    file.parent.rmdir()
+            return Done(file, Did.UNMADE, others)
+    _rewrite(file, kept)
+    return Done(file, Did.REMOVED, others)
+
+
+def _make_directory(directory: Path) -> None:
+    try:
+        directory.mkdir(exist_ok=True)
+    except OSError as error:
+        raise FileError(
+            f"cannot make {directory}: {error.strerror}", advice="try as root"
+        ) from error
+
+
+def _rewrite(file: Path, lines: list[bytes]) -> None:
+    mode = stat.S_IMODE(file.stat().st_mode)
+    files.replace_whole(file, b"\n".join(lines), mode=mode)
+
+
+def _script(line: bytes) -> bytes:
+    found = _OPTION.fullmatch(line)
+    return found[1] if found else b""
+
+
+def _is_ours(line: bytes, own: bytes) -> bool:
+    script = _script(line)
+    return script != b"" and (script == own or os.path.basename(script) == HOOK_NAME.encode())
+
+
+def _others(lines: list[bytes], own: bytes) -> tuple[str, ...]:
+    scripts = (_script(line) for line in lines if not _is_ours(line, own))
+    return tuple(os.fsdecode(script) for script in scripts if script)

@@ -1,0 +1,76 @@
+"""A directory of our own tree as a root: an unpacked image, the mounted rootfs of a container.
+
+proc_pid_mountinfo(5) tells the mounts of our namespace as seen from our root; what of them lies
+below the directory is told here as somebody would see it whose root that directory is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import TYPE_CHECKING
+
+from irmapdb.errors import FileError
+from irmapdb.kernel import procfs, syscalls
+from irmapdb.kernel.root import Root
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from irmapdb.model import Mount
+
+__all__ = ["open_directory_root"]
+
+
+class _DirectoryRoot(Root):
+    __slots__ = ()
+
+    def _take(self, mounts: Iterable[Mount]) -> None:
+        super()._take(self._shown(tuple(mounts)))
+
+    def _shown(self, mounts: tuple[Mount, ...]) -> Iterator[Mount]:
+        own = syscalls.statx(self.fd).mnt_id
+        if own is None:  # before Linux 5.8
+            own = _nearest(mounts, self.prefix)
+        below = {own}
+        grown = True
+        while grown:  # a mount need not stand behind the one that it is mounted on
+            more = {mount.mnt_id for mount in mounts if mount.parent_id in below} - below
+            below |= more
+            grown = bool(more)
+        for mount in mounts:
+            if mount.mnt_id == own:
+                within = self.prefix.removeprefix(mount.mountpoint.rstrip(b"/"))
+                root = mount.root.rstrip(b"/") + within
+                yield mount._replace(mountpoint=b"/", root=root or b"/")
+            elif mount.mnt_id in below and mount.mountpoint.startswith(self.prefix + b"/"):
+                yield mount._replace(mountpoint=mount.mountpoint.removeprefix(self.prefix))
+
+
+def _nearest(mounts: Iterable[Mount], path: bytes) -> int | None:
+    above = [m for m in mounts if (path + b"/").startswith(m.mountpoint.rstrip(b"/") + b"/")]
+    return max(above, key=lambda mount: len(mount.mountpoint)).mnt_id if above else None
+
+
+def open_directory_root(directory: bytes) -> Root:
+    """The root that begins at a directory. A link on the way to it is followed, below it none.
+
+    FileError where it is none, or lies in another mount namespace (as /proc/PID/root can).
+    """
+    name = os.fsdecode(directory)
+    try:
+        fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise FileError(f"{name}: {error.strerror}", advice="name a directory") from error
+    with contextlib.ExitStack() as opened:
+        opened.callback(os.close, fd)
+        own = syscalls.statx(fd).mnt_id
+        if own is not None and own not in {m.mnt_id for m in procfs.read_mountinfo("self")}:
+            message = f"{name}: lies in another mount namespace"
+            raise FileError(message, advice="name one of its tasks with -t")
+        prefix = os.fsencode(os.readlink(f"/proc/self/fd/{fd}")).rstrip(b"/")
+        table_fd = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
+        opened.callback(os.close, table_fd)
+        root = _DirectoryRoot(fd, table_fd, procfs.mount_namespace("self"), prefix)
+        opened.pop_all()
+        return root

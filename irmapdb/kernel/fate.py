@@ -1,0 +1,67 @@
+"""What became of inodes, as their filesystem tells by the handle: there, without a name, or gone.
+
+open_by_handle_at(2) needs no name, and refuses a handle whose inode is gone or whose number was
+given to another one (ESTALE): the generation in the handle tells. Needs CAP_DAC_READ_SEARCH.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+import os
+from typing import TYPE_CHECKING
+
+from irmapdb.kernel import syscalls
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from irmapdb.kernel.root import Root
+    from irmapdb.model import FileHandle
+
+__all__ = ["Fate", "fates"]
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK
+
+
+class Fate(enum.Enum):
+    """What became of an inode."""
+
+    NAMED = "named"
+    """It is there and has a name, wherever that is."""
+    UNLINKED = "unlinked"
+    """It has no name left; somebody holds it open."""
+    GONE = "gone"
+    """The filesystem does not know it any more."""
+    UNKNOWN = "unknown"
+    """The filesystem cannot be asked, or not by us."""
+
+
+def fates(root: Root, kdev: int, handles: Iterable[FileHandle]) -> dict[FileHandle, Fate]:
+    """What became of inodes of one device, asked through any mount of it in this root."""
+    for mount in root.mounts_of(kdev):
+        try:
+            fd = root.open(mount.mountpoint, _DIRECTORY)
+        except OSError:
+            continue  # a file that is a mount point, or one that we may not open
+        try:
+            # FUSE says ESTALE of whatever it has forgotten (fuse_get_dentry() of fs/fuse/inode.c).
+            forgets = mount.fstype.startswith("fuse")
+            return {handle: _fate(fd, handle, forgets=forgets) for handle in handles}
+        finally:
+            os.close(fd)
+    return dict.fromkeys(handles, Fate.UNKNOWN)
+
+
+def _fate(mount_fd: int, handle: FileHandle, *, forgets: bool) -> Fate:
+    try:
+        fd = syscalls.open_by_handle_at(mount_fd, handle, os.O_PATH)
+    except OSError as error:
+        gone = error.errno == errno.ESTALE and not forgets
+        return Fate.GONE if gone else Fate.UNKNOWN
+    try:
+        return Fate.NAMED if os.fstat(fd).st_nlink else Fate.UNLINKED
+    except OSError:
+        return Fate.UNKNOWN
+    finally:
+        os.close(fd)

@@ -1,0 +1,124 @@
+"""What an xfs with parent pointers knows of an inode's names, each with its directory.
+
+Parent pointers are made by `mkfs.xfs -n parent=1`. An inode is (number, generation), so a number
+that was used again is another inode. XFS_IOC_GETPARENTS_BY_HANDLE asks without opening anything.
+
+Sources: ioctl_xfs_getparents(2) of xfsprogs; fs/xfs/libxfs/xfs_fs.h, fs/xfs/xfs_handle.c,
+xfs_export.c of Linux 6.18. The ioctl is there since 6.10.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import struct
+import threading
+from typing import TYPE_CHECKING, NamedTuple
+
+from irmapdb.kernel import ioctl
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from irmapdb.model import FileHandle
+
+__all__ = ["Inode", "inode_of", "parents", "parse_parents"]
+
+
+class Inode(NamedTuple):
+    """An inode of one xfs."""
+
+    ino: int
+    generation: int
+
+
+# FILEID_INO32_GEN and FILEID_INO32_GEN_PARENT, which a filesystem mounted with inode32 may show,
+# and both with XFS_FILEID_TYPE_64FLAG. The inode comes first, then the parent.
+_HANDLES = {
+    0x01: (8, struct.Struct("=II")),
+    0x02: (16, struct.Struct("=II")),
+    0x81: (12, struct.Struct("=QI")),
+    0x82: (24, struct.Struct("=QI")),
+}
+
+
+def inode_of(handle: FileHandle) -> Inode | None:
+    """The inode that a handle of xfs names; None for any other handle.
+
+    Other filesystems use the same types: look at the filesystem first.
+    """
+    size, head = _HANDLES.get(handle.type, (None, None))
+    if head is None or len(handle.data) != size:
+        return None
+    return Inode(*head.unpack_from(handle.data))
+
+
+# struct xfs_handle: fsid, fid_len, fid_pad, fid_gen, fid_ino. The fsid is not looked at, the
+# descriptor says which filesystem is meant (xfs_khandle_to_inode()).
+_HANDLE = struct.Struct("=QHHIQ")
+_FID_BYTES = 14  # of fid_pad, fid_gen and fid_ino: what fid_len has to say
+# struct xfs_getparents_by_handle: the handle; the cursor, which starts as zeroes and is handed
+# back unread; gp_iflags, gp_oflags, gp_bufsize, padding, gp_buffer.
+_GETPARENTS = struct.Struct("=24s16sHHIQQ")
+_GETPARENTS_BY_HANDLE = ioctl.read_write(ord("X"), 63, _GETPARENTS.size)
+_DONE = 2  # XFS_GETPARENTS_OFLAG_DONE
+# struct xfs_getparents_rec: the parent's handle, gpr_reclen, reserved, the NUL-terminated name.
+_RECORD = struct.Struct("=QHHIQII")
+# A page holds a dozen of the longest names, and the kernel zeroes as much each time.
+_BUFFER_BYTES = 4096
+
+
+class _Buffer(threading.local):
+    # One for each thread.
+    def __init__(self) -> None:
+        self.records = ctypes.create_string_buffer(_BUFFER_BYTES)
+        self.address = ctypes.addressof(self.records)
+
+
+_buffer = _Buffer()
+# What a file can have of links that anybody made is far less: a bound for corrupt answers.
+_MOST_ROUNDS = 1 << 16
+
+
+def parse_parents(raw: bytes) -> list[tuple[Inode, bytes]]:
+    """The records of one buffer: a parent and the name in it.
+
+    A buffer that begins with zeroes holds none. The length of the last record runs to the end of
+    the buffer. What is cut short is left out.
+    """
+    found: list[tuple[Inode, bytes]] = []
+    position = 0
+    while position + _RECORD.size < len(raw):
+        _, _, _, generation, ino, length, _ = _RECORD.unpack_from(raw, position)
+        if length <= _RECORD.size or position + length > len(raw):
+            break
+        name = raw[position + _RECORD.size : position + length]
+        end = name.find(b"\0")
+        if end > 0:
+            found.append((Inode(ino, generation), name[:end]))
+        position += length
+    return found
+
+
+def parents(fd: int, inode: Inode) -> Sequence[tuple[Inode, bytes]]:
+    """Every name of an inode with the directory that it stands in; none for the root.
+
+    `fd` is any directory of the filesystem but no O_PATH descriptor. ESTALE: no such inode (any
+    more); EOPNOTSUPP: no parent pointers; ENOTTY: a kernel that does not know them; EPERM:
+    needs CAP_SYS_ADMIN.
+    """
+    handle = _HANDLE.pack(0, _FID_BYTES, 0, inode.generation, inode.ino)
+    records, address = _buffer.records, _buffer.address
+    found: list[tuple[Inode, bytes]] = []
+    cursor = b""
+    for _ in range(_MOST_ROUNDS):
+        # Where there is no record the kernel writes nothing: the answer before would be read.
+        ctypes.memset(address, 0, _RECORD.size)
+        request = _GETPARENTS.pack(handle, cursor, 0, 0, _BUFFER_BYTES, 0, address)
+        answer = fcntl.ioctl(fd, _GETPARENTS_BY_HANDLE, request)
+        _, cursor, _, flags, *_ = _GETPARENTS.unpack(answer)
+        batch = parse_parents(records.raw)
+        found += batch
+        if flags & _DONE or not batch:
+            break
+    return found

@@ -1,0 +1,179 @@
+"""The audit that writes: what does not hold is marked stale, what was found is stored.
+
+The check itself holds no lock on the database. So each row that is to be changed is read again in
+the transaction that changes it, and proved again: what a step has mended in between is left alone.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, NamedTuple
+
+from irmapdb import history
+from irmapdb.audit import Verdict, open_audit
+from irmapdb.engine import Disproved, Outcome
+from irmapdb.kernel import tasks
+from irmapdb.model import ChangeKind, Event, Resolved, RunStats, Source, StaleReason
+from irmapdb.store import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from irmapdb.audit import Audit, Finding, Options, Report
+    from irmapdb.history import Story
+    from irmapdb.model import CacheEntry, Change, InodeKey, Mapping
+    from irmapdb.store import Step
+
+__all__ = ["Mended", "mend"]
+
+
+class Mended(NamedTuple):
+    """What was found, and what was done about it."""
+
+    report: Report
+    run_id: int | None
+    """None where there was nothing to do: then nothing was written."""
+    changes: tuple[Change, ...]
+
+
+def mend(options: Options) -> Mended:
+    """Audit, then write. What could not be looked at stays as it is.
+
+    A mapping that was marked stale and holds again is live again.
+    """
+    started_at = datetime.now(UTC)
+    with open_audit(options) as auditing:
+        report = auditing.report()
+        todo = [finding for finding in report.findings if _is_to_be_written(finding)]
+        if not todo:
+            return Mended(report, None, ())
+        with (
+            Store.open(options.database, create=False, wait_s=options.wait_s) as store,
+            store.step() as tx,
+        ):
+            return _write(tx, auditing, report, todo, started_at)
+
+
+def _is_to_be_written(finding: Finding) -> bool:
+    if finding.verdict is Verdict.UNREACHABLE:
+        return False
+    return finding.is_news or _is_found(finding)
+
+
+def _is_found(finding: Finding) -> bool:
+    # A stale one that holds again, or whose inode has a path. Not by its number alone.
+    if finding.by_number:
+        return False
+    if finding.evidence is None:
+        return finding.mapping.stale
+    return bool(finding.evidence.moved_to)
+
+
+def _write(
+    tx: Step, auditing: Audit, report: Report, todo: list[Finding], started_at: datetime
+) -> Mended:
+    rows = _rows_now(tx, auditing, todo)
+    outcome = _prove_again(auditing, todo, {row.id: row for some in rows.values() for row in some})
+    story = history.tell(rows, outcome, lambda _identity, _path: None)
+    if not story.changes and not story.stale:
+        return Mended(report, None, ())
+    now = datetime.now(UTC)
+    held = tx.image_entries()
+    tx.mark_stale(story.stale, now)
+    tx.prove(outcome.resolved.values(), now, used=False)
+    entries = _entries(held, story)
+    if entries != held:
+        tx.set_image(entries)
+    pid = auditing.options.pid
+    task = tasks.read_task(pid) if pid is not None else None
+    run_id = tx.add_run(
+        Event.AUDIT_FIX,
+        pid=pid,
+        comm=None if task is None else task.comm,
+        started_at=started_at,
+        finished_at=now,
+        stats=RunStats(
+            resolve_us=report.took_us,
+            resolved=len(outcome.resolved),
+            stale=len(story.stale),
+            scanned=report.scanned,
+            sources=dict(Counter(str(one.source) for one in outcome.resolved.values())),
+        ),
+        outcome=_outcome(story.changes),
+    )
+    tx.add_changes(run_id, story.changes, now)
+    return Mended(report, run_id, story.changes)
+
+
+def _rows_now(tx: Step, auditing: Audit, todo: Iterable[Finding]) -> dict[InodeKey, list[Mapping]]:
+    keys = {finding.mapping.identity.key for finding in todo}
+    rows: dict[InodeKey, list[Mapping]] = {}
+    for mntns in (0, auditing.root.mntns):
+        for key, some in tx.load(keys, mntns).items():
+            rows.setdefault(key, []).extend(some)
+    return rows
+
+
+def _prove_again(auditing: Audit, todo: list[Finding], rows: dict[int | None, Mapping]) -> Outcome:
+    same = [finding for finding in todo if _is_unchanged(finding, rows)]
+    asked = [(one.mapping.identity, one.mapping.path) for one in same]
+    for finding in same:
+        if finding.evidence is not None and _is_found(finding):
+            asked += [(finding.mapping.identity, path) for path in finding.evidence.moved_to]
+    reasons = auditing.disproofs(asked)
+    outcome = Outcome()
+    for finding in same:
+        row = finding.mapping
+        reason = reasons[row.identity, row.path]
+        if reason is None:
+            if row.stale and not finding.by_number:
+                _add(outcome, row, [row.path], Source.STORED)
+        elif reason is not StaleReason.UNREACHABLE:
+            if not row.stale:
+                failed = Disproved(row.identity, row.path, Source.STORED, reason, row.mntns)
+                outcome.disproved.append(failed)
+            evidence = finding.evidence
+            if evidence is not None and _is_found(finding):
+                names = [one for one in evidence.moved_to if reasons[row.identity, one] is None]
+                _add(outcome, row, names, evidence.source or Source.STORED)
+    return outcome
+
+
+def _is_unchanged(finding: Finding, rows: dict[int | None, Mapping]) -> bool:
+    then, now = finding.mapping, rows.get(finding.mapping.id)
+    return now is not None and (now.identity, now.path, now.stale_at) == (
+        then.identity,
+        then.path,
+        then.stale_at,
+    )
+
+
+def _add(outcome: Outcome, row: Mapping, names: list[bytes], source: Source) -> None:
+    if not names:
+        return
+    known = outcome.resolved.get(row.identity)
+    if known is not None:
+        if known.mntns != row.mntns:
+            return
+        names = [known.path, *known.other_paths, *names]
+        source = known.source
+    best, *others = dict.fromkeys(names)
+    outcome.resolved[row.identity] = Resolved(row.identity, best, source, tuple(others), row.mntns)
+
+
+def _entries(entries: Iterable[CacheEntry], story: Story) -> list[CacheEntry]:
+    """What irmap-cache is to hold: the new path of what moved in the place of the old one."""
+    moved: dict[tuple[InodeKey, bytes | None], bytes] = {
+        (change.identity.key, change.old_path): change.path
+        for change in story.changes
+        if change.kind is ChangeKind.MOVED and not change.mntns
+    }
+    return [
+        entry._replace(path=moved.get((entry.key, entry.path), entry.path)) for entry in entries
+    ]
+
+
+def _outcome(changes: Iterable[Change]) -> str:
+    counts = Counter(str(change.kind) for change in changes)
+    return ", ".join(f"{counts[kind]} {kind}" for kind in ChangeKind if kind in counts)

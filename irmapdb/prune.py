@@ -1,0 +1,105 @@
+"""What need not be kept, taken out of a database at once, not a bit with each step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, NamedTuple
+
+from irmapdb.config import Retention
+from irmapdb.model import Event, RunStats
+from irmapdb.store import Pruned, Store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+__all__ = ["Options", "Report", "describe", "prune"]
+
+_ROWS_A_TRANSACTION = 20_000
+"""So that nobody who wants to write waits for long, and the log does not become as large as the
+database."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What is to be kept, and how."""
+
+    database: Path
+    keep: Retention = field(default_factory=Retention)
+    dry_run: bool = False
+    """Count, and write nothing."""
+    vacuum: bool = False
+    """Write the file anew at the end, without its free pages."""
+    progress: Callable[[int], None] = lambda _rows: None
+    """Told how many rows were taken out so far."""
+    wait_s: float = 10.0
+    """How long to wait for another process's step in the database."""
+
+
+class Report(NamedTuple):
+    """What was taken out; with `dry_run`, what would be."""
+
+    pruned: Pruned
+    run_id: int | None
+    """None where nothing was written."""
+    size: int
+    """Bytes of the file afterwards."""
+    free: int
+    """Those of them that new rows will use."""
+
+
+def prune(options: Options) -> Report:
+    """Take out what need not be kept, in several transactions; the last one adds a run for it."""
+    now = datetime.now(UTC)
+    if options.dry_run:
+        with Store.open_readonly(options.database, wait_s=options.wait_s) as store:
+            return Report(store.prunable(options.keep, now), None, *store.size())
+    with Store.open(options.database, create=False, wait_s=options.wait_s) as store:
+        pruned = _prune_all(store, options, now)
+        run_id = _add_run(store, pruned, now) if pruned.rows else None
+        if options.vacuum:
+            store.vacuum()
+        return Report(pruned, run_id, *store.size())
+
+
+def _prune_all(store: Store, options: Options, now: datetime) -> Pruned:
+    total = Pruned()
+    while True:
+        with store.step() as tx:
+            some = tx.prune(options.keep, now, _ROWS_A_TRANSACTION)
+        if not some.rows:
+            return total
+        total = total.plus(some)
+        options.progress(total.rows)
+
+
+def _add_run(store: Store, pruned: Pruned, started_at: datetime) -> int:
+    with store.step() as tx:
+        return tx.add_run(
+            Event.PRUNE,
+            pid=None,
+            comm=None,
+            started_at=started_at,
+            finished_at=datetime.now(UTC),
+            stats=RunStats(),
+            outcome=describe(pruned),
+        )
+
+
+_NOUNS = {
+    "runs": "run",
+    "watches": "watch",
+    "changes": "change",
+    "mappings": "mapping",
+}
+
+
+def describe(pruned: Pruned) -> str:
+    """`3 runs, 60 watches, …`, without what there is none of."""
+    parts = [
+        f"{number:,} {plural if number != 1 else _NOUNS[plural]}"
+        for plural, number in pruned._asdict().items()
+        if number
+    ]
+    return ", ".join(parts) or "nothing"

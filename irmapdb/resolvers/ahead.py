@@ -1,0 +1,118 @@
+"""A batch of inodes asked of a filesystem that knows their paths, ahead of the proof.
+
+What is asked here lies on disk and seldom in memory: for the rest the kernel still had a name.
+So a large batch is asked in the order of the inode numbers, which mostly is the order of the
+disk, and many at a time; and each path found is looked up there and then, so that its proof does
+not wait for the disk once more.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import TYPE_CHECKING, TypeVar
+
+from irmapdb.engine import Candidate, Note
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from irmapdb.engine import Answer
+    from irmapdb.kernel.root import Root
+    from irmapdb.model import FileHandle, Identity
+
+__all__ = ["Asked", "ask_all", "asked"]
+
+# A disk answers many reads in the time of one. A few inodes are not worth a thread, and what was
+# found and waits for its proof is not to fill the memory.
+_THREADS = 16
+_SLICE = 32
+_SLICES_AHEAD = 4 * _THREADS
+
+Node = TypeVar("Node", bound=tuple[int, ...])
+Asked = tuple[Node, "Identity"]
+"""An inode as its filesystem calls it, and as we do."""
+
+
+def asked(
+    identities: Sequence[Identity], node_of: Callable[[FileHandle], Node | None]
+) -> tuple[list[Asked[Node]], list[Note]]:
+    """The inodes that a filesystem can be asked for, in its order; a note for each other."""
+    nodes: list[Asked[Node]] = []
+    notes: list[Note] = []
+    for identity in identities:
+        node = node_of(identity.handle) if identity.handle else None
+        if node is None:
+            notes.append(Note(identity, "it has no handle that this filesystem would know"))
+        else:
+            nodes.append((node, identity))
+    nodes.sort()
+    return nodes, notes
+
+
+def ask_all(
+    root: Root, batch: Sequence[Asked[Node]], paths: Callable[[Node], Iterator[bytes]]
+) -> Iterator[Answer]:
+    """For each inode every path, or one note. OSError of `paths` becomes a note."""
+    if len(batch) <= _SLICE:
+        for one in batch:
+            yield from _ask(one, paths)
+        return
+
+    def ask_slice(part: Sequence[Asked[Node]]) -> list[Answer]:
+        answers = [answer for one in part for answer in _ask(one, paths)]
+        for answer in answers:
+            if isinstance(answer, Candidate):
+                _warm(root, answer.path)
+        return answers
+
+    slices = (batch[start : start + _SLICE] for start in range(0, len(batch), _SLICE))
+    pool = ThreadPoolExecutor(_THREADS)
+    try:
+        ahead = deque(pool.submit(ask_slice, part) for part in islice(slices, _SLICES_AHEAD))
+        while ahead:
+            answers = ahead.popleft().result()
+            ahead.extend(pool.submit(ask_slice, part) for part in islice(slices, 1))
+            yield from answers
+    finally:
+        pool.shutdown(cancel_futures=True)  # also where nobody wants the rest
+
+
+def _ask(one: Asked[Node], paths: Callable[[Node], Iterator[bytes]]) -> Iterator[Answer]:
+    node, identity = one
+    found = False
+    note = "no mount of this root shows it"
+    try:
+        for path in paths(node):
+            found = True
+            yield Candidate(identity, path)
+    except OSError as error:
+        note = _why_not(error)
+    if not found:
+        yield Note(identity, note)
+
+
+def _warm(root: Root, path: bytes) -> None:
+    try:
+        os.close(root.open(path))
+    except OSError:
+        return  # the proof will say why
+
+
+def _why_not(error: OSError) -> str:
+    match error.errno:
+        case errno.ENOENT | errno.ESTALE:
+            return "the filesystem has no name for it"
+        case errno.ENOTDIR:
+            return "this root shows no directory of the filesystem to ask through"
+        case errno.ENOTTY:
+            return "this kernel cannot tell the names of an inode"
+        case errno.EOPNOTSUPP:
+            return "this filesystem keeps no parent pointers"  # xfs alone says so
+        case errno.EPERM:
+            return "asking the filesystem needs CAP_SYS_ADMIN"
+        case _:
+            return f"the filesystem cannot tell: {error.strerror}"

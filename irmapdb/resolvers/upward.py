@@ -1,0 +1,172 @@
+"""From an inode up to the mounts that show it, directory by directory.
+
+For filesystems that know the names of an inode. Nothing is walked down and nothing looked for:
+an inode's directory is asked for its name, that one's directory for its, and so on, until one is
+the root of a visible mount; the names put together are a path below it. Directories are
+remembered, so a batch asks for each once. A path is as deep as it is, beyond PATH_MAX too.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING, Generic, Self, TypeVar
+
+from irmapdb.kernel import identity as kernel_identity
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from irmapdb.engine import Wanted
+    from irmapdb.kernel.root import Root
+    from irmapdb.model import FileHandle, Identity, Mount
+
+__all__ = ["DIRECTORY", "REFUSALS", "Upward", "by_device", "shows"]
+
+DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK
+"""How a mount is opened to be asked: an ioctl takes no O_PATH descriptor."""
+
+REFUSALS = frozenset({errno.ENOTTY, errno.EOPNOTSUPP, errno.EPERM})
+"""The kernel or the filesystem cannot tell, or we may not ask: so it is for every inode."""
+
+# A path that a person or a program made is far shorter; one in a hostile tree need not be, nor one
+# that a broken filesystem tells of.
+_LONGEST_BYTES = 1 << 16
+
+Node = TypeVar("Node", bound=tuple[int, ...])
+
+
+def by_device(root: Root, wanted: Wanted, fstype: str) -> dict[int, list[Identity]]:
+    """What is wanted of the devices that are mounted with this filesystem type, by kdev."""
+    root.renew()
+    kdevs = {mount.kdev for mount in root.by_mountpoint.values() if mount.fstype == fstype}
+    found: dict[int, list[Identity]] = {}
+    for identity in wanted:
+        if identity.kdev in kdevs:
+            found.setdefault(identity.kdev, []).append(identity)
+    return found
+
+
+def shows(root: Root, mount: Mount, path: bytes) -> bool:
+    """Whether a lookup of `path` ends on this mount, and not on one that lies over it."""
+    met = root.mount_of(path)
+    return met is not None and met.mnt_id == mount.mnt_id
+
+
+class Upward(Generic[Node]):
+    """One device of one root. A context manager: holds a directory of the device open.
+
+    `node_of` gives the inode that a handle names; `names`, from a descriptor on the device, every
+    name of an inode with the directory that it stands in (OSError as its ioctl).
+    """
+
+    def __init__(
+        self,
+        root: Root,
+        kdev: int,
+        node_of: Callable[[FileHandle], Node | None],
+        names: Callable[[int, Node], Sequence[tuple[Node, bytes]]],
+    ) -> None:
+        self._root = root
+        self._node_of = node_of
+        self._names = names
+        self._parents: dict[Node, tuple[Node, bytes] | None] = {}
+        self._fd: int | None = None
+        self._refusal: int | None = None
+        self.tops: dict[Node, list[Mount]] = {}
+        """The inodes that are the roots of the device's visible mounts."""
+        for mount in root.mounts_of(kdev):
+            self._add_top(mount)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+    def _add_top(self, mount: Mount) -> None:
+        try:
+            fd = self._root.open(mount.mountpoint)
+        except OSError:
+            return
+        try:
+            found = kernel_identity.identify_fd(self._root, fd)
+        except OSError:
+            return
+        finally:
+            os.close(fd)
+        node = self._node_of(found.handle) if found.handle else None
+        if node is None or found.kdev != mount.kdev:
+            return  # unmounted, or something was mounted over it
+        self.tops.setdefault(node, []).append(mount)
+        if self._fd is None:
+            try:
+                self._fd = self._root.open(mount.mountpoint, DIRECTORY)
+            except OSError:
+                return  # a file bound over another
+
+    def paths(self, node: Node) -> Iterator[bytes]:
+        """Every path of an inode in this root; none where no mount shows it.
+
+        FileNotFoundError: the filesystem has no name for it; NotADirectoryError: there is no
+        directory to ask through; else as the ioctl.
+        """
+        for mount in self.tops.get(node, ()):
+            yield mount.mountpoint
+        names = self._ask(node)
+        if not names and node not in self.tops:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        failure = None
+        for directory, name in names:
+            try:
+                yield from self._paths_below(directory, name)
+            except OSError as error:
+                failure = error  # a directory removed under us; there may be other links
+        if failure is not None:
+            raise failure
+
+    def _paths_below(self, directory: Node, name: bytes) -> Iterator[bytes]:
+        parts = [name]
+        length = len(name)
+        above: set[Node] = set()
+        while directory not in above and _is_name(name):
+            above.add(directory)
+            for mount in self.tops.get(directory, ()):
+                path = b"/".join((mount.mountpoint.rstrip(b"/"), *reversed(parts)))
+                if shows(self._root, mount, path):
+                    yield path
+            up = self._parent(directory)
+            if up is None:
+                return
+            directory, name = up
+            parts.append(name)
+            length += 1 + len(name)
+            if length > _LONGEST_BYTES:
+                raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+
+    def _parent(self, directory: Node) -> tuple[Node, bytes] | None:
+        try:
+            return self._parents[directory]
+        except KeyError:
+            names = self._ask(directory)
+            # A directory has one name. Two are one that was renamed while the filesystem told.
+            self._parents[directory] = up = names[0] if names else None
+            return up
+
+    def _ask(self, node: Node) -> Sequence[tuple[Node, bytes]]:
+        if self._refusal is not None:
+            raise OSError(self._refusal, os.strerror(self._refusal))
+        if self._fd is None:
+            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        try:
+            return self._names(self._fd, node)
+        except OSError as error:
+            if error.errno in REFUSALS:
+                self._refusal = error.errno
+            raise
+
+
+def _is_name(name: bytes) -> bool:
+    return name not in {b"", b".", b".."} and b"/" not in name and b"\0" not in name

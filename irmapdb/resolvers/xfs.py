@@ -1,0 +1,34 @@
+"""The parent pointers of xfs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from irmapdb.kernel import xfs
+from irmapdb.model import Source
+from irmapdb.resolvers.ahead import ask_all, asked
+from irmapdb.resolvers.upward import Upward, by_device
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from irmapdb.engine import Answer, Wanted
+    from irmapdb.kernel.root import Root
+
+__all__ = ["XfsParents"]
+
+
+class XfsParents:
+    """Every path of an inode on an xfs with parent pointers. Needs CAP_SYS_ADMIN."""
+
+    source = Source.XFS
+
+    def __init__(self, root: Root) -> None:
+        self._root = root
+
+    def __call__(self, wanted: Wanted) -> Iterator[Answer]:
+        for kdev, identities in by_device(self._root, wanted, "xfs").items():
+            batch, notes = asked(identities, xfs.inode_of)
+            yield from notes
+            with Upward(self._root, kdev, xfs.inode_of, xfs.parents) as upward:
+                yield from ask_all(self._root, batch, upward.paths)

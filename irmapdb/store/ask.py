@@ -1,0 +1,381 @@
+"""Questions in SQL: a database that is open for reading, and for nothing else.
+
+Three guards, each enough alone for most of what could be tried: the file is opened with
+`mode=ro`, `PRAGMA query_only` is on, and an authorizer lets only through what reads: no other
+file, no PRAGMA that sets something, no extension, no temporary table.
+
+Source: https://www.sqlite.org/c3ref/set_authorizer.html and c3ref/c_alter_table.html (the codes),
+https://www.sqlite.org/c3ref/progress_handler.html, https://www.sqlite.org/pragma.html.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sqlite3
+import time
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING, NamedTuple, Self, TypeAlias
+
+from irmapdb.errors import SqlError
+from irmapdb.model import InodeKey, format_kdev, kdev_of
+from irmapdb.store import sqltext
+from irmapdb.store.connect import check_unchanged, connect
+from irmapdb.store.failures import explain, primary_code, translated
+from irmapdb.store.file import absolute, check_readable
+from irmapdb.store.schema import check_newest
+from irmapdb.store.values import from_ino
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from types import TracebackType
+
+    from irmapdb.store.file import AnyPath
+    from irmapdb.store.sqltext import Piece
+
+__all__ = ["FUNCTIONS", "Answer", "Ask", "Value"]
+
+Value: TypeAlias = str | bytes | int | float | None
+"""What a cell holds. TEXT that another tool has spoilt has its odd bytes as lone surrogates."""
+
+FUNCTIONS = {
+    "kdev": "kdev('254:0') is 266338304, and kdev(266338304) is '254:0'",
+    "hex_ino": "hex_ino(dev, ino) is 'fe00000:2e3', as CRIU's log has it",
+    "path_text": "path_text(path) is printable text, as the tables show it",
+}
+"""The functions that questions have beside SQLite's own."""
+
+_BYTES_A_VALUE = 64 << 20
+_STEPS_BETWEEN_LOOKS = 5000
+
+_ALLOWED = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_RECURSIVE}
+_REFUSED_FUNCTIONS = {"load_extension", "fts3_tokenizer"}
+# Those that only tell; the second kind with an argument, which names a table.
+_PRAGMAS = {
+    *("application_id", "collation_list", "compile_options", "database_list", "encoding"),
+    *("freelist_count", "function_list", "journal_mode", "module_list", "page_count", "page_size"),
+    *("pragma_list", "schema_version", "user_version"),
+}
+_PRAGMAS_OF_A_TABLE = {
+    *("foreign_key_check", "foreign_key_list", "index_info", "index_list", "index_xinfo"),
+    *("integrity_check", "quick_check", "table_info", "table_list", "table_xinfo"),
+}
+# An error of the question, not of the database.
+_QUESTION_AT_FAULT = {
+    *(sqlite3.SQLITE_ERROR, sqlite3.SQLITE_AUTH, sqlite3.SQLITE_TOOBIG, sqlite3.SQLITE_MISMATCH),
+    *(sqlite3.SQLITE_RANGE, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_NOMEM),
+}
+
+
+class Answer(NamedTuple):
+    """What one statement gave."""
+
+    columns: tuple[str, ...]
+    rows: list[tuple[Value, ...]]
+    cut: bool
+    """Whether there were more rows than the limit."""
+    took_us: int
+
+
+class Ask:
+    """An open `irmap.db` that answers SQL. A context manager; not for use by several threads."""
+
+    def __init__(self, raw: sqlite3.Connection, path: bytes, wait_s: float) -> None:
+        self.path = path
+        """The file, absolute."""
+        self._raw = raw
+        self._wait_s = wait_s
+        self._stack = ExitStack()
+        self._deadline: float | None = None
+        self._over = False
+        self._refused = ""
+        self._function_said = ""
+        raw.text_factory = _text
+        raw.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
+        raw.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _BYTES_A_VALUE)
+        self._add_function("kdev", 1, _kdev)
+        self._add_function("hex_ino", 2, _hex_ino)
+        raw.set_authorizer(self._authorize)
+        raw.set_progress_handler(self._is_over, _STEPS_BETWEEN_LOOKS)
+
+    @classmethod
+    def open(
+        cls,
+        path: AnyPath,
+        *,
+        path_text: Callable[[bytes], str] = os.fsdecode,
+        wait_s: float = 10.0,
+    ) -> Ask:
+        """Open a database, also while another process writes. Nothing is changed, ever.
+
+        `path_text` is what the SQL function of that name does. Raises DatabaseError for what is
+        no database of ours, and for an older schema.
+        """
+        where = absolute(path)
+        check_readable(where)
+        with ExitStack() as stack:
+            connection = stack.enter_context(connect(where, write=False, wait_s=wait_s))
+            with translated(where, wait_s), connection.begin():
+                check_newest(connection, where)
+            raw = connection.connection.driver_connection
+            if not isinstance(raw, sqlite3.Connection):
+                raise TypeError(type(raw))
+            ask = cls(raw, where, wait_s)
+            ask._add_function("path_text", 1, lambda value: _path_text(value, path_text))
+            ask._stack = stack.pop_all()
+            return ask
+
+    def ask(
+        self,
+        text: str,
+        parameters: Mapping[str, Value] | None = None,
+        *,
+        limit: int | None = None,
+        timeout_s: float | None = None,
+    ) -> Iterator[Answer]:
+        """The answer of each statement of a text, one after the other.
+
+        `limit` is the most rows, `timeout_s` the longest time of one statement. Raises SqlError
+        for what SQLite does not understand, what takes too long, and what would not only read.
+        """
+        values = dict(parameters or {})
+        for piece in sqltext.split(text):
+            self._check_parameters(text, piece, values)
+            yield self._run(text, piece, values, limit, timeout_s)
+
+    def columns(self) -> dict[str, tuple[str, ...]]:
+        """The columns of every table and view, tables first."""
+        names = "SELECT name FROM sqlite_master WHERE type IN ('table', 'view') ORDER BY type, name"
+        columns = "SELECT name FROM pragma_table_info(:name) ORDER BY cid"
+        found: dict[str, tuple[str, ...]] = {}
+        with translated(self.path, self._wait_s):
+            for (name,) in self._raw.execute(names).fetchall():
+                found[name] = ()
+                with suppress(sqlite3.OperationalError):  # a view of a table that is gone
+                    rows = self._raw.execute(columns, {"name": name})
+                    found[name] = tuple(column for (column,) in rows)
+        return found
+
+    def schema(self, name: str | None = None) -> list[str]:
+        """The statements that made a table or view and its indexes, or all of them."""
+        made = (
+            "SELECT sql FROM sqlite_master WHERE sql IS NOT NULL "
+            "AND (:name IS NULL OR tbl_name = :name COLLATE NOCASE) ORDER BY rowid"
+        )
+        with translated(self.path, self._wait_s):
+            return [f"{sql};" for (sql,) in self._raw.execute(made, {"name": name})]
+
+    def close(self) -> None:
+        """Give the file back. A second time does nothing."""
+        self._stack.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _run(
+        self,
+        text: str,
+        piece: Piece,
+        values: dict[str, Value],
+        limit: int | None,
+        timeout_s: float | None,
+    ) -> Answer:
+        self._refused = self._function_said = ""
+        self._over = False
+        start = time.monotonic()
+        self._deadline = None if timeout_s is None else start + timeout_s
+        try:
+            cursor = self._raw.execute(piece.text, values)
+            rows = cursor.fetchall() if limit is None else cursor.fetchmany(limit + 1)
+        except (sqlite3.Error, ValueError, OverflowError) as error:
+            raise self._explain(error, text, piece, timeout_s) from error
+        finally:
+            self._deadline = None
+        columns = tuple(column[0] for column in cursor.description or ())
+        cursor.close()
+        check_unchanged(self._raw, self.path)
+        cut = limit is not None and len(rows) > limit
+        took_us = round((time.monotonic() - start) * 1e6)
+        return Answer(columns, rows[:limit], cut, took_us)
+
+    def _check_parameters(self, text: str, piece: Piece, values: Mapping[str, Value]) -> None:
+        for token in sqltext.tokens(piece.text):
+            if token.kind != "parameter" or token.text[1:] in values:
+                continue
+            place = sqltext.excerpt(text, piece.start + token.start)
+            if token.text.startswith("?"):
+                advice = "write :NAME, and give its value by that name"
+                raise SqlError(f"{token.text} has no name", advice=advice, place=place)
+            name = token.text[1:]
+            raise SqlError(f"{token.text} has no value", advice=f"-p {name}=VALUE", place=place)
+
+    def _authorize(self, action: int, one: str | None, two: str | None, *_where: str | None) -> int:
+        if action in _ALLOWED:
+            return sqlite3.SQLITE_OK
+        if action == sqlite3.SQLITE_FUNCTION and two not in _REFUSED_FUNCTIONS:
+            return sqlite3.SQLITE_OK
+        if action == sqlite3.SQLITE_PRAGMA and (
+            one in _PRAGMAS_OF_A_TABLE or (one in _PRAGMAS and two is None)
+        ):
+            return sqlite3.SQLITE_OK
+        if action == sqlite3.SQLITE_UPDATE and one == "sqlite_master":
+            # SQLite describes a table-valued function to itself so. The statement of a person
+            # that says so changes no column, and meets the other guards.
+            return sqlite3.SQLITE_IGNORE
+        if action == sqlite3.SQLITE_FUNCTION:
+            self._refused = f"{two}()"
+        elif action == sqlite3.SQLITE_PRAGMA:
+            self._refused = f"PRAGMA {one}" if two is None else f"PRAGMA {one} = {two}"
+        else:
+            self._refused = _WRITES.get(action, "this")
+        return sqlite3.SQLITE_DENY
+
+    def _is_over(self) -> bool:
+        self._over = self._deadline is not None and time.monotonic() > self._deadline
+        return self._over
+
+    def _explain(
+        self, error: Exception, text: str, piece: Piece, timeout_s: float | None
+    ) -> BaseException:
+        """The error to raise for a statement that failed."""
+        if isinstance(error, UnicodeEncodeError):
+            place = sqltext.excerpt(text, piece.start + error.start)
+            advice = "write a path that is no UTF-8 as x'2f…', or give it with -p path=…"
+            return SqlError("not UTF-8", advice=advice, place=place)
+        if not isinstance(error, sqlite3.Error):
+            return SqlError(str(error))
+        code = primary_code(error)
+        if code == sqlite3.SQLITE_INTERRUPT:
+            if not self._over:
+                # The signal came while SQLite was at work, and could not pass through it.
+                return KeyboardInterrupt()
+            advice = "narrow the question, or give it more with --timeout"
+            return SqlError(f"stopped: it took longer than {timeout_s:g} s", advice=advice)
+        if self._refused or code == sqlite3.SQLITE_READONLY:
+            return self._refusal(text, piece)
+        if code is not None and code not in _QUESTION_AT_FAULT:
+            return explain(self.path, error, self._wait_s)
+        if self._function_said:
+            message = self._function_said
+            name = message.partition(":")[0]
+            offset = sqltext.find_name(name, piece.text)
+        else:
+            message = str(error)
+            offset = sqltext.locate(message, piece.text, self._complaint)
+        place = "" if offset is None else sqltext.excerpt(text, piece.start + offset)
+        said = _at_line(text, piece, offset) + message
+        return SqlError(said, advice=self._advise(message), place=place)
+
+    def _refusal(self, text: str, piece: Piece) -> SqlError:
+        first = next(sqltext.tokens(piece.text))
+        what = first.text.upper()
+        if what in {"SELECT", "VALUES", "WITH", "EXPLAIN", "PRAGMA"}:
+            what = self._refused or what
+        advice = "irmapdb sql only reads"
+        place = sqltext.excerpt(text, piece.start)
+        return SqlError(f"{what} is refused", advice=advice, place=place)
+
+    def _complaint(self, text: str) -> str:
+        # EXPLAIN: understood, but not run.
+        first = next(sqltext.tokens(text), None)
+        explained = text if first and first.text.upper() == "EXPLAIN" else f"EXPLAIN {text}"
+        try:
+            self._raw.execute(explained, _Nulls()).close()
+        except sqlite3.Error as error:
+            return str(error)
+        return ""
+
+    def _advise(self, message: str) -> str:
+        missing = sqltext.name_in(message)
+        if missing is None:
+            return ""
+        kind, name = missing
+        columns = self.columns()
+        known = {
+            "table": list(columns),
+            "column": [column for names in columns.values() for column in names],
+            "function": list(FUNCTIONS),
+        }[kind]
+        close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.75)
+        return f"did you mean {close[0]}?" if close else ""
+
+    def _add_function(self, name: str, arguments: int, function: Callable[..., Value]) -> None:
+        def told(*values: Value) -> Value:
+            try:
+                return function(*values)
+            except ValueError as error:
+                # SQLite would only say that there was one.
+                self._function_said = f"{name}: {error}"
+                raise
+
+        self._raw.create_function(name, arguments, told, deterministic=True)
+
+
+class _Nulls(dict[str, None]):
+    """A value for every parameter."""
+
+    def __missing__(self, key: str) -> None:
+        return None
+
+
+_WRITES = {
+    sqlite3.SQLITE_ATTACH: "ATTACH",
+    sqlite3.SQLITE_DETACH: "DETACH",
+    sqlite3.SQLITE_DELETE: "DELETE",
+    sqlite3.SQLITE_INSERT: "INSERT",
+    sqlite3.SQLITE_UPDATE: "UPDATE",
+}
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode("utf-8", "surrogateescape")
+
+
+def _at_line(text: str, piece: Piece, offset: int | None) -> str:
+    # Where the text has several lines, and only then.
+    if "\n" not in text.strip():
+        return ""
+    line = text.count("\n", 0, piece.start + (offset or 0)) + 1
+    return f"line {line}: "
+
+
+def _kdev(value: Value) -> Value:
+    match value:
+        case None:
+            return None
+        case int() if 0 <= value < 1 << 32:
+            return format_kdev(value)
+        case str():
+            major, colon, minor = value.partition(":")
+            if colon and major.isdecimal() and minor.isdecimal():
+                kdev = kdev_of(int(major), int(minor))
+                if format_kdev(kdev) == f"{int(major)}:{int(minor)}" and kdev < 1 << 32:
+                    return kdev
+    raise ValueError(f"{value!r} is neither a device number nor MAJOR:MINOR")
+
+
+def _hex_ino(dev: Value, ino: Value) -> Value:
+    if dev is None or ino is None:
+        return None
+    if not isinstance(dev, int) or not isinstance(ino, int):
+        raise ValueError(f"{dev!r}, {ino!r}: not a device and an inode number, as in dev and ino")
+    return str(InodeKey(dev, from_ino(ino)))
+
+
+def _path_text(value: Value, path_text: Callable[[bytes], str]) -> Value:
+    match value:
+        case None:
+            return None
+        case bytes():
+            return path_text(value)
+        case str():
+            return path_text(value.encode())
+    return str(value)

@@ -1,0 +1,46 @@
+"""The views of the schema: `views.sql`, and how it gets into a database.
+
+A view holds no data, so it is never changed: an upgrade takes all away, lets the revisions work
+on the tables alone (SQLite renames no table that a view speaks of), and makes those of the newest
+schema. migrations/env.py does that around every upgrade.
+
+Source: https://www.sqlite.org/lang_createview.html, https://www.sqlite.org/lang_altertable.html.
+"""
+
+from __future__ import annotations
+
+import re
+from importlib.resources import files
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+__all__ = ["create", "drop", "statements"]
+
+_VIEW = re.compile(r"^CREATE VIEW (\w+) .*?(?=;$)", re.MULTILINE | re.DOTALL)
+
+
+def statements() -> dict[str, str]:
+    """`CREATE VIEW …` of each view by its name."""
+    text = files("irmapdb.store").joinpath("views.sql").read_text(encoding="utf-8")
+    return {found[1]: found[0] for found in _VIEW.finditer(text)}
+
+
+def create(connection: Connection, others: dict[str, str] | None = None) -> None:
+    """Make all views, in the caller's transaction; and `others`, where ours leave them the name."""
+    for statement in ((others or {}) | statements()).values():
+        connection.exec_driver_sql(statement)
+
+
+def drop(connection: Connection) -> dict[str, str]:
+    """Drop all views, in the caller's transaction; the statements that made them, by name.
+
+    Some may be a person's own.
+    """
+    found = connection.exec_driver_sql("SELECT name, sql FROM sqlite_master WHERE type = 'view'")
+    dropped = dict(map(tuple, found.all()))
+    for name in dropped:
+        quoted = name.replace('"', '""')
+        connection.exec_driver_sql(f'DROP VIEW "{quoted}"')
+    return dropped

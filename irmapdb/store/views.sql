@@ -1,0 +1,427 @@
+-- The views of irmap.db: the same rows, in the words of the people who ask.
+--
+-- Plain SQL, so that the sqlite3 shell, sqlite-utils and datasette run every one of them. In all:
+--   device        254:0, as mountinfo and ls print it
+--   inode         unsigned: INTEGER, but TEXT from 2^63 on, more than SQLite's integers hold
+--   in_criu_log   fe00000:2e3, as CRIU's log prints the two of them
+--   dev, ino      as the tables have them (ino is signed there): for joins, and for the index
+-- Two rows speak of one inode where device and inode are equal, and the handles too where both
+-- have one. A path stays what it is, TEXT or BLOB: nothing here makes text of bytes that are none.
+--
+-- A change here is a new revision: irmapdb.store.views says how it gets into a database.
+
+CREATE VIEW all_mappings AS
+-- every path that is known or was, and whether it holds
+SELECT
+    path,
+    CASE
+        WHEN stale_at IS NOT NULL THEN 'stale'
+        WHEN revalidate = 1 THEN 'to be proved'
+        ELSE 'proved'
+    END AS state,
+    (dev >> 20) || ':' || (dev & 1048575) AS device,
+    CASE WHEN ino >= 0 THEN ino ELSE printf('%llu', ino) END AS inode,
+    printf('%x:%x', dev, ino) AS in_criu_log,
+    printf('%x:', handle_type) || lower(nullif(hex(handle), '')) AS handle,
+    source AS found_by,
+    first_seen_at,
+    validated_at AS proved_at,
+    last_used_at AS used_at,
+    stale_at,
+    stale_reason,
+    nullif(mntns, 0) AS mount_namespace,
+    id AS mapping_id,
+    dev,
+    ino
+FROM mapping;
+
+CREATE VIEW live_mappings AS
+-- the paths that hold as far as is known
+SELECT
+    path, state, device, inode, in_criu_log, handle, found_by, first_seen_at, proved_at, used_at,
+    mount_namespace, mapping_id, dev, ino
+FROM all_mappings
+WHERE stale_at IS NULL;
+
+CREATE VIEW stale_mappings AS
+-- the paths that no longer hold, the last first: since when, why, and where the file is now
+SELECT
+    path,
+    stale_reason,
+    CASE
+        WHEN age_s < 60 THEN age_s || ' s'
+        WHEN age_s < 3600 THEN (age_s / 60) || ' min'
+        WHEN age_s < 172800 THEN (age_s / 3600) || ' h'
+        ELSE (age_s / 86400) || ' days'
+    END AS stale_for,
+    (
+        SELECT live.path
+        FROM mapping AS live
+        WHERE live.dev = stale.dev AND live.ino = stale.ino AND live.mntns = stale.mntns
+            AND live.stale_at IS NULL
+            AND (live.handle IS NULL OR stale.handle IS NULL
+                OR (live.handle_type = stale.handle_type AND live.handle = stale.handle))
+        ORDER BY live.validated_at DESC, live.id DESC
+        LIMIT 1
+    ) AS moved_to,
+    (dev >> 20) || ':' || (dev & 1048575) AS device,
+    CASE WHEN ino >= 0 THEN ino ELSE printf('%llu', ino) END AS inode,
+    printf('%x:%x', dev, ino) AS in_criu_log,
+    printf('%x:', handle_type) || lower(nullif(hex(handle), '')) AS handle,
+    source AS found_by,
+    first_seen_at,
+    validated_at AS proved_at,
+    stale_at,
+    age_s AS stale_for_s,
+    nullif(mntns, 0) AS mount_namespace,
+    id AS mapping_id,
+    dev,
+    ino
+FROM (
+    SELECT *, max(strftime('%s', 'now') - strftime('%s', stale_at), 0) AS age_s
+    FROM mapping
+    WHERE stale_at IS NOT NULL
+) AS stale
+ORDER BY stale_at DESC, id DESC;
+
+CREATE VIEW mappings_by_last_proof AS
+-- the live paths, the longest unproved first, those that were never proved before them
+SELECT
+    path,
+    CASE
+        WHEN age_s IS NULL THEN 'never'
+        WHEN age_s < 60 THEN age_s || ' s ago'
+        WHEN age_s < 3600 THEN (age_s / 60) || ' min ago'
+        WHEN age_s < 172800 THEN (age_s / 3600) || ' h ago'
+        ELSE (age_s / 86400) || ' days ago'
+    END AS proved,
+    round(age_s / 86400.0, 2) AS days_unproved,
+    proved_at,
+    first_seen_at,
+    found_by,
+    device,
+    inode,
+    in_criu_log,
+    mapping_id,
+    dev,
+    ino
+FROM (
+    SELECT *, max(strftime('%s', 'now') - strftime('%s', proved_at), 0) AS age_s
+    FROM live_mappings
+)
+ORDER BY proved_at, mapping_id;
+
+CREATE VIEW inodes_with_several_paths AS
+-- the live paths of inodes that have more than one: hard links, bind mounts
+SELECT
+    paths, path, device, inode, in_criu_log, handle, state, proved_at, mount_namespace,
+    mapping_id, dev, ino
+FROM (
+    SELECT
+        one.*,
+        (
+            SELECT count(*)
+            FROM mapping AS other
+            WHERE other.dev = one.dev AND other.ino = one.ino AND other.stale_at IS NULL
+                AND other.mntns = coalesce(one.mount_namespace, 0)
+                AND (other.handle IS NULL OR one.handle IS NULL
+                    OR printf('%x:', other.handle_type) || lower(hex(other.handle)) = one.handle)
+        ) AS paths
+    FROM live_mappings AS one
+)
+WHERE paths > 1
+ORDER BY dev, ino, handle, mapping_id;
+
+CREATE VIEW shared_inode_numbers AS
+-- different files under one device and inode number: btrfs subvolumes, overlay layers, reuse
+SELECT
+    identities, device, inode, in_criu_log, handle, path, state, stale_reason, proved_at,
+    mount_namespace, mapping_id, dev, ino
+FROM all_mappings
+JOIN (
+    SELECT dev, ino, count(DISTINCT handle_type || ':' || hex(handle)) AS identities
+    FROM mapping
+    WHERE handle IS NOT NULL
+    GROUP BY dev, ino
+    HAVING min(handle) <> max(handle) OR min(handle_type) <> max(handle_type)
+) USING (dev, ino)
+ORDER BY dev, ino, handle, mapping_id;
+
+CREATE VIEW last_run AS
+-- the last pre-dump or dump that came to its end: what "now" means in the views below
+SELECT max(id) AS run_id
+FROM run
+WHERE event IN ('pre-dump', 'dump') AND outcome NOT LIKE 'failed:%';
+
+CREATE VIEW all_watches AS
+-- what each run saw: who watches what, and for which events
+SELECT
+    run_id,
+    pid,
+    comm AS process,
+    fd,
+    kind,
+    nullif(wd, -1) AS wd,
+    path,
+    (dev >> 20) || ':' || (dev & 1048575) AS device,
+    CASE WHEN ino >= 0 THEN ino ELSE printf('%llu', ino) END AS inode,
+    printf('%x:%x', dev, ino) AS in_criu_log,
+    printf('%x:', handle_type) || lower(nullif(hex(handle), '')) AS handle,
+    CASE
+        WHEN kind = 'inotify' AND mask & 4095 = 4095 THEN 'all'
+        ELSE rtrim(
+            CASE WHEN mask & 1 THEN 'access, ' ELSE '' END
+            || CASE WHEN mask & 2 THEN 'modify, ' ELSE '' END
+            || CASE WHEN mask & 4 THEN 'attrib, ' ELSE '' END
+            || CASE WHEN mask & 8 THEN 'close_write, ' ELSE '' END
+            || CASE WHEN mask & 16 THEN 'close_nowrite, ' ELSE '' END
+            || CASE WHEN mask & 32 THEN 'open, ' ELSE '' END
+            || CASE WHEN mask & 64 THEN 'moved_from, ' ELSE '' END
+            || CASE WHEN mask & 128 THEN 'moved_to, ' ELSE '' END
+            || CASE WHEN mask & 256 THEN 'create, ' ELSE '' END
+            || CASE WHEN mask & 512 THEN 'delete, ' ELSE '' END
+            || CASE WHEN mask & 1024 THEN 'delete_self, ' ELSE '' END
+            || CASE WHEN mask & 2048 THEN 'move_self, ' ELSE '' END
+            || CASE WHEN mask & 4096 THEN 'open_exec, ' ELSE '' END
+            || CASE WHEN mask & 65536 THEN 'open_perm, ' ELSE '' END
+            || CASE WHEN mask & 131072 THEN 'access_perm, ' ELSE '' END
+            || CASE WHEN mask & 262144 THEN 'open_exec_perm, ' ELSE '' END
+            || CASE WHEN mask & 268435456 THEN 'rename, ' ELSE '' END,
+            ', '
+        )
+    END AS events,
+    why,
+    nullif(mntns, 0) AS mount_namespace,
+    id AS watch_id,
+    dev,
+    ino
+FROM watch;
+
+CREATE VIEW last_watches AS
+-- what the last run saw
+SELECT
+    pid, process, fd, kind, wd, path, device, inode, in_criu_log, handle, events, why,
+    mount_namespace, run_id, watch_id, dev, ino
+FROM all_watches
+WHERE run_id = (SELECT run_id FROM last_run);
+
+CREATE VIEW unresolved_watches AS
+-- the watches of the last run without a path: a row for each resolver that was asked
+SELECT
+    last.pid,
+    last.process,
+    last.fd,
+    last.kind,
+    last.wd,
+    last.device,
+    last.inode,
+    last.in_criu_log,
+    tried.resolver,
+    coalesce(tried.note, last.why) AS note,
+    tried.position AS asked,
+    last.run_id,
+    last.watch_id,
+    last.dev,
+    last.ino
+FROM last_watches AS last
+LEFT JOIN tried ON tried.watch_id = last.watch_id
+WHERE last.path IS NULL
+ORDER BY last.watch_id, tried.position;
+
+CREATE VIEW watches_by_process AS
+-- the watches of the last run, counted by process, the busiest first
+SELECT
+    pid,
+    max(process) AS process,
+    count(DISTINCT fd) AS descriptors,
+    count(*) AS watches,
+    sum(kind = 'inotify') AS inotify,
+    sum(kind = 'fanotify') AS fanotify,
+    count(path) AS resolved,
+    count(*) - count(path) AS unresolved
+FROM last_watches
+GROUP BY pid
+ORDER BY watches DESC, pid;
+
+CREATE VIEW watches_by_directory AS
+-- the watches of the last run, counted by the directory that the watched name lies in
+SELECT
+    min(directory) AS directory,
+    count(*) AS watches,
+    count(DISTINCT path) AS names,
+    count(DISTINCT pid) AS processes
+FROM (
+    SELECT
+        path,
+        pid,
+        CASE
+            WHEN parent = '/' OR parent = x'2f' THEN '/'
+            WHEN typeof(path) = 'text' THEN rtrim(parent, '/')
+            ELSE CAST(rtrim(parent, '/') AS BLOB)
+        END AS directory
+    FROM (
+        -- All that is no "/" is taken off the end. char(1) keeps bytes apart that the "/"
+        -- between them kept apart, lest they make a character of their own.
+        SELECT path, pid, CASE typeof(path)
+            WHEN 'text' THEN rtrim(path, replace(path, '/', ''))
+            ELSE CAST(rtrim(path, replace(path, '/', char(1))) AS BLOB)
+        END AS parent
+        FROM last_watches
+        WHERE path IS NOT NULL
+    )
+)
+GROUP BY CAST(directory AS BLOB)
+ORDER BY watches DESC, directory;
+
+CREATE VIEW unwatched_mappings AS
+-- the live paths that nobody watched in the last run, the longest unused first
+SELECT
+    path, used_at, proved_at, first_seen_at, found_by, device, inode, in_criu_log,
+    mount_namespace, mapping_id, dev, ino
+FROM live_mappings
+WHERE mapping_id IN (
+    SELECT id
+    FROM mapping
+    WHERE stale_at IS NULL
+        AND (dev, ino) NOT IN (
+            SELECT dev, ino
+            FROM watch
+            WHERE run_id = (SELECT run_id FROM last_run) AND handle IS NULL
+        )
+        AND CASE
+            WHEN handle IS NULL THEN (dev, ino) NOT IN (
+                SELECT dev, ino FROM watch WHERE run_id = (SELECT run_id FROM last_run)
+            )
+            ELSE (dev, ino, handle_type, handle) NOT IN (
+                SELECT dev, ino, handle_type, handle
+                FROM watch
+                WHERE run_id = (SELECT run_id FROM last_run) AND handle IS NOT NULL
+            )
+        END
+)
+ORDER BY used_at, mapping_id;
+
+CREATE VIEW next_scan AS
+-- what is watched, has a name, and has no live path: the next step has to search for it
+SELECT
+    coalesce(
+        max(seen.path),
+        (
+            SELECT stale.path
+            FROM mapping AS stale
+            WHERE stale.dev = seen.dev AND stale.ino = seen.ino
+                AND (stale.handle IS NULL OR seen.handle IS NULL
+                    OR (stale.handle_type = seen.handle_type AND stale.handle = seen.handle))
+            ORDER BY stale.stale_at DESC, stale.id DESC
+            LIMIT 1
+        )
+    ) AS last_path,
+    count(*) AS watches,
+    (seen.dev >> 20) || ':' || (seen.dev & 1048575) AS device,
+    CASE WHEN seen.ino >= 0 THEN seen.ino ELSE printf('%llu', seen.ino) END AS inode,
+    printf('%x:%x', seen.dev, seen.ino) AS in_criu_log,
+    max(seen.why) AS why,
+    seen.dev,
+    seen.ino
+FROM watch AS seen
+WHERE seen.run_id = (SELECT run_id FROM last_run)
+    AND coalesce(seen.why, '') NOT LIKE '%: deleted'
+    AND NOT EXISTS (
+        SELECT 1
+        FROM mapping AS live
+        WHERE live.dev = seen.dev AND live.ino = seen.ino AND live.stale_at IS NULL
+            AND (live.handle IS NULL OR seen.handle IS NULL
+                OR (live.handle_type = seen.handle_type AND live.handle = seen.handle))
+    )
+GROUP BY seen.dev, seen.ino, seen.handle_type, seen.handle
+ORDER BY min(seen.id);
+
+CREATE VIEW change_log AS
+-- what happened to the mappings, and in which run
+SELECT
+    change.at,
+    change.kind AS what,
+    change.path,
+    change.old_path,
+    change.reason,
+    change.run_id,
+    run.event,
+    (change.dev >> 20) || ':' || (change.dev & 1048575) AS device,
+    CASE WHEN change.ino >= 0 THEN change.ino ELSE printf('%llu', change.ino) END AS inode,
+    printf('%x:%x', change.dev, change.ino) AS in_criu_log,
+    printf('%x:', change.handle_type) || lower(nullif(hex(change.handle), ''))
+        AS handle,
+    nullif(change.mntns, 0) AS mount_namespace,
+    change.id AS change_id,
+    change.mapping_id,
+    change.dev,
+    change.ino
+FROM change
+LEFT JOIN run ON run.id = change.run_id
+ORDER BY change.id;
+
+CREATE VIEW inode_history AS
+-- the same, with what came from images, in the order of time: choose one inode with WHERE
+SELECT *
+FROM (
+    SELECT
+        at, what, path, old_path, reason, run_id, event, device, inode, in_criu_log, handle,
+        change_id, dev, ino
+    FROM change_log
+    UNION ALL
+    SELECT
+        first_seen_at, 'imported', path, NULL, NULL, NULL, NULL, device, inode, in_criu_log,
+        handle, NULL, dev, ino
+    FROM all_mappings
+    WHERE found_by = 'image'
+)
+ORDER BY at, change_id;
+
+CREATE VIEW run_summary AS
+-- each run in a line: how long the tasks stood still, and what was found how
+SELECT
+    id AS run_id,
+    event,
+    pid,
+    comm AS process,
+    started_at,
+    CAST(round((julianday(finished_at) - julianday(started_at)) * 86400000) AS INTEGER) AS took_ms,
+    round(freezing_us / 1000.0, 1) AS freezing_ms,
+    round(frozen_us / 1000.0, 1) AS frozen_ms,
+    round(resolve_us / 1000.0, 1) AS resolve_ms,
+    watches,
+    resolved,
+    unresolved,
+    hits,
+    CAST(round(
+        100.0 * hits / (SELECT sum(identities) FROM run_source WHERE run_source.run_id = run.id)
+    ) AS INTEGER) AS hit_percent,
+    stale AS went_stale,
+    scanned,
+    (
+        SELECT group_concat(source || ' ' || identities, ', ')
+        FROM run_source
+        WHERE run_source.run_id = run.id
+    ) AS resolved_by,
+    outcome
+FROM run
+ORDER BY id;
+
+CREATE VIEW cache_entries AS
+-- what irmap-cache holds, in its order: CRIU tries the last entry of an inode first
+SELECT
+    image_entry.position,
+    all_mappings.path,
+    all_mappings.state,
+    all_mappings.device,
+    all_mappings.inode,
+    all_mappings.in_criu_log,
+    all_mappings.found_by,
+    all_mappings.proved_at,
+    all_mappings.mapping_id,
+    all_mappings.dev,
+    all_mappings.ino
+FROM image_entry
+JOIN all_mappings ON all_mappings.mapping_id = image_entry.mapping_id
+WHERE all_mappings.stale_at IS NULL
+ORDER BY image_entry.position;

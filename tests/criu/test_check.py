@@ -1,0 +1,459 @@
+"""check beside real CRIU: what it says before a dump is what the dump then does.
+
+Nothing is dropped from the caches between the two: a check that made a name known to the kernel
+which CRIU would not have found would be caught here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+
+from irmapdb import steps
+from irmapdb.check.dump import DumpCheck, Options, check_dump
+from irmapdb.check.restore import RestoreVerdict, check_images
+from irmapdb.check.verdicts import CriuVersion, Outcome, Verdict
+from irmapdb.check.version import criu_version
+from tests.support.area import PLACES
+from tests.support.criu import Criu, CriuRun, write_cache
+from tests.support.features import require
+from tests.support.filesystems import drop_caches, superblock_kdev
+from tests.support.notify import IN_OPEN
+from tests.support.watcher import Watcher
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from tests.support.area import MountArea
+    from tests.support.watcher import Watched
+
+_TRIES = 6
+
+_TO_OUTCOME = {verdict.name: verdict for verdict in Outcome}
+
+
+class State(NamedTuple):
+    """What the caches are, and how CRIU is called."""
+
+    name: str
+    cold: bool = False
+    forced: bool = False
+    helped: bool = False
+    """Whether irmap-cache is there, as pre-dump wrote it."""
+
+
+STATES = (
+    State("warm"),
+    State("helped", helped=True),
+    State("dropped", cold=True),
+    State("forced", cold=True, forced=True),
+    State("cached", cold=True, forced=True, helped=True),
+)
+
+
+class Bench:
+    """Predicts and dumps, with one pair of directories for each dump."""
+
+    def __init__(self, criu: Criu, target: Watcher, directory: Path) -> None:
+        self.criu = criu
+        self.target = target
+        self.directory = directory
+        self._dumps = 0
+
+    def pre_dump(self) -> bytes:
+        """The irmap-cache that pre-dump writes."""
+        work = self.new(None)
+        steps.pre_dump(steps.Options(self.target.pid, images_dir=work))
+        return (work / "irmap-cache").read_bytes()
+
+    def new(self, cache: bytes | None) -> Path:
+        """A directory for a dump, with this irmap-cache in it."""
+        self._dumps += 1
+        work = self.directory / f"dump-{self._dumps}"
+        work.mkdir()
+        if cache is not None:
+            (work / "irmap-cache").write_bytes(cache)
+        return work
+
+    def check(
+        self, work: Path, *, forced: bool = False, scan_paths: Sequence[Path] = ()
+    ) -> DumpCheck:
+        return check_dump(
+            Options(
+                self.target.pid,
+                images_dir=work,
+                version=CriuVersion(4, 1),
+                force_irmap=forced,
+                scan_paths=tuple(map(os.fsencode, scan_paths)),
+            )
+        )
+
+    def compare(
+        self,
+        watched: Watched,
+        *,
+        prepare: Callable[[], object] = lambda: None,
+        cache: bytes | None = None,
+        forced: bool = False,
+        scan_paths: Sequence[Path] = (),
+    ) -> tuple[Verdict, Outcome, Outcome, bytes | None, CriuRun]:
+        """The verdict, the outcome that it predicts, CRIU's, the predicted path, and the run.
+
+        Caches may be dropped by anyone at any time; if what check says after the dump differs
+        from before, it is all done again.
+        """
+        for _ in range(_TRIES):
+            work = self.new(cache)
+            prepare()
+            (before,) = self.check(work, forced=forced, scan_paths=scan_paths).watches
+            run = self.criu.dump(self.target.pid, work, force_irmap=forced, scan_paths=scan_paths)
+            did = _TO_OUTCOME[self.criu.verdict(run, watched).name]
+            (after,) = self.check(work, forced=forced, scan_paths=scan_paths).watches
+            said = before.prediction
+            if said.outcome is did or said.outcome is after.prediction.outcome:
+                break
+        return said.verdict, said.outcome, did, said.path, run
+
+
+@pytest.fixture
+def bench(criu: Criu, target: Watcher, tmp_path: Path) -> Bench:
+    directory = tmp_path / "dumps"
+    directory.mkdir()
+    return Bench(criu, target, directory)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [*PLACES, "/sys", "/proc"])
+def test_prediction_is_what_criu_does(kind: str, bench: Bench, area: MountArea) -> None:
+    if kind.startswith("/"):
+        names = {"/sys": ["kernel/uevent_seqnum"], "/proc": ["sys/kernel/hostname"]}[kind]
+        paths = [Path(kind, name) for name in names]
+    else:
+        directory = area.place(kind).directory
+        paths = [directory / "dir" / "file", directory / "dir"]
+    differences = []
+    for path in paths:
+        watched = bench.target.add_inotify(path)
+        cache = bench.pre_dump()
+        for state in STATES:
+            prepare = drop_caches if state.cold else lambda path=path: os.lstat(path)
+            verdict, said, did, _, run = bench.compare(
+                watched,
+                prepare=prepare,
+                cache=cache if state.helped else None,
+                forced=state.forced,
+            )
+            if said is not did:
+                differences.append((path.name, state.name, verdict, said, did, run))
+        bench.target.remove(watched)
+    assert differences == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "forced", "verdict"),
+    [
+        ("ext4", False, Verdict.NO_PATH),
+        ("ext4", True, Verdict.FAILS),
+        ("tmpfs", False, Verdict.FAILS),
+        ("overlay-upper", False, Verdict.FAILS),
+    ],
+)
+def test_deleted_file(
+    kind: str, verdict: Verdict, bench: Bench, area: MountArea, *, forced: bool
+) -> None:
+    file = area.place(kind).directory / "file"
+    watched = bench.target.add_inotify(file)
+    bench.target.open(file)
+    file.unlink()
+    said, predicted, did, _, run = bench.compare(watched, forced=forced)
+    assert (said, predicted) == (verdict, did), run
+
+
+def test_deleted_file_comes_back_without_its_watch(
+    bench: Bench, area: MountArea, tmp_path: Path
+) -> None:
+    # Why a watch on a deleted file is never called right.
+    file = area.place("ext4").directory / "file"
+    bench.target.add_inotify(file, IN_OPEN)
+    held = bench.target.open(file)
+    file.unlink()
+    images = tmp_path / "images"
+    assert bench.criu.dump(bench.target.pid, images, leave_running=False).ok
+    assert bench.criu.restore(bench.target, images).ok
+    bench.target.events()
+    os.close(os.open(f"/proc/{bench.target.pid}/fd/{held}", os.O_RDONLY))
+    assert bench.target.events() == []
+
+
+def test_wrong_path_by_an_overlay_of_two_filesystems(bench: Bench, area: MountArea) -> None:
+    """A directory there gets a number of the overlay's own, which a file may have as well."""
+    lower = area.ext4("lower").mountpoint / "tree"
+    lower.mkdir()
+    file = lower / "file"
+    file.touch()
+    for number in range(40):
+        (lower / f"dir-{number}").mkdir()
+    overlay = area.overlay(lower=lower, upper_base=area.ext4("upper").mountpoint).mountpoint
+    watched = bench.target.add_inotify(overlay / "file")
+    twins = [path for path in overlay.iterdir() if path.lstat().st_ino == watched.st_ino]
+    assert len(twins) == 2, "the directories' numbers run past the file's"
+
+    verdict, said, did, path, run = bench.compare(watched, scan_paths=[overlay])
+    assert (verdict, said, did) == (Verdict.WRONG_PATH, Outcome.WRONG_PATH, did), run
+    assert did is Outcome.WRONG_PATH
+    assert path != os.fsencode(overlay / "file")
+
+    (newer,) = check_dump(
+        Options(bench.target.pid, bench.directory, version=CriuVersion(4, 3))
+    ).watches
+    assert newer.prediction.verdict is Verdict.WRONG_PATH
+
+
+def test_wrong_path_below_a_mount_that_hides_the_file(bench: Bench, area: MountArea) -> None:
+    hidden = area.ext4("hidden").mountpoint
+    over = area.ext4("over").mountpoint
+    (hidden / "sub").mkdir()
+    (hidden / "sub" / "file").touch()
+    (over / "sub").mkdir()
+    (over / "file").touch()
+    watched = bench.target.add_inotify(hidden / "sub" / "file")
+    held = os.open(hidden / "sub" / "file", os.O_PATH)  # its name stays known
+    try:
+        assert (over / "file").stat().st_ino == watched.st_ino
+        area.bind(over, hidden / "sub")
+        verdict, said, did, _, run = bench.compare(watched)
+    finally:
+        os.close(held)
+    assert (verdict, said, did) == (Verdict.WRONG_PATH, said, Outcome.WRONG_PATH), run
+
+
+@pytest.mark.parametrize("named", ["file", "directory"])
+def test_scan_path_makes_the_difference(named: str, bench: Bench, area: MountArea) -> None:
+    place = area.place("overlay-lower")
+    watched = bench.target.add_inotify(place.directory / "dir" / "file")
+    start = place.directory / "dir" / "file" if named == "file" else place.mountpoint
+    without = bench.compare(watched)
+    assert without[:3] == (Verdict.OPTIONS, Outcome.FAILS, Outcome.FAILS), without
+    with_path = bench.compare(watched, scan_paths=[start])
+    assert with_path[:3] == (Verdict.PATH, Outcome.PATH, Outcome.PATH), with_path
+
+
+def test_entry_of_another_file_is_refused(bench: Bench, area: MountArea, tmp_path: Path) -> None:
+    place = area.place("overlay-lower")
+    watched = bench.target.add_inotify(place.directory / "dir" / "file")
+    kdev = superblock_kdev(place.mountpoint)
+    right = os.fsencode(place.directory / "dir" / "file")
+    link = place.directory / "link"
+    link.symlink_to("dir")
+
+    def with_entries(*paths: bytes) -> tuple[Verdict, Outcome, Outcome]:
+        entries = [(kdev, watched.st_ino, path) for path in paths]
+        image = write_cache(tmp_path / "work", entries).read_bytes()
+        verdict, said, did, _, run = bench.compare(watched, cache=image)
+        assert said is did, (paths, run)
+        return verdict, said, did
+
+    assert with_entries(os.fsencode(place.directory / "file"))[0] is Verdict.OPTIONS
+    assert with_entries(right[1:])[0] is Verdict.OPTIONS, "without its slash"
+    assert with_entries(b"/")[0] is Verdict.OPTIONS
+    assert with_entries(right, os.fsencode(place.directory / "gone"))[0] is Verdict.CACHE
+    assert with_entries(os.fsencode(link / "file"))[0] is Verdict.CACHE, "by way of a link"
+
+
+def test_cache_of_the_parent_images(bench: Bench, area: MountArea) -> None:
+    place = area.place("overlay-lower")
+    bench.target.add_inotify(place.directory / "dir")
+    parent = bench.new(bench.pre_dump())
+    images = bench.new(None)
+    (images / "parent").symlink_to(parent)
+    assert bench.check(images).right
+    assert bench.criu.dump(bench.target.pid, images).ok
+
+
+def test_the_last_of_several_mounts_is_tried_first(bench: Bench, area: MountArea) -> None:
+    place = area.place("ext4")
+    for name in ("one", "two"):
+        (area.path / name).mkdir()
+        area.bind(place.mountpoint, area.path / name)
+    watched = bench.target.add_inotify(place.directory / "dir")
+    verdict, said, did, path, run = bench.compare(watched)
+    assert (verdict, said) == (Verdict.PATH, did)
+    (dumped,) = bench.criu.dumped_watches(run.images)
+    assert dumped.path is not None
+    assert os.fsencode(dumped.path) == path == os.fsencode(area.path / "two" / "dir")
+
+
+@pytest.mark.slow
+def test_in_a_root_of_its_own(criu: Criu, area: MountArea, tmp_path: Path) -> None:
+    """As a container has it: an overlay for its root, in a mount namespace of its own."""
+    upper = area.ext4("layers").mountpoint
+    top = area.overlay(lower=Path("/"), upper_base=upper, options="xino=on").mountpoint
+    require((top / sys.executable[1:]).exists(), "Python on the root filesystem")
+    # The process goes on under the name of its pipes that it had outside.
+    outside = top / top.relative_to("/")
+    outside.parent.mkdir(parents=True, exist_ok=True)
+    if outside.exists():
+        outside.rmdir()
+    outside.symlink_to("/")
+    with Watcher(pipes=top / "pipes", unshare={"mount"}, rootfs=top) as target:
+        for fd in (0, 1, 2):
+            target.close_fd(fd)  # its last ties to the mounts outside
+        target.exec()
+        bench = Bench(criu, target, tmp_path)
+
+        def same(*scan_paths: Path, cache: bytes | None = None) -> DumpCheck:
+            work = bench.new(cache)
+            said = bench.check(work, scan_paths=scan_paths)
+            run = criu.dump(target.pid, work, scan_paths=scan_paths)
+            assert said.fails == (not run.ok), run
+            if run.ok:
+                paths = {one.watch.wd: one.prediction.path for one in said.watches}
+                dumped = criu.dumped_watches(work)
+                assert paths == {one.wd: os.fsencode(one.path or "") for one in dumped}
+            return said
+
+        for path in ("/", "/etc", "/etc/passwd"):
+            target.add_inotify(path)
+        assert {one.prediction.verdict for one in same().watches} == {Verdict.PATH}, "by the hints"
+        target.add_inotify("/usr/bin")
+        assert same().fails
+        assert not same(Path("/usr/bin")).fails
+        helped = same(cache=bench.pre_dump())
+        assert {one.prediction.verdict for one in helped.watches} == {Verdict.CACHE}
+
+
+def test_a_chroot_in_another_namespace_is_refused(area: MountArea, tmp_path: Path) -> None:
+    directory = area.place("tmpfs").directory
+    with Watcher(unshare={"mount"}, chroot=directory) as target:
+        target.add_inotify("/file")
+        report = check_dump(Options(target.pid, tmp_path, version=CriuVersion(4, 1)))
+    assert report.fails
+    assert [one.prediction.verdict for one in report.watches] == [Verdict.FAILS]
+    assert os.fsencode(directory) in os.fsencode(report.problems[0].why)
+
+
+def test_walk_of_an_overlay_is_counted(bench: Bench, area: MountArea) -> None:
+    # What CRIU 4.3 does; it has no package to compare with yet.
+    place = area.place("overlay-lower")
+    bench.target.add_inotify(place.directory / "dir" / "file")
+    bench.target.add_inotify(place.directory / "dir")
+    options = Options(bench.target.pid, bench.directory, version=CriuVersion(4, 3))
+    report = check_dump(options)
+    entries = sum(1 for _ in place.mountpoint.rglob("*"))
+    assert [one.prediction.verdict for one in report.watches] == [Verdict.WALK] * 2
+    assert [one.prediction.entries for one in report.watches] == [entries] * 2
+    assert report.right
+    assert report.walk_us == sum(one.prediction.walk_us for one in report.watches) > 0
+
+
+def test_command(bench: Bench, area: MountArea) -> None:
+    def run(*arguments: str | Path) -> tuple[int, dict[str, Any]]:
+        command = [sys.executable, "-m", "irmapdb", "check", *map(str, arguments), "--json"]
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        return done.returncode, json.loads(done.stdout)
+
+    place = area.place("overlay-lower")
+    bench.target.add_inotify(place.directory / "file")
+    work = bench.new(None)
+    call = ("-t", str(bench.target.pid), "-D", work, "--criu-version", "4.1")
+    code, said = run(*call)
+    assert (code, said["fails"], said["watches"][0]["verdict"]) == (3, True, "options")
+    (work / "irmap-cache").write_bytes(bench.pre_dump())
+    code, said = run(*call)
+    assert (code, said["right"], said["watches"][0]["verdict"]) == (0, True, "cache")
+    assert bench.criu.dump(bench.target.pid, work).ok
+    assert run("--images", work)[0] == 0
+    (place.directory / "file").unlink()
+    code, said = run("--images", work, "--root", "/")
+    assert (code, said["watches"][0]["verdict"]) == (3, "missing")
+
+
+def test_marks_and_damage(bench: Bench, area: MountArea) -> None:
+    place = area.place("ext4")
+    bench.target.add_fanotify(place.directory, what="mount")
+    work = bench.directory
+    mount_alone = bench.check(work)
+    assert mount_alone.right
+    assert bench.criu.dump(bench.target.pid, work).ok
+
+    bench.target.add_fanotify(place.directory, what="filesystem")
+    both = bench.check(work)
+    assert not both.right
+    assert not both.fails
+    done = bench.criu.dump(bench.target.pid, work)
+    assert done.ok
+    marks = [file["ffy"]["mark"] for file in bench.criu.show(work / "files.img") if "ffy" in file]
+    assert [mark["type"] for mark in marks[0]] == ["MOUNT"], "and the other one is gone"
+
+    (work / "irmap-cache").write_bytes(b"")
+    damaged = bench.check(work)
+    assert damaged.fails
+    assert not bench.criu.dump(bench.target.pid, work).ok
+
+
+def test_version_is_asked(
+    criu: Criu, target: Watcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(criu.program.parent), prepend=os.pathsep)
+    assert criu_version()[:2] == (4, 1)
+    report = check_dump(Options(target.pid, images_dir=tmp_path))
+    assert report.call.version.source == "criu --version"
+    assert report.right, "nothing is watched"
+
+
+def test_what_a_restore_will_find(bench: Bench, area: MountArea, tmp_path: Path) -> None:
+    top = area.path / "tree"
+    top.mkdir()
+    for name in ("stays", "goes", "turns"):
+        (top / name).touch()
+        bench.target.add_inotify(top / name)
+    filesystem = area.ext4()
+    cold = filesystem.mountpoint / "cold"
+    cold.touch()
+    bench.target.add_inotify(cold)
+    images = tmp_path / "images"
+    for _ in range(_TRIES):
+        drop_caches()
+        for path in top.iterdir():
+            path.stat()
+        assert bench.criu.dump(bench.target.pid, images).ok
+        if sum(watch.path is None for watch in bench.criu.dumped_watches(images)) == 1:
+            break  # else somebody else dropped caches as well
+
+    def verdicts(root: Path = Path("/")) -> dict[str, RestoreVerdict]:
+        watches = check_images(images, root).watches
+        paths = {one.watch.path or b"-": one.verdict for one in watches}
+        return {Path(os.fsdecode(path)).name: verdict for path, verdict in paths.items()}
+
+    there = RestoreVerdict.THERE
+    assert verdicts() == {
+        "stays": there,
+        "goes": there,
+        "turns": there,
+        "-": RestoreVerdict.BY_HANDLE,
+    }
+    # The last mount that CRIU could have opened the handle through goes with the device's number.
+    filesystem.remount_on_another_device()
+    (top / "goes").unlink()
+    (top / "turns").rename(top / "kept")  # so that what was watched can still be told
+    (top / "turns").mkdir()
+    assert verdicts() == {
+        "stays": there,
+        "goes": RestoreVerdict.MISSING,
+        "turns": RestoreVerdict.OTHER_TYPE,
+        "-": RestoreVerdict.NO_FILESYSTEM,
+    }
+    top.rename(area.path / "moved")
+    top.symlink_to("moved")
+    assert verdicts()["stays"] is RestoreVerdict.LINKED
+
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / tmp_path.parts[1]).symlink_to(f"/{tmp_path.parts[1]}")
+    assert verdicts(other)["stays"] is RestoreVerdict.MISSING, "its link does not lead out"

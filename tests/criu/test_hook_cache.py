@@ -1,0 +1,96 @@
+"""The cache that the hook hands to CRIU: only what CRIU believes, and called once for all of it."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from contextlib import closing
+
+import pytest
+
+from irmapdb.image.cache import decode_cache
+from tests.support.hook import hook_program
+from tests.support.notify import IN_CREATE, IN_OPEN
+
+
+@pytest.fixture
+def hook(tmp_path):
+    return hook_program(tmp_path)
+
+
+def _entries(work):
+    return decode_cache((work / "irmap-cache").read_bytes(), "irmap-cache")
+
+
+def _kdev(status):
+    return os.major(status.st_dev) << 20 | os.minor(status.st_dev)
+
+
+def _mapped(work):
+    """What the database knows, (ino, path)."""
+    with closing(sqlite3.connect(work / "irmap.db")) as database:
+        return set(database.execute("SELECT ino, CAST(path AS BLOB) FROM mapping"))
+
+
+@pytest.mark.parametrize("kind", ["btrfs-subvolume", "overlay-two-filesystems"])
+def test_only_what_criu_would_find(kind, area, criu, target, hook, tmp_path):
+    place = area.place(kind)
+    (place.directory / "upper").write_bytes(b"upper")
+    names = ("file", "upper", "dir")
+    watched = [target.add_inotify(place.directory / name, IN_OPEN) for name in names]
+    watched.append(target.add_inotify(tmp_path, IN_CREATE))
+
+    done = criu.dump(target.pid, tmp_path / "images", action_script=hook)
+    entries = _entries(done.work)
+    for entry in entries:
+        status = os.lstat(entry.path)
+        assert (_kdev(status), status.st_ino) == entry.key
+    # Only what lies elsewhere, and on such an overlay the directory.
+    found = {entry.path for entry in entries}
+    expected = {os.fsencode(tmp_path)}
+    if kind.startswith("overlay"):
+        expected.add(os.fsencode(place.directory / "dir"))
+    assert found == expected
+    # The rest is not lost, and people can ask for it.
+    assert {path for _, path in _mapped(done.work)} >= {one.path for one in watched}
+    assert "is invalid" not in done.log
+
+
+def test_called_twice_for_one_action_it_works_once(criu, target, hook, tmp_path):
+    target.add_inotify(tmp_path)
+    config = tmp_path / "criu.conf"
+    config.write_text(f"action-script {hook}\n")
+    done = criu.dump(target.pid, tmp_path / "images", options=["--config", str(config)])
+    assert done.ok
+    script = f"[{hook}]"
+    before, after = done.log.split("Loading irmap cache")
+    # CRIU 4.1.1 calls what it has from a configuration file twice; newer ones do not.
+    assert before.count(script) in {1, 2}
+    assert before.count("irmapdb-hook: ") == 1
+    # At all other actions it has nothing to say.
+    assert "irmapdb-hook: " not in after
+    assert len((done.work / "irmapdb.log").read_text().splitlines()) == 1
+    # The next dump is another one.
+    assert criu.dump(target.pid, tmp_path / "images", options=["--config", str(config)]).ok
+    assert len((done.work / "irmapdb.log").read_text().splitlines()) == 2
+
+
+def test_database_elsewhere(area, criu, target, hook, tmp_path):
+    place = area.place("overlay-lower")
+    target.add_inotify(place.directory / "file", IN_OPEN)
+    databases, images = tmp_path / "var" / "irmapdb", tmp_path / "images"
+    for number, known in enumerate((0, 1)):
+        # As containerd does it: the work dir does not live longer than the dump.
+        done = criu.dump(
+            target.pid,
+            images,
+            work=tmp_path / f"work-{number}",
+            action_script=hook,
+            env={"IRMAPDB_HOOK_DB": str(databases)},
+        )
+        assert done.ok, done
+        assert f"1 proved ({known} known before)" in done.log
+        assert not (done.work / "irmap.db").exists()
+    (database,) = databases.glob("*.db")
+    assert databases.stat().st_mode & 0o777 == 0o700
+    assert database.stat().st_mode & 0o777 == 0o600

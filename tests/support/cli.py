@@ -1,0 +1,62 @@
+"""The command line in this process: as a program would run, at the price of a function call."""
+
+from __future__ import annotations
+
+import io
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NamedTuple
+
+from irmapdb import commands
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterator
+
+__all__ = ["Done", "irmapdb"]
+
+
+class Done(NamedTuple):
+    """How it ended, and what it said; bytes that are no UTF-8 are lone surrogates."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def said(self) -> str:
+        """Both, the result first."""
+        return self.out + self.err
+
+
+def irmapdb(*arguments: str | os.PathLike[str], stdin: bytes = b"") -> Done:
+    """Run `irmapdb` with these arguments. Standard input is no terminal."""
+    out, err = _stream(), _stream()
+    with _replaced(["irmapdb", *map(str, arguments)], _stream(stdin), out, err):
+        try:
+            commands.main()
+            code = 0
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+    return Done(code, _text(out), _text(err))
+
+
+def _stream(data: bytes = b"") -> io.TextIOWrapper:
+    return io.TextIOWrapper(io.BytesIO(data), "utf-8", "surrogateescape", newline="\n")
+
+
+def _text(stream: io.TextIOWrapper) -> str:
+    stream.flush()
+    return stream.buffer.getvalue().decode("utf-8", "surrogateescape")  # type: ignore[attr-defined]
+
+
+@contextmanager
+def _replaced(
+    argv: list[str], stdin: io.TextIOWrapper, stdout: io.TextIOWrapper, stderr: io.TextIOWrapper
+) -> Iterator[None]:
+    before = sys.argv, sys.stdin, sys.stdout, sys.stderr
+    sys.argv, sys.stdin, sys.stdout, sys.stderr = argv, stdin, stdout, stderr
+    try:
+        yield
+    finally:
+        sys.argv, sys.stdin, sys.stdout, sys.stderr = before

@@ -1,0 +1,241 @@
+"""CRIU's decision as check models it: pure, from facts alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from irmapdb.check.predict import decide
+from irmapdb.check.verdicts import (
+    CacheLook,
+    Call,
+    CriuVersion,
+    Facts,
+    Found,
+    HandleLook,
+    Look,
+    Outcome,
+    OverlayLook,
+    Prediction,
+    SearchLook,
+    Verdict,
+)
+from irmapdb.check.version import ASSUMED, criu_version, parse_version
+from irmapdb.errors import UsageError
+from irmapdb.model import FileHandle, Identity
+
+CRIU_41, CRIU_43 = CriuVersion(4, 1), CriuVersion(4, 3)
+AS_IT_IS = Call(7, CRIU_41)
+FORCED = Call(7, CRIU_41, force_irmap=True)
+NEWER = Call(7, CRIU_43)
+
+HANDLE = FileHandle(1, b"\1\2\3\4\5\6\7\10")
+WATCHED = Identity(0x700000, 12, HANDLE)
+FILE = Found(b"/srv/file", right=True)
+OTHER = Found(b"/srv/other", right=False)
+NAMED = HandleLook(opened=True, found=FILE)
+NAMELESS = HandleLook(opened=True)
+UNOPENED = HandleLook(opened=False, why_not="Stale file handle")
+NOTHING = {"cache": CacheLook(), "scan": ()}
+
+
+def facts(fstype: str | None = "ext4", **looks: object) -> Facts:
+    return Facts(WATCHED, fstype, **looks)
+
+
+@pytest.mark.parametrize(
+    ("known", "call", "verdict", "outcome"),
+    [
+        (facts(handle=NAMED), FORCED, Verdict.PATH, Outcome.PATH),
+        (
+            facts(handle=HandleLook(opened=True, found=OTHER)),
+            AS_IT_IS,
+            Verdict.WRONG_PATH,
+            Outcome.WRONG_PATH,
+        ),
+        (facts(handle=NAMELESS, search=SearchLook()), AS_IT_IS, Verdict.NO_PATH, Outcome.NO_PATH),
+        (facts("btrfs", handle=NAMELESS), AS_IT_IS, Verdict.NO_PATH, Outcome.NO_PATH),
+        (facts("tmpfs", handle=NAMELESS), AS_IT_IS, Verdict.FAILS, Outcome.FAILS),
+        (facts(handle=NAMELESS, cache=CacheLook(FILE)), FORCED, Verdict.CACHE, Outcome.PATH),
+        (
+            facts(handle=NAMELESS, cache=CacheLook(OTHER)),
+            FORCED,
+            Verdict.WRONG_PATH,
+            Outcome.WRONG_PATH,
+        ),
+        (
+            facts(handle=NAMELESS, cache=CacheLook(), scan=(FILE,)),
+            FORCED,
+            Verdict.PATH,
+            Outcome.PATH,
+        ),
+        (
+            facts("overlay", handle=UNOPENED, cache=CacheLook(), scan=(FILE, OTHER)),
+            AS_IT_IS,
+            Verdict.WRONG_PATH,
+            Outcome.WRONG_PATH,
+        ),
+        (
+            facts(
+                "overlay",
+                handle=UNOPENED,
+                **NOTHING,
+                search=SearchLook(b"/srv/file", acceptable=True),
+            ),
+            AS_IT_IS,
+            Verdict.OPTIONS,
+            Outcome.FAILS,
+        ),
+        (
+            facts("overlay", handle=UNOPENED, **NOTHING, search=SearchLook(b"/srv/file")),
+            AS_IT_IS,
+            Verdict.FAILS,
+            Outcome.FAILS,
+        ),
+        (facts("btrfs", handle=NAMELESS, **NOTHING), FORCED, Verdict.FAILS, Outcome.FAILS),
+        (
+            facts("overlay", handle=UNOPENED, overlay=OverlayLook((FILE,), 1000, 1500)),
+            NEWER,
+            Verdict.WALK,
+            Outcome.PATH,
+        ),
+        (
+            facts("overlay", handle=UNOPENED, overlay=OverlayLook((FILE, OTHER), 1000, 1500)),
+            NEWER,
+            Verdict.WRONG_PATH,
+            Outcome.WRONG_PATH,
+        ),
+        (facts(hopeless=("no", "stop")), AS_IT_IS, Verdict.FAILS, Outcome.FAILS),
+        (Facts(WATCHED._replace(handle=None), "overlay"), FORCED, Verdict.FAILS, Outcome.FAILS),
+    ],
+)
+def test_verdict(known: Facts, call: Call, verdict: Verdict, outcome: Outcome) -> None:
+    said = decide(known, call)
+    assert isinstance(said, Prediction)
+    assert (said.verdict, said.outcome) == (verdict, outcome)
+
+
+@pytest.mark.parametrize(
+    ("known", "call", "look"),
+    [
+        (facts(), AS_IT_IS, Look.HANDLE),
+        # A cold file of which CRIU asks no more: its path must not be looked up by us either.
+        (facts(handle=NAMELESS), AS_IT_IS, Look.SEARCH),
+        (facts(handle=NAMELESS), FORCED, Look.CACHE),
+        (facts("overlay", handle=UNOPENED), AS_IT_IS, Look.CACHE),
+        (facts("overlay", handle=UNOPENED), NEWER, Look.OVERLAY),
+        (facts("sysfs", handle=UNOPENED), NEWER, Look.CACHE),
+        (facts("overlay", handle=UNOPENED, overlay=OverlayLook((), 9, 9)), NEWER, Look.CACHE),
+        (facts(handle=NAMELESS, cache=CacheLook()), FORCED, Look.SCAN),
+        (facts(handle=NAMELESS, **NOTHING), FORCED, Look.SEARCH),
+    ],
+)
+def test_next_look(known: Facts, call: Call, look: Look) -> None:
+    assert decide(known, call) is look
+
+
+founds = st.builds(Found, st.sampled_from([b"/", b"/a", b"/b"]), st.booleans())
+anything = st.builds(
+    Facts,
+    st.sampled_from([WATCHED, WATCHED._replace(handle=None)]),
+    st.sampled_from([None, "ext4", "btrfs", "tmpfs", "overlay", "sysfs"]),
+    handle=st.one_of(
+        st.builds(HandleLook, st.just(value=True), st.none() | founds, st.booleans(), st.just("")),
+        st.just(UNOPENED),
+    ),
+    overlay=st.builds(
+        OverlayLook, st.lists(founds, max_size=2).map(tuple), st.just(1000), st.just(1500)
+    ),
+    cache=st.builds(CacheLook, st.none() | founds, st.sampled_from([(), (b"/c",)])),
+    scan=st.lists(founds, max_size=2).map(tuple),
+    search=st.builds(
+        SearchLook,
+        st.none() | st.just(b"/d"),
+        st.booleans(),
+        st.sampled_from(["", "too late"]),
+        st.booleans(),
+        st.booleans(),
+    ),
+)
+calls = st.builds(Call, st.just(7), st.sampled_from([CRIU_41, CRIU_43]), st.booleans())
+FIELDS = {
+    Look.HANDLE: "handle",
+    Look.OVERLAY: "overlay",
+    Look.CACHE: "cache",
+    Look.SCAN: "scan",
+    Look.SEARCH: "search",
+}
+
+
+@given(anything, calls)
+def test_every_decision_ends_and_looks_only_forward(everything: Facts, call: Call) -> None:
+    """Each look that is asked for comes after those before it, and the answer needs no other."""
+    known = Facts(everything.identity, everything.fstype)
+    taken: list[Look] = []
+    step = decide(known, call)
+    while isinstance(step, Look):
+        assert not taken or step > taken[-1]
+        taken.append(step)
+        known = replace(known, **{FIELDS[step]: getattr(everything, FIELDS[step])})
+        step = decide(known, call)
+    assert step == decide(everything, call)
+    assert step.verdict.right == (step.outcome is Outcome.PATH)
+    assert (step.verdict is Verdict.WRONG_PATH) == (step.outcome is Outcome.WRONG_PATH)
+    # Whoever reads that something is not right is told what to do.
+    assert step.why
+    assert step.verdict.right or step.advice
+    if Look.SEARCH in taken:
+        # To give advice changes no outcome: CRIU does not search.
+        anywhere = replace(known, search=SearchLook(b"/e", acceptable=True))
+        assert decide(anywhere, call).outcome is step.outcome
+
+
+def test_advice_names_the_command_and_the_option() -> None:
+    found = SearchLook(b"/srv/a file\n", acceptable=True)
+    call = Call(4711, CRIU_41, work_dir=b"/var/ckpt")
+    said = decide(facts("overlay", handle=UNOPENED, **NOTHING, search=found), call)
+    assert isinstance(said, Prediction)
+    assert "irmapdb pre-dump -t 4711 -W /var/ckpt" in said.advice
+    assert "--irmap-scan-path" in said.advice
+    assert "\n" not in said.advice
+    cold = decide(facts(handle=NAMELESS, search=found._replace(hinted=True)), call)
+    assert isinstance(cold, Prediction)
+    assert cold.advice.endswith("or call CRIU with --force-irmap")
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"), [("4.2", (4, 2)), ("v4.3-rc1", (4, 3)), ("4.1.1", (4, 1))]
+)
+def test_version_as_people_write_it(text: str, numbers: tuple[int, int]) -> None:
+    assert parse_version(text)[:2] == numbers
+
+
+@pytest.mark.parametrize("text", ["", "four", "4"])
+def test_what_is_no_version(text: str) -> None:
+    with pytest.raises(UsageError, match="not a version"):
+        parse_version(text)
+
+
+@pytest.mark.parametrize(
+    ("script", "version"),
+    [
+        ("echo Version: 4.3; echo GitID: v4.3", (4, 3)),
+        ("echo Version: 3.17.1", (3, 17)),
+        ("echo nonsense", ASSUMED[:2]),
+        ("exit 1", ASSUMED[:2]),
+    ],
+)
+def test_version_as_criu_says_it(script: str, version: tuple[int, int], tmp_path) -> None:
+    program = tmp_path / "criu"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    said = criu_version(str(program))
+    assert said[:2] == version
+    assert ("assumed" in said.source) == (script in {"echo nonsense", "exit 1"})
+
+
+def test_no_criu_at_all(tmp_path) -> None:
+    assert criu_version(str(tmp_path / "criu")) is ASSUMED

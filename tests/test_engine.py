@@ -1,0 +1,203 @@
+"""The engine's policy, with resolvers and a proof that play a script."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from irmapdb import engine
+from irmapdb.engine import Candidate, Deleted, Disproved, Note, Outcome
+from irmapdb.model import (
+    FileHandle,
+    Identity,
+    Resolved,
+    Source,
+    StaleReason,
+    Tried,
+    Unresolved,
+)
+
+A, B, C = (Identity(7, ino, FileHandle(1, b"%d" % ino)) for ino in (1, 2, 3))
+EVERYONE = (A, B, C)
+
+
+class Script:
+    """A resolver that gives these answers, and writes down what was wanted at each."""
+
+    def __init__(self, source, *answers):
+        self.source = source
+        self.answers = answers
+        self.saw = []
+
+    def __call__(self, wanted):
+        for answer in self.answers:
+            self.saw.append(set(wanted))
+            yield answer
+        self.saw.append(set(wanted))
+
+
+def proof(truth):
+    """GONE for everything but what is named in `truth`, and the list of what was asked."""
+    asked = []
+
+    def prove(identity, path):
+        asked.append((identity, path))
+        return None if path in truth.get(identity, ()) else StaleReason.GONE
+
+    return prove, asked
+
+
+def test_the_cheapest_that_proves_it_answers_and_nobody_else_is_asked():
+    prove, asked = proof({A: [b"/a"], B: [b"/b"]})
+    first = Script(Source.STORED, Candidate(A, b"/a"), Candidate(B, b"/old"))
+    second = Script(Source.HANDLE, Note(B, "no name"), Candidate(B, b"/b"))
+    third = Script(Source.SCAN, Candidate(A, b"/wrong"))
+    outcome = engine.resolve([A, B], [first, second, third], prove)
+    assert outcome == Outcome(
+        resolved={
+            A: Resolved(A, b"/a", Source.STORED),
+            B: Resolved(B, b"/b", Source.HANDLE),
+        },
+        unresolved={},
+        disproved=[Disproved(B, b"/old", Source.STORED, StaleReason.GONE)],
+    )
+    # Each answer was proved before the next one was asked for.
+    assert first.saw == [{A, B}, {B}, {B}]
+    assert second.saw == [{B}, {B}, set()]
+    assert third.saw == []
+    assert asked == [(A, b"/a"), (B, b"/old"), (B, b"/b")]
+
+
+def test_nothing_is_an_answer_without_the_proof():
+    prove, _ = proof({})
+    scripts = [
+        Script(Source.STORED, Candidate(A, b"/caf\xe9")),
+        Script(Source.HANDLE, Note(A, "cannot be opened")),
+        Script(Source.SCAN, Candidate(A, b"/b"), Note(A, "not found on /")),
+    ]
+    outcome = engine.resolve([A], scripts, prove)
+    assert outcome.resolved == {}
+    assert outcome.unresolved[A] == Unresolved(
+        A,
+        (
+            Tried("stored", r"/caf\xe9 is gone"),
+            Tried("handle", "cannot be opened"),
+            Tried("scan", "/b is gone"),
+            Tried("scan", "not found on /"),
+        ),
+    )
+    assert [one.path for one in outcome.disproved] == [b"/caf\xe9", b"/b"]
+
+
+def test_every_proved_name_is_kept_once_the_best_one_first():
+    prove, asked = proof({A: [b"/long/name", b"/b", b"/cc"]})
+    script = Script(
+        Source.STORED,
+        *(Candidate(A, path) for path in (b"/long/name", b"/cc", b"/b", b"/cc", b"/gone")),
+    )
+    outcome = engine.resolve([A], [script], prove)
+    assert outcome.resolved[A] == Resolved(A, b"/b", Source.STORED, (b"/cc", b"/long/name"))
+    assert [path for _, path in asked] == [b"/long/name", b"/cc", b"/b", b"/gone"]
+    preferred = engine.resolve([A], [script], prove, prefer=lambda paths: sorted(paths)[::-1])
+    assert preferred.resolved[A].path == b"/long/name"
+    assert preferred.resolved[A].other_paths == (b"/cc", b"/b")
+
+
+def test_a_deleted_inode_is_not_looked_for():
+    prove, _ = proof({A: [b"/a"], B: [b"/b"]})
+    first = Script(Source.HANDLE, Deleted(A), Note(A, "too late"), Candidate(B, b"/b"))
+    scan = Script(Source.SCAN, Candidate(A, b"/never asked"))
+    outcome = engine.resolve([A, B], [first, scan], prove)
+    assert outcome.unresolved == {A: Unresolved(A, (Tried("handle", "deleted"),), deleted=True)}
+    assert set(outcome.resolved) == {B}
+    assert scan.saw == []
+
+
+def test_a_name_that_is_proved_counts_more_than_word_of_a_deletion():
+    prove, _ = proof({A: [b"/a"]})
+    outcome = engine.resolve([A], [Script(Source.HANDLE, Deleted(A), Candidate(A, b"/a"))], prove)
+    assert set(outcome.resolved) == {A}
+    assert outcome.unresolved == {}
+    # And the other way round.
+    outcome = engine.resolve([A], [Script(Source.HANDLE, Candidate(A, b"/a"), Deleted(A))], prove)
+    assert set(outcome.resolved) == {A}
+    assert outcome.unresolved == {}
+
+
+def test_when_time_is_up_what_was_proved_is_the_result():
+    prove, asked = proof({A: [b"/a"], B: [b"/b"], C: [b"/c"]})
+    script = Script(
+        Source.STORED,
+        *(Candidate(one, path) for one, path in zip(EVERYONE, [b"/a", b"/b", b"/c"], strict=True)),
+    )
+    never = Script(Source.SCAN)
+    outcome = engine.resolve(EVERYONE, [script, never], prove, over=lambda: len(asked) >= 2)
+    assert set(outcome.resolved) == {A, B}
+    assert outcome.unresolved[C].why == "engine: the time budget was over"
+    assert never.saw == []
+
+
+def test_nobody_is_asked_for_nothing():
+    prove, _ = proof({})
+    script = Script(Source.STORED)
+    assert engine.resolve([], [script], prove) == Outcome()
+    assert script.saw == []
+    assert engine.resolve([A], [], prove).unresolved == {A: Unresolved(A, ())}
+
+
+def test_a_later_batch_knows_better():
+    early = Outcome(
+        resolved={A: Resolved(A, b"/a", Source.STORED), B: Resolved(B, b"/b", Source.SCAN)},
+        unresolved={C: Unresolved(C, ())},
+        disproved=[Disproved(C, b"/c", Source.STORED, StaleReason.GONE)],
+    )
+    late = Outcome(
+        resolved={C: Resolved(C, b"/c2", Source.SCAN)},
+        unresolved={A: Unresolved(A, ())},
+        disproved=[Disproved(A, b"/a", Source.STORED, StaleReason.REPLACED)],
+    )
+    early.update(late)
+    assert set(early.resolved) == {B, C}
+    assert set(early.unresolved) == {A}
+    assert [one.identity for one in early.disproved] == [C, A]
+
+
+identities = st.sampled_from(EVERYONE)
+paths = st.sampled_from([b"/1", b"/2", b"/3"])
+answers = st.one_of(
+    st.builds(Candidate, identities, paths),
+    st.builds(Note, identities, st.just("a note")),
+    st.builds(Deleted, identities),
+)
+scripts = st.lists(
+    st.builds(
+        lambda source, found: Script(source, *found),
+        st.sampled_from(Source),
+        st.lists(answers, max_size=8),
+    ),
+    max_size=4,
+)
+truths = st.dictionaries(identities, st.frozensets(paths), max_size=3)
+
+
+@given(
+    wanted=st.frozensets(identities), given_scripts=scripts, truth=truths, calls=st.integers(0, 9)
+)
+def test_whatever_resolvers_say_the_outcome_is_whole_and_true(wanted, given_scripts, truth, calls):
+    prove, asked = proof(truth)
+    # No resolver speaks of what is not wanted.
+    for script in given_scripts:
+        script.answers = [answer for answer in script.answers if answer.identity in wanted]
+        script.saw = []
+    outcome = engine.resolve(wanted, given_scripts, prove, over=lambda: len(asked) > calls)
+    assert outcome.resolved.keys() | outcome.unresolved.keys() == wanted
+    assert not outcome.resolved.keys() & outcome.unresolved.keys()
+    for identity, answer in outcome.resolved.items():
+        names = (answer.path, *answer.other_paths)
+        assert set(names) <= truth[identity]
+        assert len(set(names)) == len(names)
+    for one in outcome.disproved:
+        assert one.path not in truth.get(one.identity, ())
+    # Who was proved is not wanted any more, and who never was is wanted to the end.
+    for script in given_scripts:
+        assert all(
+            later <= before for before, later in zip(script.saw, script.saw[1:], strict=False)
+        )

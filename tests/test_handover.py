@@ -1,0 +1,88 @@
+"""Which entries CRIU is handed, and in which order: against a real root."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from irmapdb import handover
+from irmapdb.engine import Outcome
+from irmapdb.kernel.identity import identify
+from irmapdb.kernel.root import open_root
+from irmapdb.model import FileHandle, Identity, Resolved, Source
+from tests.support.names import deep_file
+
+
+@pytest.fixture
+def root():
+    with open_root(os.getpid()) as opened:
+        yield opened
+
+
+def _outcome(*answers):
+    return Outcome(
+        resolved={
+            identity: Resolved(identity, paths[0], Source.SCAN, tuple(paths[1:]))
+            for identity, *paths in answers
+        }
+    )
+
+
+def _as_criu_finds(entries):
+    """The first path of each inode in the order in which CRIU looks: criu/irmap.c."""
+    return {entry.key: entry.path for entry in entries}
+
+
+def test_best_name_is_last_and_the_most_watched_are_behind_all(root):
+    kdev = next(mount.kdev for mount in root.mounts if mount.fstype == "proc")
+    seldom, often, other = (Identity(kdev, ino, None) for ino in (1, 2, 3))
+    outcome = _outcome(
+        (often, b"/often", b"/link", b"/other"), (seldom, b"/seldom", b"/link-2"), (other, b"/o")
+    )
+    entries = handover.cache_entries(outcome, [often, seldom, often], root)
+    assert [entry.path for entry in entries] == [
+        b"/other", b"/link", b"/link-2", b"/seldom", b"/often",
+    ]  # fmt: skip
+    assert _as_criu_finds(entries) == {seldom.key: b"/seldom", often.key: b"/often"}
+
+
+def test_what_only_the_cache_answers_is_behind_what_handles_answer(root, tmp_path):
+    file = tmp_path / "file"
+    file.touch()
+    by_handle = identify(root, os.fsencode(file))
+    by_cache = identify(root, b"/proc/version")
+    outcome = _outcome((by_handle, os.fsencode(file)), (by_cache, b"/proc/version"))
+    watched = [by_cache, by_handle, by_handle]
+    assert [entry.path for entry in handover.cache_entries(outcome, watched, root)] == [
+        os.fsencode(file),
+        b"/proc/version",
+    ]
+
+
+def test_two_inodes_of_one_number_get_no_entry(root):
+    kdev = next(mount.kdev for mount in root.mounts if mount.fstype == "proc")
+    one, two = (Identity(kdev, 5, FileHandle(1, handle)) for handle in (b"1", b"2"))
+    single = Identity(kdev, 6, FileHandle(1, b"3"))
+    outcome = _outcome((one, b"/one"), (single, b"/single"))
+    # The other has no path: its watch would get the one of its namesake.
+    entries = handover.cache_entries(outcome, [one, two, single], root)
+    assert _as_criu_finds(entries) == {single.key: b"/single"}
+
+
+def test_names_that_criu_cannot_look_up(root, tmp_path):
+    outcome = _outcome((identify(root, b"/"), b"/"))
+    handover.spell_root(outcome)
+    handover.spell_root(outcome)
+    (answer,) = outcome.resolved.values()
+    assert (answer.path, answer.other_paths) == (b"/", (b"/.",))
+    entries = handover.cache_entries(outcome, [answer.identity], root)
+    # None on btrfs, where no path has the device's number.
+    assert {entry.path for entry in entries} <= {b"/."}
+    for length, fits in ((3800, True), (4300, False)):
+        top = tmp_path / str(length)
+        top.mkdir()
+        path = deep_file(top, length=length)
+        identity = identify(root, path)
+        found = handover.cache_entries(_outcome((identity, path)), [identity], root)
+        assert bool(found) is fits

@@ -1,0 +1,293 @@
+"""What became of the stored rows, told from what a step proved."""
+
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from irmapdb import engine, history
+from irmapdb.engine import Candidate, Disproved, Outcome
+from irmapdb.history import Story
+from irmapdb.model import (
+    Change,
+    ChangeKind,
+    FileHandle,
+    Identity,
+    Mapping,
+    Resolved,
+    Source,
+    StaleReason,
+)
+
+NOW = datetime(2026, 1, 2, tzinfo=UTC)
+A, B = (Identity(7, 100, FileHandle(1, name)) for name in (b"a", b"b"))  # one key, two inodes
+C = Identity(7, 300, FileHandle(1, b"c"))
+NESTED = 4026532200
+
+
+def row(row_id, identity, path, *, stale=None, mntns=0):
+    return Mapping(
+        identity,
+        path,
+        Source.SCAN,
+        revalidate=True,
+        first_seen_at=NOW,
+        stale_at=None if stale is None else NOW,
+        stale_reason=stale,
+        mntns=mntns,
+        id=row_id,
+    )
+
+
+def loaded(*rows):
+    found = {}
+    for one in rows:
+        found.setdefault(one.identity.key, []).append(one)
+    return found
+
+
+def outcome(*resolved, disproved=()):
+    return Outcome({answer.identity: answer for answer in resolved}, {}, list(disproved))
+
+
+def failed(identity, path, reason=StaleReason.GONE, source=Source.STORED, mntns=0):
+    return Disproved(identity, path, source, reason, mntns)
+
+
+def unasked(identity, path):
+    message = f"{identity} {path} needs no second proof"
+    raise AssertionError(message)
+
+
+def test_a_row_that_holds_is_a_hit_and_no_news():
+    rows = loaded(row(1, A, b"/a"))
+    answer = Resolved(A, b"/a", Source.STORED)
+    assert history.tell(rows, outcome(answer), unasked) == Story((), (), 1)
+
+
+def test_a_first_path_is_found():
+    answer = Resolved(A, b"/a", Source.HANDLE, (b"/hard",))
+    found = Change(ChangeKind.FOUND, A, b"/a")
+    assert history.tell({}, outcome(answer), unasked) == Story((), (found,), 0)
+
+
+def test_a_row_that_failed_is_stale_or_moved():
+    lost = row(1, A, b"/a")
+    gone = failed(A, b"/a", StaleReason.REPLACED)
+    stale = Change(ChangeKind.STALE, A, b"/a", reason=StaleReason.REPLACED)
+    assert history.tell(loaded(lost), outcome(disproved=[gone]), unasked) == Story(
+        ((lost, StaleReason.REPLACED),), (stale,), 0
+    )
+    answer = Resolved(A, b"/new", Source.SCAN)
+    moved = Change(ChangeKind.MOVED, A, b"/new", b"/a", StaleReason.REPLACED)
+    assert history.tell(loaded(lost), outcome(answer, disproved=[gone, gone]), unasked) == Story(
+        ((lost, StaleReason.REPLACED),), (moved,), 0
+    )
+
+
+def test_of_several_lost_names_the_best_moved_and_the_others_are_stale():
+    rows = loaded(row(1, A, b"/old"), row(2, A, b"/best"))
+    answer = Resolved(A, b"/new", Source.HANDLE)
+    told = history.tell(
+        rows, outcome(answer, disproved=[failed(A, b"/old"), failed(A, b"/best")]), unasked
+    )
+    assert {one.path for one, _ in told.stale} == {b"/old", b"/best"}
+    assert told.changes == (
+        Change(ChangeKind.MOVED, A, b"/new", b"/best", StaleReason.GONE),
+        Change(ChangeKind.STALE, A, b"/old", reason=StaleReason.GONE),
+    )
+
+
+def test_one_of_two_hard_links_went():
+    rows = loaded(row(1, A, b"/kept"), row(2, A, b"/gone"))
+    answer = Resolved(A, b"/kept", Source.STORED)
+    told = history.tell(rows, outcome(answer, disproved=[failed(A, b"/gone")]), unasked)
+    assert told.changes == (Change(ChangeKind.STALE, A, b"/gone", reason=StaleReason.GONE),)
+    assert told.hits == 1
+
+
+def test_a_stale_row_is_history_until_its_path_is_true_again():
+    rows = loaded(row(1, A, b"/a", stale=StaleReason.GONE))
+    assert history.tell(rows, outcome(disproved=[failed(A, b"/a")]), unasked) == Story((), (), 0)
+    answer = Resolved(A, b"/a", Source.HANDLE)
+    revived = Change(ChangeKind.REVIVED, A, b"/a")
+    assert history.tell(rows, outcome(answer), unasked) == Story((), (revived,), 0)
+
+
+def test_a_candidate_that_was_no_row_condemns_none():
+    rows = loaded(row(1, A, b"/a"))
+    wrong = failed(A, b"/a", source=Source.SCAN)
+    assert history.tell(rows, outcome(disproved=[wrong]), unasked) == Story((), (), 0)
+
+
+def test_only_its_own_inode_condemns_a_row():
+    # Two inodes of one (kdev, ino), each at its place: A's row was tried for B too, and failed.
+    rows = loaded(row(1, A, b"/a"), row(2, B, b"/b"))
+    both = [Resolved(A, b"/a", Source.STORED), Resolved(B, b"/b", Source.STORED)]
+    crossed = [failed(B, b"/a", StaleReason.REUSED), failed(A, b"/b", StaleReason.REUSED)]
+    told = history.tell(rows, outcome(*both, disproved=crossed), lambda *_: None)
+    assert told == Story((), (), 2)
+    # A is watched no more, and its row is asked about in its own name.
+    asked = []
+
+    def disprove(identity, path):
+        asked.append((identity, path))
+        return StaleReason.GONE
+
+    told = history.tell(rows, outcome(both[1], disproved=[crossed[0]]), disprove)
+    assert asked == [(A, b"/a")]
+    assert [(one.id, reason) for one, reason in told.stale] == [(1, StaleReason.GONE)]
+    told = history.tell(rows, outcome(both[1], disproved=[crossed[0]]), lambda *_: None)
+    assert told.stale == ()
+
+
+def test_a_row_that_another_inode_overwrites_is_told_as_reused():
+    rows = loaded(row(1, A, b"/x"))
+    answer = Resolved(B, b"/x", Source.STORED)
+    told = history.tell(rows, outcome(answer), unasked)
+    assert told.stale == ()  # there is but one row for the path, and it is B's now
+    assert told.changes == (
+        Change(ChangeKind.STALE, A, b"/x", reason=StaleReason.REUSED),
+        Change(ChangeKind.FOUND, B, b"/x"),
+    )
+    # What was stale before is not told again.
+    rows = loaded(row(1, A, b"/x", stale=StaleReason.GONE))
+    assert history.tell(rows, outcome(answer), unasked).changes == (
+        Change(ChangeKind.FOUND, B, b"/x"),
+    )
+
+
+def test_swapped_names_of_one_key_are_told_once_each():
+    rows = loaded(row(1, A, b"/x"), row(2, B, b"/y"))
+    swapped = [Resolved(A, b"/y", Source.STORED), Resolved(B, b"/x", Source.STORED)]
+    wrong = [failed(A, b"/x", StaleReason.REUSED), failed(B, b"/y", StaleReason.REUSED)]
+    told = history.tell(rows, outcome(*swapped, disproved=wrong), unasked)
+    assert told.changes == (
+        Change(ChangeKind.MOVED, A, b"/y", b"/x", StaleReason.REUSED),
+        Change(ChangeKind.MOVED, B, b"/x", b"/y", StaleReason.REUSED),
+    )
+
+
+def test_a_row_that_failed_for_a_while_and_holds_in_the_end_is_no_news():
+    # Renamed away while it was looked for, and back before the tasks stood still.
+    rows = loaded(row(1, A, b"/a"))
+    answer = Resolved(A, b"/a", Source.STORED)
+    told = history.tell(rows, outcome(answer, disproved=[failed(A, b"/a")]), unasked)
+    assert told == Story((), (), 1)
+
+
+def test_each_mount_namespace_has_its_own_story():
+    rows = loaded(row(1, A, b"/a"), row(2, A, b"/a", mntns=NESTED))
+    # Gone in the main root, still there in the nested one.
+    answer = Resolved(A, b"/a", Source.STORED, mntns=NESTED)
+    told = history.tell(rows, outcome(answer, disproved=[failed(A, b"/a")]), unasked)
+    assert [(one.id, reason) for one, reason in told.stale] == [(1, StaleReason.GONE)]
+    assert told.changes == (Change(ChangeKind.STALE, A, b"/a", reason=StaleReason.GONE),)
+    # Gone there, found elsewhere there: what is told says where its paths start.
+    answer = replace(answer, path=b"/new", source=Source.SCAN)
+    told = history.tell(
+        loaded(row(2, A, b"/a", mntns=NESTED)),
+        outcome(answer, disproved=[failed(A, b"/a", mntns=NESTED)]),
+        unasked,
+    )
+    assert told.changes == (
+        Change(ChangeKind.MOVED, A, b"/new", b"/a", StaleReason.GONE, mntns=NESTED),
+    )
+    told = history.tell({}, outcome(answer), unasked)
+    assert told.changes == (Change(ChangeKind.FOUND, A, b"/new", mntns=NESTED),)
+
+
+identities = st.sampled_from([A, B, C])
+paths = st.sampled_from([b"/1", b"/2", b"/3"])
+# What is at each path now, and what was stored: at most one row for a key and path.
+worlds = st.dictionaries(paths, identities)
+stored = st.dictionaries(
+    st.tuples(st.sampled_from([A.key, C.key]), paths),
+    st.tuples(st.booleans(), st.booleans()),  # whose of the two, and whether it is stale
+    max_size=6,
+)
+
+
+class Rows:
+    """What is stored, as a resolver."""
+
+    source = Source.STORED
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __call__(self, wanted):
+        for identity in list(wanted):
+            for one in self.rows.get(identity.key, ()):
+                if not one.stale:
+                    yield Candidate(identity, one.path)
+
+
+class Everywhere:
+    """Every path that there is, as a resolver."""
+
+    source = Source.SCAN
+
+    def __call__(self, wanted):
+        for identity in list(wanted):
+            for path in (b"/1", b"/2", b"/3"):
+                yield Candidate(identity, path)
+
+
+def proof_in(world):
+    return lambda identity, path: None if world.get(path) == identity else StaleReason.GONE
+
+
+@given(before=worlds, rows_of=stored, watched=st.frozensets(identities), after=worlds)
+@settings(max_examples=300)
+def test_every_story_agrees_with_the_world(before, rows_of, watched, after):
+    # Two looks at a world that changes in between, as dump has them.
+    every_row = [
+        row(
+            number,
+            C if key == C.key else (A if first else B),
+            path,
+            stale=StaleReason.GONE if stale else None,
+        )
+        for number, ((key, path), (first, stale)) in enumerate(rows_of.items())
+    ]
+    rows = loaded(*every_row)
+    resolvers = [Rows(rows), Everywhere()]
+    seen = engine.resolve(watched, resolvers, proof_in(before))
+    seen.update(engine.resolve(watched, resolvers, proof_in(after)))
+    story = history.tell(rows, seen, proof_in(after))
+    check_rows(every_row, story, watched, after)
+    check_changes(every_row, story, after)
+
+
+def check_rows(every_row, story, watched, world):
+    # A row is condemned if it was tried and does not hold in the end, and for no other reason.
+    condemned = {one.id for one, _ in story.stale}
+    for one in every_row:
+        holds = world.get(one.path) == one.identity
+        tried = any(identity.key == one.identity.key for identity in watched)
+        if holds or one.stale or not tried:
+            assert one.id not in condemned
+        elif one.identity in watched:
+            assert one.id in condemned
+
+
+def check_changes(every_row, story, world):
+    ended, begun = [], []
+    for change in story.changes:
+        if change.kind is ChangeKind.STALE:
+            ended.append((change.identity, change.path))
+            continue
+        begun.append((change.identity, change.path))
+        if change.kind is ChangeKind.MOVED:
+            ended.append((change.identity, change.old_path))
+    # What no longer holds is told once, and all that is condemned is told.
+    assert len(set(ended)) == len(ended)
+    assert {(one.identity, one.path) for one, _ in story.stale} <= set(ended)
+    assert all(world.get(path) != identity for identity, path in ended)
+    # What is found is where it is said to be, and was not known to be there.
+    assert len(set(begun)) == len(begun)
+    live = {(one.identity, one.path) for one in every_row if not one.stale}
+    assert not live & set(begun)
+    assert all(world[path] == identity for identity, path in begun)

@@ -1,0 +1,405 @@
+"""The hook without CRIU: what it costs, what it says, and the line that switches it on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from irmapdb import criuconf, hook, hookjob
+from irmapdb.config import Config, HookConfig, load_config, with_environment
+from irmapdb.criuconf import Did, Runtime
+from irmapdb.errors import ConfigError, FileError
+from irmapdb.image.cache import decode_cache
+from tests.support.hook import CHECKOUT, hook_program
+from tests.support.notify import IN_CREATE
+
+
+@pytest.fixture
+def program(tmp_path):
+    return hook_program(tmp_path)
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch):
+    """A work dir that is also the cwd."""
+    directory = tmp_path / "work"
+    directory.mkdir()
+    monkeypatch.chdir(directory)
+    return directory
+
+
+def _call(program, work, action, pid=None, **environment):
+    variables = {**os.environ, "CRTOOLS_SCRIPT_ACTION": action, **environment}
+    if pid is not None:
+        variables["CRTOOLS_INIT_PID"] = str(pid)
+    return subprocess.run(
+        [program], cwd=work, env=variables, stderr=subprocess.PIPE, text=True, check=False
+    )
+
+
+# --- called by CRIU -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("action", ["post-dump", "pre-restore", "network-lock", "query-ext-files"])
+def test_other_actions_load_and_leave_nothing(action, work):
+    code = (
+        "import sys; before = set(sys.modules)\n"
+        "from irmapdb.hook import main\n"
+        "code = main(); print(code, *sorted(set(sys.modules) - before))"
+    )
+    command = [sys.executable, "-c", code]
+    environment = {**os.environ, "CRTOOLS_SCRIPT_ACTION": action, "PYTHONPATH": str(CHECKOUT)}
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    # `time` is built in and `stat` is there since Python started.
+    assert set(done.stdout.split()) <= {"0", "__future__", "irmapdb", "irmapdb.hook", "time"}
+    assert list(work.iterdir()) == []
+
+
+def test_without_criu_it_says_what_it_is(program, work):
+    environment = {name: value for name, value in os.environ.items() if "CRTOOLS" not in name}
+    done = subprocess.run([program], cwd=work, env=environment, stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 0
+    assert b"irmapdb hook --help" in done.stderr
+
+
+def test_second_call_of_one_process_does_nothing(program, watcher, tmp_path):
+    watcher.add_inotify(tmp_path, IN_CREATE)
+    first, second, other = (tmp_path / name for name in ("first", "second", "other"))
+    for directory in (first, second, other):
+        directory.mkdir()
+    assert _call(program, first, "pre-dump", watcher.pid).returncode == 0
+    assert _call(program, second, "pre-dump", watcher.pid).returncode == 0
+    child = watcher.fork()
+    assert _call(program, other, "pre-dump", child.pid).returncode == 0
+    assert {path.name for path in first.iterdir()} >= {"irmap-cache", "irmap.db", "irmapdb.log"}
+    assert list(second.iterdir()) == []
+    assert (other / "irmap-cache").exists()
+
+
+def test_strange_environment_is_survived(program, work):
+    for pid in ("none", "", "-1", "0", "99999999999999999999"):
+        done = _call(program, work, "pre-dump", pid)
+        assert done.returncode == 0
+        (line,) = done.stderr.splitlines()
+        assert line.startswith("irmapdb-hook: not done: ")
+    assert _call(program, work, "pre-dump").returncode == 0
+    assert _call(program, work, "pre-dump", IRMAPDB_HOOK_STRICT="1").returncode == 1
+    assert (work / "irmapdb.log").read_text().count("not done") == 7
+    assert not (work / "irmap-cache").exists()
+
+
+def test_log_is_private_and_bounded(program, work, watcher):
+    log = work / hook.LOG_NAME
+    assert _call(program, work, "pre-dump", watcher.pid).returncode == 0
+    assert stat.S_IMODE(log.stat().st_mode) == 0o600
+    (line,) = log.read_text().splitlines()
+    assert "0 watches" in line
+    with log.open("ab") as file:
+        file.truncate(3 << 20)
+    child = watcher.fork()
+    assert _call(program, work, "pre-dump", child.pid).returncode == 0
+    assert len(log.read_bytes()) < 1000
+    assert (work / "irmapdb.log.old").stat().st_size == 3 << 20
+
+
+def test_hostile_name_stays_on_its_line(program, work, watcher, tmp_path):
+    name = tmp_path / "new\nline\x1b[2J"
+    name.mkdir()
+    watcher.add_inotify(name, IN_CREATE)
+    name.rmdir()
+    done = _call(program, work, "pre-dump", watcher.pid)
+    assert len(done.stderr.splitlines()) == 1
+    text = (work / hook.LOG_NAME).read_text()
+    assert all(line.isprintable() for line in text.splitlines())
+    assert "\x1b" not in text
+
+
+def test_parent_cache_is_taken_over(program, watcher, tmp_path):
+    watched = watcher.add_inotify(tmp_path, IN_CREATE)
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    second.mkdir()
+    child = watcher.fork()
+    _call(program, first, "pre-dump", watcher.pid)
+    # As `criu dump --prev-images-dir` links it.
+    (second / "parent").symlink_to(first)
+    done = _call(program, second, "pre-dump", child.pid, CRTOOLS_IMAGE_DIR=str(second))
+    assert "1 proved (1 known before)" in done.stderr
+    # A broken one, which CRIU would not get to see any more, does not disturb.
+    (first / "irmap-cache").write_bytes(b"broken")
+    for name in ("irmap-cache", "irmap.db"):
+        (second / name).unlink()
+    grandchild = watcher.fork()
+    done = _call(program, second, "pre-dump", grandchild.pid, CRTOOLS_IMAGE_DIR=str(second))
+    assert "1 proved" in done.stderr
+    entries = decode_cache((second / "irmap-cache").read_bytes(), "irmap-cache")
+    assert [entry.path for entry in entries] == [watched.path]
+
+
+def test_where_a_program_answers_for_the_kernel(program, area, watcher, work):
+    # A search asks there from a process of its own, which the hook's child is the parent of.
+    mountpoint = area.fuse(area.ext4().mountpoint)
+    (mountpoint / "file").write_bytes(b"content")
+    watched = watcher.add_inotify(mountpoint / "file")
+    done = _call(program, work, "pre-dump", watcher.pid)
+    assert "1 watch: 1 proved" in done.stderr, (work / hook.LOG_NAME).read_text()
+    entries = decode_cache((work / "irmap-cache").read_bytes(), "irmap-cache")
+    assert [entry.path for entry in entries] == [watched.path]
+
+
+def test_whoever_ends_it_does_not_end_the_dump(program, work, watcher, tmp_path):
+    # An import that tells that it has come so far, and goes no further.
+    (tmp_path / "sqlalchemy.py").write_text(
+        "import os, time\nopen('begun', 'w').write(str(os.getpid()))\ntime.sleep(1000)"
+    )
+    environment = {
+        **os.environ,
+        "CRTOOLS_SCRIPT_ACTION": "pre-dump",
+        "CRTOOLS_INIT_PID": str(watcher.pid),
+        "PYTHONPATH": str(tmp_path),
+    }
+    with subprocess.Popen(
+        [program], cwd=work, env=environment, stderr=subprocess.PIPE, text=True
+    ) as running:
+        while not ((work / "begun").exists() and (work / "begun").read_text()):
+            assert running.poll() is None
+            os.sched_yield()
+        child = int((work / "begun").read_text())
+        running.send_signal(signal.SIGTERM)
+        _, said = running.communicate()
+    assert running.returncode == 0
+    assert "the worker was told to end" in said
+    assert not Path(f"/proc/{child}").exists()
+
+
+def test_what_was_proved_in_time_is_written(watcher, work, tmp_path):
+    paths = [tmp_path / f"file-{number}" for number in range(60)]
+    for path in paths:
+        path.touch()
+        watcher.add_inotify(path)
+    asked = iter(range(30))
+    job = hookjob.Job(
+        watcher.pid,
+        "",
+        Config(),
+        HookConfig(),
+        time.monotonic(),
+        abandoned=lambda: next(asked, None) is None,
+    )
+    done = hookjob.serve(job)
+    assert done.fresh
+    assert "the time budget of 10 s was over" in done.problems
+    entries = decode_cache((work / "irmap-cache").read_bytes(), "irmap-cache")
+    found = {entry.path for entry in entries}
+    assert found < {os.fsencode(path) for path in paths}
+    assert found
+    assert all(os.lstat(entry.path).st_ino == entry.ino for entry in entries)
+
+
+# --- its settings ---------------------------------------------------------------------------------
+
+
+def test_settings_from_the_file_and_the_environment(tmp_path):
+    file = tmp_path / "irmapdb.toml"
+    file.write_text('[hook]\ntimeout = 2.5\nstrict = true\ndb = "/var/lib/irmapdb"\n')
+    hook_config = load_config(file).hook
+    assert hook_config == HookConfig(2.5, strict=True, db=Path("/var/lib/irmapdb"))
+    environment = {"IRMAPDB_HOOK_TIMEOUT": "7", "IRMAPDB_HOOK_STRICT": "no", "IRMAPDB_HOOK_DB": ""}
+    assert with_environment(hook_config, environment) == HookConfig(
+        7.0, strict=False, db=Path("/var/lib/irmapdb")
+    )
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["timeout = 0", "timeout = inf", "timeout = true", 'strict = "no"', 'db = "x"', "tmeout = 3"],
+)
+def test_settings_that_make_no_sense(line, tmp_path):
+    file = tmp_path / "irmapdb.toml"
+    file.write_text(f"[hook]\n{line}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(file)
+    assert line.split()[0] in str(caught.value)
+
+
+CONTAINER = "0123456789abcdef" * 4
+
+
+@pytest.mark.parametrize(
+    "cgroup",
+    [
+        f"0::/system.slice/docker-{CONTAINER}.scope",
+        f"0::/machine.slice/libpod-{CONTAINER}.scope/container",
+        f"0::/kubepods.slice/kubepods-pod1_2.slice/crio-{CONTAINER}.scope",
+        f"0::/kubepods.slice/kubepods-pod1_2.slice/cri-containerd-{CONTAINER}.scope",
+        f"12:pids:/kubepods/besteffort/pod12-34/{CONTAINER}\n0::/",
+        f"3:cpu,cpuacct:/docker/{CONTAINER}\n1:name=systemd:/docker/{CONTAINER}",
+    ],
+)
+def test_database_is_named_after_the_container(cgroup, tmp_path):
+    (tmp_path / "7").mkdir()
+    (tmp_path / "7" / "cgroup").write_text(cgroup + "\n")
+    assert hookjob.database_name(7, "/images", str(tmp_path)) == f"{CONTAINER}.db"
+
+
+def test_database_of_no_container_is_named_after_the_images(tmp_path):
+    (tmp_path / "7").mkdir()
+    (tmp_path / "7" / "cgroup").write_text("0::/user.slice/session-1.scope\n")
+    one, two = tmp_path / "a b/../dump", tmp_path / "other" / "dump"
+    names = [hookjob.database_name(7, str(path), str(tmp_path)) for path in (one, two)]
+    assert names[0] != names[1]
+    assert all(name.startswith("dump-") and name.endswith(".db") for name in names)
+    assert hookjob.database_name(8, str(tmp_path / "dump"), str(tmp_path)) == names[0]
+
+
+# --- its line in CRIU's configuration -------------------------------------------------------------
+
+LINES = st.lists(
+    st.one_of(
+        st.binary(max_size=20).filter(lambda line: b"\n" not in line and b"irmapdb" not in line),
+        st.sampled_from([b"", b"# comment", b"tcp-established", b"action-script /usr/bin/other"]),
+    ),
+    max_size=6,
+)
+
+
+def _is_executable(tmp_path, name="irmapdb-hook"):
+    program = tmp_path / name
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    return program
+
+
+@given(lines=LINES)
+def test_install_and_uninstall_give_every_byte_back(lines, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("criu")
+    program = _is_executable(directory)
+    file = directory / "runc.conf"
+    before = b"\n".join(lines)
+    file.write_bytes(before)
+    file.chmod(0o640)
+    (done,) = criuconf.install(Runtime.RUNC, program, directory)
+    assert done.did is Did.ADDED
+    line = b"action-script %b" % os.fsencode(program)
+    assert file.read_bytes().split(b"\n").count(line) == 1
+    assert file.read_bytes().replace(line, b"").split() == before.split()
+    assert file.stat().st_mode & 0o777 == 0o640
+
+    (done,) = criuconf.install(Runtime.RUNC, program, directory)
+    assert done.did is Did.KEPT
+    (done,) = criuconf.uninstall(Runtime.RUNC, None, directory)
+    assert done.did is Did.REMOVED
+    assert file.read_bytes() == before
+    (done,) = criuconf.uninstall(Runtime.RUNC, None, directory)
+    assert done.did is Did.NOTHING
+
+
+def test_files_and_directory_that_it_made_are_removed(tmp_path):
+    program, directory = _is_executable(tmp_path), tmp_path / "etc" / "criu"
+    directory.parent.mkdir()
+    for runtime in Runtime:
+        (done,) = criuconf.install(runtime, program, directory)
+        assert done.did is Did.MADE
+        (done,) = criuconf.uninstall(runtime, None, directory)
+        assert done.did is Did.UNMADE
+        assert not directory.exists()
+    # What others have written into such a file meanwhile is theirs.
+    criuconf.install(Runtime.CRIU, program, directory)
+    with (directory / "default.conf").open("a") as file:
+        file.write("tcp-close\n")
+    criuconf.uninstall(Runtime.CRIU, None, directory)
+    assert (directory / "default.conf").read_text() == "tcp-close\n"
+
+
+def test_each_runtime_has_its_file(tmp_path):
+    def names(runtime):
+        return [file.name for file in criuconf.config_files(runtime, tmp_path)]
+
+    assert names(Runtime.CRIU) == ["default.conf"]
+    assert names(Runtime.CRUN) == ["crun.conf"]
+    assert names(Runtime.PODMAN) == ["runc.conf"]
+    (tmp_path / "runc.conf").touch()
+    # A new crun.conf would hide it from crun.
+    assert names(Runtime.CRUN) == ["runc.conf"]
+    (tmp_path / "crun.conf").touch()
+    assert names(Runtime.CRUN) == ["crun.conf"]
+    assert names(Runtime.RUNC) == ["runc.conf"]
+    assert names(Runtime.PODMAN) == ["runc.conf", "crun.conf"]
+
+
+def test_line_of_another_irmapdb_hook_is_replaced(tmp_path):
+    program, file = _is_executable(tmp_path), tmp_path / "runc.conf"
+    old = '  action-script "/old/bin/irmapdb-hook" # ours\n'
+    file.write_text(f"link-remap\n{old}action-script /usr/bin/other\n{old}tcp-close")
+    (done,) = criuconf.install(Runtime.RUNC, program, tmp_path)
+    assert done == (file, Did.REPLACED, ("/usr/bin/other",))
+    assert file.read_text() == (
+        f"link-remap\naction-script {program}\naction-script /usr/bin/other\ntcp-close"
+    )
+
+
+def test_what_criu_could_not_execute_is_refused(tmp_path):
+    plain = tmp_path / "plain"
+    plain.write_text("#!/bin/sh\n")
+    failing = _is_executable(tmp_path, "failing")
+    failing.write_text("#!/bin/sh\nexit 3\n")
+    nowhere = _is_executable(tmp_path, "nowhere")
+    nowhere.write_text("#!/no/such/interpreter\n")
+    public = _is_executable(tmp_path, "public")
+    public.chmod(0o777)
+    for program, why in (
+        (plain, "not an executable file"),
+        (tmp_path, "not an executable file"),
+        (tmp_path / "missing", "No such file"),
+        (failing, "exit code 3"),
+        (nowhere, "cannot be executed"),
+        (public, "everybody may write it"),
+        (_is_executable(tmp_path, "with space"), "no path that"),
+        (_is_executable(tmp_path, "with#"), "no path that"),
+    ):
+        with pytest.raises(FileError, match=why):
+            criuconf.install(Runtime.RUNC, program, tmp_path / "criu")
+    assert not (tmp_path / "criu").exists()
+
+
+def _irmapdb(*arguments, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "irmapdb", "hook", *arguments],
+        cwd=CHECKOUT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_command_finds_the_installed_hook(tmp_path):
+    _is_executable(tmp_path)
+    done = _irmapdb("--print", "runc", PATH=f"{tmp_path}:{os.environ['PATH']}")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines() == ["in /etc/criu/runc.conf:"]
+    option, _, program = done.stdout.strip().partition(" ")
+    assert option == "action-script"
+    assert Path(program).name == "irmapdb-hook"
+    assert os.access(program, os.X_OK)
+
+
+def test_command_by_hand(watcher, work, tmp_path):
+    watcher.add_inotify(tmp_path, IN_CREATE)
+    done = _irmapdb("-t", str(watcher.pid), "-D", str(tmp_path), "-W", str(work))
+    assert done.returncode == 0
+    assert "1 proved" in done.stderr
+    assert (work / "irmap-cache").exists()
+    # As CRIU would call it, with the environment alone.
+    assert _irmapdb(CRTOOLS_SCRIPT_ACTION="post-dump").returncode == 0
+    for arguments in ((), ("-t", "1", "--install", "runc"), ("--install", "none"), ("-t", "0")):
+        assert _irmapdb(*arguments).returncode == 2

@@ -1,0 +1,96 @@
+"""The nouns: device numbers, what makes two identities one inode, and what errors say."""
+
+import dataclasses
+import os
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from irmapdb import errors
+from irmapdb.model import (
+    FileHandle,
+    Identity,
+    InodeKey,
+    Mapping,
+    Source,
+    StaleReason,
+    Tried,
+    Unresolved,
+    format_kdev,
+    kdev_of,
+    major_minor,
+)
+
+majors, minors = st.integers(0, 2**12 - 1), st.integers(0, 2**20 - 1)
+identities = st.builds(
+    Identity,
+    st.integers(0, 2),
+    st.integers(0, 2),
+    st.sampled_from([None, FileHandle(1, b"a"), FileHandle(1, b"b"), FileHandle(2, b"a")]),
+)
+
+
+def test_a_kdev_is_not_a_st_dev():
+    # As crit shows the entry of /etc in an image of CRIU: 254:0 is 266338304 there.
+    assert kdev_of(254, 0) == 266338304
+    assert format_kdev(266338304) == "254:0"
+    assert os.makedev(254, 0) != 266338304
+    # glibc's encoding agrees only where the major number is 0.
+    assert os.makedev(0, 42) == kdev_of(0, 42)
+
+
+@given(major=majors, minor=minors)
+def test_a_device_number_comes_apart_as_it_was_put_together(major, minor):
+    kdev = kdev_of(major, minor)
+    assert major_minor(kdev) == (major, minor)
+    assert kdev < 2**32
+
+
+def test_a_key_reads_as_in_the_log_of_criu():
+    assert str(InodeKey(0xFE00000, 0x2E3)) == "fe00000:2e3"
+    identity = Identity(0xFE00000, 0x2E3, FileHandle(0x4D, b"\x01\xff"))
+    assert str(identity) == "fe00000:2e3 handle 4d:01ff"
+    assert str(identity._replace(handle=None)) == "fe00000:2e3"
+
+
+def test_the_handle_decides_and_the_inode_number_only_without_one():
+    mine = Identity(1, 2, FileHandle(1, b"mine"))
+    assert mine.matches(mine._replace(ino=3))  # st_ino may differ from the inode's own number
+    assert not mine.matches(mine._replace(handle=FileHandle(1, b"else")))
+    assert not mine.matches(mine._replace(handle=FileHandle(2, b"mine")))
+    assert mine.matches(mine._replace(handle=None))
+    assert not mine.matches(Identity(1, 3, None))
+    assert not mine.matches(mine._replace(kdev=7))
+
+
+@given(one=identities, other=identities)
+def test_matching_has_no_direction(one, other):
+    assert one.matches(other) == other.matches(one)
+    assert one.matches(one)
+
+
+def test_what_is_told_cannot_be_changed():
+    unresolved = Unresolved(Identity(1, 2, None), (Tried("handle", "no"), Tried("scan", "no such")))
+    assert unresolved.why == "handle: no; scan: no such"
+    assert Unresolved(Identity(1, 2, None), ()).why == "nobody was asked"
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        unresolved.deleted = True
+
+
+def test_a_mapping_is_stale_from_the_moment_it_is_told():
+    now = datetime(2026, 1, 2, tzinfo=UTC)
+    mapping = Mapping(Identity(1, 2, None), b"/a", Source.SCAN, revalidate=False, first_seen_at=now)
+    assert not mapping.stale
+    gone = dataclasses.replace(mapping, stale_at=now, stale_reason=StaleReason.GONE)
+    assert gone.stale
+
+
+@pytest.mark.parametrize("name", errors.__all__)
+def test_every_error_has_advice_and_an_exit_code(name):
+    error = getattr(errors, name)("irmap.db: locked", advice="wait")
+    assert isinstance(error, errors.IrmapError)
+    assert str(error) == "irmap.db: locked; wait"
+    assert str(type(error)("irmap.db: locked")) == "irmap.db: locked"
+    assert error.exit_code == (2 if name == "UsageError" else 1)
