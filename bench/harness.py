@@ -147,6 +147,22 @@ class Bench:
             raise BenchError(f"{' '.join(words)}: exit code {timing.code}: {last}")
         return timing
 
+    @property
+    def checkout(self) -> Path:
+        """The directory that bench/ and tests/ lie in."""
+        return _HERE.parent
+
+    def output(self, *command: str | Path) -> str:
+        """What a command says on stdout, run on the core."""
+        done = subprocess.run(
+            ["taskset", "--cpu-list", str(self.settings.core), *command],
+            stdout=subprocess.PIPE,
+            env=self._environment,
+            check=True,
+            text=True,
+        )
+        return done.stdout
+
     def irmapdb(self, *arguments: str | Path) -> Timing:
         """Run irmapdb, which has to succeed."""
         return self.time(*self.settings.irmapdb, *arguments)

@@ -17,12 +17,12 @@ from bench import machine, report
 from bench.errors import BenchError
 from bench.figures import Figure, Goal, Row
 from bench.harness import Bench, Settings
-from bench.sections import dump, forms, pre_dump, start
+from bench.sections import criu, dump, forms, pre_dump, reverse, start
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-SECTIONS = {section.NAME: section for section in (start, forms, pre_dump, dump)}
+SECTIONS = {section.NAME: section for section in (start, forms, pre_dump, dump, reverse, criu)}
 
 _EPILOG = """\
 Everything runs on one core, turn by turn, so that ratios are fair also where times are not; an

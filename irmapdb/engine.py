@@ -133,7 +133,7 @@ class _Batch:
     def __init__(self, pending: dict[Identity, list[Tried]], prove: Prove) -> None:
         self.pending = pending
         self._prove = prove
-        self._proved: dict[Identity, tuple[Source, list[bytes]]] = {}
+        self._proved: dict[Identity, tuple[Source, dict[bytes, None]]] = {}
         self._deleted: dict[Identity, list[Tried]] = {}
         self._disproved: list[Disproved] = []
 
@@ -157,9 +157,9 @@ class _Batch:
             self.pending.pop(identity, None)
             self._deleted.pop(identity, None)
             if proved is None:
-                self._proved[identity] = (source, [path])
+                self._proved[identity] = (source, {path: None})
             else:
-                proved[1].append(path)
+                proved[1][path] = None
             return
         self._disproved.append(Disproved(identity, path, source, reason))
         if identity in self.pending:
@@ -173,7 +173,7 @@ class _Batch:
     def outcome(self, prefer: Prefer) -> Outcome:
         outcome = Outcome(disproved=self._disproved)
         for identity, (source, paths) in self._proved.items():
-            best, *others = prefer(paths) if len(paths) > 1 else paths
+            best, *others = prefer([*paths]) if len(paths) > 1 else paths
             outcome.resolved[identity] = Resolved(identity, best, source, tuple(others))
         for identity, tried in self._deleted.items():
             outcome.unresolved[identity] = Unresolved(identity, tuple(tried), deleted=True)

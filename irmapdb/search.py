@@ -204,13 +204,19 @@ class Search:
     def _ask_aside(self, place: _Place, identities: list[Identity]) -> Outcome:
         # The child has no business with our database: what it may need is loaded before.
         place.stored.load(identities)
+        kinds = {mount.fstype for mount in place.root.mounts_of(identities[0].kdev)}
         try:
+            if self._over():
+                raise TimeoutError("not asked, the time budget was over")
             answer: Outcome = call_aside(lambda: self._ask(place, identities), _PATIENCE_S)
         except (TimeoutError, ChildProcessError) as error:
-            kinds = {mount.fstype for mount in place.root.mounts_of(identities[0].kdev)}
             tried = (Tried("engine", f"{', '.join(sorted(kinds))}: {error}"),)
             failures = {identity: Unresolved(identity, tried) for identity in identities}
             return engine.Outcome(unresolved=failures)
+        finally:
+            # The table of mounts is one open file with the child's, which may have been told of
+            # a change in our place.
+            place.root.refresh()
         return answer
 
     def _ask(self, place: _Place, identities: Iterable[Identity]) -> Outcome:

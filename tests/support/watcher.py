@@ -360,6 +360,9 @@ class Watcher(Task):
         children: int = 0,
         pipes: Path | None = None,
     ) -> None:
+        if pipes is not None and "pid" in unshare:
+            # Over a pipe it can only tell its own idea of its pid: 1, which here is init.
+            raise ValueError("a process in a pid namespace of its own needs a socket")
         link = SocketLink() if pipes is None else PipeLink(pipes)
         config = {**link.config(), "unshare": sorted(unshare)}
         for name, path in (("rootfs", rootfs), ("chroot", chroot), ("cwd", cwd)):
