@@ -17,12 +17,13 @@ from bench import machine, report
 from bench.errors import BenchError
 from bench.figures import Figure, Goal, Row
 from bench.harness import Bench, Settings
-from bench.sections import criu, dump, forms, pre_dump, reverse, start
+from bench.sections import audit, criu, dump, forms, pre_dump, reverse, start
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-SECTIONS = {section.NAME: section for section in (start, forms, pre_dump, dump, reverse, criu)}
+_MODULES = (start, forms, pre_dump, dump, audit, reverse, criu)
+SECTIONS = {section.NAME: section for section in _MODULES}
 
 _EPILOG = """\
 Everything runs on one core, turn by turn, so that ratios are fair also where times are not; an
@@ -137,7 +138,7 @@ def main() -> None:
 
 def _measure(settings: Settings, wanted: Sequence[str]) -> tuple[list[Figure], dict[str, object]]:
     figures: list[Figure] = []
-    if {pre_dump.NAME, dump.NAME} & set(wanted):
+    if {pre_dump.NAME, dump.NAME, audit.NAME} & set(wanted):
         machine.check_watches(max(settings.watches))
     with Bench(settings, _say) as bench:
         described = machine.describe(settings.place, settings.core)

@@ -35,6 +35,7 @@ class Confirmation:
         self._witness = witness
         self._config = config
         self._mounts = dict(root.by_mountpoint)
+        self._generation = root.generation
         self._parts: set[bytes] = set()
         self._indexed: tuple[Resolved, ...] = ()
 
@@ -107,7 +108,8 @@ class Confirmation:
             for point in before.keys() | after.keys()
             if _what(before, point) != _what(after, point)
         ]
-        if changed:
+        if self._generation != self._root.generation:
+            self._generation = self._root.generation
             # The witness of a filesystem goes with it, and its number to the next one.
             kdevs = set(self._witness.kdevs)
             self._witness.kdevs.clear()

@@ -251,13 +251,8 @@ def snapshot(directory):
 def test_read_only_means_read_only(path):
     before = snapshot(path.parent)
     for text in HOSTILE:
-        with Ask.open(path) as ask, pytest.raises(SqlError) as refused:
+        with Ask.open(path) as ask, pytest.raises(SqlError):
             list(ask.ask(text.format(dir=path.parent)))
-        assert (
-            "refused" in str(refused.value)
-            or "no such" in str(refused.value)
-            or ("sqlite_" in text or "EXPLAIN" in text or text.startswith("."))
-        ), text
         assert snapshot(path.parent) == before, text
     with Ask.open(path) as ask:
         for text in HARMLESS:

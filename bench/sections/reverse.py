@@ -98,7 +98,7 @@ def _compare(
         for _ in range(bench.settings.repeats):
             for method, seconds in took.items():
                 machine.drop_caches(_FROM_DISK)
-                command = [sys.executable, _SCRIPT, method, str(watched.pid), str(watched.fd)]
+                command = [sys.executable, str(_SCRIPT), method, str(watched.pid), str(watched.fd)]
                 said = bench.output(*command, planted.top).split()
                 if said[1] != said[2]:
                     raise BenchError(f"{method} on {kind}: {said[1]} of {said[2]} resolved")

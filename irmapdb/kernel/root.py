@@ -68,6 +68,9 @@ class Root:
     by_mountpoint: dict[bytes, Mount] = field(default_factory=dict)
     """The mount that a lookup meets at each mount point; hidden ones are not here."""
     _by_kdev: dict[int, list[Mount]] = field(default_factory=dict)
+    generation: int = 0
+    """Counts how often something was mounted, moved or unmounted. Another mount may look just
+    like the one before, down to its number and that of its device."""
     _changes: select.poll = field(default_factory=select.poll)
 
     def __post_init__(self) -> None:
@@ -83,6 +86,10 @@ class Root:
 
     def refresh(self) -> None:
         """Read the mounts again."""
+        self._has_changed()
+        self._read()
+
+    def _read(self) -> None:
         self._take(procfs.parse_mountinfo(procfs.read_open(self.table_fd)))
 
     def renew(self) -> None:
@@ -91,8 +98,13 @@ class Root:
         The kernel tells (mounts_poll() of fs/proc_namespace.c), and it costs next to nothing to
         ask. Not of a directory that was renamed above a mount point: that only `refresh` sees.
         """
-        if self._changes.poll(0):
-            self.refresh()
+        if self._has_changed():
+            self._read()
+
+    def _has_changed(self) -> bool:
+        changed = bool(self._changes.poll(0))
+        self.generation += changed
+        return changed
 
     def _take(self, mounts: Iterable[Mount]) -> None:
         own = syscalls.statx(self.fd)

@@ -29,6 +29,7 @@ __all__ = [
     "read_task",
     "require_task",
     "task_tree",
+    "thread_children",
     "thread_ids",
 ]
 
@@ -127,6 +128,18 @@ def children_index(proc: str = "/proc") -> dict[int, list[int]] | None:
     return _scan(proc)
 
 
+def thread_children(pid: int, tid: int, proc: str = "/proc") -> tuple[int, ...]:
+    """The children of one thread; of its whole process, where the kernel does not list them."""
+    try:
+        with _directory(f"{proc}/{pid}/task", flags=os.O_RDONLY) as task_fd:
+            index = children_index(proc)
+            return _children(task_fd, (tid,)) if index is None else tuple(index.get(pid, ()))
+    except (FileNotFoundError, ProcessLookupError):
+        return ()
+    except PermissionError:
+        raise _hidden(pid, proc) from None
+
+
 def read_process(
     pid: int,
     proc: str = "/proc",
@@ -140,10 +153,7 @@ def read_process(
         with _directory(f"{proc}/{pid}") as pid_fd:
             with _directory("task", pid_fd, flags=os.O_RDONLY) as task_fd:
                 tids = tuple(int(name) for name in os.listdir(task_fd))
-                if index is None:
-                    children = _children(task_fd, tids)
-                else:
-                    children = tuple(index.get(pid, ()))
+                children = _children(task_fd, tids) if index is None else tuple(index.get(pid, ()))
             stat = _read("stat", pid_fd)
             # Twice: a first thread that has ended is replaced by one that calls execve (de_thread
             # in fs/exec.c), and is seen alone for a moment.

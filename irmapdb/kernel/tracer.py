@@ -339,8 +339,12 @@ class Tracer:
         if task is None or task.state != "D":
             return False  # the next look tells
         # After vfork a thread sleeps until its child has another memory, and the child stands.
-        others = {p for t, p in self._held.items() if p != pid and t not in pending}
-        return any(ptrace.same_memory(tid, other) for other in others)
+        # The child may itself sleep on the way there: that it shares its memory is no excuse.
+        moving = {self._held.get(other) for other in pending}  # None: ended in this very round
+        return any(
+            child in self._held and child not in moving and ptrace.same_memory(tid, child)
+            for child in tasks.thread_children(pid, tid)
+        )
 
     def _reap(self) -> None:
         # execve stops for dead threads of its process that we trace: also for those that stood.

@@ -111,7 +111,8 @@ class Store(Dossiers):
 
     def vacuum(self) -> None:
         """Write the file anew without its free pages. Needs as much room again meanwhile."""
-        with translated(self.path, self._wait_s):
+        # SQLAlchemy's begin() sends nothing to SQLite, which refuses this in a transaction.
+        with translated(self.path, self._wait_s), self._connection.begin():
             self._connection.exec_driver_sql("VACUUM")
 
     def close(self) -> None:

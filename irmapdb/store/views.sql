@@ -5,6 +5,7 @@
 --   inode         unsigned: INTEGER, but TEXT from 2^63 on, more than SQLite's integers hold
 --   in_criu_log   fe00000:2e3, as CRIU's log prints the two of them
 --   dev, ino      as the tables have them (ino is signed there): for joins, and for the index
+--   rowid         tells the row: without it datasette fails to show a BLOB (simonw/datasette#2601)
 -- Two rows speak of one inode where device and inode are equal, and the handles too where both
 -- have one. A path stays what it is, TEXT or BLOB: nothing here makes text of bytes that are none.
 --
@@ -32,14 +33,15 @@ SELECT
     nullif(mntns, 0) AS mount_namespace,
     id AS mapping_id,
     dev,
-    ino
+    ino,
+    id AS rowid
 FROM mapping;
 
 CREATE VIEW live_mappings AS
 -- the paths that hold as far as is known
 SELECT
     path, state, device, inode, in_criu_log, handle, found_by, first_seen_at, proved_at, used_at,
-    mount_namespace, mapping_id, dev, ino
+    mount_namespace, mapping_id, dev, ino, rowid
 FROM all_mappings
 WHERE stale_at IS NULL;
 
@@ -76,7 +78,8 @@ SELECT
     nullif(mntns, 0) AS mount_namespace,
     id AS mapping_id,
     dev,
-    ino
+    ino,
+    id AS rowid
 FROM (
     SELECT *, max(strftime('%s', 'now') - strftime('%s', stale_at), 0) AS age_s
     FROM mapping
@@ -104,7 +107,8 @@ SELECT
     in_criu_log,
     mapping_id,
     dev,
-    ino
+    ino,
+    mapping_id AS rowid
 FROM (
     SELECT *, max(strftime('%s', 'now') - strftime('%s', proved_at), 0) AS age_s
     FROM live_mappings
@@ -115,7 +119,7 @@ CREATE VIEW inodes_with_several_paths AS
 -- the live paths of inodes that have more than one: hard links, bind mounts
 SELECT
     paths, path, device, inode, in_criu_log, handle, state, proved_at, mount_namespace,
-    mapping_id, dev, ino
+    mapping_id, dev, ino, mapping_id AS rowid
 FROM (
     SELECT
         one.*,
@@ -136,7 +140,7 @@ CREATE VIEW shared_inode_numbers AS
 -- different files under one device and inode number: btrfs subvolumes, overlay layers, reuse
 SELECT
     identities, device, inode, in_criu_log, handle, path, state, stale_reason, proved_at,
-    mount_namespace, mapping_id, dev, ino
+    mount_namespace, mapping_id, dev, ino, mapping_id AS rowid
 FROM all_mappings
 JOIN (
     SELECT dev, ino, count(DISTINCT handle_type || ':' || hex(handle)) AS identities
@@ -194,14 +198,15 @@ SELECT
     nullif(mntns, 0) AS mount_namespace,
     id AS watch_id,
     dev,
-    ino
+    ino,
+    id AS rowid
 FROM watch;
 
 CREATE VIEW last_watches AS
 -- what the last run saw
 SELECT
     pid, process, fd, kind, wd, path, device, inode, in_criu_log, handle, events, why,
-    mount_namespace, run_id, watch_id, dev, ino
+    mount_namespace, run_id, watch_id, dev, ino, watch_id AS rowid
 FROM all_watches
 WHERE run_id = (SELECT run_id FROM last_run);
 
@@ -222,7 +227,8 @@ SELECT
     last.run_id,
     last.watch_id,
     last.dev,
-    last.ino
+    last.ino,
+    last.watch_id AS rowid
 FROM last_watches AS last
 LEFT JOIN tried ON tried.watch_id = last.watch_id
 WHERE last.path IS NULL
@@ -238,7 +244,8 @@ SELECT
     sum(kind = 'inotify') AS inotify,
     sum(kind = 'fanotify') AS fanotify,
     count(path) AS resolved,
-    count(*) - count(path) AS unresolved
+    count(*) - count(path) AS unresolved,
+    pid AS rowid
 FROM last_watches
 GROUP BY pid
 ORDER BY watches DESC, pid;
@@ -249,11 +256,13 @@ SELECT
     min(directory) AS directory,
     count(*) AS watches,
     count(DISTINCT path) AS names,
-    count(DISTINCT pid) AS processes
+    count(DISTINCT pid) AS processes,
+    min(watch_id) AS rowid
 FROM (
     SELECT
         path,
         pid,
+        watch_id,
         CASE
             WHEN parent = '/' OR parent = x'2f' THEN '/'
             WHEN typeof(path) = 'text' THEN rtrim(parent, '/')
@@ -262,7 +271,7 @@ FROM (
     FROM (
         -- All that is no "/" is taken off the end. char(1) keeps bytes apart that the "/"
         -- between them kept apart, lest they make a character of their own.
-        SELECT path, pid, CASE typeof(path)
+        SELECT path, pid, watch_id, CASE typeof(path)
             WHEN 'text' THEN rtrim(path, replace(path, '/', ''))
             ELSE CAST(rtrim(path, replace(path, '/', char(1))) AS BLOB)
         END AS parent
@@ -277,7 +286,7 @@ CREATE VIEW unwatched_mappings AS
 -- the live paths that nobody watched in the last run, the longest unused first
 SELECT
     path, used_at, proved_at, first_seen_at, found_by, device, inode, in_criu_log,
-    mount_namespace, mapping_id, dev, ino
+    mount_namespace, mapping_id, dev, ino, mapping_id AS rowid
 FROM live_mappings
 WHERE mapping_id IN (
     SELECT id
@@ -322,7 +331,8 @@ SELECT
     printf('%x:%x', seen.dev, seen.ino) AS in_criu_log,
     max(seen.why) AS why,
     seen.dev,
-    seen.ino
+    seen.ino,
+    min(seen.id) AS rowid
 FROM watch AS seen
 WHERE seen.run_id = (SELECT run_id FROM last_run)
     AND coalesce(seen.why, '') NOT LIKE '%: deleted'
@@ -355,7 +365,8 @@ SELECT
     change.id AS change_id,
     change.mapping_id,
     change.dev,
-    change.ino
+    change.ino,
+    change.id AS rowid
 FROM change
 LEFT JOIN run ON run.id = change.run_id
 ORDER BY change.id;
@@ -366,12 +377,12 @@ SELECT *
 FROM (
     SELECT
         at, what, path, old_path, reason, run_id, event, device, inode, in_criu_log, handle,
-        change_id, dev, ino
+        change_id, dev, ino, change_id AS rowid
     FROM change_log
     UNION ALL
     SELECT
         first_seen_at, 'imported', path, NULL, NULL, NULL, NULL, device, inode, in_criu_log,
-        handle, NULL, dev, ino
+        handle, NULL, dev, ino, -mapping_id
     FROM all_mappings
     WHERE found_by = 'image'
 )
@@ -403,7 +414,8 @@ SELECT
         FROM run_source
         WHERE run_source.run_id = run.id
     ) AS resolved_by,
-    outcome
+    outcome,
+    id AS rowid
 FROM run
 ORDER BY id;
 
@@ -420,7 +432,8 @@ SELECT
     all_mappings.proved_at,
     all_mappings.mapping_id,
     all_mappings.dev,
-    all_mappings.ino
+    all_mappings.ino,
+    image_entry.position AS rowid
 FROM image_entry
 JOIN all_mappings ON all_mappings.mapping_id = image_entry.mapping_id
 WHERE all_mappings.stale_at IS NULL

@@ -153,10 +153,12 @@ def test_a_large_directory(area):
     for number in range(100_000):
         os.mknod(b"%d" % number, dir_fd=here)
     wanted = {os.stat("77777", dir_fd=here).st_ino, os.fstat(here).st_ino}
+    (top / "small").mkdir()
+    (top / "small" / "file").touch()
     counts = []
     hits = walked(top, wanted, on_entries=lambda count: counts.append(count) is None)
     assert {hit.path for hit in hits} == {b"", b"77777"}
-    assert sum(counts) == 100_000
+    assert sum(counts) == 100_002  # also what came after the last time it was told
     os.close(here)
 
 
@@ -388,5 +390,10 @@ def test_a_path_has_a_longest_for_a_walk(area):
     deepest = max(paths, key=len)
     assert 60_000 < len(deepest) < 70_000
     assert deepest.count(name.encode()) + deepest.endswith(b"b") == deepest.count(b"/") + 1
+    before = open_descriptors()
     with opened(top) as fd:
         os.close(open_beneath(fd, deepest, os.O_PATH))  # what was found can be looked up
+        walking = walk(fd, Every())
+        assert any(len(hit.path) > 50_000 for hit in walking)
+        walking.close()  # half-way down, nothing is left open
+    assert open_descriptors() == before

@@ -1,0 +1,204 @@
+"""Who watches what, beside what the test itself made, in processes and users of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from irmapdb import census
+from irmapdb.census import Census, Options, ProcessRow
+from irmapdb.config import Config
+from irmapdb.errors import TaskError
+from irmapdb.kernel import accounts
+from irmapdb.kernel.accounts import Account
+from irmapdb.model import Watch
+from tests.kernel.truth import as_nobody
+from tests.support.area import MountArea
+from tests.support.filesystems import drop_caches
+from tests.support.programs import run
+from tests.support.watcher import Watcher
+
+_NO_HINTS = Config(hints=())
+_SYS_FS = Path("/proc/sys/fs")
+
+
+def _take(pid: int | None = None, **kwargs: object) -> Census:
+    return census.take(Options(pid, config=_NO_HINTS, **kwargs))
+
+
+def _row(found: Census, pid: int) -> ProcessRow:
+    (row,) = (row for row in found.processes if row.pid == pid)
+    return row
+
+
+def _used(found: Census, uid: int | None = 0) -> dict[Account, int]:
+    return {one.account: one.used for one in found.users if one.uid == uid}
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> list[Path]:
+    paths = [tmp_path / name for name in ("a", "b", "c", "d")]
+    for path in paths:
+        path.touch()
+    return paths
+
+
+def test_instances_watches_groups_and_marks(watcher: Watcher, tree: list[Path]) -> None:
+    for path in tree[:3]:
+        watcher.add_inotify(path)
+    second = watcher.inotify()
+    watcher.add_inotify(tree[0], fd=second)
+    watcher.add_fanotify(tree[3])
+    watcher.add_fanotify(tree[3], what="mount")
+    watcher.add_fanotify(tree[3], what="filesystem")
+
+    found = _take()
+
+    row = _row(found, watcher.pid)
+    assert row[3:] == (2, 4, 1, 3, 0)
+    assert row.uid == 0
+    assert _used(_take(watcher.pid)).keys() == set(Account)
+    sizes = [one.watches + one.marks for one in found.processes]
+    assert sizes == sorted(sizes, reverse=True)
+
+
+def test_a_shared_descriptor_is_counted_once(watcher: Watcher, tree: list[Path]) -> None:
+    watcher.add_inotify(tree[0])
+    child = watcher.fork()
+    child.add_inotify(tree[1])  # the same instance
+    own = child.inotify()
+    child.add_inotify(tree[2], fd=own)
+
+    found = _take(watcher.pid)
+
+    assert [(row.pid, row[3:]) for row in found.processes] == [
+        (watcher.pid, (1, 2, 0, 0, 0)),
+        (child.pid, (1, 1, 0, 0, 1)),
+    ]
+
+
+def test_the_limits_are_the_kernels(watcher: Watcher, tree: list[Path]) -> None:
+    watcher.add_inotify(tree[0])
+    found = _take(watcher.pid)
+    assert found.limits == {
+        account: min(
+            int((_SYS_FS / account).read_text()),
+            int(Path("/proc/sys/user", f"max_{account.replace('/max_user', '')}").read_text()),
+        )
+        for account in Account
+    }
+    for one in found.users:
+        assert one.limit == found.limits[one.account]
+        assert one.used > 0
+    shares = [one.used / one.limit for one in found.users]
+    assert shares == sorted(shares, reverse=True)
+
+
+def test_a_user_namespace_is_charged_to_its_owner(tree: list[Path]) -> None:
+    with Watcher(unshare={"user"}) as inside:
+        inside.add_inotify(tree[0])
+        assert accounts.payer_of(inside.pid) == (0, True)
+        found = _take(inside.pid)
+    below = {one.account: one.below for one in found.users}
+    assert below[Account.INOTIFY_INSTANCES] >= 1
+    assert below[Account.INOTIFY_WATCHES] >= 1
+    assert accounts.payer_of(os.getpid()) == (os.geteuid(), False)
+    assert accounts.payer_of(inside.pid) == (None, False), "it is gone"
+
+
+def test_another_user_has_an_account_of_its_own(tree: list[Path]) -> None:
+    program = (
+        "import ctypes, os, sys\n"
+        "os.setuid(12345)\n"
+        "libc = ctypes.CDLL(None)\n"
+        "fd = libc.inotify_init1(0)\n"
+        "assert libc.inotify_add_watch(fd, b'/', 2) > 0\n"
+        "print('ready', flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"ready\n"
+        found = _take(other.pid)
+        other.communicate()
+    assert _used(found, 12345) == {Account.INOTIFY_INSTANCES: 1, Account.INOTIFY_WATCHES: 1}
+    assert {one.uid for one in found.users} == {12345}, "of the others nobody was asked"
+
+
+def test_marks_without_a_limit_are_not_charged(watcher: Watcher, tree: list[Path]) -> None:
+    before = _used(_take(watcher.pid)).get(Account.FANOTIFY_MARKS, 0)
+    free = watcher.fanotify(flags=0x20)  # FAN_UNLIMITED_MARKS
+    watcher.add_fanotify(tree[0], fd=free)
+    found = _take(watcher.pid)
+    assert _row(found, watcher.pid).marks == 1
+    assert _used(found).get(Account.FANOTIFY_MARKS, 0) == before
+    assert _used(found)[Account.FANOTIFY_GROUPS] >= 1
+
+
+def test_a_tree_has_paths(watcher: Watcher, tree: list[Path]) -> None:
+    watched = [watcher.add_inotify(path) for path in tree]
+    watcher.add_fanotify(tree[0], what="mount")
+    found = _take(watcher.pid)
+    paths = {(one.watch.wd, one.path) for one in found.watches if isinstance(one.watch, Watch)}
+    assert paths == {(one.wd, one.path) for one in watched}
+    (mark,) = (one for one in found.watches if not isinstance(one.watch, Watch))
+    assert os.path.ismount(os.fsdecode(mark.path))
+    assert _take().watches == ()
+
+
+def test_nothing_is_scanned_unless_asked(area: MountArea, watcher: Watcher) -> None:
+    tree = [area.ext4().mountpoint / "file"]
+    tree[0].touch()
+    watcher.add_inotify(tree[0])
+    run("sync")
+    drop_caches()
+    paths = (os.fsencode(tree[0].parent),)
+    (blind,) = _take(watcher.pid, scan_paths=paths).watches
+    assert blind.path is None
+    assert "scan" not in blind.why
+    (found,) = _take(watcher.pid, search=True, scan_paths=paths).watches
+    assert found.path == os.fsencode(tree[0])
+
+
+def test_what_may_not_be_looked_at_is_counted(watcher: Watcher, tree: list[Path]) -> None:
+    watcher.add_inotify(tree[0])
+    whole = _take()
+    with as_nobody():
+        found = _take()
+        with pytest.raises(TaskError):
+            _take(watcher.pid)
+    assert found.hidden > whole.hidden
+    assert watcher.pid in {task.pid for task in found.denied}
+    assert watcher.pid not in {row.pid for row in found.processes}
+    assert 2 not in {task.pid for task in found.denied}, "kernel threads have no descriptors"
+
+
+def test_the_command(watcher: Watcher, tree: list[Path], tmp_path: Path) -> None:
+    watcher.add_inotify(tree[0])
+
+    def ps(*words: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "irmapdb", "ps", *words],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        return done.stdout
+
+    pid = str(watcher.pid)
+    assert str(tree[0]) in ps("-t", pid)
+    table = ps()
+    assert pid in table
+    assert "fs.inotify.max_user_watches" in table
+    document = json.loads(ps("-t", pid, "--json"))
+    assert [one["path"] for one in document["watches"]] == [os.fspath(tree[0])]
+    assert [(one["pid"], one["watches"]) for one in document["processes"]] == [(watcher.pid, 1)]
+    assert document["limits"]["fs.inotify.max_user_instances"] > 0
+    assert sorted(os.listdir(tmp_path)) == ["a", "b", "c", "d"], "a file was made"

@@ -1,0 +1,448 @@
+"""What moved since we looked: the witness of names, and the answers that it casts doubt on."""
+
+import ctypes
+import os
+import random
+import sys
+from pathlib import Path
+
+import pytest
+
+from irmapdb.config import Config
+from irmapdb.confirm import Confirmation
+from irmapdb.engine import Outcome
+from irmapdb.kernel.identity import disproof, identify
+from irmapdb.kernel.renames import Witness
+from irmapdb.kernel.root import open_root
+from irmapdb.model import Resolved, Source
+from tests.kernel.truth import as_nobody
+from tests.support.filesystems import superblock_kdev, unmount_below
+from tests.support.names import ODD_NAMES
+from tests.support.programs import run
+from tests.support.watcher import Watcher
+
+RENAME_EXCHANGE = 2
+AT_FDCWD = -100
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def exchange(one, other):
+    done = _libc.renameat2(
+        AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE
+    )
+    assert done == 0, os.strerror(ctypes.get_errno())
+
+
+def watch(witness, directory):
+    fd = os.open(directory, os.O_PATH | os.O_DIRECTORY)
+    try:
+        return witness.watch(superblock_kdev(directory), fd)
+    finally:
+        os.close(fd)
+
+
+@pytest.fixture
+def witness():
+    with Witness() as made:
+        yield made
+
+
+@pytest.fixture
+def root():
+    with open_root(os.getpid()) as opened:
+        yield opened
+
+
+# The witness
+
+
+@pytest.mark.parametrize("kind", ["ext4", "tmpfs"])
+def test_every_way_to_lose_a_name_is_told(area, witness, kind):
+    place = area.place(kind)
+    top = place.directory
+    for name in ("a", "b", "c", "over"):
+        (top / name).touch()
+    (top / "empty").mkdir()
+    assert watch(witness, place.mountpoint)
+    assert witness.kdevs == {superblock_kdev(place.mountpoint)}
+    assert witness.names() == frozenset()
+    (top / "a").rename(top / "a2")
+    (top / "dir").rename(top / "dir2")
+    assert witness.names() == {b"a", b"a2", b"dir", b"dir2"}
+    (top / "b").rename(top / "over")
+    assert witness.names() == {b"b", b"over"}
+    exchange(top / "c", top / "dir2")
+    assert witness.names() == {b"c", b"dir2"}
+    (top / "over").unlink()
+    (top / "empty").rmdir()
+    (top / "c" / "hard").unlink()
+    assert witness.names() == {b"over", b"empty", b"hard"}
+    # What is new, written to, linked or opened loses nobody a name.
+    (top / "new").mkdir()
+    (top / "new" / "file").write_bytes(b"x")
+    (top / "new" / "file").read_bytes()
+    (top / "link").hardlink_to(top / "new" / "file")
+    (top / "symlink").symlink_to("new")
+    (top / "new").chmod(0o700)
+    assert witness.names() == frozenset()
+    assert not witness.blind
+
+
+def test_every_name_comes_through(area, witness):
+    top = os.fsencode(area.tmpfs())
+    for name in ODD_NAMES:
+        os.mknod(top + b"/" + name)
+    watch(witness, os.fsdecode(top))
+    for name in ODD_NAMES:
+        os.unlink(top + b"/" + name)
+    assert witness.names() == set(ODD_NAMES)
+
+
+def test_several_filesystems_and_every_mount_of_each(area, witness):
+    one, other, unseen = area.tmpfs("one"), area.tmpfs("other"), area.tmpfs("unseen")
+    bound = area.path / "bound"
+    bound.mkdir()
+    (one / "sub").mkdir()
+    area.bind(one / "sub", bound)
+    for name in ("one/sub/x", "other/y", "unseen/z"):
+        (area.path / name).touch()
+    assert watch(witness, one)
+    assert watch(witness, other)
+    (bound / "x").rename(bound / "x2")
+    (other / "y").unlink()
+    (unseen / "z").unlink()
+    assert witness.names() == {b"x", b"x2", b"y"}
+    # Also what is done in another mount namespace.
+    with Watcher(unshare={"mount"}) as elsewhere:
+        elsewhere.rename(one / "sub" / "x2", one / "sub" / "x3")
+        assert witness.names() == {b"x2", b"x3"}
+
+
+def test_what_cannot_be_witnessed_is_not_said_to_be(area, witness):
+    overlay = area.place("overlay-lower").mountpoint
+    assert not watch(witness, overlay)
+    proc = os.open("/proc/self", os.O_PATH)
+    assert not witness.watch(0, proc)
+    os.close(proc)
+    assert witness.kdevs == set()
+    with as_nobody(), Witness() as powerless:
+        assert not watch_quietly(powerless, "/")
+        assert powerless.names() == frozenset()
+    closed = Witness()
+    assert closed.names() == frozenset()
+    assert not watch_quietly(closed, "/")
+
+
+def watch_quietly(witness, directory):
+    fd = os.open(directory, os.O_PATH)
+    try:
+        return witness.watch(1, fd)
+    finally:
+        os.close(fd)
+
+
+def test_when_the_queue_runs_over_the_witness_is_blind(area, witness):
+    top = area.tmpfs()
+    limit = int(Path("/proc/sys/fs/fanotify/max_queued_events").read_text())
+    watch(witness, top)
+    here = os.open(top, os.O_RDONLY)
+    os.mknod("0", dir_fd=here)
+    for number in range(limit):
+        os.rename(str(number), str(number + 1), src_dir_fd=here, dst_dir_fd=here)
+    os.close(here)
+    assert len(witness.names()) > limit // 4
+    assert witness.blind
+    witness.blind = False
+    (top / str(limit)).unlink()
+    assert witness.names() == {b"%d" % limit}
+    assert not witness.blind
+
+
+def test_who_renames_without_end_does_not_keep_us(area, witness):
+    """Each read is answered by another rename: only what was there at first is read."""
+    top = area.tmpfs()
+    (top / "0").touch()
+    watch(witness, top)
+    done = []
+
+    def rename(_frame, event, what):
+        if event == "c_return" and what is os.read and len(done) < 100:
+            number = len(done)
+            done.append(number)
+            os.rename(top / str(number), top / str(number + 1))
+
+    (top / "first").touch()
+    (top / "first").unlink()
+    before = sys.getprofile()
+    sys.setprofile(rename)
+    try:
+        names = witness.names()
+    finally:
+        sys.setprofile(before)
+    assert b"first" in names
+    assert 0 < len(done) < 5
+    assert witness.names() >= {b"0", b"1"} - names
+
+
+# What may be wrong
+
+
+class Told:
+    """Answers about files of some directories, and a Confirmation that speaks of them."""
+
+    def __init__(self, root, witness, mountpoints, config=None):
+        self.root = root
+        self.kdevs = [superblock_kdev(mountpoint) for mountpoint in mountpoints]
+        root.renew()
+        self.confirmation = Confirmation(root, witness, config or Config())
+        self.outcome = Outcome()
+
+    def prove(self, paths):
+        self.confirmation.cover(self.kdevs)
+        for path in paths:
+            self.answer(path)
+        self.confirmation.index(self.outcome)
+
+    def answer(self, path, *others):
+        identity = identify(self.root, os.fsencode(path))
+        names = tuple(map(os.fsencode, others))
+        self.outcome.resolved[identity] = Resolved(identity, os.fsencode(path), Source.SCAN, names)
+        return identity
+
+    def suspects(self):
+        return set(self.confirmation.suspects(self.outcome))
+
+    def wrong(self):
+        """The answers that a proof would refuse now."""
+        return {
+            identity
+            for identity, answer in self.outcome.resolved.items()
+            if any(
+                disproof(self.root, identity, path) is not None
+                for path in (answer.path, *answer.other_paths)
+            )
+        }
+
+    def at(self, path):
+        (found,) = (i for i, a in self.outcome.resolved.items() if a.path == os.fsencode(path))
+        return found
+
+
+def test_only_what_was_touched_is_suspect(area, root, witness):
+    top = area.ext4().mountpoint
+    for name in ("a", "b", "dir/c", "dir/sub/d"):
+        (top / name).parent.mkdir(parents=True, exist_ok=True)
+        (top / name).touch()
+    told = Told(root, witness, [top])
+    told.prove([top / name for name in ("a", "b", "dir/c", "dir/sub/d", "dir")])
+    assert told.suspects() == set()
+    (top / "unknown").touch()
+    (top / "unknown").rename(top / "unknown2")
+    assert told.suspects() == set()
+    (top / "a").rename(top / "a2")
+    assert told.suspects() == {told.at(top / "a")} == told.wrong()
+    assert told.suspects() == set()  # said once
+    (top / "dir" / "sub").rename(top / "sub")
+    assert told.suspects() == {told.at(top / "dir/sub/d")} == told.wrong() - {told.at(top / "a")}
+    (top / "dir").rename(top / "dir2")
+    assert told.suspects() >= {told.at(top / n) for n in ("dir", "dir/c", "dir/sub/d")}
+    # A further name counts as much as the best one.
+    told.answer(top / "b", top / "sub" / "d")
+    told.confirmation.index(told.outcome)
+    (top / "sub" / "d").unlink()
+    assert told.at(top / "b") in told.suspects()
+
+
+def test_an_answer_that_was_found_anew_is_watched_by_its_new_path(area, root, witness):
+    top = area.tmpfs()
+    (top / "first").touch()
+    told = Told(root, witness, [top])
+    told.prove([top / "first"])
+    (top / "first").rename(top / "second")
+    assert len(told.suspects()) == 1
+    identity = told.answer(top / "second")  # as Search.prove_again would find it
+    (top / "second").rename(top / "third")
+    assert told.suspects() == {identity} == told.wrong()
+    # And so is one that was resolved only later.
+    (top / "late").touch()
+    late = told.answer(top / "late")
+    assert told.suspects() == set()
+    (top / "late").unlink()
+    assert told.suspects() == {late}
+
+
+def test_what_nobody_witnesses_is_always_suspect(area, root, witness):
+    overlay = area.place("overlay-lower")
+    top = area.tmpfs()
+    (top / "file").touch()
+    told = Told(root, witness, [overlay.mountpoint, top])
+    told.prove([overlay.directory / "file", top / "file"])
+    for _ in range(2):
+        assert told.suspects() == {told.at(overlay.directory / "file")}
+
+
+def test_another_namespaces_answers_are_always_suspect(area, root, witness):
+    top = area.tmpfs()
+    (top / "file").touch()
+    told = Told(root, witness, [top])
+    told.prove([])
+    identity = identify(root, os.fsencode(top / "file"))
+    told.outcome.resolved[identity] = Resolved(
+        identity, b"/file", Source.SCAN, mntns=os.stat("/proc/self/ns/mnt").st_ino + 1
+    )
+    assert told.suspects() == {identity}
+
+
+def test_after_an_overflow_everything_is_suspect_once(area, root, witness):
+    top = area.tmpfs()
+    (top / "file").touch()
+    told = Told(root, witness, [top])
+    told.prove([top / "file"])
+    witness.blind = True
+    assert told.suspects() == set(told.outcome.resolved)
+    assert told.suspects() == set()
+
+
+def test_mounts_over_and_away(area, root, witness):
+    top = area.tmpfs()
+    for name in ("over/file", "beside/file", "bound"):
+        (top / name).parent.mkdir(exist_ok=True)
+        (top / name).touch()
+    told = Told(root, witness, [top])
+    told.prove([top / "over" / "file", top / "beside" / "file", top / "bound"])
+    over, bound = told.at(top / "over/file"), told.at(top / "bound")
+    run("mount", "-t", "tmpfs", "x", top / "over")
+    assert told.suspects() == {over} == told.wrong()
+    assert told.suspects() == set()
+    run("umount", top / "over")
+    run("mount", "--bind", top / "beside", top / "over")  # as often as not with the same number
+    assert told.suspects() == {over} == told.wrong()
+    run("umount", top / "over")
+    assert told.suspects() == {over}
+    assert told.wrong() == set()
+    run("mount", "--bind", top / "beside" / "file", top / "bound")
+    assert told.suspects() == {bound} == told.wrong()
+    run("umount", top / "bound")
+    assert told.suspects() == {bound}
+
+
+def test_a_mount_that_moves_with_its_directory(area, root, witness):
+    """The rename is on a filesystem that nobody witnesses, the mount table tells of it."""
+    base = area.tmpfs("base")
+    (base / "dir" / "place").mkdir(parents=True)
+    run("mount", "-t", "tmpfs", "top", base / "dir" / "place")
+    (base / "dir" / "place" / "file").touch()
+    told = Told(root, witness, [base / "dir" / "place"])
+    told.prove([base / "dir" / "place" / "file"])
+    assert told.suspects() == set()
+    (base / "dir").rename(base / "moved")
+    assert told.suspects() == set(told.outcome.resolved) == told.wrong()
+    run("umount", base / "moved" / "place")
+
+
+def test_a_device_number_that_is_used_again_has_a_witness_again(area, root, witness):
+    place = area.path / "place"
+    place.mkdir()
+    run("mount", "-t", "tmpfs", "one", place)
+    kdev = superblock_kdev(place)
+    told = Told(root, witness, [place])
+    told.prove([])
+    for _ in range(50):
+        run("umount", place)
+        run("mount", "-t", "tmpfs", "other", place)
+        if superblock_kdev(place) == kdev:
+            break
+    else:
+        pytest.fail("tmpfs gets another number each time")
+    (place / "file").touch()
+    root.renew()
+    identity = told.answer(place / "file")
+    told.suspects()  # the mounts have changed: here it is covered anew
+    (place / "file").rename(place / "file2")
+    assert told.suspects() == {identity} == told.wrong()
+    run("umount", place)
+
+
+def test_filesystems_that_others_change_are_neither_witnessed_nor_asked(area, root, witness):
+    top = area.tmpfs()
+    (top / "file").touch()
+    slow = Config(skip_filesystems=frozenset({"tmpfs"}))
+    told = Told(root, witness, [top], slow)
+    told.prove([top / "file"])
+    assert witness.kdevs == set()
+    (top / "file").rename(top / "file2")
+    assert told.suspects() == set()  # in the freeze one of the frozen may have to answer
+
+
+# Nothing that is wrong goes unnoticed
+
+
+class Changes:
+    """Random changes of a tree: renames, exchanges, removals, new files, mounts over parts."""
+
+    def __init__(self, top, seed):
+        self.random = random.Random(seed)
+        self.top = top
+        for name in ("a", "b", "a/c", "a/c/d", "b/c"):
+            (top / name).mkdir()
+        for directory in (top, *[path for path in top.rglob("*") if path.is_dir()]):
+            for name in ("x", "y"):
+                (directory / name).touch()
+
+    def everything(self):
+        return sorted(self.top.rglob("*"))
+
+    def free(self):
+        parent = self.random.choice([self.top, *[p for p in self.everything() if p.is_dir()]])
+        return parent / self.random.choice(["a", "b", "c", "x", "y", "new"])
+
+    def step(self):
+        what = self.random.choice(["rename", "rename", "exchange", "remove", "make", "mount"])
+        path, other = self.random.choice(self.everything()), self.free()
+        try:
+            if what == "rename":
+                path.rename(other)
+            elif what == "exchange":
+                if _libc.renameat2(
+                    AT_FDCWD, os.fsencode(path), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE
+                ):
+                    return
+            elif what == "remove":
+                path.rmdir() if path.is_dir() else path.unlink()
+            elif what == "make":
+                other.touch()
+            else:
+                self.mount(path)
+        except OSError:
+            return  # busy, not empty, into itself
+
+    def mount(self, path):
+        mounted = [path for path in self.everything() if path.is_mount()]
+        if len(mounted) < 2 and path.is_dir():
+            run("mount", "-t", "tmpfs", "over", path)
+        elif mounted:
+            run("umount", "-l", self.random.choice(mounted))
+
+
+@pytest.mark.parametrize("kind", ["ext4", "tmpfs", "overlay-upper"])
+@pytest.mark.parametrize("seed", range(3))
+def test_whatever_changes_every_wrong_answer_is_a_suspect(area, root, kind, seed):
+    place = area.place(kind)
+    top = place.directory / "tree"
+    top.mkdir()
+    changes = Changes(top, seed)
+    for _ in range(12):
+        with Witness() as witness:
+            told = Told(root, witness, [place.mountpoint])
+            kdev = told.kdevs[0]
+            told.prove(
+                [p for p in changes.everything() if identify(root, os.fsencode(p)).kdev == kdev]
+            )
+            for _ in range(3):
+                for _ in range(changes.random.randrange(4)):
+                    changes.step()
+                suspects = told.suspects()
+                assert told.wrong() <= suspects
+                for identity in suspects & told.wrong():
+                    del told.outcome.resolved[identity]  # as if it could not be found anew
+    unmount_below(top)

@@ -1,0 +1,132 @@
+"""All watches of a tree, each once, whoever else holds the same descriptor."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from irmapdb.kernel import procfs
+from irmapdb.kernel.survey import Denied, read_survey
+from irmapdb.kernel.tasks import HIDDEN, Task, read_task, task_tree
+from irmapdb.model import MarkKind, WatchKind
+from tests.kernel.truth import as_nobody, mount_id, watched_identity
+from tests.support.filesystems import superblock_kdev
+from tests.support.names import deep_file
+from tests.support.notify import FAN_MODIFY, FAN_ONDIR, FAN_OPEN, IN_ATTRIB, IN_CREATE
+from tests.support.watcher import Watcher
+
+
+def survey_of(watcher):
+    return read_survey(task_tree(watcher.pid))
+
+
+def test_what_is_read_is_what_was_asked_for(area, watcher):
+    top = area.ext4().mountpoint
+    (top / "file").touch()
+    one = watcher.add_inotify(top, IN_CREATE | IN_ATTRIB)
+    two = watcher.add_inotify(top / "file")
+    mark = watcher.add_fanotify(top / "file", FAN_OPEN)
+    watcher.add_fanotify(top, FAN_MODIFY | FAN_ONDIR, "mount")
+    watcher.add_fanotify(top, FAN_MODIFY, "filesystem")
+    inotify, fanotify = [raw.parse() for raw in survey_of(watcher).files]
+    assert (inotify.kind, inotify.fd, fanotify.fd) == (WatchKind.INOTIFY, one.fd, mark.fd)
+    assert {watch.wd: watch.mask for watch in inotify.watches} == {
+        one.wd: IN_CREATE | IN_ATTRIB,
+        two.wd: two.mask,
+    }
+    shown = {watch.wd: watch.identity for watch in inotify.watches}
+    assert shown == {w.wd: watched_identity(watcher, w) for w in (one, two)}
+    assert [(w.identity, w.mask & FAN_OPEN) for w in fanotify.watches] == [
+        (shown[two.wd], FAN_OPEN)
+    ]
+    assert {(one.kind, one.target) for one in fanotify.marks} == {
+        (MarkKind.MOUNT, mount_id(top)),
+        (MarkKind.FILESYSTEM, superblock_kdev(top)),
+    }
+
+
+def test_an_inherited_descriptor_is_read_once(watcher, tmp_path):
+    shared = watcher.add_inotify(tmp_path)
+    child = watcher.fork()
+    grandchild = child.fork()
+    # Of its own, with the very same text in fdinfo.
+    own = child.inotify()
+    child.add_inotify(tmp_path, fd=own)
+    survey = survey_of(watcher)
+    found = [(raw.pid, raw.fd) for raw in survey.files]
+    assert found == [(watcher.pid, shared.fd), (child.pid, own)]
+    assert survey.denied == ()
+    assert {(copy.pid, copy.fd, copy.of.pid) for copy in survey.copies} == {
+        (child.pid, shared.fd, watcher.pid),
+        (grandchild.pid, shared.fd, watcher.pid),
+    }
+
+
+def test_many_instances_without_a_watch_are_not_one(watcher):
+    numbers = [watcher.inotify() for _ in range(5)]
+    child = watcher.fork()
+    survey = survey_of(watcher)
+    assert [(raw.pid, raw.fd) for raw in survey.files] == [(watcher.pid, fd) for fd in numbers]
+    assert [copy.pid for copy in survey.copies] == [child.pid] * 5
+
+
+def test_who_vanishes_drops_out(watcher, tmp_path):
+    watcher.add_inotify(tmp_path)
+    with Watcher() as other:
+        other.add_inotify(tmp_path)
+        tasks = [*task_tree(other.pid), *task_tree(watcher.pid)]
+        assert len(read_survey(tasks).files) == 2
+        other.signal(9)
+        other.wait_dead()  # a zombie, until it is waited for
+        assert [raw.pid for raw in read_survey(tasks).files] == [watcher.pid]
+    survey = read_survey(tasks)
+    assert [raw.pid for raw in survey.files] == [watcher.pid]
+    assert survey.denied == ()
+
+
+def test_who_may_not_be_looked_at_is_named(watcher, tmp_path):
+    watcher.add_inotify(tmp_path)
+    task = read_task(watcher.pid)
+    hidden = Task(watcher.pid, 1, b"", HIDDEN, 0)
+    with as_nobody():
+        survey = read_survey([task, hidden])
+    assert survey.files == ()
+    assert survey.denied == (
+        Denied(task, "Permission denied"),
+        Denied(hidden, "/proc hides it"),
+    )
+
+
+def test_another_proc_may_hide_a_task(area, watcher, tmp_path):
+    watcher.add_inotify(tmp_path)
+    proc = os.fspath(area.mount("proc", "proc", "proc", "hidepid=invisible"))
+    task = read_task(watcher.pid)
+    assert len(read_survey([task], proc).files) == 1
+    for directory in [area.path, *area.path.parents]:
+        directory.chmod(directory.stat().st_mode | 0o711)
+    with as_nobody(), pytest.raises(FileNotFoundError):
+        procfs.watch_descriptors(watcher.pid, proc)
+
+
+def test_a_file_too_deep_for_a_link_does_not_end_the_survey(watcher, tmp_path):
+    watched = watcher.add_inotify(tmp_path)
+    here = os.open(tmp_path, os.O_PATH)
+    for name in (
+        Path(os.fsdecode(deep_file(tmp_path, length=5000))).relative_to(tmp_path).parts[:-1]
+    ):
+        below = os.open(name, os.O_PATH, dir_fd=here)
+        os.close(here)
+        here = below
+    watcher.chdir(f"/proc/{os.getpid()}/fd/{here}")
+    os.close(here)
+    watcher.open("file")
+    assert [raw.fd for raw in survey_of(watcher).files] == [watched.fd]
+
+
+def test_the_pids_of_a_namespace(tmp_path):
+    with Watcher(unshare={"pid"}) as watcher:
+        assert procfs.namespace_pids(watcher.pid) == (watcher.pid, 1)
+        child = watcher.fork()
+        assert procfs.namespace_pids(child.pid) == (child.pid, child.own_pid)
+        watcher.add_inotify(tmp_path)
+        assert [raw.pid for raw in survey_of(watcher).files] == [watcher.pid]

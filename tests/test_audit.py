@@ -1,0 +1,191 @@
+"""The audit as a person or a program meets it; and that it only reads."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from irmapdb.kernel.identity import identify
+from irmapdb.kernel.root import open_root
+from irmapdb.model import CacheEntry, Identity, Resolved, Source
+from irmapdb.store import Store
+from tests.support.features import require_root
+
+_NAMES = [b"plain", b"caf\xe9", b"new\nline", b'"quoted", \xff']
+
+
+def run(*words: str | bytes | Path) -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, "-m", "irmapdb", "audit", *map(os.fsdecode, words)]
+    return subprocess.run(command, check=False, capture_output=True)
+
+
+@pytest.fixture
+def rename() -> Iterator[Callable[[bytes, bytes], None]]:
+    """Renames, and has the kernel know the new name until the test is over."""
+    with ExitStack() as stack:
+
+        def rename(old: bytes, new: bytes) -> None:
+            os.rename(old, new)
+            stack.callback(os.close, os.open(new, os.O_PATH))
+
+        yield rename
+
+
+class Case:
+    """Files with odd names, a database of them, proved an hour ago, and an imported one."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        self.top = os.fsencode(tmp_path / "tree")
+        os.mkdir(self.top)
+        self.paths = [self.top + b"/" + name for name in _NAMES]
+        self.work = tmp_path / "work"
+        self.work.mkdir()
+        self.database = self.work / "irmap.db"
+        now = datetime.now(UTC)
+        imported = self.top + b"/imported"
+        for path in (*self.paths, imported):
+            os.close(os.open(path, os.O_CREAT))
+        with open_root(os.getpid()) as root:
+            self.known = {path: identify(root, path) for path in (*self.paths, imported)}
+        proved = [Resolved(self.known[path], path, Source.SCAN) for path in self.paths]
+        with Store.open(self.database, create=True) as store, store.step() as tx:
+            tx.prove(proved, now - timedelta(hours=1))
+            tx.import_entries([CacheEntry(*self.known[imported].key, imported)], now)
+
+    def files(self) -> dict[str, bytes]:
+        return {one.name: one.read_bytes() for one in self.work.iterdir()}
+
+
+@pytest.fixture
+def case(tmp_path: Path) -> Case:
+    require_root()  # opening handles
+    return Case(tmp_path)
+
+
+def test_nothing_to_tell(case: Case) -> None:
+    before = case.files()
+    done = run("-W", case.work)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"5 mappings checked in our own root: all live ones hold" in done.stdout
+    assert b"1 of the valid ones by number alone" in done.stdout
+    assert case.files() == before
+
+
+def test_findings_as_table_json_and_csv(case: Case, rename) -> None:
+    gone, moved, *_ = case.paths
+    os.unlink(gone)
+    away = case.top + b"/away \xfe\n"
+    rename(moved, away)
+    before = case.files()
+
+    table = run("--db", case.database)
+    assert table.returncode == 3
+    lines = table.stdout.decode().splitlines()
+    assert lines[-1].startswith("5 mappings checked in our own root: 2 no longer hold; 1 of")
+    assert any("caf\\xe9 → " in line and line.endswith("/away \\xfe\\n") for line in lines)
+    evidence = run("--db", case.database, "-v").stdout.decode()
+    assert f"expected  {_words(case.known[gone])}" in evidence
+
+    document = json.loads(run("--db", case.database, "--json").stdout)
+    assert document["stale"] == 2
+    assert document["counts"] == {
+        "valid": {"live": 3, "marked_stale": 0},
+        "moved": {"live": 1, "marked_stale": 0},
+        "deleted": {"live": 1, "marked_stale": 0},
+    }
+    told = {os.fsencode(one["path"]): one for one in document["mappings"]}
+    assert set(told) == {gone, moved}
+    assert [os.fsencode(path) for path in told[moved]["moved_to"]] == [away]
+    assert told[gone]["ino"] == case.known[gone].ino
+    assert told[gone]["changed_at"] > told[gone]["validated_at"]
+
+    done = run("--db", case.database, "--csv", "--all")
+    text = done.stdout.decode("utf-8", "surrogateescape")
+    rows = list(csv.DictReader(io.StringIO(text, newline="")))
+    assert {os.fsencode(row["path"]): row["verdict"] for row in rows} == {
+        gone: "deleted",
+        moved: "moved",
+        **dict.fromkeys((*case.paths[2:], case.top + b"/imported"), "valid"),
+    }
+    (row,) = (row for row in rows if row["verdict"] == "moved")
+    assert os.fsencode(row["moved_to"]) == away
+    assert case.files() == before, "it wrote"
+
+
+def _words(identity: Identity) -> str:
+    major, minor = identity.kdev >> 20, identity.kdev & 0xFFFFF
+    return f"{major}:{minor} inode {identity.ino} handle {identity.handle}"
+
+
+def test_only_what_is_chosen(case: Case, rename) -> None:
+    gone, moved, *_ = case.paths
+    os.unlink(gone)
+    rename(moved, case.top + b"/away")
+    kdev = case.known[gone].kdev
+    device = f"{kdev >> 20}:{kdev & 0xFFFFF}"
+
+    def chosen(*words: str | bytes) -> tuple[int, set[bytes]]:
+        done = run("--db", case.database, "--json", "--all", *words)
+        found = json.loads(done.stdout)["mappings"]
+        return done.returncode, {os.fsencode(one["path"]) for one in found}
+
+    assert chosen("--only", "deleted") == (3, {gone})
+    assert chosen("--only", "replaced") == (0, set())
+    assert chosen("--path", b"*caf\xe9") == (3, {moved})
+    assert chosen("--path", b"*imp*", "--path", b"*new?line") == (
+        0,
+        {case.top + b"/imported", case.paths[2]},
+    )
+    assert chosen("--dev", device)[1] == set(case.known)
+    assert chosen("--dev", "4095:1") == (0, set())
+    # The imported one was never proved.
+    assert chosen("--older-than", "90m") == (0, {case.top + b"/imported"})
+    assert chosen("--older-than", "30m")[1] == set(case.known)
+
+
+def test_fix_writes_and_says_what(case: Case, rename) -> None:
+    gone, moved, *_ = case.paths
+    os.unlink(gone)
+    rename(moved, case.top + b"/away")
+    done = run("--db", case.database, "--fix", "--json")
+    assert done.returncode == 3
+    document = json.loads(done.stdout)
+    told = {(one["kind"], os.fsencode(one["path"])) for one in document["changes"]}
+    assert told == {("moved", case.top + b"/away"), ("stale", gone)}
+    assert document["run"] == 1
+    again = run("--db", case.database, "--fix")
+    assert again.returncode == 0
+    assert b"nothing to write" in again.stdout
+    table = run("--db", case.database, "--all").stdout.decode()
+    assert "marked gone" in table
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (("--only", "nonsense"), 2, "there are valid, moved"),
+        (("--dev", "fe00000"), 2, "254:0"),
+        (("--older-than", "soon"), 2, "no span of time"),
+        (("--json", "--csv"), 2, "two forms"),
+        (("-t", "1", "--root", "/"), 2, "each name a root"),
+        (("--root", "/nowhere"), 1, "/nowhere"),
+        (("-t", "4194304"), 1, "4194304"),
+        (("--db", "/nowhere.db"), 1, "no such database"),
+    ],
+)
+def test_errors(case: Case, words: tuple[str, ...], code: int, message: str) -> None:
+    done = run("--db", case.database, *words)
+    assert done.returncode == code
+    assert message in done.stderr.decode()
+    assert done.stderr.count(b"\n") == 1
+    assert done.stdout == b""

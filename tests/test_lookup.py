@@ -1,0 +1,126 @@
+"""`irmapdb lookup`: everything that is known of an inode or a path."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+from irmapdb.model import InodeKey
+from irmapdb.store import Store
+from tests.support.cli import irmapdb
+from tests.support.scenario import write_scenario
+
+IN_CSV = "fe00000:2e3: device 254:0, inode 739"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    place = tmp_path_factory.mktemp("lookup")
+    write_scenario(place / "irmap.db")
+    return place
+
+
+@pytest.fixture(autouse=True)
+def here(place, monkeypatch):
+    monkeypatch.chdir(place)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        ("fe00000:2e3",),
+        ("0xFE00000:0x2e3",),
+        ("254:0", "739"),
+        ("254:0 739",),
+        ("254:0", "0x2e3"),
+        ("739",),
+        ("/srv/data/in.csv",),  # what it was called
+        ("/srv/data/in.csv.1",),
+        ("/srv/data/in.csv.1/",),
+    ],
+    ids="|".join,
+)
+def test_an_inode_is_found_by_whatever_names_it(keys):
+    done = irmapdb("lookup", *keys)
+    assert (done.code, done.err) == (0, "")
+    assert done.out.startswith(IN_CSV)
+    for wanted in ("stale: gone", "/srv/data/in.csv.1", "worker", "3 to 4", "moved: "):
+        assert wanted in done.out
+
+
+def test_a_path_stands_for_every_inode_that_had_it():
+    done = irmapdb("lookup", "/etc/app.conf")
+    assert "fe00000:2e5: device" in done.out
+    assert "fe00000:2f8: device" in done.out
+    assert "stale: replaced" in done.out
+
+
+def test_a_number_stands_for_inodes_of_every_device_and_a_key_is_told_once():
+    assert irmapdb("lookup", "257").out.startswith("26:101: device 0:38")
+    done = irmapdb("lookup", "739", "fe00000:2e3", "/srv/data/in.csv")
+    assert done.out.count(IN_CSV) == 1
+
+
+def test_odd_names_and_large_numbers():
+    done = irmapdb("lookup", os.fsdecode(b"/srv/data/caf\xe9.txt"), "18446744073709551610")
+    assert r"/srv/data/caf\xe9.txt" in done.out
+    assert "29:fffffffffffffffa: device 0:41, inode 18446744073709551610" in done.out
+
+
+def test_a_watch_without_a_path_says_why():
+    assert (
+        "- (handle: the kernel has no name cached for it; open-files"
+        in irmapdb("lookup", "fe00000:384").out
+    )
+
+
+def test_what_is_unknown_is_a_finding():
+    done = irmapdb("lookup", "fe00000:2e3", "/no/such\x1bpath", "254:0")
+    assert done.code == 3
+    assert done.out.startswith(IN_CSV)
+    assert r"/no/such\x1bpath: nothing is known of it" in done.err
+    assert "254:0: nothing is known of it (read as CRIU's hex" in done.err
+
+
+@pytest.mark.parametrize(
+    "key", ["passwd", "etc/passwd", "1:2:3", "fe00000:", "18446744073709551616"]
+)
+def test_what_is_no_key_is_refused(key):
+    done = irmapdb("lookup", key)
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith(f"irmapdb: {key}: ")
+
+
+def test_for_programs_everything_is_there():
+    (found,) = json.loads(irmapdb("lookup", "254:0 742", "--json").out)
+    assert found["key"] == "254:0 742"
+    (inode,) = found["inodes"]
+    assert (inode["dev"], inode["ino"], inode["device"]) == (254 << 20, 742, "254:0")
+    (mapping,) = inode["mappings"]
+    assert os.fsencode(mapping["path"]) == b"/srv/data/caf\xe9.txt"
+    assert mapping["state"] == "proved"
+    assert [one["run"] for one in inode["watches"]] == [2, 3, 4]
+    assert [one["kind"] for one in inode["changes"]] == ["found"]
+
+
+def test_the_dossier_is_what_the_rows_say():
+    with Store.open_readonly("irmap.db") as store:
+        rows = list(store.all_mappings())
+        changes = list(store.changes())
+        runs = list(store.runs())
+        for key in {row.identity.key for row in rows}:
+            dossier = store.dossier(key)
+            assert list(dossier.mappings) == [row for row in rows if row.identity.key == key]
+            assert list(dossier.changes) == [
+                one for one in changes if one.change.identity.key == key
+            ]
+            assert [(one.run_id, one.row) for one in dossier.sightings] == [
+                (run.id, row._replace(tried=()))
+                for run in runs
+                for row in store.watches(run.id)
+                if row.watch.identity.key == key
+            ]
+        assert store.dossier(InodeKey(1, 1)) is None
+        assert store.find_by_path(b"/nowhere") == store.find_by_ino(1) == []
