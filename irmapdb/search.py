@@ -204,19 +204,13 @@ class Search:
     def _ask_aside(self, place: _Place, identities: list[Identity]) -> Outcome:
         # The child has no business with our database: what it may need is loaded before.
         place.stored.load(identities)
-        kinds = {mount.fstype for mount in place.root.mounts_of(identities[0].kdev)}
+        if self._over():
+            return _unanswered(identities, "the time budget was over")
         try:
-            if self._over():
-                raise TimeoutError("not asked, the time budget was over")
             answer: Outcome = call_aside(lambda: self._ask(place, identities), _PATIENCE_S)
         except (TimeoutError, ChildProcessError) as error:
-            tried = (Tried("engine", f"{', '.join(sorted(kinds))}: {error}"),)
-            failures = {identity: Unresolved(identity, tried) for identity in identities}
-            return engine.Outcome(unresolved=failures)
-        finally:
-            # The table of mounts is one open file with the child's, which may have been told of
-            # a change in our place.
-            place.root.refresh()
+            kinds = {mount.fstype for mount in place.root.mounts_of(identities[0].kdev)}
+            return _unanswered(identities, f"{', '.join(sorted(kinds))}: {error}")
         return answer
 
     def _ask(self, place: _Place, identities: Iterable[Identity]) -> Outcome:
@@ -271,6 +265,13 @@ class Search:
             }
         names = self._open_names
         return sorted(paths, key=lambda path: (path not in names, len(path), path))
+
+
+def _unanswered(identities: Iterable[Identity], why: str) -> Outcome:
+    tried = (Tried("engine", why),)
+    return engine.Outcome(
+        unresolved={identity: Unresolved(identity, tried) for identity in identities}
+    )
 
 
 def _tell(outcome: Outcome) -> None:

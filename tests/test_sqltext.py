@@ -32,7 +32,7 @@ def test_nothing_is_lost_or_told_twice(text):
         end = piece.start + len(piece.text)
     assert not list(tokens(text[end:].replace(";", " ")))
     for piece in split(text)[:-1]:
-        assert sqlite3.complete_statement(piece.text)
+        assert sqlite3.complete_statement(piece.text.replace("\0", " "))
 
 
 @pytest.mark.parametrize(
@@ -100,6 +100,11 @@ def test_an_error_is_shown_where_it_is(ask, marked, said):
     column = offset - (text.rfind("\n", 0, offset) + 1)
     assert caret == " " * (2 + column) + "^"
     assert line[2:] in text.replace("\udcff", " ")
+
+
+def test_a_nul_is_refused(ask):
+    with pytest.raises(SqlError, match="null character"):
+        list(ask.ask("SELECT 1; SELECT \0 2;"))
 
 
 def test_what_has_no_place_has_no_caret(ask):

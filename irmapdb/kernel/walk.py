@@ -14,13 +14,14 @@ offers all names.
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from irmapdb.kernel import syscalls
 from irmapdb.kernel.root import open_beneath
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Generator, Iterator
+    from collections.abc import Callable, Container, Iterator
 
 __all__ = ["Hit", "walk"]
 
@@ -67,29 +68,42 @@ def walk(
     walk by answering False. A directory with a path of some 64,000 bytes is not entered.
     """
     visit = _visit_every if every_entry else _visit
-    seen = work = 0
-    with _Descent(top_fd) as descent:
-        there = True
-        while there:
-            path = descent.path
-            fd = None if path in prune else descent.open()
-            subdirectories: list[bytes] = []
-            if fd is not None:
-                try:
-                    entries = yield from visit(fd, path, inos, subdirectories)
-                    seen += entries
-                    work += entries
-                except OSError:
-                    pass  # removed under us, or an input error of this directory alone
-                finally:
-                    os.close(fd)
-            there = descent.go_on(subdirectories)
-            work += _DIRECTORY_WORK + len(path) // _DIRECTORY_WORK
-            if work >= _PROGRESS_WORK:
-                if not on_entries(seen):
-                    return
-                seen = work = 0
-    on_entries(seen)
+    seen = _Count()
+    work = 0
+    try:
+        with _Descent(top_fd) as descent:
+            there = True
+            while there:
+                path = descent.path
+                fd = None if path in prune else descent.open()
+                subdirectories: list[bytes] = []
+                before = seen.entries
+                if fd is not None:
+                    try:
+                        yield from visit(fd, path, inos, subdirectories, seen)
+                    except OSError:
+                        pass  # removed under us, or an input error of this directory alone
+                    finally:
+                        os.close(fd)
+                there = descent.go_on(subdirectories)
+                work += seen.entries - before + _DIRECTORY_WORK + len(path) // _DIRECTORY_WORK
+                if work >= _PROGRESS_WORK:
+                    work = 0
+                    if not on_entries(seen.take()):
+                        return
+    finally:
+        # Also where nobody asks for more: all is found.
+        if seen.entries:
+            on_entries(seen.take())
+
+
+@dataclass(slots=True)
+class _Count:
+    entries: int = 0
+
+    def take(self) -> int:
+        entries, self.entries = self.entries, 0
+        return entries
 
 
 class _Anchor(NamedTuple):
@@ -180,36 +194,36 @@ class _Descent:
 
 
 def _visit(
-    fd: int, path: bytes, inos: Container[int], subdirectories: list[bytes]
-) -> Generator[Hit, None, int]:
-    # One directory; returns how many entries it has. This loop is where the time goes.
+    fd: int, path: bytes, inos: Container[int], subdirectories: list[bytes], count: _Count
+) -> Iterator[Hit]:
+    # One directory. This loop is where the time goes.
     ino = os.fstat(fd).st_ino
     if ino in inos:
         yield Hit(ino, path)
     seen = 0
-    with os.scandir(fd) as entries:
-        for entry in entries:
-            seen += 1
-            if entry.is_dir(follow_symlinks=False):
-                subdirectories.append(os.fsencode(entry.name))
-            elif entry.inode() in inos:
-                yield Hit(entry.inode(), _join(path, os.fsencode(entry.name)))
-    return seen
+    try:
+        with os.scandir(fd) as entries:
+            for entry in entries:
+                seen += 1
+                if entry.is_dir(follow_symlinks=False):
+                    subdirectories.append(os.fsencode(entry.name))
+                elif entry.inode() in inos:
+                    yield Hit(entry.inode(), _join(path, os.fsencode(entry.name)))
+    finally:
+        count.entries += seen
 
 
 def _visit_every(
-    fd: int, path: bytes, _inos: Container[int], subdirectories: list[bytes]
-) -> Generator[Hit, None, int]:
+    fd: int, path: bytes, _inos: Container[int], subdirectories: list[bytes], count: _Count
+) -> Iterator[Hit]:
     yield Hit(0, path)
-    seen = 0
     with os.scandir(fd) as entries:
         for entry in entries:
-            seen += 1
+            count.entries += 1
             if entry.is_dir(follow_symlinks=False):
                 subdirectories.append(os.fsencode(entry.name))
             else:
                 yield Hit(0, _join(path, os.fsencode(entry.name)))
-    return seen
 
 
 def _join(directory: bytes, name: bytes) -> bytes:

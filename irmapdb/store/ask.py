@@ -46,6 +46,7 @@ FUNCTIONS = {
 """The functions that questions have beside SQLite's own."""
 
 _BYTES_A_VALUE = 64 << 20
+_MESSAGE_WIDTH = 200
 _STEPS_BETWEEN_LOOKS = 5000
 
 _ALLOWED = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_RECURSIVE}
@@ -271,7 +272,7 @@ class Ask:
             message = str(error)
             offset = sqltext.locate(message, piece.text, self._complaint)
         place = "" if offset is None else sqltext.excerpt(text, piece.start + offset)
-        said = _at_line(text, piece, offset) + message
+        said = _at_line(text, piece, offset) + _one_line(message)
         return SqlError(said, advice=self._advise(message), place=place)
 
     def _refusal(self, text: str, piece: Piece) -> SqlError:
@@ -337,6 +338,12 @@ _WRITES = {
 
 def _text(raw: bytes) -> str:
     return raw.decode("utf-8", "surrogateescape")
+
+
+def _one_line(message: str) -> str:
+    # A string that is not closed is quoted to its end.
+    shown = "".join(one if one.isprintable() else " " for one in message)
+    return shown if len(shown) <= _MESSAGE_WIDTH else f"{shown[:_MESSAGE_WIDTH]}…"
 
 
 def _at_line(text: str, piece: Piece, offset: int | None) -> str:

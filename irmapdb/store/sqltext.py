@@ -94,7 +94,7 @@ def split(text: str) -> list[Piece]:
                 continue
             start = token.start
         # Within a trigger, a semicolon does not end the statement.
-        if token.text == ";" and sqlite3.complete_statement(text[start : token.end]):
+        if token.text == ";" and is_complete(text[start : token.end]):
             pieces.append(Piece(text[start : token.end], start))
             start = None
     if start is not None:
@@ -104,7 +104,8 @@ def split(text: str) -> list[Piece]:
 
 def is_complete(text: str) -> bool:
     """Whether the last statement of a text has its semicolon."""
-    return sqlite3.complete_statement(text)
+    # A NUL is no SQL, but for SQLite to say so it has to be asked.
+    return sqlite3.complete_statement(text.replace("\0", " "))
 
 
 def name_in(message: str) -> tuple[str, str] | None:

@@ -186,9 +186,11 @@ def test_the_walk_stops_when_it_is_told_to(wide):
     # Or when nobody asks for more: not a descriptor is left.
     before = open_descriptors()
     with opened(wide) as fd:
-        walking = walk(fd, Every())
+        seen.clear()
+        walking = walk(fd, Every(), on_entries=lambda count: seen.append(count) is None)
         assert len(list(itertools.islice(walking, 500))) == 500
         walking.close()
+        assert 500 <= sum(seen) <= 300 + 3 * 200
     assert open_descriptors() == before
 
 

@@ -1,0 +1,342 @@
+"""Where the audit looks, whom it asks, what it is not told, and what it writes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from irmapdb import audit, mend, steps
+from irmapdb.audit import Selection, Verdict
+from irmapdb.errors import FileError, UsageError
+from irmapdb.kernel.directory import open_directory_root
+from irmapdb.kernel.identity import identify
+from irmapdb.kernel.root import open_root
+from irmapdb.model import (
+    CacheEntry,
+    ChangeKind,
+    Identity,
+    Resolved,
+    Source,
+    StaleReason,
+)
+from irmapdb.steps import Options
+from irmapdb.store import Store
+from tests.kernel.garden import NO_HINTS, Garden, live, replayed
+from tests.kernel.truth import served
+from tests.support.area import MountArea
+from tests.support.filesystems import drop_caches
+from tests.support.programs import run
+from tests.support.watcher import Watcher
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+
+
+@pytest.fixture
+def garden(area: MountArea, tmp_path: Path, watcher: Watcher) -> Iterator[Garden]:
+    """An ext4 of its own: small, so that inode numbers are used again at once."""
+    with Garden(area.ext4().mountpoint, tmp_path / "work", watcher) as made:
+        yield made
+
+
+# Where to
+
+
+def test_what_nobody_knows_is_scanned_for_where_asked(garden: Garden) -> None:
+    path = garden.make("d/file")
+    garden.watch(path)
+    garden.step()
+    moved = garden.rename(path, garden.make("e/x").with_name("file"))
+    garden.watcher.remove(garden.watches[garden.names[moved]])  # it holds the inode, and the name
+    garden.forget()
+
+    blind = garden.audit()[os.fsencode(path)]
+    assert (blind.verdict, blind.evidence.moved_to) == (Verdict.MOVED, ())
+    assert "--search" in blind.evidence.note
+    seen = garden.audit(search=True)[os.fsencode(path)]
+    assert (seen.verdict, seen.evidence.moved_to) == (Verdict.MOVED, (os.fsencode(moved),))
+
+    garden.forget()
+    mended = mend.mend(garden.options(search=True))
+    assert [(change.kind, change.path) for change in mended.changes] == [
+        (ChangeKind.MOVED, os.fsencode(moved))
+    ]
+    (row,) = (one for one in garden.mappings() if not one.stale)
+    assert (row.path, row.last_used_at) == (os.fsencode(moved), None)
+    # And so it is in what irmap-cache is made of.
+    with Store.open_readonly(garden.database) as store:
+        assert [entry.path for entry in store.image_entries()] == [os.fsencode(moved)]
+
+
+@pytest.mark.parametrize("kind", ["btrfs-subvolume", "xfs-parents"])
+def test_filesystems_that_know(
+    area: MountArea, tmp_path: Path, watcher: Watcher, kind: str
+) -> None:
+    place = area.place(kind)
+    work = tmp_path / "work"
+    work.mkdir()
+    names = {os.fsencode(place.directory / "dir" / name) for name in ("file", "hard")}
+    watched = watcher.add_inotify(place.directory / "dir" / "file")
+    steps.pre_dump(Options(watcher.pid, images_dir=work, config=NO_HINTS))
+    watcher.remove(watched)
+    with Store.open_readonly(work / "irmap.db") as store:
+        (known,) = (row.path for row in store.all_mappings())
+    moved = os.fsencode(place.directory / "moved")
+    os.rename(known, moved)
+    run("sync")
+    drop_caches()
+
+    (lost,) = audit.audit(audit.Options(work / "irmap.db", config=NO_HINTS)).findings
+
+    assert (lost.mapping.path, lost.verdict) == (known, Verdict.MOVED)
+    assert set(lost.evidence.moved_to) == names - {known} | {moved}
+
+
+def test_links_and_hidden_mounts(garden: Garden, area: MountArea) -> None:
+    inside, outside = garden.make("d/file"), garden.make("plain")
+    garden.watch(inside)
+    garden.watch(outside)
+    garden.step()
+    directory = inside.parent
+    directory.rename(garden.top / "real")
+    directory.symlink_to("real")
+
+    moved = garden.audit()[os.fsencode(inside)]
+    assert (moved.verdict, moved.evidence.reason) == (Verdict.MOVED, StaleReason.SYMLINK)
+    assert moved.evidence.moved_to == (os.fsencode(garden.top / "real" / "file"),)
+
+    area.mount("tmpfs", "ext4", "tmpfs")  # upon the ext4 itself
+    hidden = garden.audit()
+    assert {one.verdict for one in hidden.values()} == {Verdict.UNMOUNTED}
+    assert "hidden" in hidden[os.fsencode(outside)].evidence.note
+
+
+def test_a_server_that_never_answers(
+    area: MountArea, tmp_path: Path, watcher: Watcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit, "_PATIENCE_S", 0.5)
+    source = tmp_path / "source"
+    source.mkdir()
+    near, far = tmp_path / "near", area.path / "far" / "file"
+    near.touch()
+    (source / "file").touch()
+    work = tmp_path / "work"
+    work.mkdir()
+    with served(source, far.parent) as server:
+        watcher.add_inotify(near)
+        watcher.add_inotify(far)
+        steps.pre_dump(
+            Options(
+                watcher.pid,
+                images_dir=work,
+                scan_paths=(os.fsencode(far.parent),),
+                config=NO_HINTS,
+            )
+        )
+        options = audit.Options(work / "irmap.db", config=NO_HINTS)
+        before = {one.mapping.path: one.verdict for one in audit.audit(options).findings}
+        with server.silent():
+            found = {one.mapping.path: one for one in audit.audit(options).findings}
+            assert mend.mend(options).run_id is None
+    assert before[os.fsencode(far)] is Verdict.VALID
+    assert found[os.fsencode(near)].verdict is Verdict.VALID
+    assert found[os.fsencode(far)].verdict is Verdict.UNREACHABLE
+    assert "no answer in time" in found[os.fsencode(far)].evidence.note
+
+
+# Whose root
+
+
+def test_a_directory_as_the_root(area: MountArea, tmp_path: Path) -> None:
+    rootfs = area.ext4("rootfs").mountpoint
+    (rootfs / "a" / "mnt").mkdir(parents=True)
+    (rootfs / "a" / "file").touch()
+    (rootfs / "a" / "out").symlink_to("/etc")
+    inner = area.mount("tmpfs", "rootfs/a/mnt", "tmpfs")
+    (inner / "deep").touch()
+    for directory in (rootfs, rootfs / "a"):
+        with open_directory_root(os.fsencode(directory)) as root:
+            for path in (rootfs / "a" / "file", inner / "deep"):
+                within = b"/" + os.fsencode(path.relative_to(directory))
+                found = identify(root, within)
+                status = path.stat()
+                kdev = os.major(status.st_dev) << 20 | os.minor(status.st_dev)
+                assert (found.kdev, found.ino) == (kdev, status.st_ino)
+                assert root.mount_of(within).kdev == kdev
+                assert root.mounts_of(kdev)
+                with open(path, "rb") as file:
+                    link = os.fsencode(os.readlink(f"/proc/self/fd/{file.fileno()}"))
+                assert root.strip(link) == within
+            assert {mount.kdev for mount in root.mounts} == {
+                os.major(one.stat().st_dev) << 20 | os.minor(one.stat().st_dev)
+                for one in (rootfs, inner)
+            }
+            with pytest.raises(OSError, match="symbolic"):
+                root.open(b"/" + os.fsencode((rootfs / "a/out/passwd").relative_to(directory)))
+
+
+def test_a_container_from_outside(area: MountArea, tmp_path: Path) -> None:
+    rootfs = area.ext4("rootfs").mountpoint
+    (rootfs / "etc").mkdir()
+    (rootfs / "proc").mkdir()
+    (rootfs / "etc" / "conf").touch()
+    work = tmp_path / "work"
+    work.mkdir()
+    with Watcher(unshare={"mount"}, rootfs=rootfs) as task:
+        task.add_inotify("/etc/conf")
+        steps.pre_dump(Options(task.pid, images_dir=work, config=NO_HINTS))
+        options = audit.Options(work / "irmap.db", config=NO_HINTS)
+
+        def verdicts(**kwargs: object) -> set[str]:
+            told = audit.Options(options.database, config=NO_HINTS, **kwargs)
+            return {one.verdict.value for one in audit.audit(told).findings}
+
+        assert verdicts(pid=task.pid) == {"valid"}
+        assert verdicts(root=os.fsencode(rootfs)) == {"valid"}
+        # In our own root the same path is another file's, and the file has another path.
+        assert verdicts() == {"moved"}
+        with pytest.raises(FileError, match="another mount namespace"):
+            verdicts(root=f"/proc/{task.pid}/root".encode())
+        with pytest.raises(UsageError):
+            verdicts(pid=task.pid, root=b"/")
+
+
+def test_a_nested_namespace_is_audited_where_it_is_named(
+    area: MountArea, tmp_path: Path, watcher: Watcher
+) -> None:
+    hidden = area.path / "hidden"
+    hidden.mkdir()
+    (tmp_path / "near").touch()
+    work = tmp_path / "work"
+    work.mkdir()
+    database = work / "irmap.db"
+    near = watcher.add_inotify(tmp_path / "near")
+    with Watcher(unshare={"mount"}) as other:
+        other.mount("tmpfs", hidden, "tmpfs")
+        other.write(hidden / "far")
+        far = other.add_inotify(hidden / "far")
+        with open_root(other.pid) as root:
+            identity, mntns = identify(root, far.path), root.mntns
+        steps.pre_dump(Options(watcher.pid, images_dir=work, config=NO_HINTS))
+        _store(database, identity, far.path, mntns)
+
+        def verdicts(pid: int | None) -> dict[bytes, str]:
+            options = audit.Options(database, pid=pid, config=NO_HINTS)
+            return {one.mapping.path: one.verdict.value for one in audit.audit(options).findings}
+
+        assert verdicts(None) == {near.path: "valid", far.path: "unreachable"}
+        assert verdicts(other.pid) == {near.path: "unreachable", far.path: "valid"}
+
+
+def _store(database: Path, identity: Identity, path: bytes, mntns: int) -> None:
+    with Store.open(database, create=False) as store, store.step() as tx:
+        tx.prove([Resolved(identity, path, Source.SCAN, mntns=mntns)], datetime.now(UTC))
+
+
+# What is known by its number alone
+
+
+def test_imported_mappings_are_compared_by_number(garden: Garden) -> None:
+    path, gone = garden.make("file"), garden.make("gone")
+    entries = [
+        CacheEntry(_kdev(one), garden.names[one].ino, os.fsencode(one)) for one in (path, gone)
+    ]
+    garden.remove(gone)
+    with Store.open(garden.database, create=True) as store, store.step() as tx:
+        tx.import_entries(entries, datetime.now(UTC))
+    found = garden.audit(search=True)
+    valid, lost = found[os.fsencode(path)], found[os.fsencode(gone)]
+    assert (valid.verdict, valid.by_number) == (Verdict.VALID, True)
+    assert (lost.verdict, lost.evidence.moved_to) == (Verdict.GONE, ())
+    assert "no handle" in lost.evidence.note
+
+
+def _kdev(path: Path) -> int:
+    st_dev = path.stat().st_dev
+    return os.major(st_dev) << 20 | os.minor(st_dev)
+
+
+# What is written
+
+
+def test_what_changes_between_audit_and_writing_is_left_alone(
+    garden: Garden, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    back, mended = garden.make("back"), garden.make("mended")
+    for path in (back, mended):
+        garden.watch(path)
+    garden.step()
+    away = [garden.rename(path, path.with_suffix(".old")) for path in (back, mended)]
+    look = audit.Audit.report
+
+    def report_then_change(self: audit.Audit) -> audit.Report:
+        report = look(self)
+        garden.rename(away[0], back)
+        garden.step()
+        return report
+
+    monkeypatch.setattr(audit.Audit, "report", report_then_change)
+    result = mend.mend(garden.options())
+    assert result.report.news == 2
+    assert (result.run_id, result.changes) == (None, ())
+    assert live(garden) == replayed(garden)
+
+
+def test_what_holds_again_is_live_again(garden: Garden) -> None:
+    path = garden.make("file")
+    garden.watch(path)
+    garden.step()
+    away = garden.rename(path, path.with_name("away"))
+    garden.step()
+    garden.rename(away, path)
+    (change,) = mend.mend(garden.options()).changes
+    assert (change.kind, change.old_path) == (ChangeKind.MOVED, os.fsencode(away))
+    assert live(garden) == replayed(garden)
+
+    # Stale, whatever for, and true all the same.
+    now = datetime.now(UTC)
+    with Store.open(garden.database, create=False) as store, store.step() as tx:
+        (row,) = (one for one in tx.all_mappings() if not one.stale)
+        tx.mark_stale([(row, StaleReason.UNMOUNTED)], now)
+    assert garden.audit()[row.path].verdict is Verdict.VALID
+    (change,) = mend.mend(garden.options()).changes
+    assert (change.kind, change.path) == (ChangeKind.REVIVED, row.path)
+    assert {path for _, path in live(garden)} == {row.path}
+
+
+def test_selections(garden: Garden) -> None:
+    paths = [garden.make(name) for name in ("a", "b", "c")]
+    odd = os.fsencode(garden.top) + b"/caf\xe9\n"
+    os.close(os.open(odd, os.O_CREAT))
+    for path in paths:
+        garden.watch(path)
+    garden.watcher.add_inotify(odd)
+    report = garden.step()
+    kdev = report.watches[0].watch.identity.kdev
+    garden.remove(paths[0])
+
+    def chosen(**kwargs: object) -> set[bytes]:
+        return {path.rpartition(b"/")[2] for path in garden.audit(select=Selection(**kwargs))}
+
+    everything = {b"a", b"b", b"c", b"caf\xe9\n"}
+    assert chosen() == chosen(kdevs=frozenset({kdev, 1})) == everything
+    assert chosen(kdevs=frozenset({kdev + 1})) == set()
+    assert chosen(paths=(b"*/a", b"*caf\xe9?")) == {b"a", b"caf\xe9\n"}
+    assert chosen(verdicts=frozenset({Verdict.DELETED})) == {b"a"}
+    proved = garden.mappings()[0].validated_at
+    assert chosen(unproved_since=proved) == set()
+    assert chosen(unproved_since=proved.replace(year=proved.year + 1)) == everything
+
+
+def test_without_its_database_beside_it(garden: Garden, tmp_path: Path) -> None:
+    garden.watch(garden.make("file"))
+    garden.step()
+    lonely = tmp_path / "lonely"
+    lonely.mkdir()
+    shutil.copy(garden.database, lonely / "irmap.db")
+    (finding,) = audit.audit(audit.Options(lonely / "irmap.db")).findings
+    assert finding.verdict is Verdict.VALID

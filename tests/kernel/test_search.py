@@ -1,0 +1,334 @@
+"""A tree's identities in every root that they can be seen from, and proved again later."""
+
+import os
+from datetime import UTC, datetime
+
+import pytest
+
+from irmapdb import search as search_module
+from irmapdb.config import Config
+from irmapdb.engine import Disproved
+from irmapdb.kernel import procfs
+from irmapdb.kernel.aside import call_aside
+from irmapdb.kernel.root import open_root
+from irmapdb.model import Mapping, Resolved, Source, StaleReason
+from irmapdb.search import Search
+from tests.kernel.truth import served, watched_identity
+from tests.support.filesystems import drop_caches
+from tests.support.watcher import Watcher
+
+NO_HINTS = Config(hints=())
+
+
+class Stored:
+    """The store's rows, and what was asked of it."""
+
+    def __init__(self):
+        self.rows = {}
+        self.asked = []
+
+    def add(self, identity, *paths, mntns=0, stale=None):
+        for path in paths:
+            found = self.rows.setdefault((identity.key, mntns), [])
+            row = Mapping(
+                identity,
+                os.fsencode(path),
+                Source.SCAN,
+                revalidate=True,
+                first_seen_at=datetime.now(UTC),
+                stale_at=None if stale is None else datetime.now(UTC),
+                stale_reason=stale,
+                mntns=mntns,
+                id=sum(map(len, self.rows.values())),
+            )
+            found.append(row)
+
+    def __call__(self, keys, mntns=0):
+        self.asked += [(key, mntns) for key in keys]
+        return {key: self.rows[key, mntns] for key in keys if (key, mntns) in self.rows}
+
+
+@pytest.fixture
+def stored():
+    return Stored()
+
+
+@pytest.fixture
+def make(watcher, stored):
+    """A Search in the root of `watcher`."""
+    made = []
+
+    def make(config=NO_HINTS, load=stored, **more):
+        root = open_root(watcher.pid)
+        found = Search(root, load, config=config, **more)
+        made.append((found, root))
+        return found
+
+    yield make
+    for found, root in made:
+        found.__exit__(None, None, None)
+        root.__exit__(None, None, None)
+
+
+def files_of(*tasks):
+    return [
+        procfs.read_raw(task.pid, fd, kind).parse()
+        for task in tasks
+        for fd, kind in procfs.watch_descriptors(task.pid)
+    ]
+
+
+def test_each_identity_is_resolved_once_by_the_cheapest(area, watcher, make, stored):
+    top = area.tmpfs()
+    names = ["stored", "moved", "new"]
+    for name in names:
+        (top / name).touch()
+    shown = {n: watched_identity(watcher, watcher.add_inotify(top / n)) for n in names}
+    watcher.add_fanotify(top / "new")  # the same inode by another descriptor
+    stored.add(shown["stored"], top / "stored")
+    stored.add(shown["moved"], top / "old name")
+    stored.add(shown["new"], top / "new", stale=StaleReason.GONE)
+    search = make()
+    search.resolve(files_of(watcher))
+    assert search.outcome.unresolved == {}
+    assert search.outcome.resolved == {
+        shown["stored"]: Resolved(shown["stored"], os.fsencode(top / "stored"), Source.STORED),
+        shown["moved"]: Resolved(shown["moved"], os.fsencode(top / "moved"), Source.HANDLE),
+        shown["new"]: Resolved(shown["new"], os.fsencode(top / "new"), Source.HANDLE),
+    }
+    assert search.outcome.disproved == [
+        Disproved(shown["moved"], os.fsencode(top / "old name"), Source.STORED, StaleReason.GONE)
+    ]
+    assert {row.path for rows in search.rows.values() for row in rows} == {
+        os.fsencode(top / name) for name in ("stored", "old name", "new")
+    }
+    assert (search.scanned, search.resolve_us > 0) == (0, True)
+    # Who is known is not looked for again; who is new is.
+    stored.asked.clear()
+    answers = dict(search.outcome.resolved)
+    search.resolve(files_of(watcher))
+    assert (search.outcome.resolved, stored.asked) == (answers, [])
+    late = watched_identity(watcher, watcher.add_inotify(top))
+    search.resolve(files_of(watcher))
+    assert search.outcome.resolved[late].path == os.fsencode(top)
+    assert stored.asked == [(late.key, 0)]
+
+
+def test_a_cold_file_is_scanned_for_where_that_is_allowed(area, watcher, make):
+    top = area.ext4().mountpoint
+    (top / "dir").mkdir()
+    (top / "dir" / "file").touch()
+    shown = watched_identity(watcher, watcher.add_inotify(top / "dir" / "file"))
+    drop_caches()
+    idle = make(scan=False)
+    idle.resolve(files_of(watcher))
+    if idle.outcome.unresolved:  # else somebody has warmed it in between
+        assert [t.resolver for t in idle.outcome.unresolved[shown].tried] == [
+            "handle",
+            "open-files",
+        ]
+    assert idle.scanned == 0
+    busy = make(scan_paths=[os.fsencode(top)])
+    busy.resolve(files_of(watcher))
+    assert busy.outcome.resolved[shown].path == os.fsencode(top / "dir" / "file")
+
+
+def test_of_several_names_the_open_one_then_the_shortest_is_best(area, watcher, make, stored):
+    top = area.tmpfs()
+    names = ["a-long-name", "short", "sh", "longest-name-of-all"]
+    (top / names[0]).touch()
+    for name in names[1:]:
+        (top / name).hardlink_to(top / names[0])
+    shown = watched_identity(watcher, watcher.add_inotify(top / names[0]))
+    stored.add(shown, *(top / name for name in names), top / "gone")
+    by_length = [os.fsencode(top / n) for n in sorted(names, key=len)]
+    search = make()
+    search.resolve(files_of(watcher))
+    answer = search.outcome.resolved[shown]
+    assert [answer.path, *answer.other_paths] == by_length
+    watcher.open(top / "a-long-name")
+    search = make()
+    search.resolve(files_of(watcher))
+    answer = search.outcome.resolved[shown]
+    by_length.remove(os.fsencode(top / "a-long-name"))
+    assert [answer.path, *answer.other_paths] == [os.fsencode(top / "a-long-name"), *by_length]
+
+
+def test_when_time_is_up_what_is_proved_stays(area, watcher, make):
+    top = area.tmpfs()
+    (top / "file").touch()
+    shown = watched_identity(watcher, watcher.add_inotify(top / "file"))
+    search = make(over=lambda: True)
+    search.resolve(files_of(watcher))
+    outcome = search.outcome
+    assert set(outcome.resolved) | set(outcome.unresolved) == {shown}
+    other = watched_identity(watcher, watcher.add_inotify(top))
+    search.resolve(files_of(watcher))
+    assert outcome.resolved.keys() | outcome.unresolved.keys() == {shown, other}
+
+
+# Proved again
+
+
+@pytest.fixture
+def linked(area, watcher, make, stored):
+    """A resolved inode with three names, all stored."""
+    top = area.tmpfs()
+    for name in ("a", "bb", "ccc"):
+        if name == "a":
+            (top / name).touch()
+        else:
+            (top / name).hardlink_to(top / "a")
+    shown = watched_identity(watcher, watcher.add_inotify(top / "a"))
+    stored.add(shown, *(top / name for name in ("a", "bb", "ccc")))
+    search = make()
+    search.resolve(files_of(watcher))
+    assert len(search.outcome.resolved[shown].other_paths) == 2
+    return top, shown, search
+
+
+def test_an_answer_that_holds_is_the_same_answer(linked):
+    _, shown, search = linked
+    answer = search.outcome.resolved[shown]
+    search.prove_again([shown])
+    assert search.outcome.resolved[shown] is answer
+    assert search.outcome.disproved == []
+
+
+def test_the_names_that_are_left_take_over(linked):
+    top, shown, search = linked
+    (top / "a").unlink()
+    search.prove_again([shown])
+    answer = search.outcome.resolved[shown]
+    assert (answer.path, answer.other_paths) == (
+        os.fsencode(top / "bb"),
+        (os.fsencode(top / "ccc"),),
+    )
+    # The row of the name that went is told of.
+    assert search.outcome.disproved == [
+        Disproved(shown, os.fsencode(top / "a"), Source.STORED, StaleReason.GONE)
+    ]
+
+
+def test_an_answer_with_no_name_left_is_looked_for_anew(linked):
+    top, shown, search = linked
+    for name in ("bb", "ccc"):
+        (top / name).unlink()
+    (top / "a").rename(top / "anew")
+    search.prove_again([shown])
+    answer = search.outcome.resolved[shown]
+    assert (answer.path, answer.other_paths) == (os.fsencode(top / "anew"), ())
+    assert answer.source is Source.HANDLE
+    assert {one.path for one in search.outcome.disproved} == {
+        os.fsencode(top / name) for name in ("a", "bb", "ccc")
+    }
+    assert search.disprove(shown, os.fsencode(top / "anew")) is None
+    assert search.disprove(shown, os.fsencode(top / "a")) is StaleReason.GONE
+
+
+def test_an_answer_whose_file_went_is_no_answer(linked, watcher):
+    top, shown, search = linked
+    watcher.open(top / "a")
+    for name in ("a", "bb", "ccc"):
+        (top / name).unlink()
+    search.prove_again([shown])
+    assert search.outcome.resolved == {}
+    assert search.outcome.unresolved[shown].deleted
+
+
+# Nested namespaces
+
+
+@pytest.fixture
+def nested(area):
+    """A task with a mount of its own, which nobody else sees."""
+    place = area.path / "place"
+    place.mkdir()
+    with Watcher(unshare={"mount"}) as task:
+        task.mount("tmpfs", place, "tmpfs")
+        task.write(place / "own")
+        yield task, place
+
+
+def mntns_of(task):
+    return os.stat(f"/proc/{task.pid}/ns/mnt").st_ino
+
+
+def test_what_is_not_seen_in_the_main_root_is_looked_for_in_the_watchers(
+    area, watcher, nested, make, stored
+):
+    task, place = nested
+    (place.parent / "common").touch()
+    own = watched_identity(task, task.add_inotify(place / "own"))
+    common = watched_identity(task, task.add_inotify(place.parent / "common"))
+    search = make()
+    search.resolve(files_of(watcher, task))
+    assert search.outcome.resolved[own].path == os.fsencode(place / "own")
+    assert search.outcome.resolved[own].mntns == mntns_of(task)
+    # What both see is resolved in the main one, the only one that CRIU would look in.
+    assert search.outcome.resolved[common].mntns == 0
+    assert (own.key, mntns_of(task)) in stored.asked
+    assert (common.key, mntns_of(task)) not in stored.asked
+    # Rows of that namespace are asked for and found wanting in its root.
+    stored.add(own, place / "gone", place / "own", mntns=mntns_of(task))
+    again = make()
+    again.resolve(files_of(task))
+    assert again.outcome.resolved[own].source is Source.STORED
+    assert again.outcome.disproved == [
+        Disproved(own, os.fsencode(place / "gone"), Source.STORED, StaleReason.GONE, mntns_of(task))
+    ]
+    # And proved again there.
+    task.rename(place / "own", place / "renamed")
+    again.prove_again([own])
+    answer = again.outcome.resolved[own]
+    assert (answer.path, answer.mntns) == (os.fsencode(place / "renamed"), mntns_of(task))
+    task.unlink(place / "renamed")
+    again.prove_again([own])
+    assert own in again.outcome.unresolved
+
+
+def test_a_watch_in_a_nested_root_is_named_as_that_root_has_it(area, watcher, make):
+    rootfs = area.ext4("rootfs").mountpoint
+    (rootfs / "etc").mkdir()
+    (rootfs / "etc" / "file").touch()
+    with Watcher(unshare={"mount", "user"}, rootfs=rootfs) as task:
+        shown = watched_identity(task, task.add_inotify("/etc/file"))
+        search = make()
+        search.resolve(files_of(watcher, task))
+        # Its device is mounted in our root too, so that is where it is.
+        assert search.outcome.resolved[shown].path == os.fsencode(rootfs / "etc" / "file")
+        task.mount("tmpfs", "/etc", "tmpfs")
+        task.write("/etc/mine")
+        mine = watched_identity(task, task.add_inotify("/etc/mine"))
+        search.resolve(files_of(watcher, task))
+        answer = search.outcome.resolved[mine]
+        assert (answer.path, answer.mntns) == (b"/etc/mine", mntns_of(task))
+
+
+def test_a_nested_namespace_that_is_gone(watcher, nested, make):
+    task, place = nested
+    own = watched_identity(task, task.add_inotify(place / "own"))
+    files = files_of(task)
+    task.kill()
+    search = make()
+    search.resolve(files)
+    assert "is not mounted in this root" in search.outcome.unresolved[own].why
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_nobody_is_waited_for_in_a_nested_namespace_either(area, watcher, make, monkeypatch):
+    """A server that only the nested namespace sees, and that may be one of the frozen."""
+    monkeypatch.setattr(search_module, "_PATIENCE_S", 3.0)
+    source, mountpoint = area.path / "source", area.path / "served"
+    source.mkdir()
+    (source / "file").touch()
+    with served(source, mountpoint) as server, Watcher(unshare={"mount"}) as task:
+        shown = watched_identity(task, task.add_inotify(mountpoint / "file"))
+        search = make()
+        area.mount("tmpfs", "served", "tmpfs")  # hides it from the main root
+        search.resolve(files_of(watcher, task))
+        answer = search.outcome.resolved.get(shown)
+        assert answer is not None
+        assert (answer.path, answer.mntns) == (os.fsencode(mountpoint / "file"), mntns_of(task))
+        with server.silent():
+            call_aside(lambda: search.prove_again([shown]), 10)
