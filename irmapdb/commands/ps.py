@@ -155,7 +155,8 @@ def _share(usage: Usage) -> str:
 def _say_what_is_missing(census: Census) -> None:
     if census.hidden:
         tasks = output.count(census.hidden, "process", "processes")
-        output.say(f"{tasks} could not be looked at; run as root to see all")
+        advice = "" if os.geteuid() == 0 else "; run as root to see all"
+        output.say(f"{tasks} could not be looked at{advice}")
     unknown = sum(row.path is None for row in census.watches)
     if unknown:
         output.say(f"{output.count(unknown, 'watch', 'watches')} without a path: --search scans")
