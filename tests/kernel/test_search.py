@@ -15,6 +15,7 @@ from irmapdb.model import Mapping, Resolved, Source, StaleReason
 from irmapdb.search import Search
 from tests.kernel.truth import served, watched_identity
 from tests.support.filesystems import drop_caches
+from tests.support.programs import run
 from tests.support.watcher import Watcher
 
 NO_HINTS = Config(hints=())
@@ -325,8 +326,9 @@ def test_nobody_is_waited_for_in_a_nested_namespace_either(area, watcher, make, 
     with served(source, mountpoint) as server, Watcher(unshare={"mount"}) as task:
         shown = watched_identity(task, task.add_inotify(mountpoint / "file"))
         search = make()
-        area.mount("tmpfs", "served", "tmpfs")  # hides it from the main root
+        run("mount", "-t", "tmpfs", "over", mountpoint)  # hides it from the main root
         search.resolve(files_of(watcher, task))
+        run("umount", mountpoint)
         answer = search.outcome.resolved.get(shown)
         assert answer is not None
         assert (answer.path, answer.mntns) == (os.fsencode(mountpoint / "file"), mntns_of(task))

@@ -120,4 +120,5 @@ def served(source: Path, mountpoint: Path) -> Iterator[Server]:
             yield Server(process)
         finally:
             unmount(mountpoint)
+            process.terminate()  # should another mount have been in the way
             process.wait()
