@@ -70,24 +70,33 @@ class Confirmation:
                     self._parts.update(path.split(b"/"))
         self._indexed = answers
 
-    def suspects(self, outcome: Outcome) -> list[Identity]:
-        """The answers that have to be proved again."""
+    def suspects(self, outcome: Outcome, rewatched: Iterable[Identity] = ()) -> list[Identity]:
+        """The answers that have to be proved again.
+
+        `rewatched`: whose watch may have been added since the proof. One that was there all the
+        time has kept its filesystem from going; of the others a mount that looks the same may
+        have come back with other files.
+        """
         self.index(outcome)  # what was proved again may have another path now
         names = self._witness.names()
+        generation = self._generation
         mountpoints = self._changed_mountpoints()
         if self._witness.blind:
             self._witness.blind = False
             return list(outcome.resolved)
+        renewed = generation != self._generation
         kdevs = {identity.kdev for identity in outcome.resolved}
         unseen = {kdev for kdev in kdevs - self._witness.kdevs if not self._may_wait(kdev)}
         nested = any(answer.mntns for answer in outcome.resolved.values())
         touched = (names | {_last_part(point) for point in mountpoints}) & self._parts
-        if not touched and not unseen and not nested:
+        doubtful = set(rewatched) if renewed else set()
+        if not touched and not unseen and not nested and not doubtful:
             return []
         return [
             identity
             for identity, answer in outcome.resolved.items()
             if identity.kdev in unseen
+            or identity in doubtful
             or answer.mntns  # another namespace's mounts are not compared
             or any(
                 not touched.isdisjoint(path.split(b"/"))
@@ -97,7 +106,7 @@ class Confirmation:
 
     def _may_wait(self, kdev: int) -> bool:
         # Nobody is to be waited for in the freeze: it may be one of the frozen.
-        return self._config.may_wait(self._root.mounts_of(kdev))
+        return self._config.may_wait(self._root.on_the_way(kdev))
 
     def _changed_mountpoints(self) -> list[bytes]:
         before = self._mounts

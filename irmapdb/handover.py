@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 __all__ = ["cache_entries", "spell_root"]
 
 # Where the getattr of the filesystem gives another device or number than the superblock and the
-# inode have: btrfs_getattr(), ovl_getattr() and ceph_getattr() of the kernel's fs/.
-_OWN_NUMBERS = frozenset({"btrfs", "ceph", "overlay"})
+# inode have: btrfs_getattr() and ovl_getattr() of the kernel's fs/.
+_OWN_NUMBERS = frozenset({"btrfs", "overlay"})
 
 # Nobody opens a handle there (no fh_to_dentry in their export_operations), so CRIU asks its cache
 # for every watch; elsewhere only for the few whose name is not cached by the kernel.

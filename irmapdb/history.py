@@ -86,7 +86,8 @@ def _failed_rows(
                 reason = one.reason
             elif not row.mntns:
                 reason = disprove(row.identity, row.path)
-            if reason is not None:
+            # What we may not look at, or could not just now, may be as right as before.
+            if reason is not None and reason is not StaleReason.UNREACHABLE:
                 failed[row.id] = (row, reason)
     return failed
 

@@ -15,6 +15,7 @@ import shutil
 import tempfile
 import time
 import traceback
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -200,11 +201,18 @@ def _old_entries(state: _State) -> tuple[CacheEntry, ...]:
 
 
 def _keep_old(state: _State, report: Report, old: tuple[CacheEntry, ...]) -> int:
-    """Leave to CRIU the old entries that there was no time for: it looks at them itself.
+    """Leave to CRIU the old entries of what has no proved path: it looks at them itself.
 
-    Not those that were found to be wrong. Returns how many there are.
+    Not those that were found to be wrong, nor any of two watched inodes with one device and
+    number, of which CRIU would believe an entry of the other. Returns how many there are.
     """
-    missed = {row.watch.identity.key for row in report.watches if row.path is None}
+    watched = {row.watch.identity for row in report.watches}
+    shared = Counter(identity.key for identity in watched)
+    missed = {
+        row.watch.identity.key
+        for row in report.watches
+        if row.path is None and shared[row.watch.identity.key] == 1
+    }
     wrong = {
         (change.identity.key, change.old_path or change.path)
         for change in report.changes
@@ -235,10 +243,11 @@ def _done(state: _State, report: Report, old: tuple[CacheEntry, ...]) -> Done:
     )
     if stats.unresolved:
         summary += f"; {stats.unresolved} without a path"
+        if kept := _keep_old(state, report, old):
+            summary += f", {kept} old entries kept for CRIU to look at"
         if state.over():
-            kept = _keep_old(state, report, old)
             text = f"the time budget of {state.job.hook.timeout_s:g} s was over"
-            state.problems.append(f"{text}; {kept} old entries kept" if kept else text)
+            state.problems.append(text)
     notes = [
         f"no path for {row.watch.kind} fd {row.watch.fd} of {row.watch.pid}"
         f" ({os.fsdecode(row.comm or b'?')}), {row.watch.identity.key}: {row.why}"

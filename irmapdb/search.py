@@ -108,11 +108,11 @@ class Search:
         """Directory entries looked at."""
         return sum(place.scan.scanned for place in self._places())
 
-    def resolve(self, files: Iterable[WatchFile], *, may_wait: bool = True) -> None:
+    def resolve(self, files: Iterable[WatchFile], *, at_once: bool = False) -> None:
         """Resolve what the files watch and is neither resolved nor given up yet.
 
-        Without `may_wait`, what lies on a filesystem that may keep us waiting is left for later:
-        in the freeze, the one it waits for may be one of the frozen.
+        `at_once`, for the freeze: nothing is walked, and nobody is waited for, who may be one of
+        the frozen. What that leaves without an answer is looked for by the next call.
         """
         start = time.monotonic_ns()
         watchers: dict[Identity, set[int]] = {}
@@ -121,24 +121,25 @@ class Search:
             if file.pid not in self._pids:
                 self._pids.append(file.pid)
             for watch in file.watches:
-                if watch.identity not in known and (may_wait or not self._waits(watch.identity)):
+                if watch.identity not in known:
                     watchers.setdefault(watch.identity, set()).add(watch.pid)
         if watchers:
-            self.outcome.update(self._run(self._main, watchers))
-            self._resolve_nested(watchers)
+            self.outcome.update(self._run(self._main, watchers, at_once=at_once))
+            if not at_once:
+                self._resolve_nested(watchers)
         self.resolve_us += (time.monotonic_ns() - start) // 1000
 
-    def prove_again(self, identities: Iterable[Identity]) -> None:
+    def prove_again(self, identities: Iterable[Identity], *, at_once: bool = False) -> None:
         """Prove answers again; those that no longer hold are resolved anew.
 
-        Not those on a filesystem that may keep us waiting.
+        Not those on a filesystem that may keep us waiting. `at_once` as in `resolve`.
         """
         start = time.monotonic_ns()
         lost: dict[int, list[Identity]] = {}
         for identity in identities:
             answer = self.outcome.resolved[identity]
             place = self._nested[answer.mntns] if answer.mntns else self._main
-            if self._config.may_wait(place.root.mounts_of(identity.kdev)):
+            if self._config.may_wait(place.root.on_the_way(identity.kdev)):
                 continue
             paths = (answer.path, *answer.other_paths)
             held = []
@@ -150,6 +151,7 @@ class Search:
                     failed = Disproved(identity, path, answer.source, reason, answer.mntns)
                     self.outcome.disproved.append(failed)
             if not held:
+                del self.outcome.resolved[identity]
                 lost.setdefault(answer.mntns, []).append(identity)
             elif len(held) < len(paths):
                 self.outcome.resolved[identity] = replace(
@@ -157,7 +159,7 @@ class Search:
                 )
         for mntns, batch in lost.items():
             place = self._nested[mntns] if mntns else self._main
-            self.outcome.update(self._run(place, batch))
+            self.outcome.update(self._run(place, batch, at_once=at_once))
         self.resolve_us += (time.monotonic_ns() - start) // 1000
 
     def disprove(self, identity: Identity, path: bytes) -> StaleReason | None:
@@ -188,15 +190,27 @@ class Search:
         return (self._main, *self._nested.values())
 
     def _waits(self, identity: Identity) -> bool:
-        return self._config.may_wait(self._main.root.mounts_of(identity.kdev))
+        return self._config.may_wait(self._main.root.on_the_way(identity.kdev))
 
-    def _run(self, place: _Place, identities: Iterable[Identity]) -> Outcome:
+    def _run(
+        self, place: _Place, identities: Iterable[Identity], *, at_once: bool = False
+    ) -> Outcome:
         by_kdev: dict[int, list[Identity]] = {}
         for identity in identities:
             by_kdev.setdefault(identity.kdev, []).append(identity)
-        waiting = [kdev for kdev in by_kdev if self._config.may_wait(place.root.mounts_of(kdev))]
+        waiting = [kdev for kdev in by_kdev if self._config.may_wait(place.root.on_the_way(kdev))]
         aside = [by_kdev.pop(kdev) for kdev in waiting]
-        outcome = self._ask(place, itertools.chain.from_iterable(by_kdev.values()))
+        quick = itertools.chain.from_iterable(by_kdev.values())
+        if at_once:
+            outcome = self._ask(
+                place, quick, [one for one in place.resolvers if one is not place.scan]
+            )
+            for identity in [*outcome.unresolved]:
+                if not outcome.unresolved[identity].deleted:
+                    del outcome.unresolved[identity]
+            return outcome
+        outcome = self._ask(place, quick, place.resolvers)
+        _tell(outcome)
         for batch in aside:
             outcome.update(self._ask_aside(place, batch))
         return outcome
@@ -207,21 +221,25 @@ class Search:
         if self._over():
             return _unanswered(identities, "the time budget was over")
         try:
-            answer: Outcome = call_aside(lambda: self._ask(place, identities), _PATIENCE_S)
+            answer: Outcome = call_aside(
+                lambda: self._ask(place, identities, place.resolvers), _PATIENCE_S
+            )
         except (TimeoutError, ChildProcessError) as error:
-            kinds = {mount.fstype for mount in place.root.mounts_of(identities[0].kdev)}
+            mounts = place.root.on_the_way(identities[0].kdev)
+            kinds = {one.fstype for one in mounts if self._config.may_wait([one])}
             return _unanswered(identities, f"{', '.join(sorted(kinds))}: {error}")
         return answer
 
-    def _ask(self, place: _Place, identities: Iterable[Identity]) -> Outcome:
+    def _ask(
+        self, place: _Place, identities: Iterable[Identity], resolvers: Iterable[Resolver]
+    ) -> Outcome:
         outcome = engine.resolve(
             identities,
-            place.resolvers,
+            resolvers,
             lambda identity, path: disproof(place.root, identity, path),
             prefer=self._prefer,
             over=self._over,
         )
-        _tell(outcome)
         if place.mntns:
             for identity, answer in outcome.resolved.items():
                 outcome.resolved[identity] = replace(answer, mntns=place.mntns)

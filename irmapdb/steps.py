@@ -12,6 +12,7 @@ import contextlib
 import gc
 import logging
 import os
+import signal
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -132,8 +133,9 @@ def dump(options: Options, freezing: FreezeOptions) -> Report:
             _log.info("prepared, freezing the tasks")
             with _no_collection(), _frozen(options.pid, freezing) as held:
                 watched = tree.read_again(held.pids)
-                search.prove_again(confirmation.suspects(search.outcome))
-                search.resolve(watched, may_wait=False)
+                suspects = confirmation.suspects(search.outcome, tree.rewatched)
+                search.prove_again(suspects, at_once=True)
+                search.resolve(watched, at_once=True)
             step.freezing_us = held.freezing_us
             step.frozen_us = (time.monotonic_ns() - held.since_ns) // 1000
             _log.info("the tasks stood still for %d us", step.frozen_us)
@@ -148,6 +150,8 @@ class _Tree:
         self.pid = pid
         self.root = root
         self.denied: tuple[Denied, ...] = ()
+        self.rewatched: list[Identity] = []
+        """What the descriptors watch whose text was another one than before."""
         self._tasks: dict[int, Task] = {}
         self._parsed: dict[tuple[int, int], tuple[bytes, WatchFile]] = {}
 
@@ -168,6 +172,7 @@ class _Tree:
 
     def _survey(self, found: Sequence[Task]) -> list[WatchFile]:
         self._tasks.update((task.pid, task) for task in found)
+        self.rewatched = []
         survey = read_survey(found)
         self.denied = survey.denied
         return [self._parse(raw) for raw in survey.files]
@@ -177,6 +182,7 @@ class _Tree:
         known = self._parsed.get((raw.pid, raw.fd))
         if known is None or known[0] != raw.raw:
             known = self._parsed[raw.pid, raw.fd] = (raw.raw, raw.parse())
+            self.rewatched += (watch.identity for watch in known[1].watches)
         return known[1]
 
     def search(self, options: Options, tx: Step) -> Search:
@@ -273,13 +279,20 @@ def _no_collection() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _frozen(pid: int, freezing: FreezeOptions) -> Iterator[Frozen]:
-    with freeze.frozen(
-        pid,
-        cgroup=freezing.cgroup,
-        timeout_s=freezing.timeout_s,
-        leave_stopped=freezing.leave_stopped,
-    ) as held:
-        yield held
+    # A ^Z, or a write to the terminal from the background, would stop us, and the tasks with us.
+    before = signal.pthread_sigmask(
+        signal.SIG_BLOCK, {signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
+    )
+    try:
+        with freeze.frozen(
+            pid,
+            cgroup=freezing.cgroup,
+            timeout_s=freezing.timeout_s,
+            leave_stopped=freezing.leave_stopped,
+        ) as held:
+            yield held
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _write(
@@ -379,7 +392,8 @@ def _write_fsnotify(
 ) -> tuple[Path, ...]:
     def path_of(identity: Identity) -> bytes | None:
         answer = outcome.resolved.get(identity)
-        return None if answer is None else answer.path
+        # CRIU would look a nested namespace's path up in the root task's.
+        return None if answer is None or answer.mntns else answer.path
 
     images = {
         place.images / "inotify.img": fsnotify.encode_inotify(watched, path_of),

@@ -79,7 +79,7 @@ def load_cache(step: Step, place: WorkDir, now: datetime) -> int:
         path = directory / CACHE_NAME
         try:
             status = os.lstat(path)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             continue
         stamp = FileStamp.of(status)
         if step.image_seen(path) == stamp:

@@ -108,3 +108,7 @@ def main() -> None:
         # meet the same pipe again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:
+        # What no room has translated: still one line that names the object.
+        typer.echo(f"irmapdb: {error.filename or ''}: {error.strerror or error}", err=True)
+        sys.exit(1)

@@ -45,15 +45,20 @@ def call_aside(call: Callable[[], Any], timeout_s: float) -> Any:  # noqa: ANN40
 
 
 def _end(pid: int) -> None:
-    os.kill(pid, signal.SIGKILL)
-    pidfd = os.pidfd_open(pid)
     try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return  # SIGCHLD is ignored, so nobody has to be reaped
+    try:
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         poll = select.poll()
         poll.register(pidfd, select.POLLIN)
         # Whoever waits killable is gone at once. The rest is left behind: a hard NFS mount may
         # hold it for ever, and must not hold us.
         if poll.poll(_LAST_WAIT_MS):
             os.waitpid(pid, 0)
+    except (ProcessLookupError, ChildProcessError):
+        return
     finally:
         os.close(pidfd)
 

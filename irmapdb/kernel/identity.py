@@ -21,7 +21,7 @@ from irmapdb.model import Identity, StaleReason, kdev_of
 if TYPE_CHECKING:
     from irmapdb.kernel.root import Root
 
-__all__ = ["disproof", "identify", "identify_fd"]
+__all__ = ["disproof", "identify", "identify_fd", "mount_id"]
 
 # EINVAL: AT_HANDLE_FID is from Linux 6.5. EOPNOTSUPP: a filesystem that cannot decode what it
 # would encode (overlayfs, procfs) refuses without the flag, others always.
@@ -44,14 +44,17 @@ def identify_fd(root: Root, fd: int) -> Identity:
     else:
         handle = None
     known = syscalls.statx(fd)
-    kdev = root.kdev_of_mount(_mount_id(fd) if known.mnt_id is None else known.mnt_id)
+    kdev = root.kdev_of_mount(mount_id(fd) if known.mnt_id is None else known.mnt_id)
     # A mount that is not in the table (a file that was opened in another namespace): what stat
     # says of the device is right on all but btrfs and some overlays, and there it matches nothing.
     return Identity(known.st_kdev if kdev is None else kdev, known.ino, handle)
 
 
-def _mount_id(fd: int) -> int:
-    # Before Linux 5.8 statx(2) does not tell; fdinfo does since 3.15.
+def mount_id(fd: int) -> int:
+    """The mount that an open descriptor is on, without asking its filesystem; -1: not told.
+
+    Before Linux 5.8 statx(2) does not tell; fdinfo does since 3.15.
+    """
     with open(f"/proc/self/fdinfo/{fd}", "rb") as fdinfo:
         for line in fdinfo:
             if line.startswith(b"mnt_id:"):

@@ -68,6 +68,7 @@ class Root:
     by_mountpoint: dict[bytes, Mount] = field(default_factory=dict)
     """The mount that a lookup meets at each mount point; hidden ones are not here."""
     _by_kdev: dict[int, list[Mount]] = field(default_factory=dict)
+    _ways: dict[int, list[Mount]] = field(default_factory=dict)
     generation: int = 0
     """Counts how often something was mounted, moved or unmounted. Another mount may look just
     like the one before, down to its number and that of its device."""
@@ -119,6 +120,7 @@ class Root:
             self.by_id[own.mnt_id] = top
         self.by_mountpoint = _visible(self.mounts, own.mnt_id)
         self._by_kdev.clear()
+        self._ways.clear()
 
     def open(self, path: bytes, flags: int = os.O_PATH | os.O_NOFOLLOW) -> int:
         """Open an absolute path of this root. The caller closes the descriptor."""
@@ -135,6 +137,20 @@ class Root:
             if mount is not None or path in {b"", b"/"}:
                 return mount
             path = path[: path.rfind(b"/")]
+
+    def on_the_way(self, kdev: int) -> list[Mount]:
+        """The visible mounts of a device, and those that a lookup passes before it is there."""
+        found = self._ways.get(kdev)
+        if found is None:
+            found = self._ways[kdev] = list(self.mounts_of(kdev))
+            for mount in self.mounts_of(kdev):
+                path = mount.mountpoint
+                while path not in {b"", b"/"}:
+                    path = path[: path.rfind(b"/")]
+                    above = self.by_mountpoint.get(path or b"/")
+                    if above is not None and above not in found:
+                        found.append(above)
+        return found
 
     def mounts_of(self, kdev: int) -> list[Mount]:
         """The visible mounts of a device, those that show most of it first."""

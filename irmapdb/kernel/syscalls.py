@@ -54,7 +54,7 @@ def _check(result: int, path: bytes | int) -> int:
 # openat2: the number is the same on every architecture that has it (Linux 5.6), and glibc
 # has no wrapper before 2.42.
 _SYS_OPENAT2 = 437
-_SYS_KCMP = 312 if os.uname().machine == "x86_64" else 272
+_SYS_KCMP = {"x86_64": 312, "ppc64le": 354, "s390x": 343}.get(os.uname().machine, 272)
 
 RESOLVE_NO_XDEV = 0x01
 RESOLVE_NO_MAGICLINKS = 0x02
@@ -193,6 +193,7 @@ class _StatxBuffer(ctypes.Structure):
 
 
 _STATX_BASIC_STATS = 0x07FF
+_AT_STATX_DONT_SYNC = 0x4000  # what we want of it never changes: no server is to be asked
 _STATX_MNT_ID = 0x1000  # Linux 5.8
 
 _statx = _libc.statx
@@ -222,7 +223,7 @@ def statx(fd: int) -> Statx:
     """statx(2) of an open descriptor, O_PATH or not."""
     buffer = _StatxBuffer()
     mask = _STATX_BASIC_STATS | _STATX_MNT_ID
-    _check(_statx(fd, b"", AT_EMPTY_PATH, mask, ctypes.addressof(buffer)), fd)
+    _check(_statx(fd, b"", AT_EMPTY_PATH | _AT_STATX_DONT_SYNC, mask, ctypes.addressof(buffer)), fd)
     return Statx(
         ino=buffer.ino,
         mode=buffer.mode,

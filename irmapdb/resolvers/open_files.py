@@ -38,19 +38,24 @@ class OpenFiles:
         for pid in self._pids:
             for file in procfs.open_files(pid, self._proc):
                 path = self._root.strip(file.path)
-                mount = path and self._root.mount_of(path)
-                # Not asked on a mount that nobody wants: a stat could wait there for long.
-                if path and (not mount or mount.kdev in kdevs):
-                    yield from self._look(file.link, path, by_ino)
+                if path:
+                    yield from self._look(file.link, path, by_ino, kdevs)
         for identity in list(wanted):
             yield Note(identity, "no task has it open")
 
-    def _look(self, link: str, path: bytes, by_ino: dict[int, list[Identity]]) -> Iterator[Answer]:
+    def _look(
+        self, link: str, path: bytes, by_ino: dict[int, list[Identity]], kdevs: set[int]
+    ) -> Iterator[Answer]:
         try:
             fd = os.open(link, os.O_PATH | os.O_CLOEXEC)
         except OSError:
             return
         try:
+            # By the mount that it is on, whatever its name says: a stat on one that nobody wants
+            # could wait for long.
+            mount = self._root.by_id.get(kernel_identity.mount_id(fd))
+            if mount is None or mount.kdev not in kdevs:
+                return
             status = os.fstat(fd)
             candidates = by_ino.get(status.st_ino)
             if not candidates:

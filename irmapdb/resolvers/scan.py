@@ -144,6 +144,9 @@ class Scan:
             if self._over():
                 return  # to look at a whole directory like this can take long
             path = _join(one.top, hit.path)
+            mount = self._root.mount_of(path)
+            if mount is not None and mount.mnt_id != one.mount.mnt_id:
+                continue  # something is mounted over it, which may be another's to answer
             try:
                 found = kernel_identity.identify(self._root, path)
             except OSError:

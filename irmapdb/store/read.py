@@ -109,10 +109,13 @@ class Reader:
 
     def elsewhere(self, kdevs: Collection[int]) -> list[Mapping]:
         """The mappings that are not stale, of the root task's namespace, on any other device."""
-        live = select(*rows.MAPPING_COLUMNS).where(
-            _mapping.stale_at.is_(None), _mapping.mntns == 0, _mapping.dev.not_in(sorted(kdevs))
-        )
-        return list(self._read(rows.read_mapping, self._fetch(live.order_by(_mapping.id))))
+        live = (_mapping.stale_at.is_(None), _mapping.mntns == 0)
+        known = {dev for (dev,) in self._fetch(select(_mapping.dev).where(*live).distinct())}
+        found: list[Mapping] = []
+        for dev in sorted(known.difference(kdevs)):
+            of_dev = select(*rows.MAPPING_COLUMNS).where(*live, _mapping.dev == dev)
+            found += self._read(rows.read_mapping, self._fetch(of_dev.order_by(_mapping.id)))
+        return found
 
     def image_entries(self) -> list[CacheEntry]:
         """What `irmap-cache` should hold, in its order: the image list without stale mappings."""

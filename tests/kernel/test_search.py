@@ -328,9 +328,9 @@ def test_nobody_is_waited_for_in_a_nested_namespace_either(area, watcher, make, 
         search = make()
         run("mount", "-t", "tmpfs", "over", mountpoint)  # hides it from the main root
         search.resolve(files_of(watcher, task))
-        run("umount", mountpoint)
         answer = search.outcome.resolved.get(shown)
         assert answer is not None
         assert (answer.path, answer.mntns) == (os.fsencode(mountpoint / "file"), mntns_of(task))
         with server.silent():
             call_aside(lambda: search.prove_again([shown]), 10)
+        run("umount", mountpoint)

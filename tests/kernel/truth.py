@@ -109,6 +109,7 @@ def served(source: Path, mountpoint: Path) -> Iterator[Server]:
         subprocess.Popen(
             ["bindfs", "-f", "-o", options, source, mountpoint],
             env={**os.environ, "PATH": SYSTEM_PATH},
+            stderr=subprocess.DEVNULL,
         ) as process,
     ):
         changes = select.poll()
