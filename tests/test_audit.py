@@ -157,13 +157,13 @@ def test_fix_writes_and_says_what(case: Case, rename) -> None:
     gone, moved, *_ = case.paths
     os.unlink(gone)
     rename(moved, case.top + b"/away")
-    done = run("--db", case.database, "--fix", "--json")
+    done = run("--db", case.database, "--fix", "--root", "/", "--json")
     assert done.returncode == 3
     document = json.loads(done.stdout)
     told = {(one["kind"], os.fsencode(one["path"])) for one in document["changes"]}
     assert told == {("moved", case.top + b"/away"), ("stale", gone)}
     assert document["run"] == 1
-    again = run("--db", case.database, "--fix")
+    again = run("--db", case.database, "--fix", "--root", "/")
     assert again.returncode == 0
     assert b"nothing to write" in again.stdout
     table = run("--db", case.database, "--all").stdout.decode()

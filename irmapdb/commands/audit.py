@@ -136,7 +136,7 @@ def audit(
 
         irmapdb audit -t 4711 --only moved --only deleted -v
 
-        irmapdb audit --path '/srv/*' --older-than 2h --search --fix
+        irmapdb audit -t 4711 --path '/srv/*' --older-than 2h --search --fix
 
         irmapdb audit --json | jq '.mappings[] | select(.verdict == "moved") | .moved_to'
 
@@ -148,6 +148,12 @@ def audit(
     if as_json and as_csv:
         message = "--json and --csv are two forms"
         raise UsageError(message, advice="give one of them")
+    if fix and tree is None and root is None:
+        # A container's paths, looked up in our own root, would all be found to be wrong.
+        message = "--fix without a root"
+        raise UsageError(
+            message, advice="say whose paths these are: -t PID, or --root / for this machine's own"
+        )
     select = _selection(only, path, dev, older_than)
     with Progress() as progress:
         options = Options(
