@@ -68,11 +68,13 @@ class Root:
     by_mountpoint: dict[bytes, Mount] = field(default_factory=dict)
     """The mount that a lookup meets at each mount point; hidden ones are not here."""
     _by_kdev: dict[int, list[Mount]] = field(default_factory=dict)
+    _by_directory: dict[bytes, Mount | None] = field(default_factory=dict)
     _ways: dict[int, list[Mount]] = field(default_factory=dict)
     generation: int = 0
     """Counts how often something was mounted, moved or unmounted. Another mount may look just
     like the one before, down to its number and that of its device."""
     _changes: select.poll = field(default_factory=select.poll)
+    _pid: int = field(default_factory=os.getpid)
 
     def __post_init__(self) -> None:
         self._changes.register(self.table_fd, select.POLLPRI)
@@ -103,6 +105,8 @@ class Root:
             self._read()
 
     def _has_changed(self) -> bool:
+        if os.getpid() != self._pid:
+            return True  # a forked child shares the open file, and would take the news from us
         changed = bool(self._changes.poll(0))
         self.generation += changed
         return changed
@@ -121,6 +125,7 @@ class Root:
         self.by_mountpoint = _visible(self.mounts, own.mnt_id)
         self._by_kdev.clear()
         self._ways.clear()
+        self._by_directory.clear()
 
     def open(self, path: bytes, flags: int = os.O_PATH | os.O_NOFOLLOW) -> int:
         """Open an absolute path of this root. The caller closes the descriptor."""
@@ -132,6 +137,16 @@ class Root:
         None below a chroot that is no mount point, where the kernel does not tell its mount
         (before Linux 5.8).
         """
+        mount = self.by_mountpoint.get(path)
+        if mount is not None:
+            return mount
+        # Many paths lie in one directory: what holds for it is remembered.
+        directory = path[: path.rfind(b"/")]
+        if directory not in self._by_directory:
+            self._by_directory[directory] = self._mount_above(directory)
+        return self._by_directory[directory]
+
+    def _mount_above(self, path: bytes) -> Mount | None:
         while True:
             mount = self.by_mountpoint.get(path or b"/")
             if mount is not None or path in {b"", b"/"}:

@@ -14,7 +14,7 @@ from irmapdb.kernel.root import open_root
 from irmapdb.model import FileHandle, Identity, Mapping, Source, StaleReason
 from irmapdb.resolvers import Handles, OpenFiles, Scan, StoredRows
 from tests.kernel.truth import as_nobody, open_descriptors, served, watched_identity
-from tests.support.filesystems import drop_caches, superblock_kdev
+from tests.support.filesystems import btrfs_layout, drop_caches, superblock_kdev
 from tests.support.names import ODD_NAMES, deep_file
 from tests.support.notify import IN_OPEN
 from tests.support.programs import run
@@ -356,6 +356,7 @@ def test_a_path_is_given_back_as_the_kernel_would(area, root, watched, spelling)
     (top / "dir" / "file").touch()
     scan = Scan(root, NO_HINTS, paths=[spelling % raw(top / "dir")])
     outcome = ask(root, scan, watched(top / "dir"), watched(top / "dir" / "file"))
+    assert outcome.disproved == []  # not only the walk of the mount finds it
     assert {answer.path for answer in outcome.resolved.values()} == {
         raw(top / "dir"),
         raw(top / "dir" / "file"),
@@ -433,6 +434,8 @@ def test_a_fuse_filesystem_is_walked_where_it_is_named(area, root, watched):
         root.renew()
         failure = why_not(root, Scan(root, NO_HINTS), shown)
         assert "is walked only where --irmap-scan-path names it" in failure.why
+        hinted = Scan(root, Config(hints=(raw(area.path / "served"),)))
+        assert (why_not(root, hinted, shown).why, hinted.scanned) == (failure.why, 0)
         scan = Scan(root, NO_HINTS, paths=[raw(area.path / "served")])
         assert path_by(root, scan, shown) == raw(file)
         os.close(holding)
@@ -442,6 +445,7 @@ def test_on_an_overlay_of_two_filesystems_everything_is_found(area, root, watche
     place = area.place("overlay-two-filesystems")
     (place.directory / "new").mkdir()
     (place.directory / "new" / "file").touch()
+    (place.directory / "file").chmod(0o600)  # copied up: listed by the number of the copy
     paths = [path for path in [place.directory, *place.directory.rglob("*")] if path.name != "hard"]
     shown = {watched(path): raw(path) for path in paths}
     outcome = ask(root, Scan(root, NO_HINTS, paths=[raw(place.directory)]), *shown)
@@ -471,6 +475,20 @@ def test_every_name_is_found(area, root, watched):
     shown = {watched(path): path for path in paths}
     drop_caches()
     outcome = ask(root, Scan(root, NO_HINTS, paths=[raw(top)]), *shown)
+    assert {i: answer.path for i, answer in outcome.resolved.items()} == shown
+
+
+def test_a_snapshot_has_the_same_inode_numbers(area, root, watched):
+    layout = btrfs_layout(area.btrfs().mountpoint)
+    shown = {
+        watched(path): raw(path)
+        for top in (layout.sub, layout.snapshot, layout.top)
+        for path in (top / "file", top / "dir", top / "dir" / "file")
+    }
+    assert len({identity.key for identity in shown}) < len(shown)
+    drop_caches()
+    scan = Scan(root, NO_HINTS, paths=[raw(layout.top)])
+    outcome = ask(root, scan, *shown)
     assert {i: answer.path for i, answer in outcome.resolved.items()} == shown
 
 

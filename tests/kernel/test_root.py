@@ -11,6 +11,7 @@ import pytest
 
 from irmapdb.errors import TaskError
 from irmapdb.kernel import syscalls
+from irmapdb.kernel.aside import call_aside
 from irmapdb.kernel.root import open_beneath, open_root
 from irmapdb.model import kdev_of
 from tests.kernel.truth import as_nobody, mount_id, open_descriptors
@@ -206,6 +207,28 @@ def test_a_bind_mount_shows_a_part_of_its_filesystem(area):
         assert named(root, target / "deep") == mount_id(target) != mount_id(source)
 
 
+def test_the_mounts_that_a_lookup_passes_on_the_way(area):
+    outer = area.tmpfs("outer")
+    (outer / "sub" / "inner").mkdir(parents=True)
+    with open_root(os.getpid()) as root:
+        inner = area.tmpfs("outer/sub/inner")
+        kdev = superblock_kdev(inner)
+        root.refresh()
+        base = mount_id(area.path)
+        way = {mount.mnt_id for mount in root.on_the_way(kdev)}
+        assert way >= {mount_id(inner), mount_id(outer), base, mount_id("/")}
+        beside = area.path / "beside"
+        beside.mkdir()
+        assert root.mount_of(os.fsencode(beside)).mnt_id == base
+        # All ways count, also a new one.
+        (area.tmpfs("other") / "bound").mkdir()
+        other = area.path / "other"
+        area.bind(inner, other / "bound")
+        root.renew()
+        assert {mount.mnt_id for mount in root.on_the_way(kdev)} >= {mount_id(other), *way}
+        assert root.on_the_way(2**32 - 1) == []
+
+
 def test_what_is_mounted_upon_the_root_itself_is_never_met(tmp_path):
     (tmp_path / "file").touch()
     with Watcher(unshare={"mount"}) as watcher:
@@ -279,6 +302,25 @@ def test_a_mount_is_known_as_soon_as_a_file_on_it_is_met(area):
         assert root.kdev_of_mount(mount_id(place)) == kdev
         assert [mount.mountpoint for mount in root.mounts_of(kdev)] == [os.fsencode(place)]
         assert root.kdev_of_mount(2**31 - 1) is None
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_child_does_not_take_the_news_from_us(area):
+    with open_root(os.getpid()) as root:
+        place = os.fsencode(area.tmpfs())
+
+        def look():
+            root.renew()
+            return place in root.by_mountpoint
+
+        before = root.generation
+        assert call_aside(look, 10)
+        assert place not in root.by_mountpoint
+        root.renew()
+        assert place in root.by_mountpoint
+        assert root.generation == before + 1
+        root.renew()
+        assert root.generation == before + 1
 
 
 def test_the_number_of_a_mount_may_be_that_of_another_one_later(area):
