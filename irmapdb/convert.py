@@ -18,7 +18,6 @@ from irmapdb.errors import FileError
 from irmapdb.image import cache, critjson
 from irmapdb.image.formats import Format, sniff
 from irmapdb.model import Event, RunStats
-from irmapdb.workdir import LIMIT_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -62,12 +61,12 @@ def read(source: Path) -> Content:
     FileError, ImageError and DatabaseError name the file.
     """
     if str(source) == "-":
-        data, name = sys.stdin.buffer.read(LIMIT_BYTES), "<stdin>"
+        data, name = sys.stdin.buffer.read(files.LIMIT_BYTES), "<stdin>"
     else:
         name = str(source)
         if sniff(files.read_prefix(source), name) is Format.DB:
             return Content(Format.DB, read_database(source))
-        data = files.read_whole(source, limit_bytes=LIMIT_BYTES)
+        data = files.read_whole(source, limit_bytes=files.LIMIT_BYTES)
     form = sniff(data, name)
     if form is Format.DB:
         message = f"{name}: a database cannot be read from a pipe"

@@ -26,7 +26,10 @@ from irmapdb.errors import FileError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["read_if_there", "read_prefix", "read_whole", "replace_whole"]
+__all__ = ["LIMIT_BYTES", "read_if_there", "read_prefix", "read_whole", "replace_whole"]
+
+LIMIT_BYTES = 1 << 30
+"""No image that we read is larger than this: several million entries are not."""
 
 _CHUNK_BYTES = 1 << 20
 

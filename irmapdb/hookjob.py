@@ -24,7 +24,7 @@ from irmapdb import files, steps
 from irmapdb.errors import DatabaseError, FileError, ImageError, IrmapError
 from irmapdb.image import cache
 from irmapdb.model import ChangeKind
-from irmapdb.workdir import CACHE_NAME, DATABASE_NAME, LIMIT_BYTES
+from irmapdb.workdir import CACHE_NAME, DATABASE_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -179,7 +179,7 @@ def _old_entries(state: _State) -> tuple[CacheEntry, ...]:
     """
     path = state.work / CACHE_NAME
     try:
-        data = files.read_if_there(path, limit_bytes=LIMIT_BYTES)
+        data = files.read_if_there(path, limit_bytes=files.LIMIT_BYTES)
     except FileError as error:
         state.problems.append(str(error))
         state.take_cache = False
@@ -222,7 +222,7 @@ def _keep_old(state: _State, report: Report, old: tuple[CacheEntry, ...]) -> int
     if kept:
         path = state.work / CACHE_NAME
         try:
-            data = files.read_whole(path, limit_bytes=LIMIT_BYTES)
+            data = files.read_whole(path, limit_bytes=files.LIMIT_BYTES)
             fresh = cache.decode_cache(data, str(path))
             files.replace_whole(path, cache.encode_cache([*kept, *fresh]))
         except IrmapError as error:

@@ -24,13 +24,10 @@ if TYPE_CHECKING:
     from irmapdb.model import CacheEntry
     from irmapdb.store import Step
 
-__all__ = ["CACHE_NAME", "DATABASE_NAME", "LIMIT_BYTES", "WorkDir", "load_cache", "save_cache"]
+__all__ = ["CACHE_NAME", "DATABASE_NAME", "WorkDir", "load_cache", "save_cache"]
 
 CACHE_NAME = "irmap-cache"
 DATABASE_NAME = "irmap.db"
-
-LIMIT_BYTES = 1 << 30
-"""No image that we read is larger: every entry of a million paths of PATH_MAX would not be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +81,9 @@ def load_cache(step: Step, place: WorkDir, now: datetime) -> int:
         stamp = FileStamp.of(status)
         if step.image_seen(path) == stamp:
             return 0
-        entries = cache.decode_cache(files.read_whole(path, limit_bytes=LIMIT_BYTES), str(path))
+        entries = cache.decode_cache(
+            files.read_whole(path, limit_bytes=files.LIMIT_BYTES), str(path)
+        )
         step.import_entries(entries, now)
         step.set_image_seen(path, stamp)
         return len(entries)

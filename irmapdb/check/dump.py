@@ -20,7 +20,7 @@ from irmapdb.kernel import tasks
 from irmapdb.kernel.aside import call_aside
 from irmapdb.kernel.survey import read_survey
 from irmapdb.model import MarkKind, format_kdev
-from irmapdb.workdir import CACHE_NAME, LIMIT_BYTES, WorkDir
+from irmapdb.workdir import CACHE_NAME, WorkDir
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -205,7 +205,7 @@ def _load_cache(place: WorkDir) -> tuple[Path | None, Sequence[CacheEntry], Prob
     parent = place.images / "parent" if place.previous is None else place.previous
     for directory in (place.work, parent):
         path = directory / CACHE_NAME
-        data = files.read_if_there(path, limit_bytes=LIMIT_BYTES)
+        data = files.read_if_there(path, limit_bytes=files.LIMIT_BYTES)
         if data is None:
             continue
         if not cache.loadable(data):

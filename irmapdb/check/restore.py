@@ -23,7 +23,6 @@ from irmapdb.image.fsnotify import MountMark
 from irmapdb.kernel import syscalls
 from irmapdb.kernel.identity import identify_fd
 from irmapdb.kernel.root import open_root
-from irmapdb.workdir import LIMIT_BYTES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -90,7 +89,7 @@ def check_images(images: Path, root: Path) -> RestoreCheck:
     images or no root, ImageError where files.img is damaged.
     """
     image = images / _IMAGE
-    data = files.read_whole(image, limit_bytes=LIMIT_BYTES)
+    data = files.read_whole(image, limit_bytes=files.LIMIT_BYTES)
     found = fsnotify.decode_files_img(data, str(image))
     try:
         root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -8,16 +8,18 @@ import sys
 
 import pytest
 
+from irmapdb import search as search_module
 from irmapdb.config import Config
 from irmapdb.kernel import procfs
 from irmapdb.kernel.aside import call_aside
 from irmapdb.kernel.identity import disproof
 from irmapdb.kernel.root import open_root
 from irmapdb.search import Search
-from tests.kernel.truth import open_descriptors, watched_identity
+from tests.kernel.truth import open_descriptors, served, watched_identity
 from tests.support.filesystems import drop_caches
 from tests.support.names import ODD_NAMES
 from tests.support.notify import IN_ATTRIB, IN_DONT_FOLLOW, IN_OPEN
+from tests.support.programs import run
 from tests.support.watcher import Watcher
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -251,3 +253,22 @@ def test_a_file_that_never_keeps_its_name(rootfs, tenant):
             renamer.kill()
     (last,) = (rootfs / "var").glob("m*")
     assert searched(tenant).resolved[moving].path == b"/var/" + os.fsencode(last.name)
+
+
+def test_a_server_on_the_way_that_never_answers(area, watcher, monkeypatch):
+    """A filesystem of the kernel's own, but below a mount of somebody who has stopped."""
+    monkeypatch.setattr(search_module, "_PATIENCE_S", 0.5)
+    (area.path / "source" / "below").mkdir(parents=True)
+    (area.path / "beside").touch()
+    place = area.path / "served" / "below"
+    with served(area.path / "source", area.path / "served") as server:
+        run("mount", "-t", "tmpfs", "below", place)
+        (place / "file").touch()
+        shown = watched_identity(watcher, watcher.add_inotify(place / "file"))
+        beside = watched_identity(watcher, watcher.add_inotify(area.path / "beside"))
+        assert searched(watcher).resolved[shown].path == os.fsencode(place / "file")
+        with server.silent():
+            outcome = searched(watcher)
+        assert outcome.resolved[beside].path == os.fsencode(area.path / "beside")
+        assert shown in outcome.unresolved
+        run("umount", place)
