@@ -261,7 +261,7 @@ class Audit:
         return "our own root" if pid is None else f"the root of process {pid}"
 
     def _waits(self, kdev: int) -> bool:
-        return self.options.config.may_wait(self.root.mounts_of(kdev))
+        return self.options.config.may_wait(self.root.on_the_way(kdev))
 
     # Which namespace, which device
 

@@ -27,6 +27,7 @@ _NAMES = [b"a", b"b", b"c d", b"caf\xe9", b"x\ny", b"z (deleted)", b"\\134", b"l
 # squashfs and erofs cannot change; a FUSE server gives inode numbers of its own on each lookup.
 _KINDS = [kind for kind in PLACES if kind not in {"squashfs", "erofs", "fuse"}]
 
+_NO_INDEX = {"overlay-lower", "overlay-two-filesystems", "overlay-xino"}
 _ALIASES = {"bind": ["content"], "btrfs-subvol-mount": ["btrfs/sub"]}
 
 
@@ -188,6 +189,10 @@ def test_every_answer_is_true(area: MountArea, watcher: Watcher, tmp_path: Path,
     chance = random.Random(seed)
     place = area.place(kind)
     tree = Tree(place.directory, *(area.path / name for name in _ALIASES.get(kind, ())))
+    # Without an index, an overlay makes an inode of each name of such a file in a lower layer: a
+    # watch goes with the name.
+    broken = {node for _, node, _, _ in tree.walk() if len(tree.names(node)) > len(tree.tops)}
+    unwatched = broken if kind in _NO_INDEX else set()
     gardener = Gardener(tree, chance)
     while gardener.done < 30:
         gardener.change()
@@ -201,7 +206,7 @@ def test_every_answer_is_true(area: MountArea, watcher: Watcher, tmp_path: Path,
     )
     watched: dict[int, Node] = {}
     for number in range(_ROUNDS):
-        path, node, _, _ = chance.choice(list(tree.walk()))
+        path, node, _, _ = chance.choice([one for one in tree.walk() if one[1] not in unwatched])
         watched[watcher.add_inotify(path).wd] = node
         for _ in range(_CHANGES_A_ROUND):
             gardener.change()

@@ -1,18 +1,16 @@
 """Each resolver by itself, on real files: what it finds, what it says where it finds nothing."""
 
 import os
-from datetime import UTC, datetime
 
 import pytest
 
 from irmapdb import engine
 from irmapdb.config import Config
-from irmapdb.engine import Candidate
 from irmapdb.kernel.aside import call_aside
 from irmapdb.kernel.identity import disproof, identify
 from irmapdb.kernel.root import open_root
-from irmapdb.model import FileHandle, Identity, Mapping, Source, StaleReason
-from irmapdb.resolvers import Handles, OpenFiles, Scan, StoredRows
+from irmapdb.model import FileHandle, Source, StaleReason
+from irmapdb.resolvers import Handles, OpenFiles, Scan
 from tests.kernel.truth import as_nobody, open_descriptors, served, watched_identity
 from tests.support.filesystems import btrfs_layout, drop_caches, superblock_kdev
 from tests.support.names import ODD_NAMES, deep_file
@@ -58,37 +56,6 @@ def why_not(root, resolver, identity):
 def watched(watcher):
     """Watch a path, and tell its identity."""
     return lambda path, **more: watched_identity(watcher, watcher.add_inotify(path, **more))
-
-
-# Stored rows
-
-
-def test_stored_rows_are_loaded_once_and_the_live_ones_tried():
-    one, other = (Identity(7, 1, FileHandle(1, data)) for data in (b"one", b"other"))
-    now = datetime.now(UTC)
-
-    def row(identity, path, stale_at=None):
-        return Mapping(
-            identity, path, Source.SCAN, revalidate=True, first_seen_at=now, stale_at=stale_at
-        )
-
-    stored = {one.key: [row(one, b"/a"), row(one, b"/old", now), row(other, b"/b")]}
-    asked = []
-
-    def load(keys):
-        asked.append(set(keys))
-        return {key: stored[key] for key in keys if key in stored}
-
-    resolver = StoredRows(load)
-    absent = Identity(7, 2, None)
-    wanted = dict.fromkeys([one, other, absent]).keys()
-    # Both inodes of the key are offered both rows: a path may have passed from one to the other.
-    assert list(resolver(wanted)) == [
-        Candidate(identity, path) for identity in (one, other) for path in (b"/a", b"/b")
-    ]
-    assert list(resolver(wanted))
-    assert [keys for keys in asked if keys] == [{one.key, absent.key}]
-    assert resolver.rows == {**stored, absent.key: []}
 
 
 # Handles

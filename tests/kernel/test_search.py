@@ -7,11 +7,12 @@ import pytest
 
 from irmapdb import search as search_module
 from irmapdb.config import Config
-from irmapdb.engine import Disproved
+from irmapdb.engine import Candidate, Disproved
 from irmapdb.kernel import procfs
 from irmapdb.kernel.aside import call_aside
 from irmapdb.kernel.root import open_root
-from irmapdb.model import Mapping, Resolved, Source, StaleReason
+from irmapdb.model import FileHandle, Identity, Mapping, Resolved, Source, StaleReason
+from irmapdb.resolvers import StoredRows
 from irmapdb.search import Search
 from tests.kernel.truth import served, watched_identity
 from tests.support.filesystems import drop_caches
@@ -167,6 +168,37 @@ def test_when_time_is_up_what_is_proved_stays(area, watcher, make):
     other = watched_identity(watcher, watcher.add_inotify(top))
     search.resolve(files_of(watcher))
     assert outcome.resolved.keys() | outcome.unresolved.keys() == {shown, other}
+
+
+# Stored rows
+
+
+def test_stored_rows_are_loaded_once_and_the_live_ones_tried():
+    one, other = (Identity(7, 1, FileHandle(1, data)) for data in (b"one", b"other"))
+    now = datetime.now(UTC)
+
+    def row(identity, path, stale_at=None):
+        return Mapping(
+            identity, path, Source.SCAN, revalidate=True, first_seen_at=now, stale_at=stale_at
+        )
+
+    stored = {one.key: [row(one, b"/a"), row(one, b"/old", now), row(other, b"/b")]}
+    asked = []
+
+    def load(keys):
+        asked.append(set(keys))
+        return {key: stored[key] for key in keys if key in stored}
+
+    resolver = StoredRows(load)
+    absent = Identity(7, 2, None)
+    wanted = dict.fromkeys([one, other, absent]).keys()
+    # Both inodes of the key are offered both rows: a path may have passed from one to the other.
+    assert list(resolver(wanted)) == [
+        Candidate(identity, path) for identity in (one, other) for path in (b"/a", b"/b")
+    ]
+    assert list(resolver(wanted))
+    assert [keys for keys in asked if keys] == [{one.key, absent.key}]
+    assert resolver.rows == {**stored, absent.key: []}
 
 
 # Proved again
