@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.kernel.freezing import hierarchies, make_cgroup, start, way  # noqa: F401 fixtures
 from tests.support.features import require_root
 
 

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
-import json
-import mmap
 import os
 import random
 import select
 import signal
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
@@ -25,217 +19,18 @@ import pytest
 from irmapdb.errors import FreezeError, TaskError, UsageError
 from irmapdb.kernel.cgroup import guarded, is_frozen, open_freezer
 from irmapdb.kernel.freeze import frozen
-from tests.support.features import require
-
-TARGET = Path(__file__).with_name("freeze_target.py")
-PATIENCE_S = 30.0
-HELD = set("tT")
-
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-# What /proc says, read apart from the code under test.
-
-
-def stat_fields(pid: int, tid: int | None = None) -> list[str]:
-    try:
-        text = Path(f"/proc/{pid}/task/{tid or pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return ["gone"] * 50
-    return text.rpartition(")")[2].split()
-
-
-def state(pid: int, tid: int | None = None) -> str:
-    return stat_fields(pid, tid)[0]
-
-
-def threads(pid: int) -> list[int]:
-    with contextlib.suppress(FileNotFoundError):
-        return [int(name) for name in os.listdir(f"/proc/{pid}/task")]
-    return []
-
-
-def states(pids) -> set[str]:
-    return {state(pid, tid) for pid in pids for tid in threads(pid)} - {"gone"}
-
-
-def descendants(root: int) -> set[int]:
-    """By the parents that all tasks of the machine name; zombies left out."""
-    parents = {
-        int(name): int(fields[1])
-        for name in os.listdir("/proc")
-        if name.isdecimal() and (fields := stat_fields(int(name)))[0] not in ("gone", "Z", "X")
-    }
-    found = {root}
-    while more := {pid for pid, ppid in parents.items() if ppid in found} - found:
-        found |= more
-    return found
-
-
-def until(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, f"never came true: {what}"
-        time.sleep(0.001)
-
-
-# Real tasks and cgroups.
-
-
-@dataclass
-class Target:
-    process: subprocess.Popen[bytes]
-    cells: memoryview
-    told: dict = field(default_factory=dict)
-
-    @property
-    def pid(self) -> int:
-        return self.process.pid
-
-    def hear(self) -> dict:
-        line = self.process.stdout.readline()
-        assert line, f"the target ended with {self.process.wait()}"
-        return json.loads(line)
-
-    def end(self) -> dict:
-        """Close its stdin, and hear what it has to tell."""
-        self.process.stdin.close()
-        return self.hear()
-
-    def runs(self, cells=range(1)) -> None:
-        before = [self.cells[n] for n in cells]
-        until(
-            lambda: all(self.cells[n] > old for n, old in zip(cells, before, strict=True)),
-            f"all of {self.pid} count on from {before}",
-        )
-
-
-@pytest.fixture
-def start(tmp_path) -> Iterator[Callable[..., Target]]:
-    """Start one of the programs of freeze_target.py."""
-    started: list[Target] = []
-
-    def start(*argv: object) -> Target:
-        file = tmp_path / f"counters-{len(started)}"
-        file.write_bytes(bytes(mmap.PAGESIZE))
-        process = subprocess.Popen(
-            [sys.executable, "-SE", TARGET, *map(str, argv)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, "COUNTERS": str(file)},
-            start_new_session=True,
-        )
-        with file.open("r+b") as opened:
-            cells = memoryview(mmap.mmap(opened.fileno(), 0)).cast("Q")
-        target = Target(process, cells)
-        started.append(target)
-        target.told = target.hear()
-        return target
-
-    yield start
-    for target in started:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(target.pid, signal.SIGKILL)
-        with target.process:
-            pass
-
-
-@pytest.fixture(scope="session")
-def hierarchies(tmp_path_factory) -> Iterator[dict[str, Path | None]]:
-    """The mount points of cgroup v2 and of the v1 freezer, mounted for us if they are not."""
-    found: dict[str, Path | None] = {"v1": None, "v2": None}
-    for line in Path("/proc/self/mounts").read_text().splitlines():
-        _, where, fstype, options, *_ = line.split()
-        if fstype == "cgroup2":
-            found["v2"] = Path(where)
-        elif fstype == "cgroup" and "freezer" in options.split(","):
-            found["v1"] = Path(where)
-    mounted = []
-    for version, options in (("v1", ["cgroup", "-o", "freezer"]), ("v2", ["cgroup2"])):
-        if found[version] is None:
-            where = tmp_path_factory.mktemp(version)
-            if (
-                subprocess.run(["mount", "-t", *options, "none", where], check=False).returncode
-                == 0
-            ):
-                mounted.append(where)
-                found[version] = where
-    yield found
-    for where in mounted:
-        subprocess.run(["umount", where], check=True)
-
-
-@dataclass(frozen=True)
-class Cgroup:
-    path: Path
-
-    @property
-    def control(self) -> Path:
-        return next(
-            file
-            for name in ("cgroup.freeze", "freezer.state")
-            if (file := self.path / name).exists()
-        )
-
-    def put(self, *pids: int) -> None:
-        for pid in pids:
-            (self.path / "cgroup.procs").write_text(str(pid))
-
-    def freeze(self) -> None:
-        self.control.write_text("FROZEN" if self.control.name == "freezer.state" else "1")
-        until(lambda: is_frozen(open_freezer(self.path)), f"{self.path} is frozen")
-
-    def thaw(self) -> None:
-        self.control.write_text("THAWED" if self.control.name == "freezer.state" else "0")
-
-    def removed(self) -> bool:
-        """Kill all that is in it, and remove it if that has come to an end."""
-        for pid in (self.path / "cgroup.procs").read_text().split():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(int(pid), signal.SIGKILL)
-        try:
-            self.path.rmdir()
-        except OSError as error:
-            if error.errno != errno.EBUSY:
-                raise
-            return False
-        return True
-
-    @property
-    def thawed(self) -> bool:
-        return self.control.read_text().strip() in ("THAWED", "0")
-
-
-@pytest.fixture
-def make_cgroup(hierarchies) -> Iterator[Callable[[str], Cgroup]]:
-    made: list[Cgroup] = []
-
-    def make(version: str) -> Cgroup:
-        base = hierarchies[version]
-        require(base, f"the cgroup freezer {version}")
-        cgroup = Cgroup(base / f"irmapdb-test-{os.getpid()}")
-        cgroup.path.mkdir()
-        made.append(cgroup)
-        return cgroup
-
-    yield make
-    for cgroup in made:
-        cgroup.thaw()
-        until(cgroup.removed, f"{cgroup.path} is empty")
-
-
-@pytest.fixture(params=["ptrace", "v1", "v2"])
-def way(request, make_cgroup) -> Callable[..., dict]:
-    """How to freeze: puts the pids where they must be, and gives the arguments for frozen()."""
-    if request.param == "ptrace":
-        return lambda *_pids: {}
-    cgroup = make_cgroup(request.param)
-
-    def put(*pids: int) -> dict:
-        cgroup.put(*pids)
-        return {"cgroup": cgroup.path}
-
-    return put
+from tests.kernel.freezing import (
+    HELD,
+    PATIENCE_S,
+    Cgroup,
+    _libc,
+    descendants,
+    stat_fields,
+    state,
+    states,
+    threads,
+    until,
+)
 
 
 def in_child(work: Callable[[], object]) -> int:
