@@ -29,7 +29,7 @@ from irmapdb.kernel.identity import disproof, identify_fd
 from irmapdb.kernel.root import Root, open_root
 from irmapdb.model import StaleReason, format_kdev
 from irmapdb.resolvers import BtrfsLookup, Handles, Scan, StoredRows, XfsParents
-from irmapdb.store import Store
+from irmapdb.store.database import Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence

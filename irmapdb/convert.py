@@ -97,7 +97,7 @@ def import_image(source: Path, database: Path) -> int:
 
     They come behind what the database had, and so will be tried first.
     """
-    from irmapdb.store import Store  # noqa: PLC0415 - dear, and images do without
+    from irmapdb.store.database import Store  # noqa: PLC0415 - dear, and images do without
 
     content = read(source)
     now = datetime.now(UTC)
@@ -125,14 +125,13 @@ def export_image(database: Path, destination: Path) -> int:
 
 def read_database(path: Path) -> tuple[CacheEntry, ...]:
     """The image list of a database, without its stale mappings. DatabaseError."""
-    from irmapdb.store import Store  # noqa: PLC0415 - dear, and images do without
+    from irmapdb.store.entries import read_entries  # noqa: PLC0415 - images do without SQLite
 
-    with Store.open_readonly(path) as store:
-        return tuple(store.image_entries())
+    return tuple(read_entries(path))
 
 
 def _make_database(destination: Path, entries: Sequence[CacheEntry]) -> None:
-    from irmapdb.store import Store  # noqa: PLC0415 - dear, and images do without
+    from irmapdb.store.database import Store  # noqa: PLC0415 - dear, and images do without
 
     if os.path.lexists(destination):
         message = f"{destination}: is there already"

@@ -15,7 +15,7 @@ from irmapdb.audit import Verdict, open_audit
 from irmapdb.engine import Disproved, Outcome
 from irmapdb.kernel import tasks
 from irmapdb.model import ChangeKind, Event, Resolved, RunStats, Source, StaleReason
-from irmapdb.store import Store
+from irmapdb.store.database import Store
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from irmapdb.audit import Audit, Finding, Options, Report
     from irmapdb.history import Story
     from irmapdb.model import CacheEntry, Change, InodeKey, Mapping
-    from irmapdb.store import Step
+    from irmapdb.store.write import Step
 
 __all__ = ["Mended", "mend"]
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from irmapdb.config import Retention
 from irmapdb.model import Event, RunStats
-from irmapdb.store import Pruned, Store
+from irmapdb.store.database import Store
+from irmapdb.store.retention import Pruned
 
 if TYPE_CHECKING:
     from collections.abc import Callable

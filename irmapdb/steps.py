@@ -31,7 +31,8 @@ from irmapdb.kernel.root import Root, open_root
 from irmapdb.kernel.survey import read_survey
 from irmapdb.model import Event, MarkKind, RunStats, format_kdev
 from irmapdb.search import Search
-from irmapdb.store import Step, Store, WatchRow
+from irmapdb.store.database import Store
+from irmapdb.store.nouns import WatchRow
 from irmapdb.workdir import WorkDir
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from irmapdb.kernel.survey import Denied
     from irmapdb.kernel.tasks import Task
     from irmapdb.model import Change, Identity, Mark, WatchFile
+    from irmapdb.store.write import Step
 
 __all__ = ["FreezeOptions", "MarkRow", "Options", "Report", "dump", "pre_dump"]
 

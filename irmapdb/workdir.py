@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from irmapdb import files
 from irmapdb.errors import FileError
 from irmapdb.image import cache
-from irmapdb.store import FileStamp
+from irmapdb.store.nouns import FileStamp
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from irmapdb.model import CacheEntry
-    from irmapdb.store import Step
+    from irmapdb.store.write import Step
 
 __all__ = ["CACHE_NAME", "DATABASE_NAME", "WorkDir", "load_cache", "save_cache"]
 

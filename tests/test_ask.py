@@ -14,7 +14,9 @@ import pytest
 
 from irmapdb.errors import DatabaseError, SqlError
 from irmapdb.model import CacheEntry
-from irmapdb.store import Answer, Ask, Store, connect
+from irmapdb.store import raw
+from irmapdb.store.ask import Answer, Ask
+from irmapdb.store.database import Store
 from tests.support.features import require_root
 from tests.support.programs import run
 from tests.support.scenario import write_scenario
@@ -380,7 +382,7 @@ def test_what_changes_under_a_reader_without_locks_is_told(area, path):
 
 def test_an_unlocked_reader_is_only_the_last_resort(path, monkeypatch):
     asked = []
-    monkeypatch.setattr(connect, "_has_no_room_for_locks", lambda _: asked.append(1))
+    monkeypatch.setattr(raw, "_has_no_room_for_locks", lambda _: asked.append(1))
     with Ask.open(path) as ask:
         value(ask, "SELECT 1")
     assert not asked

@@ -18,7 +18,7 @@ import pytest
 from irmapdb.kernel.identity import identify
 from irmapdb.kernel.root import open_root
 from irmapdb.model import CacheEntry, Identity, Resolved, Source
-from irmapdb.store import Store
+from irmapdb.store.database import Store
 from tests.support.features import require_root
 
 _NAMES = [b"plain", b"caf\xe9", b"new\nline", b'"quoted", \xff']

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import pytest
 
-from irmapdb.store import Ask
+from irmapdb.store.ask import Ask
 from tests.support.cli import irmapdb
 from tests.support.scenario import write_scenario
 

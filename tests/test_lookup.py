@@ -8,7 +8,7 @@ import os
 import pytest
 
 from irmapdb.model import InodeKey
-from irmapdb.store import Store
+from irmapdb.store.database import Store
 from tests.support.cli import irmapdb
 from tests.support.scenario import write_scenario
 

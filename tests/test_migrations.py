@@ -39,20 +39,11 @@ from irmapdb.model import (
     Watch,
     WatchKind,
 )
-from irmapdb.store import (
-    HEAD,
-    FileStamp,
-    Revision,
-    RunRow,
-    Store,
-    Upgrade,
-    WatchRow,
-    current,
-    history,
-    revisions,
-    tables,
-    upgrade,
-)
+from irmapdb.store import revisions, version
+from irmapdb.store.database import Store
+from irmapdb.store.nouns import FileStamp, RunRow, WatchRow
+from irmapdb.store.revisions import Revision, Upgrade, current, history, upgrade
+from irmapdb.store.version import HEAD
 from tests.test_store_processes import child, exit_code
 
 ROOT = Path(__file__).parent.parent
@@ -192,14 +183,14 @@ def dump_of(path):
 
 def test_the_store_knows_every_revision_without_asking_alembic():
     known = history()
-    assert [one.id for one in known] == list(tables.REVISIONS)
-    assert [one.down for one in known] == [None, *tables.REVISIONS[:-1]]
+    assert [one.id for one in known] == list(version.REVISIONS)
+    assert [one.down for one in known] == [None, *version.REVISIONS[:-1]]
     assert known[0] == Revision("0001", None, "first schema.")
-    assert tables.REVISIONS[-1] == HEAD
+    assert version.REVISIONS[-1] == HEAD
 
 
 def test_every_released_revision_has_its_database():
-    assert [path.stem for path in RELEASED] == list(tables.REVISIONS)
+    assert [path.stem for path in RELEASED] == list(version.REVISIONS)
 
 
 @pytest.mark.parametrize("released", RELEASED, ids=lambda path: path.stem)
@@ -222,7 +213,7 @@ def test_the_revisions_make_the_tables_that_the_store_knows(tmp_path):
     with engine.begin() as connection:
         revisions._run(connection)
     assert schema_of(migrated) == schema_of(made)
-    assert application_id(migrated) == application_id(made) == tables.APPLICATION_ID
+    assert application_id(migrated) == application_id(made) == version.APPLICATION_ID
     Store.open(migrated, create=False).close()
 
 
@@ -244,8 +235,8 @@ def add_revision(tmp_path, monkeypatch):
         text = REVISION.format(new=NEXT, old=HEAD, body=indent(dedent(body), "    "))
         (scripts / "versions" / f"{NEXT}_test.py").write_text(text)
         monkeypatch.setattr(revisions, "_scripts", lambda: str(scripts))
-        monkeypatch.setattr(tables, "REVISIONS", (*tables.REVISIONS, NEXT))
-        monkeypatch.setattr(tables, "HEAD", NEXT)
+        monkeypatch.setattr(version, "REVISIONS", (*version.REVISIONS, NEXT))
+        monkeypatch.setattr(version, "HEAD", NEXT)
 
     return add
 

@@ -36,8 +36,9 @@ from irmapdb.model import (
     WatchKind,
 )
 from irmapdb.prune import Options, prune
-from irmapdb.store import Pruned, Store, WatchRow
-from irmapdb.store.retention import _EVERY, _FEW
+from irmapdb.store.database import Store
+from irmapdb.store.nouns import WatchRow
+from irmapdb.store.retention import _EVERY, _FEW, Pruned
 
 NOW = datetime.now(UTC)
 KDEV = 254 << 20

@@ -21,7 +21,7 @@ from prompt_toolkit.output import DummyOutput
 from irmapdb import queries
 from irmapdb.commands.completion import propose
 from irmapdb.commands.prompt import Prompt, history_path
-from irmapdb.store import Ask
+from irmapdb.store.ask import Ask
 from tests.support.cli import irmapdb
 from tests.support.scenario import write_scenario
 from tests.test_ask import HOSTILE, snapshot

@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from irmapdb.errors import SqlError
-from irmapdb.store import Ask, Store
+from irmapdb.store.ask import Ask
+from irmapdb.store.database import Store
 from irmapdb.store.sqltext import excerpt, split, tokens
 
 PARTS = [

@@ -33,7 +33,8 @@ from irmapdb.model import (
     Watch,
     WatchKind,
 )
-from irmapdb.store import FileStamp, Store, WatchRow
+from irmapdb.store.database import Store
+from irmapdb.store.nouns import FileStamp, WatchRow
 from tests.support.features import require_program
 
 T0 = datetime(2026, 11, 23, 6, 7, 8, 9, tzinfo=UTC)
@@ -533,7 +534,7 @@ def test_the_sqlite3_shell_shows_paths_and_times(store):
 def test_opening_a_database_does_not_wait_for_alembic(tmp_path):
     script = """
 import sys
-from irmapdb.store import Store
+from irmapdb.store.database import Store
 for _ in range(2):
     Store.open(sys.argv[1].encode(), create=True).close()
 Store.open_readonly(sys.argv[1].encode()).close()

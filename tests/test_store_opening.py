@@ -14,7 +14,9 @@ import pytest
 
 from irmapdb.errors import DatabaseError
 from irmapdb.model import CacheEntry
-from irmapdb.store import HEAD, Store, backup, current, upgrade
+from irmapdb.store.database import Store
+from irmapdb.store.revisions import backup, current, upgrade
+from irmapdb.store.version import HEAD
 from tests.support.features import require_program
 from tests.support.programs import run
 

@@ -28,7 +28,8 @@ from irmapdb.model import (
     Watch,
     WatchKind,
 )
-from irmapdb.store import Store, WatchRow
+from irmapdb.store.database import Store
+from irmapdb.store.nouns import WatchRow
 
 NOW = datetime(2026, 11, 23, tzinfo=UTC)
 KDEV = 254 << 20

@@ -27,7 +27,8 @@ from irmapdb.model import (
     Watch,
     WatchKind,
 )
-from irmapdb.store import Store, WatchRow
+from irmapdb.store.database import Store
+from irmapdb.store.nouns import WatchRow
 
 T0 = datetime(2026, 11, 23, tzinfo=UTC)
 FAST = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None

@@ -14,7 +14,7 @@ import typer
 from irmapdb.commands import output
 
 if TYPE_CHECKING:
-    from irmapdb.store import Answer, Value
+    from irmapdb.store.ask import Answer, Value
 
 __all__ = ["Form", "print_answer", "print_separator", "summary"]
 

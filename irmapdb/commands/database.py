@@ -34,10 +34,10 @@ def upgrade(work_dir: WorkDirOption = None, db: Database = None) -> None:
         irmapdb db upgrade --db /var/lib/ckpt/irmap.db
 
     """
-    from irmapdb import store
+    from irmapdb.store import revisions
 
     database = database_path(db, work_dir)
-    done = store.upgrade(database)
+    done = revisions.upgrade(database)
     if done.backup is None:
         output.say(f"{database}: schema {done.new} already")
     else:
@@ -53,15 +53,15 @@ def current(work_dir: WorkDirOption = None, db: Database = None, as_json: AsJson
         irmapdb db current -W /var/lib/ckpt
 
     """
-    from irmapdb import store
+    from irmapdb.store import revisions, version
 
     database = database_path(db, work_dir)
-    revision = store.current(database)
+    revision = revisions.current(database)
     if as_json:
-        document = {"database": str(database), "revision": revision, "newest": store.HEAD}
+        document = {"database": str(database), "revision": revision, "newest": version.HEAD}
         output.print_json(document)
     else:
-        newest = "" if revision == store.HEAD else f" (newest: {store.HEAD})"
+        newest = "" if revision == version.HEAD else f" (newest: {version.HEAD})"
         typer.echo(f"{revision}{newest}")
 
 
@@ -73,15 +73,13 @@ def history(as_json: AsJson = False) -> None:
         irmapdb db history
 
     """
-    from irmapdb import store
+    from irmapdb.store import revisions
 
-    revisions = store.history()
+    known = revisions.history()
     if as_json:
-        output.print_json([revision._asdict() for revision in revisions])
+        output.print_json([revision._asdict() for revision in known])
     else:
-        output.print_table(
-            ("revision", "what it did"), ((one.id, one.subject) for one in revisions)
-        )
+        output.print_table(("revision", "what it did"), ((one.id, one.subject) for one in known))
 
 
 @_database.command()
@@ -96,8 +94,8 @@ def backup(
         irmapdb db backup -W /var/lib/ckpt /root/irmap-2026-11-23.db
 
     """
-    from irmapdb import store
+    from irmapdb.store import revisions
 
     database = database_path(db, work_dir)
-    store.backup(database, destination)
+    revisions.backup(database, destination)
     output.say(f"{database} copied to {destination}")

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from irmapdb.model import Mapping
-    from irmapdb.store import ChangeRow, Dossier, Sighting, Store
+    from irmapdb.store.database import Store
+    from irmapdb.store.dossiers import Dossier, Sighting
+    from irmapdb.store.nouns import ChangeRow
 
 __all__ = ["add_to"]
 
@@ -75,7 +77,7 @@ def lookup(
         irmapdb lookup /etc/passwd --json
 
     """
-    from irmapdb.store import Store
+    from irmapdb.store.database import Store
 
     wanted = list(_parse(keys))
     with Store.open_readonly(database_path(db, work_dir)) as store:

@@ -28,7 +28,8 @@ from irmapdb.commands.answers import Form, print_answer, summary
 from irmapdb.commands.completion import SqlCompleter
 from irmapdb.commands.sql import parse_parameter, resolve
 from irmapdb.errors import IrmapError, UsageError
-from irmapdb.store import FUNCTIONS, is_complete
+from irmapdb.store.ask import FUNCTIONS
+from irmapdb.store.sqltext import is_complete
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from prompt_toolkit.key_binding.key_processor import KeyPressEvent
     from prompt_toolkit.output import Output
 
-    from irmapdb.store import Ask, Value
+    from irmapdb.store.ask import Ask, Value
 
 __all__ = ["Prompt", "history_path"]
 

@@ -16,7 +16,7 @@ from irmapdb.commands.options import AsJson, Database, WorkDirOption, database_p
 from irmapdb.errors import FileError, SqlError, UsageError
 
 if TYPE_CHECKING:
-    from irmapdb.store import Ask, Value
+    from irmapdb.store.ask import Ask, Value
 
 __all__ = ["add_to", "parse_parameter", "resolve"]
 
@@ -133,7 +133,7 @@ def sql(
 
 
 def _open(database: Path) -> Ask:
-    from irmapdb.store import Ask
+    from irmapdb.store.ask import Ask
 
     return Ask.open(database, path_text=output.printable)
 

@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, NamedTuple, Self, TypeAlias
 from irmapdb.errors import SqlError
 from irmapdb.model import InodeKey, format_kdev, kdev_of
 from irmapdb.store import sqltext
-from irmapdb.store.connect import check_unchanged, connect
 from irmapdb.store.failures import explain, primary_code, translated
 from irmapdb.store.file import absolute, check_readable
-from irmapdb.store.schema import check_newest
+from irmapdb.store.raw import check_unchanged, connect_raw
 from irmapdb.store.values import from_ino
+from irmapdb.store.version import check_newest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -115,12 +115,9 @@ class Ask:
         where = absolute(path)
         check_readable(where)
         with ExitStack() as stack:
-            connection = stack.enter_context(connect(where, write=False, wait_s=wait_s))
-            with translated(where, wait_s), connection.begin():
-                check_newest(connection, where)
-            raw = connection.connection.driver_connection
-            if not isinstance(raw, sqlite3.Connection):
-                raise TypeError(type(raw))
+            raw = stack.enter_context(connect_raw(where, write=False, wait_s=wait_s))
+            with translated(where, wait_s):
+                check_newest(raw, where)
             ask = cls(raw, where, wait_s)
             ask._add_function("path_text", 1, lambda value: _path_text(value, path_text))
             ask._stack = stack.pop_all()

@@ -1,134 +1,26 @@
-"""A connection to the file: in which mode, with which journal and pragmas.
+"""SQLAlchemy's connection to the file.
 
-Source: https://www.sqlite.org/uri.html, https://www.sqlite.org/wal.html,
-https://www.sqlite.org/pragma.html.
+Source: https://docs.sqlalchemy.org/en/21/dialects/sqlite.html#pysqlite.
 """
 
 from __future__ import annotations
 
-import os
 import sqlite3
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
-from urllib.parse import quote
 
 from sqlalchemy import create_engine
 from sqlalchemy.pool import NullPool
 
-from irmapdb.errors import DatabaseError
-from irmapdb.store.failures import primary_code, show, translated
+from irmapdb.store.failures import translated
+from irmapdb.store.raw import connect_raw
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
     from sqlalchemy import Connection
 
-__all__ = ["check_unchanged", "connect", "immediate", "open_raw", "use_wal"]
-
-# What SQLite says of a WAL database where there can be no shared memory.
-_NO_SHARED_MEMORY = {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PROTOCOL}
-_CACHE_KIB = 16 * 1024
-
-
-class _Unlocked(sqlite3.Connection):
-    """Reads a file as one that never changes, without a lock; `stamp` tells if it did."""
-
-    stamp: tuple[int, ...] = ()
-
-
-def open_raw(path: bytes, *, write: bool, wait_s: float) -> sqlite3.Connection:
-    """SQLite's own connection to an absolute path; a transaction is only what is begun."""
-    if not write and _never_changes(path):
-        return _open_unlocked(path)
-    return sqlite3.connect(
-        _uri(path, "mode=rw" if write else "mode=ro"),
-        uri=True,
-        timeout=wait_s,
-        isolation_level=None,
-    )
-
-
-def _uri(path: bytes, query: str) -> str:
-    # Two slashes: else a path that begins with two would name a host.
-    return f"file://{quote(path)}?{query}"
-
-
-def _open_unlocked(path: bytes) -> _Unlocked:
-    stamp = _stamp(path)
-    uri = _uri(path, "mode=ro&immutable=1")
-    raw = sqlite3.connect(uri, uri=True, isolation_level=None, factory=_Unlocked)
-    raw.stamp = stamp
-    return raw
-
-
-def _never_changes(path: bytes) -> bool:
-    # A WAL database on a read-only filesystem can be read only so: there is no place for the
-    # shared memory. Not with a log beside it, which would be left out.
-    try:
-        read_only = os.statvfs(path).f_flag & os.ST_RDONLY
-    except OSError:
-        return False
-    return bool(read_only) and not os.path.lexists(path + b"-wal")
-
-
-def _has_no_room_for_locks(path: bytes) -> bool:
-    # The same, where it is only we who may make no file.
-    writable = os.access(os.path.dirname(path), os.W_OK, effective_ids=True)
-    return not writable and not os.path.lexists(path + b"-wal")
-
-
-def _stamp(path: bytes) -> tuple[int, ...]:
-    status = os.stat(path)
-    return status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def check_unchanged(raw: object, path: bytes) -> None:
-    """Raise DatabaseError if what was read without locks has changed meanwhile."""
-    if isinstance(raw, _Unlocked) and raw.stamp != _stamp(path):
-        raise DatabaseError(
-            f"{show(path)}: was written while it was read, and its directory has no place for "
-            "a lock",
-            advice="ask again, or ask a copy",
-        )
-
-
-def _tidy(path: bytes) -> None:
-    # A reader of a WAL database leaves an empty log beside it, as it may not remove it. Who could
-    # have written may, unless others have it open still.
-    try:
-        if os.stat(path + b"-wal").st_size:
-            return
-        raw = open_raw(path, write=True, wait_s=0)
-    except (OSError, sqlite3.Error):
-        return
-    try:
-        raw.execute("PRAGMA query_only = ON")
-        raw.execute("SELECT 1 FROM sqlite_master").fetchone()
-    except sqlite3.Error:
-        pass  # somebody is at work in it
-    finally:
-        raw.close()
-
-
-def _leave_wal(path: bytes) -> None:
-    # Back to the rollback journal. Without shared memory a WAL can only be read by who has the
-    # whole file, so this fails while another process has it open.
-    raw = open_raw(path, write=True, wait_s=0)
-    try:
-        raw.execute("PRAGMA locking_mode = EXCLUSIVE")
-        raw.execute("PRAGMA journal_mode = DELETE")
-    finally:
-        raw.close()
-
-
-def _configured(raw: sqlite3.Connection, pragmas: Iterable[str]) -> sqlite3.Connection:
-    try:
-        for pragma in pragmas:
-            raw.execute(pragma)
-    except BaseException:
-        raw.close()
-        raise
-    return raw
+__all__ = ["connect", "immediate", "raw_of"]
 
 
 @contextmanager
@@ -139,41 +31,20 @@ def connect(
 
     Begins no transaction by itself; see `immediate`.
     """
-    pragmas = (
-        # A schema is data: no function runs because a view or a trigger of the file says so.
-        "PRAGMA trusted_schema = OFF",
-        f"PRAGMA query_only = {'OFF' if write else 'ON'}",
-        f"PRAGMA foreign_keys = {'ON' if foreign_keys else 'OFF'}",
-        # The first to read the file: what is no database fails here.
-        f"PRAGMA cache_size = -{_CACHE_KIB}",
-        "PRAGMA temp_store = MEMORY",
-    )
+    with connect_raw(path, write=write, wait_s=wait_s, foreign_keys=foreign_keys) as raw:
+        engine = create_engine("sqlite://", creator=lambda: raw, poolclass=NullPool)
+        with translated(path, wait_s):
+            connection = engine.connect()
+        with connection:
+            yield connection
 
-    def creator() -> sqlite3.Connection:
-        try:
-            return _configured(open_raw(path, write=write, wait_s=wait_s), pragmas)
-        except sqlite3.OperationalError as error:
-            code = primary_code(error)
-            if not write and code in _NO_SHARED_MEMORY | {sqlite3.SQLITE_READONLY}:
-                if _has_no_room_for_locks(path):
-                    return _configured(_open_unlocked(path), pragmas)
-                raise
-            if code not in _NO_SHARED_MEMORY:
-                raise
-        # A WAL database that was brought here from a filesystem with shared memory.
-        _leave_wal(path)
-        return _configured(open_raw(path, write=write, wait_s=wait_s), pragmas)
 
-    engine = create_engine("sqlite://", creator=creator, poolclass=NullPool)
-    with translated(path, wait_s):
-        connection = engine.connect()
-    try:
-        yield connection
-        check_unchanged(connection.connection.driver_connection, path)
-    finally:
-        connection.close()
-        if not write:
-            _tidy(path)
+def raw_of(connection: Connection) -> sqlite3.Connection:
+    """SQLite's own connection below SQLAlchemy's."""
+    raw = connection.connection.driver_connection
+    if not isinstance(raw, sqlite3.Connection):
+        raise TypeError(type(raw))
+    return raw
 
 
 @contextmanager
@@ -182,23 +53,3 @@ def immediate(connection: Connection) -> Iterator[None]:
     with connection.begin():
         connection.exec_driver_sql("BEGIN IMMEDIATE")
         yield
-
-
-def use_wal(path: bytes) -> None:
-    """Switch to the write-ahead log where the filesystem allows it, so that readers never wait.
-
-    Where it has no shared memory (some FUSE filesystems), or somebody else is at work in the
-    database at this moment, it stays in rollback mode.
-    """
-    raw = open_raw(path, write=True, wait_s=0)
-    try:
-        raw.execute("PRAGMA journal_mode = WAL")
-        # The switch itself needs no shared memory; the first transaction does.
-        raw.execute("BEGIN IMMEDIATE")
-        raw.execute("ROLLBACK")
-    except sqlite3.Error as error:
-        raw.close()
-        if primary_code(error) != sqlite3.SQLITE_BUSY:
-            _leave_wal(path)
-    finally:
-        raw.close()

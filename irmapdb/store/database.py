@@ -8,13 +8,15 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from typing import TYPE_CHECKING, Self
 
 from irmapdb.errors import DatabaseError
-from irmapdb.store import retention, tables
-from irmapdb.store.connect import connect, immediate, open_raw, use_wal
+from irmapdb.store import retention, version
+from irmapdb.store.connect import connect, immediate, raw_of
 from irmapdb.store.dossiers import Dossiers
 from irmapdb.store.failures import translated
 from irmapdb.store.file import absolute, check_readable, check_writable, make_file
+from irmapdb.store.raw import open_raw, use_wal
 from irmapdb.store.revisions import upgrade
-from irmapdb.store.schema import check_newest, create, read_revision, refuse_empty
+from irmapdb.store.schema import create
+from irmapdb.store.version import check_newest, read_revision, refuse_empty
 from irmapdb.store.write import Step
 
 if TYPE_CHECKING:
@@ -63,12 +65,12 @@ class Store(Dossiers):
         with ExitStack() as stack:
             connection = stack.enter_context(connect(path, write=True, wait_s=wait_s))
             with translated(path, wait_s), connection.begin():
-                revision = read_revision(connection, path)
+                revision = read_revision(raw_of(connection), path)
             if revision is None:
                 if not create:
                     raise refuse_empty(path)
                 _create(connection, path, wait_s)
-            elif revision != tables.HEAD:
+            elif revision != version.HEAD:
                 upgrade(path, wait_s=wait_s)
             return cls(connection, path, wait_s, stack.pop_all())
 
@@ -83,7 +85,7 @@ class Store(Dossiers):
         with ExitStack() as stack:
             connection = stack.enter_context(connect(where, write=False, wait_s=wait_s))
             with translated(where, wait_s), connection.begin():
-                check_newest(connection, where)
+                check_newest(raw_of(connection), where)
             return cls(connection, where, wait_s, stack.pop_all())
 
     @contextmanager

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from sqlalchemy import ColumnElement, Table
 
     from irmapdb.model import Mapping
+    from irmapdb.store.nouns import ChangeRow, WatchRow
 
 __all__ = ["Dossier", "Dossiers", "Sighting"]
 
@@ -34,7 +35,7 @@ class Sighting(NamedTuple):
     event: str
     at: datetime
     """When the run came to its end."""
-    row: rows.WatchRow
+    row: WatchRow
 
 
 class Dossier(NamedTuple):
@@ -45,7 +46,7 @@ class Dossier(NamedTuple):
     """Of every mount namespace, the stale ones too, in the order they were first seen."""
     sightings: tuple[Sighting, ...]
     """Oldest run first."""
-    changes: tuple[rows.ChangeRow, ...]
+    changes: tuple[ChangeRow, ...]
     """Oldest first."""
 
 

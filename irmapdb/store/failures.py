@@ -11,8 +11,6 @@ import sqlite3
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
-from sqlalchemy.exc import DBAPIError
-
 from irmapdb.errors import DatabaseError
 
 if TYPE_CHECKING:
@@ -51,12 +49,13 @@ def translated(path: bytes, wait_s: float = 0) -> Iterator[None]:
     """
     try:
         yield
-    except DBAPIError as error:
-        if not isinstance(error.orig, sqlite3.Error):
+    except Exception as error:
+        # SQLAlchemy's DBAPIError has SQLite's own error in `orig`. By name, as who only reads
+        # has not imported it.
+        said = getattr(error, "orig", error)
+        if not isinstance(said, sqlite3.Error):
             raise
-        raise explain(path, error.orig, wait_s) from error
-    except sqlite3.Error as error:
-        raise explain(path, error, wait_s) from error
+        raise explain(path, said, wait_s) from error
 
 
 def explain(path: bytes, error: sqlite3.Error, wait_s: float = 0) -> DatabaseError:

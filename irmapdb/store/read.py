@@ -15,6 +15,8 @@ from sqlalchemy import bindparam, select
 from irmapdb.errors import DatabaseError
 from irmapdb.model import Tried
 from irmapdb.store import rows, tables
+from irmapdb.store.connect import raw_of
+from irmapdb.store.entries import fetch_entries
 from irmapdb.store.failures import show, translated
 from irmapdb.store.file import absolute
 from irmapdb.store.values import to_ino, to_text
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
     from irmapdb.model import CacheEntry, InodeKey, Mapping
     from irmapdb.store.file import AnyPath
+    from irmapdb.store.nouns import ChangeRow, FileStamp, RunRow, WatchRow
 
     T = TypeVar("T")
 
@@ -46,12 +49,6 @@ _LOAD = (
         _mapping.ino.in_(bindparam("inos", expanding=True)),
     )
     .order_by(_mapping.id)
-)
-_IMAGE_ENTRIES = (
-    select(*rows.ENTRY_COLUMNS)
-    .join_from(tables.image_entry, tables.mapping)
-    .where(_mapping.stale_at.is_(None))
-    .order_by(tables.image_entry.c.position)
 )
 _IMAGE_SEEN = select(*rows.STAMP_COLUMNS).where(tables.image_seen.c.path == bindparam("of_path"))
 _TRIED = (
@@ -119,9 +116,10 @@ class Reader:
 
     def image_entries(self) -> list[CacheEntry]:
         """What `irmap-cache` should hold, in its order: the image list without stale mappings."""
-        return list(self._read(rows.read_entry, self._fetch(_IMAGE_ENTRIES)))
+        with translated(self.path, self._wait_s):
+            return fetch_entries(raw_of(self._connection), self.path)
 
-    def image_seen(self, path: AnyPath) -> rows.FileStamp | None:
+    def image_seen(self, path: AnyPath) -> FileStamp | None:
         """How an image file was when it was last imported or written; None if it never was."""
         where = absolute(path)
         found = self._fetch(_IMAGE_SEEN, {"of_path": to_text(where)})
@@ -132,28 +130,28 @@ class Reader:
         for page in self._pages(select(*rows.MAPPING_COLUMNS), _mapping.id):
             yield from self._read(rows.read_mapping, page)
 
-    def runs(self) -> Iterator[rows.RunRow]:
+    def runs(self) -> Iterator[RunRow]:
         """Every run, oldest first."""
 
-        def read(row: Sequence[Any]) -> rows.RunRow:
+        def read(row: Sequence[Any]) -> RunRow:
             sources = self._fetch(_RUN_SOURCES, {"of_run": row[0]})
             return rows.read_run(row, dict(map(tuple, sources)))
 
         for page in self._pages(select(*rows.RUN_COLUMNS), tables.run.c.id):
             yield from self._read(read, page)
 
-    def watches(self, run_id: int) -> Iterator[rows.WatchRow]:
+    def watches(self, run_id: int) -> Iterator[WatchRow]:
         """What one run saw, in the order in which it saw it; nothing for an unknown run."""
         of_run = select(*rows.WATCH_COLUMNS).where(tables.watch.c.run_id == run_id)
         for page in self._pages(of_run, tables.watch.c.id):
             yield from self._read_watches(page)
 
-    def changes(self) -> Iterator[rows.ChangeRow]:
+    def changes(self) -> Iterator[ChangeRow]:
         """What happened to the mappings, oldest first."""
         for page in self._pages(select(*rows.CHANGE_COLUMNS), tables.change.c.id):
             yield from self._read(rows.read_change, page)
 
-    def _read_watches(self, page: Sequence[Sequence[Any]]) -> Iterator[rows.WatchRow]:
+    def _read_watches(self, page: Sequence[Sequence[Any]]) -> Iterator[WatchRow]:
         tried = self._tried(page[0][0], page[-1][0])
         return self._read(lambda row: rows.read_watch(row, tried.get(row[0], ())), page)
 

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from sqlalchemy.exc import DBAPIError
 
 from irmapdb.errors import DatabaseError
-from irmapdb.store import tables
-from irmapdb.store.connect import connect, immediate, open_raw
+from irmapdb.store import version
+from irmapdb.store.connect import connect, immediate, raw_of
 from irmapdb.store.failures import show, translated
 from irmapdb.store.file import (
     SIDECARS,
@@ -26,7 +26,8 @@ from irmapdb.store.file import (
     check_writable,
     make_file,
 )
-from irmapdb.store.schema import read_revision, refuse_empty
+from irmapdb.store.raw import connect_raw, open_raw
+from irmapdb.store.version import read_revision, refuse_empty
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -61,8 +62,8 @@ def current(path: AnyPath) -> str:
     """The revision of the schema of a database, of which nothing is changed."""
     where = absolute(path)
     check_readable(where)
-    with connect(where, write=False, wait_s=0) as connection, translated(where):
-        revision = read_revision(connection, where)
+    with connect_raw(where, write=False, wait_s=0) as raw, translated(where):
+        revision = read_revision(raw, where)
     if revision is None:
         raise refuse_empty(where)
     return revision
@@ -98,10 +99,10 @@ def upgrade(path: AnyPath, *, wait_s: float = 10.0) -> Upgrade:
         translated(where, wait_s),
         immediate(connection),
     ):
-        old = read_revision(connection, where)
+        old = read_revision(raw_of(connection), where)
         if old is None:
             raise refuse_empty(where)
-        if old == tables.HEAD:
+        if old == version.HEAD:
             return Upgrade(old, old, None)
         kept = where + b".backup-" + os.fsencode(old)
         _copy(where, kept)
@@ -110,12 +111,12 @@ def upgrade(path: AnyPath, *, wait_s: float = 10.0) -> Upgrade:
         except Exception as error:
             why = error.orig if isinstance(error, DBAPIError) else error
             raise DatabaseError(
-                f"{show(where)}: cannot be upgraded from schema {old} to {tables.HEAD}, "
+                f"{show(where)}: cannot be upgraded from schema {old} to {version.HEAD}, "
                 f"nothing was changed: {why}",
                 advice="make room if the disk is full, else use the irmapdb that wrote it",
             ) from error
-    _log.info("%s: schema %s -> %s, backup %s", show(where), old, tables.HEAD, show(kept))
-    return Upgrade(old, tables.HEAD, kept)
+    _log.info("%s: schema %s -> %s, backup %s", show(where), old, version.HEAD, show(kept))
+    return Upgrade(old, version.HEAD, kept)
 
 
 def _run(connection: Connection) -> None:
@@ -123,7 +124,7 @@ def _run(connection: Connection) -> None:
 
     config = _config()
     config.attributes["connection"] = connection
-    command.upgrade(config, tables.HEAD)
+    command.upgrade(config, version.HEAD)
     orphans = connection.exec_driver_sql("PRAGMA foreign_key_check").all()
     if orphans:
         raise ValueError(f"{len(orphans)} rows refer to rows that are gone, as {orphans[0]}")

@@ -7,12 +7,11 @@ takes such a row. A word that we do not know (`source`, `kind`, …) raises Valu
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from sqlalchemy import LargeBinary, cast
 
 from irmapdb.model import (
-    CacheEntry,
     Change,
     ChangeKind,
     Event,
@@ -28,10 +27,10 @@ from irmapdb.model import (
     WatchKind,
 )
 from irmapdb.store import tables
+from irmapdb.store.nouns import ChangeRow, FileStamp, RunRow, WatchRow
 from irmapdb.store.values import from_ino, from_time, to_ino, to_text, to_time
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Iterable, Iterator, Sequence
     from datetime import datetime
     from typing import Any
@@ -40,21 +39,15 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CHANGE_COLUMNS",
-    "ENTRY_COLUMNS",
     "MAPPING_COLUMNS",
     "RUN_COLUMNS",
     "STAMP_COLUMNS",
     "STATS",
     "WATCH_COLUMNS",
-    "ChangeRow",
-    "FileStamp",
-    "RunRow",
-    "WatchRow",
     "change_values",
     "mapping_key",
     "maybe_text",
     "read_change",
-    "read_entry",
     "read_mapping",
     "read_run",
     "read_stamp",
@@ -85,60 +78,6 @@ _stale_reason = lru_cache(StaleReason)
 _watch_kind = lru_cache(WatchKind)
 
 
-class FileStamp(NamedTuple):
-    """What stat(2) says of a file; as long as it is the same, so is the file."""
-
-    st_dev: int
-    """As user space sees it: not a kdev."""
-    ino: int
-    size: int
-    mtime_ns: int
-
-    @classmethod
-    def of(cls, status: os.stat_result) -> FileStamp:
-        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
-
-
-class RunRow(NamedTuple):
-    """One step, as it was stored."""
-
-    id: int
-    event: Event
-    pid: int | None
-    """The root task; None where the step had none (import)."""
-    comm: bytes | None
-    started_at: datetime
-    finished_at: datetime
-    stats: RunStats
-    outcome: str
-
-
-class WatchRow(NamedTuple):
-    """What one run saw of one watch. Either `path` or `why` is None."""
-
-    watch: Watch
-    comm: bytes | None
-    path: bytes | None
-    why: str | None
-    """Why there is no path."""
-    mntns: int = 0
-    """As in Mapping: whose root the path starts at."""
-    tried: tuple[Tried, ...] = ()
-    """What each resolver said, where there is no path."""
-
-
-class ChangeRow(NamedTuple):
-    """What happened to a mapping, when, and in which run."""
-
-    id: int
-    run_id: int | None
-    """None once the run has been pruned."""
-    at: datetime
-    mapping_id: int | None
-    """None if the mapping has been pruned."""
-    change: Change
-
-
 def _columns(table: Table, *names: str) -> tuple[ColumnElement[Any], ...]:
     return tuple(
         cast(table.c[name], LargeBinary).label(name) if name in _RAW else table.c[name]
@@ -154,7 +93,6 @@ MAPPING_COLUMNS = _columns(
     *("id", *_IDENTITY, "path", "source", "revalidate", "first_seen_at"),
     *("validated_at", "last_used_at", "stale_at", "stale_reason", "mntns"),
 )
-ENTRY_COLUMNS = _columns(tables.mapping, "dev", "ino", "path")
 RUN_COLUMNS = _columns(
     tables.run,
     *("id", "event", "pid", "comm", "started_at", "finished_at", "outcome", *STATS),
@@ -243,12 +181,6 @@ def stale_values(
         row["now"] = at
         row["reason"] = reason.value
         yield row
-
-
-def read_entry(row: Sequence[Any]) -> CacheEntry:
-    """A row of ENTRY_COLUMNS."""
-    dev, ino, path = row
-    return CacheEntry(dev, from_ino(ino), path)
 
 
 def stamp_values(path: bytes, stamp: FileStamp) -> dict[str, Any]:

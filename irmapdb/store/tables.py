@@ -29,9 +29,6 @@ if TYPE_CHECKING:
     from typing import Any
 
 __all__ = [
-    "APPLICATION_ID",
-    "HEAD",
-    "REVISIONS",
     "alembic_version",
     "change",
     "image_entry",
@@ -44,14 +41,6 @@ __all__ = [
     "version_metadata",
     "watch",
 ]
-
-APPLICATION_ID = 0x49524D50
-"""`PRAGMA application_id` of our files ("IRMP"): tells a newer schema from a foreign database."""
-
-REVISIONS = ("0001", "0002")
-"""Every schema revision, oldest first. Known here so that opening needs no alembic."""
-
-HEAD = REVISIONS[-1]
 
 # https://alembic.sqlalchemy.org/en/latest/naming.html: batch mode finds a constraint by its name.
 metadata = MetaData(

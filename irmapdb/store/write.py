@@ -33,8 +33,8 @@ if TYPE_CHECKING:
         StaleReason,
     )
     from irmapdb.store.file import AnyPath
+    from irmapdb.store.nouns import FileStamp, WatchRow
     from irmapdb.store.retention import Pruned
-    from irmapdb.store.rows import FileStamp, WatchRow
 
 __all__ = ["Step"]
 

@@ -21,7 +21,7 @@ def upgrade() -> None:
     _create_run()
     _create_watch()
     _create_change()
-    # "IRMP": as irmapdb.store.tables.APPLICATION_ID
+    # "IRMP": as irmapdb.store.version.APPLICATION_ID
     op.execute(sa.text("PRAGMA application_id = 1230130512"))
 
 

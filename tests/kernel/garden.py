@@ -22,7 +22,7 @@ from irmapdb.model import (
     Mapping,
 )
 from irmapdb.steps import FreezeOptions, Options
-from irmapdb.store import Store
+from irmapdb.store.database import Store
 from tests.support.filesystems import drop_caches
 
 if TYPE_CHECKING:

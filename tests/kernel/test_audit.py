@@ -16,7 +16,7 @@ from irmapdb.model import (
     Event,
     StaleReason,
 )
-from irmapdb.store import Store
+from irmapdb.store.database import Store
 from tests.kernel.garden import File, Garden, live, replayed
 from tests.support.area import MountArea
 from tests.support.watcher import Watcher

@@ -25,7 +25,7 @@ from irmapdb.model import (
     StaleReason,
 )
 from irmapdb.steps import Options
-from irmapdb.store import Store
+from irmapdb.store.database import Store
 from tests.kernel.garden import NO_HINTS, Garden, live, replayed
 from tests.kernel.truth import served
 from tests.support.area import MountArea

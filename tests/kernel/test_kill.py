@@ -16,7 +16,7 @@ from irmapdb import steps
 from irmapdb.config import Config
 from irmapdb.image import cache
 from irmapdb.steps import FreezeOptions, Options
-from irmapdb.store import Store
+from irmapdb.store.database import Store
 from tests.support.watcher import Watcher
 
 _ROUNDS = 150

@@ -16,7 +16,7 @@ from irmapdb.errors import FileError, FreezeError, ImageError, IrmapError, TaskE
 from irmapdb.image import cache, fsnotify
 from irmapdb.model import Change, ChangeKind, Event, MarkKind, StaleReason, WatchKind
 from irmapdb.steps import FreezeOptions, Options, Report
-from irmapdb.store import Store
+from irmapdb.store.database import Store
 from tests.support.area import PLACES, MountArea
 from tests.support.features import require_program
 from tests.support.notify import InotifyEvent

@@ -24,12 +24,13 @@ from irmapdb.model import (
     Watch,
     WatchKind,
 )
-from irmapdb.store import Store, WatchRow
+from irmapdb.store.database import Store
+from irmapdb.store.nouns import WatchRow
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from irmapdb.store import Step
+    from irmapdb.store.write import Step
 
 __all__ = ["write_scenario"]
 

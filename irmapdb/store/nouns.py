@@ -1,0 +1,67 @@
+"""What the store knows beside the nouns of irmapdb.model: rows of its own, and an image's stamp."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import os
+    from datetime import datetime
+
+    from irmapdb.model import Change, Event, RunStats, Tried, Watch
+
+__all__ = ["ChangeRow", "FileStamp", "RunRow", "WatchRow"]
+
+
+class FileStamp(NamedTuple):
+    """What stat(2) says of a file; as long as it is the same, so is the file."""
+
+    st_dev: int
+    """As user space sees it: not a kdev."""
+    ino: int
+    size: int
+    mtime_ns: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> FileStamp:
+        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+class RunRow(NamedTuple):
+    """One step, as it was stored."""
+
+    id: int
+    event: Event
+    pid: int | None
+    """The root task; None where the step had none (import)."""
+    comm: bytes | None
+    started_at: datetime
+    finished_at: datetime
+    stats: RunStats
+    outcome: str
+
+
+class WatchRow(NamedTuple):
+    """What one run saw of one watch. Either `path` or `why` is None."""
+
+    watch: Watch
+    comm: bytes | None
+    path: bytes | None
+    why: str | None
+    """Why there is no path."""
+    mntns: int = 0
+    """As in Mapping: whose root the path starts at."""
+    tried: tuple[Tried, ...] = ()
+    """What each resolver said, where there is no path."""
+
+
+class ChangeRow(NamedTuple):
+    """What happened to a mapping, when, and in which run."""
+
+    id: int
+    run_id: int | None
+    """None once the run has been pruned."""
+    at: datetime
+    mapping_id: int | None
+    """None if the mapping has been pruned."""
+    change: Change
