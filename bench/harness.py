@@ -116,7 +116,9 @@ class Bench:
     def _environment(self) -> dict[str, str]:
         # For where irmapdb is not installed, but lies in this checkout.
         path = filter(None, [os.environ.get("PYTHONPATH"), str(_HERE.parent)])
-        return {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
+        # An installed package has its bytecode.
+        bytecode = {"PYTHONDONTWRITEBYTECODE": ""}
+        return {**os.environ, **bytecode, "PYTHONPATH": os.pathsep.join(path)}
 
     @cached_property
     def crit(self) -> str | None:

@@ -112,3 +112,5 @@ def main() -> None:
         # What no room has translated: still one line that names the object.
         typer.echo(f"irmapdb: {error.filename or ''}: {error.strerror or error}", err=True)
         sys.exit(1)
+    finally:
+        gc.freeze()  # ... nor at the end, when all of them go anyway

@@ -55,12 +55,14 @@ def decode_cache(data: bytes, name: str) -> tuple[CacheEntry, ...]:
     path may be empty, relative, or contain any byte.
     """
     entry = IrmapCacheEntry()  # one for all: a new one for each takes twice as long
+    parse, forget_unknown = entry.ParseFromString, entry.DiscardUnknownFields
+    serialize = entry.SerializeToString
     entries: list[CacheEntry] = []
     for offset, message in frames(data, name, IRMAP_CACHE):
         try:
-            entry.ParseFromString(message)
-            entry.DiscardUnknownFields()
-            canonical = entry.SerializeToString() == message
+            parse(message)
+            forget_unknown()
+            canonical = serialize() == message
         except (DecodeError, EncodeError):
             canonical = False
         if not canonical:

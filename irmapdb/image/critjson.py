@@ -150,6 +150,13 @@ def _path(value: object) -> bytes:
 
 
 def _entry(value: object) -> CacheEntry:
+    # As crit and we write it, which is nearly always: looked at once, and not member by member.
+    if isinstance(value, tuple) and len(value) == len(_KEYS):
+        (one, dev), (two, ino), (three, path) = value
+        if one == "dev" and two == "inode" and three == "path" and type(dev) is type(ino) is int:
+            entry = CacheEntry(dev, ino, _path(path))
+            if fits(entry):
+                return entry
     fields = _fields(value, _KEYS)
     return CacheEntry(
         _kdev(fields["dev"]),

@@ -57,18 +57,20 @@ def frames(data: bytes, name: str, magic: Magic) -> Iterator[tuple[int, bytes]]:
     Raises ImageError, which names the file as `name`, where the framing does not hold.
     """
     _check_header(data, name, magic)
+    unpack, width = _SIZE.unpack_from, _SIZE.size
     end = len(data)
     at = HEADER.size
     while at < end:
-        start = at + _SIZE.size
+        start = at + width
         if start > end:
             raise image_error(name, at, f"cut off in the size of an entry, after {end - at} bytes")
-        (size,) = _SIZE.unpack_from(data, at)
+        (size,) = unpack(data, at)
         if size <= 0:
             raise image_error(name, at, f"an entry of size {size}")
-        if size > end - start:
+        after = start + size
+        if after > end:
             raise image_error(name, at, f"an entry of {size} bytes where {end - start} are left")
-        at = start + size
+        at = after
         yield start, data[start:at]
 
 

@@ -112,19 +112,20 @@ def take_in(
     """
     count = _fill(connection, entries)
     connection.execute(_TAKE_IN, {"source": Source.IMAGE.value, "now": to_time(now)})
-    connection.execute(_THOSE_OF_IT)
-    _put(connection, count, path)
+    after = connection.scalars(_LAST_POSITION).one()
+    if after:
+        connection.execute(_THOSE_OF_IT)
+    _put(connection, count, after, path)
 
 
 def replace(connection: Connection, entries: Iterable[CacheEntry], path: bytes) -> None:
     """Make the entries the list. DatabaseError where one is no mapping."""
     count = _fill(connection, entries)
     connection.execute(_ALL_OF_IT)
-    _put(connection, count, path)
+    _put(connection, count, 0, path)
 
 
-def _put(connection: Connection, count: int, path: bytes) -> None:
-    after = connection.scalars(_LAST_POSITION).one()
+def _put(connection: Connection, count: int, after: int, path: bytes) -> None:
     done = connection.execute(_APPEND, {"after": after})
     if done.rowcount != count:
         raise DatabaseError(
