@@ -15,7 +15,7 @@ import enum
 import fnmatch
 import os
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -362,7 +362,7 @@ class Audit:
             answer = outcome.resolved.get(identity)
             if answer is not None and path not in {answer.path, *answer.other_paths}:
                 others = (*answer.other_paths, path)
-                outcome.resolved[identity] = replace(answer, other_paths=others)
+                outcome.resolved[identity] = answer._replace(other_paths=others)
         unknown = [identity.handle for identity in outcome.unresolved if identity.handle]
         known = fates(self.root, kdev, unknown)
         return [self._weigh(mapping, reason, outcome, known) for mapping, reason in lost]

@@ -15,9 +15,9 @@ What is left out here stays in the database.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import Counter
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from irmapdb.model import CacheEntry, kdev_of
@@ -49,7 +49,7 @@ def spell_root(outcome: Outcome) -> None:
         names = (answer.path, *answer.other_paths)
         if _ROOT in names and _ROOT_FOR_CRIU not in names:
             others = (*answer.other_paths, _ROOT_FOR_CRIU)
-            outcome.resolved[identity] = replace(answer, other_paths=others)
+            outcome.resolved[identity] = answer._replace(other_paths=others)
 
 
 def cache_entries(outcome: Outcome, watched: Iterable[Identity], root: Root) -> list[CacheEntry]:
@@ -63,28 +63,27 @@ def cache_entries(outcome: Outcome, watched: Iterable[Identity], root: Root) -> 
     ambiguous = _ambiguous(counts)
     fstypes = {mount.kdev: mount.fstype for mount in root.mounts}
     further: list[CacheEntry] = []
-    best: list[tuple[tuple[bool, int], CacheEntry]] = []
+    best: dict[tuple[bool, int], list[CacheEntry]] = {}
     for identity, count in counts.items():
         answer = outcome.resolved.get(identity)
-        if answer is None or answer.mntns or identity.key in ambiguous:
+        key = identity.key
+        if answer is None or answer.mntns or key in ambiguous:
             continue
         names = [path for path in (answer.path, *answer.other_paths) if _can_be_looked_up(path)]
         fstype = fstypes.get(identity.kdev)
         if fstype is None or fstype in _OWN_NUMBERS:
             names = [path for path in names if _has_the_numbers(root, identity, path)]
         if names:
-            first, *rest = (CacheEntry(*identity.key, path) for path in names)
-            best.append(((fstype in _UNOPENABLE, count), first))
-            further += reversed(rest)
-    best.sort(key=lambda ranked: ranked[0])
-    return [*further, *(entry for _, entry in best)]
+            first, *rest = names
+            best.setdefault((fstype in _UNOPENABLE, count), []).append(CacheEntry(*key, first))
+            further += (CacheEntry(*key, path) for path in reversed(rest))
+    return [*further, *itertools.chain.from_iterable(best[rank] for rank in sorted(best))]
 
 
 def _ambiguous(identities: Iterable[Identity]) -> set[InodeKey]:
-    handles: dict[InodeKey, set[object]] = {}
-    for identity in identities:
-        handles.setdefault(identity.key, set()).add(identity.handle)
-    return {key for key, known in handles.items() if len(known) > 1}
+    # What differs in the handle alone.
+    counts = Counter(identity.key for identity in identities)
+    return {key for key, count in counts.items() if count > 1}
 
 
 def _can_be_looked_up(path: bytes) -> bool:

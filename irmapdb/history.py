@@ -43,7 +43,7 @@ def tell(
     failed = _failed_rows(rows, outcome.disproved, disprove)
     for row in unmounted:
         failed.setdefault(row.id, (row, StaleReason.UNMOUNTED))
-    for identity, answer in outcome.resolved.items():
+    for identity, answer in outcome.resolved.items() if failed else ():
         for row in rows.get(identity.key, ()):
             if row.identity.matches(identity) and _holds(row, answer):
                 failed.pop(row.id, None)  # it failed for a while, and holds in the end
@@ -51,9 +51,12 @@ def tell(
     told: set[int | None] = set()
     hits = 0
     for identity, answer in outcome.resolved.items():
-        known = [row for row in rows.get(identity.key, ()) if row.mntns == answer.mntns]
-        mine = [row for row in known if row.identity.matches(identity)]
         hits += answer.source is Source.STORED
+        known = [row for row in rows.get(identity.key, ()) if row.mntns == answer.mntns]
+        if not known:
+            changes.append(_found(identity, answer))
+            continue
+        mine = [row for row in known if row.identity.matches(identity)]
         for row in known:
             live = not row.stale and row.id not in failed
             if live and row not in mine and _holds(row, answer):
@@ -112,7 +115,11 @@ def _how_found(
         return Change(ChangeKind.MOVED, identity, path, old.path, reason, mntns)
     if any(row.path == path for row in mine):
         return Change(ChangeKind.REVIVED, identity, path, mntns=mntns)
-    return Change(ChangeKind.FOUND, identity, path, mntns=mntns)
+    return _found(identity, answer)
+
+
+def _found(identity: Identity, answer: Resolved) -> Change:
+    return Change(ChangeKind.FOUND, identity, answer.path, mntns=answer.mntns)
 
 
 def _stale(row: Mapping, reason: StaleReason) -> Change:

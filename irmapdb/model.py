@@ -257,8 +257,7 @@ class ChangeKind(enum.StrEnum):
     REVIVED = "revived"
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(NamedTuple):
     """Something that happened to the mapping of one inode in one run."""
 
     kind: ChangeKind
@@ -280,8 +279,7 @@ class Tried(NamedTuple):
     note: str
 
 
-@dataclass(frozen=True, slots=True)
-class Resolved:
+class Resolved(NamedTuple):
     """A path that was proved against the identity in this run."""
 
     identity: Identity

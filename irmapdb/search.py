@@ -12,7 +12,6 @@ import contextlib
 import itertools
 import logging
 import time
-from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 
 from irmapdb import engine
@@ -154,8 +153,8 @@ class Search:
                 del self.outcome.resolved[identity]
                 lost.setdefault(answer.mntns, []).append(identity)
             elif len(held) < len(paths):
-                self.outcome.resolved[identity] = replace(
-                    answer, path=held[0], other_paths=tuple(held[1:])
+                self.outcome.resolved[identity] = answer._replace(
+                    path=held[0], other_paths=tuple(held[1:])
                 )
         for mntns, batch in lost.items():
             place = self._nested[mntns] if mntns else self._main
@@ -242,7 +241,7 @@ class Search:
         )
         if place.mntns:
             for identity, answer in outcome.resolved.items():
-                outcome.resolved[identity] = replace(answer, mntns=place.mntns)
+                outcome.resolved[identity] = answer._replace(mntns=place.mntns)
             outcome.disproved = [one._replace(mntns=place.mntns) for one in outcome.disproved]
         return outcome
 

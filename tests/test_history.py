@@ -1,6 +1,5 @@
 """What became of the stored rows, told from what a step proved."""
 
-from dataclasses import replace
 from datetime import UTC, datetime
 
 from hypothesis import given, settings
@@ -185,7 +184,7 @@ def test_each_mount_namespace_has_its_own_story():
     assert [(one.id, reason) for one, reason in told.stale] == [(1, StaleReason.GONE)]
     assert told.changes == (Change(ChangeKind.STALE, A, b"/a", reason=StaleReason.GONE),)
     # Gone there, found elsewhere there: what is told says where its paths start.
-    answer = replace(answer, path=b"/new", source=Source.SCAN)
+    answer = answer._replace(path=b"/new", source=Source.SCAN)
     told = history.tell(
         loaded(row(2, A, b"/a", mntns=NESTED)),
         outcome(answer, disproved=[failed(A, b"/a", mntns=NESTED)]),

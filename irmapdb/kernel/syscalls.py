@@ -103,8 +103,10 @@ _HANDLE_HEAD = struct.Struct("=Ii")
 _MAX_HANDLE_BYTES = 128
 
 
-class _Scratch(threading.local):
+class _Scratch:
     """Where the kernel puts a handle: kept, because a new buffer costs more than the call."""
+
+    __slots__ = ("_buffer", "_mount_id", "address", "bytes", "mount_id", "mount_id_address")
 
     def __init__(self) -> None:
         self._buffer = ctypes.create_string_buffer(_HANDLE_HEAD.size + _MAX_HANDLE_BYTES)
@@ -115,7 +117,12 @@ class _Scratch(threading.local):
         self.mount_id_address = ctypes.addressof(self._mount_id)
 
 
-_scratch = _Scratch()
+class _Local(threading.local):
+    def __init__(self) -> None:
+        self.scratch = _Scratch()
+
+
+_local = _Local()
 
 _name_to_handle_at = _libc.name_to_handle_at
 _name_to_handle_at.restype = ctypes.c_int
@@ -134,7 +141,7 @@ def name_to_handle_at(dir_fd: int, path: bytes, flags: int) -> tuple[FileHandle,
     EOPNOTSUPP where the filesystem cannot encode one, EINVAL where the kernel does not know
     a flag.
     """
-    scratch = _scratch
+    scratch = _local.scratch
     _HANDLE_HEAD.pack_into(scratch.bytes, 0, _MAX_HANDLE_BYTES, 0)
     result = _name_to_handle_at(dir_fd, path, scratch.address, scratch.mount_id_address, flags)
     if result < 0:
@@ -158,7 +165,7 @@ def open_by_handle_at(mount_fd: int, handle: FileHandle, flags: int) -> int:
     size = len(handle.data)
     if size > _MAX_HANDLE_BYTES:
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), str(handle))
-    scratch = _scratch
+    scratch = _local.scratch
     _HANDLE_HEAD.pack_into(scratch.bytes, 0, size, handle.type)
     start = _HANDLE_HEAD.size
     scratch.bytes[start : start + size] = handle.data

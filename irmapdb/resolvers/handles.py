@@ -69,20 +69,21 @@ class Handles:
                     notes[identity] = "the kernel shows no handle for it"
                     continue
                 answer = self._open(mount_fd, identity, identity.handle)
-                if not isinstance(answer, Note):
-                    yield answer
-                    if identity in wanted:
-                        notes[identity] = "the cached name does not lead to it"
-                elif identity not in notes:
-                    notes[identity] = answer.text
+                if isinstance(answer, str):
+                    notes.setdefault(identity, answer)
+                    continue
+                yield answer
+                if identity in wanted:
+                    notes[identity] = "the cached name does not lead to it"
         finally:
             os.close(mount_fd)
 
-    def _open(self, mount_fd: int, identity: Identity, handle: FileHandle) -> Answer:
+    def _open(self, mount_fd: int, identity: Identity, handle: FileHandle) -> Answer | str:
+        # Or why there is none.
         try:
             fd = syscalls.open_by_handle_at(mount_fd, handle, os.O_PATH)
         except OSError as error:
-            return Note(identity, _why_not_opened(error))
+            return _why_not_opened(error)
         try:
             link = os.fsencode(os.readlink(f"/proc/self/fd/{fd}"))
             if link != b"/" and not link.endswith(b" (deleted)"):
@@ -92,14 +93,14 @@ class Handles:
                 if status.st_nlink == 0:
                     return Deleted(identity)
                 if link == b"/" and not stat.S_ISDIR(status.st_mode):
-                    return Note(identity, "the kernel has no name cached for it")
+                    return "the kernel has no name cached for it"
                 path = self._root.strip(link)
         except OSError as error:  # a path beyond PATH_MAX, which no link can tell
-            return Note(identity, f"the kernel does not tell its name: {error.strerror}")
+            return f"the kernel does not tell its name: {error.strerror}"
         finally:
             os.close(fd)
         if path is None:
-            return Note(identity, "it lies outside of this root")
+            return "it lies outside of this root"
         return Candidate(identity, path)
 
 

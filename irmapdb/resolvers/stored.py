@@ -26,17 +26,19 @@ class StoredRows:
     ) -> None:
         self._load = load
         self.rows: dict[InodeKey, list[Mapping]] = {}
-        """Every row that was loaded, the stale ones too; an empty list where there was none."""
+        """Every row that was loaded, the stale ones too; no item where there was none."""
+        self._asked: set[InodeKey] = set()
 
     def load(self, identities: Iterable[Identity]) -> None:
         """Load what is stored for these inodes and was not loaded before."""
-        keys = {identity.key for identity in identities} - self.rows.keys()
-        self.rows |= {key: [] for key in keys} | self._load(keys)
+        keys = {identity.key for identity in identities} - self._asked
+        self._asked |= keys
+        self.rows |= self._load(keys)
 
     def __call__(self, wanted: Wanted) -> Iterator[Answer]:
         identities = list(wanted)
         self.load(identities)
-        for identity in identities:
+        for identity in identities if self.rows else ():
             for row in self.rows.get(identity.key, ()):
                 # A stale row is history. A row with another handle is tried all the same: its
                 # path may name this inode now.

@@ -41,6 +41,7 @@ _BEFORE_ALL_IDS = -(1 << 63)
 
 _mapping = tables.mapping.c
 
+_ANY_MAPPING = select(_mapping.id).limit(1)
 _LOAD = (
     select(*rows.MAPPING_COLUMNS)
     .where(
@@ -88,6 +89,8 @@ class Reader:
 
         An inode without one has no item.
         """
+        if not self._fetch(_ANY_MAPPING):
+            return {}  # a new database is asked once, and not for every inode
         by_kdev: dict[int, dict[int, InodeKey]] = {}
         for key in keys:
             by_kdev.setdefault(key.kdev, {})[to_ino(key.ino)] = key

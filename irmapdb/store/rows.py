@@ -1,13 +1,14 @@
 """Rows of the database <-> the nouns of irmapdb.model.
 
-Writing: a dict per row, for executemany. Reading: `*_COLUMNS` names what to select and `read_*`
-takes such a row. A word that we do not know (`source`, `kind`, …) raises ValueError.
+Writing: `*_values` gives a tuple for each row, and `*_FIELDS` names what stands in it. Reading:
+`*_COLUMNS` names what to select and `read_*` takes such a row. A word that we do not know
+(`source`, `kind`, …) raises ValueError.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from sqlalchemy import LargeBinary, cast
 
@@ -39,13 +40,17 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CHANGE_COLUMNS",
+    "CHANGE_FIELDS",
     "MAPPING_COLUMNS",
+    "RESOLVED_FIELDS",
     "RUN_COLUMNS",
+    "STALE_FIELDS",
     "STAMP_COLUMNS",
     "STATS",
+    "TRIED_FIELDS",
     "WATCH_COLUMNS",
+    "WATCH_FIELDS",
     "change_values",
-    "mapping_key",
     "maybe_text",
     "read_change",
     "read_mapping",
@@ -121,21 +126,15 @@ def _read_identity(dev: int, ino: int, handle_type: int | None, handle: bytes | 
     return Identity(dev, from_ino(ino), FileHandle(handle_type, handle))
 
 
-def _identity_values(identity: Identity) -> dict[str, Any]:
+_Stored: TypeAlias = "tuple[int, int, int | None, bytes | None]"
+
+
+def _identity_values(identity: Identity) -> _Stored:
+    # In the order of _IDENTITY.
     kdev, ino, handle = identity
     if handle is None:
-        return {"dev": kdev, "ino": to_ino(ino), "handle_type": None, "handle": None}
-    return {"dev": kdev, "ino": to_ino(ino), "handle_type": handle.type, "handle": handle.data}
-
-
-def mapping_key(kdev: int, ino: int, path: bytes, mntns: int) -> dict[str, Any]:
-    """What is unique of a mapping, under names that no column has."""
-    return {
-        "key_dev": kdev,
-        "key_ino": to_ino(ino),
-        "key_path": to_text(path),
-        "key_mntns": mntns,
-    }
+        return kdev, to_ino(ino), None, None
+    return kdev, to_ino(ino), handle.type, handle.data
 
 
 def read_mapping(row: Sequence[Any]) -> Mapping:
@@ -157,30 +156,33 @@ def read_mapping(row: Sequence[Any]) -> Mapping:
     )
 
 
-def resolved_values(resolved: Iterable[Resolved], now: datetime) -> Iterator[dict[str, Any]]:
+RESOLVED_FIELDS = (*_IDENTITY, "path", "mntns", "source", "now")
+
+
+def resolved_values(resolved: Iterable[Resolved], now: datetime) -> Iterator[tuple[Any, ...]]:
     """A row of `mapping` for each proved path, the best one last."""
     at = to_time(now)
     for item in resolved:
-        fixed = _identity_values(item.identity)
-        fixed["mntns"] = item.mntns
-        fixed["source"] = item.source.value
-        fixed["now"] = at
+        identity = _identity_values(item.identity)
+        rest = item.mntns, item.source.value, at
         for path in item.other_paths:
-            yield {**fixed, "path": to_text(path)}
-        fixed["path"] = to_text(item.path)
-        yield fixed
+            yield *identity, to_text(path), *rest
+        yield *identity, to_text(item.path), *rest
+
+
+# What is unique of a mapping, under names that no column has.
+_KEY = ("key_dev", "key_ino", "key_path", "key_mntns")
+STALE_FIELDS = (*_KEY, "now", "reason")
 
 
 def stale_values(
     items: Iterable[tuple[Mapping, StaleReason]], now: datetime
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[tuple[Any, ...]]:
     """The key of each mapping, when and why it went stale."""
     at = to_time(now)
     for mapping, reason in items:
-        row = mapping_key(*mapping.identity.key, mapping.path, mapping.mntns)
-        row["now"] = at
-        row["reason"] = reason.value
-        yield row
+        kdev, ino, _ = mapping.identity
+        yield kdev, to_ino(ino), to_text(mapping.path), mapping.mntns, at, reason.value
 
 
 def stamp_values(path: bytes, stamp: FileStamp) -> dict[str, Any]:
@@ -200,33 +202,33 @@ def read_stamp(row: Sequence[Any]) -> FileStamp:
     return FileStamp(from_ino(st_dev), from_ino(ino), size, mtime_ns)
 
 
-def watch_values(run_id: int, numbered: Iterable[tuple[int, WatchRow]]) -> Iterator[dict[str, Any]]:
+WATCH_FIELDS = (
+    *("id", "run_id", "pid", "comm", "fd", "kind", "wd", *_IDENTITY),
+    *("mask", "ignored_mask", "mflags", "path", "why", "mntns"),
+)
+
+
+def watch_values(
+    run_id: int, numbered: Iterable[tuple[int, WatchRow]]
+) -> Iterator[tuple[Any, ...]]:
     """Rows of `watch`, each with its id."""
     for row_id, (watch, comm, path, why, mntns, _) in numbered:
-        row = _identity_values(watch.identity)
-        row |= {
-            "id": row_id,
-            "run_id": run_id,
-            "pid": watch.pid,
-            "comm": maybe_text(comm),
-            "fd": watch.fd,
-            "kind": watch.kind.value,
-            "wd": watch.wd,
-            "mask": watch.mask,
-            "ignored_mask": watch.ignored_mask,
-            "mflags": watch.mflags,
-            "path": maybe_text(path),
-            "why": why,
-            "mntns": mntns,
-        }
-        yield row
+        pid, fd, kind, wd, identity, *masks = watch
+        yield (
+            *(row_id, run_id, pid, maybe_text(comm), fd, kind.value, wd),
+            *_identity_values(identity),
+            *(*masks, maybe_text(path), why, mntns),
+        )
 
 
-def tried_values(numbered: Iterable[tuple[int, WatchRow]]) -> Iterator[dict[str, Any]]:
+TRIED_FIELDS = ("watch_id", "position", "resolver", "note")
+
+
+def tried_values(numbered: Iterable[tuple[int, WatchRow]]) -> Iterator[tuple[Any, ...]]:
     """Rows of `tried`, for watches with their ids."""
     for row_id, row in numbered:
         for position, (resolver, note) in enumerate(row.tried, 1):
-            yield {"watch_id": row_id, "position": position, "resolver": resolver, "note": note}
+            yield row_id, position, resolver, note
 
 
 def read_watch(row: Sequence[Any], tried: tuple[Tried, ...]) -> WatchRow:
@@ -245,24 +247,23 @@ def read_watch(row: Sequence[Any], tried: tuple[Tried, ...]) -> WatchRow:
     return WatchRow(watch, comm, path, why, mntns, tried)
 
 
+CHANGE_FIELDS = ("run_id", "at", "kind", "old_path", "reason", *_IDENTITY, "path", "mntns", *_KEY)
+
+
 def change_values(
     run_id: int, changes: Iterable[Change], now: datetime
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[tuple[Any, ...]]:
     """Rows of `change`, with the key of the mapping in place of its id."""
     at = to_time(now)
     for item in changes:
-        row = _identity_values(item.identity)
-        row |= mapping_key(*item.identity.key, item.path, item.mntns)
-        row |= {
-            "run_id": run_id,
-            "at": at,
-            "kind": item.kind.value,
-            "path": row["key_path"],
-            "old_path": maybe_text(item.old_path),
-            "reason": None if item.reason is None else item.reason.value,
-            "mntns": item.mntns,
-        }
-        yield row
+        identity = _identity_values(item.identity)
+        path, mntns = to_text(item.path), item.mntns
+        reason = None if item.reason is None else item.reason.value
+        yield (
+            *(run_id, at, item.kind.value, maybe_text(item.old_path), reason),
+            *(*identity, path, mntns),
+            *(*identity[:2], path, mntns),
+        )
 
 
 def read_change(row: Sequence[Any]) -> ChangeRow:

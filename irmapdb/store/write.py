@@ -51,15 +51,17 @@ class _Bulk:
     irmapdb.store.values gives them. Its own work on each row would take longer than SQLite's.
     """
 
-    def __init__(self, statement: ClauseElement, columns: Sequence[str] = ()) -> None:
+    def __init__(
+        self, statement: ClauseElement, fields: Sequence[str], columns: Sequence[str] = ()
+    ) -> None:
         dialect = sqlite.dialect(paramstyle="qmark")
         compiled = cast("SQLCompiler", statement.compile(dialect=dialect, column_keys=columns))
         self.sql = str(compiled)
-        self.arrange = itemgetter(*compiled.positiontup or ())
+        self._arrange = itemgetter(*map(fields.index, compiled.positiontup or ()))
 
-    def run(self, connection: Connection, rows_of_dicts: Iterable[dict[str, Any]]) -> None:
+    def run(self, connection: Connection, values: Iterable[tuple[Any, ...]]) -> None:
         """Run it for each row, in batches; what is no column or parameter is left out."""
-        tuples = map(self.arrange, rows_of_dicts)
+        tuples = map(self._arrange, values)
         while batch := list(islice(tuples, _BATCH)):
             connection.exec_driver_sql(self.sql, batch)
 
@@ -98,18 +100,22 @@ _PROVED = {
     "stale_reason": null(),
 }
 _USED = {"last_used_at": _prove.excluded.last_used_at}
+_PROVE_COLUMNS = ("dev", "ino", "handle_type", "handle", "path", "mntns", "source")
 _PROVE = _Bulk(
     _prove.on_conflict_do_update(index_elements=_UNIQUE, set_={**_PROVED, **_USED}),
-    ("dev", "ino", "handle_type", "handle", "path", "mntns", "source"),
+    rows.RESOLVED_FIELDS,
+    _PROVE_COLUMNS,
 )
 _PROVE_UNUSED = _Bulk(
     _prove.values(last_used_at=null()).on_conflict_do_update(index_elements=_UNIQUE, set_=_PROVED),
-    ("dev", "ino", "handle_type", "handle", "path", "mntns", "source"),
+    rows.RESOLVED_FIELDS,
+    _PROVE_COLUMNS,
 )
 _MARK_STALE = _Bulk(
     update(tables.mapping)
     .where(*_is_key(), _mapping.stale_at.is_(None))
-    .values(stale_at=bindparam("now"), stale_reason=bindparam("reason"))
+    .values(stale_at=bindparam("now"), stale_reason=bindparam("reason")),
+    rows.STALE_FIELDS,
 )
 _COUNT_MAPPINGS = select(func.count()).select_from(tables.mapping)
 
@@ -119,11 +125,12 @@ _IMAGE_SEEN = _image_seen.on_conflict_do_update(
     set_={name: _image_seen.excluded[name] for name in ("st_dev", "ino", "size", "mtime_ns")},
 )
 
-_WATCH = _Bulk(insert(tables.watch), tables.watch.c.keys())
-_TRIED = _Bulk(insert(tables.tried), tables.tried.c.keys())
+_WATCH = _Bulk(insert(tables.watch), rows.WATCH_FIELDS, tables.watch.c.keys())
+_TRIED = _Bulk(insert(tables.tried), rows.TRIED_FIELDS, tables.tried.c.keys())
 _LAST_WATCH = select(func.coalesce(func.max(tables.watch.c.id), 0))
 _CHANGE = _Bulk(
     insert(tables.change).values(mapping_id=_mapping_id()),
+    rows.CHANGE_FIELDS,
     [column.name for column in tables.change.c if column.name not in {"id", "mapping_id"}],
 )
 
