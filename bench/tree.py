@@ -5,6 +5,7 @@ A file of it: DIR/10000x1000000/000/d00000/f0000.
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import stat
@@ -53,6 +54,18 @@ class Tree:
         return [
             self.path(index * self.files // count + index * 7919 % width) for index in range(count)
         ]
+
+    def shared(self, count: int) -> list[bytes]:
+        """So many files: all those of some directories, evenly from the whole tree."""
+        width = self.files_a_directory
+        wanted = -(-count // width)
+        every = self.directories // wanted
+        numbers = (
+            (index * every + every // 2) * width + file
+            for index in range(wanted)
+            for file in range(width)
+        )
+        return [self.path(number) for number in itertools.islice(numbers, count)]
 
 
 def _groups(directories: int) -> int:

@@ -1,8 +1,8 @@
 """10,000 cold watches on btrfs, and on xfs with parent pointers: lookup beside walk.
 
 Both are the engine with the same proof; one asks the filesystem for the names, the other walks.
-Nothing is cached, not even what was read from disk. Spread: one file in each directory, so that
-both have every directory to read; together: 100 directories with all their files.
+Nothing is cached, not even what was read from disk. Shared: all files of 100 directories from all
+over the tree. Spread: one file in each directory, so that both have every directory to read.
 """
 
 from __future__ import annotations
@@ -84,10 +84,8 @@ def _measure(bench: Bench, kind: str, top: Path) -> Iterator[Figure]:
     bench.say(f"building the tree on {kind}")
     planted = tree.prepare(top, settings.directories, settings.files)
     count = min(_WATCHES, settings.files)
-    first = (settings.files - count) // 2
-    together = [planted.path(number) for number in range(first, first + count)]
+    yield from _compare(bench, kind, planted, "shared", planted.shared(count))
     yield from _compare(bench, kind, planted, "spread", planted.spread(count))
-    yield from _compare(bench, kind, planted, "together", together)
 
 
 def _compare(

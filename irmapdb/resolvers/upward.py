@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Generic, NamedTuple, Self, TypeVar
 
 from irmapdb.kernel import identity as kernel_identity
 
@@ -53,6 +53,14 @@ def shows(root: Root, mount: Mount, path: bytes) -> bool:
     return met is not None and met.mnt_id == mount.mnt_id
 
 
+class _Place(NamedTuple):
+    """Where a mount shows a directory, unless another one lies over it."""
+
+    mount: Mount
+    path: bytes
+    """Without a slash at its end: b"" for the root."""
+
+
 class Upward(Generic[Node]):
     """One device of one root. A context manager: holds a directory of the device open.
 
@@ -71,6 +79,7 @@ class Upward(Generic[Node]):
         self._node_of = node_of
         self._names = names
         self._parents: dict[Node, tuple[Node, bytes] | None] = {}
+        self._places: dict[Node, tuple[list[_Place], OSError | None]] = {}
         self._fd: int | None = None
         self._refusal: int | None = None
         self.tops: dict[Node, list[Mount]] = {}
@@ -120,25 +129,42 @@ class Upward(Generic[Node]):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         failure = None
         for directory, name in names:
-            try:
-                yield from self._paths_below(directory, name)
-            except OSError as error:
-                failure = error  # a directory removed under us; there may be other links
+            if not _is_name(name):
+                continue
+            places, lost = self._places_of(directory)
+            failure = lost or failure
+            for mount, above in places:
+                path = b"%b/%b" % (above, name)
+                if shows(self._root, mount, path):
+                    yield path
         if failure is not None:
             raise failure
 
-    def _paths_below(self, directory: Node, name: bytes) -> Iterator[bytes]:
-        parts = [name]
-        length = len(name)
+    def _places_of(self, directory: Node) -> tuple[list[_Place], OSError | None]:
+        # Kept, as most of a batch lies in few directories. With the error that ended the way up:
+        # of a directory removed under us, say; there may be other links, and places below it.
+        known = self._places.get(directory)
+        if known is None:
+            places: list[_Place] = []
+            lost = None
+            try:
+                places.extend(self._find_places(directory))
+            except OSError as error:
+                lost = error
+            known = self._places[directory] = places, lost
+        return known
+
+    def _find_places(self, directory: Node) -> Iterator[_Place]:
+        parts: list[bytes] = []
+        length = 0
         above: set[Node] = set()
-        while directory not in above and _is_name(name):
+        while directory not in above:
             above.add(directory)
             for mount in self.tops.get(directory, ()):
-                path = b"/".join((mount.mountpoint.rstrip(b"/"), *reversed(parts)))
-                if shows(self._root, mount, path):
-                    yield path
+                top = mount.mountpoint.rstrip(b"/")
+                yield _Place(mount, b"/".join((top, *reversed(parts))))
             up = self._parent(directory)
-            if up is None:
+            if up is None or not _is_name(up[1]):
                 return
             directory, name = up
             parts.append(name)
