@@ -19,6 +19,7 @@ from irmapdb.steps import Options
 from tests.support.area import PLACES, MountArea, Place
 from tests.support.criu import Criu
 from tests.support.filesystems import drop_caches
+from tests.support.kernel_places import KERNEL_PLACES, kernel_place
 from tests.support.watcher import Watcher
 
 CASES = ("file", "directory", "hard link", "renamed", "deleted", "cold")
@@ -31,6 +32,11 @@ _NO_LINKS = {
     (kind, "hard link")
     for kind in ("fuse", "overlay-lower", "overlay-two-filesystems", "overlay-xino")
 }
+
+
+# A name of procfs that the kernel has forgotten gets a new inode at the next look
+# (proc_pid_make_inode() of fs/proc/base.c): the watched one has no name any more.
+_NEW_INODES = {("procfs", "cold")}
 
 
 class Cell(NamedTuple):
@@ -105,23 +111,54 @@ def test_every_kind_of_watch(
     criu_says = _ask_criu(criu, target, tmp_path / "images", names)
     if case == "cold":
         drop_caches()
-    work = tmp_path / "work"
-    work.mkdir()
     scan = (os.fsencode(place.mountpoint),) if kind == "fuse" else ()
-    options = Options(target.pid, work, scan_paths=scan, config=Config(hints=()))
+    answer = _ask_irmapdb(target, tmp_path / "work", names, scan)
+    assert answer == "deleted" or names
+    _cells[kind, case] = Cell(answer, criu_says)
 
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("kind", KERNEL_PLACES)
+def test_every_kind_of_watch_on_what_the_kernel_fills(
+    kind: str, case: str, area: MountArea, criu: Criu, target: Watcher, tmp_path: Path
+) -> None:
+    with kernel_place(kind, area, target.pid) as place:
+        if case in {"hard link", "renamed"} or (case == "deleted" and place.remove is None):
+            _cells[kind, case] = Cell("-", "-")
+            return
+        path = place.directory if case == "directory" else place.file
+        if case == "deleted":
+            target.open(path)  # without that the kernel takes the watch away
+        target.add_inotify(os.fsencode(path))
+        names = {os.fsencode(path)}
+        if case == "deleted" and place.remove is not None:
+            place.remove()
+            names = set()
+        if case == "cold":
+            drop_caches()
+        criu_says = _ask_criu(criu, target, tmp_path / "images", names)
+        if case == "cold":
+            drop_caches()
+        if (kind, case) in _NEW_INODES:
+            names = set()
+        answer = _ask_irmapdb(target, tmp_path / "work", names)
+        _cells[kind, case] = Cell(answer, criu_says)
+
+
+def _ask_irmapdb(
+    target: Watcher, work: Path, names: set[bytes], scan_paths: tuple[bytes, ...] = ()
+) -> str:
+    work.mkdir()
+    options = Options(target.pid, work, scan_paths=scan_paths, config=Config(hints=()))
     report = steps.pre_dump(options)
-
     (row,) = report.watches
-    if names:
-        assert row.path is not None, row.why
-        assert any(_same(row.path, name) for name in names)
-        (source,) = report.stats.sources
-        _cells[kind, case] = Cell(f"{source}, {report.stats.resolve_us:,} µs", criu_says)
-    else:
+    if not names:
         assert row.path is None
-        assert "deleted" in (row.why or "")
-        _cells[kind, case] = Cell("deleted", criu_says)
+        return "deleted" if "deleted" in (row.why or "") else "no path"
+    assert row.path is not None, row.why
+    assert any(_same(row.path, name) for name in names)
+    (source,) = report.stats.sources
+    return f"{source}, {report.stats.resolve_us:,} µs"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -145,12 +182,13 @@ def _render(cell: Callable[[str, str], Cell]) -> str:
         "  is left, and a task has it open. **cold**: every dentry was dropped.",
         "- *CRIU* is `criu dump --force-irmap` of CRIU 4.1.1 without any cache: its own irmap.",
         "  Deleted files it remaps in a way of its own.",
-        "- -: a read-only filesystem, or one where each name of a file is an inode of its own.",
+        "- -: a read-only filesystem, one where each name of a file is an inode of its own, or one",
+        "  that the kernel fills, where nothing is linked or renamed.",
         "",
         "| filesystem | | " + " | ".join(CASES) + " |",
         "|---|---|" + "---|" * len(CASES),
     ]
-    for kind in PLACES:
+    for kind in (*PLACES, *KERNEL_PLACES):
         cells = [cell(kind, case) for case in CASES]
         lines.append(f"| {kind} | irmapdb | " + " | ".join(one.answer for one in cells) + " |")
         lines.append("| | *CRIU* | " + " | ".join(one.criu for one in cells) + " |")
@@ -158,7 +196,9 @@ def _render(cell: Callable[[str, str], Cell]) -> str:
         "",
         "`handle`: the file handle opened, and the kernel had its name cached. `btrfs`, `xfs`: the",
         "filesystem itself knows the names of an inode (xfs: with parent pointers). `open-files`:",
-        "a task has it open under that name. `scan`: one walk, for all that is left.",
+        "a task has it open under that name. `scan`: one walk, for all that is left. `no path`:",
+        "procfs makes a new inode of a name that was forgotten, and of what lay in a cgroup that was",
+        "removed the kernel does not tell that it is deleted.",
         "",
     ]
     return "\n".join(lines)

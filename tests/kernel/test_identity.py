@@ -16,6 +16,7 @@ from irmapdb.kernel.root import open_root
 from irmapdb.model import FileHandle, Identity, StaleReason
 from tests.kernel.truth import as_nobody, mount_id, open_descriptors, served, watched_identity
 from tests.support.filesystems import drop_caches, superblock_kdev
+from tests.support.kernel_places import KERNEL_PLACES, kernel_place
 from tests.support.names import ODD_NAMES, deep_file
 from tests.support.notify import IN_ATTRIB, IN_DONT_FOLLOW
 from tests.support.programs import run
@@ -141,6 +142,14 @@ def test_other_filesystems_of_the_machine(watcher, root):
     shown = watched_identity(watcher, watched)
     assert disproof(root, shown, b"/proc/self/status") is StaleReason.SYMLINK
     assert disproof(root, shown, raw(f"/proc/{os.getpid()}/status")) is StaleReason.REPLACED
+
+
+@pytest.mark.parametrize("kind", KERNEL_PLACES)
+def test_what_the_kernel_fills(area, watcher, root, kind):
+    with kernel_place(kind, area, watcher.pid) as place:
+        root.refresh()
+        for path in (place.file, place.directory):
+            agree(root, watcher, watcher.add_inotify(os.fsencode(path)), path)
 
 
 def test_a_watched_link_is_itself(area, watcher, root):
