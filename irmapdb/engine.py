@@ -133,7 +133,8 @@ class _Batch:
     def __init__(self, pending: dict[Identity, list[Tried]], prove: Prove) -> None:
         self.pending = pending
         self._prove = prove
-        self._proved: dict[Identity, tuple[Source, dict[bytes, None]]] = {}
+        self._resolved: dict[Identity, Resolved] = {}
+        self._further: dict[Identity, dict[bytes, None]] = {}  # names, of the few that have several
         self._deleted: dict[Identity, list[Tried]] = {}
         self._disproved: list[Disproved] = []
 
@@ -149,17 +150,17 @@ class _Batch:
             self._deleted[identity] = [*tried, Tried(source, "deleted")]
 
     def _take_candidate(self, identity: Identity, path: bytes, source: Source) -> None:
-        proved = self._proved.get(identity)
-        if proved is not None and path in proved[1]:
+        known = self._resolved.get(identity)
+        if known and (path == known.path or path in self._further.get(identity, ())):
             return
         reason = self._prove(identity, path)
         if reason is None:
             self.pending.pop(identity, None)
             self._deleted.pop(identity, None)
-            if proved is None:
-                self._proved[identity] = (source, {path: None})
+            if known is None:
+                self._resolved[identity] = Resolved(identity, path, source)
             else:
-                proved[1][path] = None
+                self._further.setdefault(identity, {})[path] = None
             return
         self._disproved.append(Disproved(identity, path, source, reason))
         if identity in self.pending:
@@ -171,10 +172,11 @@ class _Batch:
             tried.append(Tried("engine", "the time budget was over"))
 
     def outcome(self, prefer: Prefer) -> Outcome:
-        outcome = Outcome(disproved=self._disproved)
-        for identity, (source, paths) in self._proved.items():
-            best, *others = prefer([*paths]) if len(paths) > 1 else paths
-            outcome.resolved[identity] = Resolved(identity, best, source, tuple(others))
+        outcome = Outcome(self._resolved, disproved=self._disproved)
+        for identity, further in self._further.items():
+            known = self._resolved[identity]
+            best, *others = prefer([known.path, *further])
+            self._resolved[identity] = known._replace(path=best, other_paths=tuple(others))
         for identity, tried in self._deleted.items():
             outcome.unresolved[identity] = Unresolved(identity, tuple(tried), deleted=True)
         for identity, tried in self.pending.items():

@@ -114,14 +114,17 @@ class Search:
         the frozen. What that leaves without an answer is looked for by the next call.
         """
         start = time.monotonic_ns()
-        watchers: dict[Identity, set[int]] = {}
+        watchers: dict[Identity, tuple[int, ...]] = {}
         known = self.outcome.resolved.keys() | self.outcome.unresolved.keys()
         for file in files:
             if file.pid not in self._pids:
                 self._pids.append(file.pid)
+            mine = (file.pid,)
             for watch in file.watches:
                 if watch.identity not in known:
-                    watchers.setdefault(watch.identity, set()).add(watch.pid)
+                    others = watchers.setdefault(watch.identity, mine)
+                    if file.pid not in others:
+                        watchers[watch.identity] = others + mine
         if watchers:
             self.outcome.update(self._run(self._main, watchers, at_once=at_once))
             if not at_once:
@@ -245,7 +248,7 @@ class Search:
             outcome.disproved = [one._replace(mntns=place.mntns) for one in outcome.disproved]
         return outcome
 
-    def _resolve_nested(self, watchers: dict[Identity, set[int]]) -> None:
+    def _resolve_nested(self, watchers: dict[Identity, tuple[int, ...]]) -> None:
         by_place: dict[int, list[Identity]] = {}
         for identity, pids in watchers.items():
             failure = self.outcome.unresolved.get(identity)

@@ -76,7 +76,8 @@ def frames(data: bytes, name: str, magic: Magic) -> Iterator[tuple[int, bytes]]:
 
 def join_frames(magic: Magic, messages: Iterable[bytes]) -> bytes:
     """The image of these messages; the opposite of `frames`."""
-    chunks = [HEADER.pack(*magic)]
+    image = bytearray(HEADER.pack(*magic))
     for message in messages:
-        chunks += (_SIZE.pack(len(message)), message)
-    return b"".join(chunks)
+        image += _SIZE.pack(len(message))
+        image += message
+    return bytes(image)

@@ -102,7 +102,8 @@ class _Hex(dict[bytes, int]):
 
 def _inotify_watches(raw: bytes, pid: int, fd: int) -> Iterator[Watch]:
     kind, known = WatchKind.INOTIFY, _Hex()
-    for wd, ino, sdev, mask, ignored, size, htype, data in _INOTIFY_LINE.findall(raw):
+    for line in _INOTIFY_LINE.finditer(raw):
+        wd, ino, sdev, mask, ignored, size, htype, data = line.groups()
         identity = Identity(known[sdev], int(ino, 16), _handle(size, htype, data))
         yield Watch(pid, fd, kind, int(wd, 16), identity, known[mask], known[ignored], 0)
 

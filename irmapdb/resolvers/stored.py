@@ -27,13 +27,13 @@ class StoredRows:
         self._load = load
         self.rows: dict[InodeKey, list[Mapping]] = {}
         """Every row that was loaded, the stale ones too; no item where there was none."""
-        self._asked: set[InodeKey] = set()
+        self._asked: set[Identity] = set()
 
     def load(self, identities: Iterable[Identity]) -> None:
         """Load what is stored for these inodes and was not loaded before."""
-        keys = {identity.key for identity in identities} - self._asked
-        self._asked |= keys
-        self.rows |= self._load(keys)
+        new = set(identities) - self._asked
+        self._asked |= new
+        self.rows |= self._load({identity.key for identity in new})
 
     def __call__(self, wanted: Wanted) -> Iterator[Answer]:
         identities = list(wanted)
