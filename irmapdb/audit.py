@@ -27,7 +27,7 @@ from irmapdb.kernel.directory import open_directory_root
 from irmapdb.kernel.fate import Fate, fates
 from irmapdb.kernel.identity import disproof, identify_fd
 from irmapdb.kernel.root import Root, open_root
-from irmapdb.model import StaleReason, format_kdev
+from irmapdb.model import StaleReason, format_kdev, printable
 from irmapdb.resolvers import BtrfsLookup, Handles, Scan, StoredRows, XfsParents
 from irmapdb.store.database import Store
 
@@ -256,7 +256,7 @@ class Audit:
 
     def _root_name(self) -> str:
         if self.options.root is not None:
-            return os.fsdecode(self.options.root)
+            return printable(self.options.root)
         pid = self.options.pid
         return "our own root" if pid is None else f"the root of process {pid}"
 

@@ -30,8 +30,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from irmapdb import files
 from irmapdb.durations import parse_duration
-from irmapdb.errors import ConfigError
+from irmapdb.errors import ConfigError, FileError
+from irmapdb.model import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -51,6 +53,7 @@ __all__ = [
 ]
 
 DEFAULT_PATH = Path("/etc/irmapdb.toml")
+_LIMIT_BYTES = 1 << 20
 
 HINTS = (
     b"/etc",
@@ -150,20 +153,19 @@ def load_config(path: Path | None = None) -> Config:
     """
     source = DEFAULT_PATH if path is None else path
     try:
-        text = source.read_bytes()
-    except FileNotFoundError:
+        text = files.read_if_there(source, limit_bytes=_LIMIT_BYTES)
+    except FileError as error:
+        raise ConfigError(error.message, advice="name a TOML file with --config") from error
+    if text is None:
         if path is None:
             return Config()
         message = f"{source}: no such file"
-        raise ConfigError(message, advice="name a TOML file with --config") from None
-    except OSError as error:
-        message = f"{source}: {error.strerror}"
-        raise ConfigError(message) from error
+        raise ConfigError(message, advice="name a TOML file with --config")
     try:
         document = tomllib.loads(text.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         message = f"{source}: not TOML: {error}"
-        raise ConfigError(message) from error
+        raise ConfigError(message, advice="mend that line, or move the file away") from error
     return _config(document, source)
 
 
@@ -299,7 +301,7 @@ def _strings(table: dict[str, Any], name: str, source: Path) -> list[str]:
     value = table.get(name, [])
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         message = f"{source}: {name} is not a list of strings"
-        raise ConfigError(message)
+        raise ConfigError(message, advice=f'write {name} = ["…", "…"]')
     return value
 
 
@@ -311,9 +313,9 @@ def _paths(
     paths = tuple(os.fsencode(item) for item in _strings(table, name, source))
     for path in paths:
         if not path.startswith(b"/"):
-            message = f"{source}: {name}: {os.fsdecode(path)!r} is not absolute"
+            message = f"{source}: {name}: '{printable(path)}' is not absolute"
             raise ConfigError(message, advice="write it as seen from the root of the tasks")
         if b"\0" in path:
-            message = f"{source}: {name}: {os.fsdecode(path)!r} has a NUL byte"
+            message = f"{source}: {name}: '{printable(path)}' has a NUL byte"
             raise ConfigError(message, advice="no path has one")
     return paths

@@ -17,7 +17,7 @@ from irmapdb import files
 from irmapdb.errors import FileError
 from irmapdb.image import cache, critjson
 from irmapdb.image.formats import Format, sniff
-from irmapdb.model import Event, RunStats
+from irmapdb.model import Event, RunStats, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -103,7 +103,7 @@ def import_image(source: Path, database: Path) -> int:
     now = datetime.now(UTC)
     with Store.open(database, create=True) as store, store.step() as step:
         step.import_entries(content.entries, now)
-        outcome = f"{len(content.entries)} entries from {source}"
+        outcome = f"{len(content.entries)} entries from {printable(os.fsencode(source))}"
         step.add_run(
             Event.IMPORT,
             pid=None,

@@ -11,7 +11,15 @@ from collections.abc import Callable, Iterable, Iterator, KeysView, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, TypeAlias
 
-from irmapdb.model import Identity, Resolved, Source, StaleReason, Tried, Unresolved
+from irmapdb.model import (
+    Identity,
+    Resolved,
+    Source,
+    StaleReason,
+    Tried,
+    Unresolved,
+    printable,
+)
 
 __all__ = [
     "Answer",
@@ -164,8 +172,7 @@ class _Batch:
             return
         self._disproved.append(Disproved(identity, path, source, reason))
         if identity in self.pending:
-            name = path.decode("utf-8", "backslashreplace")
-            self.pending[identity].append(Tried(source, f"{name} is {reason}"))
+            self.pending[identity].append(Tried(source, f"{printable(path)} is {reason}"))
 
     def give_up(self) -> None:
         for tried in self.pending.values():

@@ -30,11 +30,11 @@ class IrmapError(Exception):
 
     def __init__(self, message: str, *, advice: str = "") -> None:
         super().__init__(message)
+        self.message = message
         self.advice = advice
 
     def __str__(self) -> str:
-        message = super().__str__()
-        return f"{message}; {self.advice}" if self.advice else message
+        return f"{self.message}; {self.advice}" if self.advice else self.message
 
 
 class UsageError(IrmapError):

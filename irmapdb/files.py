@@ -22,6 +22,7 @@ import stat
 from typing import TYPE_CHECKING
 
 from irmapdb.errors import FileError
+from irmapdb.model import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,7 +34,13 @@ LIMIT_BYTES = 1 << 30
 
 _CHUNK_BYTES = 1 << 20
 
-_NEXT_STEP = {
+_NEXT_STEP_READING = {
+    errno.ENOENT: "check the path",
+    errno.ENOTDIR: "check the path",
+    errno.EACCES: "run as its owner, or as root",
+    errno.EIO: "look into the kernel's log",
+}
+_NEXT_STEP_WRITING = {
     errno.ENOENT: "check the path, or make the directory first",
     errno.ENOTDIR: "check the path, or make the directory first",
     errno.EACCES: "try as root",
@@ -55,16 +62,11 @@ _FILE_TYPES = {
 }
 
 
-def _shown(path: bytes) -> str:
-    text = os.fsdecode(path)
-    return text if text.isprintable() else ascii(text)
-
-
 def _failed(verb: str, path: bytes, error: OSError) -> FileError:
     number = error.errno or 0
     return FileError(
-        f"cannot {verb} {_shown(path)}: {os.strerror(number)}",
-        advice=_NEXT_STEP.get(number, ""),
+        f"cannot {verb} {printable(path)}: {os.strerror(number)}",
+        advice=(_NEXT_STEP_READING if verb == "read" else _NEXT_STEP_WRITING).get(number, ""),
     )
 
 
@@ -72,8 +74,10 @@ def _refuse_unless_regular(verb: str, path: bytes, mode: int) -> None:
     if not stat.S_ISREG(mode):
         what = _FILE_TYPES.get(stat.S_IFMT(mode), "of an unknown type")
         raise FileError(
-            f"cannot {verb} {_shown(path)}: it is {what}, not a regular file",
-            advice="remove it, or choose another file",
+            f"cannot {verb} {printable(path)}: it is {what}, not a regular file",
+            advice="name a file, or pipe it in where `-` is taken"
+            if verb == "read"
+            else "remove it, or choose another file",
         )
 
 
@@ -127,7 +131,7 @@ def read_whole(path: bytes | os.PathLike[str], *, limit_bytes: int) -> bytes:
     data = read_prefix(source, size_bytes=limit_bytes + 1)
     if len(data) > limit_bytes:
         raise FileError(
-            f"cannot read {_shown(source)}: it has more than {limit_bytes} bytes",
+            f"cannot read {printable(source)}: it has more than {limit_bytes} bytes",
             advice="check that it is the right file",
         )
     return data
@@ -257,7 +261,7 @@ def replace_whole(path: bytes | os.PathLike[str], data: bytes, mode: int = 0o600
     target = os.fsencode(path)
     directory, name = os.path.split(target)
     if name in (b"", b".", b".."):
-        raise FileError(f"cannot write {_shown(target)}: no file name", advice="add a file name")
+        raise FileError(f"cannot write {printable(target)}: no file name", advice="add a file name")
     try:
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
         with _closing(os.open(directory or b".", flags)) as dir_fd:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from irmapdb import files, steps
 from irmapdb.errors import DatabaseError, FileError, ImageError, IrmapError
 from irmapdb.image import cache
-from irmapdb.model import ChangeKind
+from irmapdb.model import ChangeKind, printable
 from irmapdb.workdir import CACHE_NAME, DATABASE_NAME
 
 if TYPE_CHECKING:
@@ -250,7 +250,7 @@ def _done(state: _State, report: Report, old: tuple[CacheEntry, ...]) -> Done:
             state.problems.append(text)
     notes = [
         f"no path for {row.watch.kind} fd {row.watch.fd} of {row.watch.pid}"
-        f" ({os.fsdecode(row.comm or b'?')}), {row.watch.identity.key}: {row.why}"
+        f" ({printable(row.comm or b'?')}), {row.watch.identity.key}: {row.why}"
         for row in report.watches
         if row.path is None
     ]

@@ -7,6 +7,7 @@ namespace. Device numbers are the kernel's (`kdev`, major << 20 | minor), never 
 from __future__ import annotations
 
 import enum
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -37,6 +38,7 @@ __all__ = [
     "format_kdev",
     "kdev_of",
     "major_minor",
+    "printable",
 ]
 
 _MINOR_BITS = 20
@@ -57,6 +59,32 @@ def format_kdev(kdev: int) -> str:
     """`major:minor`, as mountinfo and ls print a device."""
     major, minor = major_minor(kdev)
     return f"{major}:{minor}"
+
+
+# C0, DEL, C1, the line and paragraph separators, bidirectional controls, and the backslash that
+# marks an escape.
+_UNPRINTABLE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\\\\\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+_NAMED = {"\n": "\\n", "\t": "\\t", "\r": "\\r", "\\": "\\\\"}
+
+
+def _escape(match: re.Match[str]) -> str:
+    character = match[0]
+    if character in _NAMED:
+        return _NAMED[character]
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # noqa: PLR2004 a byte that surrogateescape kept
+        return f"\\x{code - 0xDC00:02x}"
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"  # noqa: PLR2004 one byte
+
+
+def printable(name: bytes) -> str:
+    """A name on one line, without control characters, each byte still to be told.
+
+    For whatever people read: a path, a mount point or a task's comm is what a tenant chose.
+    """
+    return _UNPRINTABLE.sub(_escape, name.decode("utf-8", "surrogateescape"))
 
 
 class InodeKey(NamedTuple):

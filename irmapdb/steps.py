@@ -29,7 +29,7 @@ from irmapdb.kernel import freeze, tasks
 from irmapdb.kernel.renames import Witness
 from irmapdb.kernel.root import Root, open_root
 from irmapdb.kernel.survey import read_survey
-from irmapdb.model import Event, MarkKind, RunStats, format_kdev
+from irmapdb.model import Event, MarkKind, RunStats, format_kdev, printable
 from irmapdb.search import Search
 from irmapdb.store.database import Store
 from irmapdb.store.nouns import WatchRow
@@ -208,7 +208,7 @@ def _tree(options: Options) -> Iterator[_Tree]:
 
 def _check_scan_paths(root: Root, paths: Sequence[bytes]) -> None:
     for path in paths:
-        name = os.fsdecode(path)
+        name = printable(path)
         if not path.startswith(b"/"):
             message = f"--irmap-scan-path {name}: not absolute"
             raise FileError(message, advice="write it as seen from the root of the tasks")
@@ -384,7 +384,7 @@ def _mark_rows(tree: _Tree, watched: list[WatchFile]) -> tuple[MarkRow, ...]:
                 target = format_kdev(mark.target)
             else:
                 mount = tree.root.by_id.get(mark.target)
-                target = f"mount {mark.target}" if mount is None else os.fsdecode(mount.mountpoint)
+                target = f"mount {mark.target}" if mount is None else printable(mount.mountpoint)
             rows.append(MarkRow(mark, tree.comm(file.pid), target))
     return tuple(rows)
 

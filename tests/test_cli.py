@@ -198,3 +198,30 @@ def test_completion_knows_the_commands() -> None:
         }
     )
     assert "pre-dump" in done.stdout
+
+
+@pytest.mark.parametrize("words", [["-v4"], ["--verbosity=4"], ["-v9"], ["-v0"], ["-v", "-v"]])
+def test_verbosity_is_said_as_criu_has_it(tmp_path, words):
+    assert _run("pre-dump", "-t", str(os.getpid()), "-D", tmp_path, *words).returncode == 0
+
+
+def test_what_cannot_be_written_to_is_named():
+    command = [sys.executable, "-m", "irmapdb", "db", "history"]
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "irmapdb: stdout: No space left on device\n")
+
+
+def test_a_name_that_the_terminal_cannot_show_is_escaped(tmp_path):
+    place = os.path.join(os.fsencode(tmp_path), b"wd\xff")
+    os.mkdir(place)
+    command = [sys.executable, "-m", "irmapdb", "pre-dump", "-t", str(os.getpid()), "-D", place]
+    strict = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run(command, capture_output=True, text=True, env=strict, check=False)
+    assert done.returncode == 0, done.stderr
+    assert r"wd\xff/irmap-cache" in done.stdout
+    image = os.path.join(place, b"irmap-cache")
+    other = tmp_path / "other.db"
+    command = [sys.executable, "-m", "irmapdb", "import", image, "--db", other]
+    done = subprocess.run(command, capture_output=True, text=True, env=strict, check=False)
+    assert done.returncode == 0, done.stderr

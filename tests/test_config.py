@@ -86,5 +86,7 @@ def test_only_the_default_file_may_be_missing(tmp_path, monkeypatch):
     assert load_config().hints == (b"/x",)
     with pytest.raises(ConfigError, match=r"named.toml: no such file; name a TOML file"):
         load_config(tmp_path / "named.toml")
-    with pytest.raises(ConfigError, match="Is a directory"):
+    with pytest.raises(
+        ConfigError, match="it is a directory, not a regular file; name a TOML file"
+    ):
         load_config(tmp_path)

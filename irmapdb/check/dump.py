@@ -19,7 +19,7 @@ from irmapdb.image import cache
 from irmapdb.kernel import tasks
 from irmapdb.kernel.aside import call_aside
 from irmapdb.kernel.survey import read_survey
-from irmapdb.model import MarkKind, format_kdev
+from irmapdb.model import MarkKind, format_kdev, printable
 from irmapdb.workdir import CACHE_NAME, WorkDir
 
 if TYPE_CHECKING:
@@ -187,14 +187,14 @@ _DENIED = Problem(
 def _refuse_relative(paths: Iterable[bytes]) -> None:
     for path in paths:
         if not path.startswith(b"/"):
-            message = f"--irmap-scan-path {os.fsdecode(path)}: not absolute"
+            message = f"--irmap-scan-path {printable(path)}: not absolute"
             raise FileError(message, advice="write it as seen from the root of the tasks")
 
 
 def _other_root(root: Root) -> Problem:
     return Problem(
         f"the root of the root task is not that of its mount namespace but "
-        f"{os.fsdecode(root.prefix)}, which CRIU refuses",
+        f"{printable(root.prefix)}, which CRIU refuses",
         "checkpoint from a task that has not called chroot",
         fatal=True,
     )
@@ -287,7 +287,7 @@ def _check_mark(mark: Mark, comm: bytes, scene: Scene) -> MarkCheck:
         )
     for view in scene.views:
         if view.mount.mnt_id == mark.target:
-            where = os.fsdecode(view.mount.mountpoint)
+            where = printable(view.mount.mountpoint)
             return MarkCheck(mark, comm, where, Outcome.PATH, "CRIU knows the mount", "")
     return MarkCheck(
         mark,

@@ -7,6 +7,7 @@ findings. What a command needs is imported when it runs: `--help` waits for no d
 from __future__ import annotations
 
 import gc
+import io
 import os
 import re
 import sys
@@ -23,10 +24,12 @@ from irmapdb.commands import (
     hook,
     images,
     lookup,
+    output,
     prune,
     ps,
     sql,
 )
+from irmapdb.commands.log import close_log, log_end
 from irmapdb.errors import IrmapError
 
 if TYPE_CHECKING:
@@ -54,7 +57,12 @@ def irmapdb(
     _version: Annotated[
         bool,
         typer.Option(
-            "--version", "-V", callback=_print_version, is_eager=True, help="Print the version."
+            "--version",
+            "-V",
+            metavar="",
+            callback=_print_version,
+            is_eager=True,
+            help="Print the version.",
         ),
     ] = False,
 ) -> None:
@@ -80,7 +88,8 @@ lookup.add_to(app)
 sql.add_to(app)
 hook.add_to(app)
 
-_VERBOSITY = re.compile(r"-v([0-4])")
+_VERBOSITY = re.compile(r"(?:-v|--verbosity=)([0-9])")
+_MOST_VERBOSE = 4
 
 
 def _as_typer_counts(arguments: Iterable[str]) -> Iterator[str]:
@@ -90,7 +99,7 @@ def _as_typer_counts(arguments: Iterable[str]) -> Iterator[str]:
         if found is None:
             yield argument
         elif found[1] != "0":
-            yield "-" + "v" * int(found[1])
+            yield "-" + "v" * min(int(found[1]), _MOST_VERBOSE)
 
 
 def main() -> None:
@@ -98,10 +107,15 @@ def main() -> None:
     # Hundreds of thousands of small objects, and cycles in none: the collector would look through
     # all of them again and again.
     gc.set_threshold(100_000, 20, 50)
+    # What cannot be shown on this terminal is escaped, and is no reason to end.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         app(list(_as_typer_counts(sys.argv[1:])), prog_name="irmapdb")
     except IrmapError as error:
         typer.echo(f"irmapdb: {error}", err=True)
+        log_end(error)
         sys.exit(error.exit_code)
     except BrokenPipeError:
         # The reader of our output went away, as `head` does. Python's own flush at exit must not
@@ -110,7 +124,10 @@ def main() -> None:
         sys.exit(1)
     except OSError as error:
         # What no room has translated: still one line that names the object.
-        typer.echo(f"irmapdb: {error.filename or ''}: {error.strerror or error}", err=True)
+        where = "stdout" if error.filename is None else output.shown(error.filename)
+        typer.echo(f"irmapdb: {where}: {error.strerror or error}", err=True)
+        log_end(error)
         sys.exit(1)
     finally:
+        close_log()
         gc.freeze()  # ... nor at the end, when all of them go anyway

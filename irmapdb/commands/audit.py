@@ -61,6 +61,7 @@ def audit(
     root: Annotated[
         Path | None,
         typer.Option(
+            readable=False,
             metavar="DIR",
             help="Look below this directory: an unpacked image, a mounted rootfs.  "
             "[default: our own root]",
@@ -69,7 +70,9 @@ def audit(
     ] = None,
     search: Annotated[
         bool,
-        typer.Option("--search", help="Scan for what has moved and nobody knows a path of."),
+        typer.Option(
+            "--search", metavar="", help="Scan for what has moved and nobody knows a path of."
+        ),
     ] = False,
     only: Annotated[
         list[str] | None,
@@ -105,17 +108,26 @@ def audit(
     ] = None,
     list_all: Annotated[
         bool,
-        typer.Option("--all", help="List also what is valid, and what was marked stale before."),
+        typer.Option(
+            "--all", metavar="", help="List also what is valid, and what was marked stale before."
+        ),
     ] = False,
     fix: Annotated[
         bool,
-        typer.Option("--fix", help="Mark what is stale, store what has moved, log both."),
+        typer.Option(
+            "--fix", metavar="", help="Mark what is stale, store what has moved, log both."
+        ),
     ] = False,
     config: ConfigFile = None,
     as_json: AsJson = False,
-    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, for spreadsheets.")] = False,
+    as_csv: Annotated[
+        bool, typer.Option("--csv", metavar="", help="Print CSV, for spreadsheets.")
+    ] = False,
     verbose: Annotated[
-        bool, typer.Option("-v", "--verbose", help="Show the evidence: expected, found, times.")
+        bool,
+        typer.Option(
+            "-v", "--verbose", metavar="", help="Show the evidence: expected, found, times."
+        ),
     ] = False,
 ) -> None:
     """Check every stored mapping against the filesystem as it is now.

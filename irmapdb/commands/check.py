@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from irmapdb.commands import output
+from irmapdb.commands.log import start_log
 from irmapdb.commands.options import (
     AsJson,
     ConfigFile,
+    CriuWorkDir,
     ImagesDir,
     LogFile,
     PrevImagesDir,
     ScanPaths,
     Verbose,
-    WorkDirOption,
     positive_pid,
-    start_log,
 )
 from irmapdb.commands.progress import Progress
 from irmapdb.errors import UsageError
@@ -57,6 +57,7 @@ def check(
         Path | None,
         typer.Option(
             "--images",
+            readable=False,
             metavar="DIR",
             help="Before a restore: the images of a dump.",
             show_default=False,
@@ -64,13 +65,17 @@ def check(
     ] = None,
     root: Annotated[
         Path,
-        typer.Option(metavar="PATH", help="With --images: the root that will be restored into."),
+        typer.Option(
+            readable=False,
+            metavar="PATH",
+            help="With --images: the root that will be restored into.",
+        ),
     ] = Path("/"),
     images_dir: ImagesDir = Path(),
-    work_dir: WorkDirOption = None,
+    work_dir: CriuWorkDir = None,
     prev_images_dir: PrevImagesDir = None,
     force_irmap: Annotated[
-        bool, typer.Option("--force-irmap", help="CRIU will be called with it.")
+        bool, typer.Option("--force-irmap", metavar="", help="CRIU will be called with it.")
     ] = False,
     irmap_scan_path: ScanPaths = None,
     criu_version: Annotated[

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from irmapdb.commands import output
+from irmapdb.commands.log import start_log
 from irmapdb.commands.options import (
     AsJson,
     ConfigFile,
+    CriuWorkDir,
     Database,
     ImagesDir,
     LogFile,
@@ -19,8 +21,6 @@ from irmapdb.commands.options import (
     PrevImagesDir,
     ScanPaths,
     Verbose,
-    WorkDirOption,
-    start_log,
 )
 from irmapdb.commands.progress import Progress
 
@@ -41,7 +41,7 @@ def add_to(app: typer.Typer) -> None:
 def pre_dump(
     pid: Pid,
     images_dir: ImagesDir = Path(),
-    work_dir: WorkDirOption = None,
+    work_dir: CriuWorkDir = None,
     prev_images_dir: PrevImagesDir = None,
     irmap_scan_path: ScanPaths = None,
     db: Database = None,
@@ -88,12 +88,13 @@ def pre_dump(
 def dump(
     pid: Pid,
     images_dir: ImagesDir = Path(),
-    work_dir: WorkDirOption = None,
+    work_dir: CriuWorkDir = None,
     prev_images_dir: PrevImagesDir = None,
     irmap_scan_path: ScanPaths = None,
     freeze_cgroup: Annotated[
         Path | None,
         typer.Option(
+            readable=False,
             metavar="PATH",
             help="Freeze with this cgroup (v1 freezer or v2), not by ptrace alone.",
             show_default=False,
@@ -103,7 +104,10 @@ def dump(
         float, typer.Option(metavar="SECONDS", help="How long the tasks may take to stop.")
     ] = 10.0,
     leave_stopped: Annotated[
-        bool, typer.Option("-s", "--leave-stopped", help="Leave the tasks stopped (SIGSTOP).")
+        bool,
+        typer.Option(
+            "-s", "--leave-stopped", metavar="", help="Leave the tasks stopped (SIGSTOP)."
+        ),
     ] = False,
     db: Database = None,
     config: ConfigFile = None,
@@ -142,14 +146,16 @@ def dump(
             ),
             FreezeOptions(freeze_cgroup, timeout, leave_stopped),
         )
-    _show(report, as_json=as_json, verbose=verbose)
+    _show(report, as_json=as_json, verbose=verbose, left_stopped=leave_stopped)
 
 
-def _show(report: Report, *, as_json: bool, verbose: int) -> None:
+def _show(report: Report, *, as_json: bool, verbose: int, left_stopped: bool = False) -> None:
     if as_json:
-        output.print_json(_document(report))
+        output.print_json(_document(report, left_stopped=left_stopped))
     else:
         _print_report(report, verbose)
+        if left_stopped:
+            typer.echo(f"the tasks are left stopped; `kill -CONT {report.pid}` lets that one go on")
     if report.stats.unresolved or report.denied:
         raise typer.Exit(_FINDINGS)
 
@@ -216,11 +222,11 @@ def _summary(report: Report, *, many: bool) -> str:
             f"freezing_time {stats.freezing_us:,} µs, frozen_time {stats.frozen_us:,} µs, {times}"
         )
     lines.append(times)
-    lines.append("wrote " + ", ".join(str(path) for path in report.written))
+    lines.append("wrote " + ", ".join(map(output.shown, report.written)))
     return "\n".join(lines)
 
 
-def _document(report: Report) -> dict[str, Any]:
+def _document(report: Report, *, left_stopped: bool) -> dict[str, Any]:
     stats = report.stats
     return {
         "event": report.event,
@@ -271,5 +277,7 @@ def _document(report: Report) -> dict[str, Any]:
             "scanned": stats.scanned,
             "sources": stats.sources,
         },
+        "loaded": report.loaded,
+        "left_stopped": left_stopped,
         "written": [os.fsdecode(path) for path in report.written],
     }

@@ -84,7 +84,9 @@ def history(as_json: AsJson = False) -> None:
 
 @_database.command()
 def backup(
-    destination: Annotated[Path, typer.Argument(metavar="COPY", help="A new file.")],
+    destination: Annotated[
+        Path, typer.Argument(readable=False, metavar="COPY", help="A new file.")
+    ],
     work_dir: WorkDirOption = None,
     db: Database = None,
 ) -> None:

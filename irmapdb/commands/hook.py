@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from irmapdb.commands import output
-from irmapdb.commands.options import AsJson, ImagesDir, WorkDirOption, positive_pid
+from irmapdb.commands.options import AsJson, CriuWorkDir, ImagesDir, positive_pid
 from irmapdb.errors import FileError, UsageError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def hook(
         ),
     ] = None,
     images_dir: ImagesDir = Path(),
-    work_dir: WorkDirOption = None,
+    work_dir: CriuWorkDir = None,
     install: Annotated[
         Runtime | None, typer.Option(help="Switch the hook on for this runtime.")
     ] = None,
@@ -53,13 +53,14 @@ def hook(
     script: Annotated[
         Path | None,
         typer.Option(
+            readable=False,
             metavar="FILE",
             help="The hook's program.  [default: the irmapdb-hook of this irmapdb]",
             show_default=False,
         ),
     ] = None,
     criu_dir: Annotated[
-        Path, typer.Option(metavar="DIR", help="Directory of CRIU's configuration.")
+        Path, typer.Option(readable=False, metavar="DIR", help="Directory of CRIU's configuration.")
     ] = Path("/etc/criu"),
     as_json: AsJson = False,
 ) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["add_to"]
 
 _Pretty = Annotated[
-    bool, typer.Option("--pretty", help="Indented JSON, devices as crit prints them.")
+    bool, typer.Option("--pretty", metavar="", help="Indented JSON, devices as crit prints them.")
 ]
 
 
@@ -32,7 +32,10 @@ def add_to(app: typer.Typer) -> None:
 
 def import_(
     image: Annotated[
-        Path, typer.Argument(metavar="IMAGE", help="An irmap-cache, its JSON, or a database.")
+        Path,
+        typer.Argument(
+            readable=False, metavar="IMAGE", help="An irmap-cache, its JSON, or a database."
+        ),
     ],
     work_dir: WorkDirOption = None,
     db: Database = None,
@@ -58,6 +61,7 @@ def export(
     image: Annotated[
         Path | None,
         typer.Argument(
+            readable=False,
             metavar="[IMAGE]",
             help="Where to; `-` is stdout.  [default: irmap-cache in the work dir]",
             show_default=False,
@@ -90,9 +94,12 @@ def export(
 
 def convert(
     source: Annotated[
-        Path, typer.Argument(metavar="SRC", help="A file of any form; `-` is stdin.")
+        Path,
+        typer.Argument(readable=False, metavar="SRC", help="A file of any form; `-` is stdin."),
     ],
-    destination: Annotated[Path, typer.Argument(metavar="DST", help="`-` is stdout.")],
+    destination: Annotated[
+        Path, typer.Argument(readable=False, metavar="DST", help="`-` is stdout.")
+    ],
     to: Annotated[
         Format | None,
         typer.Option(
@@ -129,7 +136,10 @@ def convert(
 
 
 def show(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A file of any form; `-` is stdin.")],
+    file: Annotated[
+        Path,
+        typer.Argument(readable=False, metavar="FILE", help="A file of any form; `-` is stdin."),
+    ],
     as_json: AsJson = False,
     pretty: _Pretty = False,
 ) -> None:

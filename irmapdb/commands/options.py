@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from irmapdb.errors import FileError, UsageError
+from irmapdb.errors import UsageError
 
 __all__ = [
     "AsJson",
     "ConfigFile",
+    "CriuWorkDir",
     "Database",
     "ImagesDir",
     "LogFile",
@@ -25,7 +23,6 @@ __all__ = [
     "WorkDirOption",
     "database_path",
     "positive_pid",
-    "start_log",
 ]
 
 
@@ -49,15 +46,29 @@ Pid = Annotated[
 ]
 ImagesDir = Annotated[
     Path,
-    typer.Option("-D", "--images-dir", metavar="DIR", help="Directory of the image files."),
+    typer.Option(
+        "-D", "--images-dir", readable=False, metavar="DIR", help="Directory of the image files."
+    ),
+]
+CriuWorkDir = Annotated[
+    Path | None,
+    typer.Option(
+        "-W",
+        "--work-dir",
+        readable=False,
+        metavar="DIR",
+        help="Directory of irmap.db, irmap-cache and the log.  [default: the images dir]",
+        show_default=False,
+    ),
 ]
 WorkDirOption = Annotated[
     Path | None,
     typer.Option(
         "-W",
         "--work-dir",
+        readable=False,
         metavar="DIR",
-        help="Directory of irmap.db, irmap-cache and the log.  [default: the images dir]",
+        help="Directory of irmap.db and irmap-cache.  [default: .]",
         show_default=False,
     ),
 ]
@@ -65,6 +76,7 @@ PrevImagesDir = Annotated[
     Path | None,
     typer.Option(
         "--prev-images-dir",
+        readable=False,
         metavar="DIR",
         help="Images of the dump before, relative to -D: its irmap-cache is loaded where the "
         "work dir has none.",
@@ -84,6 +96,7 @@ Database = Annotated[
     Path | None,
     typer.Option(
         "--db",
+        readable=False,
         metavar="FILE",
         help="The database.  [default: irmap.db in the work dir]",
         show_default=False,
@@ -93,12 +106,13 @@ ConfigFile = Annotated[
     Path | None,
     typer.Option(
         "--config",
+        readable=False,
         metavar="FILE",
         help="Configuration (TOML).  [default: /etc/irmapdb.toml where it is]",
         show_default=False,
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+AsJson = Annotated[bool, typer.Option("--json", metavar="", help="Print JSON, for programs.")]
 Verbose = Annotated[
     int,
     typer.Option(
@@ -116,36 +130,12 @@ LogFile = Annotated[
     typer.Option(
         "-o",
         "--log-file",
+        readable=False,
         metavar="LOG",
         help="Write the log to this file, relative to the work dir.",
         show_default=False,
     ),
 ]
-
-_LEVELS = (logging.WARNING, logging.WARNING, logging.INFO, logging.DEBUG, logging.DEBUG)
-
-
-def start_log(verbose: int, log: Path | None, work_dir: Path) -> None:
-    """Send the library's log to stderr, or to a file in the work dir."""
-    level = _LEVELS[min(verbose, len(_LEVELS) - 1)]
-    logger = logging.getLogger("irmapdb")
-    handler: logging.Handler
-    if log is None:
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("irmapdb: %(message)s"))
-    else:
-        path = work_dir / log
-        try:
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-        except OSError as error:
-            message = f"{path}: {error.strerror}"
-            raise FileError(message, advice="name another file with -o") from error
-        handler = logging.StreamHandler(os.fdopen(fd, "w"))
-        handler.setFormatter(logging.Formatter("(%(relativeCreated)012.3f) %(message)s"))
-        level = min(level, logging.INFO)
-    logger.handlers = [handler]
-    logger.setLevel(level)
-    logger.propagate = False
 
 
 def database_path(database: Path | None, work_dir: Path | None) -> Path:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 from typing import TYPE_CHECKING, Any
 
 import typer
+
+from irmapdb.model import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -29,29 +30,13 @@ __all__ = [
     "print_table",
     "printable",
     "say",
+    "shown",
 ]
 
-# C0, DEL, C1, the line and paragraph separators, bidirectional controls, and the backslash that
-# marks an escape.
-_UNPRINTABLE = re.compile(
-    "[\x00-\x1f\x7f-\x9f\\\\\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
-)
-_NAMED = {"\n": "\\n", "\t": "\\t", "\r": "\\r", "\\": "\\\\"}
 
-
-def _escape(match: re.Match[str]) -> str:
-    character = match[0]
-    if character in _NAMED:
-        return _NAMED[character]
-    code = ord(character)
-    if 0xDC80 <= code <= 0xDCFF:  # noqa: PLR2004 a byte that surrogateescape kept
-        return f"\\x{code - 0xDC00:02x}"
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"  # noqa: PLR2004 one byte
-
-
-def printable(path: bytes) -> str:
-    """A path on one line, without control characters, each byte still to be told."""
-    return _UNPRINTABLE.sub(_escape, path.decode("utf-8", "surrogateescape"))
+def shown(path: str | bytes | int | os.PathLike[str]) -> str:
+    """A path of any kind, or a descriptor, in a message."""
+    return f"descriptor {path}" if isinstance(path, int) else printable(os.fsencode(path))
 
 
 def json_path(path: bytes | None) -> str | None:

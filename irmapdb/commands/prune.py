@@ -64,12 +64,14 @@ def prune(
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would go, and write nothing.")
+        bool, typer.Option("--dry-run", metavar="", help="Say what would go, and write nothing.")
     ] = False,
     vacuum: Annotated[
         bool,
         typer.Option(
-            "--vacuum", help="Write the file anew without free pages; needs as much room again."
+            "--vacuum",
+            metavar="",
+            help="Write the file anew without free pages; needs as much room again.",
         ),
     ] = False,
     config: ConfigFile = None,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from irmapdb.errors import FileError
 from irmapdb.kernel import procfs, syscalls
 from irmapdb.kernel.root import Root
+from irmapdb.model import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -57,7 +58,7 @@ def open_directory_root(directory: bytes) -> Root:
 
     FileError where it is none, or lies in another mount namespace (as /proc/PID/root can).
     """
-    name = os.fsdecode(directory)
+    name = printable(directory)
     try:
         fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:

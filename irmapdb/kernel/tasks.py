@@ -13,6 +13,7 @@ import os
 from typing import TYPE_CHECKING, NamedTuple
 
 from irmapdb.errors import TaskError
+from irmapdb.model import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -60,7 +61,7 @@ class Task(NamedTuple):
     @property
     def name(self) -> str:
         """How messages call the task."""
-        return f"task {self.pid} ({os.fsdecode(self.comm)})" if self.comm else f"task {self.pid}"
+        return f"task {self.pid} ({printable(self.comm)})" if self.comm else f"task {self.pid}"
 
 
 class Process(NamedTuple):

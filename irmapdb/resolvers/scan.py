@@ -10,7 +10,7 @@ from irmapdb.engine import Candidate, Note
 from irmapdb.kernel import identity as kernel_identity
 from irmapdb.kernel import procfs, syscalls
 from irmapdb.kernel.walk import Hit, walk
-from irmapdb.model import Source
+from irmapdb.model import Source, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Container, Iterable, Iterator, Sequence
@@ -206,7 +206,7 @@ class Scan:
         unwalked = {mount.fstype for mount in mounts if not self._config.walkable(mount.fstype)}
         if unwalked:
             return f"{', '.join(unwalked)} is walked only where --irmap-scan-path names it"
-        return f"not found on {', '.join(os.fsdecode(mount.mountpoint) for mount in mounts)}"
+        return f"not found on {', '.join(printable(mount.mountpoint) for mount in mounts)}"
 
 
 # overlayfs with layers on several filesystems gives a directory a number of its own, and FUSE

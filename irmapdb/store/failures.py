@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from irmapdb.errors import DatabaseError
+from irmapdb.model import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,7 +33,7 @@ class Holder(NamedTuple):
 
 def show(path: bytes) -> str:
     """A path in a message."""
-    return os.fsdecode(path)
+    return printable(path)
 
 
 def primary_code(error: sqlite3.Error) -> int | None:
@@ -183,6 +184,6 @@ def _locks_on(status: os.stat_result, wanted: range) -> list[_Lock]:
 def _read_comm(pid: int) -> str | None:
     try:
         with open(f"/proc/{pid}/comm", "rb") as file:
-            return file.read().rstrip(b"\n").decode(errors="backslashreplace")
+            return printable(file.read().rstrip(b"\n"))
     except OSError:
         return None

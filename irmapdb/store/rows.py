@@ -29,7 +29,7 @@ from irmapdb.model import (
 )
 from irmapdb.store import tables
 from irmapdb.store.nouns import ChangeRow, FileStamp, RunRow, WatchRow
-from irmapdb.store.values import from_ino, from_time, to_ino, to_text, to_time
+from irmapdb.store.values import from_ino, from_time, to_ino, to_text, to_time, to_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -217,7 +217,7 @@ def watch_values(
         yield (
             *(row_id, run_id, pid, maybe_text(comm), fd, kind.value, wd),
             *_identity_values(identity),
-            *(*masks, maybe_text(path), why, mntns),
+            *(*masks, maybe_text(path), why and to_words(why), mntns),
         )
 
 
@@ -228,7 +228,7 @@ def tried_values(numbered: Iterable[tuple[int, WatchRow]]) -> Iterator[tuple[Any
     """Rows of `tried`, for watches with their ids."""
     for row_id, row in numbered:
         for position, (resolver, note) in enumerate(row.tried, 1):
-            yield row_id, position, resolver, note
+            yield row_id, position, resolver, to_words(note)
 
 
 def read_watch(row: Sequence[Any], tried: tuple[Tried, ...]) -> WatchRow:

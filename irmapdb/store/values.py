@@ -17,7 +17,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from functools import lru_cache
 
-__all__ = ["from_ino", "from_time", "to_ino", "to_text", "to_time"]
+__all__ = ["from_ino", "from_time", "to_ino", "to_text", "to_time", "to_words"]
 
 _SIGN = 1 << 63
 _MODULUS = 1 << 64
@@ -45,6 +45,11 @@ def to_text(raw: bytes) -> str | bytes:
     except UnicodeDecodeError:
         return raw
     return raw if "\0" in text else text
+
+
+def to_words(text: str) -> str:
+    """Words for people, which may name what is no UTF-8: SQLite takes no lone surrogates."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 @lru_cache(maxsize=64)  # a step stamps all its rows with one time

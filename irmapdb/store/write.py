@@ -12,7 +12,7 @@ from sqlalchemy.dialects import sqlite
 from irmapdb.store import image_list, retention, rows, tables
 from irmapdb.store.file import absolute
 from irmapdb.store.read import Reader
-from irmapdb.store.values import to_time
+from irmapdb.store.values import to_time, to_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -195,7 +195,7 @@ class Step(Reader):
             "comm": rows.maybe_text(comm),
             "started_at": to_time(started_at),
             "finished_at": to_time(finished_at),
-            "outcome": outcome,
+            "outcome": to_words(outcome),
             **{name: getattr(stats, name) for name in rows.STATS},
         }
         run_id = self._connection.execute(insert(tables.run), row).lastrowid

@@ -15,6 +15,8 @@ from irmapdb import steps
 from irmapdb.config import Config
 from irmapdb.errors import TaskError
 from irmapdb.steps import Options
+from irmapdb.store import views
+from tests.support.cli import irmapdb
 from tests.support.watcher import Watcher
 
 _NOBODY = 65534
@@ -25,6 +27,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
 def _as_nobody(action: Callable[[], object]) -> object:
     """What `action` returns (JSON) or raises (as text) in a process without any rights."""
+    # Python itself may lie where nobody but root can read: what is imported late is imported now.
+    views.statements()
+    irmapdb("--version")
     readable, writable = os.pipe()
     pid = os.fork()
     if not pid:
@@ -95,3 +100,21 @@ def test_another_users_task_is_refused_with_advice(place: Path) -> None:
     assert TaskError.__name__ in str(answer)
     assert "run as root" in str(answer)
     assert not list(place.iterdir())
+
+
+def test_what_may_not_be_read_is_an_error_and_no_wrong_usage(place: Path) -> None:
+    secret = place / "secret"
+    secret.touch(0o000)
+
+    irmapdb("show", place / "absent")
+
+    def show() -> object:
+        done = irmapdb("show", secret)
+        return [done.code, done.err]
+
+    answer = _as_nobody(show)
+    assert isinstance(answer, list), answer
+    assert answer[0] == 1
+    assert answer[1].startswith(
+        f"irmapdb: cannot read {secret}: Permission denied; run as its owner"
+    )

@@ -1,0 +1,101 @@
+"""Names that a tenant chose, in what people read: no crash, no broken line, no moved cursor."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from irmapdb.model import printable
+from tests.support.area import MountArea
+from tests.support.cli import irmapdb
+from tests.support.programs import run
+from tests.support.watcher import Watcher
+
+_EVIL = b"\xff\n\x1b[31mRED"
+
+
+def _is_tame(text: str) -> bool:
+    return all(line.isprintable() for line in text.splitlines())
+
+
+@pytest.fixture
+def watcher() -> Iterator[Watcher]:
+    with Watcher() as made:
+        yield made
+
+
+@pytest.fixture
+def evil(area: MountArea) -> Iterator[bytes]:
+    """A mount point; what is mounted on it goes before the area does."""
+    path = os.path.join(os.fsencode(area.path), _EVIL)
+    os.mkdir(path)
+    yield path
+    subprocess.run(["umount", "-l", path], check=True)
+
+
+@pytest.fixture
+def hidden(area: MountArea, watcher: Watcher, evil: bytes) -> None:
+    """A watched file that can no more be reached; its filesystem shows at an evil mount point."""
+    top = area.path / "top"
+    top.mkdir()
+    run("mount", "-t", "tmpfs", "none", top)
+    (top / "below").mkdir()
+    (top / "file").touch()
+    watcher.add_inotify(top / "file")
+    subprocess.run(["mount", "--bind", top / "below", evil], check=True)
+    run("umount", "-l", top)
+
+
+def test_a_mount_point_with_an_evil_name_stops_nobody(
+    hidden: None, watcher: Watcher, tmp_path: Path
+) -> None:
+    good = tmp_path / "good"
+    good.touch()
+    watcher.add_inotify(good)
+    for form in ((), ("--json",)):
+        done = irmapdb("pre-dump", "-t", str(watcher.pid), "-D", tmp_path, *form)
+        assert done.code == 3, done.said
+        assert _is_tame(done.said)
+    assert os.fsencode(good) in (tmp_path / "irmap-cache").read_bytes()
+    asked = irmapdb("sql", "unresolved", "-W", tmp_path)
+    assert "RED" in asked.out
+    assert _is_tame(asked.out)
+
+
+def test_a_mark_on_a_mount_with_an_evil_name(evil: bytes, watcher: Watcher, tmp_path: Path) -> None:
+    subprocess.run(["mount", "-t", "tmpfs", "none", evil], check=True)
+    watcher.add_fanotify(evil, what="mount")
+    done = irmapdb("pre-dump", "-t", str(watcher.pid), "-D", tmp_path)
+    assert done.code == 0, done.said
+    assert printable(evil) in done.out
+    assert _is_tame(done.said)
+
+
+def test_a_task_with_an_evil_name(tmp_path: Path) -> None:
+    named = r"import ctypes; ctypes.CDLL(None).prctl(15, b'z\n\x1b[31m\xff')"  # PR_SET_NAME
+    with subprocess.Popen([sys.executable, "-c", named]) as zombie:
+        os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)
+        done = irmapdb("pre-dump", "-t", str(zombie.pid), "-D", tmp_path)
+    assert done.code == 1
+    assert _is_tame(done.err)
+    assert done.err.count("\n") == 1
+
+
+def test_a_file_with_an_evil_name_that_was_replaced(watcher: Watcher, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    path = os.path.join(os.fsencode(tmp_path), b"f" + _EVIL)
+    for name in (path, os.path.join(os.fsencode(tmp_path), b"other")):
+        with open(name, "wb"):
+            pass
+    watcher.add_inotify(path)
+    first = irmapdb("pre-dump", "-t", str(watcher.pid), "-D", work)
+    os.rename(os.path.join(os.fsencode(tmp_path), b"other"), path)
+    then = irmapdb("pre-dump", "-t", str(watcher.pid), "-D", work, "-vvvv")
+    assert first.code == 0
+    assert _is_tame(first.said + then.said)
