@@ -418,6 +418,8 @@ class Audit:
             note = _FATE_NOTES.get(fate, failure.why)
             if fate is Fate.NAMED and not self.options.search:
                 note = "it is there, under a name that nobody knows: --search scans for it"
+            elif fate is Fate.UNKNOWN and not self.options.search:
+                note = f"{note}; --search scans for it"
         verdict = _LOST.get(reason, Verdict.REPLACED)
         if fate is Fate.NAMED:
             verdict = Verdict.MOVED

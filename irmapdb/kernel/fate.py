@@ -2,6 +2,9 @@
 
 open_by_handle_at(2) needs no name, and refuses a handle whose inode is gone or whose number was
 given to another one (ESTALE): the generation in the handle tells. Needs CAP_DAC_READ_SEARCH.
+
+A filesystem that can only encode handles (overlayfs, procfs, sysfs, devpts, tracefs) says ESTALE
+of each one, and so nothing by it: do_handle_to_path() of fs/fhandle.c.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import os
 from typing import TYPE_CHECKING
 
 from irmapdb.kernel import syscalls
+from irmapdb.kernel.syscalls import AT_EMPTY_PATH
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -19,7 +23,7 @@ if TYPE_CHECKING:
     from irmapdb.kernel.root import Root
     from irmapdb.model import FileHandle
 
-__all__ = ["Fate", "fates"]
+__all__ = ["Fate", "fates", "opens_handles"]
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK
 
@@ -37,6 +41,18 @@ class Fate(enum.Enum):
     """The filesystem cannot be asked, or not by us."""
 
 
+def opens_handles(fd: int) -> bool:
+    """Whether the filesystem of an open descriptor can open handles, and not only encode them.
+
+    Without AT_HANDLE_FID name_to_handle_at(2) refuses what could not be opened again.
+    """
+    try:
+        syscalls.name_to_handle_at(fd, b"", AT_EMPTY_PATH)
+    except OSError as error:
+        return error.errno != errno.EOPNOTSUPP
+    return True
+
+
 def fates(root: Root, kdev: int, handles: Iterable[FileHandle]) -> dict[FileHandle, Fate]:
     """What became of inodes of one device, asked through any mount of it in this root."""
     for mount in root.mounts_of(kdev):
@@ -45,8 +61,10 @@ def fates(root: Root, kdev: int, handles: Iterable[FileHandle]) -> dict[FileHand
         except OSError:
             continue  # a file that is a mount point, or one that we may not open
         try:
+            if not opens_handles(fd):
+                break
             # FUSE says ESTALE of whatever it has forgotten (fuse_get_dentry() of fs/fuse/inode.c).
-            forgets = mount.fstype.startswith("fuse")
+            forgets = mount.fstype.startswith("fuse") or mount.fstype == "virtiofs"
             return {handle: _fate(fd, handle, forgets=forgets) for handle in handles}
         finally:
             os.close(fd)

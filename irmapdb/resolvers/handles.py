@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from irmapdb.engine import Candidate, Deleted, Note
 from irmapdb.kernel import syscalls
+from irmapdb.kernel.fate import opens_handles
 from irmapdb.model import Source, format_kdev
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Handles"]
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK
+_CANNOT_OPEN = "this filesystem cannot open handles"
 
 
 class Handles:
@@ -62,11 +64,15 @@ class Handles:
         except OSError:
             return
         try:
+            opens = opens_handles(mount_fd)
             for identity in identities:
                 if identity not in wanted:
                     continue  # another mount of the device gave it already
                 if identity.handle is None:
                     notes[identity] = "the kernel shows no handle for it"
+                    continue
+                if not opens:
+                    notes[identity] = _CANNOT_OPEN
                     continue
                 answer = self._open(mount_fd, identity, identity.handle)
                 if isinstance(answer, str):
@@ -109,7 +115,7 @@ def _why_not_opened(error: OSError) -> str:
         case errno.ESTALE:
             return "the filesystem does not know this handle"
         case errno.EOPNOTSUPP:
-            return "this filesystem cannot open handles"
+            return _CANNOT_OPEN
         case errno.EPERM:
             return "opening handles needs CAP_DAC_READ_SEARCH"
         case _:

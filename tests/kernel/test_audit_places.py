@@ -14,6 +14,7 @@ from irmapdb import audit, mend, steps
 from irmapdb.audit import Selection, Verdict
 from irmapdb.errors import FileError, UsageError
 from irmapdb.kernel.directory import open_directory_root
+from irmapdb.kernel.fate import Fate, fates
 from irmapdb.kernel.identity import identify
 from irmapdb.kernel.root import open_root
 from irmapdb.model import (
@@ -94,6 +95,58 @@ def test_filesystems_that_know(
 
     assert (lost.mapping.path, lost.verdict) == (known, Verdict.MOVED)
     assert set(lost.evidence.moved_to) == names - {known} | {moved}
+
+
+def test_where_no_handle_opens_nothing_is_said_to_be_deleted(
+    area: MountArea, tmp_path: Path, watcher: Watcher
+) -> None:
+    place = area.place("overlay-upper")
+    old, new = place.directory / "dir" / "one", place.directory / "moved"
+    old.touch()
+    database = _audited_by_name(tmp_path, watcher, old)
+    old.rename(new)
+
+    (blind,) = audit.audit(audit.Options(database, config=NO_HINTS)).findings
+    assert blind.verdict is Verdict.GONE
+    assert "cannot open handles" in blind.evidence.note
+    assert "--search" in blind.evidence.note
+    (seen,) = audit.audit(audit.Options(database, search=True, config=NO_HINTS)).findings
+    assert (seen.verdict, seen.evidence.moved_to) == (Verdict.MOVED, (os.fsencode(new),))
+    new.unlink()
+    (seen,) = audit.audit(audit.Options(database, search=True, config=NO_HINTS)).findings
+    assert seen.verdict is Verdict.GONE
+    assert "scan: not found" in seen.evidence.note
+
+
+def _audited_by_name(tmp_path: Path, watcher: Watcher, path: Path) -> Path:
+    # A database that knows the path, which nobody watches any more.
+    work = tmp_path / "work"
+    work.mkdir()
+    watched = watcher.add_inotify(path)
+    options = Options(
+        watcher.pid, images_dir=work, scan_paths=(os.fsencode(path.parent),), config=NO_HINTS
+    )
+    steps.pre_dump(options)
+    watcher.remove(watched)
+    return work / "irmap.db"
+
+
+@pytest.mark.parametrize(
+    ("path", "fate"),
+    [
+        (b"/proc/version", Fate.UNKNOWN),
+        (b"/sys/kernel", Fate.UNKNOWN),
+        (b"/dev/pts/ptmx", Fate.UNKNOWN),
+        (None, Fate.NAMED),
+    ],
+)
+def test_a_fate_is_only_told_where_handles_open(
+    area: MountArea, path: bytes | None, fate: Fate
+) -> None:
+    path = os.fsencode(area.ext4().mountpoint) if path is None else path
+    with open_root(os.getpid()) as root:
+        there = identify(root, path)
+        assert fates(root, there.kdev, [there.handle]) == {there.handle: fate}
 
 
 def test_links_and_hidden_mounts(garden: Garden, area: MountArea) -> None:
