@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import errno
 import fnmatch
 import os
 import time
@@ -93,7 +94,17 @@ class Evidence:
     known then."""
     source: Source | None = None
     """Who knew where to."""
+    unseen: str = ""
+    """Why nobody could look at what is at the path; empty where somebody did."""
     note: str = ""
+
+
+class _Sight(NamedTuple):
+    """What a look at a path came to: an inode and its status, nothing, or why neither."""
+
+    found: Identity | None = None
+    status: os.stat_result | None = None
+    unseen: str = ""
 
 
 class Finding(NamedTuple):
@@ -237,19 +248,24 @@ class Audit:
             if self._waits(kdev):
                 waiting.setdefault(kdev, []).append(one)
             else:
-                reasons[one] = disproof(self.root, *one)
+                reasons[one] = self._disproof(*one)
         for batch in waiting.values():
             reasons |= self._disproofs_aside(batch)
         return reasons
+
+    def _disproof(self, identity: Identity, path: bytes) -> StaleReason | None:
+        reason = disproof(self.root, identity, path)
+        # A path on another device is refused by its name: there may be nothing at it.
+        if reason is StaleReason.REPLACED and self._look(path) == _Sight():
+            return StaleReason.GONE
+        return reason
 
     def _disproofs_aside(
         self, batch: Sequence[tuple[Identity, bytes]]
     ) -> dict[tuple[Identity, bytes], StaleReason | None]:
         answers: dict[tuple[Identity, bytes], StaleReason | None]
         try:
-            answers = call_aside(
-                lambda: {one: disproof(self.root, *one) for one in batch}, _PATIENCE_S
-            )
+            answers = call_aside(lambda: {one: self._disproof(*one) for one in batch}, _PATIENCE_S)
         except (TimeoutError, ChildProcessError):
             return dict.fromkeys(batch, StaleReason.UNREACHABLE)
         return answers
@@ -295,15 +311,17 @@ class Audit:
         return {0, mntns}
 
     def _unmounted(self, mapping: Mapping) -> Finding:
-        found, changed_at = self._trace(mapping.path)
+        found, changed_at, unseen = self._trace(mapping.path)
         kdev, handle = mapping.identity.kdev, mapping.identity.handle
         device = format_kdev(kdev)
         note = f"{device} is not mounted here"
-        if any(mount.kdev == kdev for mount in self.root.mounts):
+        if self.root.mounts_of(kdev):
+            note = f"{device} is not mounted there any more"
+        elif any(mount.kdev == kdev for mount in self.root.mounts):
             note = f"what is mounted of {device} is hidden under other mounts"
         elif found is not None and handle is not None and found.handle == handle:
             note = f"{note}; {format_kdev(found.kdev)} has a file with its handle at the path"
-        evidence = Evidence(StaleReason.UNMOUNTED, found, changed_at, note=note)
+        evidence = Evidence(StaleReason.UNMOUNTED, found, changed_at, unseen=unseen, note=note)
         return Finding(mapping, Verdict.UNMOUNTED, evidence)
 
     def _judge_aside(self, kdev: int, group: list[Mapping]) -> Iterator[Finding]:
@@ -319,7 +337,7 @@ class Audit:
                 except (TimeoutError, ChildProcessError) as error:
                     why = f"{kinds}: {error}"
             for mapping in some:
-                evidence = Evidence(StaleReason.UNREACHABLE, note=why)
+                evidence = Evidence(StaleReason.UNREACHABLE, unseen=why)
                 yield Finding(mapping, Verdict.UNREACHABLE, evidence)
 
     def _answers_aside(self, kdev: int, some: list[Mapping]) -> list[Finding]:
@@ -332,9 +350,9 @@ class Audit:
     def _judge_device(self, kdev: int, group: list[Mapping]) -> list[Finding]:
         findings: list[Finding] = []
         lost: list[tuple[Mapping, StaleReason]] = []
-        root, valid = self.root, Verdict.VALID
+        valid = Verdict.VALID
         for number, mapping in enumerate(group, 1):
-            reason = disproof(root, mapping.identity, mapping.path)
+            reason = self._disproof(mapping.identity, mapping.path)
             if reason is None:
                 findings.append(Finding(mapping, valid))
             else:
@@ -399,58 +417,71 @@ class Audit:
         known: dict[FileHandle, Fate],
     ) -> Finding:
         identity, path = mapping.identity, mapping.path
+        found, changed_at, unseen = self._trace(path)
         if reason is StaleReason.UNREACHABLE:
-            return Finding(mapping, Verdict.UNREACHABLE, Evidence(reason))
-        found, changed_at = self._trace(path)
+            # What can be looked at now was not to be looked at before.
+            unseen = unseen or "the first look at it failed"
+            return Finding(mapping, Verdict.UNREACHABLE, Evidence(reason, unseen=unseen))
+        if reason is StaleReason.GONE:
+            unseen = ""  # the proof has looked, where `_look` would rather not
         answer = outcome.resolved.get(identity)
         if answer is not None:
             names = (answer.path, *answer.other_paths)
             if path in names:
                 return Finding(mapping, Verdict.VALID)  # it was put back while we looked
-            evidence = Evidence(reason, found, changed_at, names, answer.source)
+            evidence = Evidence(reason, found, changed_at, names, answer.source, unseen)
             return Finding(mapping, Verdict.MOVED, evidence)
-        if reason is StaleReason.UNMOUNTED:
-            return self._unmounted(mapping)
-        fate, note = Fate.UNKNOWN, "no handle was stored to look for it by"
-        if identity.handle is not None:
-            failure = outcome.unresolved[identity]
-            fate = Fate.UNLINKED if failure.deleted else known[identity.handle]
-            note = _FATE_NOTES.get(fate, failure.why)
-            if fate is Fate.NAMED and not self.options.search:
-                note = "it is there, under a name that nobody knows: --search scans for it"
-            elif fate is Fate.UNKNOWN and not self.options.search:
-                note = f"{note}; --search scans for it"
+        fate, note = self._fate(identity, outcome, known)
         verdict = _LOST.get(reason, Verdict.REPLACED)
         if fate is Fate.NAMED:
             verdict = Verdict.MOVED
-        elif verdict is Verdict.GONE and fate is not Fate.UNKNOWN:
+        elif verdict is Verdict.UNMOUNTED and (found is not None or fate is Fate.UNKNOWN):
+            return self._unmounted(mapping)
+        elif verdict in {Verdict.GONE, Verdict.UNMOUNTED} and fate is not Fate.UNKNOWN:
             verdict = Verdict.DELETED
-        return Finding(mapping, verdict, Evidence(reason, found, changed_at, note=note))
+        evidence = Evidence(reason, found, changed_at, unseen=unseen, note=note)
+        return Finding(mapping, verdict, evidence)
 
-    def _trace(self, path: bytes) -> tuple[Identity | None, datetime | None]:
-        """What is at a path now, and when that, or the place where it was, last changed."""
+    def _fate(
+        self, identity: Identity, outcome: Outcome, known: dict[FileHandle, Fate]
+    ) -> tuple[Fate, str]:
+        # Of what nobody knows a path of; and what there is to say about it.
+        if identity.handle is None:
+            return Fate.UNKNOWN, "no handle was stored to look for it by"
+        failure = outcome.unresolved[identity]
+        fate = Fate.UNLINKED if failure.deleted else known[identity.handle]
+        note = _FATE_NOTES.get(fate, failure.why)
+        if not self.options.search:
+            if fate is Fate.NAMED:
+                note = "it is there, under a name that nobody knows: --search scans for it"
+            elif fate is Fate.UNKNOWN:
+                note = f"{note}; --search scans for it"
+        return fate, note
+
+    def _trace(self, path: bytes) -> tuple[Identity | None, datetime | None, str]:
+        """What is at a path, when that or the place where it was last changed; or why unknown."""
         if not path.startswith(b"/") or b"\0" in path:
-            return None, None
-        found, at = self._look(path)
+            return None, None, ""
+        found, at, unseen = self._look(path)
         if found is not None:
-            return found, at and datetime.fromtimestamp(at.st_ctime_ns / 1e9, UTC)
+            return found, at and datetime.fromtimestamp(at.st_ctime_ns / 1e9, UTC), ""
         while at is None and path not in {b"", b"/"}:
             path = path[: path.rfind(b"/")]
-            _, at = self._look(path or b"/")
-        return None, at and datetime.fromtimestamp(at.st_mtime_ns / 1e9, UTC)
+            at = self._look(path or b"/").status
+        return None, at and datetime.fromtimestamp(at.st_mtime_ns / 1e9, UTC), unseen
 
-    def _look(self, path: bytes) -> tuple[Identity | None, os.stat_result | None]:
+    def _look(self, path: bytes) -> _Sight:
         mount = self.root.mount_of(path)
         if mount is not None and self.options.config.may_wait((mount,)):
-            return None, None
+            return _Sight(unseen=f"{mount.fstype} may not answer")
         try:
             fd = self.root.open(path)
-        except OSError:
-            return None, None
+        except OSError as error:
+            return _Sight(unseen=_why_unseen(error))
         try:
-            return identify_fd(self.root, fd), os.fstat(fd)
-        except OSError:
-            return None, None
+            return _Sight(identify_fd(self.root, fd), os.fstat(fd))
+        except OSError as error:
+            return _Sight(unseen=_why_unseen(error))
         finally:
             os.close(fd)
 
@@ -462,6 +493,7 @@ _LOST = {
     StaleReason.REPLACED: Verdict.REPLACED,
     StaleReason.SYMLINK: Verdict.REPLACED,
     StaleReason.REUSED: Verdict.REUSED,
+    StaleReason.UNMOUNTED: Verdict.UNMOUNTED,
 }
 _FATE_NOTES = {
     Fate.GONE: "the filesystem does not know its handle any more",
@@ -469,8 +501,15 @@ _FATE_NOTES = {
 }
 
 
+def _why_unseen(error: OSError) -> str:
+    if error.errno in {errno.ENOENT, errno.ENOTDIR, errno.ESTALE}:
+        return ""  # there is nothing to be seen
+    return os.strerror(error.errno or 0)
+
+
 def _foreign(mapping: Mapping) -> Finding:
     note = f"of mount namespace {mapping.mntns}: name one of its tasks with -t"
     if not mapping.mntns:
         note = "of the root task's mount namespace: name that task with -t"
-    return Finding(mapping, Verdict.UNREACHABLE, Evidence(note=note))
+    evidence = Evidence(unseen="the path starts at another root", note=note)
+    return Finding(mapping, Verdict.UNREACHABLE, evidence)

@@ -168,6 +168,26 @@ def test_links_and_hidden_mounts(garden: Garden, area: MountArea) -> None:
     assert "hidden" in hidden[os.fsencode(outside)].evidence.note
 
 
+def test_nothing_is_replaced_by_nothing(garden: Garden, area: MountArea) -> None:
+    moves, dies = garden.make("moves"), garden.make("dies")
+    for path in (moves, dies):
+        garden.watch(path)
+    garden.step()
+    garden.remove(dies)
+    other = area.path / "other"
+    other.mkdir()
+    area.bind(garden.top, other)
+    area.mount("tmpfs", "ext4", "tmpfs")  # upon the first mount: nothing of these names in it
+
+    found = garden.audit()
+
+    assert found[os.fsencode(moves)].evidence.moved_to == (os.fsencode(other / "moves"),)
+    dead = found[os.fsencode(dies)]
+    assert (dead.verdict, dead.evidence.found, dead.evidence.unseen) == (Verdict.DELETED, None, "")
+    changes = mend.mend(garden.options()).changes
+    assert StaleReason.REPLACED not in {change.reason for change in changes}
+
+
 def test_a_server_that_never_answers(
     area: MountArea, tmp_path: Path, watcher: Watcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,7 +218,7 @@ def test_a_server_that_never_answers(
     assert before[os.fsencode(far)] is Verdict.VALID
     assert found[os.fsencode(near)].verdict is Verdict.VALID
     assert found[os.fsencode(far)].verdict is Verdict.UNREACHABLE
-    assert "no answer in time" in found[os.fsencode(far)].evidence.note
+    assert "no answer in time" in found[os.fsencode(far)].evidence.unseen
 
 
 # Whose root
