@@ -122,7 +122,7 @@ class Finding(NamedTuple):
 
     @property
     def is_news(self) -> bool:
-        """Whether the database takes it for true, and it is not."""
+        """Whether the database takes it for true, and it is not, or nobody knows."""
         return self.verdict is not Verdict.VALID and not self.mapping.stale
 
 
@@ -185,9 +185,14 @@ class Report:
     took_us: int
 
     @property
-    def news(self) -> int:
+    def lost(self) -> int:
         """How many mappings the database takes for true that do not hold."""
-        return sum(finding.is_news for finding in self.findings)
+        return sum(one.is_news for one in self.findings) - self.unseen
+
+    @property
+    def unseen(self) -> int:
+        """How many it takes for true that could not be looked at."""
+        return sum(one.is_news and one.verdict is Verdict.UNREACHABLE for one in self.findings)
 
 
 def audit(options: Options) -> Report:

@@ -19,7 +19,7 @@ from irmapdb.kernel.identity import identify
 from irmapdb.kernel.root import open_root
 from irmapdb.model import CacheEntry, Identity, Resolved, Source
 from irmapdb.store.database import Store
-from tests.support.features import require_root
+from tests.support.features import require_program, require_root
 
 _NAMES = [b"plain", b"caf\xe9", b"new\nline", b'"quoted", \xff']
 
@@ -125,6 +125,41 @@ def test_findings_as_table_json_and_csv(case: Case, rename) -> None:
 def _words(identity: Identity) -> str:
     major, minor = identity.kdev >> 20, identity.kdev & 0xFFFFF
     return f"{major}:{minor} inode {identity.ino} handle {identity.handle}"
+
+
+def test_what_cannot_be_looked_at_is_told_apart(case: Case) -> None:
+    require_program("setpriv", package="util-linux")
+    closed = case.top + b"/closed"
+    hidden = closed + b"/file"
+    os.mkdir(closed)
+    os.close(os.open(hidden, os.O_CREAT))
+    with open_root(os.getpid()) as root:
+        known = [Resolved(identify(root, hidden), hidden, Source.SCAN)]
+    with Store.open(case.database, create=False) as store, store.step() as tx:
+        tx.prove(known, datetime.now(UTC))
+        tx.prove([known[0]._replace(path=b"/elsewhere", mntns=7)], datetime.now(UTC))
+    os.chmod(closed, 0)
+
+    bound = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search")
+
+    def look(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [*bound, sys.executable, "-m", "irmapdb", "audit", "--db", case.database, *words]
+        return subprocess.run(command, check=False, capture_output=True, text=True)
+
+    table = look()
+    assert table.returncode == 3
+    told = "7 mappings checked in our own root: 2 could not be looked at, all other live ones hold"
+    assert table.stdout.splitlines()[-1].startswith(told)
+    assert "/closed/file (not looked at: Permission denied)" in table.stdout
+    assert "found     not looked at: Permission denied" in look("-v").stdout
+    document = json.loads(look("--json").stdout)
+    assert (document["stale"], document["not_looked_at"]) == (0, 2)
+    assert {one["path"]: one["not_looked_at"] for one in document["mappings"]} == {
+        os.fsdecode(hidden): "Permission denied",
+        "/elsewhere": "the path starts at another root",
+    }
+    os.unlink(case.paths[0])
+    assert "1 no longer holds, 2 could not be looked at;" in look().stdout
 
 
 def test_only_what_is_chosen(case: Case, rename) -> None:

@@ -29,7 +29,7 @@ from irmapdb.model import format_kdev, kdev_of
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from irmapdb.audit import Finding, Options, Report, Selection
+    from irmapdb.audit import Evidence, Finding, Options, Report, Selection
     from irmapdb.mend import Mended
     from irmapdb.model import Identity, Mapping
 
@@ -135,13 +135,13 @@ def audit(
     valid: the path names the inode. moved: the inode is there under another name, and this is
     it. replaced: another file has the name. reused: another file has the name and the inode
     number too. deleted: the file is no more. gone: nothing is there, and nobody knows what
-    became of it. unmounted, unreachable: could not be looked at.
+    became of it. unmounted: its device is not there. unreachable: could not be looked at.
 
     Nothing is written, unless --fix says so. Mappings that came from an image and were never
     proved have no file handle: they are compared by device and inode number alone, and told so.
 
     Exit code 3: a mapping that the database takes for true does not hold (also where --fix has
-    mended it).
+    mended it), or could not be looked at.
 
     Examples:
         irmapdb audit -W /var/lib/ckpt
@@ -192,7 +192,7 @@ def audit(
         else:
             _print_findings(listed)
         _print_summary(done, options, fix=fix)
-    if report.news:
+    if report.lost or report.unseen:
         raise typer.Exit(_FINDINGS)
 
 
@@ -297,6 +297,8 @@ def _path_cell(finding: Finding) -> str:
             said.append("a symbolic link is in the path")
         elif evidence.found is not None and not evidence.moved_to:
             said.append(f"now inode {evidence.found.ino}")
+        elif evidence.unseen:
+            said.append(f"not looked at: {evidence.unseen}")
         if evidence.note:
             said.append(evidence.note)
     elif finding.by_number:
@@ -318,7 +320,7 @@ def _evidence(finding: Finding) -> str:
         add("moved to", output.printable(path))
     add("expected", _identity(mapping.identity) + (" (no handle)" if finding.by_number else ""))
     if evidence is not None:
-        add("found", "nothing" if evidence.found is None else _identity(evidence.found))
+        add("found", _found(evidence))
         add("changed", _time(evidence.changed_at))
         add("reason", evidence.reason)
         add("found by", evidence.source)
@@ -329,6 +331,12 @@ def _evidence(finding: Finding) -> str:
     if mapping.stale:
         add("marked", f"{_time(mapping.stale_at)}: {mapping.stale_reason}")
     return "\n".join(lines)
+
+
+def _found(evidence: Evidence) -> str:
+    if evidence.found is not None:
+        return _identity(evidence.found)
+    return f"not looked at: {evidence.unseen}" if evidence.unseen else "nothing"
 
 
 def _identity(identity: Identity) -> str:
@@ -347,7 +355,7 @@ def _print_summary(done: Mended, options: Options, *, fix: bool) -> None:
         typer.echo(output.change_line(change))
     checked = output.count(len(report.findings), "mapping")
     line = f"{checked} checked in {report.root}: "
-    line += f"{report.news:,} no longer hold" if report.news else "all live ones hold"
+    line += _how_many_hold(report)
     by_number = sum(one.by_number and one.verdict == "valid" for one in report.findings)
     if by_number:
         line += f"; {by_number:,} of the valid ones by number alone, for want of a handle"
@@ -361,6 +369,17 @@ def _print_summary(done: Mended, options: Options, *, fix: bool) -> None:
         output.say("most are not there: paths of a container's tasks are looked for with -t PID")
 
 
+def _how_many_hold(report: Report) -> str:
+    said = []
+    if report.lost:
+        said.append("1 no longer holds" if report.lost == 1 else f"{report.lost:,} no longer hold")
+    if report.unseen:
+        said.append(f"{report.unseen:,} could not be looked at")
+        if not report.lost:
+            said.append("all other live ones hold")
+    return ", ".join(said) or "all live ones hold"
+
+
 # For programs
 
 
@@ -369,7 +388,8 @@ def _document(done: Mended, listed: list[Finding], *, fix: bool) -> dict[str, An
     document: dict[str, Any] = {
         "root": report.root,
         "checked": len(report.findings),
-        "stale": report.news,
+        "stale": report.lost,
+        "not_looked_at": report.unseen,
         "counts": {
             verdict: {"live": live, "marked_stale": marked}
             for verdict, (live, marked) in _counts(report.findings).items()
@@ -395,6 +415,7 @@ def _as_json(finding: Finding) -> dict[str, Any]:
         "changed_at": evidence and _time_json(evidence.changed_at),
         "moved_to": [output.json_path(path) for path in evidence.moved_to] if evidence else [],
         "found_by": evidence and evidence.source,
+        "not_looked_at": (evidence and evidence.unseen) or None,
         "note": evidence.note if evidence else "",
     }
 

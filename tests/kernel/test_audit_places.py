@@ -354,7 +354,7 @@ def test_what_changes_between_audit_and_writing_is_left_alone(
 
     monkeypatch.setattr(audit.Audit, "report", report_then_change)
     result = mend.mend(garden.options())
-    assert result.report.news == 2
+    assert result.report.lost == 2
     assert (result.run_id, result.changes) == (None, ())
     assert live(garden) == replayed(garden)
 
