@@ -179,6 +179,11 @@ class Report:
     """What came out, by the ids of the mappings."""
 
     findings: tuple[Finding, ...]
+    """Of all that were checked."""
+    shown: tuple[Finding, ...]
+    """Those of them whose verdict was asked for."""
+    stored: int
+    """How many mappings there are, checked or not."""
     root: str
     """Where the paths were looked up, for people."""
     scanned: int
@@ -236,7 +241,9 @@ class Audit:
         findings = self._judge([row for row in self._rows if select.takes(row)])
         findings.sort(key=lambda finding: finding.mapping.id or 0)
         return Report(
-            findings=tuple(filter(select.shows, findings)),
+            findings=tuple(findings),
+            shown=tuple(filter(select.shows, findings)),
+            stored=len(self._rows),
             root=self._root_name(),
             scanned=self.scan.scanned,
             took_us=(time.monotonic_ns() - start) // 1000,

@@ -45,7 +45,7 @@ def mend(options: Options) -> Mended:
     started_at = datetime.now(UTC)
     with open_audit(options) as auditing:
         report = auditing.report()
-        todo = [finding for finding in report.findings if _is_to_be_written(finding)]
+        todo = [finding for finding in report.shown if _is_to_be_written(finding)]
         if not todo:
             return Mended(report, None, ())
         with (

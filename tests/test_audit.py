@@ -175,7 +175,7 @@ def test_only_what_is_chosen(case: Case, rename) -> None:
         return done.returncode, {os.fsencode(one["path"]) for one in found}
 
     assert chosen("--only", "deleted") == (3, {gone})
-    assert chosen("--only", "replaced") == (0, set())
+    assert chosen("--only", "replaced") == (3, set())
     assert chosen("--path", b"*caf\xe9") == (3, {moved})
     assert chosen("--path", b"*imp*", "--path", b"*new?line") == (
         0,
@@ -186,6 +186,79 @@ def test_only_what_is_chosen(case: Case, rename) -> None:
     # The imported one was never proved.
     assert chosen("--older-than", "90m") == (0, {case.top + b"/imported"})
     assert chosen("--older-than", "30m")[1] == set(case.known)
+
+
+def test_a_verdict_chooses_what_is_listed_not_what_counts(case: Case, rename) -> None:
+    gone, moved, *_ = case.paths
+    os.unlink(gone)
+    rename(moved, case.top + b"/away")
+
+    done = run("--db", case.database, "--only", "valid")
+    assert done.returncode == 3
+    last = done.stdout.decode().splitlines()[-1]
+    assert last.startswith("5 mappings checked in our own root: 2 no longer hold;")
+    assert last.endswith("; shown: 3 valid")
+    assert run("--db", case.database, "--only", "gone").stdout.endswith(b"; shown: none\n")
+    document = json.loads(run("--db", case.database, "--only", "valid", "--json").stdout)
+    assert (document["checked"], document["stale"], len(document["mappings"])) == (5, 2, 3)
+
+    mended = run("--db", case.database, "--fix", "--root", "/", "--only", "moved")
+    assert (mended.returncode, mended.stdout.count(b"moved: ")) == (3, 1)
+    assert b"1 change, written" in mended.stdout
+    # The old path is marked stale now: that is for --all to list.
+    assert b"caf" not in run("--db", case.database, "--only", "moved").stdout
+    assert b"caf" in run("--db", case.database, "--only", "moved", "--all").stdout
+
+
+def test_a_selection_of_nothing_says_so(case: Case, tmp_path: Path) -> None:
+    for words in (("--path", "nope"), ("--dev", "4095:1")):
+        done = run("--db", case.database, *words)
+        assert (done.returncode, done.stdout) == (0, b"")
+        assert done.stderr == b"nothing to check: none of 5 mappings is selected\n"
+    document = json.loads(run("--db", case.database, "--path", "nope", "--json").stdout)
+    assert (document["stored"], document["checked"]) == (5, 0)
+    Store.open(tmp_path / "empty.db", create=True).close()
+    done = run("--db", tmp_path / "empty.db")
+    assert done.stderr == b"nothing to check: the database has no mappings\n"
+
+
+def test_csv_has_its_header_always(case: Case) -> None:
+    all_of_it = run("--db", case.database, "--csv", "--all").stdout
+    header = all_of_it.partition(b"\r\n")[0] + b"\r\n"
+    assert header.startswith(b"verdict,id,path,")
+    assert run("--db", case.database, "--csv").stdout == header
+    assert run("--db", case.database, "--csv", "--path", "nope").stdout == header
+
+
+def test_evidence_is_sorted_and_set_apart(case: Case, rename) -> None:
+    gone, moved, *_ = case.paths
+    os.unlink(gone)
+    rename(moved, case.top + b"/away")
+    text = run("--db", case.database, "-v").stdout.decode()
+    counts, one, other, summary = text.split("\n\n")
+    assert counts.startswith("VERDICT")
+    assert one.startswith("moved ")
+    assert other.startswith("deleted ")
+    assert "5 mappings checked" in summary
+    nothing = run("--db", case.database, "-v", "--path", "*imported").stdout.decode()
+    assert nothing.count("\n\n") == 1
+    assert "\n\n\n" not in nothing
+
+
+def test_the_hint_at_a_container_is_for_many(case: Case) -> None:
+    with open_root(os.getpid()) as root:
+        here = identify(root, case.top)
+    nowhere = [
+        Resolved(Identity(1 << 20, n, here.handle), f"/nowhere/{n}".encode(), Source.SCAN)
+        for n in range(10)
+    ]
+    with Store.open(case.database, create=False) as store, store.step() as tx:
+        tx.prove(nowhere[:9], datetime.now(UTC))
+    assert b"-t PID" not in run("--db", case.database).stderr
+    with Store.open(case.database, create=False) as store, store.step() as tx:
+        tx.prove(nowhere, datetime.now(UTC))
+    assert b"-t PID" in run("--db", case.database).stderr
+    assert b"-t PID" not in run("--db", case.database, "--root", "/").stderr
 
 
 def test_fix_writes_and_says_what(case: Case, rename) -> None:
@@ -214,7 +287,9 @@ def test_fix_writes_and_says_what(case: Case, rename) -> None:
         (("--json", "--csv"), 2, "two forms"),
         (("-t", "1", "--root", "/"), 2, "each name a root"),
         (("--root", "/nowhere"), 1, "/nowhere"),
-        (("-t", "4194304"), 1, "4194304"),
+        (("--dev", "99999:0"), 2, "larger than any device"),
+        (("--dev", "0:1048576"), 2, "larger than any device"),
+        (("-t", "4194304"), 1, "no process 4194304"),
         (("--db", "/nowhere.db"), 1, "no such database"),
     ],
 )

@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 __all__ = ["add_to"]
 
 _FINDINGS = 3
+_MAJORS, _MINORS = 1 << 12, 1 << 20  # include/linux/kdev_t.h
+_NOT_THERE = {"gone", "unmounted"}
+_MANY = 10
 _VERDICTS = ("valid", "moved", "replaced", "reused", "deleted", "gone", "unmounted", "unreachable")
 
 
@@ -78,7 +81,7 @@ def audit(
         list[str] | None,
         typer.Option(
             metavar="VERDICT",
-            help=f"Tell of these alone: {', '.join(_VERDICTS)}. Repeatable.",
+            help=f"List, and with --fix mend, these alone: {', '.join(_VERDICTS)}. Repeatable.",
             show_default=False,
         ),
     ] = None,
@@ -141,7 +144,7 @@ def audit(
     proved have no file handle: they are compared by device and inode number alone, and told so.
 
     Exit code 3: a mapping that the database takes for true does not hold (also where --fix has
-    mended it), or could not be looked at.
+    mended it), or could not be looked at. Whatever --only lists.
 
     Examples:
         irmapdb audit -W /var/lib/ckpt
@@ -180,18 +183,17 @@ def audit(
         )
         done = mend(options) if fix else _only_audit(options)
     report = done.report
-    listed = [one for one in report.findings if list_all or only or _is_of_interest(one)]
+    listed = [one for one in report.shown if list_all or _is_of_interest(one, chosen=bool(only))]
+    if not report.findings:
+        _say_why_nothing(report)
     if as_json:
         output.print_json(_document(done, listed, fix=fix))
     elif as_csv:
         _print_csv(listed)
-    else:
+    elif report.findings:
         _print_counts(report)
-        if verbose:
-            typer.echo("\n\n".join(map(_evidence, listed)))
-        else:
-            _print_findings(listed)
-        _print_summary(done, options, fix=fix)
+        _print_findings(listed, verbose=verbose)
+        _print_summary(done, options, listed, fix=fix)
     if report.lost or report.unseen:
         raise typer.Exit(_FINDINGS)
 
@@ -203,9 +205,21 @@ def _only_audit(options: Options) -> Mended:
     return Mended(run(options), None, ())
 
 
-def _is_of_interest(finding: Finding) -> bool:
-    # What the database does not know: a live one that does not hold, a stale one that does.
-    return finding.is_news or (finding.mapping.stale and finding.verdict == "valid")
+def _is_of_interest(finding: Finding, *, chosen: bool) -> bool:
+    # What the database does not know: a live one that does not hold, a stale one that does. Of
+    # what was asked for by its verdict, every live one.
+    if finding.mapping.stale:
+        return finding.verdict == "valid"
+    return finding.is_news or chosen
+
+
+def _say_why_nothing(report: Report) -> None:
+    if report.stored:
+        output.say(
+            f"nothing to check: none of {output.count(report.stored, 'mapping')} is selected"
+        )
+    else:
+        output.say("nothing to check: the database has no mappings")
 
 
 def _selection(
@@ -238,6 +252,9 @@ def _kdev(word: str) -> int:
     if not (colon and major.isdecimal() and minor.isdecimal()):
         message = f"--dev {word}: no device"
         raise UsageError(message, advice="write it as mountinfo and ls do: 254:0")
+    if int(major) >= _MAJORS or int(minor) >= _MINORS:
+        message = f"--dev {word}: larger than any device number"
+        raise UsageError(message)
     return kdev_of(int(major), int(minor))
 
 
@@ -255,20 +272,23 @@ def _counts(findings: Iterable[Finding]) -> dict[str, tuple[int, int]]:
 
 
 def _print_counts(report: Report) -> None:
-    counts = _counts(report.findings)
-    if counts:
-        rows = [
-            (verdict, f"{live:,}" if live else "", f"{marked:,}" if marked else "")
-            for verdict, (live, marked) in counts.items()
-        ]
-        output.print_table(("verdict", "mappings>", "marked stale>"), rows)
+    rows = [
+        (verdict, f"{live:,}" if live else "", f"{marked:,}" if marked else "")
+        for verdict, (live, marked) in _counts(report.findings).items()
+    ]
+    output.print_table(("verdict", "mappings>", "marked stale>"), rows)
 
 
-def _print_findings(findings: list[Finding]) -> None:
+def _print_findings(findings: list[Finding], *, verbose: bool) -> None:
     if not findings:
         return
-    typer.echo()
     findings = sorted(findings, key=lambda one: _VERDICTS.index(one.verdict))
+    if verbose:
+        for finding in findings:
+            typer.echo()
+            typer.echo(_evidence(finding))
+        return
+    typer.echo()
     output.print_table(
         ("verdict", "dev>", "ino>", "last proved", "path"),
         [
@@ -348,7 +368,7 @@ def _time(at: datetime | None) -> str | None:
     return None if at is None else at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
-def _print_summary(done: Mended, options: Options, *, fix: bool) -> None:
+def _print_summary(done: Mended, options: Options, listed: list[Finding], *, fix: bool) -> None:
     report = done.report
     typer.echo()
     for change in done.changes:
@@ -359,13 +379,15 @@ def _print_summary(done: Mended, options: Options, *, fix: bool) -> None:
     by_number = sum(one.by_number and one.verdict == "valid" for one in report.findings)
     if by_number:
         line += f"; {by_number:,} of the valid ones by number alone, for want of a handle"
+    if options.select.verdicts:
+        line += f"; shown: {_how_many_shown(listed)}"
     typer.echo(line)
     if fix:
         wrote = "nothing to write" if done.run_id is None else f"written as run {done.run_id}"
         typer.echo(f"{output.count(len(done.changes), 'change')}, {wrote}")
-    elsewhere = [one for one in report.findings if one.is_news and one.verdict != "moved"]
-    chosen = options.pid is not None or options.root is not None or options.select.verdicts
-    if not chosen and 2 * len(elsewhere) > len(report.findings):
+    missing = sum(one.is_news and one.verdict in _NOT_THERE for one in report.findings)
+    chosen = options.pid is not None or options.root is not None
+    if not chosen and missing >= _MANY and 2 * missing > len(report.findings):
         output.say("most are not there: paths of a container's tasks are looked for with -t PID")
 
 
@@ -380,6 +402,11 @@ def _how_many_hold(report: Report) -> str:
     return ", ".join(said) or "all live ones hold"
 
 
+def _how_many_shown(listed: list[Finding]) -> str:
+    counts = Counter(str(one.verdict) for one in listed)
+    return ", ".join(f"{counts[one]:,} {one}" for one in _VERDICTS if one in counts) or "none"
+
+
 # For programs
 
 
@@ -387,6 +414,7 @@ def _document(done: Mended, listed: list[Finding], *, fix: bool) -> dict[str, An
     report = done.report
     document: dict[str, Any] = {
         "root": report.root,
+        "stored": report.stored,
         "checked": len(report.findings),
         "stale": report.lost,
         "not_looked_at": report.unseen,
@@ -452,20 +480,24 @@ def _time_json(at: datetime | None) -> str | None:
     return at.astimezone(UTC).replace(tzinfo=None).isoformat(" ", "microseconds")
 
 
+_CSV_COLUMNS = (
+    *("verdict", "id", "path", "dev", "device", "ino", "in_criu_log", "handle", "mntns", "source"),
+    *("first_seen_at", "validated_at", "last_used_at", "stale_at", "stale_reason", "by_number"),
+    *("reason", "changed_at", "found_by", "not_looked_at", "note", "moved_to"),
+    *("found_device", "found_ino", "found_handle"),
+)
+
+
 def _print_csv(findings: list[Finding]) -> None:
     # The bytes of a path come out as they are, whatever the locale says.
     sys.stdout.flush()
     text = io.TextIOWrapper(
         sys.stdout.buffer, "utf-8", errors="surrogateescape", newline="", write_through=True
     )
-    writer = csv.writer(text)
-    titles: list[str] = []
+    writer = csv.DictWriter(text, _CSV_COLUMNS)
+    writer.writeheader()
     for finding in findings:
-        row = _flat(_as_json(finding))
-        if not titles:
-            titles = list(row)
-            writer.writerow(titles)
-        writer.writerow(row.values())
+        writer.writerow(_flat(_as_json(finding)))
     text.detach()
 
 

@@ -229,7 +229,8 @@ def open_root(pid: int, proc: str = "/proc") -> Root:
     """The root of a task's mount namespace.
 
     A task in our own namespace is looked at from our root, also where it is in a chroot, as
-    CRIU does; one in another namespace from its own root. TaskError where it may not be.
+    CRIU does; one in another namespace from its own root. TaskError where it may not be, or
+    where there is no such task.
     """
     try:
         mntns = procfs.mount_namespace(pid, proc)
@@ -243,6 +244,11 @@ def open_root(pid: int, proc: str = "/proc") -> Root:
         except OSError:
             os.close(fd)
             raise
+    except (FileNotFoundError, ProcessLookupError) as error:
+        message = f"no process {pid}"
+        raise TaskError(
+            message, advice="it has ended, or lives in another pid namespace"
+        ) from error
     except OSError as error:
         message = f"cannot look into the root of process {pid}: {error.strerror}"
         raise TaskError(message, advice="run as root, or as the owner of the process") from error

@@ -393,7 +393,8 @@ def test_selections(garden: Garden) -> None:
     garden.remove(paths[0])
 
     def chosen(**kwargs: object) -> set[bytes]:
-        return {path.rpartition(b"/")[2] for path in garden.audit(select=Selection(**kwargs))}
+        report = audit.audit(garden.options(select=Selection(**kwargs)))
+        return {one.mapping.path.rpartition(b"/")[2] for one in report.shown}
 
     everything = {b"a", b"b", b"c", b"caf\xe9\n"}
     assert chosen() == chosen(kdevs=frozenset({kdev, 1})) == everything

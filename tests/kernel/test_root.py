@@ -421,7 +421,7 @@ def test_a_root_that_cannot_be_opened(watcher, monkeypatch):
     with as_nobody(), pytest.raises(TaskError, match="run as root, or as the owner"):
         open_root(watcher.pid)
     watcher.kill()
-    with pytest.raises(TaskError, match=f"process {watcher.pid}: No such file"):
+    with pytest.raises(TaskError, match=f"no process {watcher.pid}; it has ended"):
         open_root(watcher.pid)
 
 
