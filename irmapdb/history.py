@@ -66,7 +66,7 @@ def tell(
         change = _how_found(identity, answer, mine, lost, failed)
         if change is not None:
             changes.append(change)
-            told.update(row.id for row in lost[-1:] if change.kind is ChangeKind.MOVED)
+            told.update(row.id for row in lost if row.path == change.old_path)
     condemned = tuple((row, reason) for row, reason in failed.values())
     changes += [_stale(row, reason) for row, reason in condemned if row.id not in told]
     return Story(condemned, tuple(changes), hits)
@@ -109,8 +109,10 @@ def _how_found(
     path, mntns = answer.path, answer.mntns
     if any(row.path == path and not row.stale for row in mine):
         return None
-    if lost:
-        old = lost[-1]
+    # A number alone may have been given to another file since: then one went, and one was found.
+    known = [row for row in lost if None not in {row.identity.handle, identity.handle}]
+    if known:
+        old = known[-1]
         reason = failed[old.id][1]
         return Change(ChangeKind.MOVED, identity, path, old.path, reason, mntns)
     if any(row.path == path for row in mine):

@@ -281,6 +281,7 @@ class ChangeKind(enum.StrEnum):
 
     FOUND = "found"
     MOVED = "moved"
+    """The same inode, told by its handle, has another path now."""
     STALE = "stale"
     REVIVED = "revived"
 

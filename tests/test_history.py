@@ -85,6 +85,32 @@ def test_a_row_that_failed_is_stale_or_moved():
     )
 
 
+def test_a_number_alone_has_not_moved():
+    # The row was of an image: nobody knows whether the number was another file's then.
+    bare = A._replace(handle=None)
+    rows = loaded(row(1, bare, b"/a"))
+    gone = failed(A, b"/a")
+    told = history.tell(rows, outcome(Resolved(A, b"/new", Source.SCAN), disproved=[gone]), unasked)
+    assert told.changes == (
+        Change(ChangeKind.FOUND, A, b"/new"),
+        Change(ChangeKind.STALE, bare, b"/a", reason=StaleReason.GONE),
+    )
+    # Nor has a watch whose handle the kernel does not show.
+    rows = loaded(row(1, A, b"/a"))
+    gone = failed(bare, b"/a")
+    answer = Resolved(bare, b"/new", Source.SCAN)
+    told = history.tell(rows, outcome(answer, disproved=[gone]), unasked)
+    assert [change.kind for change in told.changes] == [ChangeKind.FOUND, ChangeKind.STALE]
+    # Of two lost names the one that is known by its handle has.
+    rows = loaded(row(1, A, b"/a"), row(2, bare, b"/b"))
+    both = [failed(A, b"/a"), failed(A, b"/b")]
+    told = history.tell(rows, outcome(Resolved(A, b"/new", Source.SCAN), disproved=both), unasked)
+    assert told.changes == (
+        Change(ChangeKind.MOVED, A, b"/new", b"/a", StaleReason.GONE),
+        Change(ChangeKind.STALE, bare, b"/b", reason=StaleReason.GONE),
+    )
+
+
 def test_of_several_lost_names_the_best_moved_and_the_others_are_stale():
     rows = loaded(row(1, A, b"/old"), row(2, A, b"/best"))
     answer = Resolved(A, b"/new", Source.HANDLE)
