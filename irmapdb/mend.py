@@ -131,13 +131,25 @@ def _prove_again(auditing: Audit, todo: list[Finding], rows: dict[int | None, Ma
                 _add(outcome, row, [row.path], Source.STORED)
         elif reason is not StaleReason.UNREACHABLE:
             if not row.stale:
-                failed = Disproved(row.identity, row.path, Source.STORED, reason, row.mntns)
+                why = _what_to_store(finding, reason)
+                failed = Disproved(row.identity, row.path, Source.STORED, why, row.mntns)
                 outcome.disproved.append(failed)
             evidence = finding.evidence
             if evidence is not None and _is_found(finding):
                 names = [one for one in evidence.moved_to if reasons[row.identity, one] is None]
                 _add(outcome, row, names, evidence.source or Source.STORED)
     return outcome
+
+
+def _what_to_store(finding: Finding, reason: StaleReason) -> StaleReason:
+    # What became of the inode says more than what is at its path, if that is still the same.
+    evidence = finding.evidence
+    if evidence is None or evidence.reason is not reason:
+        return reason
+    if finding.verdict is Verdict.DELETED:
+        return StaleReason.DELETED
+    nameless = finding.verdict is Verdict.MOVED and not evidence.moved_to
+    return StaleReason.MOVED if nameless else reason
 
 
 def _is_unchanged(finding: Finding, rows: dict[int | None, Mapping]) -> bool:

@@ -249,6 +249,11 @@ class StaleReason(enum.StrEnum):
     """We may not look (permission), or could not (an input error)."""
     BAD_PATH = "bad-path"
     """Not a path that the kernel would give: relative, with `..` or `//`, or with a NUL byte."""
+    DELETED = "deleted"
+    """Nothing is at the path, and the inode has no name left or is no more. An audit's: a step
+    does not ask."""
+    MOVED = "moved"
+    """The inode is there, under a name that nobody knows. An audit's too."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -120,7 +120,7 @@ def test_the_whole_story(garden: Garden) -> None:
     mended = mend.mend(garden.options())
     assert {(change.kind, change.path, change.reason) for change in mended.changes} == {
         (ChangeKind.STALE, raw["replaced"], StaleReason.REPLACED),
-        (ChangeKind.STALE, raw["dies"], StaleReason.GONE),
+        (ChangeKind.STALE, raw["dies"], StaleReason.DELETED),
     }
     with Store.open_readonly(garden.database) as store:
         (*_, last) = store.runs()

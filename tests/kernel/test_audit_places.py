@@ -47,7 +47,7 @@ def garden(area: MountArea, tmp_path: Path, watcher: Watcher) -> Iterator[Garden
 # Where to
 
 
-def test_what_nobody_knows_is_scanned_for_where_asked(garden: Garden) -> None:
+def test_what_nobody_knows_is_scanned_for_where_asked(garden: Garden, tmp_path: Path) -> None:
     path = garden.make("d/file")
     garden.watch(path)
     garden.step()
@@ -58,6 +58,10 @@ def test_what_nobody_knows_is_scanned_for_where_asked(garden: Garden) -> None:
     blind = garden.audit()[os.fsencode(path)]
     assert (blind.verdict, blind.evidence.moved_to) == (Verdict.MOVED, ())
     assert "--search" in blind.evidence.note
+    copy = tmp_path / "copy.db"
+    shutil.copy(garden.database, copy)
+    (lost,) = mend.mend(audit.Options(copy, config=NO_HINTS)).changes
+    assert (lost.kind, lost.reason) == (ChangeKind.STALE, StaleReason.MOVED)
     seen = garden.audit(search=True)[os.fsencode(path)]
     assert (seen.verdict, seen.evidence.moved_to) == (Verdict.MOVED, (os.fsencode(moved),))
 
@@ -185,6 +189,9 @@ def test_nothing_is_replaced_by_nothing(garden: Garden, area: MountArea) -> None
     dead = found[os.fsencode(dies)]
     assert (dead.verdict, dead.evidence.found, dead.evidence.unseen) == (Verdict.DELETED, None, "")
     changes = mend.mend(garden.options()).changes
+    assert {change.reason for change in changes if change.kind is ChangeKind.STALE} == {
+        StaleReason.DELETED
+    }
     assert StaleReason.REPLACED not in {change.reason for change in changes}
 
 
