@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import operator
 import os
+from collections import Counter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -21,6 +22,14 @@ if TYPE_CHECKING:
     from irmapdb.model import Identity, Mount, Resolved
 
 __all__ = ["Confirmation"]
+
+# Why an answer has to be proved again, as the database tells it.
+_OVERFLOW = "queue overflow"
+_UNWITNESSED = "not witnessed"
+_ELSEWHERE = "other namespace"
+_WATCHED = "new watch"
+_MOUNTED = "mount changed"
+_RENAMED = "renamed"
 
 
 class Confirmation:
@@ -38,6 +47,8 @@ class Confirmation:
         self._generation = root.generation
         self._parts: set[bytes] = set()
         self._indexed: tuple[Resolved, ...] = ()
+        self.causes: Counter[str] = Counter()
+        """Of the last suspects: how many there were for which cause."""
 
     def cover(self, kdevs: Iterable[int]) -> None:
         """Have the kernel witness these devices, before the first proof on them."""
@@ -77,32 +88,44 @@ class Confirmation:
         time has kept its filesystem from going; of the others a mount that looks the same may
         have come back with other files.
         """
+        self.causes = Counter()
         self.index(outcome)  # what was proved again may have another path now
         names = self._witness.names()
         generation = self._generation
         mountpoints = self._changed_mountpoints()
         if self._witness.blind:
             self._witness.blind = False
+            self.causes[_OVERFLOW] = len(outcome.resolved)
             return list(outcome.resolved)
         renewed = generation != self._generation
         kdevs = {identity.kdev for identity in outcome.resolved}
         unseen = {kdev for kdev in kdevs - self._witness.kdevs if not self._may_wait(kdev)}
         nested = any(answer.mntns for answer in outcome.resolved.values())
-        touched = (names | {_last_part(point) for point in mountpoints}) & self._parts
+        mounted = {_last_part(point) for point in mountpoints}
+        touched = (names | mounted) & self._parts
         doubtful = set(rewatched) if renewed else set()
         if not touched and not unseen and not nested and not doubtful:
             return []
-        return [
+        suspects = [
             identity
             for identity, answer in outcome.resolved.items()
             if identity.kdev in unseen
             or identity in doubtful
             or answer.mntns  # another namespace's mounts are not compared
-            or any(
-                not touched.isdisjoint(path.split(b"/"))
-                for path in (answer.path, *answer.other_paths)
-            )
+            or _has_part(answer, touched)
         ]
+        for identity in suspects:
+            answer = outcome.resolved[identity]
+            if identity.kdev in unseen:
+                cause = _UNWITNESSED
+            elif answer.mntns:
+                cause = _ELSEWHERE
+            elif identity in doubtful:
+                cause = _WATCHED
+            else:
+                cause = _MOUNTED if _has_part(answer, mounted) else _RENAMED
+            self.causes[cause] += 1
+        return suspects
 
     def _may_wait(self, kdev: int) -> bool:
         # Nobody is to be waited for in the freeze: it may be one of the frozen.
@@ -124,6 +147,11 @@ class Confirmation:
             self._witness.kdevs.clear()
             self.cover(kdevs)
         return changed
+
+
+def _has_part(answer: Resolved, parts: set[bytes] | frozenset[bytes]) -> bool:
+    paths = (answer.path, *answer.other_paths)
+    return any(not parts.isdisjoint(path.split(b"/")) for path in paths)
 
 
 def _what(mounts: Mapping[bytes, Mount], point: bytes) -> tuple[int, int, bytes] | None:

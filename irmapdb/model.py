@@ -366,5 +366,18 @@ class RunStats:
     """Mappings that went stale in this run."""
     scanned: int = 0
     """Directory entries that a scan looked at."""
+    tasks_frozen: int = 0
+    reread_us: int = 0
+    """Of `frozen_us`: reading again what the tasks watch."""
+    reparsed: int = 0
+    """Descriptors whose text was another one than before the freeze."""
+    confirm_us: int = 0
+    """Of `frozen_us`: asking what was renamed, removed or mounted since the proof."""
+    reproved: int = 0
+    """Answers that were proved again in the freeze."""
+    reproved_why: str = ""
+    """How many for which cause: `renamed 2, not witnessed 5`."""
+    frozen_resolve_us: int = 0
+    """Of `frozen_us`, and of `resolve_us`: proving again, and resolving what was new."""
     sources: dict[str, int] = field(default_factory=dict)
     """How many identities each resolver answered."""

@@ -16,7 +16,7 @@ from irmapdb.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["SAVED", "Saved", "find"]
+__all__ = ["SAVED", "Saved", "find", "why_empty"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +28,14 @@ class Saved:
     sql: str
     parameters: Mapping[str, str | int | None] = field(default_factory=dict)
     """What each is where it is not given; None: it has to be."""
+    if_empty: str = ""
+    """What an answer without rows means, where that is not plain."""
 
 
-def _saved(name: str, about: str, sql: str, **parameters: str | int | None) -> Saved:
-    return Saved(name, about, dedent(sql).strip(), parameters)
+def _saved(
+    name: str, about: str, sql: str, *, if_empty: str = "", **parameters: str | int | None
+) -> Saved:
+    return Saved(name, about, dedent(sql).strip(), parameters, if_empty)
 
 
 _ALL = (
@@ -152,15 +156,18 @@ _ALL = (
     ),
     _saved(
         "frozen",
-        "the dumps that froze the tasks for longest",
+        "the dumps that froze the tasks for longest, and what that time went into",
         """
-        SELECT run_id, started_at, freezing_ms, frozen_ms, resolve_ms, watches, hit_percent,
-            went_stale, scanned
-        FROM run_summary
-        WHERE event = 'dump'
+        -- Of irmapdb dump. Under the hook CRIU freezes by itself: the file stats-dump in its work
+        -- directory has frozen_time.
+        SELECT run_id, started_at, freezing_ms, frozen_ms, tasks_frozen, reading_watches_ms,
+            descriptors_changed, asking_what_moved_ms, proved_again, because, proving_ms, rest_ms
+        FROM frozen_dumps
         ORDER BY frozen_ms DESC
         LIMIT :runs
         """,
+        if_empty="no irmapdb dump is known; under the hook CRIU freezes by itself: the file "
+        "stats-dump in its work directory has frozen_time (crit show stats-dump)",
         runs=10,
     ),
     _saved(
@@ -184,3 +191,8 @@ def find(name: str) -> Saved:
     nearest = f"did you mean {close[0]}? " if close else ""
     message = f"{name}: no saved query"
     raise UsageError(message, advice=f"{nearest}there are {', '.join(sorted(SAVED))}")
+
+
+def why_empty(sql: str) -> str:
+    """What it means that a statement gave no rows; empty where it is no saved one, or plain."""
+    return next((one.if_empty for one in _ALL if one.sql == sql), "")

@@ -134,15 +134,46 @@ def dump(options: Options, freezing: FreezeOptions) -> Report:
             search.prove_again(confirmation.suspects(search.outcome))
             _log.info("prepared, freezing the tasks")
             with _no_collection(), _frozen(options.pid, freezing) as held:
-                watched = tree.read_again(held.pids)
-                suspects = confirmation.suspects(search.outcome, tree.rewatched)
-                search.prove_again(suspects, at_once=True)
-                search.resolve(watched, at_once=True)
+                watched, step.share = _confirm_frozen(tree, search, confirmation, held)
             step.freezing_us = held.freezing_us
             step.frozen_us = (time.monotonic_ns() - held.since_ns) // 1000
             _log.info("the tasks stood still for %d us", step.frozen_us)
             search.resolve(watched)
             return _write(options, step, tree, search, watched, loaded)
+
+
+class _Share(NamedTuple):
+    """What the time in the freeze went into: the fields of RunStats of these names."""
+
+    tasks_frozen: int = 0
+    reread_us: int = 0
+    reparsed: int = 0
+    confirm_us: int = 0
+    reproved: int = 0
+    reproved_why: str = ""
+    frozen_resolve_us: int = 0
+
+
+def _confirm_frozen(
+    tree: _Tree, search: Search, confirmation: Confirmation, held: Frozen
+) -> tuple[list[WatchFile], _Share]:
+    begun = time.monotonic_ns()
+    watched = tree.read_again(held.pids)
+    read = time.monotonic_ns()
+    suspects = confirmation.suspects(search.outcome, tree.rewatched)
+    asked = time.monotonic_ns()
+    search.prove_again(suspects, at_once=True)
+    search.resolve(watched, at_once=True)
+    done = time.monotonic_ns()
+    return watched, _Share(
+        tasks_frozen=len(held.pids),
+        reread_us=(read - begun) // 1000,
+        reparsed=tree.reparsed,
+        confirm_us=(asked - read) // 1000,
+        reproved=len(suspects),
+        reproved_why=", ".join(f"{why} {count}" for why, count in confirmation.causes.items()),
+        frozen_resolve_us=(done - asked) // 1000,
+    )
 
 
 class _Tree:
@@ -154,6 +185,8 @@ class _Tree:
         self.denied: tuple[Denied, ...] = ()
         self.rewatched: list[Identity] = []
         """What the descriptors watch whose text was another one than before."""
+        self.reparsed = 0
+        """How many these descriptors are."""
         self._tasks: dict[int, Task] = {}
         self._parsed: dict[tuple[int, int], tuple[bytes, WatchFile]] = {}
 
@@ -175,6 +208,7 @@ class _Tree:
     def _survey(self, found: Sequence[Task]) -> list[WatchFile]:
         self._tasks.update((task.pid, task) for task in found)
         self.rewatched = []
+        self.reparsed = 0
         survey = read_survey(found)
         self.denied = survey.denied
         return [self._parse(raw) for raw in survey.files]
@@ -184,6 +218,7 @@ class _Tree:
         known = self._parsed.get((raw.pid, raw.fd))
         if known is None or known[0] != raw.raw:
             known = self._parsed[raw.pid, raw.fd] = (raw.raw, raw.parse())
+            self.reparsed += 1
             self.rewatched += (watch.identity for watch in known[1].watches)
         return known[1]
 
@@ -230,6 +265,7 @@ class _Transaction:
     started_at: datetime
     freezing_us: int = 0
     frozen_us: int = 0
+    share: _Share = field(default_factory=_Share)
 
 
 @contextlib.contextmanager
@@ -324,6 +360,7 @@ def _write(
         hits=story.hits,
         stale=len(story.stale),
         scanned=search.scanned,
+        **step.share._asdict(),
         sources=dict(Counter(str(answer.source) for answer in resolved)),
     )
     step.tx.flag_all()

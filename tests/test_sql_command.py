@@ -22,6 +22,7 @@ from irmapdb import queries
 from irmapdb.commands.completion import propose
 from irmapdb.commands.prompt import Prompt, history_path
 from irmapdb.store.ask import Ask
+from irmapdb.store.database import Store
 from tests.support.cli import irmapdb
 from tests.support.scenario import write_scenario
 from tests.test_ask import HOSTILE, snapshot
@@ -53,6 +54,15 @@ def test_every_saved_query_is_listed_shown_and_run():
         done = irmapdb("sql", saved.name, *given)
         assert (done.code, done.err) == (0, "")
         assert len(done.out.splitlines()) > 1, "the scenario has something of everything"
+
+
+def test_an_empty_answer_is_explained_where_it_is_not_plain(tmp_path):
+    database = tmp_path / "empty.db"
+    Store.open(database, create=True).close()
+    done = irmapdb("sql", "frozen", "--json", "--db", str(database))
+    assert (done.code, json.loads(done.out)) == (0, [])
+    assert "under the hook CRIU freezes by itself" in done.err
+    assert irmapdb("sql", "runs", "--db", str(database)).err == ""
 
 
 def test_forms_of_an_answer():

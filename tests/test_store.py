@@ -355,8 +355,10 @@ def test_every_watch_comes_back_with_its_run(rows):
 
 
 def test_every_run_comes_back_with_its_figures(store):
+    words = {"sources", "reproved_why"}
     stats = RunStats(
-        **{name: at for at, name in enumerate(RunStats.__slots__) if name != "sources"},
+        **{name: at for at, name in enumerate(RunStats.__slots__) if name not in words},
+        reproved_why="renamed 13",
         sources={"scan": 5, "handle": 7},
     )
     kept = [

@@ -96,15 +96,7 @@ def write(path, mappings, *runs):
         ]
         step.mark_stale(rows, T0 + timedelta(hours=1))
         for watches in runs:
-            run_id = step.add_run(
-                Event.PRE_DUMP,
-                pid=1,
-                comm=None,
-                started_at=T0,
-                finished_at=T0,
-                stats=RunStats(),
-                outcome="done",
-            )
+            run_id = add_run(step)
             step.add_watches(run_id, watches)
 
 
@@ -160,7 +152,10 @@ def check_mappings(plain, rows):
         now_at = {
             other.path
             for other in live
-            if same(row.identity, other.identity) and other.mntns == row.mntns
+            if row.identity.handle is not None
+            and other.identity.handle is not None
+            and same(row.identity, other.identity)
+            and other.mntns == row.mntns
         }
         assert as_bytes(one["moved_to"]) in (now_at or {None})
 
@@ -233,21 +228,101 @@ def check_watches(plain, rows, last):
     } == Counter(os.path.dirname(row.path) for row in last if row.path is not None)
 
 
+def add_run(step, event=Event.PRE_DUMP, stats=None, outcome="done", at=T0):
+    return step.add_run(
+        event,
+        pid=1,
+        comm=None,
+        started_at=at,
+        finished_at=at,
+        stats=stats or RunStats(),
+        outcome=outcome,
+    )
+
+
+@pytest.mark.parametrize(
+    ("reason", "later", "listed"),
+    [
+        # What the last run itself has found to be wrong was watched in it, and has to be found.
+        (StaleReason.REPLACED, 0, True),
+        (StaleReason.REUSED, 0, True),
+        (StaleReason.GONE, 0, True),
+        (StaleReason.UNMOUNTED, 0, False),
+        # What an audit has found since.
+        (StaleReason.REPLACED, 1, False),
+        (StaleReason.REUSED, 1, False),
+        (StaleReason.DELETED, 1, False),
+        (StaleReason.UNMOUNTED, 1, False),
+        (StaleReason.GONE, 1, True),
+        (StaleReason.MOVED, 1, True),
+        # What was so long before says nothing of what was watched in the last run.
+        (StaleReason.DELETED, -1, True),
+        (StaleReason.UNMOUNTED, -1, True),
+    ],
+)
+def test_what_is_no_more_is_not_scanned_for(tmp_path, reason, later, listed):
+    path = tmp_path / "irmap.db"
+    identity = Identity(1, 2, FileHandle(1, b"\1"))
+    with Store.open(path, create=True) as store, store.step() as step:
+        step.prove([Resolved(identity, b"/a", Source.SCAN)], T0)
+        run_id = add_run(step, at=T0 + timedelta(hours=1))
+        step.add_watches(run_id, [watch_row(identity, b"/a", 7, WatchKind.INOTIFY, 2)])
+        step.mark_stale(
+            [(row, reason) for row in step.all_mappings()], T0 + timedelta(hours=1 + later)
+        )
+    with closing(sqlite3.connect(path)) as plain:
+        found = plain.execute("SELECT last_path, why FROM next_scan").fetchall()
+    assert found == ([("/a", f"stale: {reason}")] if listed else [])
+
+
+def test_a_number_alone_is_no_place_to_have_moved_to(tmp_path):
+    path = tmp_path / "irmap.db"
+    known = Identity(1, 2, FileHandle(1, b"\1"))
+    with Store.open(path, create=True) as store, store.step() as step:
+        step.import_entries([CacheEntry(1, 2, b"/imported")], T0)
+        step.prove([Resolved(known, b"/old", Source.SCAN)], T0)
+        step.mark_stale([(row, StaleReason.GONE) for row in step.all_mappings()], T0)
+        step.prove([Resolved(known, b"/new", Source.SCAN)], T0)
+    with closing(sqlite3.connect(path)) as plain:
+        found = dict(plain.execute("SELECT path, moved_to FROM stale_mappings"))
+    assert found == {"/imported": None, "/old": "/new"}
+
+
+def test_the_time_in_the_freeze_is_told_by_its_parts(tmp_path):
+    path = tmp_path / "irmap.db"
+    share = RunStats(
+        frozen_us=10_000,
+        tasks_frozen=3,
+        reread_us=1_000,
+        reparsed=1,
+        confirm_us=2_000,
+        reproved=5,
+        reproved_why="renamed 5",
+        frozen_resolve_us=3_000,
+    )
+    with Store.open(path, create=True) as store, store.step() as step:
+        add_run(step, stats=share)
+        add_run(step, Event.DUMP, share)
+        add_run(step, Event.DUMP, RunStats(frozen_us=7_000))  # by an older irmapdb
+        add_run(step, Event.DUMP, share, "failed: x")
+    with closing(sqlite3.connect(path)) as plain:
+        found = plain.execute(
+            "SELECT run_id, frozen_ms, tasks_frozen, reading_watches_ms, descriptors_changed,"
+            " asking_what_moved_ms, proved_again, because, proving_ms, rest_ms FROM frozen_dumps"
+        ).fetchall()
+    assert found == [
+        (2, 10.0, 3, 1.0, 1, 2.0, 5, "renamed 5", 3.0, 4.0),
+        (3, 7.0, *[None] * 8),
+    ]
+
+
 def test_a_failed_freeze_is_not_the_last_run(tmp_path):
     path = tmp_path / "irmap.db"
     row = watch_row(Identity(1, 2, None), b"/a", 7, WatchKind.INOTIFY, 2)
     write(path, [], [row])
     with Store.open(path, create=False) as store, store.step() as step:
-        for event, outcome in ((Event.DUMP, "failed: x"), (Event.IMPORT, "3 entries")):
-            step.add_run(
-                event,
-                pid=1,
-                comm=None,
-                started_at=T0,
-                finished_at=T0,
-                stats=RunStats(),
-                outcome=outcome,
-            )
+        add_run(step, Event.DUMP, outcome="failed: x")
+        add_run(step, Event.IMPORT, outcome="3 entries")
     with closing(sqlite3.connect(path)) as plain:
         assert plain.execute("SELECT run_id FROM last_run").fetchall() == [(1,)]
         assert plain.execute("SELECT count(*) FROM last_watches").fetchall() == [(1,)]

@@ -156,12 +156,17 @@ def _answer(
     timeout_s: float | None,
 ) -> bool:
     """Print every answer; whether one was cut."""
+    from irmapdb import queries
+
     cut = False
     try:
         for index, answer in enumerate(ask.ask(text, values, limit=limit, timeout_s=timeout_s)):
             if index:
                 print_separator(form)
             print_answer(answer, form)
+            if not answer.rows and (why := queries.why_empty(text)):
+                sys.stdout.flush()
+                output.say(why)
             if answer.cut:
                 cut = True
                 sys.stdout.flush()

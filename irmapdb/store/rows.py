@@ -74,6 +74,13 @@ STATS = (
     "hits",
     "stale",
     "scanned",
+    "tasks_frozen",
+    "reread_us",
+    "reparsed",
+    "confirm_us",
+    "reproved",
+    "reproved_why",
+    "frozen_resolve_us",
 )
 """The fields of RunStats that are columns of `run`."""
 

@@ -1,7 +1,7 @@
 """The schema: tables of `irmap.db` at its newest revision.
 
 A new database is made from here; an older one gets here by the revisions in `migrations/`.
-tests/test_migrations.py keeps the two the same, letter for letter. irmapdb.store.values says
+tests/test_migrations.py keeps the two the same, word for word. irmapdb.store.values says
 in which form inode numbers, paths and times are kept.
 """
 
@@ -141,6 +141,14 @@ run = Table(
     Column("stale", Integer, nullable=False),
     Column("scanned", Integer, nullable=False),
     Column("outcome", Text, nullable=False),
+    # What the time in a freeze went into; 0 and "" for a step without one.
+    Column("tasks_frozen", Integer, nullable=False, server_default=text("0")),
+    Column("reread_us", Integer, nullable=False, server_default=text("0")),
+    Column("reparsed", Integer, nullable=False, server_default=text("0")),
+    Column("confirm_us", Integer, nullable=False, server_default=text("0")),
+    Column("reproved", Integer, nullable=False, server_default=text("0")),
+    Column("reproved_why", Text, nullable=False, server_default=text("''")),
+    Column("frozen_resolve_us", Integer, nullable=False, server_default=text("0")),
 )
 
 # How many identities each resolver answered.

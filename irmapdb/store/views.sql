@@ -59,10 +59,10 @@ SELECT
     (
         SELECT live.path
         FROM mapping AS live
+        -- Not by the number alone, which may be another file's by now.
         WHERE live.dev = stale.dev AND live.ino = stale.ino AND live.mntns = stale.mntns
             AND live.stale_at IS NULL
-            AND (live.handle IS NULL OR stale.handle IS NULL
-                OR (live.handle_type = stale.handle_type AND live.handle = stale.handle))
+            AND live.handle_type = stale.handle_type AND live.handle = stale.handle
         ORDER BY live.validated_at DESC, live.id DESC
         LIMIT 1
     ) AS moved_to,
@@ -311,7 +311,8 @@ WHERE mapping_id IN (
 ORDER BY used_at, mapping_id;
 
 CREATE VIEW next_scan AS
--- what is watched, has a name, and has no live path: the next step has to search for it
+-- what is watched, has a name as far as is known, and has no live path: the next step has to
+-- search for it
 SELECT
     coalesce(
         max(seen.path),
@@ -329,11 +330,23 @@ SELECT
     (seen.dev >> 20) || ':' || (seen.dev & 1048575) AS device,
     CASE WHEN seen.ino >= 0 THEN seen.ino ELSE printf('%llu', seen.ino) END AS inode,
     printf('%x:%x', seen.dev, seen.ino) AS in_criu_log,
-    max(seen.why) AS why,
+    coalesce(
+        max(seen.why),
+        (
+            SELECT 'stale: ' || stale.stale_reason
+            FROM mapping AS stale
+            WHERE stale.dev = seen.dev AND stale.ino = seen.ino AND stale.stale_at IS NOT NULL
+                AND (stale.handle IS NULL OR seen.handle IS NULL
+                    OR (stale.handle_type = seen.handle_type AND stale.handle = seen.handle))
+            ORDER BY stale.stale_at DESC, stale.id DESC
+            LIMIT 1
+        )
+    ) AS why,
     seen.dev,
     seen.ino,
     min(seen.id) AS rowid
 FROM watch AS seen
+JOIN run ON run.id = seen.run_id
 WHERE seen.run_id = (SELECT run_id FROM last_run)
     AND coalesce(seen.why, '') NOT LIKE '%: deleted'
     AND NOT EXISTS (
@@ -342,6 +355,21 @@ WHERE seen.run_id = (SELECT run_id FROM last_run)
         WHERE live.dev = seen.dev AND live.ino = seen.ino AND live.stale_at IS NULL
             AND (live.handle IS NULL OR seen.handle IS NULL
                 OR (live.handle_type = seen.handle_type AND live.handle = seen.handle))
+    )
+    -- What an audit has found since: the inode is no more. (One that it knows to be there, under
+    -- whatever name, it marks as moved.) And where nothing is mounted nothing is scanned.
+    AND NOT EXISTS (
+        SELECT 1
+        FROM mapping AS lost
+        WHERE lost.dev = seen.dev AND lost.ino = seen.ino AND CASE
+            WHEN lost.stale_reason = 'unmounted' THEN
+                lost.stale_at >= run.finished_at
+                AND (lost.handle IS NULL OR seen.handle IS NULL
+                    OR (lost.handle_type = seen.handle_type AND lost.handle = seen.handle))
+            WHEN lost.stale_reason IN ('deleted', 'replaced', 'reused') THEN
+                lost.stale_at > run.finished_at
+                AND lost.handle_type = seen.handle_type AND lost.handle = seen.handle
+        END
     )
 GROUP BY seen.dev, seen.ino, seen.handle_type, seen.handle
 ORDER BY min(seen.id);
@@ -400,6 +428,8 @@ SELECT
     round(freezing_us / 1000.0, 1) AS freezing_ms,
     round(frozen_us / 1000.0, 1) AS frozen_ms,
     round(resolve_us / 1000.0, 1) AS resolve_ms,
+    tasks_frozen,
+    reproved AS proved_again,
     watches,
     resolved,
     unresolved,
@@ -418,6 +448,40 @@ SELECT
     id AS rowid
 FROM run
 ORDER BY id;
+
+CREATE VIEW frozen_dumps AS
+-- what the time went into for which each dump kept the tasks frozen; NULL where the irmapdb that
+-- wrote it did not measure that
+SELECT
+    run_id,
+    started_at,
+    process,
+    watches,
+    round(freezing_us / 1000.0, 1) AS freezing_ms,
+    round(frozen_us / 1000.0, 1) AS frozen_ms,
+    tasks_frozen,
+    CASE WHEN measured THEN round(reread_us / 1000.0, 1) END AS reading_watches_ms,
+    CASE WHEN measured THEN reparsed END AS descriptors_changed,
+    CASE WHEN measured THEN round(confirm_us / 1000.0, 1) END AS asking_what_moved_ms,
+    CASE WHEN measured THEN reproved END AS proved_again,
+    nullif(reproved_why, '') AS because,
+    CASE WHEN measured THEN round(frozen_resolve_us / 1000.0, 1) END AS proving_ms,
+    CASE WHEN measured THEN
+        round(max(frozen_us - reread_us - confirm_us - frozen_resolve_us, 0) / 1000.0, 1)
+    END AS rest_ms,
+    run_id AS rowid
+FROM (
+    SELECT
+        id AS run_id,
+        comm AS process,
+        nullif(run.tasks_frozen, 0) AS tasks_frozen,
+        run.tasks_frozen > 0 AS measured,
+        started_at, watches, freezing_us, frozen_us, reread_us, reparsed, confirm_us, reproved,
+        reproved_why, frozen_resolve_us
+    FROM run
+    WHERE event = 'dump' AND outcome NOT LIKE 'failed:%'
+)
+ORDER BY run_id;
 
 CREATE VIEW cache_entries AS
 -- what irmap-cache holds, in its order: CRIU tries the last entry of an inode first

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -386,6 +388,36 @@ def test_what_holds_again_is_live_again(garden: Garden) -> None:
     (change,) = mend.mend(garden.options()).changes
     assert (change.kind, change.path) == (ChangeKind.REVIVED, row.path)
     assert {path for _, path in live(garden)} == {row.path}
+
+
+def test_what_the_audit_knows_to_be_no_more_is_not_scanned_for(garden: Garden) -> None:
+    paths = {name: garden.make(name) for name in ("stays", "moves", "dies", "replaced", "hidden")}
+    for path in paths.values():
+        garden.watch(path)
+    garden.step()
+    garden.rename(paths["moves"], garden.top / "moved")
+    garden.remove(paths["dies"])
+    garden.rename(garden.make("spare"), paths["replaced"])
+    garden.rename(paths["hidden"], garden.make("d/x").with_name("unknown"))
+    for name in ("moved", "d/unknown"):
+        garden.watcher.remove(garden.watches[garden.names[garden.top / name]])
+    garden.unpin(garden.top / "d/unknown")
+    drop_caches()
+
+    def asked(statement: str) -> list[tuple[str, ...]]:
+        with closing(sqlite3.connect(garden.database)) as plain:
+            return plain.execute(statement).fetchall()
+
+    assert asked("SELECT * FROM next_scan") == [], "it does not look at the filesystem"
+    mend.mend(garden.options())
+    top = os.fspath(garden.top)
+    assert dict(asked("SELECT path, stale_reason FROM stale_mappings")) == {
+        f"{top}/moves": "gone",
+        f"{top}/dies": "deleted",
+        f"{top}/replaced": "replaced",
+        f"{top}/hidden": "moved",
+    }
+    assert asked("SELECT last_path, why FROM next_scan") == [(f"{top}/hidden", "stale: moved")]
 
 
 def test_selections(garden: Garden) -> None:

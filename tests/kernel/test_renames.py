@@ -212,6 +212,9 @@ class Told:
     def suspects(self):
         return set(self.confirmation.suspects(self.outcome))
 
+    def causes(self):
+        return dict(self.confirmation.causes)
+
     def wrong(self):
         """The answers that a proof would refuse now."""
         return {
@@ -241,7 +244,9 @@ def test_only_what_was_touched_is_suspect(area, root, witness):
     assert told.suspects() == set()
     (top / "a").rename(top / "a2")
     assert told.suspects() == {told.at(top / "a")} == told.wrong()
+    assert told.causes() == {"renamed": 1}
     assert told.suspects() == set()  # said once
+    assert told.causes() == {}
     (top / "dir" / "sub").rename(top / "sub")
     assert told.suspects() == {told.at(top / "dir/sub/d")} == told.wrong() - {told.at(top / "a")}
     (top / "dir").rename(top / "dir2")
@@ -280,6 +285,7 @@ def test_what_nobody_witnesses_is_always_suspect(area, root, witness):
     told.prove([overlay.directory / "file", top / "file"])
     for _ in range(2):
         assert told.suspects() == {told.at(overlay.directory / "file")}
+        assert told.causes() == {"not witnessed": 1}
 
 
 def test_another_namespaces_answers_are_always_suspect(area, root, witness):
@@ -292,6 +298,7 @@ def test_another_namespaces_answers_are_always_suspect(area, root, witness):
         identity, b"/file", Source.SCAN, mntns=os.stat("/proc/self/ns/mnt").st_ino + 1
     )
     assert told.suspects() == {identity}
+    assert told.causes() == {"other namespace": 1}
 
 
 def test_after_an_overflow_everything_is_suspect_once(area, root, witness):
@@ -301,6 +308,7 @@ def test_after_an_overflow_everything_is_suspect_once(area, root, witness):
     told.prove([top / "file"])
     witness.blind = True
     assert told.suspects() == set(told.outcome.resolved)
+    assert told.causes() == {"queue overflow": 1}
     assert told.suspects() == set()
 
 
@@ -314,6 +322,7 @@ def test_mounts_over_and_away(area, root, witness):
     over, bound = told.at(top / "over/file"), told.at(top / "bound")
     run("mount", "-t", "tmpfs", "x", top / "over")
     assert told.suspects() == {over} == told.wrong()
+    assert told.causes() == {"mount changed": 1}
     assert told.suspects() == set()
     run("umount", top / "over")
     run("mount", "--bind", top / "beside", top / "over")  # as often as not with the same number

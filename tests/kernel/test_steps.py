@@ -176,6 +176,40 @@ def test_a_watch_added_after_prepare_is_dumped_too(
     assert os.fsencode(tree / "late") in {row.path for row in report.watches}
 
 
+def test_what_the_time_in_the_freeze_went_into(
+    area: MountArea, watcher: Watcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    top = area.ext4().mountpoint
+    for name in ("moves", "stays", "late"):
+        (top / name).touch()
+    watcher.add_inotify(top / "moves")
+    watcher.add_inotify(top / "stays")
+    work = _work(tmp_path)
+    quiet = steps.dump(_options(watcher, work), FreezeOptions()).stats
+    assert (quiet.tasks_frozen, quiet.reparsed, quiet.reproved, quiet.reproved_why) == (1, 0, 0, "")
+    stop_tasks = steps.freeze.frozen
+
+    def change_then_stop(*args: object, **kwargs: object) -> object:
+        (top / "moves").rename(top / "moved")
+        watcher.add_inotify(top / "late")
+        return stop_tasks(*args, **kwargs)
+
+    monkeypatch.setattr(steps.freeze, "frozen", change_then_stop)
+    busy = steps.dump(_options(watcher, work), FreezeOptions()).stats
+    assert (busy.tasks_frozen, busy.reparsed) == (1, 1)
+    assert (busy.reproved, busy.reproved_why) == (1, "renamed 1")
+    for stats in (quiet, busy):
+        parts = (stats.reread_us, stats.confirm_us, stats.frozen_resolve_us)
+        assert stats.reread_us > 0
+        assert sum(parts) <= stats.frozen_us
+    assert busy.frozen_resolve_us > 0
+    monkeypatch.undo()
+    before = steps.pre_dump(_options(watcher, work)).stats
+    assert (before.tasks_frozen, before.reread_us, before.frozen_resolve_us) == (0, 0, 0)
+    with Store.open_readonly(work / "irmap.db") as store:
+        assert [run.stats for run in store.runs()] == [quiet, busy, before]
+
+
 def test_leave_stopped(watcher: Watcher, tree: Path, tmp_path: Path) -> None:
     _watch_all(watcher, tree)
     steps.dump(_options(watcher, _work(tmp_path)), FreezeOptions(leave_stopped=True))

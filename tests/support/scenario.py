@@ -199,7 +199,8 @@ def _first_pre_dump(store: Store, at: datetime) -> None:
 
 
 def _dump(store: Store, at: datetime) -> None:
-    # in.csv was rotated and app.conf replaced in the moment before the freeze.
+    # in.csv was rotated and app.conf replaced in the moment before the freeze, by a job that
+    # renamed so much else that the witness of renames could not follow.
     watches = [*_watches(b"/srv/data/in.csv.1", _NEW_CONF), *_backup_watches()]
     with store.step() as step:
         step.flag_all()
@@ -234,6 +235,13 @@ def _dump(store: Store, at: datetime) -> None:
                 hits=6,
                 stale=2,
                 scanned=2_408_662,
+                tasks_frozen=3,
+                reread_us=1_204,
+                reparsed=1,
+                confirm_us=38_120,
+                reproved=8,
+                reproved_why="queue overflow 8",
+                frozen_resolve_us=1_971_530,
                 sources={"handle": 1, "scan": 1, "stored": 6},
             ),
         )
