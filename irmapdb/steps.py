@@ -121,9 +121,14 @@ def pre_dump(options: Options) -> Report:
 def dump(options: Options, freezing: FreezeOptions) -> Report:
     """The same, confirmed with the tasks stopped, and CRIU's fsnotify images written.
 
-    The tasks run again before anything is written, unless they are to be left stopped.
+    The tasks run again before anything is written. If they are to be left stopped, they stand
+    still until all is written and committed: whatever goes wrong, also a kill, lets them go.
     """
-    with _tree(options) as tree, _transaction(options, Event.DUMP) as step:
+    with (
+        _tree(options) as tree,
+        contextlib.ExitStack() as left_stopped,
+        _transaction(options, Event.DUMP) as step,
+    ):
         loaded = _load_cache(options, step)
         with tree.search(options, step.tx) as search, Witness() as witness:
             confirmation = Confirmation(tree.root, witness, options.config)
@@ -133,8 +138,11 @@ def dump(options: Options, freezing: FreezeOptions) -> Report:
             confirmation.index(search.outcome)
             search.prove_again(confirmation.suspects(search.outcome))
             _log.info("prepared, freezing the tasks")
-            with _no_collection(), _frozen(options.pid, freezing) as held:
+            with _no_collection(), contextlib.ExitStack() as until_read:
+                until = left_stopped if freezing.leave_stopped else until_read
+                held = until.enter_context(_frozen(options.pid, freezing))
                 watched, step.share = _confirm_frozen(tree, search, confirmation, held)
+                held.confirm()
             step.freezing_us = held.freezing_us
             step.frozen_us = (time.monotonic_ns() - held.since_ns) // 1000
             _log.info("the tasks stood still for %d us", step.frozen_us)

@@ -25,7 +25,7 @@ from irmapdb.kernel import ptrace, tasks
 from irmapdb.kernel.ptrace import Phase
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from irmapdb.kernel.cgroup import Freezer, Guard
     from irmapdb.kernel.tasks import Process, Task
@@ -59,6 +59,9 @@ class Frozen:
     """From the first task that was seized to the last that stood."""
     since_ns: int
     """time.monotonic_ns() when all stood still."""
+    confirm: Callable[[], None]
+    """FreezeError if somebody let go of tasks that were not ours to hold. The end of the block
+    asks it too."""
 
 
 class _AbandonedError(Exception):
@@ -196,7 +199,7 @@ class Tracer:
             self._interrupt(fresh)
             self._await(fresh)
         now_ns = time.monotonic_ns()
-        return Frozen(pids, (now_ns - begun_ns) // 1000, now_ns)
+        return Frozen(pids, (now_ns - begun_ns) // 1000, now_ns, self.confirm)
 
     def _comes_to_rest(self, freezer: Freezer, deadline: float) -> bool:
         pause_s = _FIRST_PAUSE_S

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,10 +19,14 @@ from irmapdb.image import cache, fsnotify
 from irmapdb.model import Change, ChangeKind, Event, MarkKind, StaleReason, WatchKind
 from irmapdb.steps import FreezeOptions, Options, Report
 from irmapdb.store.database import Store
+from tests.kernel.freezing import until
 from tests.support.area import PLACES, MountArea
 from tests.support.features import require_program
+from tests.support.filesystems import tmpfs
 from tests.support.notify import InotifyEvent
 from tests.support.watcher import Watcher
+
+CHECKOUT = Path(__file__).parents[2]
 
 # Nothing but what a test names is walked: the machine's own trees are none of its business.
 _NO_HINTS = Config(hints=())
@@ -213,7 +219,58 @@ def test_what_the_time_in_the_freeze_went_into(
 def test_leave_stopped(watcher: Watcher, tree: Path, tmp_path: Path) -> None:
     _watch_all(watcher, tree)
     steps.dump(_options(watcher, _work(tmp_path)), FreezeOptions(leave_stopped=True))
-    assert watcher.state() == "T"
+    until(lambda: watcher.state() == "T", "the task is stopped")
+    watcher.signal(signal.SIGCONT)
+
+
+def test_leave_stopped_lets_go_of_them_where_nothing_could_be_written(
+    area: MountArea, watcher: Watcher, tree: Path, tmp_path: Path
+) -> None:
+    _watch_all(watcher, tree)
+    with tmpfs(area.path / "full", size_mib=1) as images:
+        options = replace(_options(watcher, _work(tmp_path)), images_dir=images, work_dir=tmp_path)
+        (images / "filling").write_bytes(bytes(os.statvfs(images).f_bavail * mmap.PAGESIZE))
+        with pytest.raises(FileError, match="No space left"):
+            steps.dump(options, FreezeOptions(leave_stopped=True))
+    assert watcher.state() in "SR"
+
+
+@pytest.mark.parametrize("moment", ["linkat", "renameat"])
+def test_leave_stopped_lets_go_of_them_when_it_is_killed(
+    watcher: Watcher, tree: Path, tmp_path: Path, moment: str
+) -> None:
+    require_program("strace")
+    _watch_all(watcher, tree)
+    work = _work(tmp_path)
+    done = subprocess.run(
+        [
+            *("strace", "-o", os.devnull, "-e", f"inject={moment}:signal=KILL"),
+            *(sys.executable, "cli.py", "dump", "--leave-stopped"),
+            *("-t", str(watcher.pid), "-D", work),
+        ],
+        cwd=CHECKOUT,
+        check=False,
+        capture_output=True,
+    )
+    assert done.returncode == -signal.SIGKILL
+    until(lambda: watcher.state() in "SR", "the task runs")
+
+
+def test_leave_stopped_never_lets_them_run_in_between(
+    watcher: Watcher, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _watch_all(watcher, tree)
+    write = steps.handover.cache_entries
+    seen = []
+
+    def look_and_write(*args: object) -> object:
+        seen.append(watcher.state())
+        return write(*args)
+
+    monkeypatch.setattr(steps.handover, "cache_entries", look_and_write)
+    steps.dump(_options(watcher, _work(tmp_path)), FreezeOptions(leave_stopped=True))
+    assert seen == ["t"]
+    until(lambda: watcher.state() == "T", "the task is stopped")
     watcher.signal(signal.SIGCONT)
 
 
