@@ -290,6 +290,8 @@ def _transaction(options: Options, event: Event) -> Iterator[_Transaction]:
             with store.step() as tx:
                 yield _Transaction(event, place, tx, started_at)
         except FreezeError as error:
+            if store.made:
+                raise  # nothing is left behind, not even the database
             # Something was done to the tasks, if in vain: that is worth a row.
             with store.step() as tx:
                 tx.add_run(

@@ -6,7 +6,7 @@ import os
 import socket
 import sqlite3
 import stat
-from contextlib import closing
+from contextlib import closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -197,6 +197,59 @@ def test_a_database_that_was_never_finished_is_a_new_one(tmp_path, header):
             other.execute("PRAGMA journal_mode = WAL")
         assert path.stat().st_size > 0
     fill(path)
+    assert entries_of(path) == [ENTRY]
+
+
+class NoUseError(Exception):
+    pass
+
+
+def fail_a_step(store):
+    with suppress(NoUseError), store.step() as step:
+        step.import_entries([ENTRY], NOW)
+        raise NoUseError
+
+
+def fail_the_first_step(path):
+    with Store.open(path, create=True) as store:
+        fail_a_step(store)
+
+
+def test_a_database_whose_first_step_failed_goes_again(tmp_path):
+    path = tmp_path / "irmap.db"
+    fail_the_first_step(path)
+    assert list(tmp_path.iterdir()) == []
+    fill(path)
+    fail_the_first_step(path)
+    assert entries_of(path) == [ENTRY]
+
+
+def test_a_database_that_another_process_uses_by_then_stays(tmp_path):
+    path = tmp_path / "irmap.db"
+    with Store.open(path, create=True) as store:
+        with Store.open(path, create=True) as other, other.step() as step:
+            step.import_entries([ENTRY], NOW)
+        fail_a_step(store)
+    assert entries_of(path) == [ENTRY]
+
+    for has_step in (True, False):
+        new = tmp_path / f"new{has_step}.db"
+        with Store.open(new, create=True) as store:
+            fail_a_step(store)
+            with Store.open(new, create=True) as other:
+                store.close()
+                if has_step:
+                    with other.step() as step:
+                        step.import_entries([ENTRY], NOW)
+        assert new.exists()
+
+
+def test_a_step_that_is_done_after_one_that_failed_keeps_the_database(tmp_path):
+    path = tmp_path / "irmap.db"
+    with Store.open(path, create=True) as store:
+        fail_a_step(store)
+        with store.step() as step:
+            step.import_entries([ENTRY], NOW)
     assert entries_of(path) == [ENTRY]
 
 

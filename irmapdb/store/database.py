@@ -41,6 +41,10 @@ class Store(Dossiers):
     ) -> None:
         super().__init__(connection, path, wait_s)
         self._stack = stack
+        self._failed = False
+        self.made = False
+        """Whether it was made by this very object, and no step has been committed since. Where
+        one has failed, it goes again with the object."""
 
     @classmethod
     def open(cls, path: AnyPath, *, create: bool, wait_s: float = 10.0) -> Store:
@@ -54,11 +58,13 @@ class Store(Dossiers):
         made = create and make_file(where)
         check_writable(where)
         try:
-            return cls._open(where, create=create, wait_s=wait_s)
+            store = cls._open(where, create=create, wait_s=wait_s)
         except DatabaseError:
             if made:
                 _unmake(where)
             raise
+        store.made = made
+        return store
 
     @classmethod
     def _open(cls, path: bytes, *, create: bool, wait_s: float) -> Store:
@@ -94,8 +100,13 @@ class Store(Dossiers):
 
         Other writers wait meanwhile; readers do not.
         """
-        with translated(self.path, self._wait_s), immediate(self._connection):
-            yield Step(self._connection, self.path, self._wait_s)
+        try:
+            with translated(self.path, self._wait_s), immediate(self._connection):
+                yield Step(self._connection, self.path, self._wait_s)
+        except BaseException:
+            self._failed = True
+            raise
+        self.made = False
 
     def prunable(self, keep: Retention, now: datetime) -> Pruned:
         """What Step.prune would take out, if it was called until there is nothing left."""
@@ -120,6 +131,9 @@ class Store(Dossiers):
     def close(self) -> None:
         """Give the file back. A second time does nothing."""
         self._stack.close()
+        if self.made and self._failed:
+            self.made = False
+            _unmake(self.path)
 
     def __enter__(self) -> Self:
         return self
@@ -140,14 +154,23 @@ def _create(connection: Connection, path: bytes, wait_s: float) -> None:
 
 
 def _unmake(path: bytes) -> None:
-    # A database that could not be made (the disk is full) leaves no file. Another process may
-    # have found the empty file meanwhile: with the write lock held nobody can be writing it,
-    # and SQLite lets nobody write a file that has lost its name.
+    # A database that could not be made (the disk is full), or that its first step had no use for,
+    # leaves no file. Another process may have found it meanwhile: while it is open there, it
+    # cannot leave its WAL, and stays; with the write lock held nobody can be writing it, and
+    # SQLite lets nobody write a file without a WAL that has lost its name.
     with (
         suppress(sqlite3.Error, OSError),
         closing(open_raw(path, write=True, wait_s=0)) as raw,
     ):
         raw.execute("PRAGMA journal_mode = MEMORY")  # there may be no room for a file
         raw.execute("BEGIN IMMEDIATE")
-        if os.stat(path).st_size == 0:
+        if os.stat(path).st_size == 0 or not _holds_anything(raw):
             os.unlink(path)
+
+
+def _holds_anything(raw: sqlite3.Connection) -> bool:
+    # Every step that is committed leaves a row in one of these.
+    return any(
+        raw.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchone()  # noqa: S608 - fixed words
+        for table in ("run", "mapping", "image_seen")
+    )

@@ -471,6 +471,31 @@ def test_a_cut_image_is_refused_and_left(watcher: Watcher, tmp_path: Path) -> No
     assert (work / "irmap-cache").read_bytes() == b"\x40\x59\x10\x55"
 
 
+_NO_IMAGES = {
+    "empty": b"",
+    "cut": cache.encode_cache([])[:4],
+    "cut-in-an-entry": cache.encode_cache([cache.CacheEntry(1, 2, b"/x")])[:-1],
+    "another": b"\x40\x59\x10\x55" + bytes(4),
+    "text": b"/etc/passwd\n",
+}
+
+
+@pytest.mark.parametrize("where", ["work", "previous"])
+@pytest.mark.parametrize("data", _NO_IMAGES.values(), ids=_NO_IMAGES)
+def test_a_bad_image_leaves_no_database(
+    watcher: Watcher, tmp_path: Path, data: bytes, where: str
+) -> None:
+    work, previous = _work(tmp_path), tmp_path / "previous"
+    previous.mkdir()
+    directory = {"work": work, "previous": previous}[where]
+    (directory / "irmap-cache").write_bytes(data)
+    options = replace(_options(watcher, work), prev_images_dir=previous)
+    for step in (steps.pre_dump, lambda options: steps.dump(options, FreezeOptions())):
+        with pytest.raises(ImageError, match="irmap-cache"):
+            step(options)
+        assert [*work.iterdir(), *previous.iterdir()] == [directory / "irmap-cache"]
+
+
 @pytest.mark.parametrize("name", ["irmap-cache", "irmap.db"])
 def test_a_symlink_in_the_work_dir_is_refused(watcher: Watcher, tmp_path: Path, name: str) -> None:
     work, victim = _work(tmp_path), tmp_path / "victim"
@@ -487,14 +512,20 @@ def test_a_task_that_is_traced_is_told_and_nothing_is_written(
     require_program("strace")
     watcher.add_inotify(tree)
     work = _work(tmp_path)
+    fresh = tmp_path / "fresh"
+    fresh.mkdir()
+    steps.pre_dump(_options(watcher, work))
     command = ["strace", "-o", os.devnull, "-p", str(watcher.pid)]
     with subprocess.Popen(command, stderr=subprocess.PIPE) as tracer:
         assert tracer.stderr is not None
         tracer.stderr.readline()  # "attached"
         with pytest.raises(FreezeError, match="strace"):
             steps.dump(_options(watcher, work), FreezeOptions())
+        with pytest.raises(FreezeError, match="strace"):
+            steps.dump(_options(watcher, fresh), FreezeOptions())
         tracer.kill()
+    assert not list(fresh.iterdir())
     assert not (work / "inotify.img").exists()
     with Store.open_readonly(work / "irmap.db") as store:
-        (run,) = store.runs()
+        _, run = store.runs()
     assert (run.event, run.outcome.startswith("failed: ")) == (Event.DUMP, True)
