@@ -19,15 +19,23 @@ import os
 import re
 import secrets
 import stat
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from irmapdb.errors import FileError
 from irmapdb.model import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
-__all__ = ["LIMIT_BYTES", "read_if_there", "read_prefix", "read_whole", "replace_whole"]
+__all__ = [
+    "LIMIT_BYTES",
+    "check_replaceable",
+    "read_if_there",
+    "read_prefix",
+    "read_whole",
+    "replace_all",
+    "replace_whole",
+]
 
 LIMIT_BYTES = 1 << 30
 """No image that we read is larger than this: several million entries are not."""
@@ -238,17 +246,62 @@ def _sync_directory(dir_fd: int) -> None:
             raise
 
 
-def _replace(dir_fd: int, name: bytes, data: bytes, mode: int) -> os.stat_result:
-    fd, new_name = _make_new(dir_fd, name, data, mode)
-    with _closing(fd):
-        try:
-            os.rename(new_name, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(new_name, dir_fd=dir_fd)
-            raise
-        _sync_directory(dir_fd)
-        return os.fstat(fd)
+class _New(NamedTuple):
+    """A new file, whole, synced and locked, beside the target that it is to be."""
+
+    target: bytes
+    dir_fd: int
+    name: bytes
+    fd: int
+    new_name: bytes
+
+    def rename(self) -> None:
+        os.rename(self.new_name, self.name, src_dir_fd=self.dir_fd, dst_dir_fd=self.dir_fd)
+
+
+@contextlib.contextmanager
+def _writing(target: bytes) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _failed("write", target, error) from error
+
+
+@contextlib.contextmanager
+def _replaceable(target: bytes) -> Iterator[tuple[int, bytes]]:
+    # The directory of a target that may be replaced, and its name there.
+    directory, name = os.path.split(target)
+    if name in (b"", b".", b".."):
+        raise FileError(f"cannot write {printable(target)}: no file name", advice="add a file name")
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    with _closing(os.open(directory or b".", flags)) as dir_fd:
+        with contextlib.suppress(FileNotFoundError):
+            old = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+            _refuse_unless_regular("replace", target, old.st_mode)
+        yield dir_fd, name
+
+
+@contextlib.contextmanager
+def _prepared(target: bytes, data: bytes, mode: int) -> Iterator[_New]:
+    with _replaceable(target) as (dir_fd, name):
+        _remove_leftovers(dir_fd, name)
+        fd, new_name = _make_new(dir_fd, name, data, mode)
+        with _closing(fd):
+            try:
+                yield _New(target, dir_fd, name, fd, new_name)
+            except BaseException:
+                with contextlib.suppress(OSError):  # it was renamed
+                    os.unlink(new_name, dir_fd=dir_fd)
+                raise
+
+
+def check_replaceable(path: bytes | os.PathLike[str]) -> None:
+    """FileError where it can be told beforehand that `replace_whole` would fail."""
+    target = os.fsencode(path)
+    with _writing(target), _replaceable(target) as (dir_fd, _):
+        if not os.access(b".", os.W_OK | os.X_OK, dir_fd=dir_fd, effective_ids=True):
+            read_only = os.fstatvfs(dir_fd).f_flag & os.ST_RDONLY
+            raise OSError(errno.EROFS if read_only else errno.EACCES, "")
 
 
 def replace_whole(path: bytes | os.PathLike[str], data: bytes, mode: int = 0o600) -> os.stat_result:
@@ -258,17 +311,27 @@ def replace_whole(path: bytes | os.PathLike[str], data: bytes, mode: int = 0o600
     a target that is there and no regular file (a symbolic link is not followed), a directory
     that is missing, full or read-only, and whatever else keeps the file from being written.
     """
-    target = os.fsencode(path)
-    directory, name = os.path.split(target)
-    if name in (b"", b".", b".."):
-        raise FileError(f"cannot write {printable(target)}: no file name", advice="add a file name")
-    try:
-        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-        with _closing(os.open(directory or b".", flags)) as dir_fd:
-            with contextlib.suppress(FileNotFoundError):
-                old = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
-                _refuse_unless_regular("replace", target, old.st_mode)
-            _remove_leftovers(dir_fd, name)
-            return _replace(dir_fd, name, data, mode)
-    except OSError as error:
-        raise _failed("write", target, error) from error
+    return replace_all([(path, data)], mode)[0]
+
+
+def replace_all(
+    contents: Iterable[tuple[bytes | os.PathLike[str], bytes]], mode: int = 0o600
+) -> list[os.stat_result]:
+    """The same for several files: the first is renamed when all of them are on the disk.
+
+    So a disk that is full leaves all old files. Between two renames a crash leaves some files
+    new and some old.
+    """
+    with contextlib.ExitStack() as stack:
+        news: list[_New] = []
+        for path, data in contents:
+            target = os.fsencode(path)
+            with _writing(target):
+                news.append(stack.enter_context(_prepared(target, data, mode)))
+        for new in news:
+            with _writing(new.target):
+                new.rename()
+        for new in {os.path.dirname(new.target): new for new in news}.values():
+            with _writing(new.target):
+                _sync_directory(new.dir_fd)
+        return [os.fstat(new.fd) for new in news]

@@ -50,6 +50,8 @@ __all__ = ["FreezeOptions", "MarkRow", "Options", "Report", "dump", "pre_dump"]
 
 _log = logging.getLogger(__name__)
 
+_INOTIFY_NAME, _FANOTIFY_NAME = "inotify.img", "fanotify.img"
+
 
 @dataclass(frozen=True, slots=True)
 class Options:
@@ -284,6 +286,9 @@ def _transaction(options: Options, event: Event) -> Iterator[_Transaction]:
         database=options.database,
         previous=options.prev_images_dir,
     )
+    images = (_INOTIFY_NAME, _FANOTIFY_NAME) if event is Event.DUMP else ()
+    for target in (*(place.images / name for name in images), place.cache):
+        files.check_replaceable(target)
     started_at = datetime.now(UTC)
     with Store.open(place.database, create=True, wait_s=options.wait_s) as store:
         try:
@@ -389,12 +394,12 @@ def _write(
     step.tx.add_changes(run_id, story.changes, now)
     if options.config.retention.automatic:
         step.tx.prune(options.config.retention, now, len(watches) + len(story.changes))
-    written: tuple[Path, ...] = ()
+    images: dict[Path, bytes] = {}
     if step.event is Event.DUMP:
-        written = _write_fsnotify(step.place, tree.root, outcome, watched)
+        images = _fsnotify_images(step.place, tree.root, outcome, watched)
     watched_now = (row.watch.identity for row in watches)
     entries = handover.cache_entries(outcome, watched_now, tree.root)
-    workdir.save_cache(step.tx, step.place, entries)
+    workdir.save_images(step.tx, step.place, entries, images.items())
     return Report(
         event=step.event,
         pid=tree.pid,
@@ -405,7 +410,7 @@ def _write(
         changes=story.changes,
         stats=stats,
         loaded=loaded,
-        written=(step.place.cache, *written),
+        written=(step.place.cache, *images),
     )
 
 
@@ -436,20 +441,17 @@ def _mark_rows(tree: _Tree, watched: list[WatchFile]) -> tuple[MarkRow, ...]:
     return tuple(rows)
 
 
-def _write_fsnotify(
+def _fsnotify_images(
     place: WorkDir, root: Root, outcome: Outcome, watched: list[WatchFile]
-) -> tuple[Path, ...]:
+) -> dict[Path, bytes]:
     def path_of(identity: Identity) -> bytes | None:
         answer = outcome.resolved.get(identity)
         # CRIU would look a nested namespace's path up in the root task's.
         return None if answer is None or answer.mntns else answer.path
 
-    images = {
-        place.images / "inotify.img": fsnotify.encode_inotify(watched, path_of),
-        place.images / "fanotify.img": fsnotify.encode_fanotify(
+    return {
+        place.images / _INOTIFY_NAME: fsnotify.encode_inotify(watched, path_of),
+        place.images / _FANOTIFY_NAME: fsnotify.encode_fanotify(
             watched, path_of, mount_of=root.by_id.get
         ),
     }
-    for path, data in images.items():
-        files.replace_whole(path, data)
-    return tuple(images)

@@ -17,14 +17,14 @@ from irmapdb.image import cache
 from irmapdb.store.nouns import FileStamp
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from datetime import datetime
     from pathlib import Path
 
     from irmapdb.model import CacheEntry
     from irmapdb.store.write import Step
 
-__all__ = ["CACHE_NAME", "DATABASE_NAME", "WorkDir", "load_cache", "save_cache"]
+__all__ = ["CACHE_NAME", "DATABASE_NAME", "WorkDir", "load_cache", "save_images"]
 
 CACHE_NAME = "irmap-cache"
 DATABASE_NAME = "irmap.db"
@@ -90,8 +90,16 @@ def load_cache(step: Step, place: WorkDir, now: datetime) -> int:
     return 0
 
 
-def save_cache(step: Step, place: WorkDir, entries: Sequence[CacheEntry]) -> None:
-    """Replace irmap-cache whole, and remember it as our own."""
-    status = files.replace_whole(place.cache, cache.encode_cache(entries))
+def save_images(
+    step: Step,
+    place: WorkDir,
+    entries: Sequence[CacheEntry],
+    others: Iterable[tuple[Path, bytes]] = (),
+) -> None:
+    """Replace irmap-cache, and other images before it, and remember it as our own.
+
+    What may fail is done before the first file is renamed: all rows but one, and all writing.
+    """
     step.set_image(entries)
+    *_, status = files.replace_all([*others, (place.cache, cache.encode_cache(entries))])
     step.set_image_seen(place.cache, FileStamp.of(status))

@@ -17,7 +17,14 @@ from pathlib import Path
 import pytest
 
 from irmapdb.errors import FileError
-from irmapdb.files import read_if_there, read_prefix, read_whole, replace_whole
+from irmapdb.files import (
+    check_replaceable,
+    read_if_there,
+    read_prefix,
+    read_whole,
+    replace_all,
+    replace_whole,
+)
 from tests.support.features import require_program
 from tests.support.filesystems import tmpfs
 
@@ -148,7 +155,9 @@ def test_a_symbolic_link_is_not_written_through(tmp_path):
 
 def test_what_is_no_file_is_not_replaced(odd_files, tmp_path):
     for what, path in odd_files.items():
-        assert f"it is {what}, not a" in refused(replace_whole, path, b"new")
+        message = refused(replace_whole, path, b"new")
+        assert f"it is {what}, not a" in message
+        assert message == refused(check_replaceable, path)
     assert contents(tmp_path) == {}
 
 
@@ -160,6 +169,10 @@ def test_a_place_that_is_not_there(tmp_path):
     assert "Not a directory" in refused(replace_whole, tmp_path / "file" / "below", b"new")
     for path in (os.fsencode(tmp_path) + b"/", b"..", b""):
         assert "no file name" in refused(replace_whole, path, b"new")
+        assert "no file name" in refused(check_replaceable, path)
+    assert message == refused(check_replaceable, missing)
+    check_replaceable(tmp_path / "file")
+    check_replaceable(tmp_path / "new")
     assert contents(tmp_path) == {"file": b"old"}
 
 
@@ -172,6 +185,7 @@ def test_a_directory_that_may_not_be_written_to(tmp_path, monkeypatch):
         os.seteuid(NOBODY)
     try:
         message = refused(replace_whole, b"irmap-cache", b"new")
+        assert message == refused(check_replaceable, b"irmap-cache")
     finally:
         if root:
             os.seteuid(0)
@@ -187,6 +201,7 @@ def test_a_read_only_mount(area):
     subprocess.run(["mount", "-o", "remount,ro", place], check=True)
     message = refused(replace_whole, place / "irmap-cache", b"new")
     assert "Read-only file system; choose a directory that can be written to" in message
+    assert message == refused(check_replaceable, place / "irmap-cache")
     assert contents(place) == {"irmap-cache": b"old"}
 
 
@@ -218,6 +233,26 @@ def test_a_full_filesystem(small):
 
     replace_whole(small / "irmap-cache", b"new")
     assert contents(small) == {"irmap-cache": b"new"}
+
+
+def test_several_files_are_replaced_together(tmp_path):
+    (tmp_path / "other").mkdir()
+    names = [tmp_path / name for name in ("one", "two", "other/three")]
+    names[1].write_bytes(b"old")
+    stats = replace_all([(path, path.name.encode()) for path in names])
+    assert stats == [path.stat() for path in names]
+    assert contents(tmp_path) == {"one": b"one", "two": b"two"}
+    assert contents(tmp_path / "other") == {"three": b"three"}
+
+
+@pytest.mark.kernel
+def test_where_one_of_several_does_not_fit_all_old_ones_stay(small):
+    names = [small / name for name in ("one", "two", "three")]
+    for path in names[:2]:
+        path.write_bytes(b"old")
+    message = refused(replace_all, zip(names, (b"new", b"new", bytes(2 << 20)), strict=True))
+    assert message.startswith(f"cannot write {names[2]}: No space left on device")
+    assert contents(small) == {"one": b"old", "two": b"old"}
 
 
 @pytest.mark.kernel
@@ -343,6 +378,38 @@ def test_a_system_call_that_fails(area, failing, found, message):
     assert done.returncode == (1 if message else 0)
     assert message in done.stderr
     assert contents(place) == {"irmap-cache": found}
+
+
+REPLACE_ALL = """
+import sys
+from irmapdb.files import replace_all
+replace_all([(path.encode(), b"new") for path in sys.argv[1:]])
+"""
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize(
+    ("entering", "new"), [("fsync:3", 0), ("renameat:1", 0), ("renameat:2", 1), ("renameat:3", 2)]
+)
+def test_a_writer_of_several_killed_on_entering_a_system_call(area, entering, new):
+    require_program("strace")
+    place = area.tmpfs()
+    names = [place / name for name in ("one", "three", "two")]
+    for path in names:
+        path.write_bytes(b"old")
+    syscall, when = entering.split(":")
+    done = subprocess.run(
+        [
+            *("strace", "-o", os.devnull, "-e", f"inject={syscall}:signal=KILL:when={when}"),
+            *(sys.executable, "-c", REPLACE_ALL, *names),
+        ],
+        cwd=CHECKOUT,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL
+    assert [path.read_bytes() for path in names] == [b"new"] * new + [b"old"] * (3 - new)
+    replace_all([(path, b"next") for path in names])
+    assert contents(place) == {"one": b"next", "two": b"next", "three": b"next"}
 
 
 WRITER = """

@@ -496,6 +496,45 @@ def test_a_bad_image_leaves_no_database(
         assert [*work.iterdir(), *previous.iterdir()] == [directory / "irmap-cache"]
 
 
+@pytest.mark.parametrize("name", ["irmap-cache", "inotify.img", "fanotify.img"])
+@pytest.mark.parametrize("what", ["symlink", "directory"])
+def test_what_cannot_be_replaced_is_told_before_anything_is_done(
+    watcher: Watcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, what: str
+) -> None:
+    work = _work(tmp_path)
+    if what == "symlink":
+        (work / name).symlink_to(tmp_path)
+    else:
+        (work / name).mkdir()
+    monkeypatch.setattr(steps.freeze, "frozen", None)
+    with pytest.raises(FileError, match=f"cannot replace .*/{name}: it is a"):
+        steps.dump(_options(watcher, work), FreezeOptions(leave_stopped=True))
+    assert [path.name for path in work.iterdir()] == [name]
+
+
+def test_a_full_disk_leaves_the_images_of_the_dump_before(
+    area: MountArea, watcher: Watcher, tree: Path, tmp_path: Path
+) -> None:
+    watcher.add_inotify(tree)
+    watcher.add_fanotify(tree)
+    with tmpfs(area.path / "images", size_mib=1) as images:
+        options = replace(_options(watcher, images), database=tmp_path / "irmap.db")
+        steps.dump(options, FreezeOptions())
+        before = {path.name: path.read_bytes() for path in images.iterdir()}
+        assert len(before) == 3
+        # Room for some of the three, not for all.
+        spare = os.statvfs(images).f_bavail - 2
+        (images / "filling").write_bytes(bytes(spare * mmap.PAGESIZE))
+        for path in tree.iterdir():
+            watcher.add_inotify(path)
+        for failing in (FreezeOptions(), FreezeOptions(leave_stopped=True)):
+            with pytest.raises(FileError, match=r"cannot write .*/irmap-cache: No space left"):
+                steps.dump(options, failing)
+            now = {path.name: path.read_bytes() for path in images.iterdir()}
+            assert now.pop("filling")
+            assert now == before
+
+
 @pytest.mark.parametrize("name", ["irmap-cache", "irmap.db"])
 def test_a_symlink_in_the_work_dir_is_refused(watcher: Watcher, tmp_path: Path, name: str) -> None:
     work, victim = _work(tmp_path), tmp_path / "victim"
