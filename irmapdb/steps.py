@@ -13,6 +13,7 @@ import gc
 import logging
 import os
 import signal
+import stat
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -247,22 +248,36 @@ class _Tree:
 def _tree(options: Options) -> Iterator[_Tree]:
     tasks.task_tree(options.pid)  # before anything is made on its behalf: is it there?
     with open_root(options.pid) as root:
-        _check_scan_paths(root, options.scan_paths)
+        _check_scan_paths(root, options)
         yield _Tree(options.pid, root)
 
 
-def _check_scan_paths(root: Root, paths: Sequence[bytes]) -> None:
-    for path in paths:
-        name = printable(path)
-        if not path.startswith(b"/"):
-            message = f"--irmap-scan-path {name}: not absolute"
-            raise FileError(message, advice="write it as seen from the root of the tasks")
-        try:
-            os.close(root.open(path))
-        except (OSError, ValueError) as error:
-            why = error.strerror if isinstance(error, OSError) else str(error)
-            message = f"--irmap-scan-path {name}: {why} in the root of the tasks"
-            raise FileError(message, advice="name what is there, without links") from error
+def _check_scan_paths(root: Root, options: Options) -> None:
+    for path in options.scan_paths:
+        if trouble := _scan_trouble(root, path):
+            message = f"--irmap-scan-path {printable(path)}: {trouble[0]}"
+            raise FileError(message, advice=trouble[1])
+    # Those of the configuration are for every container, and need not be in each.
+    for path in options.config.scan_paths:
+        if trouble := _scan_trouble(root, path):
+            _log.warning("[scan] paths: %s: %s; not scanned", printable(path), trouble[0])
+
+
+def _scan_trouble(root: Root, path: bytes) -> tuple[str, str] | None:
+    # Why there is nothing to scan at a path, and what to do about it.
+    if not path.startswith(b"/"):
+        return "not absolute", "write it as seen from the root of the tasks"
+    try:
+        fd = root.open(path)
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        return f"{why} in the root of the tasks", "name what is there, without links"
+    try:
+        if stat.S_ISLNK(os.fstat(fd).st_mode):
+            return "is a symbolic link, which is not followed", "name its target"
+    finally:
+        os.close(fd)
+    return None
 
 
 @dataclass(slots=True)

@@ -458,6 +458,35 @@ def test_a_bad_scan_path(watcher: Watcher, tmp_path: Path, scan: bytes, message:
     assert list(work.iterdir()) == []
 
 
+def test_a_scan_path_that_is_a_symbolic_link_is_refused(
+    watcher: Watcher, tree: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "link").symlink_to(tree)
+    work = _work(tmp_path)
+    for spelled in (b"/link", b"/link/"):
+        path = os.fsencode(tmp_path) + spelled
+        with pytest.raises(FileError, match=r"link/?: is a symbolic link.*; name its target"):
+            steps.pre_dump(Options(watcher.pid, images_dir=work, scan_paths=(path,)))
+    assert list(work.iterdir()) == []
+
+
+def test_a_scan_path_of_the_configuration_that_is_no_use_is_told(
+    watcher: Watcher, tree: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "link").symlink_to(tree)
+    watched = watcher.add_inotify(tree / "d0")
+    paths = (b"/nowhere/at/all", os.fsencode(tmp_path / "link"), b"relative", os.fsencode(tree))
+    config = replace(_NO_HINTS, scan_paths=paths)
+    report = steps.pre_dump(Options(watcher.pid, images_dir=_work(tmp_path), config=config))
+    assert [row.path for row in report.watches] == [watched.path]
+    missing = "No such file or directory in the root of the tasks"
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+        f"[scan] paths: /nowhere/at/all: {missing}; not scanned",
+        f"[scan] paths: {tmp_path}/link: is a symbolic link, which is not followed; not scanned",
+        "[scan] paths: relative: not absolute; not scanned",
+    ]
+
+
 def test_a_work_dir_that_is_not_there(watcher: Watcher, tmp_path: Path) -> None:
     with pytest.raises(FileError, match="no such directory"):
         steps.pre_dump(Options(watcher.pid, images_dir=tmp_path / "none"))
