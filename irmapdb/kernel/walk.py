@@ -3,7 +3,7 @@
 The listing's own inode number (d_ino, getdents64(2)) is looked at first, so that an entry which
 cannot be a hit costs no system call. Directories are opened one by one below the mount's root
 with openat2(2), through no link and no other mount, so a tree that is rearranged under the walk
-leads nowhere else; a directory that is gone or denied is passed over.
+leads nowhere else; a directory that is gone or denied is passed over, the latter is told.
 
 d_ino is not the inode's own number for a mount point, a btrfs subvolume and some directories of
 overlayfs: so every directory is asked itself when it is opened. Where it can differ for files
@@ -60,12 +60,14 @@ def walk(
     every_entry: bool = False,
     prune: Container[bytes] = (),
     on_entries: Callable[[int], bool] = lambda _: True,
+    on_denied: Callable[[bytes], None] = lambda _: None,
 ) -> Iterator[Hit]:
     """Yield what may be one of `inos` below the directory `top_fd`, on the same mount.
 
     `inos` may shrink during the walk; `prune` are directories not to be entered. `on_entries`
     is told now and then how many entries were looked at since it was told last, and ends the
-    walk by answering False. A directory with a path of some 64,000 bytes is not entered.
+    walk by answering False. `on_denied` is told each directory that may not be read. One with a
+    path of some 64,000 bytes is not entered.
     """
     visit = _visit_every if every_entry else _visit
     seen = _Count()
@@ -75,7 +77,7 @@ def walk(
             there = True
             while there:
                 path = descent.path
-                fd = None if path in prune else descent.open()
+                fd = None if path in prune else descent.open(on_denied)
                 subdirectories: list[bytes] = []
                 before = seen.entries
                 if fd is not None:
@@ -156,7 +158,7 @@ class _Descent:
         self.path = bytes(self._buffer)
         return True
 
-    def open(self) -> int | None:
+    def open(self, on_denied: Callable[[bytes], None]) -> int | None:
         """Open the directory for reading; None where it is gone, denied or too deep."""
         if len(self.path) - self._anchors[-1].length >= _ANCHOR_BYTES and not self._anchor():
             return None
@@ -168,8 +170,11 @@ class _Descent:
             return None
         try:
             return self._open(self.path, _LISTED)
+        except PermissionError:
+            on_denied(self.path)
         except OSError:
-            return None
+            pass
+        return None
 
     def _anchor(self) -> bool:
         # The parent will do: what else stands in it is opened from there too.

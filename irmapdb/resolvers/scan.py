@@ -50,6 +50,19 @@ class _Walk(NamedTuple):
     mount: Mount
 
 
+class _Denied(NamedTuple):
+    """The directories of one device that a scan may not read."""
+
+    first: bytes
+    number: int
+
+    def __str__(self) -> str:
+        first = os.fsdecode(self.first)
+        if self.number == 1:
+            return f"{first} may not be read"
+        return f"{self.number} directories may not be read, the first is {first}"
+
+
 class Scan:
     """Walk the user's paths, the hints, then every mount whose device is wanted.
 
@@ -77,11 +90,13 @@ class Scan:
         self._progress = progress
         self._over = over
         self._walked: list[_Walk] = []
+        self._denied: dict[int, _Denied] = {}
         self.scanned = 0
         """Directory entries looked at so far."""
 
     def __call__(self, wanted: Wanted) -> Iterator[Answer]:
         self._walked = []
+        self._denied = {}
         for one in self._walks():
             if not wanted or self._over():
                 break
@@ -161,6 +176,10 @@ class Scan:
     def _hits(self, one: _Walk, inos: Collection[int], *, every_entry: bool) -> Iterator[Hit]:
         try:
             top_fd = self._root.open(one.top)
+        except PermissionError:
+            if not every_entry:
+                self._deny(one, b"")
+            return
         except OSError:
             return
         try:
@@ -182,6 +201,8 @@ class Scan:
                     self._pid_names() if one.mount.fstype == "proc" else None,
                 ),
                 on_entries=lambda count: self._tick(count, one.top),
+                # Where every entry is asked, it is the second walk.
+                on_denied=lambda path: None if every_entry else self._deny(one, path),
             )
         except OSError:
             return
@@ -199,14 +220,40 @@ class Scan:
         self._progress(self.scanned, top)
         return not self._over()
 
+    def _deny(self, one: _Walk, path: bytes) -> None:
+        kdev = one.mount.kdev
+        first, number = self._denied.get(kdev) or (_join(one.top, path), 0)
+        self._denied[kdev] = _Denied(first, number + 1)
+
     def _why_not(self, identity: Identity) -> str:
         mounts = self._root.mounts_of(identity.kdev)
         if not mounts:
             return "not mounted in this root, nothing to walk"
-        unwalked = {mount.fstype for mount in mounts if not self._config.walkable(mount.fstype)}
-        if unwalked:
-            return f"{', '.join(unwalked)} is walked only where --irmap-scan-path names it"
-        return f"not found on {', '.join(printable(mount.mountpoint) for mount in mounts)}"
+        walked, rest = self._walked_of(mounts)
+        notes = []
+        if walked:
+            notes.append(f"not found on {', '.join(map(printable, walked))}")
+        if rest:
+            which = "the rest of " if walked else ""
+            notes.append(
+                f"{which}{', '.join(rest)} is walked only where --irmap-scan-path names it"
+            )
+        if denied := self._denied.get(identity.kdev):
+            notes.append(str(denied))
+        return "; ".join(notes)
+
+    def _walked_of(self, mounts: Iterable[Mount]) -> tuple[list[bytes], list[str]]:
+        # What of a device is walked, and of which type is what is not.
+        walked: list[bytes] = []
+        rest: dict[str, None] = {}
+        for mount in mounts:
+            named = [path for path in self._paths if self._root.mount_of(path) == mount]
+            if self._config.walkable(mount.fstype) or mount.mountpoint in named:
+                walked.append(mount.mountpoint)
+            else:
+                walked += dict.fromkeys(named)
+                rest[mount.fstype] = None
+        return walked, list(rest)
 
 
 # overlayfs with layers on several filesystems gives a directory a number of its own, and FUSE

@@ -1,12 +1,14 @@
 """Each resolver by itself, on real files: what it finds, what it says where it finds nothing."""
 
 import os
+import re
 
 import pytest
 
 from irmapdb import engine
 from irmapdb.config import Config
 from irmapdb.kernel.aside import call_aside
+from irmapdb.kernel.directory import open_directory_root
 from irmapdb.kernel.identity import disproof, identify
 from irmapdb.kernel.root import open_root
 from irmapdb.model import FileHandle, Source, StaleReason
@@ -408,6 +410,45 @@ def test_a_fuse_filesystem_is_walked_where_it_is_named(area, root, watched):
         scan = Scan(root, NO_HINTS, paths=[raw(area.path / "served")])
         assert path_by(root, scan, shown) == raw(file)
         os.close(holding)
+
+
+def test_what_was_named_and_what_was_not_is_told_apart(area, root, watched):
+    top = area.ext4().mountpoint
+    (top / "named").mkdir()
+    ghost = watched(top)._replace(ino=1 << 30, handle=NOBODY_HAS_IT)
+    skipped = Config(hints=(), skip_filesystems=frozenset({"ext4"}))
+    only = "ext4 is walked only where --irmap-scan-path names it"
+
+    def said(*paths):
+        return why_not(root, Scan(root, skipped, paths=map(raw, paths)), ghost).why
+
+    assert said() == f"scan: {only}"
+    assert said("/tmp") == f"scan: {only}"
+    assert said(top / "named") == f"scan: not found on {top}/named; the rest of {only}"
+    assert said(top) == f"scan: not found on {top}"
+
+
+def test_directories_that_may_not_be_read_are_told(area, watched):
+    top = area.ext4().mountpoint
+    ghost = watched(top)._replace(ino=1 << 30, handle=NOBODY_HAS_IT)
+    (top / "lost+found").rmdir()
+
+    def said(**options):
+        with open_directory_root(raw(top)) as root, as_nobody():
+            return why_not(root, Scan(root, NO_HINTS, **options), ghost).why
+
+    assert said() == "scan: not found on /"
+    (top / "one").mkdir(mode=0)
+    assert said() == "scan: not found on /; /one may not be read"
+    (top / "deep").mkdir()
+    for number in range(3):
+        (top / "deep" / str(number)).mkdir(mode=0o700)
+    found = re.fullmatch(r".*; 4 directories may not be read, the first is (.*)", said())
+    assert found
+    assert os.path.dirname(found[1]) in {"/", "/deep"}
+    # Each once, also where it was named, or a path above it.
+    for paths in ([b"/deep", b"/deep/1"], [b"/deep/1", b"/deep"]):
+        assert "; 4 directories" in said(paths=paths)
 
 
 def test_on_an_overlay_of_two_filesystems_everything_is_found(area, root, watched):
