@@ -119,8 +119,6 @@ def _pre_dump(state: _State) -> Report:
             images_dir=images,
             work_dir=state.work,
             database=state.database,
-            # Where CRIU looks for a cache if the work dir has none.
-            prev_images_dir=Path("parent") if (images / "parent").is_dir() else None,
             config=job.config,
             over=state.over,
             wait_s=budget_s / 5,

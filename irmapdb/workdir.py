@@ -1,8 +1,9 @@
 """Where things lie: CRIU's directories, the database, the cache image.
 
 `-D` is the images dir (default "."), `-W` the work dir (default: the images dir); irmap-cache
-and irmap.db lie in the work dir. With `--prev-images-dir`, relative to the images dir as CRIU
-has it, the cache of the dump before serves where the work dir has none.
+and irmap.db lie in the work dir. Where the work dir has no cache, that of the dump before serves:
+`--prev-images-dir`, relative to the images dir as CRIU has it, or what the link `parent` in the
+images dir leads to, which CRIU leaves there (open_irmap_cache() of its criu/irmap.c).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["CACHE_NAME", "DATABASE_NAME", "WorkDir", "load_cache", "save_images"]
 
 CACHE_NAME = "irmap-cache"
+PARENT_NAME = "parent"
 DATABASE_NAME = "irmap.db"
 
 
@@ -38,6 +40,7 @@ class WorkDir:
     work: Path
     database: Path
     previous: Path | None
+    """The images of the dump before."""
 
     @classmethod
     def open(
@@ -50,7 +53,14 @@ class WorkDir:
     ) -> WorkDir:
         """FileError names the directory that is not one."""
         work = images if work is None else work
-        for option, directory in (("-D", images), ("-W", work)):
+        asked = [("-D", images), ("-W", work)]
+        if previous is None:
+            parent = images / PARENT_NAME
+            previous = parent if parent.is_dir() else None
+        else:
+            previous = images / previous
+            asked.append(("--prev-images-dir", previous))
+        for option, directory in asked:
             if not directory.is_dir():
                 message = f"{directory}: {'not a' if directory.exists() else 'no such'} directory"
                 advice = f"make it, or name another one with {option}"
@@ -59,7 +69,7 @@ class WorkDir:
             images=images,
             work=work,
             database=work / DATABASE_NAME if database is None else database,
-            previous=None if previous is None else images / previous,
+            previous=previous,
         )
 
     @property

@@ -202,8 +202,7 @@ def _other_root(root: Root) -> Problem:
 
 def _load_cache(place: WorkDir) -> tuple[Path | None, Sequence[CacheEntry], Problem | None]:
     """The image that CRIU loads: of the work dir, else of the parent images dir."""
-    parent = place.images / "parent" if place.previous is None else place.previous
-    for directory in (place.work, parent):
+    for directory in filter(None, (place.work, place.previous)):
         path = directory / CACHE_NAME
         data = files.read_if_there(path, limit_bytes=files.LIMIT_BYTES)
         if data is None:

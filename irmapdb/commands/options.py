@@ -79,7 +79,7 @@ PrevImagesDir = Annotated[
         readable=False,
         metavar="DIR",
         help="Images of the dump before, relative to -D: its irmap-cache is loaded where the "
-        "work dir has none.",
+        "work dir has none.  [default: the link `parent` in -D, where it is]",
         show_default=False,
     ),
 ]

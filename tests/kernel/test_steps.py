@@ -356,6 +356,44 @@ def test_the_cache_of_the_previous_images_serves(
     assert (report.loaded, report.stats.sources) == (1, {"stored": 1})
 
 
+def test_the_cache_behind_the_link_that_criu_makes_serves(
+    watcher: Watcher, tree: Path, tmp_path: Path
+) -> None:
+    watched = watcher.add_inotify(tree / "d0/deep/a")
+    entry = cache.CacheEntry(watched.st_kdev, watched.st_ino, watched.path)
+    for number in ("1", "2", "3"):
+        (tmp_path / number).mkdir()
+    (tmp_path / "1" / "irmap-cache").write_bytes(cache.encode_cache([entry]))
+    for number in ("2", "3"):
+        (tmp_path / number / "parent").symlink_to("../1")
+    options = Options(watcher.pid, images_dir=tmp_path / "2", config=_NO_HINTS)
+
+    report = steps.pre_dump(options)
+    assert (report.loaded, report.stats.sources) == (1, {"stored": 1})
+
+    # What is named comes in its place, and the work dir's own before both.
+    other = replace(options, images_dir=tmp_path / "3", prev_images_dir=tmp_path / "3")
+    assert steps.pre_dump(other).loaded == 0
+    (tmp_path / "1" / "irmap-cache").write_bytes(b"")
+    assert steps.pre_dump(options).loaded == 0
+
+
+def test_a_link_to_images_that_are_gone_is_nothing(watcher: Watcher, tmp_path: Path) -> None:
+    work = _work(tmp_path)
+    (work / "parent").symlink_to("../gone")
+    assert steps.pre_dump(_options(watcher, work)).loaded == 0
+
+
+@pytest.mark.parametrize("name", ["gone", "file"])
+def test_previous_images_that_are_not_there(watcher: Watcher, tmp_path: Path, name: str) -> None:
+    work = _work(tmp_path)
+    (tmp_path / "file").touch()
+    options = replace(_options(watcher, work), prev_images_dir=Path("..", name))
+    with pytest.raises(FileError, match=f"{name}: .* directory; .* --prev-images-dir"):
+        steps.pre_dump(options)
+    assert list(work.iterdir()) == []
+
+
 def test_descriptors_that_children_inherit_are_one(
     watcher: Watcher, tree: Path, tmp_path: Path
 ) -> None:
