@@ -26,7 +26,7 @@ from irmapdb.config import Config
 from irmapdb.confirm import Confirmation
 from irmapdb.errors import FileError, FreezeError
 from irmapdb.image import fsnotify
-from irmapdb.kernel import freeze, tasks
+from irmapdb.kernel import freeze, procfs, tasks
 from irmapdb.kernel.renames import Witness
 from irmapdb.kernel.root import Root, open_root
 from irmapdb.kernel.survey import read_survey
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from irmapdb.kernel.procfs import RawWatchFile
     from irmapdb.kernel.survey import Denied
     from irmapdb.kernel.tasks import Task
-    from irmapdb.model import Change, Identity, Mark, WatchFile
+    from irmapdb.model import Change, Identity, Mark, Mount, WatchFile
     from irmapdb.store.write import Step
 
 __all__ = ["FreezeOptions", "MarkRow", "Options", "Report", "dump", "pre_dump"]
@@ -91,6 +91,8 @@ class MarkRow(NamedTuple):
     comm: bytes
     target: str
     """The mount point, or `major:minor` of the filesystem."""
+    mntns: int = 0
+    """As in Mapping: whose mount table the mount point is in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +202,7 @@ class _Tree:
         """How many these descriptors are."""
         self._tasks: dict[int, Task] = {}
         self._parsed: dict[tuple[int, int], tuple[bytes, WatchFile]] = {}
+        self._nested_mounts: dict[int, tuple[Mount, int]] = {}
 
     def comm(self, pid: int) -> bytes:
         task = self._tasks.get(pid)
@@ -231,7 +234,28 @@ class _Tree:
             known = self._parsed[raw.pid, raw.fd] = (raw.raw, raw.parse())
             self.reparsed += 1
             self.rewatched += (watch.identity for watch in known[1].watches)
+            if any(self.mount_of(mark.target) is None for mark in _mount_marks(known[1])):
+                self._read_nested_mounts(raw.pid)
         return known[1]
+
+    def mount_of(self, mnt_id: int) -> Mount | None:
+        """The marked mount, in the root task's table or in that of the marking task."""
+        mount = self.root.by_id.get(mnt_id)
+        return mount or self._nested_mounts.get(mnt_id, (None, 0))[0]
+
+    def mntns_of(self, mnt_id: int) -> int:
+        """The mount namespace that the mount was found in; 0: the root task's, or nowhere."""
+        nested = mnt_id not in self.root.by_id
+        return self._nested_mounts.get(mnt_id, (None, 0))[1] if nested else 0
+
+    def _read_nested_mounts(self, pid: int) -> None:
+        try:
+            mntns = procfs.mount_namespace(pid)
+            if mntns != self.root.mntns:
+                for mount in procfs.read_mountinfo(pid):
+                    self._nested_mounts[mount.mnt_id] = (mount, mntns)
+        except OSError:
+            return  # gone, or not ours to look at
 
     def search(self, options: Options, tx: Step) -> Search:
         return Search(
@@ -242,6 +266,10 @@ class _Tree:
             progress=options.progress,
             over=options.over,
         )
+
+
+def _mount_marks(file: WatchFile) -> Iterator[Mark]:
+    return (mark for mark in file.marks if mark.kind is MarkKind.MOUNT)
 
 
 @contextlib.contextmanager
@@ -411,7 +439,7 @@ def _write(
         step.tx.prune(options.config.retention, now, len(watches) + len(story.changes))
     images: dict[Path, bytes] = {}
     if step.event is Event.DUMP:
-        images = _fsnotify_images(step.place, tree.root, outcome, watched)
+        images = _fsnotify_images(step.place, tree, outcome, watched)
     watched_now = (row.watch.identity for row in watches)
     entries = handover.cache_entries(outcome, watched_now, tree.root)
     workdir.save_images(step.tx, step.place, entries, images.items())
@@ -447,17 +475,18 @@ def _mark_rows(tree: _Tree, watched: list[WatchFile]) -> tuple[MarkRow, ...]:
     rows = []
     for file in watched:
         for mark in file.marks:
+            mntns = 0
             if mark.kind is MarkKind.FILESYSTEM:
                 target = format_kdev(mark.target)
             else:
-                mount = tree.root.by_id.get(mark.target)
+                mount, mntns = tree.mount_of(mark.target), tree.mntns_of(mark.target)
                 target = f"mount {mark.target}" if mount is None else printable(mount.mountpoint)
-            rows.append(MarkRow(mark, tree.comm(file.pid), target))
+            rows.append(MarkRow(mark, tree.comm(file.pid), target, mntns))
     return tuple(rows)
 
 
 def _fsnotify_images(
-    place: WorkDir, root: Root, outcome: Outcome, watched: list[WatchFile]
+    place: WorkDir, tree: _Tree, outcome: Outcome, watched: list[WatchFile]
 ) -> dict[Path, bytes]:
     def path_of(identity: Identity) -> bytes | None:
         answer = outcome.resolved.get(identity)
@@ -467,6 +496,6 @@ def _fsnotify_images(
     return {
         place.images / _INOTIFY_NAME: fsnotify.encode_inotify(watched, path_of),
         place.images / _FANOTIFY_NAME: fsnotify.encode_fanotify(
-            watched, path_of, mount_of=root.by_id.get
+            watched, path_of, mount_of=tree.mount_of
         ),
     }

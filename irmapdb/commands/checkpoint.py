@@ -173,7 +173,9 @@ def _print_report(report: Report, verbose: int) -> None:
             str(row.watch.kind),
             "-" if row.watch.wd < 0 else str(row.watch.wd),
             str(row.watch.identity.key),
-            output.printable(row.path) if row.path is not None else f"- ({row.why})",
+            output.printable(row.path) + _namespace(row.mntns)
+            if row.path is not None
+            else f"- ({row.why})",
         )
         for row in report.watches
         if row.path is None or not many
@@ -186,7 +188,7 @@ def _print_report(report: Report, verbose: int) -> None:
             "fanotify",
             "-",
             str(row.mark.kind),
-            f"{row.target} (a mark without an inode: listed, not resolved)",
+            f"{row.target}{_namespace(row.mntns)} (a mark without an inode: listed, not resolved)",
         )
         for row in report.marks
     ]
@@ -201,10 +203,17 @@ def _print_report(report: Report, verbose: int) -> None:
     typer.echo(_summary(report, many=many))
 
 
+def _namespace(mntns: int) -> str:
+    return f" (in mount namespace {mntns})" if mntns else ""
+
+
 def _summary(report: Report, *, many: bool) -> str:
     stats = report.stats
+    nested = sum(row.path is not None and row.mntns != 0 for row in report.watches)
+    where = f" ({nested:,} of them in another mount namespace: not handed to CRIU)"
     parts = [
-        f"{output.count(stats.watches, 'watch', 'watches')}: {stats.resolved:,} resolved",
+        f"{output.count(stats.watches, 'watch', 'watches')}: {stats.resolved:,} resolved"
+        + (where if nested else ""),
         f"{stats.unresolved:,} unresolved",
     ]
     if stats.stale:
@@ -256,6 +265,7 @@ def _document(report: Report, *, left_stopped: bool) -> dict[str, Any]:
                 "fd": row.mark.fd,
                 "kind": row.mark.kind,
                 "target": row.target,
+                "mntns": row.mntns,
                 "mask": row.mark.mask,
             }
             for row in report.marks

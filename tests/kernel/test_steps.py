@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import mmap
 import os
 import signal
@@ -16,11 +17,12 @@ from irmapdb import steps
 from irmapdb.config import Config
 from irmapdb.errors import FileError, FreezeError, ImageError, IrmapError, TaskError
 from irmapdb.image import cache, fsnotify
-from irmapdb.model import Change, ChangeKind, Event, MarkKind, StaleReason, WatchKind
+from irmapdb.model import Change, ChangeKind, Event, MarkKind, StaleReason, WatchKind, kdev_of
 from irmapdb.steps import FreezeOptions, Options, Report
 from irmapdb.store.database import Store
 from tests.kernel.freezing import until
 from tests.support.area import PLACES, MountArea
+from tests.support.cli import irmapdb
 from tests.support.features import require_program
 from tests.support.filesystems import tmpfs
 from tests.support.notify import InotifyEvent
@@ -420,6 +422,65 @@ def test_watches_of_a_deleted_file_are_told_as_deleted(
     report = steps.pre_dump(_options(watcher, _work(tmp_path)))
 
     assert [(row.path, row.why) for row in report.watches] == [(None, "handle: deleted")]
+
+
+_NESTED = """
+import ctypes, os, signal, sys
+libc = ctypes.CDLL(None, use_errno=True)
+place, common = map(os.fsencode, sys.argv[1:])
+if os.fork():
+    signal.pause()
+NEWNS, PRIVATE, MODIFY, MARK_MOUNT = 0x20000, 0x44000, 0x2, 0x11
+def done(result):
+    assert result >= 0, os.strerror(ctypes.get_errno())
+    return result
+done(libc.unshare(NEWNS))
+done(libc.mount(b"none", b"/", None, PRIVATE, None))
+done(libc.mount(b"none", place, b"tmpfs", 0, None))
+open(place + b"/own", "w").close()
+inotify, fanotify = done(libc.inotify_init1(0)), done(libc.fanotify_init(0, 0))
+for path in (place + b"/own", common):
+    done(libc.inotify_add_watch(inotify, path, MODIFY))
+done(libc.fanotify_mark(fanotify, MARK_MOUNT, ctypes.c_uint64(MODIFY), -100, place))
+print(os.getpid(), os.stat(place).st_dev, flush=True)
+signal.pause()
+"""
+
+
+def test_what_another_mount_namespace_has_is_told_as_its_own(
+    area: MountArea, tmp_path: Path
+) -> None:
+    place, common, work = area.path / "private", tmp_path / "common", _work(tmp_path)
+    place.mkdir()
+    common.touch()
+    command = [sys.executable, "-c", _NESTED, place, common]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as root:
+        try:
+            assert root.stdout is not None
+            pid, st_dev = map(int, root.stdout.readline().split())
+            mntns = os.stat(f"/proc/{pid}/ns/mnt").st_ino
+            options = Options(root.pid, images_dir=work, config=_NO_HINTS)
+            report = steps.dump(options, FreezeOptions())
+            said = irmapdb("dump", "-t", str(root.pid), "-D", work)
+            as_json = json.loads(irmapdb("pre-dump", "-t", str(root.pid), "-D", work, "--json").out)
+        finally:
+            os.killpg(root.pid, signal.SIGKILL)
+
+    assert {row.path: row.mntns for row in report.watches} == {
+        os.fsencode(place / "own"): mntns,
+        os.fsencode(common): 0,
+    }
+    assert [(row.target, row.mntns) for row in report.marks] == [(str(place), mntns)]
+    (fanotify,) = fsnotify.decode_fanotify((work / "fanotify.img").read_bytes(), "fanotify.img")
+    assert [mark.kdev for mark in fanotify.mount_marks] == [
+        kdev_of(os.major(st_dev), os.minor(st_dev))
+    ]
+    assert said.code == 0
+    assert f"{place}/own (in mount namespace {mntns})\n" in said.out
+    assert f"{common}\n" in said.out
+    assert f"{place} (in mount namespace {mntns}) (a mark without" in said.out
+    assert "2 resolved (1 of them in another mount namespace: not handed to CRIU)" in said.out
+    assert [mark["mntns"] for mark in as_json["marks"]] == [mntns]
 
 
 @pytest.mark.parametrize("kind", PLACES)
