@@ -73,7 +73,7 @@ class Verdict(enum.StrEnum):
     GONE = "gone"
     """Nothing is at the path, and nobody can say what became of the inode."""
     UNMOUNTED = "unmounted"
-    """The device is not mounted in this root, or hidden there."""
+    """The device is not mounted in this root, or hidden there, or not at the path any more."""
     UNREACHABLE = "unreachable"
     """We may not look, or had no answer, or the path belongs to another mount namespace."""
 
@@ -265,13 +265,6 @@ class Audit:
             reasons |= self._disproofs_aside(batch)
         return reasons
 
-    def _disproof(self, identity: Identity, path: bytes) -> StaleReason | None:
-        reason = disproof(self.root, identity, path)
-        # A path on another device is refused by its name: there may be nothing at it.
-        if reason is StaleReason.REPLACED and self._look(path) == _Sight():
-            return StaleReason.GONE
-        return reason
-
     def _disproofs_aside(
         self, batch: Sequence[tuple[Identity, bytes]]
     ) -> dict[tuple[Identity, bytes], StaleReason | None]:
@@ -281,6 +274,9 @@ class Audit:
         except (TimeoutError, ChildProcessError):
             return dict.fromkeys(batch, StaleReason.UNREACHABLE)
         return answers
+
+    def _disproof(self, identity: Identity, path: bytes) -> StaleReason | None:
+        return disproof(self.root, identity, path, self.options.config.may_wait)
 
     def _root_name(self) -> str:
         if self.options.root is not None:
@@ -417,7 +413,7 @@ class Audit:
         return engine.resolve(
             wanted,
             resolvers,
-            lambda identity, path: disproof(root, identity, path),
+            self._disproof,
             prefer=lambda paths: sorted(paths, key=lambda path: (len(path), path)),
         )
 
@@ -443,14 +439,16 @@ class Audit:
                 return Finding(mapping, Verdict.VALID)  # it was put back while we looked
             evidence = Evidence(reason, found, changed_at, names, answer.source, unseen)
             return Finding(mapping, Verdict.MOVED, evidence)
+        if reason is StaleReason.UNMOUNTED and not self.root.mounts_of(identity.kdev):
+            return self._unmounted(mapping)
         fate, note = self._fate(identity, outcome, known)
         verdict = _LOST.get(reason, Verdict.REPLACED)
         if fate is Fate.NAMED:
             verdict = Verdict.MOVED
-        elif verdict is Verdict.UNMOUNTED and (found is not None or fate is Fate.UNKNOWN):
-            return self._unmounted(mapping)
         elif verdict in {Verdict.GONE, Verdict.UNMOUNTED} and fate is not Fate.UNKNOWN:
             verdict = Verdict.DELETED
+        if verdict is Verdict.UNMOUNTED:
+            note = f"{format_kdev(identity.kdev)} is mounted elsewhere, not at the path; {note}"
         evidence = Evidence(reason, found, changed_at, unseen=unseen, note=note)
         return Finding(mapping, verdict, evidence)
 

@@ -146,7 +146,7 @@ class Search:
             paths = (answer.path, *answer.other_paths)
             held = []
             for path in paths:
-                reason = disproof(place.root, identity, path)
+                reason = disproof(place.root, identity, path, self._config.may_wait)
                 if reason is None:
                     held.append(path)
                 else:
@@ -166,7 +166,9 @@ class Search:
 
     def disprove(self, identity: Identity, path: bytes) -> StaleReason | None:
         """Why a path in the main root is not that inode; None if it is, or if asking may wait."""
-        return None if self._waits(identity) else disproof(self._main.root, identity, path)
+        if self._waits(identity):
+            return None
+        return disproof(self._main.root, identity, path, self._config.may_wait)
 
     def _place(self, root: Root, mntns: int) -> _Place:
         stored = StoredRows(lambda keys: self._load(keys, mntns))
@@ -238,7 +240,7 @@ class Search:
         outcome = engine.resolve(
             identities,
             resolvers,
-            lambda identity, path: disproof(place.root, identity, path),
+            lambda identity, path: disproof(place.root, identity, path, self._config.may_wait),
             prefer=self._prefer,
             over=self._over,
         )

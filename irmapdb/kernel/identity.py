@@ -14,14 +14,20 @@ import os
 import re
 from typing import TYPE_CHECKING
 
+from irmapdb.config import Config
 from irmapdb.kernel import syscalls
 from irmapdb.kernel.syscalls import AT_EMPTY_PATH, AT_HANDLE_FID
 from irmapdb.model import Identity, StaleReason, kdev_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
     from irmapdb.kernel.root import Root
+    from irmapdb.model import Mount
 
 __all__ = ["disproof", "identify", "identify_fd", "mount_id"]
+
+_MAY_WAIT = Config().may_wait
 
 # EINVAL: AT_HANDLE_FID is from Linux 6.5. EOPNOTSUPP: a filesystem that cannot decode what it
 # would encode (overlayfs, procfs) refuses without the flag, others always.
@@ -80,11 +86,17 @@ _NOT_CANONICAL = re.compile(rb"/(?:\.\.?)?(?:/|\Z)")
 _ROOT_PATHS = {b"/", b"/."}  # the latter is what CRIU calls it
 
 
-def disproof(root: Root, wanted: Identity, path: bytes) -> StaleReason | None:
+def disproof(
+    root: Root,
+    wanted: Identity,
+    path: bytes,
+    may_wait: Callable[[Iterable[Mount]], bool] = _MAY_WAIT,
+) -> StaleReason | None:
     """Why `path` is not the inode that is wanted; None if it is.
 
-    A path on another device is refused by name alone, before it is looked up: a lookup on a
-    FUSE, network or autofs mount that nobody asked for could block.
+    A path on another device is refused by name alone, and looked up for the reason at most where
+    no mount on its way `may_wait`: a lookup on a FUSE, network or autofs mount that nobody asked
+    for could block.
     """
     if not path.startswith(b"/") or b"\0" in path:
         return StaleReason.BAD_PATH
@@ -93,7 +105,8 @@ def disproof(root: Root, wanted: Identity, path: bytes) -> StaleReason | None:
     root.renew()
     mount = root.mount_of(path)
     if mount is not None and mount.kdev != wanted.kdev:
-        return _elsewhere(root, wanted)
+        something = _is_mounted(root, wanted) and _is_something(root, path, may_wait)
+        return StaleReason.REPLACED if something else StaleReason.UNMOUNTED
     try:
         fd = root.open(path)
     except OSError as error:
@@ -115,9 +128,10 @@ def _disproof_fd(root: Root, wanted: Identity, fd: int) -> StaleReason | None:
         # A number alone counts only where it is one of the superblock's own, which overlayfs
         # does not give to what it takes from layers on several filesystems.
         return None if by_handle or _st_kdev(fd) == found.kdev else StaleReason.REUSED
-    if found.kdev != wanted.kdev:
-        return _elsewhere(root, wanted)
-    return StaleReason.REUSED if found.ino == wanted.ino else StaleReason.REPLACED
+    if found.kdev != wanted.kdev and not _is_mounted(root, wanted):
+        return StaleReason.UNMOUNTED
+    reused = (found.kdev, found.ino) == wanted.key
+    return StaleReason.REUSED if reused else StaleReason.REPLACED
 
 
 def _has_handle(root: Root, wanted: Identity, fd: int) -> bool:
@@ -134,9 +148,19 @@ def _st_kdev(fd: int) -> int:
     return kdev_of(os.major(st_dev), os.minor(st_dev))
 
 
-def _elsewhere(root: Root, wanted: Identity) -> StaleReason:
-    mounted = any(mount.kdev == wanted.kdev for mount in root.mounts)
-    return StaleReason.REPLACED if mounted else StaleReason.UNMOUNTED
+def _is_mounted(root: Root, wanted: Identity) -> bool:
+    return any(mount.kdev == wanted.kdev for mount in root.mounts)
+
+
+def _is_something(root: Root, path: bytes, may_wait: Callable[[Iterable[Mount]], bool]) -> bool:
+    # Below what is mounted there now. What may not be looked up is not known to be anything.
+    if may_wait(root.mounts_to(path)):
+        return False
+    try:
+        os.close(root.open(path))
+    except OSError:
+        return False
+    return True
 
 
 def _unreadable(error: OSError) -> StaleReason:

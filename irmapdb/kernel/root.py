@@ -153,6 +153,17 @@ class Root:
                 return mount
             path = path[: path.rfind(b"/")]
 
+    def mounts_to(self, path: bytes) -> list[Mount]:
+        """The visible mounts that a lookup of an absolute path passes, by name alone."""
+        found = []
+        while True:
+            mount = self.by_mountpoint.get(path or b"/")
+            if mount is not None:
+                found.append(mount)
+            if path in {b"", b"/"}:
+                return found
+            path = path[: path.rfind(b"/")]
+
     def on_the_way(self, kdev: int) -> list[Mount]:
         """The visible mounts of a device, and those that a lookup passes before it is there."""
         found = self._ways.get(kdev)

@@ -197,6 +197,39 @@ def test_nothing_is_replaced_by_nothing(garden: Garden, area: MountArea) -> None
     assert StaleReason.REPLACED not in {change.reason for change in changes}
 
 
+def test_a_place_that_is_mounted_no_more_while_the_device_is(
+    garden: Garden, area: MountArea
+) -> None:
+    path, elsewhere = garden.make("file"), area.path / "elsewhere"
+    entry = CacheEntry(_kdev(path), garden.names[path].ino, os.fsencode(elsewhere / "file"))
+    elsewhere.mkdir()
+    run("mount", "--bind", garden.top, elsewhere)
+    with Store.open(garden.database, create=True) as store, store.step() as tx:
+        tx.import_entries([entry], datetime.now(UTC))
+
+    def verdict() -> tuple[Verdict, tuple[bytes, ...], str]:
+        found = garden.audit()[entry.path]
+        evidence = found.evidence
+        assert evidence is not None
+        assert evidence.reason is StaleReason.UNMOUNTED
+        return found.verdict, evidence.moved_to, evidence.note
+
+    assert garden.audit()[entry.path].verdict is Verdict.VALID
+    run("umount", elsewhere)
+    by_number = verdict()
+    assert by_number[:2] == (Verdict.UNMOUNTED, ())
+    assert "is mounted elsewhere, not at the path; no handle was stored" in by_number[2]
+
+    with open_root(os.getpid()) as root:
+        identity = identify(root, os.fsencode(path))
+    _store(garden.database, identity, entry.path, 0)
+    holding = os.open(path, os.O_RDONLY)
+    assert verdict()[:2] == (Verdict.MOVED, (os.fsencode(path),))
+    garden.remove(path)
+    os.close(holding)
+    assert verdict()[:2] == (Verdict.DELETED, ())
+
+
 def test_a_server_that_never_answers(
     area: MountArea, tmp_path: Path, watcher: Watcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:

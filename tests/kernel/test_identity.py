@@ -249,11 +249,30 @@ def test_unmounted_and_mounted_elsewhere(area, root, file):
     run("umount", path.parent)
     assert disproof(root, shown, raw(path)) is None
     run("umount", elsewhere)
+    assert disproof(root, shown, raw(elsewhere / "dir" / "file")) is StaleReason.UNMOUNTED
+    (elsewhere / "dir").mkdir()
+    (elsewhere / "dir" / "file").touch()
     assert disproof(root, shown, raw(elsewhere / "dir" / "file")) is StaleReason.REPLACED
     run("umount", filesystem)
     for gone in (path, elsewhere / "dir" / "file"):
         assert disproof(root, shown, raw(gone)) is StaleReason.UNMOUNTED
     run("mount", "-o", "loop", area.path / "ext4.image", filesystem)
+
+
+def test_what_may_wait_is_not_looked_up_for_a_reason(area, root, file):
+    path, shown = file
+    filesystem, elsewhere = path.parent.parent, area.path / "elsewhere"
+    elsewhere.mkdir()
+    run("mount", "--bind", filesystem, elsewhere)
+    source = area.path / "source"
+    (source / "dir").mkdir(parents=True)
+    (source / "dir" / "file").touch()
+    with served(source, area.path / "served") as server:
+        there = raw(area.path / "served" / "dir" / "file")
+        with server.silent():
+            asked = call_aside(lambda: disproof(root, shown, there), 10)
+        assert asked is StaleReason.UNMOUNTED
+        assert disproof(root, shown, there, lambda _: False) is StaleReason.REPLACED
 
 
 def test_another_device_with_the_same_files(area, root, file):
@@ -368,7 +387,7 @@ def test_a_mount_of_another_device_is_not_entered(area, root, file):
             b"/" + top + b"/" + name + b"/dir/file",
         )
         refused = call_aside(lambda: [disproof(root, shown, way) for way in ways], 10)
-        assert refused == [StaleReason.REPLACED] + [StaleReason.BAD_PATH] * 4
+        assert refused == [StaleReason.UNMOUNTED] + [StaleReason.BAD_PATH] * 4
         with pytest.raises(TimeoutError):  # the server would be waited for
             call_aside(lambda: os.stat(mountpoint / "dir" / "file"), 0.2)
 
