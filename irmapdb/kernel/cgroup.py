@@ -11,16 +11,26 @@ import errno
 import os
 import subprocess
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from irmapdb.errors import FreezeError, UsageError
+from irmapdb.kernel.procfs import read_file, read_mountinfo
 from irmapdb.kernel.tasks import leader_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
-__all__ = ["Freezer", "Guard", "guarded", "is_frozen", "is_held", "members", "open_freezer"]
+__all__ = [
+    "Freezer",
+    "Guard",
+    "find_frozen",
+    "guarded",
+    "is_frozen",
+    "is_held",
+    "members",
+    "open_freezer",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +81,38 @@ def is_frozen(freezer: Freezer) -> bool:
     if freezer.v2:
         return b"frozen 1" in _read(freezer.path / "cgroup.events").splitlines()
     return _read(freezer.control) == freezer.on
+
+
+def find_frozen(pid: int) -> Path | None:
+    """The v1 cgroup by which somebody keeps a task frozen, its own or one above. None: not seen.
+
+    Who is frozen so comes to no ptrace stop; with v2 it does.
+    """
+    try:
+        lines = read_file(f"/proc/{pid}/cgroup").splitlines()
+        mounts = read_mountinfo("self")
+    except OSError:
+        return None
+    for _, controllers, path in (line.split(b":", 2) for line in lines):
+        if b"freezer" not in controllers.split(b","):
+            continue
+        for mount in mounts:
+            if b"freezer" in mount.super_options.split(b",") and path.startswith(mount.root):
+                below = os.fsdecode(path[len(mount.root) :]).lstrip("/")
+                if found := _frozen_upward(Path(os.fsdecode(mount.mountpoint)), below):
+                    return found
+    return None
+
+
+def _frozen_upward(top: Path, below: str) -> Path | None:
+    # freezer.state also tells what is asked of one above; this only what is asked of itself.
+    for path in (top / below, *(top / below).parents):
+        with contextlib.suppress(OSError):
+            if (path / "freezer.self_freezing").read_bytes().strip() == b"1":
+                return path
+        if path == top:
+            break
+    return None
 
 
 def members(freezer: Freezer) -> tuple[int, ...]:

@@ -150,9 +150,10 @@ class Tracer:
     def _give_up_late(self) -> None:
         if time.monotonic() > self._deadline + _GRACE_S:
             pid = self._seizing[0] if self._seizing else self._root.pid
-            raise FreezeError(
+            raise self._stuck(
+                pid,
                 f"{_describe(pid)} does not let itself be traced",
-                advice="it hangs in execve, perhaps of a file on a dead network filesystem",
+                "it hangs in execve, perhaps of a file on a dead network filesystem",
             )
 
     # What the tracing thread does.
@@ -364,11 +365,20 @@ class Tracer:
         self._check_left()
         if time.monotonic() > self._deadline:
             tid = min(pending, default=self._root.pid)
-            raise FreezeError(
-                f"{_describe(self._held.get(tid, tid), tid)} did not stop within "
-                f"{self._timeout_s:g} s",
-                advice="wait until it does, or allow more time",
+            pid = self._held.get(tid, tid)
+            raise self._stuck(
+                pid,
+                f"{_describe(pid, tid)} did not stop within {self._timeout_s:g} s",
+                "wait until it does, or allow more time",
             )
+
+    def _stuck(self, pid: int, message: str, advice: str) -> FreezeError:
+        frozen = cgroups.find_frozen(pid)
+        ours = self._freezer.path if self._freezer else None
+        if frozen not in {None, ours}:
+            message = f"{message}: its cgroup {frozen} is frozen"
+            advice = "thaw it, or name it with --freeze-cgroup"
+        return FreezeError(message, advice=advice)
 
 
 def _describe(pid: int, tid: int | None = None) -> str:

@@ -357,6 +357,31 @@ def cgroup(request, make_cgroup) -> Cgroup:
     return make_cgroup(request.param)
 
 
+def test_a_cgroup_that_somebody_froze_is_named(start, cgroup):
+    target = start("tree", 2, 2)
+    cgroup.put(*descendants(target.pid))
+    below = cgroup.path / "below"
+    for freezing in (cgroup, Cgroup(below)):
+        freezing.path.mkdir(exist_ok=True)
+        freezing.put(*descendants(target.pid))
+        freezing.freeze()
+        if freezing.control.name == "cgroup.freeze":  # comes to its ptrace stop all the same
+            with frozen(target.pid) as held:
+                assert states(held.pids) == {"t"}
+            freezing.thaw()
+            continue
+        with pytest.raises(FreezeError) as caught, frozen(target.pid, timeout_s=0.3):
+            pass
+        assert f": its cgroup {freezing.path} is frozen" in str(caught.value)
+        assert "--freeze-cgroup" in caught.value.advice
+        with frozen(target.pid, cgroup=freezing.path) as held:
+            assert set(held.pids) == descendants(target.pid)
+        freezing.thaw()
+        target.runs(range(4))
+    cgroup.put(*descendants(target.pid))
+    below.rmdir()
+
+
 def test_a_cgroup_that_somebody_froze_stays_frozen(start, cgroup):
     target = start("tree", 3, 2)
     pids = target.told["pids"]
