@@ -106,6 +106,10 @@ def test_a_watch_without_a_path_is_a_finding(tmp_path: Path) -> None:
         (("pre-dump", "-t", "4194304"), 1, "4194304"),
         (("pre-dump", "-t", "0"), 2, "not a process id"),
         (("pre-dump",), 2, "--tree"),
+        *(
+            (("dump", "-t", "1", "--timeout", seconds), 2, "not a number of seconds")
+            for seconds in ("-1", "0", "nan", "inf", "1e400")
+        ),
         (("show", "nowhere"), 1, "nowhere"),
         (("convert", "nowhere", "x"), 1, "nowhere"),
         (("export", "--db", "nowhere.db"), 1, "nowhere.db"),

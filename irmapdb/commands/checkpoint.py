@@ -21,6 +21,7 @@ from irmapdb.commands.options import (
     PrevImagesDir,
     ScanPaths,
     Verbose,
+    positive_seconds,
 )
 from irmapdb.commands.progress import Progress
 
@@ -101,7 +102,12 @@ def dump(
         ),
     ] = None,
     timeout: Annotated[
-        float, typer.Option(metavar="SECONDS", help="How long the tasks may take to stop.")
+        float,
+        typer.Option(
+            metavar="SECONDS",
+            callback=positive_seconds,
+            help="How long the tasks may take to stop.",
+        ),
     ] = 10.0,
     leave_stopped: Annotated[
         bool,

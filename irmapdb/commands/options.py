@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -23,6 +24,7 @@ __all__ = [
     "WorkDirOption",
     "database_path",
     "positive_pid",
+    "positive_seconds",
 ]
 
 
@@ -31,6 +33,14 @@ def positive_pid(value: int | None) -> int | None:
     if value is not None and value <= 0:
         message = f"-t {value}: not a process id"
         raise UsageError(message, advice="give the pid of the tree's root task, as you see it")
+    return value
+
+
+def positive_seconds(value: float) -> float:
+    """Refuse what is no span of time to wait."""
+    if not 0 < value < math.inf:
+        message = f"--timeout {value:g}: not a number of seconds"
+        raise UsageError(message, advice="give a number above 0")
     return value
 
 
