@@ -129,6 +129,7 @@ def dump(options: Options, freezing: FreezeOptions) -> Report:
     The tasks run again before anything is written. If they are to be left stopped, they stand
     still until all is written and committed: whatever goes wrong, also a kill, lets them go.
     """
+    freeze.check(options.pid, cgroup=freezing.cgroup)
     with (
         _tree(options) as tree,
         contextlib.ExitStack() as left_stopped,

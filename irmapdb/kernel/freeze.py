@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from irmapdb.kernel.cgroup import Freezer
     from irmapdb.kernel.tasks import Task
 
-__all__ = ["Frozen", "frozen"]
+__all__ = ["Frozen", "check", "frozen"]
 
 _ATTEMPTS = 3
 _PAUSE_S = 2e-3
@@ -55,17 +55,7 @@ def frozen(
     The root may be a child of this very process; but wait(2) for it, and Popen.poll, would report
     the stop, so leave that until the block has ended.
     """
-    root = tasks.require_task(root_pid)
-    kin = _kin()
-    if root.pid in kin:
-        raise UsageError(
-            f"{root.name} is this process, or has started it",
-            advice="name the task to be dumped, and run this from outside of its tree",
-        )
-    freezer = None
-    if cgroup is not None:
-        freezer = cgroups.open_freezer(cgroup)
-        _admit(freezer, root, kin)
+    root, freezer = _admitted(root_pid, cgroup)
     with contextlib.ExitStack() as stack:
         guard = None
         if freezer is not None and not cgroups.is_held(freezer):
@@ -106,6 +96,26 @@ def _kin() -> list[int]:
         pids.append(task.pid)
         task = tasks.read_task(task.ppid) if task.ppid else None
     return pids
+
+
+def check(root_pid: int, *, cgroup: Path | None = None) -> None:
+    """Raise what `frozen` would raise at once, before it does anything."""
+    _admitted(root_pid, cgroup)
+
+
+def _admitted(root_pid: int, cgroup: Path | None) -> tuple[Task, Freezer | None]:
+    root = tasks.require_task(root_pid)
+    kin = _kin()
+    if root.pid in kin:
+        raise UsageError(
+            f"{root.name} is this process, or has started it",
+            advice="name the task to be dumped, and run this from outside of its tree",
+        )
+    if cgroup is None:
+        return root, None
+    freezer = cgroups.open_freezer(cgroup)
+    _admit(freezer, root, kin)
+    return root, freezer
 
 
 def _admit(freezer: Freezer, root: Task, kin: Collection[int]) -> None:

@@ -43,7 +43,9 @@ _WALKS = 3
 """How often a tree that changed under the walk is walked again."""
 
 # Fields of proc_pid_stat(5), counted from the one after the command.
-_STATE, _PPID, _NUM_THREADS, _STARTTIME = 0, 1, 17, 19
+_STATE, _PPID, _FLAGS, _NUM_THREADS, _STARTTIME = 0, 1, 6, 17, 19
+_PF_KTHREAD = 0x00200000
+"""Of include/linux/sched.h."""
 
 
 class Task(NamedTuple):
@@ -182,6 +184,11 @@ def require_task(pid: int, proc: str = "/proc") -> Task:
         raise TaskError(
             f"{pid} is no process of its own", advice=f"it is a thread of {leader}: name that"
         )
+    if _is_kernel_thread(pid, proc):
+        raise TaskError(
+            f"{process.task.name} is a kernel thread",
+            advice="it watches nothing, and cannot be dumped: name a process",
+        )
     if process.dead:
         raise TaskError(
             f"{process.task.name} is a zombie",
@@ -256,6 +263,14 @@ def _walk(root: Task, proc: str) -> tuple[list[Task], bool]:
 def _is_dead(stat: bytes) -> bool:
     fields = stat[stat.rfind(b")") + 2 :].split()
     return fields[_STATE].decode("ascii") in _DEAD and int(fields[_NUM_THREADS]) <= 1
+
+
+def _is_kernel_thread(pid: int, proc: str) -> bool:
+    try:
+        stat = _read(f"{proc}/{pid}/stat")
+    except OSError:
+        return False  # gone: the next who asks will be told
+    return bool(int(stat[stat.rfind(b")") + 2 :].split()[_FLAGS]) & _PF_KTHREAD)
 
 
 def _scan(proc: str) -> dict[int, list[int]]:

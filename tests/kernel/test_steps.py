@@ -15,7 +15,14 @@ import pytest
 
 from irmapdb import steps
 from irmapdb.config import Config
-from irmapdb.errors import FileError, FreezeError, ImageError, IrmapError, TaskError
+from irmapdb.errors import (
+    FileError,
+    FreezeError,
+    ImageError,
+    IrmapError,
+    TaskError,
+    UsageError,
+)
 from irmapdb.image import cache, fsnotify
 from irmapdb.model import Change, ChangeKind, Event, MarkKind, StaleReason, WatchKind, kdev_of
 from irmapdb.steps import FreezeOptions, Options, Report
@@ -23,7 +30,7 @@ from irmapdb.store.database import Store
 from tests.kernel.freezing import until
 from tests.support.area import PLACES, MountArea
 from tests.support.cli import irmapdb
-from tests.support.features import require_program
+from tests.support.features import require, require_program
 from tests.support.filesystems import tmpfs
 from tests.support.notify import InotifyEvent
 from tests.support.watcher import Watcher
@@ -622,6 +629,36 @@ def test_a_bad_image_leaves_no_database(
         with pytest.raises(ImageError, match="irmap-cache"):
             step(options)
         assert [*work.iterdir(), *previous.iterdir()] == [directory / "irmap-cache"]
+
+
+@pytest.mark.parametrize("step", ["pre-dump", "dump"])
+def test_a_kernel_thread_is_told_as_one(tmp_path: Path, step: str) -> None:
+    work = _work(tmp_path)
+    kthreadd = Path("/proc/2/comm")
+    require(kthreadd.exists() and kthreadd.read_text() == "kthreadd\n", "kernel threads in /proc")
+    said = irmapdb(step, "-t", "2", "-D", work)
+    assert said.code == 1
+    assert said.err.startswith("irmapdb: task 2 (kthreadd) is a kernel thread; ")
+    assert list(work.iterdir()) == []
+
+
+def test_whom_nobody_can_freeze_is_refused_before_anything_is_done(
+    watcher: Watcher, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watcher.add_inotify(tree)
+    work = _work(tmp_path)
+    monkeypatch.setattr(steps, "read_survey", None)
+    wrong = [
+        (os.getpid(), None, UsageError, "is this process, or has started it"),
+        (os.getppid(), None, UsageError, "is this process, or has started it"),
+        (watcher.pid, tmp_path, UsageError, "has neither cgroup.freeze nor freezer.state"),
+        (watcher.pid, tmp_path / "none", UsageError, "is not a directory"),
+    ]
+    for pid, cgroup, error, message in wrong:
+        options = replace(_options(watcher, work), pid=pid)
+        with pytest.raises(error, match=message):
+            steps.dump(options, FreezeOptions(cgroup=cgroup))
+        assert list(work.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["irmap-cache", "inotify.img", "fanotify.img"])
