@@ -57,7 +57,7 @@ class _Denied(NamedTuple):
     number: int
 
     def __str__(self) -> str:
-        first = os.fsdecode(self.first)
+        first = printable(self.first)
         if self.number == 1:
             return f"{first} may not be read"
         return f"{self.number} directories may not be read, the first is {first}"
