@@ -186,6 +186,7 @@ def test_only_what_is_chosen(case: Case, rename) -> None:
     # The imported one was never proved.
     assert chosen("--older-than", "90m") == (0, {case.top + b"/imported"})
     assert chosen("--older-than", "30m")[1] == set(case.known)
+    assert chosen("--older-than", "999999d") == chosen("--older-than", "90m")
 
 
 def test_a_verdict_chooses_what_is_listed_not_what_counts(case: Case, rename) -> None:

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from irmapdb.config import Config, Retention, load_config
-from irmapdb.durations import parse_duration
+from irmapdb.durations import before, parse_duration
 from irmapdb.errors import ConfigError
 from irmapdb.model import (
     CacheEntry,
@@ -218,6 +218,17 @@ def test_what_nobody_watches_goes_after_its_time(life: Life) -> None:
     assert pruned(life.path, unused_older_than=timedelta(minutes=1)) == Pruned()
 
 
+@pytest.mark.parametrize("days", [739_000, 999_999, timedelta.max.days])
+def test_a_span_longer_than_our_era_keeps_all(life: Life, days: int) -> None:
+    assert before(NOW, timedelta(days=days)) < NOW - timedelta(days=700_000)
+    span = timedelta(days=days)
+    life.keep = Retention(stale_older_than=span, unused_older_than=span)
+    live_steps(life, 3, replaced=1)
+    assert life.pruned == Pruned()
+    keep = {"stale_older_than": span, "unused_older_than": span}
+    assert pruned(life.path, **keep) == Pruned()
+
+
 def test_no_more_rows_than_allowed(life: Life) -> None:
     live_steps(life, 40, replaced=2)  # those of the first step were never stored
     assert pruned(life.path, keep_rows=30).mappings == 39 * 2 - 30
@@ -379,6 +390,8 @@ def test_the_command(life: Life) -> None:
     assert life.path.read_bytes() == before
     done = run("--db", life.path, "--keep-runs", "2", "--stale-older-than", "9999d", "--json")
     assert json.loads(done.stdout)["pruned"]["runs"] == 8
+    spans = ("--stale-older-than", "999999d", "--unused-older-than", "999999d")
+    assert run("--db", life.path, "--dry-run", *spans).stdout.startswith("would go: nothing")
     for words, code, what in (
         (("--stale-older-than", "x"), 2, "no span of time"),
         (("--keep-runs", "0"), 2, "keep-runs"),

@@ -226,7 +226,7 @@ def _selection(
     only: list[str] | None, paths: list[str] | None, devices: list[str] | None, span: str | None
 ) -> Selection:
     from irmapdb.audit import Selection, Verdict
-    from irmapdb.durations import parse_duration
+    from irmapdb.durations import before, parse_duration
 
     for word in only or ():
         if word not in _VERDICTS:
@@ -235,8 +235,8 @@ def _selection(
     since = None
     if span is not None:
         try:
-            since = datetime.now(UTC) - parse_duration(span)
-        except (ValueError, OverflowError) as error:
+            since = before(datetime.now(UTC), parse_duration(span))
+        except ValueError as error:
             message = f"--older-than: {error}"
             raise UsageError(message) from error
     return Selection(

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from sqlalchemy import Integer, and_, case, cast, delete, exists, func, or_, select
 
+from irmapdb.durations import before
 from irmapdb.model import Event
 from irmapdb.store import tables
 from irmapdb.store.values import to_time
@@ -151,7 +152,7 @@ def _last_change(connection: Connection, keep: Retention, now: datetime, at_most
     first = connection.scalar(select(func.min(_change.id))) or 0
     newest = connection.scalar(select(func.max(_change.id))) or 0
     until = newest if at_most == _ALL else first + at_most - 1
-    since = to_time(now - keep.stale_older_than)
+    since = to_time(before(now, keep.stale_older_than))
     # From the oldest on: as few rows are looked at as are taken out.
     young = (
         select(_change.id)
@@ -173,8 +174,8 @@ def _old_mappings(
     in_image = exists().where(tables.image_entry.c.mapping_id == _mapping.id)
     idle = and_(~stale, used < latest, ~in_image)
     expired = case(
-        (stale, _mapping.stale_at < to_time(now - keep.stale_older_than)),
-        else_=used < to_time(now - keep.unused_older_than),
+        (stale, _mapping.stale_at < to_time(before(now, keep.stale_older_than))),
+        else_=used < to_time(before(now, keep.unused_older_than)),
     )
     numbers = select(func.count(), func.coalesce(func.sum(cast(expired, Integer)), 0)).where(
         or_(stale, idle)
