@@ -118,6 +118,22 @@ def test_sql_comes_from_a_file_or_a_pipe(tmp_path):
     )
 
 
+@pytest.mark.parametrize("text", [b"SELECT 'caf\xe9';", b"\x7fELF\x02\xff;\x00\xfe;"])
+def test_sql_that_is_no_utf8_is_refused_in_a_line(tmp_path, text, capsys):
+    file = tmp_path / "latin-1.sql"
+    file.write_bytes(text)
+    ways = [irmapdb("sql", "-f", file), irmapdb("sql", "-f", "-", stdin=text)]
+    if b"\0" not in text:
+        ways.append(irmapdb("sql", os.fsdecode(text)))
+        ways.append(irmapdb("sql", os.fsdecode(text), "--print"))
+        shown = session(f"{os.fsdecode(text)}\rSELECT 6 * 7;\r.quit\r", capsys)
+        assert "not UTF-8" in shown.err
+        assert "42" in shown.out
+    for done in ways:
+        assert "Traceback" not in done.err
+        assert done.code == (0 if done.out else 1)
+
+
 def test_values_of_parameters():
     query = "SELECT ino FROM mapping WHERE path = :path"
     assert irmapdb("sql", query, "-p", "path=/srv/data").out.split() == ["INO", "700"]
@@ -185,7 +201,7 @@ def test_help_waits_for_nothing():
 
 def session(typed, capsys, **how):
     with Ask.open("irmap.db") as ask, create_pipe_input() as source:
-        source.send_text(typed)
+        source.send_bytes(os.fsencode(typed))
         Prompt(ask, source=source, sink=DummyOutput(), **how).run()
     return capsys.readouterr()
 

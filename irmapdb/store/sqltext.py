@@ -48,6 +48,7 @@ _NAMED = re.compile(
     r"|wrong number of arguments to function|unknown (?:database|function))"
     r'[: ]+"?(?P<name>[^"()]+)'
 )
+_NOT_ENCODED = re.compile("[\0\ud800-\udfff]")
 _EXCERPT_WIDTH = 100
 
 
@@ -104,8 +105,8 @@ def split(text: str) -> list[Piece]:
 
 def is_complete(text: str) -> bool:
     """Whether the last statement of a text has its semicolon."""
-    # A NUL is no SQL, but for SQLite to say so it has to be asked.
-    return sqlite3.complete_statement(text.replace("\0", " "))
+    # A NUL and a byte that is no UTF-8 are no SQL, but for SQLite to say so it has to be asked.
+    return sqlite3.complete_statement(_NOT_ENCODED.sub(" ", text))
 
 
 def name_in(message: str) -> tuple[str, str] | None:
