@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
+import time
 import traceback
 from contextlib import closing, suppress
 from datetime import UTC, datetime
@@ -134,6 +135,44 @@ def test_a_value_that_would_fill_the_memory_is_refused(ask):
         list(ask.ask("SELECT hex(zeroblob(1000000000))"))
 
 
+def test_the_time_is_kept_between_slow_rows_and_slow_functions(ask):
+    # Each row, and each call, takes some milliseconds in a few of SQLite's steps.
+    numbers = "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < 3000)"
+    slow = "hex(zeroblob(9000 + n)) LIKE '%' || hex(zeroblob(400)) || '1'"
+    for what in (slow, f"max({slow})"):
+        start = time.monotonic()
+        with pytest.raises(SqlError, match=r"longer than 0.1 s"):
+            list(ask.ask(f"{numbers} SELECT {what} FROM c", timeout_s=0.1))  # noqa: S608
+        assert time.monotonic() - start < 3
+
+
+def test_a_pattern_that_would_take_for_ever_is_refused(ask):
+    with pytest.raises(SqlError, match="pattern too complex"):
+        value(ask, "SELECT hex(zeroblob(2000)) LIKE '%' || hex(zeroblob(1000)) || '1'")
+
+
+def test_an_answer_that_would_fill_the_memory_is_refused(ask, monkeypatch):
+    monkeypatch.setattr("irmapdb.store.ask._BYTES_AN_ANSWER", 1 << 20)
+    numbers = "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c)"
+    for cells in ("randomblob(100000)", "n, n", "hex(zeroblob(300000))"):
+        question = f"{numbers} SELECT {cells} FROM c"  # noqa: S608
+        with pytest.raises(SqlError, match="the answer has more than 1 MiB; ask for fewer"):
+            one(ask, question, limit=10**9)
+        assert len(one(ask, question, limit=1).rows) == 1
+    wide = ", ".join(["zeroblob(1000000)"] * 201)
+    with pytest.raises(SqlError, match="too many columns"):
+        one(ask, f"SELECT {wide}")
+
+
+def test_the_longest_path_of_a_database_fits(path):
+    longest = b"/" + b"\xe9" * 65535
+    with Store.open(path, create=False) as store, store.step() as step:
+        step.import_entries([CacheEntry(254 << 20, 3, longest)], NOW)
+    with Ask.open(path) as ask:
+        for view in ("all_mappings", "unwatched_mappings", "cache_entries"):
+            assert (longest,) in one(ask, f"SELECT path FROM {view}").rows  # noqa: S608
+
+
 def test_an_interrupt_passes_through(ask):
     forever = "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n FROM c) SELECT max(n) FROM c"
     begun = threading.Event()
@@ -148,6 +187,16 @@ def test_an_interrupt_passes_through(ask):
     with pytest.raises(KeyboardInterrupt):
         list(ask.ask(forever))
     thread.join()
+
+
+def test_an_interrupt_passes_through_our_functions(path):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    with Ask.open(path, path_text=interrupted) as ask:
+        with pytest.raises(KeyboardInterrupt):
+            list(ask.ask("SELECT path_text(path) FROM mapping"))
+        assert value(ask, "SELECT 1") == 1
 
 
 HOSTILE = [
@@ -398,7 +447,7 @@ def test_what_is_there_is_listed(ask):
         assert f" {name} " in made
     assert ask.schema("WATCH") == ask.schema("watch")
     assert [one.split()[1] for one in ask.schema("watch")] == ["TABLE", "INDEX"]
-    assert ask.schema("nowhere") == []
+    assert ask.schema("nowhere") == ask.schema("\udcff") == []
 
 
 def test_a_view_that_is_broken_breaks_nothing_else(path):

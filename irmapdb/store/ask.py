@@ -14,7 +14,7 @@ import difflib
 import os
 import sqlite3
 import time
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from typing import TYPE_CHECKING, NamedTuple, Self, TypeAlias
 
 from irmapdb.errors import SqlError
@@ -45,9 +45,16 @@ FUNCTIONS = {
 }
 """The functions that questions have beside SQLite's own."""
 
-_BYTES_A_VALUE = 64 << 20
+# SQLite looks at the clock between its steps and not within a function, so what one function can
+# be given is bounded: a second of LIKE, a few of instr() and replace().
+_BYTES_A_VALUE = 1 << 20
+_BYTES_A_PATTERN = 1000
+_COLUMNS = 200
+_BYTES_AN_ANSWER = 64 << 20
+_BYTES_A_CELL = 8
+"""What a cell counts beside its text."""
 _MESSAGE_WIDTH = 200
-_STEPS_BETWEEN_LOOKS = 5000
+_STEPS_BETWEEN_LOOKS = 500
 
 _ALLOWED = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_RECURSIVE}
 _REFUSED_FUNCTIONS = {"load_extension", "fts3_tokenizer"}
@@ -88,12 +95,14 @@ class Ask:
         self._wait_s = wait_s
         self._stack = ExitStack()
         self._deadline: float | None = None
-        self._over = False
+        self._over = self._interrupted = False
         self._refused = ""
         self._function_said = ""
         raw.text_factory = _text
         raw.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
         raw.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _BYTES_A_VALUE)
+        raw.setlimit(sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH, _BYTES_A_PATTERN)
+        raw.setlimit(sqlite3.SQLITE_LIMIT_COLUMN, _COLUMNS)
         self._add_function("kdev", 1, _kdev)
         self._add_function("hex_ino", 2, _hex_ino)
         raw.set_authorizer(self._authorize)
@@ -134,7 +143,8 @@ class Ask:
         """The answer of each statement of a text, one after the other.
 
         `limit` is the most rows, `timeout_s` the longest time of one statement. Raises SqlError
-        for what SQLite does not understand, what takes too long, and what would not only read.
+        for what SQLite does not understand, what takes too long or gives more than 64 MiB, and
+        what would not only read.
         """
         values = dict(parameters or {})
         for piece in sqltext.split(text):
@@ -160,8 +170,9 @@ class Ask:
             "SELECT sql FROM sqlite_master WHERE sql IS NOT NULL "
             "AND (:name IS NULL OR tbl_name = :name COLLATE NOCASE) ORDER BY rowid"
         )
-        with translated(self.path, self._wait_s):
+        with suppress(UnicodeEncodeError), translated(self.path, self._wait_s):
             return [f"{sql};" for (sql,) in self._raw.execute(made, {"name": name})]
+        return []  # no name has a byte that is no UTF-8
 
     def close(self) -> None:
         """Give the file back. A second time does nothing."""
@@ -187,22 +198,40 @@ class Ask:
         timeout_s: float | None,
     ) -> Answer:
         self._refused = self._function_said = ""
-        self._over = False
+        self._over = self._interrupted = False
         start = time.monotonic()
         self._deadline = None if timeout_s is None else start + timeout_s
         try:
-            cursor = self._raw.execute(piece.text, values)
-            rows = cursor.fetchall() if limit is None else cursor.fetchmany(limit + 1)
+            # Closed in any case: an open statement would hold up who wants to tidy the log.
+            with closing(self._raw.execute(piece.text, values)) as cursor:
+                columns = tuple(column[0] for column in cursor.description or ())
+                rows = self._fetch(cursor, limit, timeout_s)
         except (sqlite3.Error, ValueError, OverflowError) as error:
             raise self._explain(error, text, piece, timeout_s) from error
         finally:
             self._deadline = None
-        columns = tuple(column[0] for column in cursor.description or ())
-        cursor.close()
         check_unchanged(self._raw, self.path)
         cut = limit is not None and len(rows) > limit
         took_us = round((time.monotonic() - start) * 1e6)
         return Answer(columns, rows[:limit], cut, took_us)
+
+    def _fetch(
+        self, cursor: sqlite3.Cursor, limit: int | None, timeout_s: float | None
+    ) -> list[tuple[Value, ...]]:
+        # Up to one row more than the limit.
+        rows = []
+        size = 0
+        for row in cursor:
+            if self._is_over():
+                raise self._stopped(timeout_s)
+            rows.append(row)
+            if limit is not None and len(rows) > limit:
+                break
+            size += sum(map(_size, row))
+            if size > _BYTES_AN_ANSWER:
+                message = f"stopped: the answer has more than {_BYTES_AN_ANSWER >> 20} MiB"
+                raise SqlError(message, advice="ask for fewer columns, or LIMIT the rows")
+        return rows
 
     def _check_parameters(self, text: str, piece: Piece, values: Mapping[str, Value]) -> None:
         for token in sqltext.tokens(piece.text):
@@ -248,6 +277,8 @@ class Ask:
             place = sqltext.excerpt(text, piece.start + error.start)
             advice = "write a path that is no UTF-8 as x'2f…', or give it with -p path=…"
             return SqlError("not UTF-8", advice=advice, place=place)
+        if self._interrupted:
+            return KeyboardInterrupt()
         if not isinstance(error, sqlite3.Error):
             return SqlError(str(error))
         code = primary_code(error)
@@ -255,8 +286,7 @@ class Ask:
             if not self._over:
                 # The signal came while SQLite was at work, and could not pass through it.
                 return KeyboardInterrupt()
-            advice = "narrow the question, or give it more with --timeout"
-            return SqlError(f"stopped: it took longer than {timeout_s:g} s", advice=advice)
+            return self._stopped(timeout_s)
         if self._refused or code == sqlite3.SQLITE_READONLY:
             return self._refusal(text, piece)
         if code is not None and code not in _QUESTION_AT_FAULT:
@@ -271,6 +301,10 @@ class Ask:
         place = "" if offset is None else sqltext.excerpt(text, piece.start + offset)
         said = _at_line(text, piece, offset) + _one_line(message)
         return SqlError(said, advice=self._advise(message), place=place)
+
+    def _stopped(self, timeout_s: float | None) -> SqlError:
+        advice = "narrow the question, or give it more with --timeout"
+        return SqlError(f"stopped: it took longer than {timeout_s or 0:g} s", advice=advice)
 
     def _refusal(self, text: str, piece: Piece) -> SqlError:
         first = next(sqltext.tokens(piece.text))
@@ -313,6 +347,9 @@ class Ask:
                 # SQLite would only say that there was one.
                 self._function_said = f"{name}: {error}"
                 raise
+            except KeyboardInterrupt:
+                self._interrupted = True
+                raise
 
         self._raw.create_function(name, arguments, told, deterministic=True)
 
@@ -335,6 +372,10 @@ _WRITES = {
 
 def _text(raw: bytes) -> str:
     return raw.decode("utf-8", "surrogateescape")
+
+
+def _size(value: Value) -> int:
+    return _BYTES_A_CELL + (len(value) if isinstance(value, str | bytes) else 0)
 
 
 def _one_line(message: str) -> str:
