@@ -9,14 +9,16 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from irmapdb import files
-from irmapdb.errors import FileError
+from irmapdb.errors import DatabaseError, FileError
 from irmapdb.image import cache, critjson
 from irmapdb.image.formats import Format, sniff
+from irmapdb.image.magic import SQLITE_HEADER
 from irmapdb.model import Event, RunStats, printable
 
 if TYPE_CHECKING:
@@ -83,7 +85,12 @@ def encode(entries: Iterable[CacheEntry], form: Format, *, pretty: bool = False)
 
 
 def convert(source: Path, destination: Path, form: Format, *, pretty: bool = False) -> Content:
-    """Write what one file holds into another, replaced whole. A database is only made new."""
+    """Write what one file holds into another, replaced whole.
+
+    FileError for a destination that is the source, or a database: that is only made new.
+    """
+    if form is not Format.DB:
+        _check_replaceable(source, destination)
     content = read(source)
     if form is Format.DB:
         _make_database(destination, content.entries)
@@ -117,7 +124,11 @@ def import_image(source: Path, database: Path) -> int:
 
 
 def export_image(database: Path, destination: Path) -> int:
-    """Write the database's image list as CRIU's image; how many entries it has."""
+    """Write the database's image list as CRIU's image; how many entries it has.
+
+    FileError for a destination that is a database, this one or another.
+    """
+    _check_replaceable(database, destination)
     entries = read_database(database)
     files.replace_whole(destination, cache.encode_cache(entries))
     return len(entries)
@@ -128,6 +139,25 @@ def read_database(path: Path) -> tuple[CacheEntry, ...]:
     from irmapdb.store.entries import read_entries  # noqa: PLC0415 - images do without SQLite
 
     return tuple(read_entries(path))
+
+
+def _check_replaceable(source: Path, destination: Path) -> None:
+    # Before any database is open: see store/file.py. What cannot be looked at, or is no regular
+    # file, is refused by who writes it.
+    with suppress(OSError):
+        if str(source) != "-" and os.path.samestat(os.stat(source), os.lstat(destination)):
+            message = f"{destination}: is the file that is read"
+            raise FileError(message, advice="write into another file")
+    if _is_database(destination):
+        message = f"{destination}: is a database, which no image is to replace"
+        raise FileError(message, advice="name another file, or remove it first")
+
+
+def _is_database(path: Path) -> bool:
+    try:
+        return files.read_prefix(path, follow=False).startswith(SQLITE_HEADER)
+    except FileError:
+        return False
 
 
 def _make_database(destination: Path, entries: Sequence[CacheEntry]) -> None:
@@ -141,8 +171,17 @@ def _make_database(destination: Path, entries: Sequence[CacheEntry]) -> None:
         message = f"{destination.parent}: no such directory"
         raise FileError(message, advice="make it first")
     # Made beside it and linked when it is whole; a link never replaces what is there.
-    with tempfile.TemporaryDirectory(prefix=".irmapdb-", dir=destination.parent) as scratch:
-        made = Path(scratch, "new.db")
-        with Store.open(made, create=True) as store, store.step() as step:
-            step.import_entries(entries, datetime.now(UTC))
-        os.link(made, destination)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".irmapdb-", dir=destination.parent) as scratch:
+            made = Path(scratch, "new.db")
+            with Store.open(made, create=True) as store, store.step() as step:
+                step.import_entries(entries, datetime.now(UTC))
+            os.link(made, destination)
+    except DatabaseError as error:
+        # Of the scratch file, whose name tells nobody anything.
+        reason = str(error.args[0]).partition("/new.db: ")[2] or error.args[0]
+        message = f"cannot write {destination}: {reason}"
+        raise FileError(message, advice="make room there, or choose another directory") from error
+    except OSError as error:
+        message = f"cannot write {destination}: {error.strerror}"
+        raise FileError(message, advice="choose another directory") from error

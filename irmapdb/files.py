@@ -101,10 +101,11 @@ def _closing(fd: int) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def _open_regular(path: bytes) -> Iterator[int]:
+def _open_regular(path: bytes, *, follow: bool) -> Iterator[int]:
     # Asked before as well as after: opening a device may do something, opening a FIFO may wait.
-    _refuse_unless_regular("read", path, os.stat(path).st_mode)
-    with _closing(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)) as fd:
+    _refuse_unless_regular("read", path, os.stat(path, follow_symlinks=follow).st_mode)
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+    with _closing(os.open(path, flags if follow else flags | os.O_NOFOLLOW)) as fd:
         _refuse_unless_regular("read", path, os.fstat(fd).st_mode)
         yield fd
 
@@ -119,11 +120,16 @@ def _read_up_to(fd: int, size_bytes: int) -> bytes:
     return b"".join(chunks)
 
 
-def read_prefix(path: bytes | os.PathLike[str], *, size_bytes: int = 512) -> bytes:
-    """The first bytes of a regular file, or all of it where it is shorter; as `read_whole`."""
+def read_prefix(
+    path: bytes | os.PathLike[str], *, size_bytes: int = 512, follow: bool = True
+) -> bytes:
+    """The first bytes of a regular file, or all of it where it is shorter; as `read_whole`.
+
+    `follow`: whether a symbolic link is.
+    """
     source = os.fsencode(path)
     try:
-        with _open_regular(source) as fd:
+        with _open_regular(source, follow=follow) as fd:
             return _read_up_to(fd, size_bytes)
     except OSError as error:
         raise _failed("read", source, error) from error

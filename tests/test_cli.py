@@ -14,7 +14,9 @@ from typer.main import get_command
 from irmapdb import commands
 from irmapdb.image import cache
 from irmapdb.model import CacheEntry
+from tests.support.area import MountArea
 from tests.support.features import require_root
+from tests.support.filesystems import tmpfs
 from tests.support.watcher import Watcher
 
 _DATA = Path(__file__).parent / "data" / "images"
@@ -159,6 +161,55 @@ def test_a_database_is_never_overwritten_by_a_conversion(tmp_path: Path) -> None
     done = _run("convert", image, tmp_path / "a.db")
     assert (done.returncode, (tmp_path / "a.db").read_bytes()) == (1, before)
     assert "irmapdb import" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("export", "a.db", "--db", "a.db"), "a.db: is the file that is read; write into"),
+        (("export", "link", "--db", "a.db"), "link: is the file that is read"),
+        (("export", "other.db", "--db", "a.db"), "other.db: is a database, which no image"),
+        (("convert", "a.db", "a.db", "--to", "pb"), "a.db: is the file that is read"),
+        (("convert", "a.db", "a.db", "--to", "json"), "a.db: is the file that is read"),
+        (("convert", "a.db", "other.db", "--to", "pb"), "other.db: is a database"),
+        (("convert", "image", "a.db", "--to", "json"), "a.db: is a database"),
+        (("convert", "image", "image", "--to", "json"), "image: is the file that is read"),
+        (("convert", "image", "fifo", "--to", "json"), "fifo: it is a FIFO, not a regular file"),
+        (("convert", "image", "symlink", "--to", "pb"), "symlink: it is a symbolic link"),
+    ],
+)
+def test_no_image_takes_the_place_of_what_is_there(
+    tmp_path: Path, words: tuple[str, ...], said: str
+) -> None:
+    (tmp_path / "image").write_bytes((_DATA / "swap-before.irmap-cache").read_bytes())
+    for name in ("a.db", "other.db"):
+        assert _run("convert", "image", name, cwd=tmp_path).returncode == 0
+    os.link(tmp_path / "a.db", tmp_path / "link")
+    (tmp_path / "symlink").symlink_to("a.db")
+    os.mkfifo(tmp_path / "fifo")
+    files = [one for one in tmp_path.iterdir() if one.is_file()]
+    before = {one: one.read_bytes() for one in files}
+    done = _run(*words, cwd=tmp_path, timeout=60)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert said in done.stderr
+    assert {one: one.read_bytes() for one in files} == before
+
+
+def test_a_database_is_not_written_to_stdout() -> None:
+    done = _run("convert", _DATA / "swap-before.irmap-cache", "-", "--to", "db")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "a database cannot be written to stdout; name a file" in done.stderr
+
+
+@pytest.mark.kernel
+def test_a_new_database_on_a_full_filesystem(area: MountArea) -> None:
+    image = _DATA / "swap-before.irmap-cache"
+    with tmpfs(area.path / "small", size_mib=1) as small:
+        (small / "full").write_bytes(bytes(os.statvfs(small).f_bavail * 4096))
+        done = _run("convert", image, small / "new.db")
+        assert done.returncode == 1
+        assert done.stderr.startswith(f"irmapdb: cannot write {small}/new.db: the disk is full")
+        assert os.listdir(small) == ["full"]
 
 
 def test_names_cannot_play_with_the_terminal(tmp_path: Path) -> None:

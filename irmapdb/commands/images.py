@@ -10,6 +10,7 @@ import typer
 
 from irmapdb.commands import output
 from irmapdb.commands.options import AsJson, Database, WorkDirOption, database_path
+from irmapdb.errors import UsageError
 from irmapdb.image.formats import Format
 
 if TYPE_CHECKING:
@@ -125,6 +126,9 @@ def convert(
     from irmapdb import convert as forms
 
     if str(destination) == "-":
+        if to is Format.DB:
+            message = "a database cannot be written to stdout"
+            raise UsageError(message, advice="name a file")
         content = forms.read(source)
         data = forms.encode(content.entries, to or Format.JSON, pretty=pretty)
         sys.stdout.buffer.write(data)
