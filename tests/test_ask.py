@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 import traceback
@@ -162,6 +164,25 @@ def test_an_answer_that_would_fill_the_memory_is_refused(ask, monkeypatch):
     wide = ", ".join(["zeroblob(1000000)"] * 201)
     with pytest.raises(SqlError, match="too many columns"):
         one(ask, f"SELECT {wide}")
+
+
+def test_what_is_sorted_has_its_limit_too(path):
+    # In a process of its own: SQLite's limit is the process's.
+    numbers = "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < 99)"
+    script = (
+        "import sys; from irmapdb.store import ask; from irmapdb.errors import SqlError\n"
+        "ask._BYTES_OF_MEMORY = 32 << 20\n"
+        "with ask.Ask.open(sys.argv[1].encode()) as opened:\n"
+        "    try: list(opened.ask(sys.argv[2]))\n"
+        "    except SqlError as error: print(error)\n"
+        "    print(list(opened.ask('SELECT 42'))[0].rows)\n"
+    )
+    question = f"{numbers} SELECT randomblob(900000) FROM c ORDER BY 1"  # noqa: S608
+    done = subprocess.run(
+        [sys.executable, "-c", script, path, question], check=True, capture_output=True, text=True
+    )
+    assert done.stdout.startswith("stopped: it needs more than 32 MiB of memory")
+    assert done.stdout.endswith("[(42,)]\n")
 
 
 def test_the_longest_path_of_a_database_fits(path):

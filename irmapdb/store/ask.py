@@ -51,6 +51,8 @@ _BYTES_A_VALUE = 1 << 20
 _BYTES_A_PATTERN = 1000
 _COLUMNS = 200
 _BYTES_AN_ANSWER = 64 << 20
+_BYTES_OF_MEMORY = 512 << 20
+"""Of SQLite in this process, for ORDER BY and the like."""
 _BYTES_A_CELL = 8
 """What a cell counts beside its text."""
 _MESSAGE_WIDTH = 200
@@ -127,6 +129,7 @@ class Ask:
             raw = stack.enter_context(connect_raw(where, write=False, wait_s=wait_s))
             with translated(where, wait_s):
                 check_newest(raw, where)
+                raw.execute(f"PRAGMA hard_heap_limit = {_BYTES_OF_MEMORY}")
             ask = cls(raw, where, wait_s)
             ask._add_function("path_text", 1, lambda value: _path_text(value, path_text))
             ask._stack = stack.pop_all()
@@ -206,7 +209,7 @@ class Ask:
             with closing(self._raw.execute(piece.text, values)) as cursor:
                 columns = tuple(column[0] for column in cursor.description or ())
                 rows = self._fetch(cursor, limit, timeout_s)
-        except (sqlite3.Error, ValueError, OverflowError) as error:
+        except (sqlite3.Error, ValueError, OverflowError, MemoryError) as error:
             raise self._explain(error, text, piece, timeout_s) from error
         finally:
             self._deadline = None
@@ -277,16 +280,12 @@ class Ask:
             place = sqltext.excerpt(text, piece.start + error.start)
             advice = "write a path that is no UTF-8 as x'2f…', or give it with -p path=…"
             return SqlError("not UTF-8", advice=advice, place=place)
-        if self._interrupted:
-            return KeyboardInterrupt()
+        stopped = self._why_stopped(error, timeout_s)
+        if stopped is not None:
+            return stopped
         if not isinstance(error, sqlite3.Error):
             return SqlError(str(error))
         code = primary_code(error)
-        if code == sqlite3.SQLITE_INTERRUPT:
-            if not self._over:
-                # The signal came while SQLite was at work, and could not pass through it.
-                return KeyboardInterrupt()
-            return self._stopped(timeout_s)
         if self._refused or code == sqlite3.SQLITE_READONLY:
             return self._refusal(text, piece)
         if code is not None and code not in _QUESTION_AT_FAULT:
@@ -301,6 +300,18 @@ class Ask:
         place = "" if offset is None else sqltext.excerpt(text, piece.start + offset)
         said = _at_line(text, piece, offset) + _one_line(message)
         return SqlError(said, advice=self._advise(message), place=place)
+
+    def _why_stopped(self, error: Exception, timeout_s: float | None) -> BaseException | None:
+        if isinstance(error, MemoryError):
+            message = f"stopped: it needs more than {_BYTES_OF_MEMORY >> 20} MiB of memory"
+            return SqlError(message, advice="narrow the question, or leave out ORDER BY")
+        at_work = (
+            isinstance(error, sqlite3.Error) and primary_code(error) == sqlite3.SQLITE_INTERRUPT
+        )
+        if at_work and self._over:
+            return self._stopped(timeout_s)
+        # Else the signal came while SQLite was at work, and could not pass through it.
+        return KeyboardInterrupt() if at_work or self._interrupted else None
 
     def _stopped(self, timeout_s: float | None) -> SqlError:
         advice = "narrow the question, or give it more with --timeout"
