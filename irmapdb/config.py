@@ -10,8 +10,8 @@ timeout = 10                     # seconds                 IRMAPDB_HOOK_TIMEOUT
 strict = false                   # may fail the dump       IRMAPDB_HOOK_STRICT
 db = "/var/lib/irmapdb"          # not in the work dir     IRMAPDB_HOOK_DB
 
-[retention]                      # what pre-dump, dump and prune keep in the database
-automatic = true                 # pre-dump and dump take out a bit of the rest each time
+[retention]                      # what is kept in the database
+automatic = true                 # whoever adds to it takes out a bit of the rest
 keep-runs = 1000                 # with what each of them saw
 keep-rows = 200000               # of what all of them saw, and of each other kind of history
 stale-older-than = "30d"         # stale mappings, and what happened to the mappings

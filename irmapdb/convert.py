@@ -24,6 +24,7 @@ from irmapdb.model import Event, RunStats, printable
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from irmapdb.config import Retention
     from irmapdb.model import CacheEntry
 
 __all__ = [
@@ -99,17 +100,20 @@ def convert(source: Path, destination: Path, form: Format, *, pretty: bool = Fal
     return content
 
 
-def import_image(source: Path, database: Path) -> int:
+def import_image(source: Path, database: Path, keep: Retention | None = None) -> int:
     """Take the entries of a file into the database, to be revalidated; how many there were.
 
-    They come behind what the database had, and so will be tried first.
+    They come behind what the database had, and so will be tried first. `keep` is what is kept of
+    older rows; None: the defaults.
     """
+    from irmapdb.config import Retention  # noqa: PLC0415 - as below
     from irmapdb.store.database import Store  # noqa: PLC0415 - dear, and images do without
 
     content = read(source)
     now = datetime.now(UTC)
+    keep = keep or Retention()
     with Store.open(database, create=True) as store, store.step() as step:
-        step.import_entries(content.entries, now)
+        new = step.import_entries(content.entries, now)
         outcome = f"{len(content.entries)} entries from {printable(os.fsencode(source))}"
         step.add_run(
             Event.IMPORT,
@@ -120,6 +124,8 @@ def import_image(source: Path, database: Path) -> int:
             stats=RunStats(),
             outcome=outcome,
         )
+        if keep.automatic:
+            step.prune(keep, now, new)
     return len(content.entries)
 
 

@@ -103,6 +103,9 @@ def _write(
         outcome=_outcome(story.changes),
     )
     tx.add_changes(run_id, story.changes, now)
+    keep = auditing.options.config.retention
+    if keep.automatic:
+        tx.prune(keep, now, len(story.changes))
     return Mended(report, run_id, story.changes)
 
 

@@ -43,7 +43,7 @@ class Report(NamedTuple):
 
     pruned: Pruned
     run_id: int | None
-    """None where nothing was written."""
+    """None where nothing was taken out, or one run alone."""
     size: int
     """Bytes of the file afterwards."""
     free: int
@@ -58,7 +58,9 @@ def prune(options: Options) -> Report:
             return Report(store.prunable(options.keep, now), None, *store.size())
     with Store.open(options.database, create=False, wait_s=options.wait_s) as store:
         pruned = _prune_all(store, options, now)
-        run_id = _add_run(store, pruned, now) if pruned.rows else None
+        # Not for one run alone: it may be that of the prune before, and so on for ever.
+        nothing = (Pruned(), Pruned(runs=1))
+        run_id = None if pruned in nothing else _add_run(store, pruned, now)
         if options.vacuum:
             store.vacuum()
         return Report(pruned, run_id, *store.size())

@@ -122,6 +122,17 @@ def test_findings_as_table_json_and_csv(case: Case, rename) -> None:
     assert case.files() == before, "it wrote"
 
 
+def test_an_audit_that_writes_takes_out_what_is_old(case: Case) -> None:
+    (case.work / "irmapdb.toml").write_text("[retention]\nkeep-runs = 2\n")
+    for path in case.paths:
+        os.unlink(path)
+        config = case.work / "irmapdb.toml"
+        done = run("-W", case.work, "--root", "/", "--fix", "--config", config)
+        assert b"1 change, written" in done.stdout, done
+    with Store.open_readonly(case.database) as store:
+        assert [one.id for one in store.runs()] == [3, 4]
+
+
 def _words(identity: Identity) -> str:
     major, minor = identity.kdev >> 20, identity.kdev & 0xFFFFF
     return f"{major}:{minor} inode {identity.ino} handle {identity.handle}"

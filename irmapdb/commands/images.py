@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from irmapdb.commands import output
-from irmapdb.commands.options import AsJson, Database, WorkDirOption, database_path
+from irmapdb.commands.options import AsJson, ConfigFile, Database, WorkDirOption, database_path
 from irmapdb.errors import UsageError
 from irmapdb.image.formats import Format
 
@@ -40,10 +40,12 @@ def import_(
     ],
     work_dir: WorkDirOption = None,
     db: Database = None,
+    config: ConfigFile = None,
 ) -> None:
     """Take the entries of an image into the database.
 
-    Nothing in an image is believed: each entry is marked *revalidate* and proved before use.
+    Nothing in an image is believed: each entry is marked *revalidate* and proved before use. Old
+    rows are taken out as `[retention]` in the configuration says.
 
     Examples:
         irmapdb import /var/lib/ckpt/irmap-cache
@@ -51,10 +53,11 @@ def import_(
         crit decode -i irmap-cache | irmapdb import - --db irmap.db
 
     """
+    from irmapdb.config import load_config
     from irmapdb.convert import import_image
 
     database = database_path(db, work_dir)
-    entries = import_image(image, database)
+    entries = import_image(image, database, load_config(config).retention)
     output.say(f"{output.count(entries, 'entry', 'entries')} imported into {database}")
 
 

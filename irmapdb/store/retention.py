@@ -2,6 +2,7 @@
 
 - `run`, with its rows in `watch` and `tried`: the newest `keep_runs` are kept, and of these as
   many as together have no more than `keep_rows` watches; the newest pre-dump or dump in any case.
+  What came after that one (imports, audits that wrote) is counted like all others.
 - `change`: kept as long as stale mappings, and no more than `keep_rows`.
 - `mapping`, stale: kept for `stale_older_than` since it went stale.
 - `mapping`, live: what stands in `irmap-cache` or was used by the newest run is kept; the rest for
@@ -32,7 +33,7 @@ from irmapdb.store.values import to_time
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from sqlalchemy import Connection, Select
+    from sqlalchemy import ColumnElement, Connection, Select
 
     from irmapdb.config import Retention
 
@@ -64,6 +65,21 @@ _STEPS = (Event.PRE_DUMP.value, Event.DUMP.value)
 _FEW = 2000
 _EVERY = 32
 _ALL = -1  # no LIMIT, https://www.sqlite.org/lang_select.html#limitoffset
+
+
+class _OldRuns(NamedTuple):
+    """The runs that are not kept: all up to the newest of them, but for one."""
+
+    newest: int
+    """0 if all are kept."""
+    step: int
+    """The newest step, which stays wherever it stands."""
+
+    def have(self, run_id: ColumnElement[int]) -> ColumnElement[bool]:
+        """Whether one of them has this id."""
+        return and_(run_id <= self.newest, run_id != self.step)
+
+
 _is_step = and_(_run.event.in_(_STEPS), _run.outcome.not_like("failed:%"))
 _last_step = select(_run.id).where(_is_step).order_by(_run.id.desc()).limit(1)
 
@@ -96,14 +112,14 @@ def _prune_mappings(connection: Connection, keep: Retention, now: datetime, at_m
 
 def count(connection: Connection, keep: Retention, now: datetime) -> Pruned:
     """How many rows `prune` would take out if it was called until nothing is left to do."""
-    last_run = _last_run(connection, keep)
+    old = _old_runs(connection, keep)
     last_change = _last_change(connection, keep, now, _ALL)
     some = _old_mappings(connection, keep, now, _ALL)
     runs, watches, changes = (
         connection.scalars(select(func.count()).where(condition)).one()
         for condition in (
-            _run.id <= last_run,
-            _watch.run_id <= last_run,
+            old.have(_run.id),
+            old.have(_watch.run_id),
             _change.id <= last_change,
         )
     )
@@ -111,12 +127,11 @@ def count(connection: Connection, keep: Retention, now: datetime) -> Pruned:
     return Pruned(runs, watches, changes, mappings)
 
 
-def _last_run(connection: Connection, keep: Retention) -> int:
-    """The newest run that is not kept; 0 if all are."""
+def _old_runs(connection: Connection, keep: Retention) -> _OldRuns:
     over = select(_run.id).order_by(_run.id.desc()).limit(1).offset(keep.keep_runs)
     last: int = connection.scalar(over) or 0
     # Watches are numbered in the order of their runs and taken out in that order, so that there
-    # is none missing between the first and the last.
+    # is none missing between the first and the last. Only steps have any.
     newest = select(func.max(_watch.id)).scalar_subquery()
     crowded = (
         select(_watch.run_id)
@@ -125,21 +140,21 @@ def _last_run(connection: Connection, keep: Retention) -> int:
         .limit(1)
     )
     last = max(last, connection.scalar(crowded) or 0)
-    return min(last, (connection.scalar(_last_step) or last + 1) - 1)
+    return _OldRuns(last, connection.scalar(_last_step) or 0)
 
 
 def _prune_runs(connection: Connection, keep: Retention, at_most: int) -> tuple[int, int]:
-    last = _last_run(connection, keep)
-    oldest = select(_run.id, _run.watches).where(_run.id <= last).order_by(_run.id)
+    old = _old_runs(connection, keep)
+    oldest = select(_run.id, _run.watches).where(old.have(_run.id)).order_by(_run.id)
     runs = watches = rows = cut = 0
     for run_id, of_run in connection.execute(oldest.limit(at_most)):
         if runs and rows + 1 + of_run > at_most:
             break
         runs, rows, cut = runs + 1, rows + 1 + of_run, run_id
     if runs:
-        gone = connection.execute(delete(tables.watch).where(_watch.run_id <= cut))
-        watches = gone.rowcount
-        connection.execute(delete(tables.run).where(_run.id <= cut))
+        old = old._replace(newest=cut)
+        watches = connection.execute(delete(tables.watch).where(old.have(_watch.run_id))).rowcount
+        connection.execute(delete(tables.run).where(old.have(_run.id)))
     return runs, watches
 
 
