@@ -20,7 +20,10 @@ from irmapdb.model import CacheEntry
 from irmapdb.store import raw
 from irmapdb.store.ask import Answer, Ask
 from irmapdb.store.database import Store
+from irmapdb.store.entries import read_entries
+from irmapdb.store.revisions import backup
 from tests.support.features import require_root
+from tests.support.filesystems import tmpfs
 from tests.support.programs import run
 from tests.support.scenario import write_scenario
 
@@ -375,6 +378,51 @@ def test_on_a_read_only_filesystem(area, journal):
         with pytest.raises(SqlError, match="refused"):
             list(ask.ask("DELETE FROM mapping"))
     assert os.listdir(mountpoint) == ["irmap.db"]
+
+
+@pytest.mark.kernel
+def test_on_a_full_filesystem(area, tmp_path):
+    with tmpfs(area.path / "full", size_mib=1) as mountpoint:
+        path = mountpoint / "irmap.db"
+        write_scenario(path)
+        mappings = len(read_entries(path))
+        (mountpoint / "other").write_bytes(bytes(os.statvfs(mountpoint).f_bavail * 4096))
+        for leftover in (b"", b"???"):  # of who has tried before
+            if leftover:
+                (mountpoint / "irmap.db-wal").touch()
+                (mountpoint / "irmap.db-shm").touch()
+            before = sorted(os.listdir(mountpoint))
+            with Ask.open(path) as ask:
+                assert value(ask, "SELECT count(*) FROM stale_mappings") == 2
+            with Store.open_readonly(path) as store:
+                assert len(list(store.runs())) == 4
+            assert len(read_entries(path)) == mappings
+            backup(path, tmp_path / f"copy{len(leftover)}.db")
+            assert sorted(os.listdir(mountpoint)) == before
+        (mountpoint / "irmap.db-wal").write_bytes(b"")
+        (mountpoint / "other").unlink()
+        with Store.open(path, create=False) as writer, writer.step() as step:
+            step.import_entries([ENTRY], NOW)
+        # Somebody at work has the locks ready: they are used.
+        with Store.open(path, create=False) as writer:
+            with writer.step() as step:
+                step.import_entries([ENTRY._replace(path=b"/srv/b")], NOW)
+            (mountpoint / "other").write_bytes(bytes(os.statvfs(mountpoint).f_bavail * 4096))
+            with Ask.open(path) as ask:
+                assert value(ask, "SELECT count(*) FROM mapping WHERE path = '/srv/b'") == 1
+
+
+@pytest.mark.parametrize("log", ["-wal", "-journal"])
+def test_a_log_is_never_left_out(path, monkeypatch, log):
+    monkeypatch.setattr(raw, "is_full", lambda _: True)
+
+    def unlocked():
+        with closing(raw.open_raw(os.fsencode(path), write=False, wait_s=0)) as opened:
+            return isinstance(opened, raw._Unlocked)
+
+    assert unlocked()
+    Path(f"{path}{log}").write_bytes(b"committed, or to be undone")
+    assert not unlocked()
 
 
 def as_nobody(action):

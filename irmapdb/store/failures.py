@@ -17,7 +17,7 @@ from irmapdb.model import printable
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Holder", "explain", "find_holder", "primary_code", "show", "translated"]
+__all__ = ["Holder", "explain", "find_holder", "is_full", "primary_code", "show", "translated"]
 
 _WAL_LOCKS = range(120, 123)  # in the -shm file: writer, checkpointer, recoverer
 _DATABASE_LOCKS = range(0x40000000, 0x40000000 + 512)  # in the database: pending, reserved, shared
@@ -82,7 +82,7 @@ def explain(path: bytes, error: sqlite3.Error, wait_s: float = 0) -> DatabaseErr
                 f"{name}: the database cannot be written ({error})",
                 advice="name a file that can be written with --db",
             )
-        case sqlite3.SQLITE_IOERR if _is_full(path):
+        case sqlite3.SQLITE_IOERR if is_full(path):
             return _explain_full(name)
         case sqlite3.SQLITE_IOERR if "_SHM" in getattr(error, "sqlite_errorname", ""):
             return DatabaseError(
@@ -110,13 +110,17 @@ def _explain_lock(path: bytes, wait_s: float) -> DatabaseError:
     )
 
 
-def _is_full(path: bytes) -> bool:
-    # Without room for its shared-memory file SQLite speaks of an I/O error.
+def is_full(path: bytes) -> bool:
+    """Whether there is no room for a file of SQLite's beside `path`.
+
+    Without room for its shared memory it speaks of an I/O error.
+    """
     try:
         status = os.statvfs(os.path.dirname(path))
     except OSError:
         return False
-    return status.f_bavail * status.f_frsize < _ALMOST_FULL_BYTES
+    no_inode = bool(status.f_files) and not status.f_favail  # btrfs counts none
+    return no_inode or status.f_bavail * status.f_frsize < _ALMOST_FULL_BYTES
 
 
 def _what_it_is(path: bytes) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from irmapdb.errors import DatabaseError
-from irmapdb.store.failures import primary_code, show, translated
+from irmapdb.store.failures import is_full, primary_code, show, translated
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -26,6 +26,7 @@ __all__ = ["check_unchanged", "connect_raw", "open_raw", "use_wal"]
 # What SQLite says of a WAL database where there can be no shared memory.
 _NO_SHARED_MEMORY = {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PROTOCOL}
 _CACHE_KIB = 16 * 1024
+_SHARED_MEMORY_BYTES = 32 * 1024  # WALINDEX_PGSZ in sqlite's src/wal.c
 
 
 class _Unlocked(sqlite3.Connection):
@@ -36,7 +37,7 @@ class _Unlocked(sqlite3.Connection):
 
 def open_raw(path: bytes, *, write: bool, wait_s: float) -> sqlite3.Connection:
     """SQLite's own connection to an absolute path; a transaction is only what is begun."""
-    if not write and _never_changes(path):
+    if not write and (_never_changes(path) or _has_no_space_for_locks(path)):
         return _open_unlocked(path)
     return sqlite3.connect(
         _uri(path, "mode=rw" if write else "mode=ro"),
@@ -61,18 +62,36 @@ def _open_unlocked(path: bytes) -> _Unlocked:
 
 def _never_changes(path: bytes) -> bool:
     # A WAL database on a read-only filesystem can be read only so: there is no place for the
-    # shared memory. Not with a log beside it, which would be left out.
+    # shared memory.
     try:
         read_only = os.statvfs(path).f_flag & os.ST_RDONLY
     except OSError:
         return False
-    return bool(read_only) and not os.path.lexists(path + b"-wal")
+    return bool(read_only) and not _has_log(path)
+
+
+def _has_no_space_for_locks(path: bytes) -> bool:
+    # The same on a full one, where SQLite would begin a file for the shared memory, fail, and
+    # leave it behind. One of full size is that of somebody at work.
+    return is_full(path) and not _has_log(path) and _size_of(path + b"-shm") < _SHARED_MEMORY_BYTES
 
 
 def _has_no_room_for_locks(path: bytes) -> bool:
     # The same, where it is only we who may make no file.
     writable = os.access(os.path.dirname(path), os.W_OK, effective_ids=True)
     return not writable and not os.path.lexists(path + b"-wal")
+
+
+def _has_log(path: bytes) -> bool:
+    # Something that belongs to the database and that who reads without locks would leave out.
+    return any(_size_of(path + suffix) for suffix in (b"-wal", b"-journal"))
+
+
+def _size_of(path: bytes) -> int:
+    try:
+        return os.lstat(path).st_size
+    except OSError:
+        return 0
 
 
 def _stamp(path: bytes) -> tuple[int, ...]:

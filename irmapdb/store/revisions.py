@@ -26,7 +26,7 @@ from irmapdb.store.file import (
     check_writable,
     make_file,
 )
-from irmapdb.store.raw import connect_raw, open_raw
+from irmapdb.store.raw import check_unchanged, connect_raw, open_raw
 from irmapdb.store.version import read_revision, refuse_empty
 
 if TYPE_CHECKING:
@@ -171,6 +171,7 @@ def _copy(path: bytes, dest: bytes) -> None:
                 closing(sqlite3.connect(part, isolation_level=None)) as target,
             ):
                 source.backup(target)
+                check_unchanged(source, path)
             os.rename(part, dest)
         except BaseException:
             _remove(part)
