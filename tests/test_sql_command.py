@@ -13,13 +13,16 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 
 import pytest
+from prompt_toolkit.completion import CompleteEvent
+from prompt_toolkit.document import Document
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
 from irmapdb import queries
-from irmapdb.commands.completion import propose
+from irmapdb.commands.completion import SqlCompleter, propose
 from irmapdb.commands.prompt import Prompt, history_path
 from irmapdb.store.ask import Ask
 from irmapdb.store.database import Store
@@ -253,6 +256,53 @@ def test_an_error_at_the_prompt_ends_nothing(capsys):
     assert "SEVEN" in shown.out
 
 
+def test_the_prompt_speaks_of_itself(capsys):
+    typed = (
+        "stael\rstael;\r.run\r.run history\r.run stale x=1\r.run history inode\r.run 'x\r"
+        "history\r.limit 1.5\rSELECT :path;\rSELECT 'caf\udce9';\r.timeout 0.01\r"
+        "WITH\rRECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n FROM c) SELECT max(n) FROM c;\r"
+        ".run history inode='fe00000:2e3'\r.quit\r"
+    )
+    shown = session(typed, capsys)
+    lines = shown.err.splitlines()
+    for place, wanted in enumerate(
+        (
+            "stael: no saved query; did you mean stale? there are cache",
+            "stael: no saved query; did you mean stale? there are cache",
+            ".run: the name of a saved query is missing; .queries lists them",
+            "the saved query history needs inode; .run history inode=VALUE",
+            "x: the saved query stale has no parameter",
+            "inode: not NAME=VALUE; write days=7 for :days",
+            ".run 'x: No closing quotation",
+            "the saved query history needs inode; .run history inode=VALUE",
+            ".limit 1.5: not a whole number",
+            ":path has no value; write the value itself",
+        )
+    ):
+        assert lines[place].startswith(wanted)
+    assert "longer than 0.01 s; narrow the question, or give it more with .timeout" in shown.err
+    assert "imported" in shown.out
+    assert not {"-p", "--timeout"} & set(shown.err.split())
+
+
+@pytest.mark.parametrize(
+    ("before", "wanted"),
+    [
+        ("", True),
+        ("next", True),
+        ("next-sc", True),
+        ("n", True),
+        ("SELECT n", False),
+        (";n", False),
+    ],
+)
+def test_saved_queries_are_completed_where_one_may_stand(before, wanted):
+    completer = SqlCompleter(COLUMNS, ["kdev"], [".run"], queries.SAVED)
+    found = completer.get_completions(Document(before), CompleteEvent())
+    filled = [before[: len(before) + one.start_position] + one.text for one in found]
+    assert ("next-scan" in filled) == wanted
+
+
 def test_the_history_is_ones_own(tmp_path, monkeypatch, capsys):
     session("SELECT 'remember me';\r.quit\r", capsys)
     path = history_path()
@@ -315,6 +365,13 @@ def test_a_terminal_gets_a_prompt():
         until(fd, b"irmapdb>")
         os.write(fd, b"SELECT count(*) AS runs,\rhex_ino(41, 9) AS log FROM run;\r")
         assert b"29:9" in until(fd, b"1 row (")
+        until(fd, b"irmapdb>")
+        numbers = b"WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n FROM c)"
+        os.write(fd, numbers + b" SELECT max(n) FROM c;\r")
+        until(fd, b"\x1b[?2004l")  # the line is taken
+        time.sleep(0.5)
+        os.write(fd, b"\x03")
+        until(fd, b"stopped")
         until(fd, b"irmapdb>")
         os.write(fd, b".quit\r")
         with contextlib.suppress(

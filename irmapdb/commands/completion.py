@@ -31,6 +31,7 @@ _SQLITES_FUNCTIONS = (
     *("upper(", "round(", "abs(", "typeof(", "datetime(", "julianday(", "strftime(", "rtrim("),
 )
 
+_ONE_WORD = re.compile(r"(?:[A-Za-z][\w-]*)?")
 _WORD = re.compile(r"[\w.]*\Z")
 _AFTER_FROM = re.compile(
     r"\b(?:FROM|JOIN)\s+(?:\w+(?:\s+(?:AS\s+)?\w+)?\s*,\s*)*\w*\Z", re.IGNORECASE
@@ -108,6 +109,9 @@ class SqlCompleter(Completer):
         if before.startswith("."):
             yield from self._of_commands(before)
             return
+        if _ONE_WORD.fullmatch(before):
+            for name in _starting(before, self._saved):
+                yield Completion(name, start_position=-len(before))
         # After the last statement: what came before it has its own tables.
         before = before.rpartition(";")[2].lstrip()
         word = before[_WORD.search(before).start() :] if before else ""  # type: ignore[union-attr]

@@ -9,6 +9,7 @@ Source: https://specifications.freedesktop.org/basedir-spec/latest/.
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,9 +27,9 @@ from irmapdb import queries
 from irmapdb.commands import output
 from irmapdb.commands.answers import Form, print_answer, summary
 from irmapdb.commands.completion import SqlCompleter
-from irmapdb.commands.sql import parse_parameter, resolve
+from irmapdb.commands.sql import parse_parameter, resolve, saved_name
 from irmapdb.errors import IrmapError, UsageError
-from irmapdb.store.ask import FUNCTIONS
+from irmapdb.store.ask import FUNCTIONS, Hints
 from irmapdb.store.sqltext import is_complete
 
 if TYPE_CHECKING:
@@ -55,11 +56,18 @@ SQL, over as many lines as it takes, until a semicolon; or the name of a saved q
 .timeout SECONDS  the longest a statement may take; 0: any time
 .help, .quit"""
 
+_HINTS = Hints(
+    time="give it more with .timeout",
+    value="write the value itself; only .run NAME {name}=VALUE, of a saved query, takes one",
+    odd_path="write a path that is no UTF-8 as x'2f…'",
+)
+
 
 def _is_sent(text: str) -> bool:
     # Whether Enter sends the text, and does not begin another line of it.
     text = text.strip()
-    return not text or text.startswith(".") or text in queries.SAVED or is_complete(text)
+    is_whole = not text or text.startswith(".") or is_complete(text)
+    return is_whole or saved_name(text) is not None
 
 
 def history_path() -> Path | None:
@@ -98,6 +106,7 @@ class Prompt:
         source: Input | None = None,
         sink: Output | None = None,
     ) -> None:
+        ask.hints = _HINTS
         self._ask = ask
         self._form = form
         self._limit = limit
@@ -148,7 +157,7 @@ class Prompt:
 
     def _take(self, text: str) -> None:
         if not text.startswith("."):
-            self._answer(*resolve(text, {}) if text.strip(";") in queries.SAVED else (text, {}))
+            self._answer(*resolve(text, {}, at_prompt=True))
             return
         name, _, argument = text.rstrip("; ").partition(" ")
         command = self._commands.get(name.lower())
@@ -188,9 +197,17 @@ class Prompt:
         output.print_table(("name", "parameters", "about"), rows)
 
     def _run_saved(self, argument: str) -> None:
-        name, *given = argument.split() or [""]
+        try:
+            name, *given = shlex.split(argument) or [""]
+        except ValueError as error:
+            message = f".run {argument}: {error}"
+            raise UsageError(message) from error
+        if not name:
+            message = ".run: the name of a saved query is missing"
+            raise UsageError(message, advice=".queries lists them")
         queries.find(name)
-        self._answer(*resolve(name, dict(map(parse_parameter, given))))
+        values = dict(parse_parameter(one, at_prompt=True) for one in given)
+        self._answer(*resolve(name, values, at_prompt=True))
 
     def _set_mode(self, argument: str) -> None:
         try:
@@ -200,7 +217,11 @@ class Prompt:
             raise UsageError(message, advice="there are table, json and csv") from error
 
     def _set_limit(self, argument: str) -> None:
-        self._limit = int(_number(".limit", argument)) or None
+        number = _number(".limit", argument)
+        if number % 1:
+            message = f".limit {argument}: not a whole number"
+            raise UsageError(message, advice="0 is no limit")
+        self._limit = int(number) or None
 
     def _set_timeout(self, argument: str) -> None:
         self._timeout_s = _number(".timeout", argument) or None

@@ -18,7 +18,7 @@ from irmapdb.errors import FileError, SqlError, UsageError
 if TYPE_CHECKING:
     from irmapdb.store.ask import Ask, Value
 
-__all__ = ["add_to", "parse_parameter", "resolve"]
+__all__ = ["add_to", "parse_parameter", "resolve", "saved_name"]
 
 _FINDINGS = 3
 _LIMIT_ROWS = 10_000
@@ -26,8 +26,12 @@ _TIMEOUT_S = 30.0
 
 _NAME = re.compile(r"[A-Za-z][\w-]*")
 _INTEGER = re.compile(r"0|-?[1-9]\d{0,18}")
-# One word, and yet SQL: to be refused as what it is.
-_BARE_STATEMENTS = {"ANALYZE", "BEGIN", "COMMIT", "END", "REINDEX", "ROLLBACK", "SELECT", "VACUUM"}
+# One word, and yet SQL: to be refused as what it is, or the beginning of more.
+_BARE_STATEMENTS = {
+    *("ALTER", "ANALYZE", "ATTACH", "BEGIN", "COMMIT", "CREATE", "DELETE", "DETACH", "DROP", "END"),
+    *("EXPLAIN", "INSERT", "PRAGMA", "REINDEX", "RELEASE", "REPLACE", "ROLLBACK", "SAVEPOINT"),
+    *("SELECT", "UPDATE", "VACUUM", "VALUES", "WITH"),
+}
 
 
 def add_to(app: typer.Typer) -> None:
@@ -192,35 +196,45 @@ def _read(file: Path | None) -> str:
     return data.decode("utf-8", "surrogateescape")
 
 
-def resolve(text: str, values: dict[str, Value]) -> tuple[str, dict[str, Value]]:
+def saved_name(text: str) -> str | None:
+    """The one word that a text is, unless it is SQL; nobody need have saved it."""
+    word = text.strip().removesuffix(";").strip()
+    return word if _NAME.fullmatch(word) and word.upper() not in _BARE_STATEMENTS else None
+
+
+def resolve(
+    text: str, values: dict[str, Value], *, at_prompt: bool = False
+) -> tuple[str, dict[str, Value]]:
     """The statement of a saved query with its parameters; any other text as it is.
 
     UsageError for a name that nobody saved, and for a parameter that it does not have.
     """
     from irmapdb import queries
 
-    word = text.strip().removesuffix(";").strip()
-    if not _NAME.fullmatch(word) or word.upper() in _BARE_STATEMENTS:
+    word = saved_name(text)
+    if word is None:
         return text, values
     saved = queries.find(word)
     for name in values:
         if name not in saved.parameters:
             known = ", ".join(saved.parameters) or "no parameter"
-            message = f"-p {name}: the saved query {word} has {known}"
+            message = f"{_flag(at_prompt)}{name}: the saved query {word} has {known}"
             raise UsageError(message)
     for name, default in saved.parameters.items():
         if default is None and name not in values:
             message = f"the saved query {word} needs {name}"
-            raise UsageError(message, advice=f"-p {name}=VALUE")
+            how = f".run {word} " if at_prompt else _flag(at_prompt)
+            raise UsageError(message, advice=f"{how}{name}=VALUE")
     return saved.sql, {**saved.parameters, **values}
 
 
-def parse_parameter(text: str) -> tuple[str, Value]:
+def parse_parameter(text: str, *, at_prompt: bool = False) -> tuple[str, Value]:
     """`NAME=VALUE`. A number is a number; text that is no UTF-8 is a BLOB, as paths are."""
     name, equals, value = text.partition("=")
     if not equals or not name.isidentifier():
-        message = f"-p {text}: not NAME=VALUE"
-        raise UsageError(message, advice="write -p days=7 for :days")
+        flag = _flag(at_prompt)
+        message = f"{flag}{text}: not NAME=VALUE"
+        raise UsageError(message, advice=f"write {flag}days=7 for :days")
     if _INTEGER.fullmatch(value) and -(1 << 63) <= int(value) < 1 << 63:
         return name, int(value)
     raw = os.fsencode(value)
@@ -228,6 +242,10 @@ def parse_parameter(text: str) -> tuple[str, Value]:
         return name, raw.decode()
     except UnicodeDecodeError:
         return name, raw
+
+
+def _flag(at_prompt: bool) -> str:
+    return "" if at_prompt else "-p "
 
 
 def _print_saved(*, as_json: bool) -> None:

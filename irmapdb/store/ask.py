@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from irmapdb.store.file import AnyPath
     from irmapdb.store.sqltext import Piece
 
-__all__ = ["FUNCTIONS", "Answer", "Ask", "Value"]
+__all__ = ["FUNCTIONS", "Answer", "Ask", "Hints", "Value"]
 
 Value: TypeAlias = str | bytes | int | float | None
 """What a cell holds. TEXT that another tool has spoilt has its odd bytes as lone surrogates."""
@@ -77,6 +77,14 @@ _QUESTION_AT_FAULT = {
 }
 
 
+class Hints(NamedTuple):
+    """What to do next, in the words of the place where the question was asked."""
+
+    time: str = "give it more with --timeout"
+    value: str = "-p {name}=VALUE"
+    odd_path: str = "write a path that is no UTF-8 as x'2f…', or give it with -p path=…"
+
+
 class Answer(NamedTuple):
     """What one statement gave."""
 
@@ -93,6 +101,7 @@ class Ask:
     def __init__(self, raw: sqlite3.Connection, path: bytes, wait_s: float) -> None:
         self.path = path
         """The file, absolute."""
+        self.hints = Hints()
         self._raw = raw
         self._wait_s = wait_s
         self._stack = ExitStack()
@@ -245,7 +254,8 @@ class Ask:
                 advice = "write :NAME, and give its value by that name"
                 raise SqlError(f"{token.text} has no name", advice=advice, place=place)
             name = token.text[1:]
-            raise SqlError(f"{token.text} has no value", advice=f"-p {name}=VALUE", place=place)
+            advice = self.hints.value.format(name=name)
+            raise SqlError(f"{token.text} has no value", advice=advice, place=place)
 
     def _authorize(self, action: int, one: str | None, two: str | None, *_where: str | None) -> int:
         if action in _ALLOWED:
@@ -278,8 +288,7 @@ class Ask:
         """The error to raise for a statement that failed."""
         if isinstance(error, UnicodeEncodeError):
             place = sqltext.excerpt(text, piece.start + error.start)
-            advice = "write a path that is no UTF-8 as x'2f…', or give it with -p path=…"
-            return SqlError("not UTF-8", advice=advice, place=place)
+            return SqlError("not UTF-8", advice=self.hints.odd_path, place=place)
         stopped = self._why_stopped(error, timeout_s)
         if stopped is not None:
             return stopped
@@ -314,7 +323,7 @@ class Ask:
         return KeyboardInterrupt() if at_work or self._interrupted else None
 
     def _stopped(self, timeout_s: float | None) -> SqlError:
-        advice = "narrow the question, or give it more with --timeout"
+        advice = f"narrow the question, or {self.hints.time}"
         return SqlError(f"stopped: it took longer than {timeout_s or 0:g} s", advice=advice)
 
     def _refusal(self, text: str, piece: Piece) -> SqlError:
