@@ -129,7 +129,7 @@ _ALL = (
         """
         SELECT at, what, reason, run_id, path, old_path
         FROM inode_history
-        WHERE in_criu_log = :inode
+        WHERE in_criu_log = :inode OR inode = :inode
         """,
         inode=None,
     ),

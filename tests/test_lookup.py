@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+from datetime import UTC, datetime
 
 import pytest
 
-from irmapdb.model import InodeKey
+from irmapdb.commands.output import printable
+from irmapdb.model import CacheEntry, InodeKey
 from irmapdb.store.database import Store
 from tests.support.cli import irmapdb
 from tests.support.scenario import write_scenario
@@ -39,6 +41,11 @@ def here(place, monkeypatch):
         ("/srv/data/in.csv",),  # what it was called
         ("/srv/data/in.csv.1",),
         ("/srv/data/in.csv.1/",),
+        ("Resolving fe00000:2e3 path",),
+        ("Resolving", "fe00000:2e3", "path"),
+        ("(00.012345) irmap: Resolving fe00000:2e3 path",),
+        ("(00.012345)   1234: irmap: Resolving fe00000:2e3 path\n",),
+        ("irmap:", "Resolving", "fe00000:2e3", "path"),
     ],
     ids="|".join,
 )
@@ -67,6 +74,64 @@ def test_odd_names_and_large_numbers():
     done = irmapdb("lookup", os.fsdecode(b"/srv/data/caf\xe9.txt"), "18446744073709551610")
     assert r"/srv/data/caf\xe9.txt" in done.out
     assert "29:fffffffffffffffa: device 0:41, inode 18446744073709551610" in done.out
+
+
+def test_a_path_may_be_written_as_it_is_printed(tmp_path):
+    database = tmp_path / "irmap.db"
+    for name in ("/caf\\xe9.txt", "/srv/data/caf\\xe9.txt"):
+        assert irmapdb("lookup", name).code == (0 if "srv" in name else 3)
+    odd = [b"/a\n\t\\b\x1b", b"/l\xe2\x80\xaer", b"/c1\xc2\x85", b"/byte\x85", b"/x\\n"]
+    with Store.open(database, create=True) as store, store.step() as step:
+        entries = [CacheEntry(1, number, path) for number, path in enumerate([*odd, b"/x\n"], 10)]
+        step.import_entries(entries, datetime.now(UTC))
+    for number, path in enumerate(odd, 10):
+        (found,) = json.loads(irmapdb("lookup", printable(path), "--json", "--db", database).out)
+        assert [one["ino"] for one in found["inodes"]] == [number]
+    # As it stands goes first.
+    (found,) = json.loads(irmapdb("lookup", "/x\\n", "--json", "--db", database).out)
+    assert [one["ino"] for one in found["inodes"]] == [14]
+
+
+@pytest.mark.parametrize("argument", ["", "  "])
+def test_an_empty_key_is_wrong_usage(argument):
+    assert irmapdb("lookup", argument).code == irmapdb("sql", argument).code == 2
+
+
+@pytest.mark.parametrize("key", ["99999:1", "4096:0", "1:1048576"])
+def test_a_device_that_there_cannot_be_is_no_hex(key):
+    done = irmapdb("lookup", key, "4")
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith(f"irmapdb: {key}: larger than any device number")
+
+
+@pytest.mark.parametrize(
+    "inode",
+    ["fe00000:2e3", "FE00000:2E3", "254:0 739", "739", "0x2e3", "Resolving fe00000:2e3 path"],
+)
+def test_the_saved_history_takes_what_lookup_takes(inode):
+    done = irmapdb("sql", "history", "-p", f"inode={inode}", "--json")
+    assert [one["what"] for one in json.loads(done.out)] == ["imported", "moved"]
+
+
+def test_a_large_inode_number_has_a_history():
+    done = irmapdb("sql", "history", "-p", "inode=18446744073709551610", "--json")
+    assert json.loads(done.out)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("history", "-p", "inode=x"), "x: neither an inode nor a path"),
+        (("history", "-p", "inode=/srv"), "/srv: not one inode"),
+        (("history", "-p", "inode=1 2"), "1 2: not one inode"),
+        (("unproved", "-p", "days=abc"), "-p days=abc: not a whole number"),
+        (("runs", "-p", "runs=1.5"), "-p runs=1.5: not a whole number"),
+    ],
+)
+def test_a_value_that_cannot_be_is_no_empty_table(words, said):
+    done = irmapdb("sql", *words)
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith(f"irmapdb: {said}")
 
 
 def test_a_watch_without_a_path_says_why():

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import os
-import re
 from datetime import UTC
 from itertools import groupby
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from irmapdb.commands import output
+from irmapdb.commands.keys import Key, parse_keys, spellings
 from irmapdb.commands.options import AsJson, Database, WorkDirOption, database_path
-from irmapdb.errors import UsageError
-from irmapdb.model import InodeKey, format_kdev, kdev_of
+from irmapdb.model import format_kdev
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
     from datetime import datetime
 
     from irmapdb.model import Mapping
@@ -28,23 +27,10 @@ __all__ = ["add_to"]
 
 _FINDINGS = 3
 
-_IN_HEX = re.compile(r"(?:0x)?([0-9a-f]{1,8}):(?:0x)?([0-9a-f]{1,16})", re.IGNORECASE)
-_DEVICE = re.compile(r"(\d{1,4}):(\d{1,7})")
-_INODE = re.compile(r"\d{1,20}|0x[0-9a-f]{1,16}", re.IGNORECASE)
-
 
 def add_to(app: typer.Typer) -> None:
     """Add the command of this module."""
     app.command()(lookup)
-
-
-class _Key(NamedTuple):
-    """What is asked for: one of the last three is not None."""
-
-    text: str
-    key: InodeKey | None = None
-    ino: int | None = None
-    path: bytes | None = None
 
 
 def lookup(
@@ -63,7 +49,8 @@ def lookup(
     """Print all that the database knows of an inode or a path.
 
     Its paths, live and stale and why; who watched it, in which runs; what happened to it. A path
-    stands for every inode that has or had it; it is written as seen from the root of the tasks.
+    stands for every inode that has or had it; it is written as seen from the root of the tasks, or
+    as the tables here print it. A whole line of CRIU's log may be pasted.
     `254:0 739` is device and inode number as mountinfo and stat print them; alone, `254:0` would
     be read as CRIU's two hex numbers.
 
@@ -74,12 +61,14 @@ def lookup(
 
         irmapdb lookup 254:0 739
 
+        irmapdb lookup '(00.012345) irmap: Resolving fe00000:2e3 path'
+
         irmapdb lookup /etc/passwd --json
 
     """
     from irmapdb.store.database import Store
 
-    wanted = list(_parse(keys))
+    wanted = list(parse_keys(keys))
     with Store.open_readonly(database_path(db, work_dir)) as store:
         known = [(one, _find(store, one)) for one in wanted]
     if as_json:
@@ -95,57 +84,20 @@ def lookup(
         raise typer.Exit(_FINDINGS)
 
 
-def _parse(arguments: Sequence[str]) -> Iterator[_Key]:
-    """The keys that the arguments are: two of them may be one key."""
-    words = [
-        word
-        for argument in arguments
-        for word in ((argument,) if "/" in argument else argument.split())
-    ]
-    while words:
-        word = words.pop(0)
-        device, in_hex = _DEVICE.fullmatch(word), _IN_HEX.fullmatch(word)
-        if word.startswith("/"):
-            # The kernel's paths end with no slash, a shell's completion may add one.
-            yield _Key(word, path=os.fsencode(word.rstrip("/") or "/"))
-        elif device and words and _INODE.fullmatch(words[0]):
-            ino = words.pop(0)
-            kdev = kdev_of(int(device[1]), int(device[2]))
-            yield _Key(f"{word} {ino}", key=_inode_key(word, kdev, _number(ino)))
-        elif in_hex:
-            yield _Key(word, key=InodeKey(int(in_hex[1], 16), int(in_hex[2], 16)))
-        elif _INODE.fullmatch(word):
-            yield _Key(word, ino=_inode_key(word, 0, _number(word)).ino)
-        else:
-            message = f"{word}: neither an inode nor a path from /"
-            advice = "write fe00000:2e3 as CRIU's log has it, 254:0 739, 739, or /the/path"
-            raise UsageError(message, advice=advice)
-
-
-def _number(word: str) -> int:
-    return int(word, 16) if word[:2].lower() == "0x" else int(word)
-
-
-def _inode_key(word: str, kdev: int, ino: int) -> InodeKey:
-    if kdev >= 1 << 32 or ino >= 1 << 64:
-        message = f"{word}: larger than any device or inode number"
-        raise UsageError(message)
-    return InodeKey(kdev, ino)
-
-
-def _find(store: Store, wanted: _Key) -> list[Dossier]:
+def _find(store: Store, wanted: Key) -> list[Dossier]:
     if wanted.key is not None:
         keys = [wanted.key]
     elif wanted.ino is not None:
         keys = store.find_by_ino(wanted.ino)
     else:
-        keys = store.find_by_path(wanted.path or b"/")
+        tried = map(store.find_by_path, spellings(wanted.path or b"/"))
+        keys = next(filter(None, tried), [])
     found = (store.dossier(key) for key in keys)
     return [one for one in found if one is not None]
 
 
-def _hint(wanted: _Key) -> str:
-    if wanted.key is not None and _DEVICE.fullmatch(wanted.text):
+def _hint(wanted: Key) -> str:
+    if wanted.is_like_a_device:
         return " (read as CRIU's hex; a device goes before an inode number, as in 254:0 739)"
     return ""
 
@@ -153,7 +105,7 @@ def _hint(wanted: _Key) -> str:
 # For people
 
 
-def _print(known: list[tuple[_Key, list[Dossier]]]) -> None:
+def _print(known: list[tuple[Key, list[Dossier]]]) -> None:
     dossiers = {one.key: one for _, found in known for one in found}
     for index, dossier in enumerate(dossiers.values()):
         if index:

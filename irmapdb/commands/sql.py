@@ -125,6 +125,9 @@ def sql(
     if list_saved:
         _print_saved(as_json=as_json)
         return
+    if query is not None and not query.strip():
+        message = "an empty query"
+        raise UsageError(message, advice="give SQL or the name of a saved query; --list has those")
     if query is not None and file is not None:
         message = "a query and a file"
         raise UsageError(message, advice="give one of them")
@@ -225,7 +228,35 @@ def resolve(
             message = f"the saved query {word} needs {name}"
             how = f".run {word} " if at_prompt else _flag(at_prompt)
             raise UsageError(message, advice=f"{how}{name}=VALUE")
-    return saved.sql, {**saved.parameters, **values}
+    given = {
+        name: _checked(f"{_flag(at_prompt)}{name}", value, saved.parameters[name])
+        for name, value in values.items()
+    }
+    return saved.sql, {**saved.parameters, **given}
+
+
+def _checked(shown: str, value: Value, default: str | int | None) -> Value:
+    """The value of a saved query's parameter: a number where the default is one."""
+    if isinstance(default, int) and not isinstance(value, int):
+        message = f"{shown}={os.fsdecode(value) if isinstance(value, bytes) else value}"
+        raise UsageError(f"{message}: not a whole number")
+    # What has to be given is an inode, in whatever form `irmapdb lookup` takes.
+    return _inode(value) if default is None else value
+
+
+def _inode(value: Value) -> Value:
+    from irmapdb.commands.keys import parse_keys
+
+    text = os.fsdecode(value) if isinstance(value, bytes) else str(value)
+    first, *more = parse_keys([text])
+    if more or first.path is not None:
+        message = f"{text}: not one inode"
+        raise UsageError(message, advice="write fe00000:2e3, 254:0 739 or 739")
+    if first.key is not None:
+        return str(first.key)
+    # As the view has it: TEXT where SQLite's numbers do not reach.
+    ino = first.ino or 0
+    return ino if ino < 1 << 63 else str(ino)
 
 
 def parse_parameter(text: str, *, at_prompt: bool = False) -> tuple[str, Value]:
