@@ -96,12 +96,13 @@ class Census:
     processes: tuple[ProcessRow, ...]
     """Those that watch something, the one with most watches and marks first."""
     users: tuple[Usage, ...]
-    """Counted from all tasks of the machine, the one nearest to its limit first."""
+    """Counted from all tasks of the machine, the one nearest to its limit first; of each user that
+    has anything, all limits."""
     limits: dict[Account, int]
     denied: tuple[Task, ...]
     """Tasks that may not be looked at: of the tree, or of the machine."""
-    hidden: int
-    """How many of the machine's tasks may not be looked at: `users` lacks them."""
+    hidden: tuple[Task, ...]
+    """Those of the machine: `users` lacks them."""
     watches: tuple[WatchedPath, ...] = ()
     """Of a tree alone, in the order of the tasks."""
 
@@ -123,7 +124,7 @@ def take(options: Options) -> Census:
         users=_users(shown, counted, limits, proc),
         limits=limits,
         denied=tuple(task for task in denied if options.pid is None or task.pid in pids),
-        hidden=len(denied),
+        hidden=tuple(denied),
         watches=() if options.pid is None else _paths(options, options.pid, tree, survey),
     )
 
@@ -193,11 +194,12 @@ def _users(
             used[uid, account] += number
             below[uid, account] += number * is_below
     pids = {task.pid for task in shown}
-    wanted = {payer.uid for pid, payer in payers.items() if pid in pids}
+    wanted = dict.fromkeys(payer.uid for pid, payer in payers.items() if pid in pids)
     rows = [
-        Usage(uid, account, number, limits.get(account), below[uid, account])
-        for (uid, account), number in used.items()
-        if uid in wanted and number
+        Usage(uid, account, used[uid, account], limits.get(account), below[uid, account])
+        for uid in wanted
+        for account in Account
+        if account in limits or used[uid, account]
     ]
     rows.sort(key=lambda row: -row.used / row.limit if row.limit else 0.0)
     return tuple(rows)

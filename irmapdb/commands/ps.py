@@ -11,11 +11,17 @@ import typer
 from irmapdb.commands import output
 from irmapdb.commands.options import AsJson, ConfigFile, ScanPaths, positive_pid
 from irmapdb.commands.progress import Progress
+from irmapdb.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from irmapdb.census import Census, Usage, WatchedPath
+    from irmapdb.kernel.tasks import Task
 
 __all__ = ["add_to"]
+
+_A_FEW = 5
 
 
 def add_to(app: typer.Typer) -> None:
@@ -61,6 +67,10 @@ def ps(
     from irmapdb.census import Options, take
     from irmapdb.config import load_config
 
+    if search and tree is None:
+        message = "--search without -t"
+        raise UsageError(message, advice="name the root of the tree whose paths are wanted")
+
     with Progress() as progress:
         census = take(
             Options(
@@ -78,7 +88,7 @@ def ps(
         _print_watches(census)
         typer.echo()
     _print_processes(census)
-    if census.users:
+    if census.users or census.limits:
         typer.echo()
         _print_users(census)
     _say_what_is_missing(census)
@@ -144,6 +154,9 @@ def _print_users(census: Census) -> None:
             f"{usage.below:,} of it in user namespaces" if usage.below else "",
         )
         for usage in census.users
+    ] or [
+        ("any", f"fs.{account.replace('/', '.')}", "0", f"{limit:,}", "0%", "")
+        for account, limit in census.limits.items()
     ]
     output.print_table(("user", "limit", "used>", "of>", "share>", ""), rows)
 
@@ -154,12 +167,17 @@ def _share(usage: Usage) -> str:
 
 def _say_what_is_missing(census: Census) -> None:
     if census.hidden:
-        tasks = output.count(census.hidden, "process", "processes")
+        tasks = output.count(len(census.hidden), "process", "processes")
         advice = "" if os.geteuid() == 0 else "; run as root to see all"
-        output.say(f"{tasks} could not be looked at{advice}")
+        output.say(f"{tasks} could not be looked at ({_some(census.hidden)}){advice}")
     unknown = sum(row.path is None for row in census.watches)
     if unknown:
         output.say(f"{output.count(unknown, 'watch', 'watches')} without a path: --search scans")
+
+
+def _some(tasks: Sequence[Task]) -> str:
+    named = [f"{task.pid} {output.printable(task.comm)}" for task in tasks[:_A_FEW]]
+    return ", ".join([*named, "…"] if len(tasks) > _A_FEW else named)
 
 
 def _document(census: Census) -> dict[str, Any]:
@@ -191,7 +209,7 @@ def _document(census: Census) -> dict[str, Any]:
         "denied": [
             {"pid": task.pid, "comm": output.json_path(task.comm)} for task in census.denied
         ],
-        "hidden": census.hidden,
+        "hidden": len(census.hidden),
         "watches": [
             {
                 "pid": row.watch.pid,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from irmapdb import census
 from irmapdb.census import Census, Options, ProcessRow
+from irmapdb.commands.ps import ps
 from irmapdb.config import Config
 from irmapdb.errors import TaskError
 from irmapdb.kernel import accounts
@@ -37,7 +39,7 @@ def _row(found: Census, pid: int) -> ProcessRow:
 
 
 def _used(found: Census, uid: int | None = 0) -> dict[Account, int]:
-    return {one.account: one.used for one in found.users if one.uid == uid}
+    return {one.account: one.used for one in found.users if one.uid == uid and one.used}
 
 
 @pytest.fixture
@@ -62,7 +64,7 @@ def test_instances_watches_groups_and_marks(watcher: Watcher, tree: list[Path]) 
     row = _row(found, watcher.pid)
     assert row[3:] == (2, 4, 1, 3, 0)
     assert row.uid == 0
-    assert _used(_take(watcher.pid)).keys() == set(Account)
+    assert _used(found).keys() == set(Account)
     sizes = [one.watches + one.marks for one in found.processes]
     assert sizes == sorted(sizes, reverse=True)
 
@@ -94,7 +96,7 @@ def test_the_limits_are_the_kernels(watcher: Watcher, tree: list[Path]) -> None:
     }
     for one in found.users:
         assert one.limit == found.limits[one.account]
-        assert one.used > 0
+    assert {one.account for one in found.users} == set(Account), "those of nobody too"
     shares = [one.used / one.limit for one in found.users]
     assert shares == sorted(shares, reverse=True)
 
@@ -174,7 +176,8 @@ def test_what_may_not_be_looked_at_is_counted(watcher: Watcher, tree: list[Path]
         found = _take()
         with pytest.raises(TaskError):
             _take(watcher.pid)
-    assert found.hidden > whole.hidden
+    assert len(found.hidden) > len(whole.hidden)
+    assert watcher.pid in {task.pid for task in found.hidden}
     assert watcher.pid in {task.pid for task in found.denied}
     assert watcher.pid not in {row.pid for row in found.processes}
     assert 2 not in {task.pid for task in found.denied}, "kernel threads have no descriptors"
@@ -183,7 +186,7 @@ def test_what_may_not_be_looked_at_is_counted(watcher: Watcher, tree: list[Path]
 def test_the_command(watcher: Watcher, tree: list[Path], tmp_path: Path) -> None:
     watcher.add_inotify(tree[0])
 
-    def ps(*words: str) -> str:
+    def shown_by(*words: str) -> str:
         done = subprocess.run(
             [sys.executable, "-m", "irmapdb", "ps", *words],
             check=True,
@@ -192,13 +195,39 @@ def test_the_command(watcher: Watcher, tree: list[Path], tmp_path: Path) -> None
         )
         return done.stdout
 
+    for limit in ("max_user_instances", "max_user_groups", "max_user_marks"):
+        assert limit in shown_by("-t", str(watcher.pid))
+    with Watcher() as idle:
+        shown = shown_by("-t", str(idle.pid))
+        assert all(f"any   fs.{limit.replace('/', '.')}" in shown for limit in Account)
     pid = str(watcher.pid)
-    assert str(tree[0]) in ps("-t", pid)
-    table = ps()
+    assert str(tree[0]) in shown_by("-t", pid)
+    table = shown_by()
     assert pid in table
     assert "fs.inotify.max_user_watches" in table
-    document = json.loads(ps("-t", pid, "--json"))
+    document = json.loads(shown_by("-t", pid, "--json"))
     assert [one["path"] for one in document["watches"]] == [os.fspath(tree[0])]
     assert [(one["pid"], one["watches"]) for one in document["processes"]] == [(watcher.pid, 1)]
     assert document["limits"]["fs.inotify.max_user_instances"] > 0
     assert sorted(os.listdir(tmp_path)) == ["a", "b", "c", "d"], "a file was made"
+
+
+def test_a_search_needs_a_tree() -> None:
+    done = _command("--search")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--search without -t; name the root" in done.stderr
+
+
+def test_what_may_not_be_looked_at_is_named(
+    watcher: Watcher, capsys: pytest.CaptureFixture[str]
+) -> None:
+    del watcher  # is one of them
+    with as_nobody():
+        ps()
+    said = capsys.readouterr().err
+    assert re.search(r"\d+ processes could not be looked at \(\d+ \S.*\); run as root", said)
+
+
+def _command(*words: str, **kwargs: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "irmapdb", "ps", *words]
+    return subprocess.run(command, check=False, capture_output=True, text=True, **kwargs)
