@@ -103,7 +103,7 @@ _ALL = (
         "next-scan",
         "what the next step will have to scan for",
         """
-        SELECT watches, in_criu_log, why, last_path
+        SELECT watches, in_criu_log, last_path, why
         FROM next_scan
         """,
     ),

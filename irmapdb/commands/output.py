@@ -33,6 +33,9 @@ __all__ = [
     "shown",
 ]
 
+_MAX_PADDED = 48
+"""A handle of btrfs has 43 characters."""
+
 
 def shown(path: str | bytes | int | os.PathLike[str]) -> str:
     """A path of any kind, or a descriptor, in a message."""
@@ -53,23 +56,40 @@ def print_json(document: Any) -> None:  # noqa: ANN401 whatever json takes
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Aligned columns; a column whose name ends with `>` is flush right.
 
-    Nothing is cut or wrapped: the widest column comes last, and the reader's terminal or pager
-    deals with long lines, so that a path can be copied as it stands.
+    Nothing is cut or wrapped, so that a path can be copied as it stands: the widest column comes
+    last, and the reader's terminal or pager deals with long lines. In the columns before it, a
+    cell that is longer than most pushes its own line to the right and no other.
     """
     rows = list(rows)
-    titles = [column.rstrip(">") for column in columns]
+    titles = [column.rstrip(">").upper() for column in columns]
     widths = [
-        max([len(title), *(len(row[index]) for row in rows)]) for index, title in enumerate(titles)
+        max(0, *(width for width in map(_width, cells) if width <= _MAX_PADDED))
+        for cells in zip(titles, *rows, strict=True)
     ]
 
     def line(cells: Sequence[str]) -> str:
         padded = (
-            cell.rjust(width) if column.endswith(">") else cell.ljust(width)
+            _padded(cell, width, flush_right=column.endswith(">"))
             for cell, width, column in zip(cells, widths, columns, strict=True)
         )
         return "  ".join(padded).rstrip()
 
-    typer.echo("\n".join([line([title.upper() for title in titles]), *map(line, rows)]))
+    typer.echo("\n".join([line(titles), *map(line, rows)]))
+
+
+def _padded(cell: str, width: int, *, flush_right: bool) -> str:
+    space = " " * (width - _width(cell))
+    return space + cell if flush_right else cell + space
+
+
+def _width(text: str) -> int:
+    """In columns of a terminal: a Chinese character takes two, a combining accent none."""
+    if text.isascii():
+        return len(text)
+    from wcwidth import wcswidth
+
+    width = wcswidth(text)
+    return len(text) if width < 0 else width
 
 
 def say(text: str) -> None:
