@@ -253,7 +253,7 @@ class _Tree:
         try:
             mntns = procfs.mount_namespace(pid)
             if mntns != self.root.mntns:
-                for mount in procfs.read_mountinfo(pid):
+                for mount in procfs.read_mountinfo(procfs.living_thread(pid)):
                     self._nested_mounts[mount.mnt_id] = (mount, mntns)
         except OSError:
             return  # gone, or not ours to look at

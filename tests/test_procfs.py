@@ -3,13 +3,20 @@
 import json
 import os
 import re
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from irmapdb.kernel import procfs
+from irmapdb.kernel import procfs, tasks
+from irmapdb.kernel.identity import identify
+from irmapdb.kernel.root import open_root
+from irmapdb.kernel.survey import read_survey
 from irmapdb.model import (
     FileHandle,
     Identity,
@@ -388,6 +395,49 @@ def test_a_file_that_is_deeper_than_a_link_can_tell_hides_no_watch(watcher, tmp_
         os.readlink(f"/proc/{watcher.pid}/fd/{fd}")
     assert procfs.watch_descriptors(watcher.pid) == [(watched.fd, WatchKind.INOTIFY)]
     assert all(len(file.path) < 4096 for file in procfs.open_files(watcher.pid))
+
+
+HEADLESS = """
+import ctypes, os, threading, time
+libc = ctypes.CDLL(None)
+inotify = libc.inotify_init1(0)
+libc.inotify_add_watch(inotify, os.fsencode(os.getcwd()), 2)
+if os.fork() == 0:
+    time.sleep(1000)
+threading.Thread(target=time.sleep, args=(1000,)).start()
+print(flush=True)
+libc.syscall({"x86_64": 60}.get(os.uname().machine, 93), 0)
+"""
+
+
+@pytest.fixture
+def headless(tmp_path):
+    """A process whose first thread has ended while another lives on, and that watches tmp_path."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HEADLESS], stdout=subprocess.PIPE, cwd=tmp_path, process_group=0
+    ) as process:
+        try:
+            assert process.stdout.readline() == b"\n"
+            while tasks.read_task(process.pid).state != "Z":
+                time.sleep(0.001)
+            yield process.pid
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_the_watches_of_a_process_whose_first_thread_has_ended(headless, tmp_path):
+    assert os.listdir(f"/proc/{headless}/fd") == []
+    (descriptor,) = procfs.watch_descriptors(headless)
+    (watch,) = procfs.read_raw(headless, *descriptor).parse().watches
+    assert (watch.pid, watch.identity.ino) == (headless, tmp_path.stat().st_ino)
+    assert os.fsencode(tmp_path) in {file.path for file in procfs.open_files(headless)}
+    assert procfs.mount_namespace(headless) == procfs.mount_namespace("self")
+    assert headless in {task.pid for task in tasks.all_tasks()}
+    # Its child has inherited the descriptor: it is one.
+    survey = read_survey(tasks.task_tree(headless))
+    assert ([raw.pid for raw in survey.files], len(survey.copies)) == ([headless], 1)
+    with open_root(headless) as root:
+        assert identify(root, os.fsencode(tmp_path)).matches(watch.identity)
 
 
 def test_what_vanishes_is_left_out(watcher, tmp_path):

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = [
     "OpenFile",
     "RawWatchFile",
+    "living_thread",
     "mount_namespace",
     "namespace_pids",
     "open_files",
@@ -186,7 +187,29 @@ def read_mountinfo(pid: int | str, proc: str = "/proc") -> tuple[Mount, ...]:
 
 def mount_namespace(pid: int | str, proc: str = "/proc") -> int:
     """The inode number of a task's mount namespace, namespaces(7). OSError as above."""
-    return os.stat(f"{proc}/{pid}/ns/mnt").st_ino
+    try:
+        return os.stat(f"{proc}/{pid}/ns/mnt").st_ino
+    except FileNotFoundError:
+        return os.stat(f"{proc}/{living_thread(pid, proc)}/ns/mnt").st_ino
+
+
+def living_thread(pid: int | str, proc: str = "/proc") -> int | str:
+    """The task as given; where its first thread has ended, another one that lives.
+
+    A first thread that has ended has no descriptors, root and namespaces any more (do_exit() of
+    kernel/exit.c), while the others have. Any thread's number can be looked up in /proc. OSError
+    where the task is gone.
+    """
+    if _has_ended(f"{proc}/{pid}"):
+        for tid in os.listdir(f"{proc}/{pid}/task"):
+            if not _has_ended(f"{proc}/{pid}/task/{tid}"):
+                return int(tid)
+    return pid
+
+
+def _has_ended(directory: str) -> bool:
+    stat = read_file(f"{directory}/stat")
+    return stat[stat.rfind(b")") + 2 :][:1] in {b"Z", b"X"}
 
 
 def namespace_pids(pid: int, proc: str = "/proc") -> tuple[int, ...]:
@@ -231,7 +254,11 @@ def watch_descriptors(pid: int, proc: str = "/proc") -> list[tuple[int, WatchKin
     """
     directory = f"{proc}/{pid}/fd"
     found = []
-    for name in os.listdir(directory):
+    names = os.listdir(directory)
+    if not names:
+        directory = f"{proc}/{living_thread(pid, proc)}/fd"
+        names = os.listdir(directory)
+    for name in names:
         try:
             kind = _LINKS.get(os.readlink(f"{directory}/{name}"))
         except OSError as error:
@@ -246,9 +273,13 @@ def watch_descriptors(pid: int, proc: str = "/proc") -> list[tuple[int, WatchKin
 def read_raw(pid: int, fd: int, kind: WatchKind, proc: str = "/proc") -> RawWatchFile | None:
     """One descriptor's fdinfo; None where descriptor or task vanished."""
     try:
-        return RawWatchFile(pid, fd, kind, read_file(f"{proc}/{pid}/fdinfo/{fd}"))
+        try:
+            raw = read_file(f"{proc}/{pid}/fdinfo/{fd}")
+        except FileNotFoundError:
+            raw = read_file(f"{proc}/{living_thread(pid, proc)}/fdinfo/{fd}")
     except (FileNotFoundError, ProcessLookupError):
         return None
+    return RawWatchFile(pid, fd, kind, raw)
 
 
 # The kernel makes the whole text of one fdinfo at the first read (single_open), so large reads
@@ -289,9 +320,9 @@ def open_files(pid: int, proc: str = "/proc") -> Iterator[OpenFile]:
     Sockets, pipes and anonymous inodes have no path and are left out. Whatever vanishes or is
     denied is left out too.
     """
-    base = f"{proc}/{pid}"
-    links = [f"{base}/{name}" for name in ("cwd", "root", "exe")]
     try:
+        base = f"{proc}/{living_thread(pid, proc)}"
+        links = [f"{base}/{name}" for name in ("cwd", "root", "exe")]
         links += [f"{base}/fd/{name}" for name in os.listdir(f"{base}/fd")]
     except OSError:
         return

@@ -246,7 +246,7 @@ def open_root(pid: int, proc: str = "/proc") -> Root:
     try:
         mntns = procfs.mount_namespace(pid, proc)
         ours = mntns == procfs.mount_namespace("self", proc)
-        who = "self" if ours else str(pid)
+        who = "self" if ours else str(procfs.living_thread(pid, proc))
         # Seen from outside, the link of another namespace's root reads "/".
         prefix = os.fsencode(os.readlink(f"{proc}/{who}/root")).rstrip(b"/")
         fd = os.open(f"{proc}/{who}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)

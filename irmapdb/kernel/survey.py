@@ -83,4 +83,10 @@ def _shared(one: RawWatchFile, other: RawWatchFile) -> bool:
     try:
         return syscalls.same_file(one.pid, one.fd, other.pid, other.fd)
     except OSError:
+        pass
+    try:
+        # A first thread that has ended has no descriptors to compare.
+        pid, other_pid = (int(procfs.living_thread(raw.pid)) for raw in (one, other))
+        return syscalls.same_file(pid, one.fd, other_pid, other.fd)
+    except OSError:
         return False  # counted twice does no harm

@@ -221,11 +221,14 @@ def all_tasks(proc: str = "/proc") -> tuple[Task, ...]:
     tasks = []
     for pid in sorted(int(name) for name in os.listdir(proc) if name.isdecimal()):
         try:
-            task = read_task(pid, proc)
-        except TaskError:
-            task = Task(pid, 0, b"", HIDDEN, 0)
-        if task is not None and task.state not in _DEAD:
-            tasks.append(task)
+            stat = _read(f"{proc}/{pid}/stat")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        except PermissionError:
+            tasks.append(Task(pid, 0, b"", HIDDEN, 0))
+            continue
+        if not _is_dead(stat):
+            tasks.append(parse_stat(stat))
     # All kernel threads are children of one (kernel/kthread.c), which only the first pid
     # namespace shows.
     kthreadd = next((t.pid for t in tasks if (t.pid, t.ppid, t.comm) == _KTHREADD), None)

@@ -27,7 +27,7 @@ from irmapdb.image import cache, fsnotify
 from irmapdb.model import Change, ChangeKind, Event, MarkKind, StaleReason, WatchKind, kdev_of
 from irmapdb.steps import FreezeOptions, Options, Report
 from irmapdb.store.database import Store
-from tests.kernel.freezing import until
+from tests.kernel.freezing import state, until
 from tests.support.area import PLACES, MountArea
 from tests.support.cli import irmapdb
 from tests.support.features import require, require_program
@@ -416,6 +416,30 @@ def test_descriptors_that_children_inherit_are_one(
         os.fsencode(tree / "d0"),
         os.fsencode(tree / "d1"),
     ]
+
+
+def test_a_process_whose_first_thread_has_ended(tree: Path, tmp_path: Path) -> None:
+    program = """
+import ctypes, os, sys, threading, time
+libc = ctypes.CDLL(None)
+libc.inotify_add_watch(libc.inotify_init1(0), os.fsencode(sys.argv[1]), 2)
+threading.Thread(target=time.sleep, args=(1000,)).start()
+print(flush=True)
+libc.syscall({"x86_64": 60}.get(os.uname().machine, 93), 0)
+"""
+    command = [sys.executable, "-c", program, tree]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            process.stdout.readline()
+            until(lambda: state(process.pid) == "Z", "its first thread has ended")
+            options = Options(process.pid, images_dir=_work(tmp_path), config=_NO_HINTS)
+            for report in (steps.pre_dump(options), steps.dump(options, FreezeOptions())):
+                assert [(row.watch.pid, row.path) for row in report.watches] == [
+                    (process.pid, os.fsencode(tree))
+                ]
+        finally:
+            process.kill()
 
 
 def test_watches_of_a_deleted_file_are_told_as_deleted(
