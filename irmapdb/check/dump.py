@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from irmapdb.check.verdicts import Look
     from irmapdb.kernel.root import Root
     from irmapdb.kernel.survey import Denied
+    from irmapdb.kernel.tasks import Task
     from irmapdb.model import CacheEntry, Identity, Mark, Watch
 
 __all__ = ["DumpCheck", "MarkCheck", "Options", "Problem", "WatchCheck", "check_dump"]
@@ -171,10 +172,21 @@ def check_dump(options: Options) -> DumpCheck:
                 _check_mark(mark, comms[mark.pid], scene) for file in watched for mark in file.marks
             ),
             denied=survey.denied,
-            problems=tuple(problem for problem in (other_root, damage, denied) if problem),
+            problems=tuple(
+                problem for problem in (other_root, damage, denied, _headless(found)) if problem
+            ),
             cache=path,
             entries=len(entries),
         )
+
+
+def _headless(found: Iterable[Task]) -> Problem | None:
+    # compel_interrupt_task() asks for the first thread alone.
+    for task in found:
+        if task.state == "Z":
+            why = f"the first thread of {task.name} has ended, and CRIU cannot stop the others"
+            return Problem(why, "end the task before the dump", fatal=True)
+    return None
 
 
 _DENIED = Problem(

@@ -20,6 +20,7 @@ from irmapdb.check.dump import DumpCheck, Options, check_dump
 from irmapdb.check.restore import RestoreVerdict, check_images
 from irmapdb.check.verdicts import CriuVersion, Outcome, Verdict
 from irmapdb.check.version import criu_version
+from tests.kernel.freezing import states, until
 from tests.support.area import PLACES
 from tests.support.criu import Criu, CriuRun, write_cache
 from tests.support.features import require
@@ -457,3 +458,31 @@ def test_what_a_restore_will_find(bench: Bench, area: MountArea, tmp_path: Path)
     other.mkdir()
     (other / tmp_path.parts[1]).symlink_to(f"/{tmp_path.parts[1]}")
     assert verdicts(other)["stays"] is RestoreVerdict.MISSING, "its link does not lead out"
+
+
+_HEADLESS = """
+import ctypes, os, threading, time
+libc = ctypes.CDLL(None)
+libc.inotify_add_watch(libc.inotify_init1(0), b"/etc", 2)
+threading.Thread(target=time.sleep, args=(1000,)).start()
+libc.syscall({"x86_64": 60}.get(os.uname().machine, 93), 0)
+"""
+
+
+def test_a_task_whose_first_thread_has_ended(criu: Criu, tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", _HEADLESS],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    ) as task:
+        try:
+            until(lambda: "Z" in states([task.pid]), "its first thread has ended")
+            options = Options(task.pid, images_dir=tmp_path, version=CriuVersion(4, 1))
+            checked = check_dump(options)
+            assert not criu.dump(task.pid, tmp_path).ok
+        finally:
+            task.kill()
+    assert checked.fails
+    assert [watch.watch.pid for watch in checked.watches] == [task.pid]
+    assert "has ended" in checked.problems[0].why
