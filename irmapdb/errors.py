@@ -1,7 +1,7 @@
 """What can go wrong, what to do about it, and the exit code that says so.
 
 Exit codes: 0 done; 1 not done; 2 wrong usage; 3 done, with findings.
-Findings (an unresolved watch, a stale mapping) are results, not errors.
+Findings (an unresolved watch, a stale mapping that the audit finds) are results, not errors.
 """
 
 from __future__ import annotations

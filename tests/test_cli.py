@@ -89,6 +89,21 @@ def test_a_session(tmp_path: Path) -> None:
     assert f"{watched}.1" in shown.stdout
 
 
+def test_a_mapping_that_went_stale_is_one_for_the_audit_alone(tmp_path: Path) -> None:
+    require_root()
+    watched = tmp_path / "in.csv"
+    watched.touch()
+    with Watcher() as watcher:
+        watcher.add_inotify(watched)
+        assert _run("pre-dump", "-t", str(watcher.pid), "-D", tmp_path).returncode == 0
+        watched.rename(tmp_path / "in.csv.1")
+        assert _run("audit", "-W", tmp_path).returncode == 3
+        for step in ("pre-dump", "dump"):
+            assert _run(step, "-t", str(watcher.pid), "-D", tmp_path).returncode == 0
+    told = " ".join(_run("--help").stdout.replace("│", " ").split())
+    assert "a stale mapping that audit finds" in told
+
+
 def test_a_watch_without_a_path_is_a_finding(tmp_path: Path) -> None:
     require_root()
     watched = tmp_path / "gone"

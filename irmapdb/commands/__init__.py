@@ -73,7 +73,8 @@ def irmapdb(
     `criu dump -t PID -D DIR` loads that cache, or `irmapdb dump` shows what would be dumped.
 
     Exit codes: 0 done; 1 not done; 2 wrong usage; 3 done, with findings (a watch without a
-    path, a stale mapping).
+    path, a stale mapping that `audit` finds). That a stored path went stale in `pre-dump` or
+    `dump`, and another one was proved, is no finding.
     """
 
 
