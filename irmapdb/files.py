@@ -33,8 +33,8 @@ __all__ = [
     "read_if_there",
     "read_prefix",
     "read_whole",
-    "replace_all",
     "replace_whole",
+    "replaced",
 ]
 
 LIMIT_BYTES = 1 << 30
@@ -317,16 +317,21 @@ def replace_whole(path: bytes | os.PathLike[str], data: bytes, mode: int = 0o600
     a target that is there and no regular file (a symbolic link is not followed), a directory
     that is missing, full or read-only, and whatever else keeps the file from being written.
     """
-    return replace_all([(path, data)], mode)[0]
+    target = os.fsencode(path)
+    with _writing(target), _prepared(target, data, mode) as new:
+        new.rename()
+        _sync_directory(new.dir_fd)
+        return os.fstat(new.fd)
 
 
-def replace_all(
+@contextlib.contextmanager
+def replaced(
     contents: Iterable[tuple[bytes | os.PathLike[str], bytes]], mode: int = 0o600
-) -> list[os.stat_result]:
-    """The same for several files: the first is renamed when all of them are on the disk.
+) -> Iterator[list[os.stat_result]]:
+    """Several files, replaced inside the block, and for good if it ends without an exception.
 
-    So a disk that is full leaves all old files. Between two renames a crash leaves some files
-    new and some old.
+    The first is renamed when all of them are on the disk, so a disk that is full leaves all old
+    files; so does whatever the block raises. Only a crash can leave some files new and some old.
     """
     with contextlib.ExitStack() as stack:
         news: list[_New] = []
@@ -336,8 +341,41 @@ def replace_all(
                 news.append(stack.enter_context(_prepared(target, data, mode)))
         for new in news:
             with _writing(new.target):
+                stack.enter_context(_old_kept(new))
                 new.rename()
         for new in {os.path.dirname(new.target): new for new in news}.values():
             with _writing(new.target):
                 _sync_directory(new.dir_fd)
-        return [os.fstat(new.fd) for new in news]
+        yield [os.fstat(new.fd) for new in news]
+
+
+@contextlib.contextmanager
+def _old_kept(new: _New) -> Iterator[None]:
+    # Under a second name, which a kill leaves behind for _remove_leftovers. Where the filesystem
+    # has no such thing the new file stays.
+    within = {"src_dir_fd": new.dir_fd, "dst_dir_fd": new.dir_fd}
+    second_name = _new_name(new.name)
+    old_name: bytes | None = None
+    there = True
+    try:
+        os.link(new.name, second_name, **within, follow_symlinks=False)
+        old_name = second_name
+    except FileNotFoundError:
+        there = False
+    except OSError:
+        pass
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            if old_name is not None:
+                os.rename(old_name, new.name, **within)
+            elif not there:
+                os.unlink(new.name, dir_fd=new.dir_fd)
+        raise
+    finally:
+        # Where nothing was renamed it is there also after an error: rename(2) of two names of
+        # one file does nothing.
+        if old_name is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(old_name, dir_fd=new.dir_fd)

@@ -317,6 +317,8 @@ class _Transaction:
     place: WorkDir
     tx: Step
     started_at: datetime
+    until_committed: contextlib.ExitStack
+    """Undoes what was done beside the database, should it not be committed."""
     freezing_us: int = 0
     frozen_us: int = 0
     share: _Share = field(default_factory=_Share)
@@ -336,8 +338,8 @@ def _transaction(options: Options, event: Event) -> Iterator[_Transaction]:
     started_at = datetime.now(UTC)
     with Store.open(place.database, create=True, wait_s=options.wait_s) as store:
         try:
-            with store.step() as tx:
-                yield _Transaction(event, place, tx, started_at)
+            with contextlib.ExitStack() as until_committed, store.step() as tx:
+                yield _Transaction(event, place, tx, started_at, until_committed)
         except FreezeError as error:
             if store.made:
                 raise  # nothing is left behind, not even the database
@@ -443,7 +445,7 @@ def _write(
         images = _fsnotify_images(step.place, tree, outcome, watched)
     watched_now = (row.watch.identity for row in watches)
     entries = handover.cache_entries(outcome, watched_now, tree.root)
-    workdir.save_images(step.tx, step.place, entries, images.items())
+    workdir.save_images(step.tx, step.place, entries, images.items(), step.until_committed)
     return Report(
         event=step.event,
         pid=tree.pid,

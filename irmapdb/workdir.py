@@ -19,6 +19,7 @@ from irmapdb.store.nouns import FileStamp
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from contextlib import ExitStack
     from datetime import datetime
     from pathlib import Path
 
@@ -104,12 +105,14 @@ def save_images(
     step: Step,
     place: WorkDir,
     entries: Sequence[CacheEntry],
-    others: Iterable[tuple[Path, bytes]] = (),
+    others: Iterable[tuple[Path, bytes]],
+    until_committed: ExitStack,
 ) -> None:
     """Replace irmap-cache, and other images before it, and remember it as our own.
 
-    What may fail is done before the first file is renamed: all rows but one, and all writing.
+    The old ones come back if `until_committed` is closed by an exception.
     """
     step.set_image(entries)
-    *_, status = files.replace_all([*others, (place.cache, cache.encode_cache(entries))])
+    images = [*others, (place.cache, cache.encode_cache(entries))]
+    *_, status = until_committed.enter_context(files.replaced(images))
     step.set_image_seen(place.cache, FileStamp.of(status))

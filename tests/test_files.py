@@ -22,13 +22,18 @@ from irmapdb.files import (
     read_if_there,
     read_prefix,
     read_whole,
-    replace_all,
     replace_whole,
+    replaced,
 )
 from tests.support.features import require_program
 from tests.support.filesystems import tmpfs
 
 NOBODY = 65534
+
+
+def enter(block):
+    with block:
+        raise AssertionError
 
 
 def refused(call, *args, **kwargs):
@@ -239,10 +244,44 @@ def test_several_files_are_replaced_together(tmp_path):
     (tmp_path / "other").mkdir()
     names = [tmp_path / name for name in ("one", "two", "other/three")]
     names[1].write_bytes(b"old")
-    stats = replace_all([(path, path.name.encode()) for path in names])
-    assert stats == [path.stat() for path in names]
+    with replaced([(path, path.name.encode()) for path in names]) as stats:
+        assert [(one.st_ino, one.st_size) for one in stats] == [
+            (path.stat().st_ino, path.stat().st_size) for path in names
+        ]
     assert contents(tmp_path) == {"one": b"one", "two": b"two"}
     assert contents(tmp_path / "other") == {"three": b"three"}
+
+
+def replace_and_raise(names, error):
+    with replaced([(path, b"new") for path in names]):
+        assert [path.read_bytes() for path in names] == [b"new"] * len(names)
+        raise error
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
+def test_several_files_are_put_back_where_the_block_raises(tmp_path, error):
+    names = [tmp_path / name for name in ("one", "two", "three")]
+    for path in names[:2]:
+        path.write_bytes(b"old")
+    before = [path.stat().st_ino for path in names[:2]]
+    with pytest.raises(error):
+        replace_and_raise(names, error)
+    assert contents(tmp_path) == {"one": b"old", "two": b"old"}
+    assert [path.stat().st_ino for path in names[:2]] == before
+
+
+@pytest.mark.kernel
+def test_where_one_of_several_cannot_be_renamed_over_all_old_ones_stay(small):
+    names = [small / name for name in ("one", "two", "three")]
+    for path in names[1:]:
+        path.write_bytes(b"old")
+    subprocess.run(["mount", "--bind", names[2], names[2]], check=True)
+    try:
+        message = refused(enter, replaced([(path, b"new") for path in names]))
+        assert message.startswith(f"cannot write {names[2]}: Device or resource busy")
+        assert contents(small) == {"two": b"old", "three": b"old"}
+    finally:
+        subprocess.run(["umount", names[2]], check=True)
 
 
 @pytest.mark.kernel
@@ -250,7 +289,8 @@ def test_where_one_of_several_does_not_fit_all_old_ones_stay(small):
     names = [small / name for name in ("one", "two", "three")]
     for path in names[:2]:
         path.write_bytes(b"old")
-    message = refused(replace_all, zip(names, (b"new", b"new", bytes(2 << 20)), strict=True))
+    new = zip(names, (b"new", b"new", bytes(2 << 20)), strict=True)
+    message = refused(enter, replaced(new))
     assert message.startswith(f"cannot write {names[2]}: No space left on device")
     assert contents(small) == {"one": b"old", "two": b"old"}
 
@@ -380,10 +420,11 @@ def test_a_system_call_that_fails(area, failing, found, message):
     assert contents(place) == {"irmap-cache": found}
 
 
-REPLACE_ALL = """
+REPLACE_SEVERAL = """
 import sys
-from irmapdb.files import replace_all
-replace_all([(path.encode(), b"new") for path in sys.argv[1:]])
+from irmapdb.files import replaced
+with replaced([(path.encode(), b"new") for path in sys.argv[1:]]):
+    pass
 """
 
 
@@ -401,14 +442,15 @@ def test_a_writer_of_several_killed_on_entering_a_system_call(area, entering, ne
     done = subprocess.run(
         [
             *("strace", "-o", os.devnull, "-e", f"inject={syscall}:signal=KILL:when={when}"),
-            *(sys.executable, "-c", REPLACE_ALL, *names),
+            *(sys.executable, "-c", REPLACE_SEVERAL, *names),
         ],
         cwd=CHECKOUT,
         check=False,
     )
     assert done.returncode == -signal.SIGKILL
     assert [path.read_bytes() for path in names] == [b"new"] * new + [b"old"] * (3 - new)
-    replace_all([(path, b"next") for path in names])
+    with replaced([(path, b"next") for path in names]):
+        pass
     assert contents(place) == {"one": b"next", "two": b"next", "three": b"next"}
 
 

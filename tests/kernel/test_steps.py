@@ -16,6 +16,7 @@ import pytest
 from irmapdb import steps
 from irmapdb.config import Config
 from irmapdb.errors import (
+    DatabaseError,
     FileError,
     FreezeError,
     ImageError,
@@ -722,6 +723,33 @@ def test_a_full_disk_leaves_the_images_of_the_dump_before(
             now = {path.name: path.read_bytes() for path in images.iterdir()}
             assert now.pop("filling")
             assert now == before
+
+
+@pytest.mark.parametrize("database", ["new", "old"])
+def test_a_database_that_is_full_leaves_everything_as_it_was(
+    area: MountArea, watcher: Watcher, tmp_path: Path, database: str
+) -> None:
+    images, new = _work(tmp_path), database == "new"
+    many = [tmp_path / f"a-file-with-a-rather-long-name-{number}" for number in range(3000)]
+    for path in many:
+        path.touch()
+    with tmpfs(area.path / "small", size_mib=1) as place:
+        options = replace(_options(watcher, images), database=place / "irmap.db")
+        if not new:
+            watcher.add_inotify(tmp_path)
+            steps.dump(options, FreezeOptions())
+        before = {path.name: path.read_bytes() for path in images.iterdir()}
+        watcher.add_many(many)
+        with pytest.raises(DatabaseError, match="disk is full"):
+            steps.dump(options, FreezeOptions(leave_stopped=True))
+        assert {path.name: path.read_bytes() for path in images.iterdir()} == before
+        assert len(before) == (0 if new else 3)
+        if new:
+            assert not list(place.iterdir())
+        else:
+            with Store.open_readonly(place / "irmap.db") as store:
+                assert len(list(store.runs())) == 1
+    assert watcher.state() in "SR"
 
 
 @pytest.mark.parametrize("name", ["irmap-cache", "irmap.db"])
