@@ -237,10 +237,11 @@ class Search:
     def _ask(
         self, place: _Place, identities: Iterable[Identity], resolvers: Iterable[Resolver]
     ) -> Outcome:
+        may_wait = self._config.may_wait
         outcome = engine.resolve(
             identities,
             resolvers,
-            lambda identity, path: disproof(place.root, identity, path, self._config.may_wait),
+            lambda identity, path: disproof(place.root, identity, path, may_wait),
             prefer=self._prefer,
             over=self._over,
         )
