@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING
 from irmapdb.model import CacheEntry, kdev_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from irmapdb.engine import Outcome
     from irmapdb.kernel.root import Root
-    from irmapdb.model import Identity, InodeKey
+    from irmapdb.model import Identity, InodeKey, Mount
 
 __all__ = ["cache_entries", "spell_root"]
 
@@ -52,12 +52,18 @@ def spell_root(outcome: Outcome) -> None:
             outcome.resolved[identity] = answer._replace(other_paths=others)
 
 
-def cache_entries(outcome: Outcome, watched: Iterable[Identity], root: Root) -> list[CacheEntry]:
+def cache_entries(
+    outcome: Outcome,
+    watched: Iterable[Identity],
+    root: Root,
+    may_wait: Callable[[Iterable[Mount]], bool],
+) -> list[CacheEntry]:
     """What CRIU may have to look up: every name, of what is watched, that it will believe.
 
     `watched` has an identity for each watch. The order is CRIU's, which begins to look at the
     end: further names first, as they are needed only where the best one is gone; then the best
-    ones, at the end those that are asked for most.
+    ones, at the end those that are asked for most. Where a look at the numbers `may_wait`, it is
+    not taken, and there is no entry.
     """
     counts = Counter(watched)
     ambiguous = _ambiguous(counts)
@@ -72,7 +78,8 @@ def cache_entries(outcome: Outcome, watched: Iterable[Identity], root: Root) -> 
         names = [path for path in (answer.path, *answer.other_paths) if _can_be_looked_up(path)]
         fstype = fstypes.get(identity.kdev)
         if fstype is None or fstype in _OWN_NUMBERS:
-            names = [path for path in names if _has_the_numbers(root, identity, path)]
+            waits = may_wait(root.on_the_way(identity.kdev))
+            names = [path for path in names if not waits and _has_the_numbers(root, identity, path)]
         if names:
             first, *rest = names
             best.setdefault((fstype in _UNOPENABLE, count), []).append(CacheEntry(*key, first))

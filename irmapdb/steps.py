@@ -444,7 +444,7 @@ def _write(
     if step.event is Event.DUMP:
         images = _fsnotify_images(step.place, tree, outcome, watched)
     watched_now = (row.watch.identity for row in watches)
-    entries = handover.cache_entries(outcome, watched_now, tree.root)
+    entries = handover.cache_entries(outcome, watched_now, tree.root, options.config.may_wait)
     workdir.save_images(step.tx, step.place, entries, images.items(), step.until_committed)
     return Report(
         event=step.event,

@@ -7,11 +7,14 @@ import os
 import pytest
 
 from irmapdb import handover
+from irmapdb.config import Config
 from irmapdb.engine import Outcome
 from irmapdb.kernel.identity import identify
 from irmapdb.kernel.root import open_root
 from irmapdb.model import FileHandle, Identity, Resolved, Source
 from tests.support.names import deep_file
+
+_NOBODY_WAITS = Config(skip_filesystems=frozenset()).may_wait
 
 
 @pytest.fixture
@@ -40,7 +43,7 @@ def test_best_name_is_last_and_the_most_watched_are_behind_all(root):
     outcome = _outcome(
         (often, b"/often", b"/link", b"/other"), (seldom, b"/seldom", b"/link-2"), (other, b"/o")
     )
-    entries = handover.cache_entries(outcome, [often, seldom, often], root)
+    entries = handover.cache_entries(outcome, [often, seldom, often], root, _NOBODY_WAITS)
     assert [entry.path for entry in entries] == [
         b"/other", b"/link", b"/link-2", b"/seldom", b"/often",
     ]  # fmt: skip
@@ -54,7 +57,9 @@ def test_what_only_the_cache_answers_is_behind_what_handles_answer(root, tmp_pat
     by_cache = identify(root, b"/proc/version")
     outcome = _outcome((by_handle, os.fsencode(file)), (by_cache, b"/proc/version"))
     watched = [by_cache, by_handle, by_handle]
-    assert [entry.path for entry in handover.cache_entries(outcome, watched, root)] == [
+    assert [
+        entry.path for entry in handover.cache_entries(outcome, watched, root, _NOBODY_WAITS)
+    ] == [
         os.fsencode(file),
         b"/proc/version",
     ]
@@ -66,7 +71,7 @@ def test_two_inodes_of_one_number_get_no_entry(root):
     single = Identity(kdev, 6, FileHandle(1, b"3"))
     outcome = _outcome((one, b"/one"), (single, b"/single"))
     # The other has no path: its watch would get the one of its namesake.
-    entries = handover.cache_entries(outcome, [one, two, single], root)
+    entries = handover.cache_entries(outcome, [one, two, single], root, _NOBODY_WAITS)
     assert _as_criu_finds(entries) == {single.key: b"/single"}
 
 
@@ -76,7 +81,7 @@ def test_names_that_criu_cannot_look_up(root, tmp_path):
     handover.spell_root(outcome)
     (answer,) = outcome.resolved.values()
     assert (answer.path, answer.other_paths) == (b"/", (b"/.",))
-    entries = handover.cache_entries(outcome, [answer.identity], root)
+    entries = handover.cache_entries(outcome, [answer.identity], root, _NOBODY_WAITS)
     # None on btrfs, where no path has the device's number.
     assert {entry.path for entry in entries} <= {b"/."}
     for length, fits in ((3800, True), (4300, False)):
@@ -84,5 +89,13 @@ def test_names_that_criu_cannot_look_up(root, tmp_path):
         top.mkdir()
         path = deep_file(top, length=length)
         identity = identify(root, path)
-        found = handover.cache_entries(_outcome((identity, path)), [identity], root)
+        found = handover.cache_entries(_outcome((identity, path)), [identity], root, _NOBODY_WAITS)
         assert bool(found) is fits
+
+
+def test_nobody_is_waited_for(root, monkeypatch):
+    """What the numbers of an entry are would have to be asked of somebody."""
+    monkeypatch.setattr(handover, "_has_the_numbers", lambda *_: pytest.fail("asked"))
+    nowhere = Identity(0xFFF << 20, 1, FileHandle(1, b"x"))  # so its type is not known
+    outcome = _outcome((nowhere, b"/srv/file"))
+    assert handover.cache_entries(outcome, [nowhere], root, lambda _: True) == []

@@ -60,8 +60,7 @@ class Frozen:
     since_ns: int
     """time.monotonic_ns() when all stood still."""
     confirm: Callable[[], None]
-    """FreezeError if somebody let go of tasks that were not ours to hold. The end of the block
-    asks it too."""
+    """FreezeError if the tasks do not stand still any more. The end of the block asks it too."""
 
 
 class _AbandonedError(Exception):
@@ -76,12 +75,19 @@ class Tracer:
     """
 
     def __init__(
-        self, root: Task, freezer: Freezer | None, guard: Guard | None, timeout_s: float
+        self,
+        root: Task,
+        freezer: Freezer | None,
+        guard: Guard | None,
+        timeout_s: float,
+        hold_s: float,
     ) -> None:
         self._root = root
         self._freezer = freezer
         self._guard = guard
         self._timeout_s = timeout_s
+        self._hold_s = hold_s
+        self._held_too_long = False
         self._deadline = time.monotonic() + timeout_s
         # Who is frozen by somebody else with v1 cannot come to a ptrace stop, and need not.
         self._frozen_elsewhere = bool(freezer and not freezer.v2 and guard is None)
@@ -117,7 +123,13 @@ class Tracer:
         raise self._outcome or FreezeError("the thread that stops the tasks was lost")
 
     def confirm(self) -> None:
-        """FreezeError if somebody let go of tasks that were not ours to hold."""
+        """FreezeError if the tasks do not stand still any more."""
+        if self._held_too_long:
+            raise FreezeError(
+                f"{self._root.name} and its descendants were let go after {self._hold_s:g} s: "
+                "something kept us waiting",
+                advice="look for a mount in their tree that does not answer",
+            )
         if self._frozen_elsewhere and self._freezer and not cgroups.is_frozen(self._freezer):
             raise FreezeError(
                 f"{self._freezer.path} was thawed by somebody else meanwhile",
@@ -169,7 +181,9 @@ class Tracer:
             self._done.release()
             return
         self._done.release()
-        self.go.acquire()
+        # The owner may be kept waiting by a mount that somebody has just made. Nobody stays
+        # stopped for that: the end of this thread lets go.
+        self._held_too_long = not self.go.acquire(timeout=self._hold_s)
 
     def _stop(self) -> Frozen:
         begun_ns = time.monotonic_ns()

@@ -149,6 +149,20 @@ def test_a_task_whose_first_thread_has_ended_is_held_by_the_others(start, way):
     target.runs()
 
 
+def test_nobody_is_held_for_longer_than_is_bearable(start, way):
+    """Whatever the block waits for: a mount that somebody has just made, say."""
+    target = start("tree", 1, 3)
+    options = way(target.pid)
+    with (
+        pytest.raises(FreezeError, match=r"were let go after 0\.2 s"),  # noqa: PT012
+        frozen(target.pid, hold_s=0.2, **options) as held,
+    ):
+        held.confirm()
+        assert states(held.pids) <= {"t"}
+        until(lambda: "t" not in states(held.pids), "they run again")
+    target.runs()
+
+
 def test_a_task_that_dies_while_held_is_its_parents(start, way):
     target = start("tree", 1, 3)
     options = way(target.pid)
