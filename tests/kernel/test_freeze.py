@@ -153,8 +153,8 @@ def test_nobody_is_held_for_longer_than_is_bearable(start, way):
     """Whatever the block waits for: a mount that somebody has just made, say."""
     target = start("tree", 1, 3)
     options = way(target.pid)
-    with (
-        pytest.raises(FreezeError, match=r"were let go after 0\.2 s"),  # noqa: PT012
+    with (  # noqa: PT012
+        pytest.raises(FreezeError, match=r"were let go after 0\.2 s"),
         frozen(target.pid, hold_s=0.2, **options) as held,
     ):
         held.confirm()
