@@ -159,17 +159,17 @@ def load_config(path: Path | None = None) -> Config:
     if text is None:
         if path is None:
             return Config()
-        message = f"{source}: no such file"
+        message = f"{printable(source)}: no such file"
         raise ConfigError(message, advice="name a TOML file with --config")
     try:
         document = tomllib.loads(text.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        message = f"{source}: not TOML: {error}"
+        message = f"{printable(source)}: not TOML: {error}"
         raise ConfigError(message, advice="mend that line, or move the file away") from error
-    return _config(document, source)
+    return _config(document, printable(source))
 
 
-def _config(document: dict[str, Any], source: Path) -> Config:
+def _config(document: dict[str, Any], source: str) -> Config:
     _refuse_unknown(document, _KNOWN, source, "")
     for table, entries in document.items():
         if not isinstance(entries, dict):
@@ -187,7 +187,7 @@ def _config(document: dict[str, Any], source: Path) -> Config:
     )
 
 
-def _hook(table: dict[str, Any], source: Path) -> HookConfig:
+def _hook(table: dict[str, Any], source: str) -> HookConfig:
     hook = HookConfig()
     if "timeout" in table:
         hook = replace(hook, timeout_s=_seconds(table["timeout"], f"{source}: timeout"))
@@ -198,7 +198,7 @@ def _hook(table: dict[str, Any], source: Path) -> HookConfig:
     return hook
 
 
-def _retention(table: dict[str, Any], source: Path) -> Retention:
+def _retention(table: dict[str, Any], source: str) -> Retention:
     keep = Retention()
     if "automatic" in table:
         keep = replace(keep, automatic=_truth(table["automatic"], f"{source}: automatic"))
@@ -218,7 +218,7 @@ def _retention(table: dict[str, Any], source: Path) -> Retention:
 def _truth(value: object, where: str) -> bool:
     if not isinstance(value, bool):
         message = f"{where} is neither true nor false"
-        raise ConfigError(message)
+        raise ConfigError(message, advice="write true or false, without quotes")
     return value
 
 
@@ -283,9 +283,7 @@ def _directory(value: object, where: str) -> Path:
     return Path(value)
 
 
-def _refuse_unknown(
-    entries: Iterable[str], known: Iterable[str], source: Path, prefix: str
-) -> None:
+def _refuse_unknown(entries: Iterable[str], known: Iterable[str], source: str, prefix: str) -> None:
     for name in entries:
         if name in known:
             continue
@@ -293,11 +291,11 @@ def _refuse_unknown(
         advice = (
             f"did you mean {prefix}{close[0]}?" if close else f"known: {', '.join(sorted(known))}"
         )
-        message = f"{source}: unknown entry {prefix}{name}"
+        message = f"{source}: unknown entry {prefix}{printable(name.encode())}"
         raise ConfigError(message, advice=advice)
 
 
-def _strings(table: dict[str, Any], name: str, source: Path) -> list[str]:
+def _strings(table: dict[str, Any], name: str, source: str) -> list[str]:
     value = table.get(name, [])
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         message = f"{source}: {name} is not a list of strings"
@@ -306,7 +304,7 @@ def _strings(table: dict[str, Any], name: str, source: Path) -> list[str]:
 
 
 def _paths(
-    table: dict[str, Any], name: str, source: Path, default: tuple[bytes, ...]
+    table: dict[str, Any], name: str, source: str, default: tuple[bytes, ...]
 ) -> tuple[bytes, ...]:
     if name not in table:
         return default

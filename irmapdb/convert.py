@@ -66,7 +66,7 @@ def read(source: Path) -> Content:
     if str(source) == "-":
         data, name = sys.stdin.buffer.read(files.LIMIT_BYTES), "<stdin>"
     else:
-        name = str(source)
+        name = printable(source)
         if sniff(files.read_prefix(source), name) is Format.DB:
             return Content(Format.DB, read_database(source))
         data = files.read_whole(source, limit_bytes=files.LIMIT_BYTES)
@@ -114,7 +114,7 @@ def import_image(source: Path, database: Path, keep: Retention | None = None) ->
     keep = keep or Retention()
     with Store.open(database, create=True) as store, store.step() as step:
         new = step.import_entries(content.entries, now)
-        outcome = f"{len(content.entries)} entries from {printable(os.fsencode(source))}"
+        outcome = f"{len(content.entries)} entries from {printable(source)}"
         step.add_run(
             Event.IMPORT,
             pid=None,
@@ -170,11 +170,11 @@ def _make_database(destination: Path, entries: Sequence[CacheEntry]) -> None:
     from irmapdb.store.database import Store  # noqa: PLC0415 - dear, and images do without
 
     if os.path.lexists(destination):
-        message = f"{destination}: is there already"
-        advice = f"irmapdb import --db {destination} adds to it"
+        message = f"{printable(destination)}: is there already"
+        advice = f"irmapdb import --db {printable(destination)} adds to it"
         raise FileError(message, advice=advice)
     if not destination.parent.is_dir():
-        message = f"{destination.parent}: no such directory"
+        message = f"{printable(destination.parent)}: no such directory"
         raise FileError(message, advice="make it first")
     # Made beside it and linked when it is whole; a link never replaces what is there.
     try:
@@ -186,8 +186,8 @@ def _make_database(destination: Path, entries: Sequence[CacheEntry]) -> None:
     except DatabaseError as error:
         # Of the scratch file, whose name tells nobody anything.
         reason = str(error.args[0]).partition("/new.db: ")[2] or error.args[0]
-        message = f"cannot write {destination}: {reason}"
+        message = f"cannot write {printable(destination)}: {reason}"
         raise FileError(message, advice="make room there, or choose another directory") from error
     except OSError as error:
-        message = f"cannot write {destination}: {error.strerror}"
+        message = f"cannot write {printable(destination)}: {error.strerror}"
         raise FileError(message, advice="choose another directory") from error

@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from irmapdb import files
 from irmapdb.errors import FileError
+from irmapdb.model import printable
 
 __all__ = [
     "DIRECTORY",
@@ -95,10 +96,10 @@ def config_files(runtime: Runtime, directory: Path = DIRECTORY) -> tuple[Path, .
 
 def line_for(hook: Path) -> str:
     """The line that makes CRIU call the hook. FileError where CRIU could not read the path."""
-    text = str(hook)
+    text, name = str(hook), printable(hook)
     if not hook.is_absolute() or _UNSAFE.search(text):
         raise FileError(
-            f"{hook}: CRIU's configuration takes no path that is relative, or has blanks, quotes"
+            f"{name}: CRIU's configuration takes no path that is relative, or has blanks, quotes"
             " or #",
             advice="link it from elsewhere, and name the link with --script",
         )
@@ -107,16 +108,17 @@ def line_for(hook: Path) -> str:
 
 def check_hook(hook: Path) -> None:
     """Refuse what CRIU could not execute, as that would fail every dump. FileError says why."""
+    name = printable(hook)
     advice = "install irmapdb, or name its irmapdb-hook with --script"
     try:
         mode = hook.stat().st_mode
     except OSError as error:
-        raise FileError(f"{hook}: {error.strerror}", advice=advice) from error
+        raise FileError(f"{name}: {error.strerror}", advice=advice) from error
     if not stat.S_ISREG(mode) or not os.access(hook, os.X_OK):
-        raise FileError(f"{hook}: not an executable file", advice=advice)
+        raise FileError(f"{name}: not an executable file", advice=advice)
     if mode & stat.S_IWOTH:
         raise FileError(
-            f"{hook}: everybody may write it, and CRIU runs it as root",
+            f"{name}: everybody may write it, and CRIU runs it as root",
             advice="chmod o-w it, or install irmapdb where only root can write",
         )
     environment = {**os.environ, "CRTOOLS_SCRIPT_ACTION": "irmapdb-check"}
@@ -125,9 +127,9 @@ def check_hook(hook: Path) -> None:
             [hook], env=environment, stdin=subprocess.DEVNULL, capture_output=True, check=False
         )
     except OSError as error:
-        raise FileError(f"{hook}: cannot be executed: {error.strerror}", advice=advice) from error
+        raise FileError(f"{name}: cannot be executed: {error.strerror}", advice=advice) from error
     if tried.returncode != 0:
-        raise FileError(f"{hook}: ends with exit code {tried.returncode}", advice=advice)
+        raise FileError(f"{name}: ends with exit code {tried.returncode}", advice=advice)
 
 
 def install(runtime: Runtime, hook: Path, directory: Path = DIRECTORY) -> list[Done]:
@@ -195,7 +197,7 @@ def _make_directory(directory: Path) -> None:
         directory.mkdir(exist_ok=True)
     except OSError as error:
         raise FileError(
-            f"cannot make {directory}: {error.strerror}", advice="try as root"
+            f"cannot make {printable(directory)}: {error.strerror}", advice="try as root"
         ) from error
 
 

@@ -287,12 +287,17 @@ def _open_log() -> int | None:
     return fd
 
 
+def _one_line(text: str) -> str:
+    # Of the work dir's name, say. No import: this also tells of imports that fail.
+    return text if text.isprintable() else ascii(text)[1:-1]
+
+
 def _log(fd: int | None, text: str) -> None:
     if fd is None:
         return
 
     now = time.strftime("%Y-%m-%d %H:%M:%S")
-    line = f"{now} [{os.getpid()}] {text}\n"
+    line = f"{now} [{os.getpid()}] {_one_line(text)}\n"
     try:
         os.write(fd, line.encode("utf-8", "backslashreplace"))
     except OSError:
@@ -300,7 +305,7 @@ def _log(fd: int | None, text: str) -> None:
 
 
 def _say(text: str) -> None:
-    line = f"irmapdb-hook: {text}\n"
+    line = f"irmapdb-hook: {_one_line(text)}\n"
     try:
         os.write(2, line.encode("utf-8", "backslashreplace"))
     except OSError:

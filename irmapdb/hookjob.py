@@ -185,16 +185,16 @@ def _old_entries(state: _State) -> tuple[CacheEntry, ...]:
     if data is None:
         return ()
     try:
-        return cache.decode_cache(data, str(path))
+        return cache.decode_cache(data, printable(path))
     except ImageError as error:
         state.problems.append(str(error))
     state.take_cache = False
     if not cache.loadable(data):
         try:
             os.replace(path, state.work / ASIDE_NAME)
-            state.problems.append(f"{path}: renamed to {ASIDE_NAME}")
+            state.problems.append(f"{printable(path)}: renamed to {ASIDE_NAME}")
         except OSError as error:
-            state.problems.append(f"cannot rename {path}: {error.strerror}")
+            state.problems.append(f"cannot rename {printable(path)}: {error.strerror}")
     return ()
 
 
@@ -221,7 +221,7 @@ def _keep_old(state: _State, report: Report, old: tuple[CacheEntry, ...]) -> int
         path = state.work / CACHE_NAME
         try:
             data = files.read_whole(path, limit_bytes=files.LIMIT_BYTES)
-            fresh = cache.decode_cache(data, str(path))
+            fresh = cache.decode_cache(data, printable(path))
             files.replace_whole(path, cache.encode_cache([*kept, *fresh]))
         except IrmapError as error:
             state.problems.append(str(error))
@@ -258,9 +258,9 @@ def _done(state: _State, report: Report, old: tuple[CacheEntry, ...]) -> Done:
 
 
 def _lines(texts: list[str]) -> tuple[str, ...]:
-    # A path may hold what moves the cursor or breaks the line.
-    printable = (text if text.isprintable() else ascii(text)[1:-1] for text in texts)
-    return tuple(text[:_LINE_CHARACTERS] for text in printable)
+    # Names are printable already; an error of others may still break the line.
+    whole = (text if text.isprintable() else ascii(text)[1:-1] for text in texts)
+    return tuple(text[:_LINE_CHARACTERS] for text in whole)
 
 
 # --- a database for each container ----------------------------------------------------------------

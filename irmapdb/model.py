@@ -7,6 +7,7 @@ namespace. Device numbers are the kernel's (`kdev`, major << 20 | minor), never 
 from __future__ import annotations
 
 import enum
+import os
 import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
@@ -79,12 +80,12 @@ def _escape(match: re.Match[str]) -> str:
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"  # noqa: PLR2004 one byte
 
 
-def printable(name: bytes) -> str:
+def printable(name: bytes | os.PathLike[str]) -> str:
     """A name on one line, without control characters, each byte still to be told.
 
     For whatever people read: a path, a mount point or a task's comm is what a tenant chose.
     """
-    return _UNPRINTABLE.sub(_escape, name.decode("utf-8", "surrogateescape"))
+    return _UNPRINTABLE.sub(_escape, os.fsencode(name).decode("utf-8", "surrogateescape"))
 
 
 class InodeKey(NamedTuple):

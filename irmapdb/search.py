@@ -21,7 +21,7 @@ from irmapdb.kernel import procfs
 from irmapdb.kernel.aside import call_aside
 from irmapdb.kernel.identity import disproof
 from irmapdb.kernel.root import Root, open_root
-from irmapdb.model import Tried, Unresolved
+from irmapdb.model import Tried, Unresolved, printable
 from irmapdb.resolvers import BtrfsLookup, Handles, OpenFiles, Scan, StoredRows, XfsParents
 
 if TYPE_CHECKING:
@@ -300,11 +300,11 @@ def _unanswered(identities: Iterable[Identity], why: str) -> Outcome:
 def _tell(outcome: Outcome) -> None:
     if _log.isEnabledFor(logging.DEBUG):
         for answer in outcome.resolved.values():
-            _log.debug("%s: %r by %s", answer.identity, answer.path, answer.source)
+            _log.debug("%s: %s by %s", answer.identity, printable(answer.path), answer.source)
         for failure in outcome.unresolved.values():
             _log.debug("%s: unresolved: %s", failure.identity, failure.why)
         for one in outcome.disproved:
-            what = (one.identity, one.path, one.source, one.reason)
-            _log.debug("%s: not %r, as %s has it: %s", *what)
+            what = (one.identity, printable(one.path), one.source, one.reason)
+            _log.debug("%s: not %s, as %s has it: %s", *what)
     resolved, unresolved = len(outcome.resolved), len(outcome.unresolved)
     _log.info("%d inodes resolved, %d unresolved", resolved, unresolved)

@@ -89,7 +89,7 @@ class MarkRow(NamedTuple):
 
     mark: Mark
     comm: bytes
-    target: str
+    target: bytes
     """The mount point, or `major:minor` of the filesystem."""
     mntns: int = 0
     """As in Mapping: whose mount table the mount point is in."""
@@ -480,10 +480,10 @@ def _mark_rows(tree: _Tree, watched: list[WatchFile]) -> tuple[MarkRow, ...]:
         for mark in file.marks:
             mntns = 0
             if mark.kind is MarkKind.FILESYSTEM:
-                target = format_kdev(mark.target)
+                target = format_kdev(mark.target).encode()
             else:
                 mount, mntns = tree.mount_of(mark.target), tree.mntns_of(mark.target)
-                target = f"mount {mark.target}" if mount is None else printable(mount.mountpoint)
+                target = b"mount %d" % mark.target if mount is None else mount.mountpoint
             rows.append(MarkRow(mark, tree.comm(file.pid), target, mntns))
     return tuple(rows)
 

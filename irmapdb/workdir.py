@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from irmapdb import files
 from irmapdb.errors import FileError
 from irmapdb.image import cache
+from irmapdb.model import printable
 from irmapdb.store.nouns import FileStamp
 
 if TYPE_CHECKING:
@@ -63,7 +64,8 @@ class WorkDir:
             asked.append(("--prev-images-dir", previous))
         for option, directory in asked:
             if not directory.is_dir():
-                message = f"{directory}: {'not a' if directory.exists() else 'no such'} directory"
+                what = "not a" if directory.exists() else "no such"
+                message = f"{printable(directory)}: {what} directory"
                 advice = f"make it, or name another one with {option}"
                 raise FileError(message, advice=advice)
         return cls(
@@ -93,7 +95,7 @@ def load_cache(step: Step, place: WorkDir, now: datetime) -> int:
         if step.image_seen(path) == stamp:
             return 0
         entries = cache.decode_cache(
-            files.read_whole(path, limit_bytes=files.LIMIT_BYTES), str(path)
+            files.read_whole(path, limit_bytes=files.LIMIT_BYTES), printable(path)
         )
         step.import_entries(entries, now)
         step.set_image_seen(path, stamp)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from irmapdb.check.predict import decide
@@ -239,3 +241,19 @@ def test_version_as_criu_says_it(script: str, version: tuple[int, int], tmp_path
 
 def test_no_criu_at_all(tmp_path) -> None:
     assert criu_version(str(tmp_path / "criu")) is ASSUMED
+
+
+@given(path=st.binary().map(lambda name: b"/" + name.replace(b"\0", b"")))
+@settings(max_examples=30, deadline=None)
+def test_the_path_to_scan_can_be_given_to_a_shell(path: bytes) -> None:
+    known = facts(handle=NAMELESS, cache=CacheLook(), scan=(), search=SearchLook(path))
+    advice = decide(known, FORCED).advice
+    option = advice[advice.index("--irmap-scan-path ") :].splitlines()
+    assert len(option) == 1
+    said = subprocess.run(
+        ["bash", "-c", f"printf %s {option[0]}"],
+        capture_output=True,
+        check=True,
+        env={**os.environ, "LC_ALL": "C.UTF-8"},
+    ).stdout
+    assert said == b"--irmap-scan-path" + path

@@ -15,6 +15,7 @@ from irmapdb import commands
 from irmapdb.image import cache
 from irmapdb.model import CacheEntry
 from tests.support.area import MountArea
+from tests.support.cli import irmapdb
 from tests.support.features import require_root
 from tests.support.filesystems import tmpfs
 from tests.support.watcher import Watcher
@@ -295,3 +296,53 @@ def test_a_name_that_the_terminal_cannot_show_is_escaped(tmp_path):
     command = [sys.executable, "-m", "irmapdb", "import", image, "--db", other]
     done = subprocess.run(command, capture_output=True, text=True, env=strict, check=False)
     assert done.returncode == 0, done.stderr
+
+
+_EVIL = os.fsdecode(b"\xff\n\x1b[31mRED")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "show EVIL",
+        "show EVIL/broken.json",
+        "convert image EVIL/absent/out",
+        "convert image EVIL/kept.db",
+        "convert image EVIL/new --to pb",
+        "import image --db EVIL/more.db",
+        "export --db EVIL/kept.db EVIL/out",
+        "db upgrade --db EVIL/kept.db",
+        "db backup --db EVIL/kept.db EVIL/copy.db",
+        "sql -f EVIL",
+        "sql -p EVIL SELECT",
+        "pre-dump -t PID -D EVIL/absent",
+        "pre-dump -t PID -D EVIL",
+        "pre-dump -t PID --config EVIL/bad.toml",
+        "pre-dump -t PID --config EVIL/entry.toml",
+        "dump -t PID -D EVIL --freeze-cgroup EVIL",
+        "check -t PID -D EVIL",
+        "check --images EVIL",
+        "hook --print criu --script EVIL",
+        "hook --uninstall criu --criu-dir EVIL",
+        "hook -t PID -D EVIL/absent",
+    ],
+)
+def test_a_path_that_was_named_stays_on_its_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str
+) -> None:
+    require_root()
+    monkeypatch.chdir(tmp_path)
+    evil = tmp_path / _EVIL
+    evil.mkdir()
+    (evil / "broken.json").write_text('{"entries": [\n')
+    (evil / "bad.toml").write_text("[scan\n")
+    (evil / "entry.toml").write_text('[scan]\n"a\\nb" = 1\n')
+    for image in (tmp_path / "image", evil / "irmap-cache"):
+        image.write_bytes(cache.encode_cache([CacheEntry(1, 2, b"/a")]))
+    irmapdb("convert", "image", evil / "kept.db")
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as task:
+        task_words = words.replace("PID", str(task.pid)).split()
+        done = irmapdb(*(word.replace("EVIL", _EVIL) for word in task_words))
+    assert "RED" in done.said
+    assert all(line.isprintable() for line in done.said.splitlines())
+    assert done.err.count("\n") <= 1

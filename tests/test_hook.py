@@ -123,6 +123,14 @@ def test_hostile_name_stays_on_its_line(program, work, watcher, tmp_path):
     assert "\x1b" not in text
 
 
+def test_hostile_work_dir_stays_on_the_line(program, tmp_path):
+    work = tmp_path / "new\nline\x1b[2J"
+    work.mkdir()
+    for pid in ("4194305", "none"):
+        (line,) = _call(program, work, "pre-dump", pid).stderr.splitlines()
+        assert line.isprintable()
+
+
 def test_parent_cache_is_taken_over(program, watcher, tmp_path):
     watched = watcher.add_inotify(tmp_path, IN_CREATE)
     first, second = tmp_path / "first", tmp_path / "second"

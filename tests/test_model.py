@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import unicodedata
 from datetime import UTC, datetime
 
 import pytest
@@ -21,6 +22,7 @@ from irmapdb.model import (
     format_kdev,
     kdev_of,
     major_minor,
+    printable,
 )
 
 majors, minors = st.integers(0, 2**12 - 1), st.integers(0, 2**20 - 1)
@@ -94,3 +96,16 @@ def test_every_error_has_advice_and_an_exit_code(name):
     assert str(error) == "irmap.db: locked; wait"
     assert str(type(error)("irmap.db: locked")) == "irmap.db: locked"
     assert error.exit_code == (2 if name == "UsageError" else 1)
+
+
+@given(name=st.binary(), other=st.binary())
+def test_a_printable_name_stays_on_its_line_and_can_be_told_from_others(name, other):
+    shown = printable(name)
+    assert len(shown.splitlines()) <= 1
+    assert not any(unicodedata.category(one) in {"Cc", "Cs", "Zl", "Zp"} for one in shown)
+    assert (shown == printable(other)) == (name == other)
+
+
+def test_a_printable_path_is_read_as_the_bytes_it_is(tmp_path):
+    place = tmp_path / os.fsdecode(b"\xff\n\\")
+    assert printable(place) == f"{tmp_path}/" + r"\xff\n\\"

@@ -292,6 +292,11 @@ def test_a_mark_on_a_mount_namespace_is_no_watch():
     assert (file.faflags, file.watches, file.marks) == (0x1000, (), ())
 
 
+def test_a_filesystem_whose_server_names_it_badly_stays_on_its_line():
+    raw = rb"29 1 0:26 / /m rw - fuse.\377\012\033[2J none rw" + b"\n"
+    assert procfs.parse_mountinfo(raw)[0].fstype == r"fuse.\xff\n\x1b[2J"
+
+
 names = st.binary(min_size=1, max_size=12).filter(lambda name: b"\0" not in name)
 paths = st.lists(names, max_size=4).map(lambda parts: b"/" + b"/".join(parts))
 words = st.text("abcdefghij.,=-_0123456789", min_size=1, max_size=12)

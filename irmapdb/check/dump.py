@@ -69,7 +69,7 @@ class MarkCheck(NamedTuple):
 
     mark: Mark
     comm: bytes
-    target: str
+    target: bytes
     """The mount point, or `major:minor` of the filesystem."""
     outcome: Outcome
     why: str
@@ -220,10 +220,10 @@ def _load_cache(place: WorkDir) -> tuple[Path | None, Sequence[CacheEntry], Prob
         if data is None:
             continue
         if not cache.loadable(data):
-            why = f"{path} is damaged, and CRIU ends with an error when it loads it"
+            why = f"{printable(path)} is damaged, and CRIU ends with an error when it loads it"
             advice = "remove it, or run irmapdb pre-dump, which replaces it"
             return path, (), Problem(why, advice, fatal=True)
-        return path, cache.decode_cache(data, str(path)), None
+        return path, cache.decode_cache(data, printable(path)), None
     return None, (), None
 
 
@@ -291,19 +291,19 @@ def _check_mark(mark: Mark, comm: bytes, scene: Scene) -> MarkCheck:
         return MarkCheck(
             mark,
             comm,
-            format_kdev(mark.target),
+            format_kdev(mark.target).encode(),
             Outcome.NO_PATH,
             "CRIU leaves marks on whole filesystems out, and says nothing",
             "have the task set the mark again after the restore",
         )
     for view in scene.views:
         if view.mount.mnt_id == mark.target:
-            where = printable(view.mount.mountpoint)
-            return MarkCheck(mark, comm, where, Outcome.PATH, "CRIU knows the mount", "")
+            known = "CRIU knows the mount"
+            return MarkCheck(mark, comm, view.mount.mountpoint, Outcome.PATH, known, "")
     return MarkCheck(
         mark,
         comm,
-        f"mount {mark.target}",
+        b"mount %d" % mark.target,
         Outcome.FAILS,
         "CRIU does not see the mount",
         "have the task remove the mark before the dump",

@@ -10,11 +10,11 @@ irmap.
 
 from __future__ import annotations
 
-import os
 import shlex
 from typing import TYPE_CHECKING
 
 from irmapdb.check.verdicts import Look, Outcome, Prediction, Verdict
+from irmapdb.model import printable
 
 if TYPE_CHECKING:
     from irmapdb.check.verdicts import Call, Facts, Found, OverlayLook
@@ -70,7 +70,7 @@ def _by_name(found: Found, call: Call) -> Prediction:
     if found.right:
         why = "the kernel knows the name that the handle leads to"
         return Prediction(Verdict.PATH, Outcome.PATH, why, found.path)
-    why = f"the handle leads to {_shown(found.path)}, another file with the same inode number"
+    why = f"the handle leads to {printable(found.path)}, another file with the same inode number"
     if found.path == b"/":
         # What has no cached name reads as "/".
         return _wrong(found, why, f"{_pre_dump(call)}: a path that was proved has a cached name")
@@ -95,7 +95,7 @@ def _without_path(facts: Facts, call: Call) -> Prediction | Look:
 def _by_walk(overlay: OverlayLook, call: Call) -> Prediction:
     wrong = [hit for hit in overlay.hits if not hit.right]
     if wrong:
-        why = f"its inode number is also that of {_shown(wrong[0].path)}, on another layer"
+        why = f"its inode number is also that of {printable(wrong[0].path)}, on another layer"
         return _wrong(wrong[0], why, _ONE_DEVICE)
     why = (
         f"CRIU {call.version} walks {overlay.entries:,} entries of the overlay for it, with the "
@@ -119,13 +119,13 @@ def _by_irmap(facts: Facts, call: Call) -> Prediction | Look:
     if cached is not None:
         if cached.right:
             return Prediction(Verdict.CACHE, Outcome.PATH, "irmap-cache has it", cached.path)
-        why = f"irmap-cache has {_shown(cached.path)}, another file with the same numbers"
+        why = f"irmap-cache has {printable(cached.path)}, another file with the same numbers"
         return _wrong(cached, why, _pre_dump(call))
     if facts.scan is None:
         return Look.SCAN
     wrong = [found for found in facts.scan if not found.right]
     if wrong:
-        why = f"CRIU's scan meets {_shown(wrong[0].path)}, another file with the same numbers"
+        why = f"CRIU's scan meets {printable(wrong[0].path)}, another file with the same numbers"
         return _wrong(wrong[0], why, _better_numbers(facts, call))
     if facts.scan:
         why = "CRIU's own scan finds it, with the tasks frozen"
@@ -171,7 +171,7 @@ def _why_not_found(facts: Facts) -> str:
         why = f"{facts.fstype} does not open its handle" + (f" ({said})" if said else "")
     refused = facts.cache.refused if facts.cache is not None else ()
     if refused:
-        return f"{why}, and irmap-cache has only {_shown(refused[0])}, which CRIU refuses"
+        return f"{why}, and irmap-cache has only {printable(refused[0])}, which CRIU refuses"
     return f"{why}, and irmap knows no path"
 
 
@@ -183,19 +183,22 @@ def _better_numbers(facts: Facts, call: Call) -> str:
 
 
 def _pre_dump(call: Call) -> str:
-    where = f" -W {shlex.quote(_shown(call.work_dir))}"
+    where = f" -W {_quoted(call.work_dir)}"
     return f"run `irmapdb pre-dump -t {call.pid}{where}` just before, or install the hook"
 
 
 def _scan_option(path: bytes | None) -> str:
     if path is None:
         return "the --irmap-scan-path that it is below"
-    return f"--irmap-scan-path {shlex.quote(_shown(path))}"
+    return f"--irmap-scan-path {_quoted(path)}"
 
 
-def _shown(path: bytes) -> str:
-    text = os.fsdecode(path)
-    return text if text.isprintable() else ascii(text)
+def _quoted(path: bytes) -> str:
+    """A path as a shell takes it; what has escapes, as bash, ksh and zsh do."""
+    shown = printable(path)
+    if shown.encode() == path:
+        return shlex.quote(shown)
+    return "$'" + shown.replace("'", r"\'") + "'"
 
 
 def _fails(why: str, advice: str, path: bytes | None = None) -> Prediction:

@@ -23,6 +23,7 @@ from irmapdb.image.fsnotify import MountMark
 from irmapdb.kernel import syscalls
 from irmapdb.kernel.identity import identify_fd
 from irmapdb.kernel.root import open_root
+from irmapdb.model import printable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -90,11 +91,11 @@ def check_images(images: Path, root: Path) -> RestoreCheck:
     """
     image = images / _IMAGE
     data = files.read_whole(image, limit_bytes=files.LIMIT_BYTES)
-    found = fsnotify.decode_files_img(data, str(image))
+    found = fsnotify.decode_files_img(data, printable(image))
     try:
         root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
-        message = f"--root {root}: {error.strerror}"
+        message = f"--root {printable(root)}: {error.strerror}"
         raise FileError(message, advice="name the root directory of the restored tree") from error
     ghosts = any(images.glob("ghost-file-*.img"))
     try:

@@ -201,7 +201,8 @@ def _mark_row(one: MarkCheck) -> tuple[str, ...]:
     comm = output.printable(one.comm)
     known = "fails" if one.outcome.name == "FAILS" else "dropped"
     verdict = "mount" if one.right else known
-    return (str(mark.pid), comm, str(mark.fd), "fanotify", "-", mark.kind, verdict, one.target)
+    target = output.printable(one.target)
+    return (str(mark.pid), comm, str(mark.fd), "fanotify", "-", mark.kind, verdict, target)
 
 
 class _Finding(NamedTuple):
@@ -238,7 +239,7 @@ def _dump_summary(report: DumpCheck, *, many: bool) -> str:
     if report.cache is None:
         cache = "no irmap-cache"
     else:
-        cache = f"{report.cache} ({output.count(report.entries, 'entry', 'entries')})"
+        cache = f"{output.shown(report.cache)} ({output.count(report.entries, 'entry', 'entries')})"
     lines.append(f"CRIU {version} ({version.source}), {cache}: {_conclusion(report)}")
     return "\n".join(lines)
 
@@ -259,7 +260,7 @@ def _print_restore(report: RestoreCheck, verbose: int) -> None:
     counts = Counter(str(one.verdict) for one in report.watches)
     verdicts = ", ".join(f"{number:,} {verdict}" for verdict, number in counts.most_common())
     watches = output.count(len(report.watches), "watch", "watches")
-    typer.echo(f"{watches} in {report.image}: {verdicts or 'nothing'}")
+    typer.echo(f"{watches} in {output.shown(report.image)}: {verdicts or 'nothing'}")
     if many:
         typer.echo("(only watches that are not right are listed; -v lists all)")
 
@@ -306,7 +307,7 @@ def _dump_document(report: DumpCheck) -> dict[str, Any]:
                 "comm": output.json_path(one.comm),
                 "fd": one.mark.fd,
                 "kind": one.mark.kind,
-                "target": one.target,
+                "target": output.json_path(one.target),
                 "outcome": one.outcome.name.lower().replace("_", "-"),
                 "why": one.why,
                 "advice": one.advice,

@@ -194,7 +194,8 @@ def _print_report(report: Report, verbose: int) -> None:
             "fanotify",
             "-",
             str(row.mark.kind),
-            f"{row.target}{_namespace(row.mntns)} (a mark without an inode: listed, not resolved)",
+            f"{output.printable(row.target)}{_namespace(row.mntns)}"
+            " (a mark without an inode: listed, not resolved)",
         )
         for row in report.marks
     ]
@@ -270,7 +271,7 @@ def _document(report: Report, *, left_stopped: bool) -> dict[str, Any]:
                 "comm": output.json_path(row.comm),
                 "fd": row.mark.fd,
                 "kind": row.mark.kind,
-                "target": row.target,
+                "target": output.json_path(row.target),
                 "mntns": row.mntns,
                 "mask": row.mark.mask,
             }

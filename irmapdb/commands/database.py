@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -38,11 +37,12 @@ def upgrade(work_dir: WorkDirOption = None, db: Database = None) -> None:
 
     database = database_path(db, work_dir)
     done = revisions.upgrade(database)
+    name = output.shown(database)
     if done.backup is None:
-        output.say(f"{database}: schema {done.new} already")
+        output.say(f"{name}: schema {done.new} already")
     else:
-        kept = os.fsdecode(done.backup)
-        output.say(f"{database}: schema {done.old} → {done.new}, the old one kept as {kept}")
+        kept = output.shown(done.backup)
+        output.say(f"{name}: schema {done.old} → {done.new}, the old one kept as {kept}")
 
 
 @_database.command()
@@ -100,4 +100,4 @@ def backup(
 
     database = database_path(db, work_dir)
     revisions.backup(database, destination)
-    output.say(f"{database} copied to {destination}")
+    output.say(f"{output.shown(database)} copied to {output.shown(destination)}")

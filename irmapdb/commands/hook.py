@@ -90,7 +90,7 @@ def hook(
         program = _program(script)
         _show(criuconf.install(criuconf.Runtime(install), program, criu_dir), as_json=as_json)
         if not as_json:
-            output.say(f"CRIU calls {program} before each dump")
+            output.say(f"CRIU calls {output.shown(program)} before each dump")
             _tell_of_crun(install)
     elif uninstall is not None:
         own = None if script is None else _program(script)
@@ -102,7 +102,7 @@ def hook(
             output.print_json([{"file": str(file), "line": line} for file in files])
             return
         for file in files:
-            output.say(f"in {file}:")
+            output.say(f"in {output.shown(file)}:")
             typer.echo(line)
         _tell_of_crun(print_)
     else:
@@ -122,7 +122,7 @@ def _attend(pid: int | None, images_dir: Path, work_dir: Path | None) -> int:
     try:
         os.chdir(work)
     except OSError as error:
-        message = f"{work}: {error.strerror}"
+        message = f"{output.shown(work)}: {error.strerror}"
         raise FileError(message, advice="make it, or name another one with -W") from error
     return hook.attend(pid, images)
 
@@ -162,6 +162,7 @@ def _show(done: list[Done], *, as_json: bool) -> None:
         )
         return
     for one in done:
-        typer.echo(f"{one.file}: {one.did}")
-        for other in one.other_scripts:
-            output.say(f"{one.file}: {other} stays, CRIU calls both")
+        name = output.shown(one.file)
+        typer.echo(f"{name}: {one.did}")
+        for other in map(output.shown, one.other_scripts):
+            output.say(f"{name}: {other} stays, CRIU calls both")

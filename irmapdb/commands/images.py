@@ -58,7 +58,7 @@ def import_(
 
     database = database_path(db, work_dir)
     entries = import_image(image, database, load_config(config).retention)
-    output.say(f"{output.count(entries, 'entry', 'entries')} imported into {database}")
+    _say_entries(entries, "imported into", database)
 
 
 def export(
@@ -93,7 +93,11 @@ def export(
         return
     destination = (work_dir or Path()) / CACHE_NAME if image is None else image
     entries = export_image(database, destination)
-    output.say(f"{output.count(entries, 'entry', 'entries')} exported to {destination}")
+    _say_entries(entries, "exported to", destination)
+
+
+def _say_entries(entries: int, what: str, place: Path) -> None:
+    output.say(f"{output.count(entries, 'entry', 'entries')} {what} {output.shown(place)}")
 
 
 def convert(
@@ -139,7 +143,8 @@ def convert(
     form = to or forms.format_for(destination)
     content = forms.convert(source, destination, form, pretty=pretty)
     entries = output.count(len(content.entries), "entry", "entries")
-    output.say(f"{entries}: {content.format} {source} → {form} {destination}")
+    before, after = output.shown(source), output.shown(destination)
+    output.say(f"{entries}: {content.format} {before} → {form} {after}")
 
 
 def show(

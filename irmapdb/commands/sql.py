@@ -135,7 +135,7 @@ def sql(
     if query is None and file is None and sys.stdin.isatty():
         _prompt(database_path(db, work_dir), form, limit or None, timeout or None)
         return
-    name = "" if query is not None else "<stdin>" if file is None or str(file) == "-" else str(file)
+    name = "" if query is not None else _name(file)
     text = _read(file) if query is None else query
     text, values = resolve(text, values)
     if print_sql:
@@ -187,6 +187,10 @@ def _answer(
     return cut
 
 
+def _name(file: Path | None) -> str:
+    return "<stdin>" if file is None or str(file) == "-" else output.shown(file)
+
+
 def _read(file: Path | None) -> str:
     if file is None or str(file) == "-":
         data = sys.stdin.buffer.read()
@@ -194,7 +198,7 @@ def _read(file: Path | None) -> str:
         try:
             data = file.read_bytes()
         except OSError as error:
-            message = f"{file}: {error.strerror}"
+            message = f"{_name(file)}: {error.strerror}"
             raise FileError(message, advice="name a file with SQL with -f") from error
     return data.decode("utf-8", "surrogateescape")
 
@@ -221,7 +225,7 @@ def resolve(
     for name in values:
         if name not in saved.parameters:
             known = ", ".join(saved.parameters) or "no parameter"
-            message = f"{_flag(at_prompt)}{name}: the saved query {word} has {known}"
+            message = f"{_flag(at_prompt)}{output.shown(name)}: the saved query {word} has {known}"
             raise UsageError(message)
     for name, default in saved.parameters.items():
         if default is None and name not in values:
@@ -264,7 +268,7 @@ def parse_parameter(text: str, *, at_prompt: bool = False) -> tuple[str, Value]:
     name, equals, value = text.partition("=")
     if not equals or not name.isidentifier():
         flag = _flag(at_prompt)
-        message = f"{flag}{text}: not NAME=VALUE"
+        message = f"{flag}{output.shown(text)}: not NAME=VALUE"
         raise UsageError(message, advice=f"write {flag}days=7 for :days")
     if _INTEGER.fullmatch(value) and -(1 << 63) <= int(value) < 1 << 63:
         return name, int(value)

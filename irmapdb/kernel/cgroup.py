@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from irmapdb.errors import FreezeError, UsageError
 from irmapdb.kernel.procfs import read_file, read_mountinfo
 from irmapdb.kernel.tasks import leader_of
+from irmapdb.model import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,6 +42,11 @@ class Freezer:
     v2: bool
 
     @property
+    def name(self) -> str:
+        """How messages call it."""
+        return printable(self.path)
+
+    @property
     def control(self) -> Path:
         """The file that freezes and thaws."""
         return self.path / ("cgroup.freeze" if self.v2 else "freezer.state")
@@ -60,9 +66,11 @@ def open_freezer(path: Path) -> Freezer:
         if freezer.control.exists():
             return freezer
     if not path.is_dir():
-        raise UsageError(f"{path} is not a directory", advice="give the directory of a cgroup")
+        raise UsageError(
+            f"{printable(path)} is not a directory", advice="give the directory of a cgroup"
+        )
     raise UsageError(
-        f"{path} has neither cgroup.freeze nor freezer.state",
+        f"{printable(path)} has neither cgroup.freeze nor freezer.state",
         advice="give a cgroup below the root of cgroup v2, or of the v1 freezer hierarchy",
     )
 
@@ -132,7 +140,8 @@ def _processes(directory: str) -> list[int]:
             return [leader_of(tid) or 0 for tid in _numbers(f"{directory}/cgroup.threads")]
         if error.errno in (errno.ENOENT, errno.ENODEV):
             return []
-        raise FreezeError(f"cannot list the tasks of {directory}: {error.strerror}") from error
+        name = printable(os.fsencode(directory))
+        raise FreezeError(f"cannot list the tasks of {name}: {error.strerror}") from error
 
 
 def _numbers(path: str) -> list[int]:
@@ -144,7 +153,7 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes().strip()
     except OSError as error:
-        raise FreezeError(f"cannot read {path}: {error.strerror}") from error
+        raise FreezeError(f"cannot read {printable(path)}: {error.strerror}") from error
 
 
 class Guard:
@@ -178,7 +187,7 @@ class Guard:
             path.write_bytes(word)
         except OSError as error:
             raise FreezeError(
-                f"cannot write {word.decode()} to {path}: {error.strerror}",
+                f"cannot write {word.decode()} to {printable(path)}: {error.strerror}",
                 advice="check that you may write to the cgroup",
             ) from error
 
@@ -204,7 +213,7 @@ def guarded(freezer: Freezer) -> Iterator[Guard]:
             )
     except OSError as error:
         raise FreezeError(
-            f"cannot guard {freezer.path}: {error.filename}: {error.strerror}"
+            f"cannot guard {freezer.name}: {error.strerror} ({error.filename!r})"
         ) from error
     with helper:  # on the way out: closes the line and waits for its end
         assert helper.stdin is not None  # noqa: S101 - a pipe was asked for

@@ -132,12 +132,12 @@ def _admit(freezer: Freezer, root: Task, kin: Collection[int]) -> None:
         time.sleep(_PAUSE_S)  # a task in execve is not listed for a moment
     else:
         raise FreezeError(
-            f"{root.name} is not in the cgroup {freezer.path}",
+            f"{root.name} is not in the cgroup {freezer.name}",
             advice=f"see /proc/{root.pid}/cgroup for where it is",
         )
     if any(pid in inside for pid in kin):
         raise UsageError(
-            f"this process, or one that has started it, is in the cgroup {freezer.path}",
+            f"this process, or one that has started it, is in the cgroup {freezer.name}",
             advice="run it from another cgroup: it cannot freeze itself",
         )
 

@@ -22,6 +22,7 @@ from irmapdb.model import (
     WatchFile,
     WatchKind,
     kdev_of,
+    printable,
 )
 
 if TYPE_CHECKING:
@@ -172,7 +173,8 @@ def _mount(line: bytes) -> Mount | None:
             root=_unescape(head[3]),
             mountpoint=_unescape(head[4]),
             options=_unescape(head[5]),
-            fstype=os.fsdecode(_unescape(tail[0])),
+            # What follows `fuse.` the filesystem's server has chosen.
+            fstype=printable(_unescape(tail[0])),
             source=_unescape(tail[1]),
             super_options=_unescape(tail[2]),
         )

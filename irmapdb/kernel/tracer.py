@@ -132,7 +132,7 @@ class Tracer:
             )
         if self._frozen_elsewhere and self._freezer and not cgroups.is_frozen(self._freezer):
             raise FreezeError(
-                f"{self._freezer.path} was thawed by somebody else meanwhile",
+                f"{self._freezer.name} was thawed by somebody else meanwhile",
                 advice="leave it frozen, or thaw it before",
             )
 
@@ -190,7 +190,7 @@ class Tracer:
         if self._frozen_elsewhere and self._freezer:
             if not self._comes_to_rest(self._freezer, self._deadline):
                 raise FreezeError(
-                    f"{self._freezer.path} is being frozen by somebody else and does not come to "
+                    f"{self._freezer.name} is being frozen by somebody else and does not come to "
                     f"rest within {self._timeout_s:g} s",
                     advice="thaw it, or freeze it again",
                 )

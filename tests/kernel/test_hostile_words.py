@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -74,6 +75,8 @@ def test_a_mark_on_a_mount_with_an_evil_name(evil: bytes, watcher: Watcher, tmp_
     assert done.code == 0, done.said
     assert printable(evil) in done.out
     assert _is_tame(done.said)
+    told = irmapdb("pre-dump", "-t", str(watcher.pid), "-D", tmp_path, "--json")
+    assert [os.fsencode(mark["target"]) for mark in json.loads(told.out)["marks"]] == [evil]
 
 
 def test_a_task_with_an_evil_name(tmp_path: Path) -> None:
@@ -94,8 +97,10 @@ def test_a_file_with_an_evil_name_that_was_replaced(watcher: Watcher, tmp_path: 
         with open(name, "wb"):
             pass
     watcher.add_inotify(path)
+    watcher.open(path)  # or the watch would go with the file
     first = irmapdb("pre-dump", "-t", str(watcher.pid), "-D", work)
     os.rename(os.path.join(os.fsencode(tmp_path), b"other"), path)
     then = irmapdb("pre-dump", "-t", str(watcher.pid), "-D", work, "-vvvv")
     assert first.code == 0
     assert _is_tame(first.said + then.said)
+    assert f"not {printable(path)}, as stored has it" in then.err, then.err
