@@ -317,6 +317,7 @@ _EVIL = os.fsdecode(b"\xff\n\x1b[31mRED")
         "sql -p EVIL SELECT",
         "pre-dump -t PID -D EVIL/absent",
         "pre-dump -t PID -D EVIL",
+        "pre-dump -t PID -D EVIL -o absent/log",
         "pre-dump -t PID --config EVIL/bad.toml",
         "pre-dump -t PID --config EVIL/entry.toml",
         "dump -t PID -D EVIL --freeze-cgroup EVIL",

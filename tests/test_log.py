@@ -3,16 +3,19 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from irmapdb.commands import log
+from irmapdb.errors import FileError
 from tests.support.cli import irmapdb
 from tests.support.features import require_root
 from tests.support.filesystems import tmpfs
 
 
-@pytest.fixture
-def log(tmp_path):
+@pytest.fixture(name="log")
+def run_with_log(tmp_path):
     def end(name="run.log", *more):
         (tmp_path / "fifo").exists() or os.mkfifo(tmp_path / "fifo")
         return irmapdb("pre-dump", "-t", str(os.getpid()), "-D", tmp_path, "-o", name, *more)
@@ -46,7 +49,8 @@ def test_causes_are_told_where_they_are_asked_for(tmp_path):
         ("irmap.db-wal", "destroy what irmapdb keeps"),
         ("irmap-cache", "destroy what irmapdb keeps"),
         ("inotify.img", "destroy what irmapdb keeps"),
-        ("fifo", "No such device"),
+        ("fifo", "is a FIFO or a socket"),
+        ("irmap.db.backup-0001", "destroy what irmapdb keeps"),
         ("link", "is a symbolic link"),
         (".", "Is a directory"),
     ],
@@ -58,6 +62,56 @@ def test_a_log_that_would_do_harm_is_refused(log, tmp_path, name, said):
     assert said in done.err
     assert "name another file with -o" in done.err
     assert not (tmp_path / "irmap.db").exists()
+
+
+@pytest.mark.parametrize("name", ["own.db", "own.db-wal", "own.db-journal", "../own.toml"])
+def test_the_files_of_the_run_are_no_log(tmp_path, name):
+    work, config = tmp_path / "work", tmp_path / "own.toml"
+    work.mkdir()
+    config.write_text("[scan]\n")
+    words = ("pre-dump", "-t", str(os.getpid()), "-D", work, "-o", name)
+    done = irmapdb(*words, "--db", work / "own.db", "--config", config)
+    assert done.code == 1
+    assert "destroy what irmapdb keeps" in done.err
+    assert config.read_text() == "[scan]\n"
+    assert not list(work.iterdir())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ("-t", "1999999999"),
+        ("-t", str(os.getpid()), "-D", "absent"),
+        ("-t", str(os.getpid()), "--irmap-scan-path", "/absent"),
+        ("-t", str(os.getpid()), "--config", "absent.toml"),
+    ],
+    ids=" ".join,
+)
+def test_a_run_that_cannot_begin_only_adds_why(log, tmp_path, monkeypatch, wrong):
+    monkeypatch.chdir(tmp_path)
+    assert log().code == 0
+    good = (tmp_path / "run.log").read_text()
+    assert "descriptors that watch" in good
+    done = irmapdb("pre-dump", "-W", tmp_path, "-o", "run.log", *wrong)
+    assert done.code == 1
+    kept, _, added = (tmp_path / "run.log").read_text().rpartition("(")
+    assert kept == good
+    assert done.err.removeprefix("irmapdb: ") == added.partition("Error: ")[2]
+    assert log().code == 0
+    assert (tmp_path / "run.log").read_text().count("descriptors that watch") == 1
+    assert "Error" not in (tmp_path / "run.log").read_text()
+
+
+def test_a_cause_of_several_lines_stays_on_one(tmp_path):
+    (tmp_path / "run.log").touch()
+    error = FileError("x", advice="y")
+    error.__cause__ = OSError("a\nb")
+    log.start_log(1, Path("run.log"), tmp_path, ())
+    log.log_end(error)
+    log.close_log()
+    first, second = (tmp_path / "run.log").read_text().splitlines()
+    assert first.endswith("Error: x; y")
+    assert second.endswith(r"because of OSError: a\nb")
 
 
 def test_a_fifo_that_is_read_is_no_log_either(log, tmp_path):
@@ -84,5 +138,5 @@ def test_a_disk_that_is_full_under_the_log_is_told_once(tmp_path):
         command += ["-D", tmp_path, "-o", full / "run.log", "-v4"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0
-    assert done.stderr.count("the log ends here") == 1
-    assert "Traceback" not in done.stderr
+    said = f"irmapdb: {full}/run.log: the log ends here: No space left on device\n"
+    assert done.stderr == said

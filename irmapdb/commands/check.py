@@ -121,7 +121,7 @@ def check(
         from irmapdb.check.version import parse_version
         from irmapdb.config import load_config
 
-        start_log(verbose, log_file, work_dir or images_dir)
+        start_log(verbose, log_file, work_dir or images_dir, (config,))
         with Progress() as progress:
             report = check_dump(
                 Options(

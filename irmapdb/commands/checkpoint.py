@@ -69,7 +69,7 @@ def pre_dump(
     from irmapdb.steps import Options
     from irmapdb.steps import pre_dump as run
 
-    start_log(verbose, log_file, work_dir or images_dir)
+    start_log(verbose, log_file, work_dir or images_dir, (db, config))
     with Progress() as progress:
         report = run(
             Options(
@@ -137,7 +137,7 @@ def dump(
     from irmapdb.steps import FreezeOptions, Options
     from irmapdb.steps import dump as run
 
-    start_log(verbose, log_file, work_dir or images_dir)
+    start_log(verbose, log_file, work_dir or images_dir, (db, config))
     with Progress() as progress:
         report = run(
             Options(

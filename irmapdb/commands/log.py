@@ -11,11 +11,11 @@ import stat
 import sys
 from typing import TYPE_CHECKING, TextIO
 
-import typer
-
+from irmapdb.commands import output
 from irmapdb.errors import FileError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
 __all__ = ["close_log", "log_end", "start_log"]
@@ -27,14 +27,43 @@ _causes.setLevel(logging.CRITICAL)
 
 
 class _LogFile(logging.StreamHandler[TextIO]):
+    """The log in a file. What the last run left in it stays until this one does something.
+
+    So who fails on its arguments takes nothing away, and only adds why.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(_open_log(path))
+        self._name = output.shown(path)
+        self._begun = False
+
+    def begin(self) -> None:
+        """Throw away the log of the run before."""
+        fd = self.stream.fileno()
+        if not self._begun and stat.S_ISREG(os.fstat(fd).st_mode):
+            os.ftruncate(fd, 0)
+        self._begun = True
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno < logging.ERROR:
+            self.begin()
+        self._begun = True
+        super().emit(record)
+
     # A disk that is full under the log is told once, and ends nothing.
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002, N802 logging's
         self.setLevel(logging.CRITICAL + 1)
-        typer.echo(f"irmapdb: {self.stream.name}: the log ends here: {sys.exc_info()[1]}", err=True)
+        why = sys.exc_info()[1]
+        said = why.strerror if isinstance(why, OSError) else why
+        with contextlib.suppress(OSError):  # stderr may be on the same disk
+            output.say(f"irmapdb: {self._name}: the log ends here: {said}")
 
 
-def start_log(verbose: int, log: Path | None, work_dir: Path) -> None:
-    """Send the library's log to stderr, or to a file in the work dir."""
+def start_log(verbose: int, log: Path | None, work_dir: Path, kept: Iterable[Path | None]) -> None:
+    """Send the library's log to stderr, or to a file in the work dir.
+
+    `kept` are files of this run that no log may replace.
+    """
     level = _LEVELS[min(verbose, len(_LEVELS) - 1)]
     logger = logging.getLogger("irmapdb")
     handler: logging.Handler
@@ -42,7 +71,9 @@ def start_log(verbose: int, log: Path | None, work_dir: Path) -> None:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter("irmapdb: %(message)s"))
     else:
-        handler = _LogFile(_open_log(work_dir / log))
+        path = work_dir / log
+        _refuse_kept(path, kept)
+        handler = _LogFile(path)
         handler.setFormatter(logging.Formatter("(%(relativeCreated)012.3f) %(message)s"))
         level = min(level, logging.INFO)
     logger.handlers = [handler]
@@ -58,7 +89,8 @@ def log_end(error: BaseException) -> None:
         logger.error("Error: %s", error)
     cause = error.__cause__
     while cause is not None:
-        _causes.error("because of %s: %s", type(cause).__name__, cause)
+        # Their words are not ours, and may be of several lines.
+        _causes.error("because of %s: %s", type(cause).__name__, output.shown(str(cause)))
         cause = cause.__cause__
 
 
@@ -66,30 +98,48 @@ def close_log() -> None:
     """Give the log file back."""
     logger = logging.getLogger("irmapdb")
     for handler in [one for one in logger.handlers if isinstance(one, _LogFile)]:
+        handler.begin()  # of a run that had nothing to tell
         logger.removeHandler(handler)
         with contextlib.suppress(OSError):  # the disk is full: that was told
             handler.stream.close()
 
 
-_OURS = re.compile(r"irmap\.db(-\w+)?|irmap-cache|.*\.img")
+_ADVICE = "name another file with -o"
+_OURS = re.compile(r"irmap\.db([-.].*)?|irmap-cache([-.].*)?|.*\.img", re.DOTALL)
+
+
+def _refuse_kept(path: Path, kept: Iterable[Path | None]) -> None:
+    # By name: a file that is not there yet is SQLite's to make. What is a link is not written to.
+    if _OURS.fullmatch(path.name) or any(one and _is_of(path, one) for one in kept):
+        message = f"{output.shown(path)}: a log there would destroy what irmapdb keeps"
+        raise FileError(message, advice=_ADVICE)
+
+
+def _is_of(path: Path, file: Path) -> bool:
+    # The file itself, or one that SQLite puts beside a database.
+    own = {file.name + end for end in ("", "-wal", "-shm", "-journal")}
+    return path.name in own and os.path.realpath(path.parent) == os.path.realpath(file.parent)
+
+
+_REFUSALS = {
+    errno.ELOOP: "is a symbolic link, which is not followed",
+    errno.ENXIO: "is a FIFO or a socket, and no regular file",
+}
 
 
 def _open_log(path: Path) -> TextIO:
-    if _OURS.fullmatch(path.name):
-        message = f"{path}: a log there would destroy what irmapdb keeps"
-        raise FileError(message, advice="name another file with -o")
-    # Without O_TRUNC, and not waiting for who reads a FIFO: first it is looked at.
-    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+    # Not truncated, and not waiting for who reads a FIFO: first it is looked at.
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+    flags |= os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
     try:
         fd = os.open(path, flags, 0o600)
     except OSError as error:
-        why = "is a symbolic link" if error.errno == errno.ELOOP else error.strerror
-        raise FileError(f"{path}: {why}", advice="name another file with -o") from error
+        why = _REFUSALS.get(error.errno or 0, error.strerror)
+        raise FileError(f"{output.shown(path)}: {why}", advice=_ADVICE) from error
     mode = os.fstat(fd).st_mode
-    if stat.S_ISREG(mode):
-        os.ftruncate(fd, 0)
-    elif not stat.S_ISCHR(mode):  # /dev/null, a terminal
+    if not (stat.S_ISREG(mode) or stat.S_ISCHR(mode)):  # /dev/null, a terminal
         os.close(fd)
-        message = f"{path}: neither a regular file nor a terminal"
-        raise FileError(message, advice="name another file with -o")
+        message = f"{output.shown(path)}: neither a regular file nor a terminal"
+        raise FileError(message, advice=_ADVICE)
+    os.set_blocking(fd, True)  # a terminal may be slow
     return open(fd, "w", encoding="utf-8", errors="backslashreplace")
