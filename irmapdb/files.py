@@ -169,11 +169,26 @@ def _new_name(name: bytes) -> bytes:
     return b".%s.%s.new" % (name[:200], secrets.token_hex(8).encode())
 
 
+def _open_directory(path: bytes) -> int:
+    flags = os.O_DIRECTORY | os.O_CLOEXEC
+    try:
+        return os.open(path, os.O_RDONLY | flags)
+    except PermissionError:
+        # One that may be written to and not listed: O_PATH is enough for names in it.
+        return os.open(path, os.O_PATH | flags)
+
+
 def _remove_leftovers(dir_fd: int, name: bytes) -> None:
     # What _new_name made, in a process that did not live to rename or remove it.
     pattern = re.compile(rb"\.%s\.[0-9a-f]{16}\.new" % re.escape(name[:200]), re.DOTALL)
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    for found in map(os.fsencode, os.listdir(dir_fd)):
+    try:
+        names = os.listdir(dir_fd)
+    except OSError as error:
+        if error.errno == errno.EBADF:  # O_PATH
+            return
+        raise
+    for found in map(os.fsencode, names):
         if not pattern.fullmatch(found):
             continue
         # In use, gone meanwhile, or not ours to open: a reason each to leave it alone.
@@ -248,7 +263,8 @@ def _sync_directory(dir_fd: int) -> None:
     try:
         os.fsync(dir_fd)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # a filesystem that has no such thing: fsync(2)
+        # A filesystem that has no such thing: fsync(2); a directory that may not be read.
+        if error.errno not in (errno.EINVAL, errno.EBADF):
             raise
 
 
@@ -279,8 +295,7 @@ def _replaceable(target: bytes) -> Iterator[tuple[int, bytes]]:
     directory, name = os.path.split(target)
     if name in (b"", b".", b".."):
         raise FileError(f"cannot write {printable(target)}: no file name", advice="add a file name")
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-    with _closing(os.open(directory or b".", flags)) as dir_fd:
+    with _closing(_open_directory(directory or b".")) as dir_fd:
         with contextlib.suppress(FileNotFoundError):
             old = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
             _refuse_unless_regular("replace", target, old.st_mode)

@@ -9,6 +9,7 @@ images dir leads to, which CRIU leaves there (open_irmap_cache() of its criu/irm
 from __future__ import annotations
 
 import os
+import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -63,11 +64,9 @@ class WorkDir:
             previous = images / previous
             asked.append(("--prev-images-dir", previous))
         for option, directory in asked:
-            if not directory.is_dir():
-                what = "not a" if directory.exists() else "no such"
-                message = f"{printable(directory)}: {what} directory"
+            if why := _no_directory(directory):
                 advice = f"make it, or name another one with {option}"
-                raise FileError(message, advice=advice)
+                raise FileError(f"{printable(directory)}: {why}", advice=advice)
         return cls(
             images=images,
             work=work,
@@ -78,6 +77,17 @@ class WorkDir:
     @property
     def cache(self) -> Path:
         return self.work / CACHE_NAME
+
+
+def _no_directory(path: Path) -> str:
+    # Why not; "" where it is one. It need not be one that we may list.
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        return "no such directory"
+    except OSError as error:
+        return error.strerror or str(error)
+    return "" if stat.S_ISDIR(mode) else "not a directory"
 
 
 def load_cache(step: Step, place: WorkDir, now: datetime) -> int:
@@ -91,6 +101,9 @@ def load_cache(step: Step, place: WorkDir, now: datetime) -> int:
             status = os.lstat(path)
         except (FileNotFoundError, NotADirectoryError):
             continue
+        except OSError as error:
+            message = f"cannot read {printable(path)}: {error.strerror}"
+            raise FileError(message, advice="run as its owner, or as root") from error
         stamp = FileStamp.of(status)
         if step.image_seen(path) == stamp:
             return 0

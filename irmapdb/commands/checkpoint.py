@@ -194,8 +194,10 @@ def _print_report(report: Report, verbose: int) -> None:
             "fanotify",
             "-",
             str(row.mark.kind),
-            f"{output.printable(row.target)}{_namespace(row.mntns)}"
-            " (a mark without an inode: listed, not resolved)",
+            (
+                f"{output.printable(row.target)}{_namespace(row.mntns)}"
+                " (a mark without an inode: listed, not resolved)"
+            ),
         )
         for row in report.marks
     ]

@@ -78,7 +78,10 @@ def check_readable(path: bytes) -> None:
             advice="`irmapdb pre-dump` and `irmapdb import` make one; --db names another",
         ) from error
     except OSError as error:
-        raise DatabaseError(f"{show(path)}: cannot be opened: {error.strerror}") from error
+        raise DatabaseError(
+            f"{show(path)}: cannot be opened: {error.strerror}",
+            advice="run as its owner, or name another file with --db",
+        ) from error
     if stat.S_ISLNK(mode):
         raise DatabaseError(
             f"{show(path)}: is a symbolic link, which is not followed",

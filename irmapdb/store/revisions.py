@@ -189,7 +189,10 @@ def _remove(database: bytes) -> None:
 
 
 def _sync(directory: bytes) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    except PermissionError:
+        return  # it may be written to, and not read
     try:
         os.fsync(descriptor)
     finally:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
 import json
 import os
+import pkgutil
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+import irmapdb as package
 from irmapdb import steps
 from irmapdb.config import Config
 from irmapdb.errors import TaskError
@@ -29,7 +32,10 @@ def _as_nobody(action: Callable[[], object]) -> object:
     """What `action` returns (JSON) or raises (as text) in a process without any rights."""
     # Python itself may lie where nobody but root can read: what is imported late is imported now.
     views.statements()
-    irmapdb("--version")
+    for words in ("show absent", "hook --print criu --script /bin/true", "db history"):
+        irmapdb(*words.split())
+    for module in pkgutil.walk_packages(package.__path__, "irmapdb."):
+        importlib.import_module(module.name)
     readable, writable = os.pipe()
     pid = os.fork()
     if not pid:
@@ -102,19 +108,86 @@ def test_another_users_task_is_refused_with_advice(place: Path) -> None:
     assert not list(place.iterdir())
 
 
-def test_what_may_not_be_read_is_an_error_and_no_wrong_usage(place: Path) -> None:
-    secret = place / "secret"
-    secret.touch(0o000)
+@pytest.fixture
+def closed(place: Path) -> Path:
+    """A directory of root's with a directory and a file of mode 0, below one of nobody's."""
+    closed = place / "closed"
+    (closed / "in").mkdir(parents=True)
+    (place / "secret").touch(0o000)
+    closed.chmod(0o000)
+    return closed
 
-    irmapdb("show", place / "absent")
 
-    def show() -> object:
-        done = irmapdb("show", secret)
-        return [done.code, done.err]
+_REFUSED = [
+    "show PLACE/secret",
+    "show PLACE/closed/in/x",
+    "import PLACE/secret",
+    "convert PLACE/secret -",
+    "export --db PLACE/secret",
+    "audit --db PLACE/secret",
+    "audit --root PLACE/closed/in",
+    "prune -W PLACE/closed/in",
+    "lookup / -W PLACE/closed/in",
+    "db current -W PLACE/closed",
+    "sql -W PLACE/closed/in stale",
+    "sql -f PLACE/secret",
+    "pre-dump -t PID -D PLACE/closed",
+    "pre-dump -t PID -D PLACE/closed/in",
+    "pre-dump -t PID -D PLACE -W PLACE/closed/in",
+    "pre-dump -t PID -D PLACE --db PLACE/closed/in/x.db",
+    "pre-dump -t PID -D PLACE --prev-images-dir closed/in",
+    "pre-dump -t PID -D PLACE --config PLACE/secret",
+    "pre-dump -t PID -D PLACE -o secret",
+    "check -t PID -D PLACE/closed",
+    "check --images PLACE/closed/in",
+    "hook --uninstall criu --criu-dir PLACE/closed",
+    "hook -t PID -D PLACE/closed",
+    "hook --install criu --script PLACE/secret",
+]
 
-    answer = _as_nobody(show)
-    assert isinstance(answer, list), answer
-    assert answer[0] == 1
-    assert answer[1].startswith(
-        f"irmapdb: cannot read {secret}: Permission denied; run as its owner"
-    )
+
+def test_what_may_not_be_read_is_an_error_with_advice_and_no_wrong_usage(
+    place: Path, closed: Path
+) -> None:
+    def try_all() -> object:
+        answers = []
+        for words in _REFUSED:
+            filled = words.replace("PLACE", str(place)).replace("PID", str(os.getpid()))
+            done = irmapdb(*filled.split())
+            answers.append([words, done.code, done.err])
+        return answers
+
+    for words, code, said in _as_nobody(try_all):
+        assert code == 1, (words, said)
+        message, _, advice = said.removeprefix("irmapdb: ").partition("; ")
+        assert "Permission denied" in message or "may not be" in message or "not an" in message
+        assert advice, (words, said)
+        assert said.count("\n") == 1
+
+
+def test_a_work_dir_that_may_not_be_listed_does(place: Path) -> None:
+    place.chmod(0o300)
+    cache, copy = place / "irmap-cache", place / "copy.db"
+
+    def use() -> object:
+        pid = str(os.getpid())
+        return [
+            irmapdb(*words)
+            for words in (
+                ("pre-dump", "-t", pid, "-D", place, "-o", "run.log"),
+                ("pre-dump", "-t", pid, "-D", place),
+                ("check", "-t", pid, "-D", place),
+                ("import", cache, "-W", place),
+                ("export", "-W", place),
+                ("show", cache, "--json"),
+                ("convert", cache, place / "new.db"),
+                ("db", "backup", "-W", place, copy),
+                ("prune", "-W", place),
+            )
+        ]
+
+    try:
+        for code, _, said in _as_nobody(use):
+            assert code == 0, said
+    finally:
+        place.chmod(0o700)
