@@ -59,7 +59,7 @@ class WorkDir:
         asked = [("-D", images), ("-W", work)]
         if previous is None:
             parent = images / PARENT_NAME
-            previous = parent if parent.is_dir() else None
+            previous = parent if os.path.isdir(parent) else None  # False where we may not look
         else:
             previous = images / previous
             asked.append(("--prev-images-dir", previous))
