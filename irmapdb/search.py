@@ -19,7 +19,7 @@ from irmapdb.engine import Disproved
 from irmapdb.errors import TaskError
 from irmapdb.kernel import procfs
 from irmapdb.kernel.aside import call_aside
-from irmapdb.kernel.identity import disproof
+from irmapdb.kernel.identity import disproof, disproof_of_watch
 from irmapdb.kernel.root import Root, open_root
 from irmapdb.model import Tried, Unresolved, printable
 from irmapdb.resolvers import BtrfsLookup, Handles, OpenFiles, Scan, StoredRows, XfsParents
@@ -146,7 +146,7 @@ class Search:
             paths = (answer.path, *answer.other_paths)
             held = []
             for path in paths:
-                reason = disproof(place.root, identity, path, self._config.may_wait)
+                reason = disproof_of_watch(place.root, identity, path, self._config.may_wait)
                 if reason is None:
                     held.append(path)
                 else:
@@ -241,7 +241,7 @@ class Search:
         outcome = engine.resolve(
             identities,
             resolvers,
-            lambda identity, path: disproof(place.root, identity, path, may_wait),
+            lambda identity, path: disproof_of_watch(place.root, identity, path, may_wait),
             prefer=self._prefer,
             over=self._over,
         )

@@ -118,8 +118,7 @@ def pre_dump(options: Options) -> Report:
     with _tree(options) as tree, _transaction(options, Event.PRE_DUMP) as step:
         loaded = _load_cache(options, step)
         with tree.search(options, step.tx) as search:
-            watched = tree.read()
-            search.resolve(watched)
+            watched = _resolve(tree, search, tree.read())
             return _write(options, step, tree, search, watched, loaded)
 
 
@@ -140,7 +139,7 @@ def dump(options: Options, freezing: FreezeOptions) -> Report:
             confirmation = Confirmation(tree.root, witness, options.config)
             watched = tree.read()
             confirmation.cover(w.identity.kdev for file in watched for w in file.watches)
-            search.resolve(watched)
+            watched = _resolve(tree, search, watched)
             confirmation.index(search.outcome)
             search.prove_again(confirmation.suspects(search.outcome))
             _log.info("prepared, freezing the tasks")
@@ -154,6 +153,15 @@ def dump(options: Options, freezing: FreezeOptions) -> Report:
             _log.info("the tasks stood still for %d us", step.frozen_us)
             search.resolve(watched)
             return _write(options, step, tree, search, watched, loaded)
+
+
+def _resolve(tree: _Tree, search: Search, watched: list[WatchFile]) -> list[WatchFile]:
+    search.resolve(watched)
+    if any(identity.handle is None for identity in search.outcome.unresolved):
+        # The look at the candidates may have made the kernel show a handle that it did not show.
+        watched = tree.read()
+        search.resolve(watched)
+    return watched
 
 
 class _Share(NamedTuple):

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from irmapdb.kernel.root import Root
     from irmapdb.model import Mount
 
-__all__ = ["disproof", "identify", "identify_fd", "mount_id"]
+__all__ = ["disproof", "disproof_of_watch", "identify", "identify_fd", "mount_id"]
 
 _MAY_WAIT = Config().may_wait
 
@@ -117,6 +117,29 @@ def disproof(
         return _unreadable(error)
     finally:
         os.close(fd)
+
+
+def disproof_of_watch(
+    root: Root,
+    watched: Identity,
+    path: bytes,
+    may_wait: Callable[[Iterable[Mount]], bool] = _MAY_WAIT,
+) -> StaleReason | None:
+    """The same for what a watch shows, where a number alone is no proof if there are handles.
+
+    fdinfo shows the handle of each watch that has one. A directory of an overlay with nfs_export
+    has none while its dentry is dropped (ovl_dentry_to_fid() of fs/overlayfs/export.c), and its
+    number may be another one's too, where the layers are subvolumes of one btrfs. To look at it
+    brings the handle back.
+    """
+    reason = disproof(root, watched, path, may_wait)
+    if reason is not None or watched.handle is not None:
+        return reason
+    try:
+        found = identify(root, path)
+    except OSError as error:
+        return _unreadable(error)
+    return None if found.handle is None else StaleReason.REUSED
 
 
 def _disproof_fd(root: Root, wanted: Identity, fd: int) -> StaleReason | None:

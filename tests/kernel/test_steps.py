@@ -32,8 +32,9 @@ from tests.kernel.freezing import state, until
 from tests.support.area import PLACES, MountArea
 from tests.support.cli import irmapdb
 from tests.support.features import require, require_program
-from tests.support.filesystems import tmpfs
+from tests.support.filesystems import drop_caches, tmpfs
 from tests.support.notify import InotifyEvent
+from tests.support.programs import run
 from tests.support.watcher import Watcher
 
 CHECKOUT = Path(__file__).parents[2]
@@ -785,3 +786,31 @@ def test_a_task_that_is_traced_is_told_and_nothing_is_written(
     with Store.open_readonly(work / "irmap.db") as store:
         _, run = store.runs()
     assert (run.event, run.outcome.startswith("failed: ")) == (Event.DUMP, True)
+
+
+@pytest.mark.parametrize("event", ["pre-dump", "dump"])
+@pytest.mark.parametrize("cold", [False, True], ids=["warm", "cold"])
+def test_one_number_in_two_subvolumes_below_an_overlay(area, watcher, tmp_path, event, cold):
+    """A directory without a handle for a while, and another one that has its inode number."""
+    layers = area.btrfs().mountpoint
+    for name in "AB":
+        run("btrfs", "subvolume", "create", layers / name)
+        (layers / name / f"d{name}").mkdir()
+    overlay = area.overlay(
+        lower=f"{layers}/A:{layers}/B",
+        upper_base=layers,
+        options="index=on,nfs_export=on",
+    ).mountpoint
+    numbers = {(overlay / name).stat().st_ino for name in ("dA", "dB")}
+    assert len(numbers) == 1
+    truth = {
+        watcher.add_inotify(overlay / name).wd: os.fsencode(overlay / name) for name in ("dB", "dA")
+    }
+    if cold:
+        drop_caches()
+    options = Options(watcher.pid, tmp_path, config=Config(hints=()))
+    if event == "pre-dump":
+        report = steps.pre_dump(options)
+    else:
+        report = steps.dump(options, FreezeOptions())
+    assert {row.watch.wd: row.path for row in report.watches} == truth
