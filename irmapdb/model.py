@@ -272,8 +272,9 @@ class Mapping:
     stale_at: datetime | None = None
     stale_reason: StaleReason | None = None
     mntns: int = 0
-    """Inode number of the nested mount namespace whose root the path starts at; 0: the root
-    task's own, the only one that CRIU's cache speaks of."""
+    """Inode number of the nested mount namespace whose root the path starts at (where all its
+    tasks are in chroots, at the one of whoever watches); 0: the root task's own, the only one that
+    CRIU's cache speaks of."""
     id: int | None = None
     """The row's id; None before it is stored."""
 

@@ -1,9 +1,10 @@
 """One tree's identities on the way to their paths, in every root that they can be seen from.
 
 All are looked for in the root of the root task's mount namespace, the only one that CRIU's cache
-speaks of. What cannot be seen there and is watched from a nested mount namespace is looked for
-in that one. What lies on a filesystem that may keep us waiting (network, FUSE) is asked for in a
-child process that can be killed.
+speaks of. What cannot be seen there and is watched from a nested mount namespace is looked for in
+that one's root; in the watcher's own where all that namespace's tasks are in chroots. What lies
+on a filesystem that may keep us waiting (network, FUSE) is asked for in a child process that can
+be killed.
 """
 
 from __future__ import annotations
@@ -12,14 +13,15 @@ import contextlib
 import itertools
 import logging
 import time
-from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, NamedTuple, Protocol, Self, TypeAlias
 
 from irmapdb import engine
 from irmapdb.engine import Disproved
 from irmapdb.errors import TaskError
-from irmapdb.kernel import procfs
+from irmapdb.kernel import procfs, syscalls
 from irmapdb.kernel.aside import call_aside
 from irmapdb.kernel.identity import disproof, disproof_of_watch
+from irmapdb.kernel.namespaces import open_namespace
 from irmapdb.kernel.root import Root, open_root
 from irmapdb.model import Tried, Unresolved, printable
 from irmapdb.resolvers import BtrfsLookup, Handles, OpenFiles, Scan, StoredRows, XfsParents
@@ -45,6 +47,12 @@ class Load(Protocol):
     def __call__(
         self, keys: Collection[InodeKey], mntns: int = 0
     ) -> dict[InodeKey, list[Mapping]]: ...
+
+
+_Key: TypeAlias = tuple[int, ...]
+"""Of a nested root: its mount namespace; for a chroot also which directory it is."""
+
+_MAIN: _Key = ()
 
 
 class _Place(NamedTuple):
@@ -83,7 +91,9 @@ class Search:
         self._open_names: set[bytes | None] | None = None
         self._stack = contextlib.ExitStack()
         self._main = self._place(root, 0)
-        self._nested: dict[int, _Place] = {}
+        self._nested: dict[_Key, _Place] = {}
+        self._found_in: dict[Identity, _Key] = {}
+        self._chroots_only: set[int] = set()
         self.outcome = engine.Outcome()
         self.resolve_us = 0
 
@@ -137,10 +147,11 @@ class Search:
         Not those on a filesystem that may keep us waiting. `at_once` as in `resolve`.
         """
         start = time.monotonic_ns()
-        lost: dict[int, list[Identity]] = {}
+        lost: dict[_Key, list[Identity]] = {}
         for identity in identities:
             answer = self.outcome.resolved[identity]
-            place = self._nested[answer.mntns] if answer.mntns else self._main
+            key = self._found_in[identity] if answer.mntns else _MAIN
+            place = self._place_of(key)
             if self._config.may_wait(place.root.on_the_way(identity.kdev)):
                 continue
             paths = (answer.path, *answer.other_paths)
@@ -154,14 +165,13 @@ class Search:
                     self.outcome.disproved.append(failed)
             if not held:
                 del self.outcome.resolved[identity]
-                lost.setdefault(answer.mntns, []).append(identity)
+                lost.setdefault(key, []).append(identity)
             elif len(held) < len(paths):
                 self.outcome.resolved[identity] = answer._replace(
                     path=held[0], other_paths=tuple(held[1:])
                 )
-        for mntns, batch in lost.items():
-            place = self._nested[mntns] if mntns else self._main
-            self.outcome.update(self._run(place, batch, at_once=at_once))
+        for key, batch in lost.items():
+            self.outcome.update(self._run(self._place_of(key), batch, at_once=at_once))
         self.resolve_us += (time.monotonic_ns() - start) // 1000
 
     def disprove(self, identity: Identity, path: bytes) -> StaleReason | None:
@@ -189,6 +199,9 @@ class Search:
             *((scan,) if self._scans else ()),
         )
         return _Place(root, mntns, stored, scan, resolvers)
+
+    def _place_of(self, key: _Key) -> _Place:
+        return self._nested[key] if key else self._main
 
     def _places(self) -> tuple[_Place, ...]:
         return (self._main, *self._nested.values())
@@ -252,31 +265,59 @@ class Search:
         return outcome
 
     def _resolve_nested(self, watchers: dict[Identity, tuple[int, ...]]) -> None:
-        by_place: dict[int, list[Identity]] = {}
+        keys: dict[int, _Key] = {}
+        by_place: dict[_Key, list[Identity]] = {}
         for identity, pids in watchers.items():
             failure = self.outcome.unresolved.get(identity)
             if failure is None or failure.deleted:
                 continue
-            for mntns in {self._nested_namespace(pid) for pid in pids}:
-                if mntns:
-                    by_place.setdefault(mntns, []).append(identity)
-        for mntns, batch in by_place.items():
-            found = self._run(self._nested[mntns], batch)
-            found.unresolved.clear()  # what the main root said is the better reason
+            for pid in pids:
+                if pid not in keys:
+                    keys[pid] = self._nested_root(pid)
+            for key in dict.fromkeys(keys[pid] for pid in pids):
+                if key:
+                    by_place.setdefault(key, []).append(identity)
+        for key, batch in by_place.items():
+            wanted = [identity for identity in batch if identity in self.outcome.unresolved]
+            found = self._run(self._nested[key], wanted)
+            # Else what the main root said is the better reason.
+            found.unresolved = {i: why for i, why in found.unresolved.items() if why.deleted}
+            self._found_in.update(dict.fromkeys(found.resolved, key))
             self.outcome.update(found)
 
-    def _nested_namespace(self, pid: int) -> int:
-        # 0: the main one, or one that cannot be looked at.
+    def _nested_root(self, pid: int) -> _Key:
+        # _MAIN also for one that cannot be looked at.
         try:
             mntns = procfs.mount_namespace(pid, self._proc)
             if mntns == self._main.root.mntns:
-                return 0
-            if mntns not in self._nested:
-                root = self._stack.enter_context(open_root(pid, self._proc))
-                self._nested[mntns] = self._place(root, mntns)
+                return _MAIN
+            if (mntns,) in self._nested:
+                return (mntns,)
+            return self._open_nested(pid)
         except (OSError, TaskError):
-            return 0
-        return mntns
+            return _MAIN
+
+    def _open_nested(self, pid: int) -> _Key:
+        # The namespace's own root, which a task in a chroot does not show, but another one may:
+        # else what a path means would depend on which task comes first. Only where there are
+        # none but chroots, each task is looked at from its own.
+        root = open_root(pid, self._proc)
+        if not root.is_namespaces_own and root.mntns not in self._chroots_only:
+            whole = open_namespace(root.mntns, self._proc)
+            if whole is None:
+                self._chroots_only.add(root.mntns)
+            else:
+                root.__exit__()
+                root = whole
+        key: _Key = (root.mntns,)
+        if not root.is_namespaces_own:
+            directory = syscalls.statx(root.fd)
+            key = (root.mntns, directory.mnt_id or 0, directory.st_kdev, directory.ino)
+        if key in self._nested:
+            root.__exit__()
+        else:
+            self._nested[key] = self._place(self._stack.enter_context(root), root.mntns)
+        return key
 
     def _prefer(self, paths: Sequence[bytes]) -> Sequence[bytes]:
         # The name that a task has open, then the shortest.

@@ -75,6 +75,8 @@ class Root:
     like the one before, down to its number and that of its device."""
     _changes: select.poll = field(default_factory=select.poll)
     _pid: int = field(default_factory=os.getpid)
+    _outside: bool = False
+    """Whether the table lacks the mount that the root directory lies on."""
 
     def __post_init__(self) -> None:
         self._changes.register(self.table_fd, select.POLLPRI)
@@ -86,6 +88,12 @@ class Root:
     def __exit__(self, *_: object) -> None:
         os.close(self.fd)
         os.close(self.table_fd)
+
+    @property
+    def is_namespaces_own(self) -> bool:
+        """Whether paths in it are those in its mount namespace's root: it is no chroot."""
+        # A root that was unmounted reads "/" too, but no table has it.
+        return not self.prefix and not self._outside
 
     def refresh(self) -> None:
         """Read the mounts again."""
@@ -115,7 +123,8 @@ class Root:
         own = syscalls.statx(self.fd)
         self.mounts = tuple(mounts)
         self.by_id = {mount.mnt_id: mount for mount in self.mounts}
-        if own.mnt_id is not None and own.mnt_id not in self.by_id:
+        self._outside = own.mnt_id is not None and own.mnt_id not in self.by_id
+        if own.mnt_id is not None and self._outside:
             # A chroot that is no mount point: the table begins with the mounts below it. What
             # stat says of the device is right on all but btrfs and some overlays, and there it
             # matches nothing.

@@ -14,7 +14,7 @@ from irmapdb.kernel.root import open_root
 from irmapdb.model import FileHandle, Identity, Mapping, Resolved, Source, StaleReason
 from irmapdb.resolvers import StoredRows
 from irmapdb.search import Search
-from tests.kernel.truth import served, watched_identity
+from tests.kernel.truth import open_descriptors, served, watched_identity
 from tests.support.filesystems import drop_caches
 from tests.support.programs import run
 from tests.support.watcher import Watcher
@@ -337,6 +337,82 @@ def test_a_watch_in_a_nested_root_is_named_as_that_root_has_it(area, watcher, ma
         search.resolve(files_of(watcher, task))
         answer = search.outcome.resolved[mine]
         assert (answer.path, answer.mntns) == (b"/etc/mine", mntns_of(task))
+
+
+@pytest.fixture
+def jails(area):
+    """A task with a mount of its own, in which there is a file beside, and two to chroot into."""
+    place = area.path / "place"
+    place.mkdir()
+    with Watcher(unshare={"mount"}) as task:
+        task.mount("tmpfs", place, "tmpfs")
+        for jail in ("jail", "cell"):
+            task.mkdir(place / jail)
+            task.write(place / jail / "in")
+        task.write(place / "out")
+        yield task, place
+
+
+@pytest.mark.parametrize("first", ["in", "out"])
+def test_a_chroot_in_a_nested_namespace_is_seen_from_its_root(watcher, jails, make, first):
+    task, place = jails
+    inside, outside = task.fork(), task.fork()
+    inside.chroot(place / "jail")
+    shown = {
+        "in": watched_identity(inside, inside.add_inotify("/in", fd=inside.inotify())),
+        "out": watched_identity(outside, outside.add_inotify(place / "out", fd=outside.inotify())),
+    }
+    search = make()
+    search.resolve(files_of(*((inside, outside) if first == "in" else (outside, inside))))
+    mntns = mntns_of(task)
+    assert {key: answer[1::3] for key, answer in search.outcome.resolved.items()} == {
+        shown["in"]: (os.fsencode(place / "jail" / "in"), mntns),
+        shown["out"]: (os.fsencode(place / "out"), mntns),
+    }
+    assert search.outcome.disproved == []
+
+
+def test_a_chroot_alone_among_the_watchers_is_seen_from_the_namespaces_root(watcher, jails, make):
+    task, place = jails
+    inside = task.fork()
+    inside.chroot(place / "jail")
+    shown = watched_identity(inside, inside.add_inotify("/in"))
+    search = make()
+    search.resolve(files_of(inside))
+    answer = search.outcome.resolved[shown]
+    assert (answer.path, answer.mntns) == (os.fsencode(place / "jail" / "in"), mntns_of(task))
+
+
+def test_where_all_are_in_chroots_each_is_seen_from_its_own(watcher, jails, make):
+    task, place = jails
+    other = task.fork()
+    task.chroot(place / "jail")
+    other.chroot(place / "cell")
+    before = open_descriptors()
+    shown = [
+        watched_identity(one, one.add_inotify("/in", fd=one.inotify())) for one in (task, other)
+    ]
+    search = make()
+    search.resolve(files_of(task, other))
+    assert [search.outcome.resolved[one].path for one in shown] == [b"/in", b"/in"]
+    assert {search.outcome.resolved[one].mntns for one in shown} == {mntns_of(task)}
+    # And each is proved again where it was found.
+    other.rename("/in", "/renamed")
+    search.prove_again(shown)
+    assert [search.outcome.resolved[one].path for one in shown] == [b"/in", b"/renamed"]
+    search.__exit__(None, None, None)
+    assert len(open_descriptors()) == len(before) + 2  # the main root's
+
+
+def test_what_is_deleted_in_a_nested_namespace_is_told_as_deleted(watcher, nested, make):
+    task, place = nested
+    own = watched_identity(task, task.add_inotify(place / "own"))
+    task.open(place / "own")
+    task.unlink(place / "own")
+    search = make()
+    search.resolve(files_of(watcher, task))
+    failure = search.outcome.unresolved[own]
+    assert (failure.deleted, failure.why) == (True, "handle: deleted")
 
 
 def test_a_nested_namespace_that_is_gone(watcher, nested, make):

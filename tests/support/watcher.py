@@ -237,6 +237,13 @@ class Task:
         """Write into a file from its beginning; it is made where needed."""
         self.ask("write", path=_latin(path), data=data.decode("latin-1"))
 
+    def mkdir(self, path: AnyPath) -> None:
+        self.ask("mkdir", path=_latin(path))
+
+    def chroot(self, path: AnyPath) -> None:
+        """Change root and working directory; what is open stays."""
+        self.ask("chroot", path=_latin(path))
+
     def chdir(self, path: AnyPath) -> None:
         self.ask("chdir", path=_latin(path))
 

@@ -302,6 +302,13 @@ class Task:
         os.write(fd, data.encode("latin-1"))
         os.close(fd)
 
+    def do_mkdir(self, *, path: str) -> None:
+        os.mkdir(path.encode("latin-1"))
+
+    def do_chroot(self, *, path: str) -> None:
+        os.chroot(path.encode("latin-1"))
+        os.chdir("/")
+
     def do_chdir(self, *, path: str) -> None:
         os.chdir(path.encode("latin-1"))
 
