@@ -27,6 +27,7 @@ from irmapdb.confirm import Confirmation
 from irmapdb.errors import FileError, FreezeError
 from irmapdb.image import fsnotify
 from irmapdb.kernel import freeze, procfs, tasks
+from irmapdb.kernel.namespaces import mounted_anywhere
 from irmapdb.kernel.renames import Witness
 from irmapdb.kernel.root import Root, open_root
 from irmapdb.kernel.survey import read_survey
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from irmapdb.kernel.procfs import RawWatchFile
     from irmapdb.kernel.survey import Denied
     from irmapdb.kernel.tasks import Task
-    from irmapdb.model import Change, Identity, Mark, Mount, WatchFile
+    from irmapdb.model import Change, Identity, Mapping, Mark, Mount, WatchFile
     from irmapdb.store.write import Step
 
 __all__ = ["FreezeOptions", "MarkRow", "Options", "Report", "dump", "pre_dump"]
@@ -415,8 +416,8 @@ def _write(
     handover.spell_root(outcome)
     now = datetime.now(UTC)
     watches = _watch_rows(tree, outcome, watched)
-    mounted = {mount.kdev for mount in tree.root.mounts}
-    story = history.tell(search.rows, outcome, search.disprove, step.tx.elsewhere(mounted))
+    unmounted = _unmounted(step.tx, tree.root)
+    story = history.tell(search.rows, outcome, search.disprove, unmounted)
     current = {row.watch.identity for row in watches}
     resolved = [answer for answer in outcome.resolved.values() if answer.identity in current]
     stats = RunStats(
@@ -466,6 +467,17 @@ def _write(
         loaded=loaded,
         written=(step.place.cache, *images),
     )
+
+
+def _unmounted(tx: Step, root: Root) -> list[Mapping]:
+    """The live rows of devices that are mounted nowhere.
+
+    What is not mounted in our tree's namespace may be the row of another tree that shares the
+    database, and no row tells whose it is. It is as right as before where its device is still
+    mounted in any namespace of the machine; a wrong one is found out when it is used.
+    """
+    absent = tx.live_devices() - {mount.kdev for mount in root.mounts}
+    return tx.live_on(absent - mounted_anywhere(absent)) if absent else []
 
 
 def _watch_rows(tree: _Tree, outcome: Outcome, watched: list[WatchFile]) -> tuple[WatchRow, ...]:

@@ -10,9 +10,9 @@ from irmapdb.kernel import procfs
 from irmapdb.kernel.root import Root, open_root
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
-__all__ = ["open_namespace"]
+__all__ = ["mounted_anywhere", "open_namespace"]
 
 
 def open_namespace(mntns: int, proc: str = "/proc") -> Root | None:
@@ -28,6 +28,24 @@ def open_namespace(mntns: int, proc: str = "/proc") -> Root | None:
             return root
         root.__exit__()
     return None
+
+
+def mounted_anywhere(kdevs: Collection[int], proc: str = "/proc") -> set[int]:
+    """Which of these devices are mounted in any namespace that we may look at."""
+    missing = set(kdevs)
+    seen: set[tuple[int, str]] = set()
+    for pid, mntns in _tasks(proc):
+        if not missing:
+            break
+        try:
+            # A chroot shows only the mounts below it.
+            table = (mntns, os.readlink(f"{proc}/{pid}/root"))
+            if table not in seen:
+                missing.difference_update(m.kdev for m in procfs.read_mountinfo(pid, proc))
+                seen.add(table)
+        except OSError:
+            continue
+    return set(kdevs) - missing
 
 
 def _tasks(proc: str) -> Iterator[tuple[int, int]]:

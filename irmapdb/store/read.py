@@ -22,7 +22,7 @@ from irmapdb.store.file import absolute
 from irmapdb.store.values import to_ino, to_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
     from typing import Any, TypeVar
 
     from sqlalchemy import Column, Connection, Executable, Select
@@ -41,6 +41,7 @@ _BEFORE_ALL_IDS = -(1 << 63)
 
 _mapping = tables.mapping.c
 
+_LIVE = (_mapping.stale_at.is_(None), _mapping.mntns == 0)
 _ANY_MAPPING = select(_mapping.id).limit(1)
 _LOAD = (
     select(*rows.MAPPING_COLUMNS)
@@ -107,13 +108,15 @@ class Reader:
                         found.setdefault(key, []).append(mapping)
         return found
 
-    def elsewhere(self, kdevs: Collection[int]) -> list[Mapping]:
-        """The mappings that are not stale, of the root task's namespace, on any other device."""
-        live = (_mapping.stale_at.is_(None), _mapping.mntns == 0)
-        known = {dev for (dev,) in self._fetch(select(_mapping.dev).where(*live).distinct())}
+    def live_devices(self) -> set[int]:
+        """The devices of the mappings that are not stale, of the root task's namespace."""
+        return {dev for (dev,) in self._fetch(select(_mapping.dev).where(*_LIVE).distinct())}
+
+    def live_on(self, kdevs: Iterable[int]) -> list[Mapping]:
+        """The same mappings, of these devices."""
         found: list[Mapping] = []
-        for dev in sorted(known.difference(kdevs)):
-            of_dev = select(*rows.MAPPING_COLUMNS).where(*live, _mapping.dev == dev)
+        for dev in sorted(kdevs):
+            of_dev = select(*rows.MAPPING_COLUMNS).where(*_LIVE, _mapping.dev == dev)
             found += self._read(rows.read_mapping, self._fetch(of_dev.order_by(_mapping.id)))
         return found
 

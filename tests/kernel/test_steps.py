@@ -568,6 +568,32 @@ def test_a_filesystem_that_comes_back_as_another_device(
     }
 
 
+def test_two_trees_that_share_a_database_leave_each_others_mounts_alone(
+    area: MountArea, tmp_path: Path
+) -> None:
+    place, database = area.path / "place", tmp_path / "irmap.db"
+    place.mkdir()
+    with Watcher(unshare={"mount"}) as one, Watcher(unshare={"mount"}) as other:
+        one.mount("tmpfs", place, "tmpfs")
+        one.write(place / "file")
+        one.add_inotify(place / "file")
+        other.add_inotify(area.path)
+
+        def step(watcher: Watcher) -> list[ChangeKind]:
+            work = tmp_path / str(watcher.pid)
+            work.mkdir(exist_ok=True)
+            options = replace(_options(watcher, work), database=database)
+            return [change.kind for change in steps.pre_dump(options).changes]
+
+        assert step(one) == [ChangeKind.FOUND]
+        assert step(other) == [ChangeKind.FOUND]
+        assert step(one) == []
+        # What is mounted nowhere any more is stale, whoever looks.
+        one.unmount(place)
+        one.close_fd(one.watched[0].fd)
+        until(lambda: step(other) == [ChangeKind.STALE], "the mount is gone")
+
+
 # Bad input: a clear error, and nothing changed.
 
 
