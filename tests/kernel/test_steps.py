@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,7 +33,7 @@ from tests.kernel.freezing import state, until
 from tests.support.area import PLACES, MountArea
 from tests.support.cli import irmapdb
 from tests.support.features import require, require_program
-from tests.support.filesystems import drop_caches, tmpfs
+from tests.support.filesystems import Overlay, drop_caches, tmpfs
 from tests.support.notify import InotifyEvent
 from tests.support.programs import run
 from tests.support.watcher import Watcher
@@ -592,6 +593,111 @@ def test_two_trees_that_share_a_database_leave_each_others_mounts_alone(
         one.unmount(place)
         one.close_fd(one.watched[0].fd)
         until(lambda: step(other) == [ChangeKind.STALE], "the mount is gone")
+
+
+def _opaque(overlay: Overlay, how: str) -> None:
+    # Upper directories over lower ones of the same names: `merged`, and `opaque` that hides.
+    if how == "xattr":
+        run("umount", overlay.mountpoint)
+        for name in ("merged", "opaque"):
+            (overlay.upper / name).mkdir()
+        os.setxattr(overlay.upper / "opaque", "trusted.overlay.opaque", b"y")
+        overlay.mount()
+    else:
+        shutil.rmtree(overlay.mountpoint / "opaque")
+        (overlay.mountpoint / "opaque").mkdir()
+    for path in ("merged/upper", "opaque/file"):
+        (overlay.mountpoint / path).write_text("upper")
+
+
+@pytest.mark.parametrize("cold", [False, True], ids=["warm", "cold"])
+@pytest.mark.parametrize("how", ["xattr", "rm and mkdir"])
+def test_merged_and_opaque_directories_of_an_overlay(
+    area: MountArea, watcher: Watcher, tmp_path: Path, how: str, *, cold: bool
+) -> None:
+    base = area.ext4("layers").mountpoint
+    for path in ("merged/lower", "opaque/file", "opaque/hidden"):
+        (base / "lower" / path).parent.mkdir(parents=True, exist_ok=True)
+        (base / "lower" / path).write_text("lower")
+    overlay = area.overlay(lower=base / "lower", upper_base=base)
+    _opaque(overlay, how)
+    top = overlay.mountpoint
+    assert sorted(os.listdir(top / "merged")) == ["lower", "upper"]
+    assert os.listdir(top / "opaque") == ["file"]
+    for path in ("merged", "merged/lower", "merged/upper", "opaque", "opaque/file"):
+        watcher.add_inotify(top / path)
+    # What is hidden has its own name on the layer alone.
+    for path in ("opaque", "opaque/file", "opaque/hidden"):
+        watcher.add_inotify(base / "lower" / path)
+    if cold:
+        drop_caches()
+
+    work = _work(tmp_path)
+    for step in (steps.pre_dump, lambda options: steps.dump(options, FreezeOptions())):
+        report = step(_options(watcher, work, top, base))
+        assert {row.watch.wd: row.path for row in report.watches} == {
+            one.wd: one.path for one in watcher.watched
+        }
+    with Store.open_readonly(work / "irmap.db") as store:
+        paths = sorted(row.path for row in store.all_mappings())
+    assert paths == sorted(one.path for one in watcher.watched)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in PLACES if kind.startswith("overlay")])
+def test_a_file_that_is_copied_up_between_the_steps(
+    area: MountArea, watcher: Watcher, tmp_path: Path, kind: str
+) -> None:
+    place = area.place(kind)
+    path = place.directory / "file"
+    watcher.add_inotify(path)
+    work = _work(tmp_path)
+    options = _options(watcher, work, place.mountpoint)
+    before = steps.pre_dump(options)
+    with path.open("a") as file:
+        file.write("copied up")
+
+    after = steps.dump(options, FreezeOptions())
+
+    assert [row.path for row in before.watches] == [os.fsencode(path)]
+    assert [row.path for row in after.watches] == [os.fsencode(path)]
+    # It is the same file, and its row held.
+    assert (after.stats.sources, after.changes) == ({"stored": 1}, ())
+    with Store.open_readonly(work / "irmap.db") as store:
+        assert [(row.path, row.stale) for row in store.all_mappings()] == [
+            (os.fsencode(path), False)
+        ]
+
+
+def test_a_file_that_is_replaced_by_one_of_the_same_number_between_the_steps(
+    area: MountArea, watcher: Watcher, tmp_path: Path
+) -> None:
+    path = area.ext4().mountpoint / "file"
+    path.touch()
+    before = watcher.add_inotify(path)
+    work = _work(tmp_path)
+    steps.pre_dump(_options(watcher, work))
+    path.unlink()
+    path.touch()
+    after = watcher.add_inotify(path)
+    assert after.st_ino == before.st_ino, "ext4 takes the number that became free last"
+
+    report = steps.dump(_options(watcher, work), FreezeOptions())
+
+    (row,) = report.watches
+    assert (row.watch.wd, row.path) == (after.wd, os.fsencode(path))
+    told = [(change.kind, change.reason, change.path) for change in report.changes]
+    assert told == [
+        (ChangeKind.STALE, StaleReason.REUSED, os.fsencode(path)),
+        (ChangeKind.FOUND, None, os.fsencode(path)),
+    ]
+    stale, found = (change.identity for change in report.changes)
+    assert (stale.key, found) == (found.key, row.watch.identity)
+    assert stale.handle != found.handle
+    # The new file has the row now, as device, number and path are those of the old one's: only
+    # the change tells of that.
+    with Store.open_readonly(work / "irmap.db") as store:
+        (mapping,) = store.all_mappings()
+    assert (mapping.identity, mapping.stale) == (found, False)
 
 
 # Bad input: a clear error, and nothing changed.
