@@ -15,7 +15,10 @@ import pytest
 
 from irmapdb import steps
 from irmapdb.config import Config
+from irmapdb.image import cache
+from irmapdb.model import InodeKey
 from irmapdb.steps import FreezeOptions, Options, Report
+from irmapdb.store.database import Store
 from tests.support.area import PLACES, MountArea
 from tests.support.filesystems import drop_caches
 from tests.support.watcher import Watcher
@@ -182,6 +185,28 @@ def _check(report: Report, tree: Tree, watched: dict[int, Node], hint: str) -> N
             assert row.path in names, f"{hint}: {row.path!r} is wrong, right is {names}"
 
 
+def _check_written(
+    report: Report, work: Path, tree: Tree, watched: dict[int, Node], kind: str, hint: str
+) -> None:
+    """Every further name that the database and CRIU's cache have is a true one as well."""
+    names = {row.watch.identity: tree.names(watched[row.watch.wd]) for row in report.watches}
+    with Store.open_readonly(work / "irmap.db") as store:
+        for mapping in store.all_mappings():
+            if mapping.identity in names and not mapping.stale:
+                assert mapping.path in names[mapping.identity], (
+                    f"{hint}: the database has {mapping}"
+                )
+    by_key: dict[InodeKey, set[bytes]] = {}
+    for identity, true in names.items():
+        by_key.setdefault(identity.key, set()).update(true)
+    entries = cache.decode_cache((work / "irmap-cache").read_bytes(), "irmap-cache")
+    for entry in entries:
+        assert entry.path in by_key[entry.key], f"{hint}: irmap-cache has {entry}"
+    if kind.partition("-")[0] not in {"btrfs", "overlay"}:  # where CRIU believes every name
+        best = {row.path for row in report.watches if row.path is not None}
+        assert best <= {entry.path for entry in entries}, f"{hint}: irmap-cache lacks some"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", _KINDS)
 def test_every_answer_is_true(area: MountArea, watcher: Watcher, tmp_path: Path, kind: str) -> None:
@@ -216,5 +241,7 @@ def test_every_answer_is_true(area: MountArea, watcher: Watcher, tmp_path: Path,
             report = steps.pre_dump(options)
         else:
             report = steps.dump(options, FreezeOptions())
-        _check(report, tree, watched, f"seed {seed}, round {number}")
+        hint = f"seed {seed}, round {number}"
+        _check(report, tree, watched, hint)
+        _check_written(report, work, tree, watched, kind, hint)
     assert gardener.done > _ROUNDS * _CHANGES_A_ROUND // 3
