@@ -13,6 +13,7 @@ offers all names.
 
 from __future__ import annotations
 
+import itertools
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Self
@@ -31,6 +32,7 @@ _RESOLVE = (
     | syscalls.RESOLVE_NO_MAGICLINKS
     | syscalls.RESOLVE_NO_XDEV
 )
+_EMPTY_PATH = syscalls.AT_EMPTY_PATH | syscalls.AT_HANDLE_FID
 _LISTED = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK
 
 # Work is counted in entries: to open a directory costs as much as to look at some of them, and
@@ -58,6 +60,7 @@ def walk(
     inos: Container[int],
     *,
     every_entry: bool = False,
+    by_handle: bool = False,
     prune: Container[bytes] = (),
     on_entries: Callable[[int], bool] = lambda _: True,
     on_denied: Callable[[bytes], None] = lambda _: None,
@@ -68,10 +71,14 @@ def walk(
     is told now and then how many entries were looked at since it was told last, and ends the
     walk by answering False. `on_denied` is told each directory that may not be read. One with a
     path of some 64,000 bytes is not entered.
+
+    A directory is listed once, also where somebody moves it on in front of the walk. Which one it
+    is its number tells, or its handle with `by_handle`, where numbers are not one directory's.
     """
     visit = _visit_every if every_entry else _visit
-    seen = _Count()
-    work = 0
+    which = _handle if by_handle else _number
+    listed: set[object] = set()
+    seen = _Count(on_entries)
     try:
         with _Descent(top_fd) as descent:
             there = True
@@ -79,33 +86,40 @@ def walk(
                 path = descent.path
                 fd = None if path in prune else descent.open(on_denied)
                 subdirectories: list[bytes] = []
-                before = seen.entries
                 if fd is not None:
                     try:
-                        yield from visit(fd, path, inos, subdirectories, seen)
+                        if _is_new(which(fd), listed):
+                            yield from visit(fd, path, inos, subdirectories, seen)
                     except OSError:
                         pass  # removed under us, or an input error of this directory alone
                     finally:
                         os.close(fd)
-                there = descent.go_on(subdirectories)
-                work += seen.entries - before + _DIRECTORY_WORK + len(path) // _DIRECTORY_WORK
-                if work >= _PROGRESS_WORK:
-                    work = 0
-                    if not on_entries(seen.take()):
-                        return
+                there = descent.go_on(subdirectories) and not seen.over
+                seen.work += _DIRECTORY_WORK + len(path) // _DIRECTORY_WORK
+                seen.tell()
     finally:
         # Also where nobody asks for more: all is found.
         if seen.entries:
-            on_entries(seen.take())
+            on_entries(seen.entries)
 
 
 @dataclass(slots=True)
 class _Count:
-    entries: int = 0
+    """How much was looked at since it was told last, and whether that was enough."""
 
-    def take(self) -> int:
-        entries, self.entries = self.entries, 0
-        return entries
+    on_entries: Callable[[int], bool]
+    entries: int = 0
+    work: int = 0
+    over: bool = False
+
+    def add(self, entries: int) -> None:
+        self.entries += entries
+        self.work += entries
+
+    def tell(self) -> None:
+        if self.work >= _PROGRESS_WORK and not self.over:
+            entries, self.entries, self.work = self.entries, 0, 0
+            self.over = not self.on_entries(entries)
 
 
 class _Anchor(NamedTuple):
@@ -198,6 +212,27 @@ class _Descent:
             os.close(self._anchors.pop().fd)
 
 
+def _is_new(this: object, listed: set[object]) -> bool:
+    if this in listed:
+        return False
+    if this is not None:
+        listed.add(this)
+    return True
+
+
+def _number(fd: int) -> object:
+    status = os.fstat(fd)
+    return status.st_dev, status.st_ino  # the subvolumes of a btrfs count alike
+
+
+def _handle(fd: int) -> object:
+    # None: it has none, and may be any.
+    try:
+        return syscalls.name_to_handle_at(fd, b"", _EMPTY_PATH)[0]
+    except OSError:
+        return None
+
+
 def _visit(
     fd: int, path: bytes, inos: Container[int], subdirectories: list[bytes], count: _Count
 ) -> Iterator[Hit]:
@@ -205,17 +240,15 @@ def _visit(
     ino = os.fstat(fd).st_ino
     if ino in inos:
         yield Hit(ino, path)
-    seen = 0
-    try:
-        with os.scandir(fd) as entries:
-            for entry in entries:
-                seen += 1
+    with os.scandir(fd) as entries:
+        while not count.over and (some := list(itertools.islice(entries, _PROGRESS_WORK))):
+            count.add(len(some))  # also where nobody asks for more
+            for entry in some:
                 if entry.is_dir(follow_symlinks=False):
                     subdirectories.append(os.fsencode(entry.name))
                 elif entry.inode() in inos:
                     yield Hit(entry.inode(), _join(path, os.fsencode(entry.name)))
-    finally:
-        count.entries += seen
+            count.tell()
 
 
 def _visit_every(
@@ -224,7 +257,10 @@ def _visit_every(
     yield Hit(0, path)
     with os.scandir(fd) as entries:
         for entry in entries:
-            count.entries += 1
+            count.add(1)
+            count.tell()
+            if count.over:
+                return
             if entry.is_dir(follow_symlinks=False):
                 subdirectories.append(os.fsencode(entry.name))
             else:

@@ -196,6 +196,7 @@ class Scan:
                 top_fd,
                 inos,
                 every_entry=every_entry,
+                by_handle=_own_numbers(one.mount.fstype),
                 prune=_Pruned(
                     (path.removeprefix(below) for path in walked if path.startswith(below)),
                     self._pid_names() if one.mount.fstype == "proc" else None,

@@ -504,7 +504,7 @@ def test_what_another_mount_namespace_has_is_told_as_its_own(
         os.fsencode(place / "own"): mntns,
         os.fsencode(common): 0,
     }
-    assert [(row.target, row.mntns) for row in report.marks] == [(str(place), mntns)]
+    assert [(row.target, row.mntns) for row in report.marks] == [(os.fsencode(place), mntns)]
     (fanotify,) = fsnotify.decode_fanotify((work / "fanotify.img").read_bytes(), "fanotify.img")
     assert [mark.kdev for mark in fanotify.mount_marks] == [
         kdev_of(os.major(st_dev), os.minor(st_dev))

@@ -399,3 +399,47 @@ def test_a_path_has_a_longest_for_a_walk(area):
         assert any(len(hit.path) > 50_000 for hit in walking)
         walking.close()  # half-way down, nothing is left open
     assert open_descriptors() == before
+
+
+class _Everything:
+    def __contains__(self, ino):
+        return True
+
+
+def test_a_directory_that_is_moved_on_in_front_of_the_walk_is_listed_once(tmp_path):
+    """A tenant could keep us for as long as he likes with one directory of many entries."""
+    places = {f"place{number:02}" for number in range(40)}
+    for name in places:
+        (tmp_path / name).mkdir()
+    heavy = tmp_path / "heavy"
+    heavy.mkdir()
+    (heavy / "file").touch()
+    met = []
+    fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        for hit in walk(fd, _Everything()):
+            places.discard(os.fsdecode(hit.path))
+            if hit.path.endswith(b"file"):
+                met.append(hit.path)
+                heavy = heavy.rename(tmp_path / max(places) / "heavy") if places else heavy
+    finally:
+        os.close(fd)
+    assert len(met) == 1
+
+
+def test_a_large_directory_asks_whether_to_go_on(tmp_path):
+    for number in range(40_000):
+        os.mknod(f"{tmp_path}/f{number}")
+    asked = []
+
+    def enough(count):
+        asked.append(count)
+        return len(asked) < 2
+
+    fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        list(walk(fd, (), on_entries=enough))
+    finally:
+        os.close(fd)
+    assert len(asked) == 2
+    assert sum(asked) < 40_000
