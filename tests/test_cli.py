@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -14,6 +15,7 @@ from typer.main import get_command
 from irmapdb import commands
 from irmapdb.image import cache
 from irmapdb.model import CacheEntry
+from irmapdb.store import revisions
 from tests.support.area import MountArea
 from tests.support.cli import irmapdb
 from tests.support.features import require_root
@@ -276,11 +278,44 @@ def test_verbosity_is_said_as_criu_has_it(tmp_path, words):
     assert _run("pre-dump", "-t", str(os.getpid()), "-D", tmp_path, *words).returncode == 0
 
 
-def test_what_cannot_be_written_to_is_named():
-    command = [sys.executable, "-m", "irmapdb", "db", "history"]
+@pytest.mark.parametrize(
+    "words", ["db history", "db history --json", "show IMAGE --json", "convert IMAGE -", "--help"]
+)
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_what_cannot_be_written_to_is_named(tmp_path, words, unbuffered):
+    image = tmp_path / "irmap-cache"
+    image.write_bytes(cache.encode_cache([CacheEntry(1, n, b"/x" * 50) for n in range(1000)]))
+    command = [sys.executable, "-m", "irmapdb", *words.replace("IMAGE", str(image)).split()]
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
     with open("/dev/full", "wb") as full:
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        done = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, text=True, env=environment, check=False
+        )
     assert (done.returncode, done.stderr) == (1, "irmapdb: stdout: No space left on device\n")
+
+
+def test_an_error_without_a_name_is_none_of_stdout(monkeypatch):
+    def fail(*_):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(revisions, "history", fail)
+    assert irmapdb("db", "history") == (1, "", "irmapdb: Too many open files\n")
+
+
+@pytest.mark.parametrize("words", ["db history", "db history --json"])
+def test_a_reader_that_never_reads_is_no_traceback(words):
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "irmapdb", *words.split()],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": ""},
+        check=False,
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 def test_a_name_that_the_terminal_cannot_show_is_escaped(tmp_path):
@@ -347,3 +382,20 @@ def test_a_path_that_was_named_stays_on_its_line(
     assert "RED" in done.said
     assert all(line.isprintable() for line in done.said.splitlines())
     assert done.err.count("\n") <= 1
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "<&- >&- 2>&-"])
+def test_streams_that_are_closed_are_empty(closed):
+    command = f"exec {sys.executable} -m irmapdb show - --json {closed}"
+    done = subprocess.run(
+        ["sh", "-c", command], input="", stderr=subprocess.PIPE, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("irmapdb: <stdin> is an empty file" if "2>" not in closed else "")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_result_that_nobody_takes_is_no_traceback():
+    command = f"exec {sys.executable} -m irmapdb db history --json >&-"
+    done = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")

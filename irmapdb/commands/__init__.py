@@ -7,7 +7,6 @@ findings. What a command needs is imported when it runs: `--help` waits for no d
 from __future__ import annotations
 
 import gc
-import io
 import os
 import re
 import sys
@@ -103,31 +102,41 @@ def _as_typer_counts(arguments: Iterable[str]) -> Iterator[str]:
             yield "-" + "v" * min(int(found[1]), _MOST_VERBOSE)
 
 
+def _leave_stdout() -> None:
+    # Python's own flush at exit must not meet the same pipe or disk again.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def main() -> None:
     """The console script: one exit point for every error."""
     # Hundreds of thousands of small objects, and cycles in none: the collector would look through
     # all of them again and again.
     gc.set_threshold(100_000, 20, 50)
+    if sys.stdin is None:
+        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115 to the end
     # What cannot be shown on this terminal is escaped, and is no reason to end.
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    sys.stdout = output.tolerant(sys.stdout, named=True)
+    sys.stderr = output.tolerant(sys.stderr, named=False)
     try:
-        app(list(_as_typer_counts(sys.argv[1:])), prog_name="irmapdb")
+        try:
+            app(list(_as_typer_counts(sys.argv[1:])), prog_name="irmapdb")
+        finally:
+            sys.stdout.flush()  # here, where what fails is told: Python's own flush ends with 120
     except IrmapError as error:
         typer.echo(f"irmapdb: {error}", err=True)
         log_end(error)
         sys.exit(error.exit_code)
     except BrokenPipeError:
-        # The reader of our output went away, as `head` does. Python's own flush at exit must not
-        # meet the same pipe again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader of our output went away, as `head` does.
+        _leave_stdout()
         sys.exit(1)
     except OSError as error:
         # What no room has translated: still one line that names the object.
-        where = "stdout" if error.filename is None else output.shown(error.filename)
-        typer.echo(f"irmapdb: {where}: {error.strerror or error}", err=True)
+        where = "" if error.filename is None else f"{output.shown(error.filename)}: "
+        typer.echo(f"irmapdb: {where}{error.strerror or error}", err=True)
         log_end(error)
+        if error.filename == output.STDOUT:
+            _leave_stdout()
         sys.exit(1)
     finally:
         close_log()

@@ -7,10 +7,11 @@ lone surrogate, which `os.fsencode` turns back).
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
 
@@ -19,9 +20,12 @@ from irmapdb.model import printable
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from _typeshed import ReadableBuffer
+
     from irmapdb.model import Change
 
 __all__ = [
+    "STDOUT",
     "change_json",
     "change_line",
     "count",
@@ -31,6 +35,7 @@ __all__ = [
     "printable",
     "say",
     "shown",
+    "tolerant",
 ]
 
 _MAX_PADDED = 48
@@ -40,6 +45,42 @@ _MAX_PADDED = 48
 def shown(path: str | bytes | int | os.PathLike[str]) -> str:
     """A path of any kind, or a descriptor, in a message."""
     return f"descriptor {path}" if isinstance(path, int) else printable(os.fsencode(path))
+
+
+class _Named(io.FileIO):
+    # A write that fails does not say where to; other errors without a name are no fault of stdout.
+    def write(self, data: ReadableBuffer, /) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            error.filename = STDOUT
+            raise
+
+
+STDOUT = "stdout"
+"""The name in an error of our standard output."""
+
+
+def tolerant(stream: TextIO | None, *, named: bool) -> TextIO:
+    """The stream, so that it escapes what its encoding lacks; its errors are STDOUT's if asked."""
+    if stream is None:  # closed by who started us
+        return open(os.devnull, "w", encoding="utf-8")
+    if not isinstance(stream, io.TextIOWrapper):
+        return stream
+    try:
+        fd = stream.fileno() if named else None
+    except OSError:  # in memory
+        fd = None
+    if fd is None:
+        stream.reconfigure(errors="backslashreplace")
+        return stream
+    return io.TextIOWrapper(
+        io.BufferedWriter(_Named(fd, "wb", closefd=False)),
+        stream.encoding,
+        "backslashreplace",
+        newline="\n",
+        line_buffering=stream.line_buffering,
+    )
 
 
 def json_path(path: bytes | None) -> str | None:
