@@ -83,7 +83,7 @@ def _refuse_unless_regular(verb: str, path: bytes, mode: int) -> None:
         what = _FILE_TYPES.get(stat.S_IFMT(mode), "of an unknown type")
         raise FileError(
             f"cannot {verb} {printable(path)}: it is {what}, not a regular file",
-            advice="name a file, or pipe it in where `-` is taken"
+            advice="have a regular file there, or pipe it in where `-` is taken"
             if verb == "read"
             else "remove it, or choose another file",
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -105,6 +106,24 @@ def test_a_mapping_that_went_stale_is_one_for_the_audit_alone(tmp_path: Path) ->
             assert _run(step, "-t", str(watcher.pid), "-D", tmp_path).returncode == 0
     told = " ".join(_run("--help").stdout.replace("│", " ").split())
     assert "a stale mapping that audit finds" in told
+
+
+def test_tasks_that_are_left_stopped_are_told_of(tmp_path: Path) -> None:
+    require_root()
+    with Watcher() as watcher:
+        words = ("-t", str(watcher.pid), "-D", tmp_path)
+        document = json.loads(irmapdb("pre-dump", *words, "--json").out)
+        assert (document["loaded"], document["left_stopped"]) == (0, False)
+        image = cache.encode_cache([CacheEntry(1, 2, b"/a"), CacheEntry(1, 3, b"/b")])
+        (tmp_path / "irmap-cache").write_bytes(image)
+        document = json.loads(irmapdb("dump", *words, "--json", "--leave-stopped").out)
+        assert (document["loaded"], document["left_stopped"]) == (2, True)
+        os.kill(watcher.pid, signal.SIGCONT)
+        assert "stopped" not in irmapdb("dump", *words).out
+        said = irmapdb("dump", *words, "-s").out.splitlines()[-1]
+        os.kill(watcher.pid, signal.SIGCONT)
+    assert said.startswith("the tasks are left stopped; ")
+    assert f"`kill -CONT {watcher.pid}`" in said
 
 
 def test_a_watch_without_a_path_is_a_finding(tmp_path: Path) -> None:
@@ -271,6 +290,15 @@ def test_completion_knows_the_commands() -> None:
         }
     )
     assert "pre-dump" in done.stdout
+
+
+def test_a_stream_without_arrows_gets_them_escaped(tmp_path):
+    image = tmp_path / "irmap-cache"
+    image.write_bytes(cache.encode_cache([CacheEntry(1, 2, "/\u2192".encode())]))
+    latin = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    done = _run("convert", image, tmp_path / "out", env=latin)
+    assert (done.returncode, r"\u2192" in done.stderr) == (0, True)
+    assert r"/\u2192" in _run("show", image, env=latin).stdout
 
 
 @pytest.mark.parametrize("words", [["-v4"], ["--verbosity=4"], ["-v9"], ["-v0"], ["-v", "-v"]])

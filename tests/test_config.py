@@ -65,6 +65,9 @@ WRONG = {
     "skipped by number": ("[scan]\nskip-filesystems = [1]\n", "not a list of strings"),
     "relative": ("[scan]\npaths = ['srv']\n", "paths: 'srv' is not absolute"),
     "empty path": ("[scan]\nhints = ['']\n", "hints: '' is not absolute"),
+    "no truth": ("[hook]\nstrict = 'yes'\n", "is neither true nor false; write true or false"),
+    "no number": ("[retention]\nkeep-runs = 0\n", "is no number to keep; give a whole number"),
+    "no span": ("[retention]\nstale-older-than = 'x'\n", "'x' is no span of time: write 45s"),
     "NUL": ('[scan]\npaths = ["/a\\u0000b"]\n', "has a NUL byte"),
 }
 
@@ -77,6 +80,7 @@ def test_a_wrong_file_is_named_with_the_wrong_entry(load, tmp_path, case):
     assert message in str(caught.value)
     assert str(caught.value).startswith(os.fspath(tmp_path / "irmapdb.toml"))
     assert "\n" not in str(caught.value)
+    assert caught.value.advice or ": write " in str(caught.value), "the next step"
 
 
 def test_only_the_default_file_may_be_missing(tmp_path, monkeypatch):

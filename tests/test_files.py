@@ -101,6 +101,8 @@ def test_what_is_no_file_is_not_read_and_does_not_block(odd_files):
         assert message == refused(read_if_there, path, limit_bytes=1 << 20)
         assert message == refused(read_prefix, path)
         assert message.startswith(f"cannot read {path}: it is {what}, not a regular file")
+        assert "remove" not in message
+        assert "pipe it in where `-` is taken" in message
 
 
 # --- writing ------------------------------------------------------------------------------------

@@ -161,7 +161,8 @@ def _show(report: Report, *, as_json: bool, verbose: int, left_stopped: bool = F
     else:
         _print_report(report, verbose)
         if left_stopped:
-            typer.echo(f"the tasks are left stopped; `kill -CONT {report.pid}` lets that one go on")
+            let_go = f"`kill -CONT {report.pid}`, and the same for its descendants"
+            typer.echo(f"the tasks are left stopped; {let_go}, lets them go on")
     if report.stats.unresolved or report.denied:
         raise typer.Exit(_FINDINGS)
 
