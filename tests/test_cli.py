@@ -57,7 +57,16 @@ def test_every_command_teaches(path: tuple[str, ...]) -> None:
     done = _run(*path, "--help", env={**os.environ, "COLUMNS": "100"})
     assert done.returncode == 0
     assert "Example" in done.stdout, "help shows how it is used"
+    assert "<bool>" not in done.stdout, "a flag takes no value"
+    assert irmapdb(*path, "-h").code == 0
     assert f"irmapdb {' '.join(path)}" in done.stdout
+
+
+def test_the_flags_of_all_commands_take_no_value() -> None:
+    done = irmapdb("-h")
+    assert done.code == 0
+    assert "--install-completion" in done.out
+    assert "<bool>" not in done.out
 
 
 def test_help_and_version_wait_for_no_database() -> None:

@@ -13,6 +13,7 @@ import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer.main import get_command
 
 from irmapdb import __version__
 from irmapdb.commands import (
@@ -32,16 +33,18 @@ from irmapdb.commands.log import close_log, log_end
 from irmapdb.errors import IrmapError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 __all__ = ["app", "main"]
+
+_HELP_OPTIONS = ["-h", "--help"]
 
 app = typer.Typer(
     name="irmapdb",
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": _HELP_OPTIONS},
 )
 
 
@@ -58,7 +61,6 @@ def irmapdb(
         typer.Option(
             "--version",
             "-V",
-            metavar="",
             callback=_print_version,
             is_eager=True,
             help="Print the version.",
@@ -87,6 +89,20 @@ database.add_to(app)
 lookup.add_to(app)
 sql.add_to(app)
 hook.add_to(app)
+
+
+def _command() -> Callable[..., object]:
+    """typer's command. Its flags, and typer's own, do not look as if they took a `<bool>`."""
+    whole = get_command(app)
+    commands = [whole]
+    for command in commands:
+        context = typer.Context(command, help_option_names=_HELP_OPTIONS)
+        for parameter in command.get_params(context):
+            if getattr(parameter, "is_flag", False):
+                parameter.metavar = ""
+        commands += getattr(command, "commands", {}).values()
+    return whole
+
 
 _VERBOSITY = re.compile(r"(?:-v|--verbosity=)([0-9])")
 _MOST_VERBOSE = 4
@@ -119,7 +135,7 @@ def main() -> None:
     sys.stderr = output.tolerant(sys.stderr, named=False)
     try:
         try:
-            app(list(_as_typer_counts(sys.argv[1:])), prog_name="irmapdb")
+            _command()(list(_as_typer_counts(sys.argv[1:])), prog_name="irmapdb")
         finally:
             sys.stdout.flush()  # here, where what fails is told: Python's own flush ends with 120
     except IrmapError as error:

@@ -73,9 +73,7 @@ def audit(
     ] = None,
     search: Annotated[
         bool,
-        typer.Option(
-            "--search", metavar="", help="Scan for what has moved and nobody knows a path of."
-        ),
+        typer.Option("--search", help="Scan for what has moved and nobody knows a path of."),
     ] = False,
     only: Annotated[
         list[str] | None,
@@ -111,26 +109,18 @@ def audit(
     ] = None,
     list_all: Annotated[
         bool,
-        typer.Option(
-            "--all", metavar="", help="List also what is valid, and what was marked stale before."
-        ),
+        typer.Option("--all", help="List also what is valid, and what was marked stale before."),
     ] = False,
     fix: Annotated[
         bool,
-        typer.Option(
-            "--fix", metavar="", help="Mark what is stale, store what has moved, log both."
-        ),
+        typer.Option("--fix", help="Mark what is stale, store what has moved, log both."),
     ] = False,
     config: ConfigFile = None,
     as_json: AsJson = False,
-    as_csv: Annotated[
-        bool, typer.Option("--csv", metavar="", help="Print CSV, for spreadsheets.")
-    ] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, for spreadsheets.")] = False,
     verbose: Annotated[
         bool,
-        typer.Option(
-            "-v", "--verbose", metavar="", help="Show the evidence: expected, found, times."
-        ),
+        typer.Option("-v", "--verbose", help="Show the evidence: expected, found, times."),
     ] = False,
 ) -> None:
     """Check every stored mapping against the filesystem as it is now.

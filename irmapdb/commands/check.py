@@ -75,7 +75,7 @@ def check(
     work_dir: CriuWorkDir = None,
     prev_images_dir: PrevImagesDir = None,
     force_irmap: Annotated[
-        bool, typer.Option("--force-irmap", metavar="", help="CRIU will be called with it.")
+        bool, typer.Option("--force-irmap", help="CRIU will be called with it.")
     ] = False,
     irmap_scan_path: ScanPaths = None,
     criu_version: Annotated[

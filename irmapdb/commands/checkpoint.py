@@ -111,9 +111,7 @@ def dump(
     ] = 10.0,
     leave_stopped: Annotated[
         bool,
-        typer.Option(
-            "-s", "--leave-stopped", metavar="", help="Leave the tasks stopped (SIGSTOP)."
-        ),
+        typer.Option("-s", "--leave-stopped", help="Leave the tasks stopped (SIGSTOP)."),
     ] = False,
     db: Database = None,
     config: ConfigFile = None,

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["add_to"]
 
 _Pretty = Annotated[
-    bool, typer.Option("--pretty", metavar="", help="Indented JSON, devices as crit prints them.")
+    bool, typer.Option("--pretty", help="Indented JSON, devices as crit prints them.")
 ]
 
 

@@ -64,13 +64,12 @@ def prune(
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", metavar="", help="Say what would go, and write nothing.")
+        bool, typer.Option("--dry-run", help="Say what would go, and write nothing.")
     ] = False,
     vacuum: Annotated[
         bool,
         typer.Option(
             "--vacuum",
-            metavar="",
             help="Write the file anew without free pages; needs as much room again.",
         ),
     ] = False,

@@ -43,7 +43,7 @@ def ps(
     ] = None,
     search: Annotated[
         bool,
-        typer.Option("--search", metavar="", help="With -t: scan for paths that nobody knows."),
+        typer.Option("--search", help="With -t: scan for paths that nobody knows."),
     ] = False,
     irmap_scan_path: ScanPaths = None,
     config: ConfigFile = None,

@@ -69,19 +69,13 @@ def sql(
             show_default=False,
         ),
     ] = None,
-    list_saved: Annotated[
-        bool, typer.Option("--list", metavar="", help="List the saved queries.")
-    ] = False,
+    list_saved: Annotated[bool, typer.Option("--list", help="List the saved queries.")] = False,
     print_sql: Annotated[
         bool,
-        typer.Option(
-            "--print", metavar="", help="Print the statement of a saved query; do not run it."
-        ),
+        typer.Option("--print", help="Print the statement of a saved query; do not run it."),
     ] = False,
     as_json: AsJson = False,
-    as_csv: Annotated[
-        bool, typer.Option("--csv", metavar="", help="Print CSV, for spreadsheets.")
-    ] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, for spreadsheets.")] = False,
     limit: Annotated[
         int, typer.Option(metavar="ROWS", min=0, help="The most rows of an answer; 0: all.")
     ] = _LIMIT_ROWS,
