@@ -301,6 +301,13 @@ def test_completion_knows_the_commands() -> None:
     assert "pre-dump" in done.stdout
 
 
+@pytest.mark.parametrize("word", ["-v5", "-v10", "--verbosity=5", "--verbosity=x", "--verbosity="])
+def test_a_level_that_is_none_is_named(tmp_path, word):
+    done = irmapdb("pre-dump", "-t", str(os.getpid()), "-D", tmp_path, word)
+    assert done == (2, "", f"irmapdb: {word}: no level of the log; give one of 0 to 4\n")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_stream_without_arrows_gets_them_escaped(tmp_path):
     image = tmp_path / "irmap-cache"
     image.write_bytes(cache.encode_cache([CacheEntry(1, 2, "/\u2192".encode())]))
@@ -310,7 +317,9 @@ def test_a_stream_without_arrows_gets_them_escaped(tmp_path):
     assert r"/\u2192" in _run("show", image, env=latin).stdout
 
 
-@pytest.mark.parametrize("words", [["-v4"], ["--verbosity=4"], ["-v9"], ["-v0"], ["-v", "-v"]])
+@pytest.mark.parametrize(
+    "words", [["-v4"], ["--verbosity=4"], ["--verbosity=0"], ["-v0"], ["-v", "-v"]]
+)
 def test_verbosity_is_said_as_criu_has_it(tmp_path, words):
     assert _run("pre-dump", "-t", str(os.getpid()), "-D", tmp_path, *words).returncode == 0
 

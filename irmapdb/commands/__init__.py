@@ -30,7 +30,7 @@ from irmapdb.commands import (
     sql,
 )
 from irmapdb.commands.log import close_log, log_end
-from irmapdb.errors import IrmapError
+from irmapdb.errors import IrmapError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -104,8 +104,9 @@ def _command() -> Callable[..., object]:
     return whole
 
 
-_VERBOSITY = re.compile(r"(?:-v|--verbosity=)([0-9])")
+_VERBOSITY = re.compile(r"-v([0-9]+)|--verbosity=(.*)", re.DOTALL)
 _MOST_VERBOSE = 4
+_LEVELS = set(map(str, range(_MOST_VERBOSE + 1)))
 
 
 def _as_typer_counts(arguments: Iterable[str]) -> Iterator[str]:
@@ -114,8 +115,13 @@ def _as_typer_counts(arguments: Iterable[str]) -> Iterator[str]:
         found = _VERBOSITY.fullmatch(argument)
         if found is None:
             yield argument
-        elif found[1] != "0":
-            yield "-" + "v" * min(int(found[1]), _MOST_VERBOSE)
+            continue
+        level = found[1] or found[2]
+        if level not in _LEVELS:
+            message = f"{output.shown(argument)}: no level of the log"
+            raise UsageError(message, advice=f"give one of 0 to {_MOST_VERBOSE}")
+        if level != "0":
+            yield "-" + "v" * int(level)
 
 
 def _leave_stdout() -> None:
