@@ -159,6 +159,38 @@ def test_what_is_no_database_of_ours_is_refused_and_left_alone(tmp_path, make, s
     assert open_files() == fds
 
 
+EVIL = "a\x1b[31m\nb\u202e"
+
+
+def foreign_table(path):
+    path.unlink()
+    with closing(sqlite3.connect(path)) as other:
+        other.execute(f'CREATE TABLE "{EVIL}" (x)')
+
+
+def newer_schema(path):
+    with closing(sqlite3.connect(path)) as other, other:
+        other.execute("UPDATE alembic_version SET version_num = ?", (EVIL,))
+
+
+def broken_schema(path):
+    with closing(sqlite3.connect(path)) as other, other:
+        other.execute("PRAGMA writable_schema = 1")
+        row = ("table", EVIL, EVIL, 0, f"CREATE TABLE {EVIL}")
+        other.execute("INSERT INTO sqlite_master VALUES (?, ?, ?, ?, ?)", row)
+
+
+@pytest.mark.parametrize("spoil", [foreign_table, newer_schema, broken_schema])
+def test_what_a_database_names_stays_on_the_line(tmp_path, spoil):
+    fill(tmp_path / "irmap.db")
+    spoil(tmp_path / "irmap.db")
+    for use in (current, entries_of, fill):
+        with pytest.raises(DatabaseError) as caught:
+            use(tmp_path / "irmap.db")
+        assert str(caught.value).isprintable()
+        assert r"a\x1b[31m\nb\u202e" in str(caught.value)
+
+
 @pytest.mark.parametrize("way", WAYS[1:], ids=["open old", "read", "current", "up", "backup"])
 def test_only_who_may_create_makes_a_database(tmp_path, way):
     path = tmp_path / "irmap.db"

@@ -17,7 +17,16 @@ from irmapdb.model import printable
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Holder", "explain", "find_holder", "is_full", "primary_code", "show", "translated"]
+__all__ = [
+    "Holder",
+    "explain",
+    "find_holder",
+    "is_full",
+    "primary_code",
+    "show",
+    "show_words",
+    "translated",
+]
 
 _WAL_LOCKS = range(120, 123)  # in the -shm file: writer, checkpointer, recoverer
 _DATABASE_LOCKS = range(0x40000000, 0x40000000 + 512)  # in the database: pending, reserved, shared
@@ -34,6 +43,11 @@ class Holder(NamedTuple):
 def show(path: bytes) -> str:
     """A path in a message."""
     return printable(path)
+
+
+def show_words(text: str) -> str:
+    """Words of a database in a message: a table, say, has whatever name somebody gave it."""
+    return printable(text.encode("utf-8", "backslashreplace"))
 
 
 def primary_code(error: sqlite3.Error) -> int | None:
@@ -61,7 +75,7 @@ def translated(path: bytes, wait_s: float = 0) -> Iterator[None]:
 
 def explain(path: bytes, error: sqlite3.Error, wait_s: float = 0) -> DatabaseError:
     """The error to raise for an error of SQLite."""
-    name = show(path)
+    name, said = show(path), show_words(str(error))
     match primary_code(error):
         case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
             return _explain_lock(path, wait_s)
@@ -72,14 +86,14 @@ def explain(path: bytes, error: sqlite3.Error, wait_s: float = 0) -> DatabaseErr
             )
         case sqlite3.SQLITE_CORRUPT:
             return DatabaseError(
-                f"{name}: the database is damaged ({error})",
+                f"{name}: the database is damaged ({said})",
                 advice="move it away, or put back a backup: it is only a cache",
             )
         case sqlite3.SQLITE_FULL:
             return _explain_full(name)
         case sqlite3.SQLITE_READONLY:
             return DatabaseError(
-                f"{name}: the database cannot be written ({error})",
+                f"{name}: the database cannot be written ({said})",
                 advice="name a file that can be written with --db",
             )
         case sqlite3.SQLITE_IOERR if is_full(path):
@@ -91,7 +105,7 @@ def explain(path: bytes, error: sqlite3.Error, wait_s: float = 0) -> DatabaseErr
             )
         case _:
             code = getattr(error, "sqlite_errorname", type(error).__name__)
-            return DatabaseError(f"{name}: {error} ({code})")
+            return DatabaseError(f"{name}: {said} ({code})")
 
 
 def _explain_full(name: str) -> DatabaseError:

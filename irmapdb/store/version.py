@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from irmapdb.errors import DatabaseError
-from irmapdb.store.failures import show
+from irmapdb.store.failures import show, show_words
 
 if TYPE_CHECKING:
     import sqlite3
@@ -43,7 +43,8 @@ def read_revision(raw: sqlite3.Connection, path: bytes) -> str | None:
     if not names and application_id == 0:
         return None
     if application_id != APPLICATION_ID or "alembic_version" not in names:
-        has = f"it has the tables {', '.join(sorted(names))}" if names else "it has no tables"
+        tables = ", ".join(map(show_words, sorted(names)))
+        has = f"it has the tables {tables}" if names else "it has no tables"
         raise DatabaseError(
             f"{show(path)}: a database, but not one of irmapdb: {has}",
             advice="name another file with --db",
@@ -56,10 +57,11 @@ def read_revision(raw: sqlite3.Connection, path: bytes) -> str | None:
         )
     revision = str(found[0])
     if revision not in REVISIONS:
+        newer = show_words(revision)
         raise DatabaseError(
-            f"{show(path)}: has schema {revision}, newer than {HEAD}, "
+            f"{show(path)}: has schema {newer}, newer than {HEAD}, "
             "the newest that this irmapdb knows",
-            advice=f"use an irmapdb that knows schema {revision}, or name another file with --db",
+            advice=f"use an irmapdb that knows schema {newer}, or name another file with --db",
         )
     return revision
 
