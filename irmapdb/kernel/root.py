@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Self
 
 from irmapdb.errors import TaskError
 from irmapdb.kernel import procfs, syscalls
+from irmapdb.kernel.superblock import Superblock, superblock_of
 from irmapdb.model import Mount
 
 if TYPE_CHECKING:
@@ -77,6 +78,8 @@ class Root:
     _pid: int = field(default_factory=os.getpid)
     _outside: bool = False
     """Whether the table lacks the mount that the root directory lies on."""
+    _own: Superblock | None = None
+    """What the root directory lies on, where the table lacks it."""
 
     def __post_init__(self) -> None:
         self._changes.register(self.table_fd, select.POLLPRI)
@@ -125,16 +128,22 @@ class Root:
         self.by_id = {mount.mnt_id: mount for mount in self.mounts}
         self._outside = own.mnt_id is not None and own.mnt_id not in self.by_id
         if own.mnt_id is not None and self._outside:
-            # A chroot that is no mount point: the table begins with the mounts below it. What
-            # stat says of the device is right on all but btrfs and some overlays, and there it
-            # matches nothing.
-            top = Mount(own.mnt_id, own.mnt_id, own.st_kdev, b"/", b"/", b"", "", b"", b"")
+            # A chroot that is no mount point: the table begins with the mounts below it.
+            kdev, fstype = self._superblock(own.st_kdev)
+            top = Mount(own.mnt_id, own.mnt_id, kdev, b"/", b"/", b"", fstype, b"", b"")
             self.mounts = (top, *self.mounts)
             self.by_id[own.mnt_id] = top
         self.by_mountpoint = _visible(self.mounts, own.mnt_id)
         self._by_kdev.clear()
         self._ways.clear()
         self._by_directory.clear()
+
+    def _superblock(self, st_kdev: int) -> Superblock:
+        # Asked once: an open directory stays where it is. Where nobody tells, what stat says of
+        # the device is right on all but btrfs and some overlays, and there it matches nothing.
+        if self._own is None:
+            self._own = superblock_of(self.fd) or Superblock(st_kdev, "")
+        return self._own
 
     def open(self, path: bytes, flags: int = os.O_PATH | os.O_NOFOLLOW) -> int:
         """Open an absolute path of this root. The caller closes the descriptor."""

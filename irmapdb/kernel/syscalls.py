@@ -2,7 +2,7 @@
 
 Every function raises OSError(errno, strerror, object) on failure and nothing else.
 Sources: openat2(2), open_by_handle_at(2), statx(2), kcmp(2); include/uapi/linux/openat2.h,
-fcntl.h, stat.h, kcmp.h of Linux 6.18.
+fcntl.h, stat.h, kcmp.h of Linux 6.18; inotify_init(2), inotify_add_watch(2), statfs(2).
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ __all__ = [
     "RESOLVE_NO_SYMLINKS",
     "RESOLVE_NO_XDEV",
     "Statx",
+    "filesystem_magic",
+    "inotify_add_watch",
+    "inotify_init",
     "name_to_handle_at",
     "open_by_handle_at",
     "openat2",
@@ -238,6 +241,41 @@ def statx(fd: int) -> Statx:
         st_kdev=kdev_of(buffer.dev_major, buffer.dev_minor),
         mnt_id=buffer.mnt_id if buffer.mask & _STATX_MNT_ID else None,
     )
+
+
+# struct statfs begins with f_type, whose width is the machine's (__statfs_word of asm/statfs.h).
+_STATFS_TYPE = struct.Struct("=I" if os.uname().machine == "s390x" else "@L")
+_STATFS_BYTES = 256  # more than any machine's
+
+_fstatfs = _libc.fstatfs
+_fstatfs.restype = ctypes.c_int
+_fstatfs.argtypes = (ctypes.c_int, ctypes.c_void_p)
+
+
+def filesystem_magic(fd: int) -> int:
+    """f_type of fstatfs(2), of an open descriptor, O_PATH or not. It may wait for a server."""
+    buffer = ctypes.create_string_buffer(_STATFS_BYTES)
+    _check(_fstatfs(fd, ctypes.addressof(buffer)), fd)
+    magic: int = _STATFS_TYPE.unpack_from(buffer.raw)[0]
+    return magic
+
+
+_inotify_init1 = _libc.inotify_init1
+_inotify_init1.restype = ctypes.c_int
+_inotify_init1.argtypes = (ctypes.c_int,)
+_inotify_add_watch = _libc.inotify_add_watch
+_inotify_add_watch.restype = ctypes.c_int
+_inotify_add_watch.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_uint32)
+
+
+def inotify_init() -> int:
+    """inotify_init1(2): a descriptor, close-on-exec. EMFILE: the user has too many."""
+    return _check(_inotify_init1(os.O_CLOEXEC), b"inotify")
+
+
+def inotify_add_watch(inotify: int, path: bytes, mask: int) -> int:
+    """inotify_add_watch(2): a watch descriptor. EACCES: it takes leave to read the inode."""
+    return _check(_inotify_add_watch(inotify, path, mask), path)
 
 
 _KCMP_FILE = 0

@@ -12,6 +12,7 @@ import pytest
 from irmapdb.errors import TaskError
 from irmapdb.kernel import syscalls
 from irmapdb.kernel.aside import call_aside
+from irmapdb.kernel.identity import disproof, identify
 from irmapdb.kernel.root import open_beneath, open_root
 from irmapdb.model import kdev_of
 from tests.kernel.truth import as_nobody, mount_id, open_descriptors
@@ -415,6 +416,33 @@ def test_a_chroot_in_a_namespace_of_its_own_is_a_root_with_a_mount(rootfs):
             assert root.strip(os.fsencode(rootfs / "jail")) == b"/"
             assert root.strip(os.fsencode(rootfs / "jailer" / "sub")) is None
             assert root.strip(b"/etc") is None
+
+
+@pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs", "btrfs-subvolume", "tmpfs", "fuse"])
+def test_what_a_chroot_lies_on_is_told_as_mountinfo_has_it(area, kind):
+    place = area.place(kind)
+    jail = place.directory / "dir"
+    with Watcher(unshare={"mount"}, chroot=jail) as watcher, open_root(watcher.pid) as root:
+        top = root.mount_of(b"/file")
+        fstype = "fuse" if kind == "fuse" else kind.partition("-")[0]
+        assert (top.kdev, top.fstype) == (superblock_kdev(place.mountpoint), fstype)
+        found = identify(root, b"/file")
+        assert found.kdev == top.kdev
+        assert disproof(root, found, b"/file") is None
+
+
+def test_a_chroot_on_what_does_not_tell(rootfs, monkeypatch):
+    """What stat says of the device is the best that is left."""
+    (rootfs / "jail").mkdir()
+    with Watcher(unshare={"mount"}, chroot=rootfs / "jail") as watcher:
+        for error in (OSError(errno.EMFILE, "too many"), OSError(errno.EACCES, "denied")):
+
+            def refuse(*_, error=error):
+                raise error
+
+            monkeypatch.setattr(syscalls, "inotify_init", refuse)
+            with open_root(watcher.pid) as root:
+                assert root.mount_of(b"/x")[2:7:4] == (superblock_kdev(rootfs), "")
 
 
 def test_a_root_that_cannot_be_opened(watcher, monkeypatch):

@@ -404,6 +404,22 @@ def test_where_all_are_in_chroots_each_is_seen_from_its_own(watcher, jails, make
     assert len(open_descriptors()) == len(before) + 2  # the main root's
 
 
+@pytest.mark.parametrize("kind", ["ext4", "btrfs", "btrfs-subvolume", "overlay-nfs-export"])
+def test_a_chroot_whose_mount_no_table_has(area, watcher, make, kind):
+    """On btrfs stat tells another device than fdinfo does, and the type says whom to ask."""
+    place = area.place(kind)
+    (place.directory / "dir" / "hard").unlink()
+    with Watcher(unshare={"mount"}, chroot=place.directory / "dir") as task:
+        shown = [watched_identity(task, task.add_inotify(name)) for name in ("/", "/file")]
+        run("mount", "-t", "tmpfs", "over", place.mountpoint)  # hides it from the main root
+        search = make()
+        search.resolve(files_of(task))
+        run("umount", place.mountpoint)
+        found = search.outcome.resolved
+        assert [found[one].path for one in shown if one in found] == [b"/", b"/file"]
+        assert {found[one].mntns for one in shown} == {mntns_of(task)}
+
+
 def test_what_is_deleted_in_a_nested_namespace_is_told_as_deleted(watcher, nested, make):
     task, place = nested
     own = watched_identity(task, task.add_inotify(place / "own"))

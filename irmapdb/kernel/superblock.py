@@ -1,0 +1,68 @@
+"""What superblock a directory lies on, where no mount table tells."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import NamedTuple
+
+from irmapdb.kernel import syscalls
+from irmapdb.kernel.aside import call_aside
+
+__all__ = ["Superblock", "superblock_of"]
+
+_PATIENCE_S = 2.0
+_IN_IGNORED = 0x8000  # an event that nobody has to be told of: the watch is only looked at
+_SDEV = re.compile(rb" sdev:([0-9a-f]+)")
+
+# include/uapi/linux/magic.h and fs/ of Linux 6.18: those that are treated in their own way.
+_NAMES = {
+    0x9123683E: "btrfs",
+    0x794C7630: "overlay",
+    0xEF53: "ext4",
+    0x58465342: "xfs",
+    0x01021994: "tmpfs",
+    0x65735546: "fuse",
+    0x6969: "nfs",
+}
+
+
+class Superblock(NamedTuple):
+    """Its device, and its type as mountinfo has it; an empty one if it is not known here."""
+
+    kdev: int
+    fstype: str
+
+
+def superblock_of(fd: int) -> Superblock | None:
+    """The superblock of an open directory, O_PATH or not; None if it does not tell.
+
+    stat(2) tells another device on btrfs and on some overlays. fdinfo's sdev of a watch is the
+    superblock's (inotify_fdinfo() of fs/notify/fdinfo.c), so we watch it for a moment: in a
+    child, as a filesystem that is somebody's program may keep us waiting.
+    """
+    try:
+        found: Superblock | None = call_aside(lambda: _look(fd), _PATIENCE_S)
+    except (TimeoutError, ChildProcessError):
+        return None
+    return found
+
+
+def _look(fd: int) -> Superblock | None:
+    try:
+        kdev = _watched_kdev(fd)
+        magic = syscalls.filesystem_magic(fd)
+    except OSError:  # we may not read it, or have too many watches
+        return None
+    return None if kdev is None else Superblock(kdev, _NAMES.get(magic, ""))
+
+
+def _watched_kdev(fd: int) -> int | None:
+    inotify = syscalls.inotify_init()
+    try:
+        syscalls.inotify_add_watch(inotify, b"/proc/self/fd/%d" % fd, _IN_IGNORED)
+        with open(f"/proc/self/fdinfo/{inotify}", "rb") as fdinfo:
+            shown = _SDEV.search(fdinfo.read())
+    finally:
+        os.close(inotify)
+    return int(shown[1], 16) if shown else None
