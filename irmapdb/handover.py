@@ -8,6 +8,8 @@ numbers by `fstatat(root, path + 1, AT_SYMLINK_NOFOLLOW)`. It compares no handle
   overlay with layers on several filesystems;
 - of two watched inodes with one (device, inode number) the entry of one would be believed of the
   other: no entry at all is better than a wrong path;
+- the same number may be another inode's on an overlay, so what has no handle there gets no entry;
+  CRIU cannot read such a watch in fdinfo anyway;
 - `/` is looked up as the empty path and not found; `/.` is.
 
 What is left out here stays in the database.
@@ -77,6 +79,8 @@ def cache_entries(
             continue
         names = [path for path in (answer.path, *answer.other_paths) if _can_be_looked_up(path)]
         fstype = fstypes.get(identity.kdev)
+        if fstype == "overlay" and identity.handle is None:
+            continue
         if fstype is None or fstype in _OWN_NUMBERS:
             waits = may_wait(root.on_the_way(identity.kdev))
             names = [path for path in names if not waits and _has_the_numbers(root, identity, path)]

@@ -85,7 +85,7 @@ def _failed_rows(
             if (row.path, row.mntns) != (one.path, one.mntns) or row.stale or row.id in failed:
                 continue
             reason: StaleReason | None = None
-            if row.identity.matches(one.identity):
+            if _is_condemned_by(row, one):
                 reason = one.reason
             elif not row.mntns:
                 reason = disprove(row.identity, row.path)
@@ -93,6 +93,12 @@ def _failed_rows(
             if reason is not None and reason is not StaleReason.UNREACHABLE:
                 failed[row.id] = (row, reason)
     return failed
+
+
+def _is_condemned_by(row: Mapping, one: Disproved) -> bool:
+    # A watch that shows no handle says nothing about the inode of a row that has one.
+    known_better = row.identity.handle is not None and one.identity.handle is None
+    return row.identity.matches(one.identity) and not known_better
 
 
 def _holds(row: Mapping, answer: Resolved) -> bool:

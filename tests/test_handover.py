@@ -75,6 +75,20 @@ def test_two_inodes_of_one_number_get_no_entry(root):
     assert _as_criu_finds(entries) == {single.key: b"/single"}
 
 
+def test_on_an_overlay_a_number_alone_gets_no_entry(area):
+    """It may be another layer's; and CRIU cannot read a watch without a handle."""
+    place = area.place("overlay-lower")
+    path = os.fsencode(place.directory / "file")
+    with open_root(os.getpid()) as root:
+        full = identify(root, path)
+        assert full.handle is not None
+        for identity, expected in ((full, {full.key: path}), (full._replace(handle=None), {})):
+            entries = handover.cache_entries(
+                _outcome((identity, path)), [identity], root, _NOBODY_WAITS
+            )
+            assert _as_criu_finds(entries) == expected
+
+
 def test_names_that_criu_cannot_look_up(root, tmp_path):
     outcome = _outcome((identify(root, b"/"), b"/"))
     handover.spell_root(outcome)

@@ -99,7 +99,7 @@ def test_a_number_alone_has_not_moved():
     rows = loaded(row(1, A, b"/a"))
     gone = failed(bare, b"/a")
     answer = Resolved(bare, b"/new", Source.SCAN)
-    told = history.tell(rows, outcome(answer, disproved=[gone]), unasked)
+    told = history.tell(rows, outcome(answer, disproved=[gone]), lambda *_: StaleReason.GONE)
     assert [change.kind for change in told.changes] == [ChangeKind.FOUND, ChangeKind.STALE]
     # Of two lost names the one that is known by its handle has.
     rows = loaded(row(1, A, b"/a"), row(2, bare, b"/b"))
@@ -165,6 +165,15 @@ def test_only_its_own_inode_condemns_a_row():
     assert [(one.id, reason) for one, reason in told.stale] == [(1, StaleReason.GONE)]
     told = history.tell(rows, outcome(both[1], disproved=[crossed[0]]), lambda *_: None)
     assert told.stale == ()
+
+
+def test_a_watch_without_a_handle_condemns_no_row_that_has_one():
+    """Its number is all that they have in common; the row's own inode is asked for."""
+    rows = loaded(row(1, A, b"/a"))
+    cold = outcome(disproved=[failed(A._replace(handle=None), b"/a", StaleReason.REUSED)])
+    assert history.tell(rows, cold, lambda *_: None) == Story((), (), 0)
+    gone = history.tell(rows, cold, lambda *_: StaleReason.GONE)
+    assert [(one.id, reason) for one, reason in gone.stale] == [(1, StaleReason.GONE)]
 
 
 def test_a_row_that_another_inode_overwrites_is_told_as_reused():

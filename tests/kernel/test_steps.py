@@ -920,10 +920,9 @@ def test_a_task_that_is_traced_is_told_and_nothing_is_written(
     assert (run.event, run.outcome.startswith("failed: ")) == (Event.DUMP, True)
 
 
-@pytest.mark.parametrize("event", ["pre-dump", "dump"])
-@pytest.mark.parametrize("cold", [False, True], ids=["warm", "cold"])
-def test_one_number_in_two_subvolumes_below_an_overlay(area, watcher, tmp_path, event, cold):
-    """A directory without a handle for a while, and another one that has its inode number."""
+@pytest.fixture
+def two_subvolumes(area):
+    """An overlay of them; `dA` and `dB` in it have one number, and so has its root."""
     layers = area.btrfs().mountpoint
     for name in "AB":
         run("btrfs", "subvolume", "create", layers / name)
@@ -933,10 +932,35 @@ def test_one_number_in_two_subvolumes_below_an_overlay(area, watcher, tmp_path, 
         upper_base=layers,
         options="index=on,nfs_export=on",
     ).mountpoint
-    numbers = {(overlay / name).stat().st_ino for name in ("dA", "dB")}
-    assert len(numbers) == 1
+    assert len({(overlay / name).stat().st_ino for name in ("dA", "dB")}) == 1
+    return overlay
+
+
+def test_a_watch_without_a_handle_leaves_the_row_of_its_namesake_alone(
+    two_subvolumes, watcher, tmp_path
+):
+    with Watcher() as other:
+        other.add_inotify(two_subvolumes / "dA")
+        config = Config(hints=())
+        steps.pre_dump(Options(other.pid, tmp_path, config=config))
+        watcher.add_inotify(two_subvolumes / "dB")
+        drop_caches()
+        # Its candidates are those of its number: the stored row of dA is one, and is right.
+        report = steps.pre_dump(Options(watcher.pid, tmp_path, config=config))
+        found = os.fsencode(two_subvolumes / "dB")
+        assert [row.path for row in report.watches] == [found]
+        assert [(one.kind, one.path) for one in report.changes] == [(ChangeKind.FOUND, found)]
+
+
+@pytest.mark.parametrize("event", ["pre-dump", "dump"])
+@pytest.mark.parametrize("cold", [False, True], ids=["warm", "cold"])
+def test_one_number_in_two_subvolumes_below_an_overlay(
+    two_subvolumes, watcher, tmp_path, event, cold
+):
+    """A directory without a handle for a while, and another one that has its inode number."""
     truth = {
-        watcher.add_inotify(overlay / name).wd: os.fsencode(overlay / name) for name in ("dB", "dA")
+        watcher.add_inotify(two_subvolumes / name).wd: os.fsencode(two_subvolumes / name)
+        for name in ("dB", "dA")
     }
     if cold:
         drop_caches()
