@@ -165,6 +165,20 @@ def _resolve(tree: _Tree, search: Search, watched: list[WatchFile]) -> list[Watc
     return watched
 
 
+def _read_frozen(tree: _Tree, search: Search, pids: Sequence[int]) -> list[WatchFile]:
+    watched = tree.read_again(pids)
+    bare = {identity.key for identity in tree.rewatched if identity.handle is None}
+    known = [one for one in search.outcome.resolved if one.key in bare and one.handle is not None]
+    if known:
+        # A name that fell out of the cache took the handle along; a look at it brings both back.
+        search.prove_again(known, at_once=True)
+        rewatched, reparsed = tree.rewatched, tree.reparsed
+        watched = tree.read_again(pids)
+        tree.rewatched += rewatched
+        tree.reparsed += reparsed
+    return watched
+
+
 class _Share(NamedTuple):
     """What the time in the freeze went into: the fields of RunStats of these names."""
 
@@ -181,7 +195,7 @@ def _confirm_frozen(
     tree: _Tree, search: Search, confirmation: Confirmation, held: Frozen
 ) -> tuple[list[WatchFile], _Share]:
     begun = time.monotonic_ns()
-    watched = tree.read_again(held.pids)
+    watched = _read_frozen(tree, search, held.pids)
     read = time.monotonic_ns()
     suspects = confirmation.suspects(search.outcome, tree.rewatched)
     asked = time.monotonic_ns()

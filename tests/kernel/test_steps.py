@@ -970,3 +970,22 @@ def test_one_number_in_two_subvolumes_below_an_overlay(
     else:
         report = steps.dump(options, FreezeOptions())
     assert {row.watch.wd: row.path for row in report.watches} == truth
+
+
+def test_a_handle_that_is_lost_right_before_the_freeze(
+    two_subvolumes, watcher, tmp_path, monkeypatch
+):
+    truth = {
+        watcher.add_inotify(two_subvolumes / name).wd: os.fsencode(two_subvolumes / name)
+        for name in ("dB", "dA")
+    }
+    frozen = steps.freeze.frozen
+
+    def drop_and_freeze(*args, **more):
+        drop_caches()
+        return frozen(*args, **more)
+
+    monkeypatch.setattr(steps.freeze, "frozen", drop_and_freeze)
+    report = steps.dump(Options(watcher.pid, tmp_path, config=Config(hints=())), FreezeOptions())
+    assert {row.watch.wd: row.path for row in report.watches} == truth
+    assert all(row.watch.identity.handle for row in report.watches)
