@@ -482,6 +482,18 @@ def test_open_files_have_the_bytes_of_their_names(watcher, tmp_path):
     assert all(file.path.startswith(b"/") for file in procfs.open_files(watcher.pid))
 
 
+def test_mapped_files_are_told_once_each_and_not_without_end(watcher, monkeypatch):
+    files = list(procfs.mapped_files(watcher.pid))
+    paths = [file.path for file in files]
+    assert os.fsencode(os.readlink(f"/proc/{watcher.pid}/exe")) in paths
+    assert len(set(paths)) == len(paths) < len(os.listdir(f"/proc/{watcher.pid}/map_files"))
+    assert all(file.link.startswith(f"/proc/{watcher.pid}/map_files/") for file in files)
+    monkeypatch.setattr(procfs, "_MOST_MAPS", 1)
+    assert len(list(procfs.mapped_files(watcher.pid))) == 1
+    watcher.kill()
+    assert list(procfs.mapped_files(watcher.pid)) == []
+
+
 def test_a_file_of_proc_is_read_whole(tmp_path):
     large = tmp_path / "large"
     large.write_bytes(os.urandom((1 << 20) + 17))

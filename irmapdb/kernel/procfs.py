@@ -8,6 +8,7 @@ of fdinfo's inotify and fanotify lines are hex.
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import re
 from typing import TYPE_CHECKING, NamedTuple
@@ -26,12 +27,13 @@ from irmapdb.model import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 __all__ = [
     "OpenFile",
     "RawWatchFile",
     "living_thread",
+    "mapped_files",
     "mount_namespace",
     "namespace_pids",
     "open_files",
@@ -311,7 +313,7 @@ class OpenFile(NamedTuple):
     """Something that a task holds open, and the name that the kernel has for it."""
 
     link: str
-    """The magic link: /proc/PID/fd/N, cwd, root or exe."""
+    """The magic link: /proc/PID/fd/N, cwd, root, exe, or one of map_files."""
     path: bytes
     """What it reads as; ` (deleted)` behind it may be a part of the name."""
 
@@ -328,6 +330,35 @@ def open_files(pid: int, proc: str = "/proc") -> Iterator[OpenFile]:
         links += [f"{base}/fd/{name}" for name in os.listdir(f"{base}/fd")]
     except OSError:
         return
+    yield from _named(links)
+
+
+# A task may have 65,530 maps (vm.max_map_count of proc_sys_vm(5)), and more where that is raised.
+_MOST_MAPS = 10_000
+
+
+def mapped_files(pid: int, proc: str = "/proc") -> Iterator[OpenFile]:
+    """The named files that a task has in its memory, which need not be open any more.
+
+    Each name once, of the first 10,000 maps. To follow the links takes CAP_SYS_ADMIN or
+    CAP_CHECKPOINT_RESTORE in the machine's own user namespace (proc_pid_map_files(5)).
+    """
+    try:
+        directory = f"{proc}/{living_thread(pid, proc)}/map_files"
+        with os.scandir(directory) as entries:
+            links = [entry.path for entry in itertools.islice(entries, _MOST_MAPS)]
+    except OSError:
+        return
+    known: set[bytes] = set()
+    for file in _named(links):
+        if file.path not in known:
+            yield file
+        # Of one name any number of files can have been deleted.
+        if not file.path.endswith(b" (deleted)"):
+            known.add(file.path)
+
+
+def _named(links: Iterable[str]) -> Iterator[OpenFile]:
     for link in links:
         try:
             path = os.fsencode(os.readlink(link))

@@ -1,4 +1,4 @@
-"""What the tasks themselves hold open."""
+"""What the tasks themselves hold open, or have in their memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["OpenFiles"]
 
 
 class OpenFiles:
-    """The tasks' own open files, working directories, roots and executables."""
+    """The tasks' own open files, working directories, roots and executables, then their maps."""
 
     source = Source.OPEN_FILES
 
@@ -35,11 +35,13 @@ class OpenFiles:
         by_ino: dict[int, list[Identity]] = {}
         for identity in wanted:
             by_ino.setdefault(identity.ino, []).append(identity)
-        for pid in self._pids:
-            for file in procfs.open_files(pid, self._proc):
-                path = self._root.strip(file.path)
-                if path:
-                    yield from self._look(file.link, path, by_ino, kdevs)
+        # A task has more maps than descriptors: they are looked at only for what is left.
+        for held_by in (procfs.open_files, procfs.mapped_files):
+            for pid in self._pids if wanted else ():
+                for file in held_by(pid, self._proc):
+                    path = self._root.strip(file.path)
+                    if path:
+                        yield from self._look(file.link, path, by_ino, kdevs)
         for identity in list(wanted):
             yield Note(identity, "no task has it open")
 

@@ -1,5 +1,8 @@
 """Each resolver by itself, on real files: what it finds, what it says where it finds nothing."""
 
+import contextlib
+import ctypes
+import mmap
 import os
 import re
 
@@ -225,6 +228,54 @@ def test_what_is_open_and_deleted_is_deleted(area, root, watcher, watched):
     (top / "file").unlink()
     (top / "file").touch()
     assert why_not(root, OpenFiles(root, [watcher.pid]), shown).deleted
+
+
+@contextlib.contextmanager
+def mapped(*paths):
+    """This process has files in its memory that it has not open: one page of each."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    size, addresses = mmap.PAGESIZE, []
+    for path in paths:
+        fd = os.open(path, os.O_RDONLY)
+        address = libc.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, fd, ctypes.c_long(0))
+        os.close(fd)
+        assert address not in {None, ctypes.c_void_p(-1).value}, os.strerror(ctypes.get_errno())
+        addresses.append(address)
+    try:
+        yield
+    finally:
+        for address in addresses:
+            libc.munmap(ctypes.c_void_p(address), size)
+
+
+@pytest.mark.parametrize("kind", ["tmpfs", "ext4", "overlay-lower", "overlay-upper"])
+def test_what_is_only_mapped_is_seen_too(area, root, watched, kind):
+    top = area.place(kind).directory
+    names = [top / "first", top / "second"]
+    for name in names:
+        name.write_bytes(b"x")
+    kept, gone = (watched(name) for name in names)
+    with mapped(*names):
+        open_files = OpenFiles(root, [os.getpid()])
+        assert path_by(root, open_files, kept) == raw(names[0])
+        names[1].unlink()
+        names[1].write_bytes(b"another of the same name")
+        assert why_not(root, open_files, gone).deleted
+    assert not why_not(root, open_files, gone).deleted
+
+
+def test_of_one_name_several_deleted_files_may_be_mapped(area, root, watched):
+    path = area.tmpfs() / "file"
+    with contextlib.ExitStack() as stack:
+        shown = []
+        for _ in range(3):
+            path.write_bytes(b"x")
+            shown.append(watched(path))
+            stack.enter_context(mapped(path))
+            path.unlink()
+        outcome = ask(root, OpenFiles(root, [os.getpid()]), *shown)
+    assert [outcome.unresolved[identity].deleted for identity in shown] == [True] * 3
 
 
 def test_open_files_of_a_chroot_are_seen_from_it(area):
