@@ -117,6 +117,12 @@ class Search:
         """Directory entries looked at."""
         return sum(place.scan.scanned for place in self._places())
 
+    @property
+    def nested_roots(self) -> list[Root]:
+        """The roots of other mount namespaces that were looked at, without chroots in them."""
+        roots = (place.root for place in self._nested.values())
+        return [root for root in roots if root.is_namespaces_own]
+
     def resolve(self, files: Iterable[WatchFile], *, at_once: bool = False) -> None:
         """Resolve what the files watch and is neither resolved nor given up yet.
 

@@ -430,7 +430,7 @@ def _write(
     handover.spell_root(outcome)
     now = datetime.now(UTC)
     watches = _watch_rows(tree, outcome, watched)
-    unmounted = _unmounted(step.tx, tree.root)
+    unmounted = [*_unmounted(step.tx, tree.root), *_unmounted_nested(step.tx, search)]
     story = history.tell(search.rows, outcome, search.disprove, unmounted)
     current = {row.watch.identity for row in watches}
     resolved = [answer for answer in outcome.resolved.values() if answer.identity in current]
@@ -492,6 +492,18 @@ def _unmounted(tx: Step, root: Root) -> list[Mapping]:
     """
     absent = tx.live_devices() - {mount.kdev for mount in root.mounts}
     return tx.live_on(absent - mounted_anywhere(absent)) if absent else []
+
+
+def _unmounted_nested(tx: Step, search: Search) -> Iterator[Mapping]:
+    """The same of the nested namespaces that were looked at.
+
+    Their rows tell whose they are, so that what is mounted elsewhere does not count. A namespace
+    that was not looked at may have its mounts still; of a chroot not all are seen.
+    """
+    for root in search.nested_roots:
+        root.renew()
+        mounted = {mount.kdev for mount in root.mounts}
+        yield from tx.live_on(tx.live_devices(root.mntns) - mounted, root.mntns)
 
 
 def _watch_rows(tree: _Tree, outcome: Outcome, watched: list[WatchFile]) -> tuple[WatchRow, ...]:

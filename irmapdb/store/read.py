@@ -41,7 +41,7 @@ _BEFORE_ALL_IDS = -(1 << 63)
 
 _mapping = tables.mapping.c
 
-_LIVE = (_mapping.stale_at.is_(None), _mapping.mntns == 0)
+_LIVE = (_mapping.stale_at.is_(None), _mapping.mntns == bindparam("of_mntns"))
 _ANY_MAPPING = select(_mapping.id).limit(1)
 _LOAD = (
     select(*rows.MAPPING_COLUMNS)
@@ -108,16 +108,18 @@ class Reader:
                         found.setdefault(key, []).append(mapping)
         return found
 
-    def live_devices(self) -> set[int]:
-        """The devices of the mappings that are not stale, of the root task's namespace."""
-        return {dev for (dev,) in self._fetch(select(_mapping.dev).where(*_LIVE).distinct())}
+    def live_devices(self, mntns: int = 0) -> set[int]:
+        """The devices of the mappings that are not stale, of one mount namespace."""
+        devices = select(_mapping.dev).where(*_LIVE).distinct()
+        return {dev for (dev,) in self._fetch(devices, {"of_mntns": mntns})}
 
-    def live_on(self, kdevs: Iterable[int]) -> list[Mapping]:
+    def live_on(self, kdevs: Iterable[int], mntns: int = 0) -> list[Mapping]:
         """The same mappings, of these devices."""
         found: list[Mapping] = []
         for dev in sorted(kdevs):
             of_dev = select(*rows.MAPPING_COLUMNS).where(*_LIVE, _mapping.dev == dev)
-            found += self._read(rows.read_mapping, self._fetch(of_dev.order_by(_mapping.id)))
+            answer = self._fetch(of_dev.order_by(_mapping.id), {"of_mntns": mntns})
+            found += self._read(rows.read_mapping, answer)
         return found
 
     def image_entries(self) -> list[CacheEntry]:

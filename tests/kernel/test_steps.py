@@ -595,6 +595,79 @@ def test_two_trees_that_share_a_database_leave_each_others_mounts_alone(
         until(lambda: step(other) == [ChangeKind.STALE], "the mount is gone")
 
 
+# A task, and in a mount namespace of its own a child that watches a file on each of two mounts.
+# At the first line it unmounts one of them, at the second it watches nothing more.
+_UNMOUNTING = """
+import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+kept, place = map(os.fsencode, sys.argv[1:])
+NEWNS, PRIVATE, MODIFY = 0x20000, 0x44000, 2
+def done(result):
+    assert result >= 0, os.strerror(ctypes.get_errno())
+    return result
+if os.fork():
+    os.wait()
+    sys.exit()
+done(libc.unshare(NEWNS))
+done(libc.mount(b"none", b"/", None, PRIVATE, None))
+inotify = done(libc.inotify_init1(0))
+for directory in (kept, place):
+    done(libc.mount(b"none", directory, b"tmpfs", 0, None))
+    open(directory + b"/own", "w").close()
+    done(libc.inotify_add_watch(inotify, directory + b"/own", MODIFY))
+print(os.stat("/proc/self/ns/mnt").st_ino, flush=True)
+sys.stdin.readline()
+done(libc.umount2(place, 0))
+print(flush=True)
+sys.stdin.readline()
+os.close(inotify)
+print(flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_what_a_nested_namespace_has_unmounted_is_stale(
+    area: MountArea, watcher: Watcher, tmp_path: Path
+) -> None:
+    directories = [area.path / name for name in ("kept", "place")]
+    for directory in directories:
+        directory.mkdir()
+    kept, gone = (os.fsencode(directory / "own") for directory in directories)
+    work = _work(tmp_path)
+    command = [sys.executable, "-c", _UNMOUNTING, *directories]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as root:
+        assert root.stdin is not None
+        assert root.stdout is not None
+        mntns = int(root.stdout.readline())
+        options = Options(root.pid, images_dir=work, config=_NO_HINTS)
+
+        def step(options: Options) -> set[tuple[bytes | None, StaleReason | None, int]]:
+            changes = steps.pre_dump(options).changes
+            return {(change.path, change.reason, change.mntns) for change in changes}
+
+        def go_on() -> None:
+            assert root.stdin is not None
+            assert root.stdout is not None
+            root.stdin.write("\n")
+            root.stdin.flush()
+            root.stdout.readline()
+
+        assert step(options) == {(kept, None, mntns), (gone, None, mntns)}
+        go_on()
+        # Another tree, which does not look into that namespace, knows nothing of its mounts.
+        database = replace(_options(watcher, tmp_path / "other"), database=work / "irmap.db")
+        database.images_dir.mkdir()
+        assert step(database) == set()
+        assert step(options) == {(gone, StaleReason.UNMOUNTED, mntns)}
+        assert step(options) == set()
+        # And where nobody watches in it any more, its own rows stay as they are.
+        go_on()
+        assert step(options) == set()
+        root.stdin.close()
+
+
 def _opaque(overlay: Overlay, how: str) -> None:
     # Upper directories over lower ones of the same names: `merged`, and `opaque` that hides.
     if how == "xattr":
