@@ -33,6 +33,7 @@ _RESOLVE = (
     | syscalls.RESOLVE_NO_XDEV
 )
 _EMPTY_PATH = syscalls.AT_EMPTY_PATH | syscalls.AT_HANDLE_FID
+_ITSELF = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
 _LISTED = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK
 
 # Work is counted in entries: to open a directory costs as much as to look at some of them, and
@@ -62,15 +63,17 @@ def walk(
     every_entry: bool = False,
     by_handle: bool = False,
     prune: Container[bytes] = (),
+    closed: Container[bytes] = (),
     on_entries: Callable[[int], bool] = lambda _: True,
     on_denied: Callable[[bytes], None] = lambda _: None,
 ) -> Iterator[Hit]:
     """Yield what may be one of `inos` below the directory `top_fd`, on the same mount.
 
-    `inos` may shrink during the walk; `prune` are directories not to be entered. `on_entries`
-    is told now and then how many entries were looked at since it was told last, and ends the
-    walk by answering False. `on_denied` is told each directory that may not be read. One with a
-    path of some 64,000 bytes is not entered.
+    `inos` may shrink during the walk; `prune` are directories that are passed over, `closed`
+    those that are looked at themselves and not entered. `on_entries` is told now and then how
+    many entries were looked at since it was told last, and ends the walk by answering False.
+    `on_denied` is told each directory that may not be read. One with a path of some 64,000 bytes
+    is not entered.
 
     A directory is listed once, also where somebody moves it on in front of the walk. Which one it
     is its number tells, or its handle with `by_handle`, where numbers are not one directory's.
@@ -84,11 +87,16 @@ def walk(
             there = True
             while there:
                 path = descent.path
-                fd = None if path in prune else descent.open(on_denied)
+                enters = path not in closed
+                fd = None
+                if path not in prune:
+                    fd = descent.open(on_denied) if enters else descent.look()
                 subdirectories: list[bytes] = []
                 if fd is not None:
                     try:
-                        if _is_new(which(fd), listed):
+                        if not enters:
+                            yield from _itself(fd, path, inos, every_entry=every_entry)
+                        elif _is_new(which(fd), listed):
                             yield from visit(fd, path, inos, subdirectories, seen)
                     except OSError:
                         pass  # removed under us, or an input error of this directory alone
@@ -174,7 +182,7 @@ class _Descent:
 
     def open(self, on_denied: Callable[[bytes], None]) -> int | None:
         """Open the directory for reading; None where it is gone, denied or too deep."""
-        if len(self.path) - self._anchors[-1].length >= _ANCHOR_BYTES and not self._anchor():
+        if not self._is_near():
             return None
         try:
             return self._open(self.path, _LISTED | os.O_NOATIME)
@@ -190,13 +198,25 @@ class _Descent:
             pass
         return None
 
+    def look(self) -> int | None:
+        """Open the directory so that it cannot be read; None where it is gone or too deep."""
+        if not self._is_near():
+            return None
+        try:
+            return self._open(self.path, _ITSELF)
+        except OSError:
+            return None
+
+    def _is_near(self) -> bool:
+        return len(self.path) - self._anchors[-1].length < _ANCHOR_BYTES or self._anchor()
+
     def _anchor(self) -> bool:
         # The parent will do: what else stands in it is opened from there too.
         if len(self._anchors) > _ANCHORS:
             return False
         length = self._lengths[-2]
         try:
-            fd = self._open(self.path[:length], os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
+            fd = self._open(self.path[:length], _ITSELF)
         except OSError:
             return False
         self._anchors.append(_Anchor(fd, len(self._lengths) - 1, length))
@@ -231,6 +251,12 @@ def _handle(fd: int) -> object:
         return syscalls.name_to_handle_at(fd, b"", _EMPTY_PATH)[0]
     except OSError:
         return None
+
+
+def _itself(fd: int, path: bytes, inos: Container[int], *, every_entry: bool) -> Iterator[Hit]:
+    ino = os.fstat(fd).st_ino
+    if every_entry or ino in inos:
+        yield Hit(0 if every_entry else ino, path)
 
 
 def _visit(

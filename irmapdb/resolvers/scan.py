@@ -23,24 +23,32 @@ if TYPE_CHECKING:
 __all__ = ["Scan"]
 
 
-class _Pruned:
-    """The directories that a walk passes over, by their path below its top."""
+class _ClosedInProc:
+    """The directories of /proc that are not entered: all but the tasks' own.
 
-    def __init__(self, paths: Iterable[bytes], pids: Container[bytes] | None) -> None:
-        self._paths = frozenset(paths)
+    A thread's own repeat those of its task, and map_files has a name for each map.
+    """
+
+    def __init__(self, pids: Container[bytes]) -> None:
         self._pids = pids
+        self.met = False
+        """Whether there was one."""
 
     def __contains__(self, path: object) -> bool:
-        if path in self._paths:
-            return True
-        if self._pids is None or not isinstance(path, bytes):
+        closed = isinstance(path, bytes) and self._is_closed(path)
+        self.met = self.met or closed
+        return closed
+
+    def _is_closed(self, path: bytes) -> bool:
+        pid, *below = path.split(b"/", 4)
+        if not pid.isdigit():
             return False
-        # Of /proc only the tasks' own directories, without what repeats them.
-        head, _, tail = path.partition(b"/")
-        return head.isdigit() and (head not in self._pids or tail in _PROC_REPEATS)
+        if pid not in self._pids or below == [b"map_files"]:
+            return True
+        return below[:1] == [b"task"] and len(below) > _TASK_AND_THREAD
 
 
-_PROC_REPEATS = frozenset({b"task", b"map_files", b"fd", b"fdinfo", b"net", b"cwd", b"root"})
+_TASK_AND_THREAD = 2  # of /proc/PID/task/TID, below PID
 
 
 class _Walk(NamedTuple):
@@ -91,12 +99,14 @@ class Scan:
         self._over = over
         self._walked: list[_Walk] = []
         self._denied: dict[int, _Denied] = {}
+        self._closed: set[int] = set()
         self.scanned = 0
         """Directory entries looked at so far."""
 
     def __call__(self, wanted: Wanted) -> Iterator[Answer]:
         self._walked = []
         self._denied = {}
+        self._closed = set()
         for one in self._walks():
             if not wanted or self._over():
                 break
@@ -192,23 +202,31 @@ class Scan:
                 return
             below = one.top.rstrip(b"/") + b"/"
             walked = () if every_entry else [other.top for other in self._walked]
+            closed = self._closed_on(one)
             yield from walk(
                 top_fd,
                 inos,
                 every_entry=every_entry,
                 by_handle=_own_numbers(one.mount.fstype),
-                prune=_Pruned(
-                    (path.removeprefix(below) for path in walked if path.startswith(below)),
-                    self._pid_names() if one.mount.fstype == "proc" else None,
-                ),
+                prune={path.removeprefix(below) for path in walked if path.startswith(below)},
+                closed=closed or (),
                 on_entries=lambda count: self._tick(count, one.top),
                 # Where every entry is asked, it is the second walk.
                 on_denied=lambda path: None if every_entry else self._deny(one, path),
             )
+            if closed and closed.met:
+                self._closed.add(one.mount.kdev)
         except OSError:
             return
         finally:
             os.close(top_fd)
+
+    def _closed_on(self, one: _Walk) -> _ClosedInProc | None:
+        # Whoever names a directory below /proc wants it looked at whole.
+        whole = one.top == one.mount.mountpoint and one.mount.root == b"/"
+        if one.mount.fstype == "proc" and whole:
+            return _ClosedInProc(self._pid_names())
+        return None
 
     def _pid_names(self) -> frozenset[bytes]:
         # A proc of the container counts pids as its own namespace does.
@@ -238,6 +256,10 @@ class Scan:
             which = "the rest of " if walked else ""
             notes.append(
                 f"{which}{', '.join(rest)} is walked only where --irmap-scan-path names it"
+            )
+        if identity.kdev in self._closed:
+            notes.append(
+                "not looked for in other tasks' directories, in map_files and below task/TID"
             )
         if denied := self._denied.get(identity.kdev):
             notes.append(str(denied))

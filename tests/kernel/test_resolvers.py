@@ -524,7 +524,35 @@ def test_of_proc_only_the_tasks_own_directories_are_walked(root, watcher, watche
     assert path_by(root, Scan(root, config, pids=[watcher.pid]), shown) == raw(path)
     # Another task's is another matter: who is not of the tree is not walked.
     pruned = Scan(root, config, pids=[watcher.pid])
-    assert why_not(root, pruned, other).why.startswith("scan: not found on /proc")
+    assert why_not(root, pruned, other).why.startswith(
+        "scan: not found on /proc; not looked for in other tasks' directories"
+    )
+
+
+def test_of_a_task_in_proc_everything_is_found_and_of_others_where_they_begin(
+    root, watcher, watched
+):
+    own, other = f"/proc/{watcher.pid}", f"/proc/{os.getpid()}"
+    fd = watcher.inotify()
+    names = ["", "fd", "fdinfo", f"fdinfo/{fd}", "map_files", "ns", "net", "net/dev", "task"]
+    names += [f"task/{watcher.pid}{name}" for name in ("", "/status", "/fd", "/net")]
+    paths = [f"{own}/{name}".rstrip("/") for name in names] + [other]
+    holding = [os.open(path, os.O_PATH) for path in paths]  # else each look makes a new inode
+    shown = {watched(path): raw(path) for path in paths}
+    outcome = ask(root, Scan(root, Config(hints=(raw("/proc"),)), pids=[watcher.pid]), *shown)
+    for fd in holding:
+        os.close(fd)
+    assert {i: answer.path for i, answer in outcome.resolved.items()} == shown
+    assert outcome.unresolved == {}
+
+
+def test_a_directory_of_proc_that_is_named_is_walked_whole(root, watched):
+    path = f"/proc/{os.getpid()}/task/{os.getpid()}/fdinfo/0"
+    holding = os.open(path, os.O_PATH)
+    shown = watched(path)
+    scan = Scan(root, NO_HINTS, paths=[raw(f"/proc/{os.getpid()}/task")])
+    assert path_by(root, scan, shown) == raw(path)
+    os.close(holding)
 
 
 def test_every_name_is_found(area, root, watched):

@@ -219,6 +219,20 @@ def test_pruned_directories_are_not_opened(wide, watcher):
     assert watcher.hears(opening, lambda: walked(wide))
 
 
+def test_a_closed_directory_is_met_and_not_listed(wide, watcher):
+    opening = watcher.add_inotify(wide / "17", IN_OPEN)
+    for every_entry in (False, True):
+        entries = []
+        options = {"closed": {b"17", b"19"}, "every_entry": every_entry}
+        assert not watcher.hears(opening, lambda: entries.extend(walked(wide, **options)))  # noqa: B023
+        paths = {hit.path for hit in entries}
+        assert {b"17", b"19", b"18", b"18/7"} <= paths
+        assert not {path for path in paths if path.startswith((b"17/", b"19/"))}
+    assert [hit.path for hit in walked(wide, {(wide / "17").stat().st_ino}, closed={b"17"})] == [
+        b"17"
+    ]
+
+
 # What must not be touched
 
 
