@@ -203,8 +203,8 @@ def _render(cell: Callable[[str, str], Cell]) -> str:
         "`handle`: the file handle opened, and the kernel had its name cached. `btrfs`, `xfs`: the",
         "filesystem itself knows the names of an inode (xfs: with parent pointers). `open-files`:",
         "a task has it open, or mapped, under that name. `scan`: one walk, for all that is left.",
-        "`no path`: procfs makes a new inode of a name that was forgotten, and of what lay in a cgroup",
-        "that was removed the kernel does not tell that it is deleted.",
+        "`no path`: procfs makes a new inode of a name that was forgotten; and of what lay in a",
+        "cgroup that was removed the kernel does not tell that it is deleted.",
         "",
     ]
     return "\n".join(lines)

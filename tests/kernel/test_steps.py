@@ -9,6 +9,8 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -194,12 +196,20 @@ def test_a_watch_added_after_prepare_is_dumped_too(
     assert os.fsencode(tree / "late") in {row.path for row in report.watches}
 
 
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as opened:
+        yield opened
+
+
 def test_what_the_time_in_the_freeze_went_into(
-    area: MountArea, watcher: Watcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    area: MountArea, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stack: ExitStack
 ) -> None:
     top = area.ext4().mountpoint
     for name in ("moves", "stays", "late"):
         (top / name).touch()
+    # In a namespace of its own nobody mounts anything meanwhile, which would be a cause too.
+    watcher = stack.enter_context(Watcher(unshare={"mount"}))
     watcher.add_inotify(top / "moves")
     watcher.add_inotify(top / "stays")
     work = _work(tmp_path)
