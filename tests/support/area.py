@@ -34,6 +34,7 @@ PLACES = (
     "overlay-upper",
     "overlay-two-filesystems",
     "overlay-nfs-export",
+    "overlay-two-subvolumes",
     "overlay-xino",
     "squashfs",
     "erofs",
@@ -122,7 +123,7 @@ class MountArea:
         return self._stack.enter_context(filesystems.tmpfs(self.path / name))
 
     def overlay(
-        self, name: str = "overlay", *, lower: Path, upper_base: Path, options: str = ""
+        self, name: str = "overlay", *, lower: Path | str, upper_base: Path, options: str = ""
     ) -> Overlay:
         """See filesystems.overlay; `lower` is to be filled before."""
         require_filesystem("overlay")
@@ -214,6 +215,8 @@ class MountArea:
     def _overlay_place(self, kind: str) -> Place:
         # The layers get a filesystem of their own: the directory of a test may itself be on an
         # overlay, which takes no upper layer.
+        if kind == "overlay-two-subvolumes":
+            return self._two_subvolumes(kind)
         base = self.ext4("layers").mountpoint
         lower = base / "lower"
         if kind == "overlay-two-filesystems":
@@ -226,4 +229,19 @@ class MountArea:
         made = self.overlay(lower=lower, upper_base=base, options=options.get(kind, ""))
         if kind == "overlay-upper":
             _fill(made.mountpoint)
+        return Place(kind, made.mountpoint, made.mountpoint, writable=True)
+
+    def _two_subvolumes(self, kind: str) -> Place:
+        # Of one btrfs: they count their inodes alike, so `dir` and `other` have one number.
+        base = self.btrfs("layers").mountpoint
+        layers = [base / "one", base / "other"]
+        for layer in layers:
+            run("btrfs", "subvolume", "create", layer)
+        _fill(layers[0])
+        (layers[1] / "other").mkdir()
+        made = self.overlay(
+            lower=f"{layers[0]}:{layers[1]}",
+            upper_base=base,
+            options="index=on,nfs_export=on",
+        )
         return Place(kind, made.mountpoint, made.mountpoint, writable=True)

@@ -212,7 +212,8 @@ class Overlay:
     """A mounted overlay and where its layers are."""
 
     mountpoint: Path
-    lower: Path
+    lower: Path | str
+    """Or several, the topmost first: `one:other`."""
     upper: Path
     work: Path
     options: str
@@ -226,7 +227,7 @@ class Overlay:
 
 @contextmanager
 def overlay(
-    mountpoint: Path, *, lower: Path, upper_base: Path, options: str = ""
+    mountpoint: Path, *, lower: Path | str, upper_base: Path, options: str = ""
 ) -> Iterator[Overlay]:
     """An overlay of `lower` and of `upper` and `work`, both made in `upper_base`.
 
