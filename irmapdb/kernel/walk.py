@@ -56,7 +56,7 @@ class Hit(NamedTuple):
     """Relative to the top of the walk, b"" for the top itself."""
 
 
-def walk(
+def walk(  # noqa: PLR0913  what it tells, and whom
     top_fd: int,
     inos: Container[int],
     *,
@@ -65,15 +65,16 @@ def walk(
     prune: Container[bytes] = (),
     closed: Container[bytes] = (),
     on_entries: Callable[[int], bool] = lambda _: True,
+    on_directories: Callable[[int], bool] = lambda _: True,
     on_denied: Callable[[bytes], None] = lambda _: None,
 ) -> Iterator[Hit]:
     """Yield what may be one of `inos` below the directory `top_fd`, on the same mount.
 
     `inos` may shrink during the walk; `prune` are directories that are passed over, `closed`
     those that are looked at themselves and not entered. `on_entries` is told now and then how
-    many entries were looked at since it was told last, and ends the walk by answering False.
-    `on_denied` is told each directory that may not be read. One with a path of some 64,000 bytes
-    is not entered.
+    many entries were looked at since it was told last, and ends the walk by answering False;
+    `on_directories` likewise how many directories there were, in all. `on_denied` is told each
+    directory that may not be read. One with a path of some 64,000 bytes is not entered.
 
     A directory is listed once, also where somebody moves it on in front of the walk. Which one it
     is its number tells, or its handle with `by_handle`, where numbers are not one directory's.
@@ -81,22 +82,20 @@ def walk(
     visit = _visit_every if every_entry else _visit
     which = _handle if by_handle else _number
     listed: set[object] = set()
-    seen = _Count(on_entries)
+    seen = _Count(on_entries, on_directories)
     try:
         with _Descent(top_fd) as descent:
             there = True
             while there:
                 path = descent.path
-                enters = path not in closed
+                subdirectories: list[bytes] | None = None if path in closed else []
                 fd = None
                 if path not in prune:
-                    fd = descent.open(on_denied) if enters else descent.look()
-                subdirectories: list[bytes] = []
+                    fd = descent.look() if subdirectories is None else descent.open(on_denied)
                 if fd is not None:
                     try:
-                        if not enters:
-                            yield from _itself(fd, path, inos, every_entry=every_entry)
-                        elif _is_new(which(fd), listed):
+                        if _is_new(which(fd), listed):
+                            seen.directories += 1
                             yield from visit(fd, path, inos, subdirectories, seen)
                     except OSError:
                         pass  # removed under us, or an input error of this directory alone
@@ -116,6 +115,8 @@ class _Count:
     """How much was looked at since it was told last, and whether that was enough."""
 
     on_entries: Callable[[int], bool]
+    on_directories: Callable[[int], bool]
+    directories: int = 0
     entries: int = 0
     work: int = 0
     over: bool = False
@@ -127,7 +128,7 @@ class _Count:
     def tell(self) -> None:
         if self.work >= _PROGRESS_WORK and not self.over:
             entries, self.entries, self.work = self.entries, 0, 0
-            self.over = not self.on_entries(entries)
+            self.over = not (self.on_entries(entries) and self.on_directories(self.directories))
 
 
 class _Anchor(NamedTuple):
@@ -160,7 +161,7 @@ class _Descent:
     def __exit__(self, *_: object) -> None:
         self._lift_anchors(0)
 
-    def go_on(self, subdirectories: list[bytes]) -> bool:
+    def go_on(self, subdirectories: list[bytes] | None) -> bool:
         """Take the next directory, first of those below this one; False at the end."""
         pending = self._pending
         if subdirectories:
@@ -242,7 +243,8 @@ def _is_new(this: object, listed: set[object]) -> bool:
 
 def _number(fd: int) -> object:
     status = os.fstat(fd)
-    return status.st_dev, status.st_ino  # the subvolumes of a btrfs count alike
+    # The subvolumes of a btrfs count alike. One number takes less memory than a pair.
+    return status.st_dev << 64 | status.st_ino
 
 
 def _handle(fd: int) -> object:
@@ -253,19 +255,16 @@ def _handle(fd: int) -> object:
         return None
 
 
-def _itself(fd: int, path: bytes, inos: Container[int], *, every_entry: bool) -> Iterator[Hit]:
-    ino = os.fstat(fd).st_ino
-    if every_entry or ino in inos:
-        yield Hit(0 if every_entry else ino, path)
-
-
 def _visit(
-    fd: int, path: bytes, inos: Container[int], subdirectories: list[bytes], count: _Count
+    fd: int, path: bytes, inos: Container[int], subdirectories: list[bytes] | None, count: _Count
 ) -> Iterator[Hit]:
-    # One directory. This loop is where the time goes.
+    # One directory, listed where its subdirectories are asked for. This loop is where the time
+    # goes.
     ino = os.fstat(fd).st_ino
     if ino in inos:
         yield Hit(ino, path)
+    if subdirectories is None:
+        return
     with os.scandir(fd) as entries:
         while not count.over and (some := list(itertools.islice(entries, _PROGRESS_WORK))):
             count.add(len(some))  # also where nobody asks for more
@@ -278,9 +277,11 @@ def _visit(
 
 
 def _visit_every(
-    fd: int, path: bytes, _inos: Container[int], subdirectories: list[bytes], count: _Count
+    fd: int, path: bytes, _inos: Container[int], subdirectories: list[bytes] | None, count: _Count
 ) -> Iterator[Hit]:
     yield Hit(0, path)
+    if subdirectories is None:
+        return
     with os.scandir(fd) as entries:
         for entry in entries:
             count.add(1)

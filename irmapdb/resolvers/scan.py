@@ -100,6 +100,7 @@ class Scan:
         self._walked: list[_Walk] = []
         self._denied: dict[int, _Denied] = {}
         self._closed: set[int] = set()
+        self._given_up: dict[int, str] = {}
         self.scanned = 0
         """Directory entries looked at so far."""
 
@@ -107,6 +108,7 @@ class Scan:
         self._walked = []
         self._denied = {}
         self._closed = set()
+        self._given_up = {}
         for one in self._walks():
             if not wanted or self._over():
                 break
@@ -211,6 +213,7 @@ class Scan:
                 prune={path.removeprefix(below) for path in walked if path.startswith(below)},
                 closed=closed or (),
                 on_entries=lambda count: self._tick(count, one.top),
+                on_directories=lambda number: self._is_in_proportion(one, top_fd, number),
                 # Where every entry is asked, it is the second walk.
                 on_denied=lambda path: None if every_entry else self._deny(one, path),
             )
@@ -239,6 +242,13 @@ class Scan:
         self._progress(self.scanned, top)
         return not self._over()
 
+    def _is_in_proportion(self, one: _Walk, top_fd: int, number: int) -> bool:
+        if number <= _most_directories(top_fd, one.mount.fstype):
+            return True
+        how_many = f"{number:,} directories, more than it should hold"
+        self._given_up[one.mount.kdev] = f"{printable(one.top)} was given up after {how_many}"
+        return False
+
     def _deny(self, one: _Walk, path: bytes) -> None:
         kdev = one.mount.kdev
         first, number = self._denied.get(kdev) or (_join(one.top, path), 0)
@@ -261,6 +271,8 @@ class Scan:
             notes.append(
                 "not looked for in other tasks' directories, in map_files and below task/TID"
             )
+        if given_up := self._given_up.get(identity.kdev):
+            notes.append(given_up)
         if denied := self._denied.get(identity.kdev):
             notes.append(str(denied))
         return "; ".join(notes)
@@ -283,6 +295,23 @@ class Scan:
 # need not fill d_ino at all (fs/overlayfs/readdir.c, fs/fuse/readdir.c).
 def _own_numbers(fstype: str) -> bool:
     return fstype == "overlay" or fstype.startswith("fuse")
+
+
+# Whoever makes directories in front of a walk could keep it for ever. The filesystem tells how many
+# inodes there are; btrfs does not, and overlayfs only those of its upper layer.
+_SPARE_DIRECTORIES = 1_000_000
+_MOST_UNCOUNTED = 4_000_000
+
+
+def _most_directories(fd: int, fstype: str) -> int:
+    try:
+        status = os.fstatvfs(fd)
+    except OSError:
+        return _MOST_UNCOUNTED  # a server of FUSE need not answer that
+    used = max(0, status.f_files - status.f_ffree)
+    if not status.f_files or _own_numbers(fstype):
+        return max(_MOST_UNCOUNTED, 2 * used)
+    return _SPARE_DIRECTORIES + 2 * used
 
 
 def _is_below(path: bytes, top: bytes) -> bool:

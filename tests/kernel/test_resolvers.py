@@ -16,6 +16,7 @@ from irmapdb.kernel.identity import disproof, identify
 from irmapdb.kernel.root import open_root
 from irmapdb.model import FileHandle, Source, StaleReason
 from irmapdb.resolvers import Handles, OpenFiles, Scan
+from irmapdb.resolvers import scan as scan_module
 from tests.kernel.truth import as_nobody, open_descriptors, served, watched_identity
 from tests.support.filesystems import btrfs_layout, drop_caches, superblock_kdev
 from tests.support.names import ODD_NAMES, deep_file
@@ -500,6 +501,24 @@ def test_directories_that_may_not_be_read_are_told(area, watched):
     # Each once, also where it was named, or a path above it.
     for paths in ([b"/deep", b"/deep/1"], [b"/deep/1", b"/deep"]):
         assert "; 4 directories" in said(paths=paths)
+
+
+@pytest.mark.parametrize("options", ["", "nr_inodes=0"], ids=["counted", "uncounted"])
+def test_a_tree_with_more_directories_than_it_should_hold_is_given_up(
+    area, root, watched, monkeypatch, options
+):
+    """Somebody may make directories in front of the walk for ever."""
+    monkeypatch.setattr(scan_module, "_SPARE_DIRECTORIES", 0)
+    monkeypatch.setattr(scan_module, "_MOST_UNCOUNTED", 1500)
+    top = area.mount("tmpfs", "top", "tmpfs", options)
+    for number in range(4000):
+        (top / str(number)).mkdir()
+    ghost = watched(top)._replace(ino=1 << 30, handle=NOBODY_HAS_IT)
+    why = why_not(root, Scan(root, NO_HINTS, paths=[raw(top)]), ghost).why
+    if options:
+        assert re.search(r"/top was given up after 1,\d\d\d directories, more than", why)
+    else:
+        assert why == f"scan: not found on {top}"  # as many as the filesystem says
 
 
 def test_on_an_overlay_of_two_filesystems_everything_is_found(area, root, watched):

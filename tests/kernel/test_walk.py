@@ -441,6 +441,20 @@ def test_a_directory_that_is_moved_on_in_front_of_the_walk_is_listed_once(tmp_pa
     assert len(met) == 1
 
 
+@pytest.mark.parametrize("every_entry", [False, True])
+def test_directories_that_are_made_in_front_of_the_walk_are_counted(area, every_entry):
+    top = area.tmpfs()
+    told = []
+    with opened(top) as fd:
+        options = {"on_directories": lambda number: told.append(number) or number < 3000}
+        for hit in walk(fd, Every(), every_entry=every_entry, **options):
+            if hit.path.count(b"/") < 4:
+                for number in range(10):
+                    (top / os.fsdecode(hit.path) / str(number)).mkdir()
+    assert told == sorted(told)
+    assert 3000 <= told[-1] < 4100  # of 111,111
+
+
 def test_a_large_directory_asks_whether_to_go_on(tmp_path):
     for number in range(40_000):
         os.mknod(f"{tmp_path}/f{number}")
