@@ -12,7 +12,7 @@ import pickle
 import select
 import signal
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,11 +23,17 @@ _CHUNK_BYTES = 1 << 16
 _LAST_WAIT_MS = 1000
 
 
+class _Failed(NamedTuple):
+    """What the child has to say instead of a result."""
+
+    why: str
+
+
 def call_aside(call: Callable[[], Any], timeout_s: float) -> Any:  # noqa: ANN401 what call gives
     """What `call` returns in a forked child. TimeoutError: it did not in time, and was killed.
 
-    The child shares nothing back but the result, which is pickled. An exception of `call` ends
-    the child without a result: ChildProcessError.
+    The child shares nothing back but the result, which is pickled. ChildProcessError where `call`
+    raised something, or the child was killed.
     """
     readable, writable = os.pipe2(os.O_CLOEXEC)
     pid = os.fork()
@@ -41,7 +47,10 @@ def call_aside(call: Callable[[], Any], timeout_s: float) -> Any:  # noqa: ANN40
         _end(pid)
     if not answer:
         raise ChildProcessError("the child process ended without an answer")
-    return pickle.loads(answer)  # noqa: S301 our own child wrote it
+    result = pickle.loads(answer)  # noqa: S301 our own child wrote it
+    if isinstance(result, _Failed):
+        raise ChildProcessError(f"the child process failed: {result.why}")
+    return result
 
 
 def _end(pid: int) -> None:
@@ -67,7 +76,11 @@ def _in_child(call: Callable[[], Any], writable: int) -> None:
     status = 1
     try:
         with os.fdopen(writable, "wb") as pipe:
-            pickle.dump(call(), pipe)
+            try:
+                answer = call()
+            except Exception as error:  # noqa: BLE001 - the parent has to hear of any
+                answer = _Failed(f"{type(error).__name__}: {error}")
+            pickle.dump(answer, pipe)
         status = 0
     finally:
         os._exit(status)

@@ -1,5 +1,6 @@
 """A tenant who wants us to leave his tree, to wait, to crash, or to name the wrong file."""
 
+import gc
 import os
 import socket
 import stat
@@ -57,6 +58,7 @@ def searched(task, **more):
     """Everything resolved in the tenant's root, by a process that may be given up on."""
 
     def search():
+        gc.collect()  # what earlier tests have left lying would go in between
         before = len(open_descriptors())
         with (
             open_root(task.pid) as root,
