@@ -16,7 +16,7 @@ import signal
 import stat
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -179,21 +179,10 @@ def _read_frozen(tree: _Tree, search: Search, pids: Sequence[int]) -> list[Watch
     return watched
 
 
-class _Share(NamedTuple):
-    """What the time in the freeze went into: the fields of RunStats of these names."""
-
-    tasks_frozen: int = 0
-    reread_us: int = 0
-    reparsed: int = 0
-    confirm_us: int = 0
-    reproved: int = 0
-    reproved_why: str = ""
-    frozen_resolve_us: int = 0
-
-
 def _confirm_frozen(
     tree: _Tree, search: Search, confirmation: Confirmation, held: Frozen
-) -> tuple[list[WatchFile], _Share]:
+) -> tuple[list[WatchFile], RunStats]:
+    # With what the time in the freeze went into.
     begun = time.monotonic_ns()
     watched = _read_frozen(tree, search, held.pids)
     read = time.monotonic_ns()
@@ -202,7 +191,7 @@ def _confirm_frozen(
     search.prove_again(suspects, at_once=True)
     search.resolve(watched, at_once=True)
     done = time.monotonic_ns()
-    return watched, _Share(
+    return watched, RunStats(
         tasks_frozen=len(held.pids),
         reread_us=(read - begun) // 1000,
         reparsed=tree.reparsed,
@@ -344,7 +333,7 @@ class _Transaction:
     """Undoes what was done beside the database, should it not be committed."""
     freezing_us: int = 0
     frozen_us: int = 0
-    share: _Share = field(default_factory=_Share)
+    share: RunStats = field(default_factory=RunStats)
 
 
 @contextlib.contextmanager
@@ -434,7 +423,8 @@ def _write(
     story = history.tell(search.rows, outcome, search.disprove, unmounted)
     current = {row.watch.identity for row in watches}
     resolved = [answer for answer in outcome.resolved.values() if answer.identity in current]
-    stats = RunStats(
+    stats = replace(
+        step.share,
         freezing_us=step.freezing_us,
         frozen_us=step.frozen_us,
         resolve_us=search.resolve_us,
@@ -444,7 +434,6 @@ def _write(
         hits=story.hits,
         stale=len(story.stale),
         scanned=search.scanned,
-        **step.share._asdict(),
         sources=dict(Counter(str(answer.source) for answer in resolved)),
     )
     step.tx.flag_all()
