@@ -1,7 +1,8 @@
 """The command line: parse, call, print, exit code. No thinking is done here.
 
 stdout is the result, stderr is talk. Exit codes: 0 done; 1 not done; 2 wrong usage; 3 done, with
-findings. What a command needs is imported when it runs: `--help` waits for no database.
+findings. A command is imported when it is asked for, see irmapdb.commands.group,
+and what it needs when it runs: `--help` waits for no database.
 """
 
 from __future__ import annotations
@@ -10,41 +11,31 @@ import gc
 import os
 import re
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 from typer.main import get_command
 
 from irmapdb import __version__
-from irmapdb.commands import (
-    audit,
-    check,
-    checkpoint,
-    database,
-    hook,
-    images,
-    lookup,
-    output,
-    prune,
-    ps,
-    sql,
-)
+from irmapdb.commands import output
+from irmapdb.commands.group import HELP_OPTIONS, Commands, hide_bools
 from irmapdb.commands.log import close_log, log_end
 from irmapdb.errors import IrmapError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
+
+    from typer.core import TyperGroup
 
 __all__ = ["app", "main"]
 
-_HELP_OPTIONS = ["-h", "--help"]
-
 app = typer.Typer(
     name="irmapdb",
+    cls=Commands,
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": _HELP_OPTIONS},
+    context_settings={"help_option_names": HELP_OPTIONS},
 )
 
 
@@ -77,31 +68,6 @@ def irmapdb(
     path, a stale mapping that `audit` finds). That a stored path went stale in `pre-dump` or
     `dump`, and another one was proved, is no finding.
     """
-
-
-checkpoint.add_to(app)
-check.add_to(app)
-images.add_to(app)
-audit.add_to(app)
-ps.add_to(app)
-prune.add_to(app)
-database.add_to(app)
-lookup.add_to(app)
-sql.add_to(app)
-hook.add_to(app)
-
-
-def _command() -> Callable[..., object]:
-    """typer's command. Its flags, and typer's own, do not look as if they took a `<bool>`."""
-    whole = get_command(app)
-    commands = [whole]
-    for command in commands:
-        context = typer.Context(command, help_option_names=_HELP_OPTIONS)
-        for parameter in command.get_params(context):
-            if getattr(parameter, "is_flag", False):
-                parameter.metavar = ""
-        commands += getattr(command, "commands", {}).values()
-    return whole
 
 
 _VERBOSITY = re.compile(r"-v([0-9]+)|--verbosity=(.*)", re.DOTALL)
@@ -141,7 +107,9 @@ def main() -> None:
     sys.stderr = output.tolerant(sys.stderr, named=False)
     try:
         try:
-            _command()(list(_as_typer_counts(sys.argv[1:])), prog_name="irmapdb")
+            command = cast("TyperGroup", get_command(app))
+            hide_bools(command)
+            command(list(_as_typer_counts(sys.argv[1:])), prog_name="irmapdb")
         finally:
             sys.stdout.flush()  # here, where what fails is told: Python's own flush ends with 120
     except IrmapError as error:
