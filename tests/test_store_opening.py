@@ -361,6 +361,27 @@ def test_without_shared_memory_there_is_a_rollback_journal(tmp_path):
     assert len(entries_of(path)) == 2
 
 
+def test_who_reads_undoes_what_a_killed_writer_without_a_log_has_begun(tmp_path):
+    path = tmp_path / "irmap.db"
+    fill(path)
+    with closing(sqlite3.connect(path)) as raw:
+        raw.execute("PRAGMA journal_mode = DELETE")
+        raw.execute("PRAGMA cache_size = 1")  # so that the file itself is written before the end
+        raw.execute("PRAGMA cache_spill = 1")
+        raw.execute("BEGIN")
+        raw.execute("DELETE FROM image_entry")
+        raw.executemany(
+            "INSERT INTO image_seen VALUES (?, 1, 1, 1, 1)", [(str(i),) for i in range(9999)]
+        )
+        killed = tmp_path / "killed.db"
+        for suffix in ("", "-journal"):
+            Path(f"{killed}{suffix}").write_bytes(Path(f"{path}{suffix}").read_bytes())
+    assert killed.read_bytes() != path.read_bytes()
+    with Store.open_readonly(killed) as store:
+        assert store.image_entries() == [ENTRY]
+    assert sorted(os.listdir(tmp_path)) == ["irmap.db", "killed.db"]
+
+
 def test_a_wal_database_may_move_to_where_no_shared_memory_is(tmp_path):
     path = tmp_path / "irmap.db"
     fill(path)

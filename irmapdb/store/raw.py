@@ -127,6 +127,13 @@ def _tidy(path: bytes) -> None:
         raw.close()
 
 
+def _roll_back(path: bytes, wait_s: float) -> None:
+    # A writer in rollback mode was killed. The next one to read must undo what it did, and may
+    # write for that.
+    with closing(open_raw(path, write=True, wait_s=wait_s)) as raw:
+        raw.execute("SELECT 1 FROM sqlite_master").fetchone()
+
+
 def _leave_wal(path: bytes) -> None:
     # Back to the rollback journal. Without shared memory a WAL can only be read by who has the
     # whole file, so this fails while another process has it open.
@@ -183,7 +190,10 @@ def _open_anywhere(
         if not write and code in _NO_SHARED_MEMORY | {sqlite3.SQLITE_READONLY}:
             if _has_no_room_for_locks(path):
                 return _configured(_open_unlocked(path), pragmas)
-            raise
+            if error.sqlite_errorcode != sqlite3.SQLITE_READONLY_ROLLBACK:
+                raise
+            _roll_back(path, wait_s)
+            return _configured(open_raw(path, write=False, wait_s=wait_s), pragmas)
         if code not in _NO_SHARED_MEMORY:
             raise
     # A WAL database that was brought here from a filesystem with shared memory.
