@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -124,7 +123,7 @@ def import_image(source: Path, database: Path, keep: Retention | None = None) ->
             stats=RunStats(),
             outcome=outcome,
         )
-        if keep.automatic:
+        if keep.automatic and not store.made:  # in a new one, nothing is old
             step.prune(keep, now, new)
     return len(content.entries)
 
@@ -167,6 +166,8 @@ def _is_database(path: Path) -> bool:
 
 
 def _make_database(destination: Path, entries: Sequence[CacheEntry]) -> None:
+    import tempfile  # noqa: PLC0415 - as below
+
     from irmapdb.store.database import Store  # noqa: PLC0415 - dear, and images do without
 
     if os.path.lexists(destination):

@@ -17,7 +17,6 @@ import errno
 import fcntl
 import os
 import re
-import secrets
 import stat
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -166,7 +165,7 @@ def read_if_there(path: bytes | os.PathLike[str], *, limit_bytes: int) -> bytes 
 
 def _new_name(name: bytes) -> bytes:
     # Cut, because the target's own name may already be as long as a name can be (255 bytes).
-    return b".%s.%s.new" % (name[:200], secrets.token_hex(8).encode())
+    return b".%s.%s.new" % (name[:200], os.urandom(8).hex().encode())
 
 
 def _open_directory(path: bytes) -> int:

@@ -13,7 +13,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from google.protobuf.message import DecodeError, EncodeError
-from google.protobuf.unknown_fields import UnknownFieldSet
 
 from irmapdb._pb.cache_pb2 import IrmapCacheEntry
 from irmapdb.errors import ImageError
@@ -34,6 +33,8 @@ _REFUSED = (
 
 def _what_is_wrong(message: bytes) -> str:
     # The slow look at one entry that the fast loop of decode_cache stumbled over.
+    from google.protobuf.unknown_fields import UnknownFieldSet  # noqa: PLC0415 - seldom needed
+
     try:
         entry = IrmapCacheEntry.FromString(message)
     except DecodeError:

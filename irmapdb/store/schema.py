@@ -15,9 +15,13 @@ if TYPE_CHECKING:
 
 __all__ = ["create"]
 
+# Not SQLite's 4096: a long list takes a tenth less time to write, and the file is made once.
+_PAGE_BYTES = 16384
+
 
 def create(connection: Connection, path: bytes) -> None:
     """Make the newest schema, unless another process has just made one."""
+    raw_of(connection).execute(f"PRAGMA page_size = {_PAGE_BYTES}")
     with immediate(connection):
         if read_revision(raw_of(connection), path) is not None:
             return
