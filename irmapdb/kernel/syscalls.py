@@ -26,6 +26,7 @@ __all__ = [
     "RESOLVE_NO_SYMLINKS",
     "RESOLVE_NO_XDEV",
     "Statx",
+    "current_cpu",
     "filesystem_magic",
     "inotify_add_watch",
     "inotify_init",
@@ -44,6 +45,11 @@ AT_EMPTY_PATH = 0x1000
 AT_HANDLE_FID = 0x200
 
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+def current_cpu() -> int:
+    """sched_getcpu(3): the CPU that runs the calling thread."""
+    return _check(_libc.sched_getcpu(), b"")
 
 
 def _check(result: int, path: bytes | int) -> int:

@@ -64,6 +64,8 @@ _GETPARENTS_BY_HANDLE = ioctl.read_write(ord("X"), 63, _GETPARENTS.size)
 _DONE = 2  # XFS_GETPARENTS_OFLAG_DONE
 # struct xfs_getparents_rec: the parent's handle, gpr_reclen, reserved, the NUL-terminated name.
 _RECORD = struct.Struct("=QHHIQII")
+_NO_RECORD = bytes(_RECORD.size)
+_MOST_NAME_BYTES = 256  # NAME_MAX, and a NUL
 # A page holds a dozen of the longest names, and the kernel zeroes as much each time.
 _BUFFER_BYTES = 4096
 
@@ -73,6 +75,7 @@ class _Buffer(threading.local):
     def __init__(self) -> None:
         self.records = ctypes.create_string_buffer(_BUFFER_BYTES)
         self.address = ctypes.addressof(self.records)
+        self.view = memoryview(self.records).cast("B")
 
 
 _buffer = _Buffer()
@@ -80,7 +83,7 @@ _buffer = _Buffer()
 _MOST_ROUNDS = 1 << 16
 
 
-def parse_parents(raw: bytes) -> list[tuple[Inode, bytes]]:
+def parse_parents(raw: bytes | memoryview) -> list[tuple[Inode, bytes]]:
     """The records of one buffer: a parent and the name in it.
 
     A buffer that begins with zeroes holds none. The length of the last record runs to the end of
@@ -92,7 +95,8 @@ def parse_parents(raw: bytes) -> list[tuple[Inode, bytes]]:
         _, _, _, generation, ino, length, _ = _RECORD.unpack_from(raw, position)
         if length <= _RECORD.size or position + length > len(raw):
             break
-        name = raw[position + _RECORD.size : position + length]
+        start = position + _RECORD.size
+        name = bytes(raw[start : min(start + _MOST_NAME_BYTES, position + length)])
         end = name.find(b"\0")
         if end > 0:
             found.append((Inode(ino, generation), name[:end]))
@@ -108,16 +112,17 @@ def parents(fd: int, inode: Inode) -> Sequence[tuple[Inode, bytes]]:
     needs CAP_SYS_ADMIN.
     """
     handle = _HANDLE.pack(0, _FID_BYTES, 0, inode.generation, inode.ino)
-    records, address = _buffer.records, _buffer.address
+    buffer = _buffer
+    address, view = buffer.address, buffer.view
     found: list[tuple[Inode, bytes]] = []
     cursor = b""
     for _ in range(_MOST_ROUNDS):
         # Where there is no record the kernel writes nothing: the answer before would be read.
-        ctypes.memset(address, 0, _RECORD.size)
+        view[: _RECORD.size] = _NO_RECORD
         request = _GETPARENTS.pack(handle, cursor, 0, 0, _BUFFER_BYTES, 0, address)
         answer = fcntl.ioctl(fd, _GETPARENTS_BY_HANDLE, request)
         _, cursor, _, flags, *_ = _GETPARENTS.unpack(answer)
-        batch = parse_parents(records.raw)
+        batch = parse_parents(view)
         found += batch
         if flags & _DONE or not batch:
             break

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING, Generic, NamedTuple, Self, TypeVar
 
 from irmapdb.kernel import identity as kernel_identity
@@ -61,6 +62,15 @@ class _Place(NamedTuple):
     """Without a slash at its end: b"" for the root."""
 
 
+class _Places(NamedTuple):
+    """Where a directory is to be seen."""
+
+    found: list[_Place]
+    lost: OSError | None
+    """What ended the way up: a directory removed under us, say. There may be other links, and
+    places below it."""
+
+
 class Upward(Generic[Node]):
     """One device of one root. A context manager: holds a directory of the device open.
 
@@ -79,7 +89,7 @@ class Upward(Generic[Node]):
         self._node_of = node_of
         self._names = names
         self._parents: dict[Node, tuple[Node, bytes] | None] = {}
-        self._places: dict[Node, tuple[list[_Place], OSError | None]] = {}
+        self._places: dict[Node, _Places] = {}
         self._fd: int | None = None
         self._refusal: int | None = None
         self.tops: dict[Node, list[Mount]] = {}
@@ -140,37 +150,44 @@ class Upward(Generic[Node]):
         if failure is not None:
             raise failure
 
-    def _places_of(self, directory: Node) -> tuple[list[_Place], OSError | None]:
-        # Kept, as most of a batch lies in few directories. With the error that ended the way up:
-        # of a directory removed under us, say; there may be other links, and places below it.
-        known = self._places.get(directory)
-        if known is None:
-            places: list[_Place] = []
-            lost = None
-            try:
-                places.extend(self._find_places(directory))
-            except OSError as error:
-                lost = error
-            known = self._places[directory] = places, lost
-        return known
+    def _places_of(self, directory: Node) -> _Places:
+        # Kept, as most of a batch lies in few directories, and these in fewer.
+        if directory not in self._places:
+            with suppress(OSError):
+                up = self._parent(directory)
+                if up is not None and up[0] not in self._places:
+                    self._places[up[0]] = self._climb(up[0])
+            self._places[directory] = self._climb(directory)
+        return self._places[directory]
 
-    def _find_places(self, directory: Node) -> Iterator[_Place]:
+    def _climb(self, directory: Node) -> _Places:
+        found: list[_Place] = []
         parts: list[bytes] = []
         length = 0
         above: set[Node] = set()
         while directory not in above:
             above.add(directory)
+            known = self._places.get(directory)
+            if known is not None:
+                tail = b"".join(b"/" + part for part in reversed(parts))
+                found += (_Place(mount, path + tail) for mount, path in known.found)
+                return _Places(found, known.lost)
             for mount in self.tops.get(directory, ()):
                 top = mount.mountpoint.rstrip(b"/")
-                yield _Place(mount, b"/".join((top, *reversed(parts))))
-            up = self._parent(directory)
+                found.append(_Place(mount, b"/".join((top, *reversed(parts)))))
+            try:
+                up = self._parent(directory)
+            except OSError as error:
+                return _Places(found, error)
             if up is None or not _is_name(up[1]):
-                return
+                break
             directory, name = up
             parts.append(name)
             length += 1 + len(name)
             if length > _LONGEST_BYTES:
-                raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+                too_long = OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+                return _Places(found, too_long)
+        return _Places(found, None)
 
     def _parent(self, directory: Node) -> tuple[Node, bytes] | None:
         try:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import errno
 import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
+from irmapdb.engine import Candidate
 from irmapdb.kernel.root import Root, open_root
-from irmapdb.model import FileHandle
+from irmapdb.model import FileHandle, Identity
+from irmapdb.resolvers.ahead import ask_all
 from irmapdb.resolvers.upward import Upward
 from tests.support.area import MountArea
 from tests.support.filesystems import superblock_kdev
@@ -125,3 +127,25 @@ def test_where_only_a_file_is_mounted_there_is_nothing_to_ask_through(
         assert next(found) == os.fsencode(target)
         with pytest.raises(NotADirectoryError):
             next(found)
+
+
+def test_many_are_asked_on_one_cpu_and_the_rest_is_as_before(root: Root, top: Path) -> None:
+    before = os.sched_getaffinity(0)
+    file = top / "file"
+    file.touch()
+    during: set[int] = set()
+    batch = [((number,), Identity(1, number, None)) for number in range(1000)]
+
+    def paths(_: Number) -> Iterator[bytes]:
+        during.add(len(os.sched_getaffinity(0)))
+        yield os.fsencode(file)
+
+    answers = ask_all(root, batch, paths)
+    assert next(answers) == Candidate(batch[0][1], os.fsencode(file))
+    assert isinstance(answers, Generator)
+    answers.close()  # nobody wants the rest
+    assert os.sched_getaffinity(0) == before
+
+    assert len(list(ask_all(root, batch, paths))) == len(batch)
+    assert os.sched_getaffinity(0) == before
+    assert during == {1}
