@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from tests.kernel.asking import root, watched  # noqa: F401 fixtures
 from tests.kernel.freezing import hierarchies, make_cgroup, start, way  # noqa: F401 fixtures
+from tests.kernel.stepping import stack, tree  # noqa: F401 fixtures
 from tests.support.features import require_root
 
 

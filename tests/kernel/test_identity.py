@@ -12,7 +12,6 @@ from irmapdb.kernel import identity as kernel_identity
 from irmapdb.kernel import syscalls
 from irmapdb.kernel.aside import call_aside
 from irmapdb.kernel.identity import disproof, identify, identify_fd
-from irmapdb.kernel.root import open_root
 from irmapdb.model import FileHandle, Identity, StaleReason
 from tests.kernel.truth import as_nobody, mount_id, open_descriptors, served, watched_identity
 from tests.support.filesystems import drop_caches, superblock_kdev
@@ -31,12 +30,6 @@ KINDS = (
     "overlay-nfs-export",
     "overlay-xino",
 )
-
-
-@pytest.fixture
-def root():
-    with open_root(os.getpid()) as opened:
-        yield opened
 
 
 def raw(path):

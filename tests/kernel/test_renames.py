@@ -13,7 +13,6 @@ from irmapdb.confirm import Confirmation
 from irmapdb.engine import Outcome
 from irmapdb.kernel.identity import disproof, identify
 from irmapdb.kernel.renames import Witness
-from irmapdb.kernel.root import open_root
 from irmapdb.model import Resolved, Source
 from tests.kernel.truth import as_nobody
 from tests.support.filesystems import superblock_kdev, unmount_below
@@ -45,12 +44,6 @@ def watch(witness, directory):
 def witness():
     with Witness() as made:
         yield made
-
-
-@pytest.fixture
-def root():
-    with open_root(os.getpid()) as opened:
-        yield opened
 
 
 # The witness

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ import pytest
 from irmapdb import engine, steps
 from irmapdb.config import Config
 from irmapdb.kernel.identity import disproof
-from irmapdb.kernel.root import Root, open_root
+from irmapdb.kernel.root import Root
 from irmapdb.model import Identity, Source
 from irmapdb.resolvers import XfsParents
 from irmapdb.steps import Options
@@ -28,12 +27,6 @@ from tests.support.watcher import Watcher
 pytestmark = pytest.mark.kernel
 
 _ROUNDS = int(os.environ.get("IRMAPDB_RANDOM_ROUNDS", "25"))
-
-
-@pytest.fixture
-def root() -> Iterator[Root]:
-    with open_root(os.getpid()) as opened:
-        yield opened
 
 
 def _identity(path: Path) -> Identity:

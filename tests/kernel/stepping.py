@@ -1,0 +1,88 @@
+"""What the tests of the steps share: the options of a step, its answers and the truth."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import pytest
+
+from irmapdb.config import Config
+from irmapdb.model import WatchKind
+from irmapdb.steps import Options
+from tests.support.notify import InotifyEvent
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from irmapdb.steps import Report
+    from tests.support.watcher import Watcher
+
+# Nothing but what a test names is walked: the machine's own trees are none of its business.
+NO_HINTS = Config(hints=())
+
+
+def options_for(watcher: Watcher, work: Path, *scan: Path) -> Options:
+    """A step on the watcher, in a work dir."""
+    paths = tuple(os.fsencode(path) for path in scan)
+    return Options(watcher.pid, images_dir=work, scan_paths=paths, config=NO_HINTS)
+
+
+def new_work_dir(tmp_path: Path) -> Path:
+    """An empty one."""
+    work = tmp_path / "work"
+    work.mkdir()
+    return work
+
+
+def answers_of(report: Report) -> dict[tuple[WatchKind, int, int], bytes | None]:
+    """The path that each watch got, by kind, wd and inode number."""
+    return {
+        (row.watch.kind, row.watch.wd, row.watch.identity.ino): row.path for row in report.watches
+    }
+
+
+def truth_of(watcher: Watcher) -> dict[tuple[WatchKind, int, int], bytes]:
+    """The same as the watcher knows it."""
+    return {
+        (WatchKind(one.kind), one.wd if one.kind == "inotify" else -1, one.st_ino): one.path
+        for one in watcher.watched
+        if one.what == "inode"
+    }
+
+
+def events_of(watcher: Watcher, written: Path) -> list[InotifyEvent]:
+    """What the watcher hears when a file is written."""
+    watcher.events()
+    written.write_text("heard")
+    return [event for event in watcher.events() if isinstance(event, InotifyEvent)]
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """Four directories with a deeper one each, and two files in that."""
+    top = tmp_path / "tree"
+    for number in range(4):
+        directory = top / f"d{number}" / "deep"
+        directory.mkdir(parents=True)
+        for name in ("a", "b"):
+            (directory / name).write_text(name)
+    return top
+
+
+def watch_all(watcher: Watcher, tree: Path) -> None:
+    """Watch all of such a tree, by both kinds."""
+    for path in sorted(tree.rglob("*")):
+        watcher.add_inotify(path)
+    for path in sorted(tree.glob("d*/deep/a")):
+        watcher.add_fanotify(path)
+    watcher.add_fanotify(tree, what="mount")
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    """What is opened in it is closed at the end of the test."""
+    with ExitStack() as opened:
+        yield opened
