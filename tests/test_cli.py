@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 from typer.main import get_command
 
 from irmapdb import commands
@@ -80,6 +82,25 @@ def test_help_and_version_wait_for_no_database() -> None:
         imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
         assert "irmapdb.commands" in imported
         assert not {"sqlalchemy", "alembic"} & imported
+
+
+def test_a_command_is_imported_when_it_is_asked_for_and_none_is_left_out() -> None:
+    code = (
+        "import sys, irmapdb.commands; print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    rooms = Path(commands.__file__).parent.glob("*.py")
+    own = {room.stem for room in rooms if "\ndef add_to(app" in room.read_text()}
+    assert len(own) > 5
+    assert not own & {name.rpartition(".")[2] for name in done.stdout.split()}
+
+    offered = set()
+    for room in own:
+        app = typer.Typer()
+        app.callback()(lambda: None)
+        importlib.import_module(f"irmapdb.commands.{room}").add_to(app)
+        offered |= set(getattr(get_command(app), "commands", ()))
+    assert offered == {path[0] for path in _every_command()}
 
 
 def test_a_session(tmp_path: Path) -> None:
