@@ -25,7 +25,7 @@ __all__ = ["check_unchanged", "connect_raw", "open_raw", "use_wal"]
 
 # What SQLite says of a WAL database where there can be no shared memory.
 _NO_SHARED_MEMORY = {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PROTOCOL}
-_CACHE_KIB = 16 * 1024
+_CACHE_KIB = 4 * 1024  # more is no faster, only more
 _SHARED_MEMORY_BYTES = 32 * 1024  # WALINDEX_PGSZ in sqlite's src/wal.c
 
 
