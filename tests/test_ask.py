@@ -24,6 +24,7 @@ from irmapdb.store.entries import read_entries
 from irmapdb.store.revisions import backup
 from tests.support.features import require_root
 from tests.support.filesystems import tmpfs
+from tests.support.killed import kill_a_writer
 from tests.support.programs import run
 from tests.support.scenario import write_scenario
 
@@ -461,6 +462,21 @@ def foreign():
         for file in place.iterdir():
             file.unlink()
         place.rmdir()
+
+
+def test_what_a_killed_writer_left_is_not_read_by_who_cannot_undo_it(foreign):
+    whole = foreign.rename(foreign.with_name("whole.db"))
+    kill_a_writer(whole, foreign)
+    for path in foreign.parent.iterdir():
+        path.chmod(0o644)
+
+    def look():
+        with pytest.raises(DatabaseError, match="killed in the middle"), Ask.open(foreign):
+            pass
+
+    assert as_nobody(look) == ""
+    with Ask.open(foreign) as ask:  # root may, and does
+        assert value(ask, "SELECT count(*) FROM image_seen WHERE path = '9'") == 0
 
 
 def test_in_a_directory_that_is_not_ours(foreign):

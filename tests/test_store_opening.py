@@ -18,6 +18,7 @@ from irmapdb.store.database import Store
 from irmapdb.store.revisions import backup, current, upgrade
 from irmapdb.store.version import HEAD
 from tests.support.features import require_program
+from tests.support.killed import kill_a_writer
 from tests.support.programs import run
 
 NOW = datetime(2026, 11, 23, tzinfo=UTC)
@@ -364,19 +365,8 @@ def test_without_shared_memory_there_is_a_rollback_journal(tmp_path):
 def test_who_reads_undoes_what_a_killed_writer_without_a_log_has_begun(tmp_path):
     path = tmp_path / "irmap.db"
     fill(path)
-    with closing(sqlite3.connect(path)) as raw:
-        raw.execute("PRAGMA journal_mode = DELETE")
-        raw.execute("PRAGMA cache_size = 1")  # so that the file itself is written before the end
-        raw.execute("PRAGMA cache_spill = 1")
-        raw.execute("BEGIN")
-        raw.execute("DELETE FROM image_entry")
-        raw.executemany(
-            "INSERT INTO image_seen VALUES (?, 1, 1, 1, 1)", [(str(i),) for i in range(9999)]
-        )
-        killed = tmp_path / "killed.db"
-        for suffix in ("", "-journal"):
-            Path(f"{killed}{suffix}").write_bytes(Path(f"{path}{suffix}").read_bytes())
-    assert killed.read_bytes() != path.read_bytes()
+    killed = tmp_path / "killed.db"
+    kill_a_writer(path, killed)
     with Store.open_readonly(killed) as store:
         assert store.image_entries() == [ENTRY]
     assert sorted(os.listdir(tmp_path)) == ["irmap.db", "killed.db"]

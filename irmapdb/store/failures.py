@@ -92,10 +92,7 @@ def explain(path: bytes, error: sqlite3.Error, wait_s: float = 0) -> DatabaseErr
         case sqlite3.SQLITE_FULL:
             return _explain_full(name)
         case sqlite3.SQLITE_READONLY:
-            return DatabaseError(
-                f"{name}: the database cannot be written ({said})",
-                advice="name a file that can be written with --db",
-            )
+            return _explain_readonly(name, said, getattr(error, "sqlite_errorname", ""))
         case sqlite3.SQLITE_IOERR if is_full(path):
             return _explain_full(name)
         case sqlite3.SQLITE_IOERR if "_SHM" in getattr(error, "sqlite_errorname", ""):
@@ -106,6 +103,18 @@ def explain(path: bytes, error: sqlite3.Error, wait_s: float = 0) -> DatabaseErr
         case _:
             code = getattr(error, "sqlite_errorname", type(error).__name__)
             return DatabaseError(f"{name}: {said} ({code})")
+
+
+def _explain_readonly(name: str, said: str, code: str) -> DatabaseError:
+    if code == "SQLITE_READONLY_ROLLBACK":
+        return DatabaseError(
+            f"{name}: a process was killed in the middle of a step, which has to be undone first",
+            advice="open it as somebody who may write it",
+        )
+    return DatabaseError(
+        f"{name}: the database cannot be written ({said})",
+        advice="name a file that can be written with --db",
+    )
 
 
 def _explain_full(name: str) -> DatabaseError:

@@ -79,7 +79,7 @@ def _has_no_space_for_locks(path: bytes) -> bool:
 def _has_no_room_for_locks(path: bytes) -> bool:
     # The same, where it is only we who may make no file.
     writable = os.access(os.path.dirname(path), os.W_OK, effective_ids=True)
-    return not writable and not os.path.lexists(path + b"-wal")
+    return not writable and not os.path.lexists(path + b"-wal") and not _has_log(path)
 
 
 def _has_log(path: bytes) -> bool:
