@@ -303,7 +303,7 @@ class Audit:
             mounts = self.root.mounts_of(kdev)
             if not mounts:
                 findings += map(self._unmounted, group)
-            elif self.options.config.may_wait(mounts):
+            elif self._waits(kdev):
                 findings += self._judge_aside(kdev, group)
             else:
                 findings += self._judge_device(kdev, group)
@@ -333,7 +333,7 @@ class Audit:
         return Finding(mapping, Verdict.UNMOUNTED, evidence)
 
     def _judge_aside(self, kdev: int, group: list[Mapping]) -> Iterator[Finding]:
-        kinds = ", ".join(sorted({mount.fstype for mount in self.root.mounts_of(kdev)}))
+        kinds = self.options.config.kinds_that_wait(self.root.on_the_way(kdev))
         why = ""
         for start in range(0, len(group), _MAPPINGS_ASIDE):
             some = group[start : start + _MAPPINGS_ASIDE]
@@ -481,9 +481,9 @@ class Audit:
         return None, at and datetime.fromtimestamp(at.st_mtime_ns / 1e9, UTC), unseen
 
     def _look(self, path: bytes) -> _Sight:
-        mount = self.root.mount_of(path)
-        if mount is not None and self.options.config.may_wait((mount,)):
-            return _Sight(unseen=f"{mount.fstype} may not answer")
+        kinds = self.options.config.kinds_that_wait(self.root.mounts_to(path))
+        if kinds:
+            return _Sight(unseen=f"{kinds} may not answer")
         try:
             fd = self.root.open(path)
         except OSError as error:

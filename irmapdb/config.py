@@ -138,6 +138,11 @@ class Config:
         """Whether a lookup on a device with these mounts may wait for somebody else."""
         return any(not self.walkable(mount.fstype) for mount in mounts)
 
+    def kinds_that_wait(self, mounts: Iterable[Mount]) -> str:
+        """The types of those of the mounts for which it may wait, for people."""
+        kinds = {mount.fstype for mount in mounts if not self.walkable(mount.fstype)}
+        return ", ".join(sorted(kinds))
+
 
 _KNOWN = {
     "hook": {"db", "strict", "timeout"},

@@ -273,19 +273,25 @@ _ID = re.compile(r"(?:^|[-:])([0-9a-f]{64})(?:\.scope)?$")
 def database_name(pid: int, images: str, proc: str = "/proc") -> str:
     """The database's name in a directory of many: the same for each dump of one container.
 
-    The last part of the task's cgroup path that is a container's id; where there is none, the
-    images dir, as its last part and a digest of the whole.
+    The first part of the task's cgroup path that is a container's id; with a digest of the others
+    below it, of a container in a container, or of one that has made itself a cgroup with the name
+    of another. Where there is none, the images dir, as its last part and a digest of the whole.
     """
     try:
-        with open(f"{proc}/{pid}/cgroup", encoding="utf-8", errors="replace") as file:
+        path = f"{proc}/{pid}/cgroup"
+        with open(path, encoding="utf-8", errors="replace", newline="\n") as file:
             groups = [line.rstrip("\n").split(":", 2)[2] for line in file]
     except (OSError, IndexError):
         groups = []
     for group in groups:
-        for part in reversed(group.split("/")):
-            if found := _ID.search(part):
-                return f"{found[1]}.db"
+        ids = [found[1] for part in group.split("/") if (found := _ID.search(part))]
+        if ids:
+            first, *below = ids
+            return f"{first}-{_digest('/'.join(below))}.db" if below else f"{first}.db"
     whole = os.path.realpath(images or ".")
-    digest = hashlib.sha256(os.fsencode(whole)).hexdigest()[:16]
     readable = re.sub(r"[^A-Za-z0-9_-]", "_", os.path.basename(whole))[:40]
-    return f"{readable}-{digest}.db"
+    return f"{readable}-{_digest(whole)}.db"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(os.fsencode(text)).hexdigest()[:16]

@@ -249,8 +249,8 @@ class Search:
             )
         except (TimeoutError, ChildProcessError) as error:
             mounts = place.root.on_the_way(identities[0].kdev)
-            kinds = {one.fstype for one in mounts if self._config.may_wait([one])}
-            return _unanswered(identities, f"{', '.join(sorted(kinds))}: {error}")
+            kinds = self._config.kinds_that_wait(mounts)
+            return _unanswered(identities, f"{kinds}: {error}")
         return answer
 
     def _ask(

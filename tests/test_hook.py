@@ -259,6 +259,25 @@ def test_database_is_named_after_the_container(cgroup, tmp_path):
     assert hookjob.database_name(7, "/images", str(tmp_path)) == f"{CONTAINER}.db"
 
 
+def test_no_container_has_the_name_of_another(tmp_path):
+    mine, theirs = "fedcba9876543210" * 4, CONTAINER
+    groups = [
+        f"/docker-{theirs}.scope",
+        f"/docker-{mine}.scope",
+        f"/docker-{mine}.scope/{theirs}",  # a container in it, or a name that it has taken
+        f"/docker-{mine}.scope/{mine}/{theirs}",
+        f"/docker-{mine}.scope/{mine}\r0::/docker-{mine}.scope/{theirs}",
+    ]
+    names = []
+    for pid, group in enumerate(groups):
+        (tmp_path / str(pid)).mkdir()
+        (tmp_path / str(pid) / "cgroup").write_text(f"0::{group}\n", newline="\n")
+        names.append(hookjob.database_name(pid, "/images", str(tmp_path)))
+    assert names[:2] == [f"{theirs}.db", f"{mine}.db"]
+    assert len(set(names[:4])) == 4
+    assert all(name.startswith(mine) for name in names[1:])
+
+
 def test_database_of_no_container_is_named_after_the_images(tmp_path):
     (tmp_path / "7").mkdir()
     (tmp_path / "7" / "cgroup").write_text("0::/user.slice/session-1.scope\n")

@@ -133,6 +133,14 @@ def test_a_task_is_read_as_it_is():
     assert tasks.leader_of(process.pid) is None
 
 
+def test_the_name_of_a_task_tells_nothing_else():
+    source = "import os; open('/proc/self/comm', 'wb').write(b'x\\rTgid:\\t1'); os.read(0, 1)"
+    with running(source) as process:
+        until(lambda: read_task(process.pid).comm == b"x\rTgid:\t1", "it has its name")
+        assert tasks.leader_of(process.pid) == process.pid
+        assert [task.pid for task in task_tree(process.pid)] == [process.pid]
+
+
 def test_the_tree_has_every_thread_s_children_and_no_zombie(family):
     root, child, grandchild, other, zombie = family
     tree = task_tree(root)

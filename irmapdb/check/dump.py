@@ -240,9 +240,9 @@ def _settle_all(
     at_once: list[Facts] = []
     settled: _Settled = {}
     for kdev, batch in by_kdev.items():
-        mounts = root.mounts_of(kdev)
-        if config.may_wait(mounts):
-            settled |= _settle_aside(batch, mounts[0].fstype, observer, call)
+        kinds = config.kinds_that_wait(root.on_the_way(kdev))
+        if kinds:
+            settled |= _settle_aside(batch, kinds, observer, call)
         else:
             at_once += map(observer.facts, batch)
     return settled | _settle(at_once, observer, call)

@@ -254,10 +254,8 @@ class Observer:
                 yield replace(facts, search=self._seen(facts.identity, found))
 
     def _unwalked(self, kdev: int) -> str:
-        mounts = self._root.mounts_of(kdev)
-        if not self._config.may_wait(mounts):
-            return ""
-        return f"{mounts[0].fstype} is walked only where told"
+        kinds = self._config.kinds_that_wait(self._root.on_the_way(kdev))
+        return f"{kinds} is walked only where told" if kinds else ""
 
     def _seen(self, identity: Identity, path: bytes) -> SearchLook:
         acceptable = False

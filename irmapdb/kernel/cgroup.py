@@ -97,7 +97,8 @@ def find_frozen(pid: int) -> Path | None:
     Who is frozen so comes to no ptrace stop; with v2 it does.
     """
     try:
-        lines = read_file(f"/proc/{pid}/cgroup").splitlines()
+        # By newlines alone: the name of a cgroup may hold a carriage return.
+        lines = read_file(f"/proc/{pid}/cgroup").split(b"\n")[:-1]
         mounts = read_mountinfo("self")
     except OSError:
         return None

@@ -121,7 +121,8 @@ def leader_of(tid: int, proc: str = "/proc") -> int | None:
         return None
     except PermissionError:
         raise _hidden(tid, proc) from None
-    return next(int(line[5:]) for line in status.splitlines() if line.startswith(b"Tgid:"))
+    # By newlines alone: these the kernel escapes in the name of a task, but no carriage return.
+    return next(int(line[5:]) for line in status.split(b"\n") if line.startswith(b"Tgid:"))
 
 
 def children_index(proc: str = "/proc") -> dict[int, list[int]] | None:

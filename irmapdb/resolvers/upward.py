@@ -170,8 +170,9 @@ class Upward(Generic[Node]):
             known = self._places.get(directory)
             if known is not None:
                 tail = b"".join(b"/" + part for part in reversed(parts))
-                found += (_Place(mount, path + tail) for mount, path in known.found)
-                return _Places(found, known.lost)
+                short = [one for one in known.found if len(one.path) + length <= _LONGEST_BYTES]
+                found += (_Place(mount, path + tail) for mount, path in short)
+                return _Places(found, known.lost if short == known.found else _too_long())
             for mount in self.tops.get(directory, ()):
                 top = mount.mountpoint.rstrip(b"/")
                 found.append(_Place(mount, b"/".join((top, *reversed(parts)))))
@@ -185,8 +186,7 @@ class Upward(Generic[Node]):
             parts.append(name)
             length += 1 + len(name)
             if length > _LONGEST_BYTES:
-                too_long = OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
-                return _Places(found, too_long)
+                return _Places(found, _too_long())
         return _Places(found, None)
 
     def _parent(self, directory: Node) -> tuple[Node, bytes] | None:
@@ -209,6 +209,10 @@ class Upward(Generic[Node]):
             if error.errno in REFUSALS:
                 self._refusal = error.errno
             raise
+
+
+def _too_long() -> OSError:
+    return OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
 
 
 def _is_name(name: bytes) -> bool:

@@ -14,6 +14,8 @@ import pytest
 
 from irmapdb import audit, mend, steps
 from irmapdb.audit import Selection, Verdict
+from irmapdb.check import dump as check
+from irmapdb.check.version import CriuVersion
 from irmapdb.errors import FileError, UsageError
 from irmapdb.kernel.directory import open_directory_root
 from irmapdb.kernel.fate import Fate, fates
@@ -261,6 +263,40 @@ def test_a_server_that_never_answers(
     assert found[os.fsencode(near)].verdict is Verdict.VALID
     assert found[os.fsencode(far)].verdict is Verdict.UNREACHABLE
     assert "no answer in time" in found[os.fsencode(far)].evidence.unseen
+
+
+def test_who_waits_on_the_way_to_a_mount_is_not_waited_for(
+    area: MountArea, watcher: Watcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A filesystem of the kernel's own, below a mount of somebody who has stopped."""
+    for module in (audit, check):
+        monkeypatch.setattr(module, "_PATIENCE_S", 0.5)
+    (tmp_path / "source" / "below").mkdir(parents=True)
+    work = tmp_path / "work"
+    work.mkdir()
+    place = area.path / "served" / "below"
+    options = audit.Options(work / "irmap.db", config=NO_HINTS)
+    with served(tmp_path / "source", place.parent) as server:
+        run("mount", "-t", "tmpfs", "below", place)
+        (place / "file").touch()
+        watcher.add_inotify(place / "file")
+        steps.pre_dump(Options(watcher.pid, images_dir=work, config=NO_HINTS))
+        (mapping,) = (one.mapping for one in audit.audit(options).findings)
+        with server.silent():
+            (found,) = audit.audit(options).findings
+            (row,) = check.check_dump(
+                check.Options(watcher.pid, work, version=CriuVersion(4, 1))
+            ).watches
+            # Also where a row of a device that is gone leads there.
+            with closing(sqlite3.connect(work / "irmap.db")) as raw, raw:
+                raw.execute("UPDATE mapping SET dev = 999")
+            (lost,) = audit.audit(options).findings
+        run("umount", place)
+    assert (found.mapping.path, found.verdict) == (mapping.path, Verdict.UNREACHABLE)
+    assert found.evidence.unseen.startswith("fuse: no answer")
+    assert "its fuse does not answer" in row.prediction.why
+    assert lost.verdict is Verdict.UNMOUNTED
+    assert lost.evidence.unseen == "fuse may not answer"
 
 
 # Whose root

@@ -6,6 +6,7 @@ import errno
 import itertools
 import os
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,24 @@ def test_a_way_without_end_ends(root: Root, top: Path) -> None:
     ):
         list(upward.paths((2,)))
     assert caught.value.errno == errno.ENAMETOOLONG
+
+
+def test_a_way_that_is_too_long_ends_also_where_its_first_part_is_known(
+    root: Root, top: Path
+) -> None:
+    told = _told({number: [(number - 1, b"n" * 255)] for number in range(2, 400)})
+    with _upward(root, top, told) as upward:
+        known = [len(path) for number in range(2, 200) for path in upward.paths((number,))]
+        assert len(known) == 198
+        assert max(known) < 1 << 16
+        with pytest.raises(OSError, match="too long"):
+            list(upward.paths((300,)))
+        for number in range(200, 300):  # up to it, step by step
+            with suppress(OSError):
+                known += map(len, upward.paths((number,)))
+        assert max(known) < 1 << 17
+        with pytest.raises(OSError, match="too long"):
+            list(upward.paths((399,)))
 
 
 def test_one_link_that_fails_leaves_the_others(root: Root, top: Path) -> None:
