@@ -192,6 +192,32 @@ def test_what_a_database_names_stays_on_the_line(tmp_path, spoil):
         assert r"a\x1b[31m\nb\u202e" in str(caught.value)
 
 
+_ENDLESS = "WITH RECURSIVE n(version_num) AS (SELECT '0003' UNION ALL SELECT version_num FROM n)"
+_NEVER_DONE = {
+    "view": f"""
+        DROP TABLE alembic_version;
+        CREATE VIEW alembic_version AS {_ENDLESS} SELECT version_num FROM n
+    """,
+    "trigger": f"""
+        CREATE TRIGGER slow AFTER INSERT ON image_entry BEGIN
+            INSERT INTO image_seen {_ENDLESS} SELECT version_num, 1, 1, 1, 1 FROM n;
+        END
+    """,
+    "virtual table": "DROP TABLE tried; CREATE VIRTUAL TABLE tried USING fts5(a)",
+}
+
+
+@pytest.mark.parametrize(("what", "sql"), _NEVER_DONE.items(), ids=_NEVER_DONE)
+def test_nothing_runs_because_a_database_says_so(tmp_path, what, sql):
+    path = tmp_path / "irmap.db"
+    fill(path)
+    with closing(sqlite3.connect(path)) as raw:
+        raw.executescript(sql)
+    for way in (*WAYS, entries_of, fill):
+        with pytest.raises(DatabaseError, match=f"is a {what}"):
+            way(path)
+
+
 @pytest.mark.parametrize("way", WAYS[1:], ids=["open old", "read", "current", "up", "backup"])
 def test_only_who_may_create_makes_a_database(tmp_path, way):
     path = tmp_path / "irmap.db"

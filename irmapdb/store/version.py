@@ -19,6 +19,7 @@ __all__ = [
     "APPLICATION_ID",
     "HEAD",
     "REVISIONS",
+    "TABLES",
     "check_newest",
     "read_revision",
     "refuse_empty",
@@ -31,6 +32,16 @@ REVISIONS = ("0001", "0002", "0003")
 """Every schema revision, oldest first. Known here so that opening needs no alembic."""
 
 HEAD = REVISIONS[-1]
+
+_OBJECTS = "SELECT type, name, tbl_name, sql LIKE 'create virtual%' FROM sqlite_master"
+
+TABLES = frozenset(
+    {
+        *("mapping", "image_entry", "image_seen", "run", "run_source", "watch", "tried", "change"),
+        "alembic_version",
+    }
+)
+"""All tables of the newest schema."""
 
 
 def read_revision(raw: sqlite3.Connection, path: bytes) -> str | None:
@@ -49,10 +60,12 @@ def read_revision(raw: sqlite3.Connection, path: bytes) -> str | None:
             f"{show(path)}: a database, but not one of irmapdb: {has}",
             advice="name another file with --db",
         )
-    found = _column(raw, "SELECT version_num FROM alembic_version")
+    _check_tables(raw, path)
+    found = _column(raw, "SELECT version_num FROM alembic_version LIMIT 2")
     if len(found) != 1:
         raise DatabaseError(
-            f"{show(path)}: the database is damaged: it names {len(found)} schema revisions",
+            f"{show(path)}: the database is damaged: it names {'two' if found else 'no'} schema "
+            "revisions",
             advice="move it away, or put back a backup: it is only a cache",
         )
     revision = str(found[0])
@@ -64,6 +77,18 @@ def read_revision(raw: sqlite3.Connection, path: bytes) -> str | None:
             advice=f"use an irmapdb that knows schema {newer}, or name another file with --db",
         )
     return revision
+
+
+def _check_tables(raw: sqlite3.Connection, path: bytes) -> None:
+    # Nothing runs because a database says so: a view in place of a table, or a trigger, may be
+    # without end.
+    for kind, name, table, virtual in raw.execute(_OBJECTS):
+        what = "virtual table" if virtual else kind
+        if (name in TABLES and what != "table") or (table in TABLES and kind == "trigger"):
+            raise DatabaseError(
+                f"{show(path)}: not as irmapdb makes it: {show_words(name)} is a {what}",
+                advice="drop that, or move the file away: it is only a cache",
+            )
 
 
 def check_newest(raw: sqlite3.Connection, path: bytes) -> None:
