@@ -11,9 +11,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
-import os
 import signal
-import stat
 import time
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -24,14 +22,15 @@ from typing import TYPE_CHECKING, NamedTuple
 from irmapdb import files, handover, history, workdir
 from irmapdb.config import Config
 from irmapdb.confirm import Confirmation
-from irmapdb.errors import FileError, FreezeError
+from irmapdb.errors import FreezeError
 from irmapdb.image import fsnotify
 from irmapdb.kernel import freeze, procfs, tasks
 from irmapdb.kernel.namespaces import mounted_anywhere
 from irmapdb.kernel.renames import Witness
 from irmapdb.kernel.root import Root, open_root
 from irmapdb.kernel.survey import read_survey
-from irmapdb.model import Event, MarkKind, RunStats, format_kdev, printable
+from irmapdb.model import Event, MarkKind, RunStats, format_kdev
+from irmapdb.scanpaths import check_scan_paths
 from irmapdb.search import Search
 from irmapdb.store.database import Store
 from irmapdb.store.nouns import WatchRow
@@ -289,36 +288,8 @@ def _mount_marks(file: WatchFile) -> Iterator[Mark]:
 def _tree(options: Options) -> Iterator[_Tree]:
     tasks.task_tree(options.pid)  # before anything is made on its behalf: is it there?
     with open_root(options.pid) as root:
-        _check_scan_paths(root, options)
+        check_scan_paths(root, options.scan_paths, options.config)
         yield _Tree(options.pid, root)
-
-
-def _check_scan_paths(root: Root, options: Options) -> None:
-    for path in options.scan_paths:
-        if trouble := _scan_trouble(root, path):
-            message = f"--irmap-scan-path {printable(path)}: {trouble[0]}"
-            raise FileError(message, advice=trouble[1])
-    # Those of the configuration are for every container, and need not be in each.
-    for path in options.config.scan_paths:
-        if trouble := _scan_trouble(root, path):
-            _log.warning("[scan] paths: %s: %s; not scanned", printable(path), trouble[0])
-
-
-def _scan_trouble(root: Root, path: bytes) -> tuple[str, str] | None:
-    # Why there is nothing to scan at a path, and what to do about it.
-    if not path.startswith(b"/"):
-        return "not absolute", "write it as seen from the root of the tasks"
-    try:
-        fd = root.open(path)
-    except (OSError, ValueError) as error:
-        why = error.strerror if isinstance(error, OSError) else str(error)
-        return f"{why} in the root of the tasks", "name what is there, without links"
-    try:
-        if stat.S_ISLNK(os.fstat(fd).st_mode):
-            return "is a symbolic link, which is not followed", "name its target"
-    finally:
-        os.close(fd)
-    return None
 
 
 @dataclass(slots=True)

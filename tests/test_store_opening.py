@@ -192,15 +192,18 @@ def test_what_a_database_names_stays_on_the_line(tmp_path, spoil):
         assert r"a\x1b[31m\nb\u202e" in str(caught.value)
 
 
-_ENDLESS = "WITH RECURSIVE n(version_num) AS (SELECT '0003' UNION ALL SELECT version_num FROM n)"
 _NEVER_DONE = {
-    "view": f"""
+    "view": """
         DROP TABLE alembic_version;
-        CREATE VIEW alembic_version AS {_ENDLESS} SELECT version_num FROM n
+        CREATE VIEW alembic_version AS
+        WITH RECURSIVE n(version_num) AS (SELECT '0003' UNION ALL SELECT version_num FROM n)
+        SELECT version_num FROM n
     """,
-    "trigger": f"""
+    "trigger": """
         CREATE TRIGGER slow AFTER INSERT ON image_entry BEGIN
-            INSERT INTO image_seen {_ENDLESS} SELECT version_num, 1, 1, 1, 1 FROM n;
+            INSERT INTO image_seen
+            WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n)
+            SELECT x, 1, 1, 1, 1 FROM n;
         END
     """,
     "virtual table": "DROP TABLE tried; CREATE VIRTUAL TABLE tried USING fts5(a)",

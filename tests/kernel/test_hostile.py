@@ -9,13 +9,16 @@ import sys
 
 import pytest
 
+from irmapdb import scanpaths, steps
 from irmapdb import search as search_module
 from irmapdb.config import Config
+from irmapdb.errors import FileError
 from irmapdb.kernel import procfs
 from irmapdb.kernel.aside import call_aside
 from irmapdb.kernel.identity import disproof
 from irmapdb.kernel.root import open_root
 from irmapdb.search import Search
+from irmapdb.steps import Options
 from tests.kernel.truth import open_descriptors, served, watched_identity
 from tests.support.filesystems import drop_caches
 from tests.support.names import ODD_NAMES
@@ -274,3 +277,19 @@ def test_a_server_on_the_way_that_never_answers(area, watcher, monkeypatch):
         assert outcome.resolved[beside].path == os.fsencode(area.path / "beside")
         assert shown in outcome.unresolved
         run("umount", place)
+
+
+def test_a_named_place_that_never_answers(area, watcher, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(scanpaths, "_PATIENCE_S", 0.5)
+    (area.path / "source" / "below").mkdir(parents=True)
+    (area.path / "beside").touch()
+    watcher.add_inotify(area.path / "beside")
+    place = os.fsencode(area.path / "served" / "below")
+    with served(area.path / "source", area.path / "served") as server, server.silent():
+        named = Options(watcher.pid, tmp_path, scan_paths=(place,), config=Config(hints=()))
+        with pytest.raises(FileError, match="fuse: no answer in time"):
+            steps.pre_dump(named)
+        configured = Config(hints=(), scan_paths=(place,))
+        report = steps.pre_dump(Options(watcher.pid, tmp_path, config=configured))
+    assert [row.path for row in report.watches] == [os.fsencode(area.path / "beside")]
+    assert "fuse: no answer in time; not scanned" in caplog.text

@@ -1,0 +1,71 @@
+"""The paths that somebody has named for the scan, looked at before anything is done."""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+from typing import TYPE_CHECKING, NamedTuple
+
+from irmapdb.errors import FileError
+from irmapdb.kernel.aside import call_aside
+from irmapdb.model import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from irmapdb.config import Config
+    from irmapdb.kernel.root import Root
+
+__all__ = ["check_scan_paths"]
+
+_log = logging.getLogger(__name__)
+
+_PATIENCE_S = 5.0
+
+
+class _Trouble(NamedTuple):
+    """Why there is nothing to scan at a path."""
+
+    why: str
+    advice: str
+
+
+def check_scan_paths(root: Root, named: Iterable[bytes], config: Config) -> None:
+    """Refuse a path of the command line that is no use: FileError; warn of the configuration's."""
+    for path in named:
+        if trouble := _trouble(root, path, config):
+            message = f"--irmap-scan-path {printable(path)}: {trouble.why}"
+            raise FileError(message, advice=trouble.advice)
+    # Those of the configuration are for every container, and need not be in each.
+    for path in config.scan_paths:
+        if trouble := _trouble(root, path, config):
+            _log.warning("[scan] paths: %s: %s; not scanned", printable(path), trouble.why)
+
+
+def _trouble(root: Root, path: bytes, config: Config) -> _Trouble | None:
+    if not path.startswith(b"/"):
+        return _Trouble("not absolute", "write it as seen from the root of the tasks")
+    kinds = config.kinds_that_wait(root.mounts_to(path))
+    if not kinds:
+        return _trouble_at(root, path)
+    try:
+        found: _Trouble | None = call_aside(lambda: _trouble_at(root, path), _PATIENCE_S)
+    except (TimeoutError, ChildProcessError) as error:
+        advice = "see to the server of that filesystem, or leave the path out"
+        return _Trouble(f"{kinds}: {error}", advice)
+    return found
+
+
+def _trouble_at(root: Root, path: bytes) -> _Trouble | None:
+    try:
+        fd = root.open(path)
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        return _Trouble(f"{why} in the root of the tasks", "name what is there, without links")
+    try:
+        if stat.S_ISLNK(os.fstat(fd).st_mode):
+            return _Trouble("is a symbolic link, which is not followed", "name its target")
+    finally:
+        os.close(fd)
+    return None
