@@ -40,6 +40,7 @@ LIMIT_BYTES = 1 << 30
 """No image that we read is larger than this: several million entries are not."""
 
 _CHUNK_BYTES = 1 << 20
+_LOOK = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 _NEXT_STEP_READING = {
     errno.ENOENT: "check the path",
@@ -180,7 +181,6 @@ def _open_directory(path: bytes) -> int:
 def _remove_leftovers(dir_fd: int, name: bytes) -> None:
     # What _new_name made, in a process that did not live to rename or remove it.
     pattern = re.compile(rb"\.%s\.[0-9a-f]{16}\.new" % re.escape(name[:200]), re.DOTALL)
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
         names = os.listdir(dir_fd)
     except OSError as error:
@@ -191,7 +191,7 @@ def _remove_leftovers(dir_fd: int, name: bytes) -> None:
         if not pattern.fullmatch(found):
             continue
         # In use, gone meanwhile, or not ours to open: a reason each to leave it alone.
-        with contextlib.suppress(OSError), _closing(os.open(found, flags, dir_fd=dir_fd)) as fd:
+        with contextlib.suppress(OSError), _closing(os.open(found, _LOOK, dir_fd=dir_fd)) as fd:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.unlink(found, dir_fd=dir_fd)
 
@@ -371,6 +371,10 @@ def _old_kept(new: _New) -> Iterator[None]:
     second_name = _new_name(new.name)
     old_name: bytes | None = None
     there = True
+    old_fd: int | None = None
+    with contextlib.suppress(OSError):
+        old_fd = os.open(new.name, _LOOK, dir_fd=new.dir_fd)
+        fcntl.flock(old_fd, fcntl.LOCK_SH | fcntl.LOCK_NB)  # it is no leftover
     try:
         os.link(new.name, second_name, **within, follow_symlinks=False)
         old_name = second_name
@@ -393,3 +397,5 @@ def _old_kept(new: _New) -> Iterator[None]:
         if old_name is not None:
             with contextlib.suppress(OSError):
                 os.unlink(old_name, dir_fd=new.dir_fd)
+        if old_fd is not None:
+            os.close(old_fd)

@@ -152,7 +152,10 @@ def dump(options: Options, freezing: FreezeOptions) -> Report:
             step.frozen_us = (time.monotonic_ns() - held.since_ns) // 1000
             _log.info("the tasks stood still for %d us", step.frozen_us)
             search.resolve(watched)
-            return _write(options, step, tree, search, watched, loaded)
+            report = _write(options, step, tree, search, watched, loaded)
+            if freezing.leave_stopped:
+                held.confirm()  # before anything is for good: images of tasks that run are none
+            return report
 
 
 def _resolve(tree: _Tree, search: Search, watched: list[WatchFile]) -> list[WatchFile]:

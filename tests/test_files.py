@@ -272,6 +272,21 @@ def test_several_files_are_put_back_where_the_block_raises(tmp_path, error):
     assert [path.stat().st_ino for path in names[:2]] == before
 
 
+def test_an_old_file_that_may_come_back_is_no_leftover(tmp_path):
+    path = tmp_path / "irmap-cache"
+    path.write_bytes(b"old")
+
+    def fail_while_another_does():
+        with replaced([(path, b"new")]):
+            with pytest.raises(ZeroDivisionError), replaced([(path, b"another")]):
+                raise ZeroDivisionError
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail_while_another_does()
+    assert contents(tmp_path) == {"irmap-cache": b"old"}
+
+
 @pytest.mark.kernel
 def test_where_one_of_several_cannot_be_renamed_over_all_old_ones_stay(small):
     names = [small / name for name in ("one", "two", "three")]

@@ -14,6 +14,8 @@ import signal
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from irmapdb.kernel.syscalls import die_with_parent
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -36,9 +38,10 @@ def call_aside(call: Callable[[], Any], timeout_s: float) -> Any:  # noqa: ANN40
     raised something, or the child was killed.
     """
     readable, writable = os.pipe2(os.O_CLOEXEC)
+    parent = os.getpid()
     pid = os.fork()
     if pid == 0:
-        _in_child(call, writable)
+        _in_child(call, writable, parent)
     os.close(writable)
     try:
         answer = _read_until(readable, time.monotonic() + timeout_s)
@@ -47,7 +50,10 @@ def call_aside(call: Callable[[], Any], timeout_s: float) -> Any:  # noqa: ANN40
         _end(pid)
     if not answer:
         raise ChildProcessError("the child process ended without an answer")
-    result = pickle.loads(answer)  # noqa: S301 our own child wrote it
+    try:
+        result = pickle.loads(answer)  # noqa: S301 our own child wrote it
+    except (EOFError, pickle.UnpicklingError) as error:
+        raise ChildProcessError("the child process was killed while it answered") from error
     if isinstance(result, _Failed):
         raise ChildProcessError(f"the child process failed: {result.why}")
     return result
@@ -72,9 +78,11 @@ def _end(pid: int) -> None:
         os.close(pidfd)
 
 
-def _in_child(call: Callable[[], Any], writable: int) -> None:
+def _in_child(call: Callable[[], Any], writable: int, parent: int) -> None:
     status = 1
     try:
+        # Nobody is there to kill it if the parent is killed first.
+        die_with_parent(parent)
         with os.fdopen(writable, "wb") as pipe:
             try:
                 answer = call()

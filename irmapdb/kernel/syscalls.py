@@ -1,8 +1,8 @@
 """System calls that Python's os module does not have, one thin function each.
 
 Every function raises OSError(errno, strerror, object) on failure and nothing else.
-Sources: openat2(2), open_by_handle_at(2), statx(2), kcmp(2); include/uapi/linux/openat2.h,
-fcntl.h, stat.h, kcmp.h of Linux 6.18; inotify_init(2), inotify_add_watch(2), statfs(2).
+Sources: openat2(2), open_by_handle_at(2), statx(2), kcmp(2), include/uapi/linux/openat2.h,
+fcntl.h, stat.h, kcmp.h of Linux 6.18; inotify_init(2), inotify_add_watch(2), statfs(2), prctl(2).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import signal
 import struct
 import threading
 from typing import NamedTuple
@@ -27,6 +28,7 @@ __all__ = [
     "RESOLVE_NO_XDEV",
     "Statx",
     "current_cpu",
+    "die_with_parent",
     "filesystem_magic",
     "inotify_add_watch",
     "inotify_init",
@@ -50,6 +52,19 @@ _libc = ctypes.CDLL(None, use_errno=True)
 def current_cpu() -> int:
     """sched_getcpu(3): the CPU that runs the calling thread."""
     return _check(_libc.sched_getcpu(), b"")
+
+
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent(parent: int) -> None:
+    """prctl(2), PR_SET_PDEATHSIG: SIGKILL to this process when the thread that forked it ends.
+
+    At once if that was before: `parent` is the process that it was in.
+    """
+    _check(_libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), b"")
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _check(result: int, path: bytes | int) -> int:

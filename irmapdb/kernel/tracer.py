@@ -128,7 +128,7 @@ class Tracer:
             raise FreezeError(
                 f"{self._root.name} and its descendants were let go after {self._hold_s:g} s: "
                 "something kept us waiting",
-                advice="look for a mount in their tree that does not answer",
+                advice="look for a mount in their tree that does not answer, or a slow disk",
             )
         if self._frozen_elsewhere and self._freezer and not cgroups.is_frozen(self._freezer):
             raise FreezeError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 
 import pytest
@@ -34,3 +35,30 @@ def test_a_call_that_fails_is_told() -> None:
 
     with pytest.raises(ChildProcessError):
         call_aside(fail, 60)
+
+
+class _Killing:
+    """What ends the process that pickles it."""
+
+    def __reduce__(self) -> str:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return ""
+
+
+def test_an_answer_that_is_cut_short_is_none() -> None:
+    with pytest.raises(ChildProcessError, match="killed while it answered"):
+        call_aside(lambda: [b"x" * 1_000_000, _Killing()], 60)
+
+
+def test_it_dies_with_who_has_asked() -> None:
+    read, write = os.pipe()
+    asking = os.fork()
+    if not asking:
+        call_aside(lambda: (os.write(write, b"."), time.sleep(600)), 600)
+        os._exit(0)
+    os.close(write)
+    assert os.read(read, 1) == b"."
+    os.kill(asking, signal.SIGKILL)
+    os.waitpid(asking, 0)
+    assert os.read(read, 1) == b"", "nobody holds the other end"
+    os.close(read)

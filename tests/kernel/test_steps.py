@@ -9,14 +9,13 @@ import subprocess
 import sys
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from irmapdb import steps
-from irmapdb.errors import (
-    FileError,
-)
+from irmapdb.errors import FileError, FreezeError
 from irmapdb.image import cache, fsnotify
 from irmapdb.model import Change, ChangeKind, MarkKind, StaleReason, WatchKind
 from irmapdb.steps import FreezeOptions, Options, Report
@@ -233,6 +232,31 @@ def test_leave_stopped_never_lets_them_run_in_between(
     assert seen == ["t"]
     until(lambda: watcher.state() == "T", "the task is stopped")
     watcher.signal(signal.SIGCONT)
+
+
+def test_leave_stopped_writes_nothing_where_they_were_let_go_meanwhile(
+    watcher: Watcher, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch_all(watcher, tree)
+    work = new_work_dir(tmp_path)
+    steps.dump(options_for(watcher, work), FreezeOptions())
+    before = {path.name: path.read_bytes() for path in work.glob("*.img")}
+    monkeypatch.setattr(steps.freeze, "frozen", partial(steps.freeze.frozen, hold_s=0.2))
+    write = steps.handover.cache_entries
+
+    def let_go_and_write(*args: object) -> object:
+        until(lambda: watcher.state() in "SR", "the task runs")
+        return write(*args)
+
+    monkeypatch.setattr(steps.handover, "cache_entries", let_go_and_write)
+    watcher.add_inotify(tree)
+    with pytest.raises(FreezeError, match="let go after"):
+        steps.dump(options_for(watcher, work), FreezeOptions(leave_stopped=True))
+
+    assert {path.name: path.read_bytes() for path in work.glob("*.img")} == before
+    with Store.open_readonly(work / "irmap.db") as store:
+        *_, run = store.runs()
+    assert run.outcome.startswith("failed: ")
 
 
 def test_the_scenario_of_criu_test_inotify_irmap(watcher: Watcher, tmp_path: Path) -> None:
