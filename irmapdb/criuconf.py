@@ -179,7 +179,7 @@ def _uninstall(file: Path, hook: Path | None) -> Done:
     kept = [one for one in lines if not _is_ours(one, own)]
     if kept == lines:
         return Done(file, Did.NOTHING, others)
-    header = kept[0]
+    header = kept[0] if kept else b""  # our line alone, without an end
     if header in {_MADE_FILE, _MADE_ALL}:
         del kept[0]
         if kept in ([], [b""]):

@@ -348,6 +348,14 @@ def test_files_and_directory_that_it_made_are_removed(tmp_path):
     assert (directory / "default.conf").read_text() == "tcp-close\n"
 
 
+def test_a_file_of_our_line_alone_gets_empty(tmp_path):
+    file = tmp_path / "default.conf"
+    file.write_text("action-script /usr/bin/irmapdb-hook")
+    (done,) = criuconf.uninstall(Runtime.CRIU, None, tmp_path)
+    assert done == (file, Did.REMOVED, ())
+    assert file.read_bytes() == b""
+
+
 def test_each_runtime_has_its_file(tmp_path):
     def names(runtime):
         return [file.name for file in criuconf.config_files(runtime, tmp_path)]
