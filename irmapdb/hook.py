@@ -30,6 +30,11 @@ _UNTOLD_S = 10.0  # for the child to say what the configuration allows it
 _GRACE_S = 5.0  # for the child to write what it has, before it is killed
 _REAP_MS = 1000
 _LINE_BYTES = 2000
+_PID_DIGITS = 20
+
+
+class _CallError(Exception):
+    """What CRIU's environment lacks, in words."""
 
 
 def main() -> int:
@@ -42,7 +47,8 @@ def main() -> int:
     try:
         return _attend_once()
     except BaseException as error:  # noqa: BLE001 nothing of ours may end CRIU's dump
-        text = f"not done: {type(error).__name__}: {error}"
+        kind = "" if isinstance(error, _CallError) else f"{type(error).__name__}: "
+        text = f"not done: {kind}{error}"
         _say(text)
         _log(_open_log(), text)
         return int(_is_strict())
@@ -58,6 +64,7 @@ def attend(pid: int, images: str) -> int:
 
     started_s = time.monotonic()
     log_fd = _open_log()
+    log_bytes = _size_of(log_fd)
     # Whoever ends us wants us to end, not the dump.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
@@ -84,7 +91,11 @@ def attend(pid: int, images: str) -> int:
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
         told["say"] = f"not done: the worker {ended or how}"
         _log(log_fd, told["say"])
-    seen = "" if code == 0 else f" (see {os.path.join(os.getcwd(), LOG_NAME)})"
+    seen = ""
+    if code != 0 and log_fd is not None:
+        name = os.path.join(os.getcwd(), LOG_NAME)
+        written = _size_of(log_fd) > log_bytes  # not on a full disk
+        seen = f" (see {name})" if written else f" (no room for it in {name})"
     _say(told.get("say", "not done") + seen)
     return int(code != 0 and _is_strict(told))
 
@@ -96,9 +107,18 @@ def _attend_once() -> int:
     if not os.path.exists("/proc/self/fd/0"):
         os.open(os.devnull, os.O_RDONLY)  # CRIU closes stdin: nothing of ours shall be number 0
     try:
-        return attend(int(os.environ["CRTOOLS_INIT_PID"]), os.environ.get("CRTOOLS_IMAGE_DIR", ""))
+        return attend(_init_pid(), os.environ.get("CRTOOLS_IMAGE_DIR", ""))
     finally:
         _remember(memory)
+
+
+def _init_pid() -> int:
+    text = os.environ.get("CRTOOLS_INIT_PID")
+    if text is None:
+        raise _CallError("CRTOOLS_INIT_PID is not set: CRIU sets it to the root task")
+    if not (text.isascii() and text.isdecimal() and len(text) <= _PID_DIGITS and int(text)):
+        raise _CallError(f"CRTOOLS_INIT_PID is {text[:_PID_DIGITS]!r}, which is no process id")
+    return int(text)
 
 
 # --- the child ------------------------------------------------------------------------------------
@@ -240,8 +260,7 @@ def _memory_of_call() -> str:
     with open(f"/proc/{parent}/stat", "rb") as file:
         stat = file.read()
     starttime = stat[stat.rindex(b")") + 2 :].split()[19].decode()
-    pid = int(os.environ["CRTOOLS_INIT_PID"])
-    return f"{_MEMORY}/hook-{parent}-{starttime}-{pid}"
+    return f"{_MEMORY}/hook-{parent}-{starttime}-{_init_pid()}"
 
 
 def _is_remembered(memory: str) -> bool:
@@ -283,8 +302,13 @@ def _open_log() -> int | None:
         return None
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
+        _say(f"cannot write {LOG_NAME}: no regular file")
         return None
     return fd
+
+
+def _size_of(fd: int | None) -> int:
+    return 0 if fd is None else os.fstat(fd).st_size
 
 
 def _one_line(text: str) -> str:

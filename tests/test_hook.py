@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import stat
@@ -19,6 +20,8 @@ from irmapdb.config import Config, HookConfig, load_config, with_environment
 from irmapdb.criuconf import Did, Runtime
 from irmapdb.errors import ConfigError, FileError
 from irmapdb.image.cache import decode_cache
+from tests.support.features import require_root
+from tests.support.filesystems import tmpfs
 from tests.support.hook import CHECKOUT, hook_program
 from tests.support.notify import IN_CREATE
 
@@ -91,7 +94,11 @@ def test_strange_environment_is_survived(program, work):
         assert done.returncode == 0
         (line,) = done.stderr.splitlines()
         assert line.startswith("irmapdb-hook: not done: ")
-    assert _call(program, work, "pre-dump").returncode == 0
+        if pid in {"none", "", "-1", "0"}:
+            assert line.endswith(f"CRTOOLS_INIT_PID is {pid!r}, which is no process id")
+    done = _call(program, work, "pre-dump")
+    assert done.returncode == 0
+    assert "not done: CRTOOLS_INIT_PID is not set" in done.stderr
     assert _call(program, work, "pre-dump", IRMAPDB_HOOK_STRICT="1").returncode == 1
     assert (work / "irmapdb.log").read_text().count("not done") == 7
     assert not (work / "irmap-cache").exists()
@@ -109,6 +116,27 @@ def test_log_is_private_and_bounded(program, work, watcher):
     assert _call(program, work, "pre-dump", child.pid).returncode == 0
     assert len(log.read_bytes()) < 1000
     assert (work / "irmapdb.log.old").stat().st_size == 3 << 20
+
+
+def test_a_log_that_is_not_written_is_not_pointed_at(program, work, tmp_path):
+    nobody = map(str, itertools.count(4194310))  # a second call for one pid would do nothing
+    (work / hook.LOG_NAME).mkdir()
+    first, second = _call(program, work, "pre-dump", next(nobody)).stderr.splitlines()
+    assert first == "irmapdb-hook: cannot write irmapdb.log: Is a directory"
+    assert "see " not in second
+    require_root()
+    with tmpfs(tmp_path / "full", size_mib=1) as full:
+        done = _call(program, full, "pre-dump", next(nobody))
+        assert f"(see {full}/irmapdb.log)" in done.stderr
+        (full / hook.LOG_NAME).unlink()
+        (full / hook.LOG_NAME).touch()
+        fd = os.open(full / "fill", os.O_WRONLY | os.O_CREAT)
+        while os.statvfs(full).f_bavail:
+            os.write(fd, bytes(4096))
+        os.close(fd)
+        done = _call(program, full, "pre-dump", next(nobody))
+    assert f"(no room for it in {full}/irmapdb.log)" in done.stderr
+    assert "see " not in done.stderr
 
 
 def test_hostile_name_stays_on_its_line(program, work, watcher, tmp_path):
