@@ -467,3 +467,11 @@ def test_command_by_hand(watcher, work, tmp_path):
     assert _irmapdb(CRTOOLS_SCRIPT_ACTION="post-dump").returncode == 0
     for arguments in ((), ("-t", "1", "--install", "runc"), ("--install", "none"), ("-t", "0")):
         assert _irmapdb(*arguments).returncode == 2
+
+
+def test_command_by_hand_prints_no_json(watcher, tmp_path):
+    # The hook speaks to CRIU's log, in one line.
+    done = _irmapdb("-t", str(watcher.pid), "-D", str(tmp_path), "--json")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "irmapdb pre-dump --json" in done.stderr
+    assert list(tmp_path.iterdir()) == []

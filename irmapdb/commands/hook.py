@@ -86,6 +86,9 @@ def hook(
     if len(wanted) > 1 or (wanted and pid is not None):
         message = "--install, --uninstall, --print and -t do not go together"
         raise UsageError(message, advice="give one of them")
+    if as_json and not wanted:
+        message = "--json goes with --install, --uninstall or --print"
+        raise UsageError(message, advice="`irmapdb pre-dump --json` tells of each watch")
     if install is not None:
         program = _program(script)
         _show(criuconf.install(criuconf.Runtime(install), program, criu_dir), as_json=as_json)
