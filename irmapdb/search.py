@@ -354,4 +354,4 @@ def _tell(outcome: Outcome) -> None:
             what = (one.identity, printable(one.path), one.source, one.reason)
             _log.debug("%s: not %s, as %s has it: %s", *what)
     resolved, unresolved = len(outcome.resolved), len(outcome.unresolved)
-    _log.info("%d inodes resolved, %d unresolved", resolved, unresolved)
+    _log.info("inodes: %d resolved, %d unresolved", resolved, unresolved)

@@ -1,8 +1,11 @@
 """The log file, as CRIU's -o has it."""
 
 import os
+import re
+import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -92,10 +95,14 @@ def test_a_run_that_cannot_begin_only_adds_why(log, tmp_path, monkeypatch, wrong
     assert log().code == 0
     good = (tmp_path / "run.log").read_text()
     assert "descriptors that watch" in good
-    done = irmapdb("pre-dump", "-W", tmp_path, "-o", "run.log", *wrong)
+    where = ("-W", tmp_path, "-o", "run.log")
+    done = irmapdb("pre-dump", *where, *wrong)
     assert done.code == 1
-    kept, _, added = (tmp_path / "run.log").read_text().rpartition("(")
-    assert kept == good
+    both = (tmp_path / "run.log").read_text()
+    assert both.startswith(good)
+    heading, added = both.removeprefix(good).splitlines(keepends=True)
+    assert f", pid {os.getpid()}, " in heading
+    assert heading.endswith(f"UTC: {shlex.join(map(str, ('pre-dump', *where, *wrong)))}\n")
     assert done.err.removeprefix("irmapdb: ") == added.partition("Error: ")[2]
     assert log().code == 0
     assert (tmp_path / "run.log").read_text().count("descriptors that watch") == 1
@@ -109,9 +116,31 @@ def test_a_cause_of_several_lines_stays_on_one(tmp_path):
     log.start_log(1, Path("run.log"), tmp_path, ())
     log.log_end(error)
     log.close_log()
-    first, second = (tmp_path / "run.log").read_text().splitlines()
+    _, first, second = (tmp_path / "run.log").read_text().splitlines()
     assert first.endswith("Error: x; y")
     assert second.endswith(r"because of OSError: a\nb")
+
+
+def test_times_are_seconds_and_microseconds_as_criu_has_them(tmp_path):
+    command = [sys.executable, "-m", "irmapdb", "pre-dump", "-t", str(os.getpid())]
+    before_s = time.monotonic()
+    subprocess.run([*command, "-D", tmp_path, "-o", "run.log"], check=True, capture_output=True)
+    took_s = time.monotonic() - before_s
+    lines = (tmp_path / "run.log").read_text().splitlines()
+    stamps = [re.match(r"\((\d\d\.\d{6})\) ", line) for line in lines]
+    assert all(stamps)
+    times_s = [float(stamp[1]) for stamp in stamps]
+    assert times_s == sorted(times_s)
+    assert 0 < times_s[-1] < took_s
+
+
+def test_stdout_is_no_place_for_a_log(log, tmp_path, monkeypatch):
+    # CRIU takes `-o -` for stdout; there we have the result.
+    monkeypatch.chdir(tmp_path)
+    done = log("-")
+    assert (done.code, done.out) == (2, "")
+    assert "stderr" in done.err
+    assert [path.name for path in tmp_path.iterdir()] == ["fifo"]
 
 
 def test_a_fifo_that_is_read_is_no_log_either(log, tmp_path):

@@ -7,12 +7,15 @@ import errno
 import logging
 import os
 import re
+import shlex
 import stat
 import sys
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TextIO
 
+from irmapdb import __version__
 from irmapdb.commands import output
-from irmapdb.errors import FileError
+from irmapdb.errors import FileError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -26,15 +29,24 @@ _causes = logging.getLogger("irmapdb.causes")
 _causes.setLevel(logging.CRITICAL)
 
 
+class _Stamped(logging.Formatter):
+    # As CRIU has it, so that the two logs can be read side by side: print_ts() of its log.c.
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 logging's
+        return f"({record.relativeCreated / 1000:09.6f}) {record.message}"
+
+
 class _LogFile(logging.StreamHandler[TextIO]):
     """The log in a file. What the last run left in it stays until this one does something.
 
-    So who fails on its arguments takes nothing away, and only adds why.
+    So who fails on its arguments takes nothing away, and only adds why. Each run begins with a
+    line that names it.
     """
 
     def __init__(self, path: Path) -> None:
         super().__init__(_open_log(path))
         self._name = output.shown(path)
+        self.setFormatter(_Stamped())
+        self._heading = _heading()
         self._begun = False
 
     def begin(self) -> None:
@@ -42,13 +54,19 @@ class _LogFile(logging.StreamHandler[TextIO]):
         fd = self.stream.fileno()
         if not self._begun and stat.S_ISREG(os.fstat(fd).st_mode):
             os.ftruncate(fd, 0)
-        self._begun = True
+        self._add_heading()
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.levelno < logging.ERROR:
             self.begin()
-        self._begun = True
-        super().emit(record)
+        self._add_heading()
+        if record.levelno >= self.level:  # the disk may be full since
+            super().emit(record)
+
+    def _add_heading(self) -> None:
+        if not self._begun:
+            self._begun = True
+            super().emit(self._heading)
 
     # A disk that is full under the log is told once, and ends nothing.
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002, N802 logging's
@@ -57,6 +75,14 @@ class _LogFile(logging.StreamHandler[TextIO]):
         said = why.strerror if isinstance(why, OSError) else why
         with contextlib.suppress(OSError):  # stderr may be on the same disk
             output.say(f"irmapdb: {self._name}: the log ends here: {said}")
+
+
+def _heading() -> logging.LogRecord:
+    # The first line of a run.
+    now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S")
+    command = output.shown(shlex.join(sys.argv[1:]))
+    line = f"irmapdb {__version__}, pid {os.getpid()}, {now} UTC: {command}"
+    return logging.makeLogRecord({"msg": line})
 
 
 def start_log(verbose: int, log: Path | None, work_dir: Path, kept: Iterable[Path | None]) -> None:
@@ -70,11 +96,13 @@ def start_log(verbose: int, log: Path | None, work_dir: Path, kept: Iterable[Pat
     if log is None:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter("irmapdb: %(message)s"))
+    elif str(log) == "-":
+        message = "-o -: stdout has the result, and no log"
+        raise UsageError(message, advice="leave -o away for a log on stderr")
     else:
         path = work_dir / log
         _refuse_kept(path, kept)
         handler = _LogFile(path)
-        handler.setFormatter(logging.Formatter("(%(relativeCreated)012.3f) %(message)s"))
         level = min(level, logging.INFO)
     logger.handlers = [handler]
     logger.setLevel(level)

@@ -142,7 +142,8 @@ LogFile = Annotated[
         "--log-file",
         readable=False,
         metavar="LOG",
-        help="Write the log to this file, relative to the work dir.",
+        help="Write the log to this file, relative to the work dir, in place of the last run's; a "
+        "run that cannot begin only adds why. The first line of each names it.",
         show_default=False,
     ),
 ]
