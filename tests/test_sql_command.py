@@ -90,6 +90,34 @@ def test_forms_of_an_answer():
     ]
 
 
+HANDLE = "2f7a6b6cc3a9e97a"  # what could be a name
+
+
+@pytest.mark.parametrize(
+    ("blob", "column", "is_name"),
+    [
+        ("2f636166e9", "a", True),
+        ("636166e9", "comm", True),
+        ("2f6e65770a6c696ee9", "a", True),
+        ("e30200000100ed5e", "a", False),
+        ("2f0200000100ed5e", "a", False),
+        ("0a636166e9", "a", False),
+        (HANDLE, "a", True),
+        (HANDLE, "handle", False),
+        (HANDLE, "HANDLE", False),
+    ],
+)
+def test_a_blob_is_a_name_or_hex_in_every_form(blob, column, is_name):
+    query = f"SELECT x'{blob}' AS {column}"
+    as_hex = f"x'{blob}'"
+    (row,) = json.loads(irmapdb("sql", query, "--json").out)
+    (cell,) = list(csv.reader(io.StringIO(irmapdb("sql", query, "--csv").out, newline="")))[1]
+    assert row[column] == cell
+    assert (os.fsencode(cell) == bytes.fromhex(blob)) is is_name
+    assert (cell == as_hex) is not is_name
+    assert (as_hex in irmapdb("sql", query).out) is not is_name
+
+
 def test_names_cannot_play_with_the_terminal():
     out = irmapdb("sql", r"""SELECT x'2f611b5b324a0ae2 80ae' AS a""".replace(" ", "", 1)).said
     out += irmapdb("sql", "SELECT x'2f1b5b324a0a', char(27) || '[2J', x'00ff' AS \"\x1b\"").said

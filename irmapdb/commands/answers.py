@@ -14,12 +14,15 @@ import typer
 from irmapdb.commands import output
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from irmapdb.store.ask import Answer, Value
 
 __all__ = ["Form", "print_answer", "print_separator", "summary"]
 
 _SPACE = 0x20
 _DEL = 0x7F
+_HANDLE = "handle"
 
 
 class Form(enum.StrEnum):
@@ -51,7 +54,7 @@ def summary(answer: Answer) -> str:
 
 
 def _print_table(answer: Answer) -> None:
-    cells = [[_cell(value) for value in row] for row in answer.rows]
+    cells = [list(map(_cell, _plain(answer, row))) for row in answer.rows]
     titles = [
         output.printable(name.encode("utf-8", "surrogateescape"))
         + (">" if _is_number(value[index] for value in answer.rows) else "")
@@ -76,15 +79,25 @@ def _cell(value: Value) -> str:
         case str():
             return output.printable(value.encode("utf-8", "surrogateescape"))
         case bytes():
-            return output.printable(value) if _is_text(value) else f"x'{value.hex()}'"
+            return output.printable(value)
         case _:
             return str(value)
 
 
-def _is_text(blob: bytes) -> bool:
-    # A path that is no UTF-8, or the like; not a file handle.
+def _plain(answer: Answer, row: tuple[Value, ...]) -> Iterator[Value]:
+    # The row as every form has it: of BLOBs only names are left.
+    for column, value in zip(answer.columns, row, strict=True):
+        if isinstance(value, bytes) and not _is_name(column, value):
+            yield f"x'{value.hex()}'"
+        else:
+            yield value
+
+
+def _is_name(column: str, blob: bytes) -> bool:
+    # A path or a task's name that is no UTF-8. A file handle may by chance look like one.
     control = any(byte < _SPACE or byte == _DEL for byte in blob)
-    return blob.startswith(b"/") or not control
+    may_be = blob.startswith(b"/") or not control
+    return may_be and b"\0" not in blob and column.lower() != _HANDLE
 
 
 def _document(answer: Answer) -> list[dict[str, Any]]:
@@ -93,7 +106,9 @@ def _document(answer: Answer) -> list[dict[str, Any]]:
         # `a.path, b.path` are both "path": none may be lost.
         count = sum(one == name for one in answer.columns[: len(names)])
         names.append(f"{name}_{count + 1}" if count else name)
-    return [dict(zip(names, map(_json_value, row), strict=True)) for row in answer.rows]
+    return [
+        dict(zip(names, map(_json_value, _plain(answer, row)), strict=True)) for row in answer.rows
+    ]
 
 
 def _json_value(value: Value) -> str | int | float | None:
@@ -114,11 +129,12 @@ def _print_csv(answer: Answer) -> None:
     writer = csv.writer(text)
     writer.writerow(answer.columns)
     for row in answer.rows:
+        values = _plain(answer, row)
         if terminal:
-            writer.writerow(["" if value is None else _cell(value) for value in row])
+            writer.writerow(["" if value is None else _cell(value) for value in values])
         else:
             writer.writerow(
-                os.fsdecode(value) if isinstance(value, bytes) else value for value in row
+                os.fsdecode(value) if isinstance(value, bytes) else value for value in values
             )
     text.detach()
 
