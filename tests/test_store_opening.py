@@ -377,8 +377,29 @@ def test_a_backup_is_whole_private_and_never_replaces_a_file(tmp_path):
     assert entries_of(copy) == [ENTRY]
     with pytest.raises(DatabaseError, match="is there already"):
         backup(path, copy)
-    with pytest.raises(DatabaseError, match="no directory"):
-        backup(path, tmp_path / "missing" / "copy.db")
+
+
+def backup_fails(path, copy):
+    with pytest.raises(DatabaseError) as caught:
+        backup(path, copy)
+    assert not os.path.lexists(copy)
+    return str(caught.value).removeprefix(f"{copy}: cannot be written: ")
+
+
+def test_what_keeps_a_backup_from_being_made_is_told_of_its_own_name(tmp_path, area):
+    path = tmp_path / "irmap.db"
+    fill(path)
+    said = backup_fails(path, tmp_path / "missing" / "copy.db")
+    assert said == ("No such file or directory; make the directory first, or name a file elsewhere")
+    said = backup_fails(path, path / "copy.db")
+    assert said == "Not a directory; check the path, or name a file elsewhere"
+    small = area.tmpfs()
+    fill_up(small / "ballast")
+    said = backup_fails(path, small / "copy.db")
+    assert said == "No space left on device; make room, or name a file elsewhere"
+    run("mount", "-o", "remount,ro", small)
+    assert backup_fails(path, small / "copy.db") == "Read-only file system; name a file elsewhere"
+    assert os.listdir(small) == ["ballast"]
 
 
 def test_without_shared_memory_there_is_a_rollback_journal(tmp_path):
@@ -461,7 +482,7 @@ def test_a_step_that_fills_the_disk_changes_nothing(area):
             step.import_entries(big, NOW)
         assert store.image_entries() == [ENTRY]
     fill_up(mountpoint / "ballast")
-    with pytest.raises(DatabaseError, match="full"):
+    with pytest.raises(DatabaseError, match="No space left"):
         backup(path, mountpoint / "copy.db")
     assert not list(mountpoint.glob("*copy*"))
     (mountpoint / "ballast").unlink()

@@ -7,10 +7,11 @@ https://www.sqlite.org/lang_altertable.html, https://www.sqlite.org/backup.html.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sqlite3
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from sqlalchemy.exc import DBAPIError
@@ -18,7 +19,7 @@ from sqlalchemy.exc import DBAPIError
 from irmapdb.errors import DatabaseError
 from irmapdb.store import version
 from irmapdb.store.connect import connect, immediate, raw_of
-from irmapdb.store.failures import show, translated
+from irmapdb.store.failures import explain, is_full, primary_code, show, translated
 from irmapdb.store.file import (
     SIDECARS,
     absolute,
@@ -30,6 +31,8 @@ from irmapdb.store.raw import check_unchanged, connect_raw, open_raw
 from irmapdb.store.version import read_revision, refuse_empty
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from alembic.config import Config
     from sqlalchemy import Connection
 
@@ -105,7 +108,7 @@ def upgrade(path: AnyPath, *, wait_s: float = 10.0) -> Upgrade:
         if old == version.HEAD:
             return Upgrade(old, old, None)
         kept = where + b".backup-" + os.fsencode(old)
-        _copy(where, kept)
+        _copy(where, kept, elsewhere="")
         try:
             _run(connection)
         except Exception as error:
@@ -153,21 +156,31 @@ def backup(path: AnyPath, dest: AnyPath) -> None:
     to = absolute(dest)
     if os.path.lexists(to):
         raise DatabaseError(f"{show(to)}: is there already", advice="name a new file")
-    _copy(where, to)
+    _copy(where, to, elsewhere="name a file elsewhere")
 
 
-def _copy(path: bytes, dest: bytes) -> None:
+_NEXT_STEP = {
+    errno.ENOENT: "make the directory first",
+    errno.ENOTDIR: "check the path",
+    errno.EACCES: "try as root",
+    errno.EPERM: "try as root",
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "make room",
+}
+
+
+def _copy(path: bytes, dest: bytes, *, elsewhere: str) -> None:
     # Whole or not at all: made under another name, which a killed copy leaves behind and the
-    # next one takes over.
+    # next one takes over. `elsewhere` is what else to do where `dest` cannot be written.
     directory, name = os.path.split(dest)
     part = os.path.join(directory, b".%b.part" % name)
     try:
         _remove(part)
-        make_file(part)
+        _make(part)
         try:
             with (
-                translated(dest),
-                closing(open_raw(path, write=False, wait_s=10)) as source,
+                closing(_open_source(path)) as source,
+                _of_disk(path, dest),
                 closing(sqlite3.connect(part, isolation_level=None)) as target,
             ):
                 source.backup(target)
@@ -178,7 +191,39 @@ def _copy(path: bytes, dest: bytes) -> None:
             raise
         _sync(directory)
     except OSError as error:
-        raise DatabaseError(f"{show(dest)}: cannot be written: {error.strerror}") from error
+        step = _NEXT_STEP.get(error.errno or 0, "")
+        raise DatabaseError(
+            f"{show(dest)}: cannot be written: {error.strerror}",
+            advice=", or ".join(filter(None, (step, elsewhere))),
+        ) from error
+
+
+def _make(part: bytes) -> None:
+    try:
+        make_file(part)
+    except DatabaseError as error:
+        # Nobody knows this name, nor could another --db help.
+        if isinstance(error.__cause__, OSError):
+            raise error.__cause__ from None
+        raise
+
+
+def _open_source(path: bytes) -> sqlite3.Connection:
+    with translated(path):
+        return open_raw(path, write=False, wait_s=10)
+
+
+@contextmanager
+def _of_disk(path: bytes, dest: bytes) -> Iterator[None]:
+    # SQLite does not say which of the two files it speaks of. A full disk is that of the new one,
+    # all else is wrong with the one that is read.
+    try:
+        yield
+    except sqlite3.Error as error:
+        code = primary_code(error)
+        if code == sqlite3.SQLITE_FULL or (code == sqlite3.SQLITE_IOERR and is_full(dest)):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+        raise explain(path, error, wait_s=10) from error
 
 
 def _remove(database: bytes) -> None:
