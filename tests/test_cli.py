@@ -266,6 +266,29 @@ def test_a_database_is_not_written_to_stdout() -> None:
     assert "a database cannot be written to stdout; name a file" in done.stderr
 
 
+def test_a_backup_is_not_written_to_stdout(tmp_path: Path) -> None:
+    image = _DATA / "swap-before.irmap-cache"
+    assert _run("import", image, cwd=tmp_path).returncode == 0
+    done = _run("db", "backup", "-", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "a database cannot be written to stdout; name a new file" in done.stderr
+    assert [one.name for one in tmp_path.iterdir()] == ["irmap.db"]
+
+
+@pytest.mark.parametrize("command", ["show", "convert", "import"])
+def test_a_database_does_not_come_from_a_pipe_and_help_says_so(
+    command: str, tmp_path: Path
+) -> None:
+    told = " ".join(_run(command, "--help").stdout.replace("│", " ").split())
+    assert "- is stdin, where no database can come from" in told
+    assert _run("import", _DATA / "swap-before.irmap-cache", cwd=tmp_path).returncode == 0
+    more = ["out"] if command == "convert" else ["--db", "x.db"] if command == "import" else []
+    with (tmp_path / "irmap.db").open("rb") as database:
+        done = _run(command, "-", *more, cwd=tmp_path, stdin=database)
+    assert done.returncode == 1
+    assert "a database cannot be read from a pipe; name the file" in done.stderr
+
+
 @pytest.mark.kernel
 def test_a_new_database_on_a_full_filesystem(area: MountArea) -> None:
     image = _DATA / "swap-before.irmap-cache"

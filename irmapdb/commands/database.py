@@ -9,6 +9,7 @@ import typer
 
 from irmapdb.commands import output
 from irmapdb.commands.options import AsJson, Database, WorkDirOption, database_path
+from irmapdb.errors import UsageError
 
 __all__ = ["add_to"]
 
@@ -98,6 +99,9 @@ def backup(
     """
     from irmapdb.store import revisions
 
+    if str(destination) == "-":
+        message = "a database cannot be written to stdout"
+        raise UsageError(message, advice="name a new file")
     database = database_path(db, work_dir)
     revisions.backup(database, destination)
     output.say(f"{output.shown(database)} copied to {output.shown(destination)}")

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 __all__ = ["add_to"]
 
+_ANY_FORM = (
+    "An irmap-cache, its JSON, or a database; `-` is stdin, where no database can come from."
+)
 _Pretty = Annotated[
     bool, typer.Option("--pretty", help="Indented JSON, devices as crit prints them.")
 ]
@@ -34,9 +37,7 @@ def add_to(app: typer.Typer) -> None:
 def import_(
     image: Annotated[
         Path,
-        typer.Argument(
-            readable=False, metavar="IMAGE", help="An irmap-cache, its JSON, or a database."
-        ),
+        typer.Argument(readable=False, metavar="IMAGE", help=_ANY_FORM),
     ],
     work_dir: WorkDirOption = None,
     db: Database = None,
@@ -103,10 +104,13 @@ def _say_entries(entries: int, what: str, place: Path) -> None:
 def convert(
     source: Annotated[
         Path,
-        typer.Argument(readable=False, metavar="SRC", help="A file of any form; `-` is stdin."),
+        typer.Argument(readable=False, metavar="SRC", help=_ANY_FORM),
     ],
     destination: Annotated[
-        Path, typer.Argument(readable=False, metavar="DST", help="`-` is stdout.")
+        Path,
+        typer.Argument(
+            readable=False, metavar="DST", help="`-` is stdout, for all but a database."
+        ),
     ],
     to: Annotated[
         Format | None,
@@ -150,7 +154,7 @@ def convert(
 def show(
     file: Annotated[
         Path,
-        typer.Argument(readable=False, metavar="FILE", help="A file of any form; `-` is stdin."),
+        typer.Argument(readable=False, metavar="FILE", help=_ANY_FORM),
     ],
     as_json: AsJson = False,
     pretty: _Pretty = False,
