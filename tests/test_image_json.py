@@ -144,7 +144,7 @@ def image_with(entry):
         (b'{"magic": "caf\xe9"}', "offset 14: not UTF-8"),
         (b"\xef\xbb\xbf{}", "line 1 column 1: Unexpected UTF-8 BOM"),
         (b"[" * 100_000, "nested too deep"),
-        (b"1" * 5000, "integer string conversion"),
+        (b"1" * 5000, "a number where an object is wanted"),
         (b"[]", "an array where an object is wanted"),
         (b"{}", "key missing: entries, magic"),
         (b'{"magic": "IRMAP_CACHE", "entries": [], "x\\n": 1}', r"unknown key: 'x\n'"),
@@ -171,6 +171,14 @@ def image_with(entry):
         (
             image_with('{"dev": 1, "inode": 18446744073709551616, "path": "/"}'),
             "entry 1: inode is 0x10000000000000000, outside of 64 bits",
+        ),
+        (
+            image_with(f'{{"dev": {"9" * 5000}, "inode": 2, "path": "/"}}'),
+            "entry 1: dev is a number of many digits, outside of 32 bits",
+        ),
+        (
+            image_with(f'{{"dev": 1, "inode": -{"9" * 5000}, "path": "/"}}'),
+            "entry 1: inode is a number of many digits, outside of 64 bits",
         ),
         (image_with('{"dev": true, "inode": 2, "path": "/"}'), "entry 1: dev is a truth value"),
         (image_with('{"dev": 1, "inode": 2.0, "path": "/"}'), "entry 1: inode is a number with a"),

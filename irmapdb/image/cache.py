@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError, EncodeError
 
 from irmapdb._pb.cache_pb2 import IrmapCacheEntry
 from irmapdb.errors import ImageError
-from irmapdb.image.framing import frames, image_error, join_frames
+from irmapdb.image.framing import DAMAGED, frames, image_error, join_frames
 from irmapdb.image.magic import IRMAP_CACHE
 from irmapdb.model import CacheEntry
 
@@ -31,21 +31,35 @@ _REFUSED = (
 )
 
 
-def _what_is_wrong(message: bytes) -> str:
-    # The slow look at one entry that the fast loop of decode_cache stumbled over.
+def _what_is_wrong(message: bytes) -> tuple[str, str]:
+    # The slow look at one entry that the fast loop of decode_cache stumbled over; and what to do.
     from google.protobuf.unknown_fields import UnknownFieldSet  # noqa: PLC0415 - seldom needed
 
     try:
         entry = IrmapCacheEntry.FromString(message)
     except DecodeError:
-        return "not a protobuf message"
+        return "not a protobuf message", DAMAGED
     required = [field.name for field in entry.DESCRIPTOR.fields]  # all of them are
     if missing := [field for field in required if not entry.HasField(field)]:
-        return f"required field missing: {', '.join(missing)}"
+        return f"required field missing: {', '.join(missing)}", DAMAGED
+    if (dev := _first_number(message)) >= 1 << 32:
+        return f"dev is {dev:#x}, outside of 32 bits", DAMAGED
     unknown = UnknownFieldSet(entry)
     if numbers := sorted({unknown[i].field_number for i in range(len(unknown))}):
-        return f"unknown field: {', '.join(map(str, numbers))}"
-    return "not encoded as CRIU encodes it (a repeated field, another order, a padded number)"
+        return f"unknown field: {', '.join(map(str, numbers))}", _REFUSED
+    how = "a repeated field, another order, a padded number"
+    return f"not encoded as CRIU encodes it ({how})", _REFUSED
+
+
+def _first_number(message: bytes) -> int:
+    # Of field 1, where it comes first; protobuf cuts it to 32 bits.
+    number = 0
+    if message.startswith(b"\x08"):
+        for index, byte in enumerate(message[1:11]):
+            number |= (byte & 0x7F) << 7 * index
+            if byte < 0x80:  # noqa: PLR2004 - the last one
+                break
+    return number
 
 
 def decode_cache(data: bytes, name: str) -> tuple[CacheEntry, ...]:
@@ -67,8 +81,8 @@ def decode_cache(data: bytes, name: str) -> tuple[CacheEntry, ...]:
         except (DecodeError, EncodeError):
             canonical = False
         if not canonical:
-            what = f"entry {len(entries)}: {_what_is_wrong(message)}"
-            raise image_error(name, offset, what, advice=_REFUSED)
+            what, advice = _what_is_wrong(message)
+            raise image_error(name, offset, f"entry {len(entries)}: {what}", advice=advice)
         entries.append(CacheEntry(entry.dev, entry.inode, entry.path))
     return tuple(entries)
 

@@ -41,6 +41,9 @@ _PRETTY_DEV = re.compile(r"([0-9]{1,4}):([0-9]{1,7})")
 _MAX_MAJOR = 0xFFF  # what 32 bits of glibc's gnu_dev_major() and gnu_dev_minor() hold
 _MAX_MINOR = 0xFFFFF
 
+_SHOWN_BITS = 128
+_MOST_DIGITS = 100
+
 _ADVICE = "compare it with what `crit decode` prints of an irmap-cache"
 
 _quote = json.JSONEncoder().encode  # of a string: ASCII, with JSON's escapes
@@ -121,7 +124,8 @@ def _unsigned(value: object, key: str, bits: int) -> int:
     if type(value) is not int:  # bool is an int
         raise _BadValueError(f"{key} is {_kind(value)}, not a whole number")
     if not 0 <= value < 1 << bits:
-        raise _BadValueError(f"{key} is {value:#x}, outside of {bits} bits")
+        shown = f"{value:#x}" if abs(value) < 1 << _SHOWN_BITS else "a number of many digits"
+        raise _BadValueError(f"{key} is {shown}, outside of {bits} bits")
     return value
 
 
@@ -165,17 +169,25 @@ def _entry(value: object) -> CacheEntry:
     )
 
 
+def _bounded(digits: str) -> int:
+    # One too large for anything instead of one with thousands of digits, which Python refuses.
+    return int(digits[:_MOST_DIGITS])
+
+
 def _load(data: bytes, name: str) -> object:
     try:
-        return json.loads(data.decode("utf-8"), object_pairs_hook=tuple)
+        try:
+            return json.loads(text := data.decode("utf-8"), object_pairs_hook=tuple)
+        except (UnicodeDecodeError, json.JSONDecodeError):
+            raise
+        except ValueError:  # such a number; to be told with the entry that has it
+            return json.loads(text, object_pairs_hook=tuple, parse_int=_bounded)
     except UnicodeDecodeError as error:
         raise ImageError(f"{name}: offset {error.start}: not UTF-8", advice=_ADVICE) from None
     except json.JSONDecodeError as error:
         raise ImageError(
             f"{name}: line {error.lineno} column {error.colno}: {error.msg}", advice=_ADVICE
         ) from None
-    except ValueError as error:  # a number of thousands of digits
-        raise ImageError(f"{name}: {error}", advice=_ADVICE) from None
     except RecursionError:
         raise ImageError(f"{name}: nested too deep", advice=_ADVICE) from None
 

@@ -24,14 +24,15 @@ from irmapdb.image.magic import HEADER, Magic, describe
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-__all__ = ["frames", "image_error", "join_frames"]
+__all__ = ["DAMAGED", "frames", "image_error", "join_frames"]
 
 _SIZE = struct.Struct("<i")
 
-_DAMAGED = "the file is damaged: remove it, or have it written again"
+DAMAGED = "the file is damaged: remove it, or have it written again"
+"""The advice where nobody can have meant what is there."""
 
 
-def image_error(name: str, offset: int, what: str, *, advice: str = _DAMAGED) -> ImageError:
+def image_error(name: str, offset: int, what: str, *, advice: str = DAMAGED) -> ImageError:
     """An error that names the file and the byte where it goes wrong."""
     return ImageError(f"{name}: offset {offset}: {what}", advice=advice)
 
