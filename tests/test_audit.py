@@ -299,6 +299,7 @@ def test_fix_writes_and_says_what(case: Case, rename) -> None:
         (("--json", "--csv"), 2, "two forms"),
         (("-t", "1", "--root", "/"), 2, "each name a root"),
         (("--root", "/nowhere"), 1, "/nowhere"),
+        (("--dev", f"{'1' * 5000}:1"), 2, "no device; write it"),
         (("--dev", "99999:0"), 2, "larger than any device"),
         (("--dev", "0:1048576"), 2, "larger than any device"),
         (("-t", "4194304"), 1, "no process 4194304"),

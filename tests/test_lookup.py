@@ -104,6 +104,13 @@ def test_a_device_that_there_cannot_be_is_no_hex(key):
     assert done.err.startswith(f"irmapdb: {key}: larger than any device number")
 
 
+@pytest.mark.parametrize("words", [(f"{'1' * 5000}:1", "5"), ("1" * 5000,)])
+def test_thousands_of_digits_are_no_key(words):
+    done = irmapdb("lookup", *words)
+    assert (done.code, done.out) == (2, "")
+    assert "1: neither an inode nor a path from /; " in done.err.replace(":1:", ":")
+
+
 @pytest.mark.parametrize(
     "inode",
     ["fe00000:2e3", "FE00000:2E3", "254:0 739", "739", "0x2e3", "Resolving fe00000:2e3 path"],
@@ -118,12 +125,17 @@ def test_a_large_inode_number_has_a_history():
     assert json.loads(done.out)
 
 
+_INODES = "write fe00000:2e3, 254:0 739 or 739"
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("history", "-p", "inode=x"), "x: neither an inode nor a path"),
-        (("history", "-p", "inode=/srv"), "/srv: not one inode"),
-        (("history", "-p", "inode=1 2"), "1 2: not one inode"),
+        (("history", "-p", "inode=x"), f"-p inode=x: not one inode; {_INODES}\n"),
+        (("history", "-p", "inode="), f"-p inode=: not one inode; {_INODES}\n"),
+        (("history", "-p", "inode=/srv"), f"-p inode=/srv: not one inode; {_INODES}\n"),
+        (("history", "-p", "inode=1 2"), f"-p inode=1 2: not one inode; {_INODES}\n"),
+        (("history", "-p", "inode=99999:1 4"), f"-p inode=99999:1 4: not one inode; {_INODES}\n"),
         (("unproved", "-p", "days=abc"), "-p days=abc: not a whole number"),
         (("runs", "-p", "runs=1.5"), "-p runs=1.5: not a whole number"),
     ],

@@ -62,6 +62,10 @@ def make_text(path):
     path.write_text("mapping of the world\n" * 400)
 
 
+def make_scattered(path):
+    path.write_bytes(b"$FwG" + bytes(range(256)) * 40)
+
+
 def make_zeros(path):
     path.write_bytes(bytes(8192))
 
@@ -112,7 +116,8 @@ REFUSED = [
     (Path.mkdir, "directory"),
     (os.mkfifo, "pipe"),
     (make_socket, "socket"),
-    (make_text, "begins with b'mapping of the w"),
+    (make_text, 'begins with "mapping of the w"'),
+    (make_scattered, "begins with the bytes 24 46 77 47 00 01 02 03"),
     (make_zeros, "not a database"),
     (make_cut_off, "damaged"),
     (make_scrambled, "damaged"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 import sys
 from collections import Counter
 from datetime import UTC, datetime
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["add_to"]
 
 _FINDINGS = 3
+_DEVICE = re.compile(r"(\d{1,20}):(\d{1,20})", re.ASCII)
 _MAJORS, _MINORS = 1 << 12, 1 << 20  # include/linux/kdev_t.h
 _NOT_THERE = {"gone", "unmounted"}
 _MANY = 10
@@ -238,14 +240,15 @@ def _selection(
 
 
 def _kdev(word: str) -> int:
-    major, colon, minor = word.partition(":")
-    if not (colon and major.isdecimal() and minor.isdecimal()):
+    found = _DEVICE.fullmatch(word)
+    if found is None:
         message = f"--dev {word}: no device"
         raise UsageError(message, advice="write it as mountinfo and ls do: 254:0")
-    if int(major) >= _MAJORS or int(minor) >= _MINORS:
+    major, minor = map(int, found.groups())
+    if major >= _MAJORS or minor >= _MINORS:
         message = f"--dev {word}: larger than any device number"
         raise UsageError(message)
-    return kdev_of(int(major), int(minor))
+    return kdev_of(major, minor)
 
 
 # For people

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["Key", "parse_keys", "spellings"]
 
 _IN_HEX = re.compile(r"(?:0x)?([0-9a-f]{1,8}):(?:0x)?([0-9a-f]{1,16})", re.IGNORECASE)
-_DEVICE = re.compile(r"(\d+):(\d+)", re.ASCII)
+_DEVICE = re.compile(r"(\d{1,20}):(\d{1,20})", re.ASCII)
 _INODE = re.compile(r"\d{1,20}|0x[0-9a-f]{1,16}", re.IGNORECASE | re.ASCII)
 # "(00.012345)   1234: irmap: Resolving fe00000:2e3 path", CRIU's irmap.c and log.c.
 _LOG_PREFIX = re.compile(r"\(\d+\.\d+\)|[\w-]+:")

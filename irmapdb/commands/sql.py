@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -239,17 +240,20 @@ def _checked(shown: str, value: Value, default: str | int | None) -> Value:
         message = f"{shown}={os.fsdecode(value) if isinstance(value, bytes) else value}"
         raise UsageError(f"{message}: not a whole number")
     # What has to be given is an inode, in whatever form `irmapdb lookup` takes.
-    return _inode(value) if default is None else value
+    return _inode(shown, value) if default is None else value
 
 
-def _inode(value: Value) -> Value:
+def _inode(shown: str, value: Value) -> Value:
     from irmapdb.commands.keys import parse_keys
 
     text = os.fsdecode(value) if isinstance(value, bytes) else str(value)
-    first, *more = parse_keys([text])
-    if more or first.path is not None:
-        message = f"{text}: not one inode"
+    keys = []
+    with suppress(UsageError):  # it names what `irmapdb lookup` takes, a path too
+        keys = list(parse_keys([text]))
+    if len(keys) != 1 or keys[0].path is not None:
+        message = f"{shown}={output.shown(text)}: not one inode"
         raise UsageError(message, advice="write fe00000:2e3, 254:0 739 or 739")
+    first = keys[0]
     if first.key is not None:
         return str(first.key)
     # As the view has it: TEXT where SQLite's numbers do not reach.

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import sqlite3
 import time
 from contextlib import ExitStack, closing, suppress
@@ -57,6 +58,8 @@ _BYTES_A_CELL = 8
 """What a cell counts beside its text."""
 _MESSAGE_WIDTH = 200
 _STEPS_BETWEEN_LOOKS = 500
+
+_DEVICE = re.compile(r"(\d{1,20}):(\d{1,20})", re.ASCII)
 
 _ALLOWED = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_RECURSIVE}
 _REFUSED_FUNCTIONS = {"load_extension", "fts3_tokenizer"}
@@ -295,6 +298,9 @@ class Ask:
         if not isinstance(error, sqlite3.Error):
             return SqlError(str(error))
         code = primary_code(error)
+        if code == sqlite3.SQLITE_TOOBIG:
+            message = f"stopped: a value has more than {_BYTES_A_VALUE >> 20} MiB"
+            return SqlError(message, advice="ask for a part of it, as substr(path, 1, 100) does")
         if self._refused or code == sqlite3.SQLITE_READONLY:
             return self._refusal(text, piece)
         if code is not None and code not in _QUESTION_AT_FAULT:
@@ -419,10 +425,10 @@ def _kdev(value: Value) -> Value:
         case int() if 0 <= value < 1 << 32:
             return format_kdev(value)
         case str():
-            major, colon, minor = value.partition(":")
-            if colon and major.isdecimal() and minor.isdecimal():
-                kdev = kdev_of(int(major), int(minor))
-                if format_kdev(kdev) == f"{int(major)}:{int(minor)}" and kdev < 1 << 32:
+            if found := _DEVICE.fullmatch(value):
+                major, minor = map(int, found.groups())
+                kdev = kdev_of(major, minor)
+                if format_kdev(kdev) == f"{major}:{minor}" and kdev < 1 << 32:
                     return kdev
     raise ValueError(f"{value!r} is neither a device number nor MAJOR:MINOR")
 

@@ -156,7 +156,11 @@ def _what_it_is(path: bytes) -> str:
         return str(error.strerror)
     if head.startswith(b"SQLite format 3\0"):
         return "its header is damaged, or it is encrypted"
-    return f"it begins with {head[:16]!r}"
+    start = head[:16]
+    # A file of text is best known by its words.
+    if start.isascii() and all(one.isprintable() or one.isspace() for one in start.decode()):
+        return f'it begins with "{show(start)}"'
+    return f"it begins with the bytes {start[:8].hex(' ')}"
 
 
 def find_holder(path: bytes) -> Holder | None:

@@ -94,7 +94,7 @@ def test_corrupt_database(dumps):
         cache.unlink()
         assert dumps() is PATH
         assert database.read_bytes() == content
-    assert "it begins with b'no database'" in dumps.log
+    assert 'it begins with "no database"' in dumps.log
 
 
 @on_overlay
