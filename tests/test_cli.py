@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import importlib
+import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -60,6 +62,10 @@ def test_every_command_teaches(path: tuple[str, ...]) -> None:
     assert done.returncode == 0
     assert "Example" in done.stdout, "help shows how it is used"
     assert "<bool>" not in done.stdout, "a flag takes no value"
+    before, after = re.split(r"^ Examples?: *\n", done.stdout, flags=re.MULTILINE)
+    assert before.splitlines()[-1].strip() == ""
+    examples = [line.strip() for line in after.partition("╭")[0].splitlines()]
+    assert all(a or b for a, b in itertools.pairwise(examples)), "one blank line between two"
     assert irmapdb(*path, "-h").code == 0
     assert f"irmapdb {' '.join(path)}" in done.stdout
 

@@ -10,8 +10,10 @@ typer keeps the classes.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from importlib import import_module
+from inspect import cleandoc
 from typing import TYPE_CHECKING, Any, cast
 
 import typer
@@ -45,6 +47,8 @@ _MODULES = {
 }
 """In the order in which help has them: the module of each, which has others beside it."""
 
+_EXAMPLES = re.compile(r"^Examples?:\n", re.MULTILINE)
+
 
 class _ByName(Mapping[str, Command]):
     """All commands; one is there as soon as it is looked at."""
@@ -71,7 +75,17 @@ def _build(module: str) -> dict[str, Command]:
     for command in commands.values():
         for each in _tree(command):
             hide_bools(each)
+            each.help = _with_examples_apart(each.help)
     return commands
+
+
+def _with_examples_apart(text: str | None) -> str | None:
+    # A paragraph each: markdown takes the first for the end of its heading, and the others,
+    # indented, for blocks of code with blank lines around.
+    found = _EXAMPLES.search(cleandoc(text or ""))
+    if found is None:
+        return text
+    return f"{found.string[: found.end()]}\n{cleandoc(found.string[found.end() :])}"
 
 
 def _tree(command: Command) -> Iterator[Command]:
