@@ -147,8 +147,8 @@ _ALL = (
         "runs",
         "the last runs: how long the tasks stood still, and what was found how",
         """
-        SELECT run_id, event, process, started_at, frozen_ms, resolve_ms, watches, unresolved,
-            hit_percent, went_stale, scanned, resolved_by
+        SELECT run_id, event, process, datetime(started_at) AS started_at, frozen_ms, resolve_ms,
+            watches, unresolved, hit_percent, went_stale, scanned, resolved_by
         FROM run_summary
         WHERE run_id IN (SELECT id FROM run ORDER BY id DESC LIMIT :runs)
         """,
@@ -160,8 +160,9 @@ _ALL = (
         """
         -- Of irmapdb dump. Under the hook CRIU freezes by itself: the file stats-dump in its work
         -- directory has frozen_time.
-        SELECT run_id, started_at, freezing_ms, frozen_ms, tasks_frozen, reading_watches_ms,
-            descriptors_changed, asking_what_moved_ms, proved_again, because, proving_ms, rest_ms
+        SELECT run_id, datetime(started_at) AS started_at, freezing_ms, frozen_ms, tasks_frozen,
+            reading_watches_ms, descriptors_changed, asking_what_moved_ms, proved_again, because,
+            proving_ms, rest_ms
         FROM frozen_dumps
         ORDER BY frozen_ms DESC
         LIMIT :runs

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import pty
+import re
 import select
 import signal
 import stat
@@ -116,6 +117,13 @@ def test_a_blob_is_a_name_or_hex_in_every_form(blob, column, is_name):
     assert (os.fsencode(cell) == bytes.fromhex(blob)) is is_name
     assert (cell == as_hex) is not is_name
     assert (as_hex in irmapdb("sql", query).out) is not is_name
+
+
+@pytest.mark.parametrize("name", ["runs", "frozen"])
+def test_saved_queries_of_many_columns_have_times_to_the_second(name):
+    rows = json.loads(irmapdb("sql", name, "--json").out)
+    assert rows
+    assert all(re.fullmatch(r"[\d-]{10} [\d:]{8}", one["started_at"]) for one in rows)
 
 
 def test_names_cannot_play_with_the_terminal():
