@@ -226,7 +226,7 @@ class _Tree:
     def read(self) -> list[WatchFile]:
         """What the tasks watch now. TaskError where the root task is gone."""
         files = self._survey(tasks.task_tree(self.pid))
-        _log.info("%d tasks, %d descriptors that watch", len(self._tasks), len(files))
+        _log.info("tasks: %d, descriptors that watch: %d", len(self._tasks), len(files))
         return files
 
     def read_again(self, pids: Sequence[int]) -> list[WatchFile]:
@@ -347,7 +347,7 @@ def _load_cache(options: Options, step: _Transaction) -> int:
     if not options.take_cache:
         return 0
     loaded = workdir.load_cache(step.tx, step.place, step.started_at)
-    _log.info("%d entries taken over from an irmap-cache", loaded)
+    _log.info("entries taken over from an irmap-cache: %d", loaded)
     return loaded
 
 
