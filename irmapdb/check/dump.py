@@ -221,7 +221,10 @@ def _load_cache(place: WorkDir) -> tuple[Path | None, Sequence[CacheEntry], Prob
             continue
         if not cache.loadable(data):
             why = f"{printable(path)} is damaged, and CRIU ends with an error when it loads it"
-            advice = "remove it, or run irmapdb pre-dump, which replaces it"
+            advice = (
+                "remove or rename it, then irmapdb pre-dump writes a new one; the hook does so by "
+                "itself"
+            )
             return path, (), Problem(why, advice, fatal=True)
         return path, cache.decode_cache(data, printable(path)), None
     return None, (), None

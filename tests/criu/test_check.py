@@ -20,6 +20,7 @@ from irmapdb.check.dump import DumpCheck, Options, check_dump
 from irmapdb.check.restore import RestoreVerdict, check_images
 from irmapdb.check.verdicts import CriuVersion, Outcome, Verdict
 from irmapdb.check.version import criu_version
+from irmapdb.errors import ImageError
 from tests.kernel.freezing import states, until
 from tests.support.area import PLACES
 from tests.support.criu import Criu, CriuRun, write_cache
@@ -396,6 +397,14 @@ def test_marks_and_damage(bench: Bench, area: MountArea) -> None:
     damaged = bench.check(work)
     assert damaged.fails
     assert not bench.criu.dump(bench.target.pid, work).ok
+    # What is said to help does help, and nothing less.
+    assert "remove or rename it" in damaged.problems[0].advice
+    with pytest.raises(ImageError, match="is empty"):
+        steps.pre_dump(steps.Options(bench.target.pid, images_dir=work))
+    (work / "irmap-cache").rename(work / "irmap-cache.old")
+    steps.pre_dump(steps.Options(bench.target.pid, images_dir=work))
+    assert not bench.check(work).fails
+    assert bench.criu.dump(bench.target.pid, work).ok
 
 
 def test_version_is_asked(
