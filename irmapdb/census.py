@@ -16,7 +16,7 @@ from irmapdb.kernel import accounts, tasks
 from irmapdb.kernel.accounts import Account
 from irmapdb.kernel.root import open_root
 from irmapdb.kernel.survey import read_survey
-from irmapdb.model import MarkKind, WatchKind
+from irmapdb.model import MarkKind, Watch, WatchKind
 from irmapdb.search import Search
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from irmapdb.kernel.root import Root
     from irmapdb.kernel.survey import Copy, Survey
     from irmapdb.kernel.tasks import Task
-    from irmapdb.model import InodeKey, Mapping, Mark, Watch
+    from irmapdb.model import InodeKey, Mapping, Mark
 
 __all__ = ["Census", "Options", "ProcessRow", "Usage", "WatchedPath", "take"]
 
@@ -73,6 +73,8 @@ class WatchedPath(NamedTuple):
     """Why there is no path."""
     mntns: int = 0
     """As in Mapping: whose root the path starts at."""
+    deleted: bool = False
+    """The inode has no name left: nobody will find one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +107,18 @@ class Census:
     """Those of the machine: `users` lacks them."""
     watches: tuple[WatchedPath, ...] = ()
     """Of a tree alone, in the order of the tasks."""
+
+    @property
+    def unresolved(self) -> tuple[WatchedPath, ...]:
+        """The watches without a path. Marks of mounts and filesystems are listed, not resolved."""
+        return tuple(
+            row for row in self.watches if row.path is None and isinstance(row.watch, Watch)
+        )
+
+    @property
+    def complete(self) -> bool:
+        """Whether all tasks asked for were looked at, and every watch that is listed has a path."""
+        return not (self.denied or self.unresolved)
 
 
 def take(options: Options) -> Census:
@@ -230,8 +244,9 @@ def _paths(
             for watch in file.watches:
                 answer = outcome.resolved.get(watch.identity)
                 if answer is None:
-                    why = outcome.unresolved[watch.identity].why
-                    rows.append(WatchedPath(watch, comm, None, why))
+                    failure = outcome.unresolved[watch.identity]
+                    row = WatchedPath(watch, comm, None, failure.why, deleted=failure.deleted)
+                    rows.append(row)
                 else:
                     rows.append(WatchedPath(watch, comm, answer.path, None, answer.mntns))
             rows += [_of_mark(mark, comm, root) for mark in file.marks]

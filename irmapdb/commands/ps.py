@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["add_to"]
 
 _A_FEW = 5
+_FINDINGS = 3
 
 
 def add_to(app: typer.Typer) -> None:
@@ -56,6 +57,9 @@ def ps(
     used: this is the sum of what can be seen, charged to each process's effective user, or, in a
     user namespace, to the owner of that.
 
+    Exit code 3: with -t, a watch without a path; a task that may not be looked at, of the tree or,
+    without -t, of the machine.
+
     Examples:
         irmapdb ps
 
@@ -83,7 +87,14 @@ def ps(
         )
     if as_json:
         output.print_json(_document(census))
-        return
+    else:
+        _print(census)
+        _say_what_is_missing(census, searched=search)
+    if not census.complete:
+        raise typer.Exit(_FINDINGS)
+
+
+def _print(census: Census) -> None:
     if census.watches:
         _print_watches(census)
         typer.echo()
@@ -91,7 +102,6 @@ def ps(
     if census.users or census.limits:
         typer.echo()
         _print_users(census)
-    _say_what_is_missing(census)
 
 
 def _user(uid: int | None) -> str:
@@ -165,14 +175,18 @@ def _share(usage: Usage) -> str:
     return f"{usage.used / usage.limit:.0%}" if usage.limit else ""
 
 
-def _say_what_is_missing(census: Census) -> None:
+def _say_what_is_missing(census: Census, *, searched: bool) -> None:
     if census.hidden:
         tasks = output.count(len(census.hidden), "process", "processes")
         advice = "" if os.geteuid() == 0 else "; run as root to see all"
         output.say(f"{tasks} could not be looked at ({_some(census.hidden)}){advice}")
-    unknown = sum(row.path is None for row in census.watches)
+    unknown = len(census.unresolved)
+    deleted = sum(row.deleted for row in census.unresolved)
     if unknown:
-        output.say(f"{output.count(unknown, 'watch', 'watches')} without a path: --search scans")
+        what = f"{output.count(unknown, 'watch', 'watches')} without a path"
+        if deleted:
+            what += f" ({deleted:,} of deleted files)"
+        output.say(what if searched or deleted == unknown else f"{what}: --search scans")
 
 
 def _some(tasks: Sequence[Task]) -> str:
