@@ -18,7 +18,7 @@ from irmapdb.errors import DatabaseError, FileError
 from irmapdb.image import cache, critjson
 from irmapdb.image.formats import Format, sniff
 from irmapdb.image.magic import SQLITE_HEADER
-from irmapdb.model import Event, RunStats, printable
+from irmapdb.model import Event, RunStats, is_canonical, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Content",
+    "Imported",
     "convert",
     "encode",
     "export_image",
@@ -50,6 +51,15 @@ class Content(NamedTuple):
 
     format: Format
     entries: tuple[CacheEntry, ...]
+
+
+class Imported(NamedTuple):
+    """How many entries were taken in."""
+
+    entries: int
+    unusable: int
+    """Those of them whose path nothing can be at. They are kept, as every byte of an image is, but
+    no proof accepts them."""
 
 
 def format_for(destination: Path) -> Format:
@@ -99,8 +109,8 @@ def convert(source: Path, destination: Path, form: Format, *, pretty: bool = Fal
     return content
 
 
-def import_image(source: Path, database: Path, keep: Retention | None = None) -> int:
-    """Take the entries of a file into the database, to be revalidated; how many there were.
+def import_image(source: Path, database: Path, keep: Retention | None = None) -> Imported:
+    """Take the entries of a file into the database, to be revalidated.
 
     They come behind what the database had, and so will be tried first. `keep` is what is kept of
     older rows; None: the defaults.
@@ -125,12 +135,14 @@ def import_image(source: Path, database: Path, keep: Retention | None = None) ->
         )
         if keep.automatic and not store.made:  # in a new one, nothing is old
             step.prune(keep, now, new)
-    return len(content.entries)
+    unusable = sum(not is_canonical(entry.path) for entry in content.entries)
+    return Imported(len(content.entries), unusable)
 
 
 def export_image(database: Path, destination: Path) -> int:
     """Write the database's image list as CRIU's image; how many entries it has.
 
+    As they are stored: nothing is proved.
     FileError for a destination that is a database, this one or another.
     """
     _check_replaceable(database, destination)

@@ -37,6 +37,7 @@ __all__ = [
     "WatchFile",
     "WatchKind",
     "format_kdev",
+    "is_canonical",
     "kdev_of",
     "major_minor",
     "printable",
@@ -86,6 +87,15 @@ def printable(name: bytes | os.PathLike[str]) -> str:
     For whatever people read: a path, a mount point or a task's comm is what a tenant chose.
     """
     return _UNPRINTABLE.sub(_escape, os.fsencode(name).decode("utf-8", "surrogateescape"))
+
+
+# Names between single slashes, none of them "." or ".."; or the root, which CRIU calls "/.".
+_CANONICAL = re.compile(rb"(?:/(?!\.{0,2}(?:/|\Z))[^/\0]+)+|/\.?")
+
+
+def is_canonical(path: bytes) -> bool:
+    """Whether the kernel could call anything so: a path that is not, no proof accepts."""
+    return _CANONICAL.fullmatch(path) is not None
 
 
 class InodeKey(NamedTuple):

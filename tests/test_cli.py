@@ -225,6 +225,22 @@ def test_duplicates_survive_the_database(tmp_path: Path) -> None:
     assert (tmp_path / "out").read_bytes() == image.read_bytes()
 
 
+def test_an_import_counts_the_paths_that_nothing_can_be_at(tmp_path: Path) -> None:
+    paths = [b"", b"relative", b"/a\0b", b"/a/../b", b"/a/b", b"/.hidden", b"/."]
+    entries = [CacheEntry(1, number, path) for number, path in enumerate(paths, 1)]
+    image = tmp_path / "irmap-cache"
+    image.write_bytes(cache.encode_cache(entries))
+    done = _run("import", image, "-W", tmp_path)
+    assert (done.returncode, done.stdout) == (0, "")
+    first, second = done.stderr.splitlines()
+    assert first.startswith("7 entries imported into ")
+    assert second.startswith("4 paths unusable (")
+    assert _run("export", "-W", tmp_path, tmp_path / "out").returncode == 0
+    assert (tmp_path / "out").read_bytes() == image.read_bytes(), "none is refused or dropped"
+    image.write_bytes(cache.encode_cache(entries[4:]))
+    assert _run("import", image, "-W", tmp_path).stderr.count("\n") == 1
+
+
 def test_a_database_is_never_overwritten_by_a_conversion(tmp_path: Path) -> None:
     image = _DATA / "swap-before.irmap-cache"
     assert _run("convert", image, tmp_path / "a.db").returncode == 0

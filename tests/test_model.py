@@ -20,6 +20,7 @@ from irmapdb.model import (
     Tried,
     Unresolved,
     format_kdev,
+    is_canonical,
     kdev_of,
     major_minor,
     printable,
@@ -109,3 +110,10 @@ def test_a_printable_name_stays_on_its_line_and_can_be_told_from_others(name, ot
 def test_a_printable_path_is_read_as_the_bytes_it_is(tmp_path):
     place = tmp_path / os.fsdecode(b"\xff\n\\")
     assert printable(place) == f"{tmp_path}/" + r"\xff\n\\"
+
+
+@given(st.lists(st.sampled_from([b"", b".", b"..", b"...", b".a", b"a", b"a\n", b"\0", b"/"])))
+def test_a_canonical_path_is_what_the_kernel_would_say(parts):
+    path = b"/".join(parts)
+    as_kernel = b"\0" not in path and path.startswith(b"/") and os.path.normpath(path) == path
+    assert is_canonical(path) == (path == b"/." or (as_kernel and not path.startswith(b"//")))

@@ -45,7 +45,8 @@ def import_(
 ) -> None:
     """Take the entries of an image into the database.
 
-    Nothing in an image is believed: each entry is marked *revalidate* and proved before use. Old
+    Nothing in an image is believed: each entry is marked *revalidate* and proved before use. One
+    whose path nothing can be at (empty, relative, with NUL, `.` or `..`) is kept and counted. Old
     rows are taken out as `[retention]` in the configuration says.
 
     Examples:
@@ -58,8 +59,14 @@ def import_(
     from irmapdb.convert import import_image
 
     database = database_path(db, work_dir)
-    entries = import_image(image, database, load_config(config).retention)
-    _say_entries(entries, "imported into", database)
+    imported = import_image(image, database, load_config(config).retention)
+    _say_entries(imported.entries, "imported into", database)
+    if imported.unusable:
+        paths = output.count(imported.unusable, "path")
+        output.say(
+            f"{paths} unusable (empty, relative, with NUL, an empty name, `.` or `..`): kept, but "
+            "no step will hand them to CRIU"
+        )
 
 
 def export(
@@ -77,7 +84,8 @@ def export(
 ) -> None:
     """Write the database's list as the `irmap-cache` that CRIU loads.
 
-    Stale mappings are left out. The file is replaced whole.
+    Stale mappings are left out; the others are written as they are stored, also what was only
+    imported and never proved: pre-dump proves. The file is replaced whole.
 
     Examples:
         irmapdb export -W /var/lib/ckpt

@@ -12,7 +12,7 @@ from irmapdb.kernel import identity as kernel_identity
 from irmapdb.kernel import syscalls
 from irmapdb.kernel.aside import call_aside
 from irmapdb.kernel.identity import disproof, identify, identify_fd
-from irmapdb.model import FileHandle, Identity, StaleReason
+from irmapdb.model import FileHandle, Identity, StaleReason, is_canonical
 from tests.kernel.truth import as_nobody, mount_id, open_descriptors, served, watched_identity
 from tests.support.filesystems import drop_caches, superblock_kdev
 from tests.support.kernel_places import KERNEL_PLACES, kernel_place
@@ -360,8 +360,10 @@ def test_the_root_has_two_names(watcher, root):
     shown = watched_identity(watcher, watcher.add_inotify("/"))
     for name in (b"/", b"/."):
         assert disproof(root, shown, name) is None
+        assert is_canonical(name)
     for name in (b"//", b"/..", b"/./", b"."):
         assert disproof(root, shown, name) is StaleReason.BAD_PATH
+        assert not is_canonical(name)
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
