@@ -139,7 +139,7 @@ def test_a_mapping_that_went_stale_is_one_for_the_audit_alone(tmp_path: Path) ->
         for step in ("pre-dump", "dump"):
             assert _run(step, "-t", str(watcher.pid), "-D", tmp_path).returncode == 0
     told = " ".join(_run("--help").stdout.replace("│", " ").split())
-    assert "a stale mapping that audit finds" in told
+    assert "a mapping that audit finds to hold no longer" in told
 
 
 def test_tasks_that_are_left_stopped_are_told_of(tmp_path: Path) -> None:
@@ -203,6 +203,17 @@ def test_errors_are_one_line_that_names_the_object(
         assert done.stderr.count("\n") == 1
     assert done.stdout == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_help_and_readme_name_the_same_findings() -> None:
+    def findings(text: str) -> str:
+        words = " ".join(re.sub(r"[^\w`;,. -]", " ", text).split())
+        found = re.search(r"3 done, with findings (.*?)\.", words.replace(":", ""))
+        assert found, words
+        return found[1].replace("`", "")
+
+    readme = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
+    assert findings(readme) == findings(irmapdb("--help").out)
 
 
 def test_conversions_there_and_back(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import shlex
 from typing import TYPE_CHECKING
 
 from irmapdb.check.verdicts import Look, Outcome, Prediction, Verdict
+from irmapdb.durations import format_estimate
 from irmapdb.model import printable
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def _by_walk(overlay: OverlayLook, call: Call) -> Prediction:
         return _wrong(wrong[0], why, _ONE_DEVICE)
     why = (
         f"CRIU {call.version} walks {overlay.entries:,} entries of the overlay for it, with the "
-        f"tasks frozen, in about {overlay.walk_us / 1e6:.2g} s"
+        f"tasks frozen, in about {format_estimate(overlay.walk_us)}"
     )
     return Prediction(
         Verdict.WALK,

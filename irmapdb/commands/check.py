@@ -234,7 +234,9 @@ def _dump_summary(report: DumpCheck, *, many: bool) -> str:
     if many:
         lines.append("(only watches that are not right are listed; -v lists all)")
     if report.walk_us:
-        lines.append(f"walks of overlays in the freeze: about {report.walk_us / 1e6:,.1f} s")
+        from irmapdb.durations import format_estimate
+
+        lines.append(f"walks of overlays in the freeze: about {format_estimate(report.walk_us)}")
     version = report.call.version
     if report.cache is None:
         cache = "no irmap-cache"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -352,6 +353,7 @@ def test_walk_of_an_overlay_is_counted(bench: Bench, area: MountArea) -> None:
     assert [one.prediction.entries for one in report.watches] == [entries] * 2
     assert report.right
     assert report.walk_us == sum(one.prediction.walk_us for one in report.watches) > 0
+    assert re.search(r", in about \S+ (µs|ms)$", report.watches[0].prediction.why)
 
 
 def test_command(bench: Bench, area: MountArea) -> None:
