@@ -188,6 +188,18 @@ def test_a_watch_without_a_path_is_a_finding(tmp_path: Path) -> None:
         (("export", "--db", "nowhere.db"), 1, "nowhere.db"),
         (("db", "current", "--db", "nowhere.db"), 1, "nowhere.db"),
         (("import", os.devnull), 1, os.devnull),
+        (("check", "-t", "1", "--root", "/"), 2, "--root beside -t"),
+        *(
+            (("check", "--images", ".", *option), 2, f"{option[0]} beside --images")
+            for option in (
+                ("--force-irmap",),
+                ("--irmap-scan-path", "/srv"),
+                ("--criu-version", "4.2"),
+                ("-D", "img"),
+                ("-W", "work"),
+                ("-o", "log"),
+            )
+        ),
         (("nonsense",), 2, "nonsense"),
     ],
 )

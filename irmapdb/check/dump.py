@@ -23,7 +23,7 @@ from irmapdb.model import MarkKind, format_kdev, printable
 from irmapdb.workdir import CACHE_NAME, WorkDir
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from irmapdb.check.verdicts import Look
     from irmapdb.kernel.root import Root
@@ -102,6 +102,8 @@ class DumpCheck:
     """The irmap-cache that CRIU will load; None where there is none."""
     entries: int
     """How many entries it has."""
+    notes: tuple[str, ...] = ()
+    """What else there is to know. The predictions stand."""
 
     @property
     def fails(self) -> bool:
@@ -177,7 +179,33 @@ def check_dump(options: Options) -> DumpCheck:
             ),
             cache=path,
             entries=len(entries),
+            notes=tuple(_notes(scene, call)),  # last, as they look
         )
+
+
+def _notes(scene: Scene, call: Call) -> Iterator[str]:
+    for path in call.scan_paths:
+        if why := _why_missing(scene, path):
+            yield (
+                f"--irmap-scan-path {printable(path)}: {why} in the root of the tasks, so CRIU "
+                "scans nothing there; irmapdb pre-dump refuses it"
+            )
+
+
+def _why_missing(scene: Scene, path: bytes) -> str:
+    # By its directory's listing: to look up what is there would give its name to the kernel.
+    parent, _, name = path.rstrip(b"/").rpartition(b"/")
+    try:
+        fd = scene.lookup(parent[1:] or b".", os.O_RDONLY | os.O_DIRECTORY, root=scene.root)
+        try:
+            if name in {b"", *map(os.fsencode, os.listdir(fd))}:
+                return ""
+        finally:
+            os.close(fd)
+        os.close(scene.lookup(path[1:], root=scene.root))  # not all that is there is listed
+    except (OSError, ValueError) as error:
+        return str(error.strerror if isinstance(error, OSError) else error)
+    return ""
 
 
 def _headless(found: Iterable[Task]) -> Problem | None:

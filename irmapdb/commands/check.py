@@ -26,7 +26,7 @@ from irmapdb.commands.progress import Progress
 from irmapdb.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from irmapdb.check.dump import DumpCheck, MarkCheck, WatchCheck
     from irmapdb.check.restore import RestoreCheck, WatchRestore
@@ -64,13 +64,14 @@ def check(
         ),
     ] = None,
     root: Annotated[
-        Path,
+        Path | None,
         typer.Option(
             readable=False,
             metavar="PATH",
-            help="With --images: the root that will be restored into.",
+            help="With --images: the root that will be restored into.  [default: /]",
+            show_default=False,
         ),
-    ] = Path("/"),
+    ] = None,
     images_dir: ImagesDir = Path(),
     work_dir: CriuWorkDir = None,
     prev_images_dir: PrevImagesDir = None,
@@ -115,8 +116,20 @@ def check(
         message = "check needs either -t PID or --images DIR"
         raise UsageError(message, advice="-t before a dump, --images before a restore")
     if pid is None and images is not None:
-        _check_images(images, root, as_json=as_json, verbose=verbose)
+        unused = {
+            "-D": images_dir != Path(),
+            "-W": work_dir,
+            "--prev-images-dir": prev_images_dir,
+            "--force-irmap": force_irmap,
+            "--irmap-scan-path": irmap_scan_path,
+            "--criu-version": criu_version,
+            "--config": config,
+            "-o": log_file,
+        }
+        _refuse_unused(unused, "--images", "it is for a dump that is yet to be made: use -t")
+        _check_images(images, root or Path("/"), as_json=as_json, verbose=verbose)
     elif pid is not None:
+        _refuse_unused({"--root": root}, "-t", "it is for a restore: use --images")
         from irmapdb.check.dump import Options, check_dump
         from irmapdb.check.version import parse_version
         from irmapdb.config import load_config
@@ -142,6 +155,14 @@ def check(
             _print_dump(report, verbose)
         if not report.right:
             raise typer.Exit(_FINDINGS)
+
+
+def _refuse_unused(options: Mapping[str, object], beside: str, advice: str) -> None:
+    # Who gives an option expects that it does something.
+    for option, given in options.items():
+        if given:
+            message = f"{option} beside {beside}"
+            raise UsageError(message, advice=advice)
 
 
 def _check_images(images: Path, root: Path, *, as_json: bool, verbose: int) -> None:
@@ -179,6 +200,8 @@ def _print_dump(report: DumpCheck, verbose: int) -> None:
     for denied in report.denied:
         comm = output.printable(denied.task.comm)
         output.say(f"process {denied.task.pid} ({comm}): {denied.why}; run as root to see it")
+    for note in report.notes:
+        typer.echo(f"note: {note}")
     typer.echo(_dump_summary(report, many=many))
 
 
@@ -302,6 +325,7 @@ def _dump_document(report: DumpCheck) -> dict[str, Any]:
         "fails": report.fails,
         "walk_us": report.walk_us,
         "problems": [problem._asdict() for problem in report.problems],
+        "notes": list(report.notes),
         "watches": [_watch_document(one) for one in report.watches],
         "marks": [
             {

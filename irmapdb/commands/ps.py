@@ -74,6 +74,9 @@ def ps(
     if search and tree is None:
         message = "--search without -t"
         raise UsageError(message, advice="name the root of the tree whose paths are wanted")
+    if irmap_scan_path and not search:
+        message = "--irmap-scan-path without --search"
+        raise UsageError(message, advice="add --search: nothing is scanned without it")
 
     with Progress() as progress:
         census = take(

@@ -247,6 +247,22 @@ def test_scan_path_makes_the_difference(named: str, bench: Bench, area: MountAre
     assert with_path[:3] == (Verdict.PATH, Outcome.PATH, Outcome.PATH), with_path
 
 
+def test_a_scan_path_that_is_not_there_is_noted(bench: Bench, area: MountArea) -> None:
+    place = area.place("ext4")
+    file = place.directory / "dir" / "file"
+    watched = bench.target.add_inotify(file)
+    report = bench.check(bench.directory, scan_paths=[file, place.mountpoint, Path("/")])
+    assert (report.right, report.notes) == (True, ())
+    gone = place.mountpoint / "gone" / "deeper"
+    report = bench.check(bench.directory, scan_paths=[gone])
+    assert report.right, "CRIU goes on as well"
+    (note,) = report.notes
+    assert note.startswith(f"--irmap-scan-path {gone}: No such file or directory in the root")
+    # To see that it is there gives CRIU no name that it would not have had.
+    same = bench.compare(watched, prepare=drop_caches, scan_paths=[file])
+    assert same[:3] == (Verdict.NO_PATH, Outcome.NO_PATH, Outcome.NO_PATH), same
+
+
 def test_entry_of_another_file_is_refused(bench: Bench, area: MountArea, tmp_path: Path) -> None:
     place = area.place("overlay-lower")
     watched = bench.target.add_inotify(place.directory / "dir" / "file")

@@ -215,10 +215,13 @@ def test_the_command(watcher: Watcher, tree: list[Path], tmp_path: Path) -> None
     assert sorted(os.listdir(tmp_path)) == ["a", "b", "c", "d"], "a file was made"
 
 
-def test_a_search_needs_a_tree() -> None:
+def test_a_search_needs_a_tree_and_a_scan_path_a_search() -> None:
     done = _command("--search")
     assert (done.returncode, done.stdout) == (2, "")
     assert "--search without -t; name the root" in done.stderr
+    done = _command("-t", str(os.getpid()), "--irmap-scan-path", "/srv")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--irmap-scan-path without --search; add --search" in done.stderr
 
 
 def test_what_may_not_be_looked_at_is_named(
