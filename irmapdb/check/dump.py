@@ -184,6 +184,8 @@ def check_dump(options: Options) -> DumpCheck:
 
 
 def _notes(scene: Scene, call: Call) -> Iterator[str]:
+    if not call.version.is_known:
+        yield f"CRIU {call.version} may do otherwise: this was learnt from CRIU 4.1.1 to 4.3"
     for path in call.scan_paths:
         if why := _why_missing(scene, path):
             yield (
@@ -218,7 +220,7 @@ def _headless(found: Iterable[Task]) -> Problem | None:
 
 
 _DENIED = Problem(
-    "opening handles needs CAP_DAC_READ_SEARCH: this is what CRIU would do without it",
+    "opening handles needs CAP_DAC_READ_SEARCH, and this is what CRIU would do without it",
     "run check as CRIU will run, as root",
     fatal=False,
 )

@@ -69,6 +69,11 @@ class CriuVersion(NamedTuple):
         return f"{self.major}.{self.minor}"
 
     @property
+    def is_known(self) -> bool:
+        """Whether it is one of those whose ways are described here (docs/criu.md)."""
+        return (4, 1) <= (self.major, self.minor) <= (4, 3)
+
+    @property
     def walks_overlays(self) -> bool:
         """CRIU 4.3 and later look for the watches of an overlay by walking it."""
         return (self.major, self.minor) >= (4, 3)

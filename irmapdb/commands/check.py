@@ -272,7 +272,19 @@ def _dump_summary(report: DumpCheck, *, many: bool) -> str:
 def _conclusion(report: DumpCheck) -> str:
     if report.fails:
         return "the dump fails"
-    return "the dump will be right" if report.right else "the dump goes through, but is not right"
+    if report.right:
+        return "the dump will be right"
+    watches = sum(not one.prediction.verdict.right for one in report.watches)
+    marks = sum(not one.right for one in report.marks)
+    lost = [output.count(watches, "watch", "watches")] if watches else []
+    lost += [output.count(marks, "mark")] if marks else []
+    if lost:
+        return f"the dump goes through, but is not right: {', '.join(lost)}"
+    doubts = [problem.why for problem in report.problems]
+    if report.denied:
+        tasks = output.count(len(report.denied), "process", "processes")
+        doubts.append(f"{tasks} could not be looked at")
+    return f"the dump goes through, but may not be right: {'; '.join(doubts)}"
 
 
 def _print_restore(report: RestoreCheck, verbose: int) -> None:

@@ -387,6 +387,12 @@ def test_command(bench: Bench, area: MountArea) -> None:
     (work / "irmap-cache").write_bytes(bench.pre_dump())
     code, said = run(*call)
     assert (code, said["right"], said["watches"][0]["verdict"]) == (0, True, "cache")
+    assert said["notes"] == []
+    for version in ("4.0", "4.4", "99.1"):
+        code, said = run(*call[:-1], version)
+        assert (code, said["right"]) == (0, True)
+        (note,) = said["notes"]
+        assert note.startswith(f"CRIU {version} may do otherwise")
     assert bench.criu.dump(bench.target.pid, work).ok
     assert run("--images", work)[0] == 0
     (place.directory / "file").unlink()

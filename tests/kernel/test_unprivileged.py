@@ -100,6 +100,24 @@ def test_own_tasks_are_resolved_by_scan(place: Path) -> None:
     assert "CAP_DAC_READ_SEARCH" in answers["2"][1]
 
 
+def test_a_check_says_why_what_is_right_may_not_be(place: Path) -> None:
+    def watch_and_check() -> object:
+        libc = ctypes.CDLL(None, use_errno=True)
+        inotify = libc.inotify_init1(0)
+        assert libc.inotify_add_watch(inotify, os.fsencode(place), _IN_MODIFY) > 0
+        pid = str(os.getpid())
+        words = ("-t", pid, "-D", place, "--irmap-scan-path", place)
+        return [irmapdb("pre-dump", *words), irmapdb("check", *words, "--criu-version", "4.2")]
+
+    pre_dump, check = _as_nobody(watch_and_check)
+    assert pre_dump[0] == 0, pre_dump
+    assert check[0] == 3, check
+    *_, counted, concluded = check[1].splitlines()
+    assert counted == "1 watch: 1 cache"
+    said = "the dump goes through, but may not be right: opening handles needs CAP_DAC_READ_SEARCH"
+    assert said in concluded
+
+
 def test_another_users_task_is_refused_with_advice(place: Path) -> None:
     with Watcher() as watcher:
         answer = _as_nobody(lambda: steps.pre_dump(Options(watcher.pid, images_dir=place)).run_id)
