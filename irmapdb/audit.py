@@ -65,7 +65,8 @@ class Verdict(enum.StrEnum):
     MOVED = "moved"
     """It does not; but the inode is there, under another name."""
     REPLACED = "replaced"
-    """The path names another inode, or leads through a symbolic link; nobody knows the old one."""
+    """The path names another inode, or leads through a symbolic link; nobody knows the old one in
+    this root."""
     REUSED = "reused"
     """The path names another inode that was given the same number: the handle tells."""
     DELETED = "deleted"
@@ -444,7 +445,8 @@ class Audit:
         fate, note = self._fate(identity, outcome, known)
         verdict = _LOST.get(reason, Verdict.REPLACED)
         if fate is Fate.NAMED:
-            verdict = Verdict.MOVED
+            # Where the root shows a part of the device alone, the name may be outside of it.
+            verdict = Verdict.MOVED if self._shows_all_of(identity.kdev) else verdict
         elif verdict in {Verdict.GONE, Verdict.UNMOUNTED} and fate is not Fate.UNKNOWN:
             verdict = Verdict.DELETED
         if verdict is Verdict.UNMOUNTED:
@@ -461,12 +463,19 @@ class Audit:
         failure = outcome.unresolved[identity]
         fate = Fate.UNLINKED if failure.deleted else known[identity.handle]
         note = _FATE_NOTES.get(fate, failure.why)
+        partly = fate is Fate.NAMED and not self._shows_all_of(identity.kdev)
+        if partly:
+            nowhere = f"at no known path below {self._root_name()}"
+            note = f"it is there on its device, but {nowhere} ({failure.why})"
         if not self.options.search:
-            if fate is Fate.NAMED:
+            if fate is Fate.NAMED and not partly:
                 note = "it is there, under a name that nobody knows: --search scans for it"
-            elif fate is Fate.UNKNOWN:
+            elif partly or fate is Fate.UNKNOWN:
                 note = f"{note}; --search scans for it"
         return fate, note
+
+    def _shows_all_of(self, kdev: int) -> bool:
+        return any(mount.root == b"/" for mount in self.root.mounts_of(kdev))
 
     def _trace(self, path: bytes) -> tuple[Identity | None, datetime | None, str]:
         """What is at a path, when that or the place where it was last changed; or why unknown."""

@@ -330,6 +330,40 @@ def test_a_directory_as_the_root(area: MountArea, tmp_path: Path) -> None:
                 root.open(b"/" + os.fsencode((rootfs / "a/out/passwd").relative_to(directory)))
 
 
+def test_what_lies_outside_of_the_directory_has_not_moved(garden: Garden) -> None:
+    """Paths of the machine, looked for in an unpacked image on the same filesystem."""
+    image = garden.top / "image"
+    within = image / garden.top.relative_to("/")
+    paths = {name: garden.make(name) for name in ("replaced", "gone")}
+    within.mkdir(parents=True)
+    (within / "replaced").touch()
+    for path in paths.values():
+        garden.watch(path)
+    garden.step()
+
+    def verdicts(root: Path, *, search: bool = False) -> dict[str, tuple[str, str]]:
+        found = garden.audit(root=os.fsencode(root), search=search)
+        return {
+            name: (found[os.fsencode(path)].verdict.value, found[os.fsencode(path)].evidence.note)
+            for name, path in paths.items()
+        }
+
+    blind = verdicts(image)
+    assert {name: verdict for name, (verdict, _) in blind.items()} == {
+        "replaced": "replaced",
+        "gone": "gone",
+    }
+    for _, note in blind.values():
+        assert f"on its device, but at no known path below {image} (" in note
+        assert "outside of this root" in note
+        assert note.endswith("--search scans for it")
+    searched = verdicts(image, search=True)
+    assert [verdict for verdict, _ in searched.values()] == ["replaced", "gone"]
+    assert all("scan: not found" in note for _, note in searched.values())
+    # Below a directory that shows all of the device they have moved, known by name or not.
+    assert {verdict for verdict, _ in verdicts(garden.top).values()} == {"moved"}
+
+
 def test_a_container_from_outside(area: MountArea, tmp_path: Path) -> None:
     rootfs = area.ext4("rootfs").mountpoint
     (rootfs / "etc").mkdir()
