@@ -22,11 +22,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from irmapdb import engine
 from irmapdb.config import Config
-from irmapdb.errors import UsageError
+from irmapdb.errors import TaskError, UsageError
+from irmapdb.kernel import procfs, tasks
 from irmapdb.kernel.aside import call_aside
 from irmapdb.kernel.directory import open_directory_root
 from irmapdb.kernel.fate import Fate, fates
 from irmapdb.kernel.identity import disproof, identify_fd
+from irmapdb.kernel.namespaces import open_namespace
 from irmapdb.kernel.root import Root, open_root
 from irmapdb.model import StaleReason, format_kdev, printable
 from irmapdb.resolvers import BtrfsLookup, Handles, Scan, StoredRows, XfsParents
@@ -162,7 +164,8 @@ class Options:
     root: bytes | None = None
     """A directory that the paths start at; None: our own root, or that of `pid`."""
     pid: int | None = None
-    """A task whose root the paths start at, and whose mount namespace they are of."""
+    """A task whose root the paths start at, and whose mount namespace they are of; what is stored
+    of other namespaces that its descendants are in is looked up there."""
     select: Selection = Selection()
     search: bool = False
     """Whether to scan for what nobody knows a path of."""
@@ -185,6 +188,9 @@ class Report:
     """Those of them whose verdict was asked for."""
     stored: int
     """How many mappings there are, checked or not."""
+    left_out: int
+    """How many of those that were selected are of mount namespaces that no task of the tree that
+    was named is in."""
     root: str
     """Where the paths were looked up, for people."""
     scanned: int
@@ -213,8 +219,8 @@ def open_audit(options: Options) -> Iterator[Audit]:
     if options.root is not None and options.pid is not None:
         message = "--root and -t each name a root"
         raise UsageError(message, advice="give one of them")
-    with _open_root(options) as root:
-        yield Audit(root, options)
+    with _open_root(options) as root, contextlib.ExitStack() as opened:
+        yield Audit(root, options, opened)
 
 
 def _open_root(options: Options) -> Root:
@@ -224,13 +230,19 @@ def _open_root(options: Options) -> Root:
 
 
 class Audit:
-    """One audit: its root, and the rows as they are stored."""
+    """One audit: its root, and the rows as they are stored. `opened` closes what it opens."""
 
-    def __init__(self, root: Root, options: Options) -> None:
+    def __init__(self, root: Root, options: Options, opened: contextlib.ExitStack) -> None:
         self.root = root
         self.options = options
         self.scan = Scan(root, options.config, progress=options.on_scanned)
+        self.nested: dict[int, Audit] = {}
+        """The same of other mount namespaces of the tree, each in its own root."""
+        self._opened = opened
         self._rows: list[Mapping] = []
+        self._namespaces: set[int] = set()
+        self._name = _root_name(options)
+        self._left_out = 0
         self._done = self._total = 0
 
     def report(self) -> Report:
@@ -238,6 +250,8 @@ class Audit:
         start = time.monotonic_ns()
         with Store.open_readonly(self.options.database, wait_s=self.options.wait_s) as store:
             self._rows = list(store.all_mappings())
+        self._namespaces = self._own_namespaces()
+        self._open_nested()
         select = self.options.select
         findings = self._judge([row for row in self._rows if select.takes(row)])
         findings.sort(key=lambda finding: finding.mapping.id or 0)
@@ -245,10 +259,15 @@ class Audit:
             findings=tuple(findings),
             shown=tuple(filter(select.shows, findings)),
             stored=len(self._rows),
-            root=self._root_name(),
-            scanned=self.scan.scanned,
+            left_out=self._left_out,
+            root=self._roots_name(),
+            scanned=sum(one.scan.scanned for one in (self, *self.nested.values())),
             took_us=(time.monotonic_ns() - start) // 1000,
         )
+
+    def of(self, mntns: int) -> Audit:
+        """Who looks paths of a mount namespace up."""
+        return self.nested.get(mntns, self)
 
     def disproofs(
         self, wanted: Sequence[tuple[Identity, bytes]]
@@ -279,11 +298,11 @@ class Audit:
     def _disproof(self, identity: Identity, path: bytes) -> StaleReason | None:
         return disproof(self.root, identity, path, self.options.config.may_wait)
 
-    def _root_name(self) -> str:
-        if self.options.root is not None:
-            return printable(self.options.root)
-        pid = self.options.pid
-        return "our own root" if pid is None else f"the root of process {pid}"
+    def _roots_name(self) -> str:
+        if not self.nested:
+            return self._name
+        others = f"{len(self.nested)} other mount namespaces" if len(self.nested) > 1 else "another"
+        return f"{self._name} and {others}"
 
     def _waits(self, kdev: int) -> bool:
         return self.options.config.may_wait(self.root.on_the_way(kdev))
@@ -294,12 +313,18 @@ class Audit:
         self._total = len(mappings)
         findings: list[Finding] = []
         by_kdev: dict[int, list[Mapping]] = {}
-        namespaces = self._namespaces()
+        elsewhere: dict[int, list[Mapping]] = {}
         for mapping in mappings:
-            if mapping.mntns in namespaces:
+            if mapping.mntns in self._namespaces:
                 by_kdev.setdefault(mapping.identity.kdev, []).append(mapping)
+            elif mapping.mntns in self.nested:
+                elsewhere.setdefault(mapping.mntns, []).append(mapping)
+            elif self.options.pid is not None:
+                self._left_out += 1  # who names a tree asks for nothing else
             else:
                 findings.append(_foreign(mapping))
+        for mntns, group in elsewhere.items():
+            findings += self.nested[mntns]._judge(group)  # noqa: SLF001 of our own class
         for kdev, group in by_kdev.items():
             mounts = self.root.mounts_of(kdev)
             if not mounts:
@@ -310,7 +335,7 @@ class Audit:
                 findings += self._judge_device(kdev, group)
         return findings
 
-    def _namespaces(self) -> Collection[int]:
+    def _own_namespaces(self) -> set[int]:
         # Rows of the root task's namespace do not say which that is (0). A task of a namespace
         # that the database knows as a nested one is not of it.
         mntns = self.root.mntns
@@ -318,6 +343,26 @@ class Audit:
         if named and any(row.mntns == mntns for row in self._rows):
             return {mntns}
         return {0, mntns}
+
+    def _open_nested(self) -> None:
+        # Only what rows are of. Their paths start at the namespace's own root, or where all of its
+        # tasks are in chroots at one that no row names: those are left out.
+        if self.options.pid is None:
+            return
+        missing = {row.mntns for row in self._rows} - self._namespaces - {0}
+        for task in tasks.task_tree(self.options.pid) if missing else ():
+            with contextlib.suppress(OSError, TaskError):  # it has ended, or is not ours to see
+                mntns = procfs.mount_namespace(task.pid)
+                root = open_namespace(mntns) if mntns in missing else None
+                if root is not None:
+                    missing.remove(mntns)
+                    self.nested[mntns] = self._inside(self._opened.enter_context(root))
+
+    def _inside(self, root: Root) -> Audit:
+        nested = Audit(root, self.options, self._opened)
+        nested._rows, nested._namespaces = self._rows, {root.mntns}
+        nested._name = f"the root of mount namespace {root.mntns}"
+        return nested
 
     def _unmounted(self, mapping: Mapping) -> Finding:
         found, changed_at, unseen = self._trace(mapping.path)
@@ -398,9 +443,8 @@ class Audit:
         root = self.root
         keys = {identity.key for identity in wanted}
         rows: dict[InodeKey, list[Mapping]] = {}
-        namespaces = self._namespaces()
         for row in self._rows:
-            if row.identity.key in keys and row.mntns in namespaces:
+            if row.identity.key in keys and row.mntns in self._namespaces:
                 rows.setdefault(row.identity.key, []).append(row)
         others = StoredRows(lambda some: {key: rows[key] for key in some if key in rows})
         resolvers: list[engine.Resolver] = [
@@ -465,7 +509,7 @@ class Audit:
         note = _FATE_NOTES.get(fate, failure.why)
         partly = fate is Fate.NAMED and not self._shows_all_of(identity.kdev)
         if partly:
-            nowhere = f"at no known path below {self._root_name()}"
+            nowhere = f"at no known path below {self._name}"
             note = f"it is there on its device, but {nowhere} ({failure.why})"
         if not self.options.search:
             if fate is Fate.NAMED and not partly:
@@ -503,6 +547,12 @@ class Audit:
             return _Sight(unseen=_why_unseen(error))
         finally:
             os.close(fd)
+
+
+def _root_name(options: Options) -> str:
+    if options.root is not None:
+        return printable(options.root)
+    return "our own root" if options.pid is None else f"the root of process {options.pid}"
 
 
 # What the proof's reason comes to where nobody knows of another path.

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from irmapdb.audit import Audit, Finding, Options, Report
     from irmapdb.history import Story
-    from irmapdb.model import CacheEntry, Change, InodeKey, Mapping
+    from irmapdb.model import CacheEntry, Change, Identity, InodeKey, Mapping
     from irmapdb.store.write import Step
 
 __all__ = ["Mended", "mend"]
@@ -112,7 +112,7 @@ def _write(
 def _rows_now(tx: Step, auditing: Audit, todo: Iterable[Finding]) -> dict[InodeKey, list[Mapping]]:
     keys = {finding.mapping.identity.key for finding in todo}
     rows: dict[InodeKey, list[Mapping]] = {}
-    for mntns in (0, auditing.root.mntns):
+    for mntns in (0, auditing.root.mntns, *auditing.nested):
         for key, some in tx.load(keys, mntns).items():
             rows.setdefault(key, []).extend(some)
     return rows
@@ -120,14 +120,18 @@ def _rows_now(tx: Step, auditing: Audit, todo: Iterable[Finding]) -> dict[InodeK
 
 def _prove_again(auditing: Audit, todo: list[Finding], rows: dict[int | None, Mapping]) -> Outcome:
     same = [finding for finding in todo if _is_unchanged(finding, rows)]
-    asked = [(one.mapping.identity, one.mapping.path) for one in same]
+    asked: dict[int, list[tuple[Identity, bytes]]] = {}
     for finding in same:
+        row = finding.mapping
+        paths = [row.path]
         if finding.evidence is not None and _is_found(finding):
-            asked += [(finding.mapping.identity, path) for path in finding.evidence.moved_to]
-    reasons = auditing.disproofs(asked)
+            paths += finding.evidence.moved_to
+        asked.setdefault(row.mntns, []).extend((row.identity, path) for path in paths)
+    answers = {mntns: auditing.of(mntns).disproofs(some) for mntns, some in asked.items()}
     outcome = Outcome()
     for finding in same:
         row = finding.mapping
+        reasons = answers[row.mntns]
         reason = reasons[row.identity, row.path]
         if reason is None:
             if row.stale and not finding.by_number:

@@ -59,7 +59,8 @@ def audit(
             "--tree",
             metavar="PID",
             callback=positive_pid,
-            help="Look in the root of this task, as it sees it: for what runs in a container.",
+            help="Look in the root of this task, as it sees it: for what runs in a container. What "
+            "is stored of other mount namespaces of its tree is looked up there.",
             show_default=False,
         ),
     ] = None,
@@ -186,6 +187,11 @@ def audit(
         _print_counts(report)
         _print_findings(listed, verbose=verbose)
         _print_summary(done, options, listed, fix=fix)
+    if report.left_out:
+        left_out = output.count(report.left_out, "mapping")
+        output.say(
+            f"{left_out} of other mount namespaces left out: name one of their tasks with -t"
+        )
     if report.lost or report.unseen:
         raise typer.Exit(_FINDINGS)
 
@@ -206,6 +212,8 @@ def _is_of_interest(finding: Finding, *, chosen: bool) -> bool:
 
 
 def _say_why_nothing(report: Report) -> None:
+    if report.left_out:
+        return  # told anyway
     if report.stored:
         output.say(
             f"nothing to check: none of {output.count(report.stored, 'mapping')} is selected"
@@ -409,6 +417,7 @@ def _document(done: Mended, listed: list[Finding], *, fix: bool) -> dict[str, An
         "root": report.root,
         "stored": report.stored,
         "checked": len(report.findings),
+        "left_out": report.left_out,
         "stale": report.lost,
         "not_looked_at": report.unseen,
         "counts": {

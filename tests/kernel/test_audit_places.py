@@ -34,6 +34,7 @@ from irmapdb.store.database import Store
 from tests.kernel.garden import NO_HINTS, Garden, live, replayed
 from tests.kernel.truth import served
 from tests.support.area import MountArea
+from tests.support.cli import irmapdb
 from tests.support.filesystems import drop_caches
 from tests.support.programs import run
 from tests.support.watcher import Watcher
@@ -409,12 +410,53 @@ def test_a_nested_namespace_is_audited_where_it_is_named(
         steps.pre_dump(Options(watcher.pid, images_dir=work, config=NO_HINTS))
         _store(database, identity, far.path, mntns)
 
-        def verdicts(pid: int | None) -> dict[bytes, str]:
-            options = audit.Options(database, pid=pid, config=NO_HINTS)
-            return {one.mapping.path: one.verdict.value for one in audit.audit(options).findings}
+        def verdicts(pid: int | None) -> tuple[dict[bytes, str], int]:
+            report = audit.audit(audit.Options(database, pid=pid, config=NO_HINTS))
+            found = {one.mapping.path: one.verdict.value for one in report.findings}
+            assert (report.lost, report.unseen) == (0, int(pid is None))
+            return found, report.left_out
 
-        assert verdicts(None) == {near.path: "valid", far.path: "unreachable"}
-        assert verdicts(other.pid) == {near.path: "unreachable", far.path: "valid"}
+        assert verdicts(None) == ({near.path: "valid", far.path: "unreachable"}, 0)
+        assert verdicts(other.pid) == ({far.path: "valid"}, 1)
+        assert verdicts(watcher.pid) == ({near.path: "valid"}, 1), "it is in no tree of its own"
+        assert verdicts(os.getpid()) == ({near.path: "valid", far.path: "valid"}, 0), "in its tree"
+
+        command = irmapdb("audit", "-t", str(watcher.pid), "-W", work)
+        assert (command.code, command.err.count("\n")) == (0, 1)
+        assert command.err.startswith("1 mapping of other mount namespaces left out")
+        command = irmapdb("audit", "-t", str(os.getpid()), "-W", work)
+        assert (command.code, command.err) == (0, "")
+        assert f"checked in the root of process {os.getpid()} and another" in command.out
+
+
+def test_what_has_moved_in_a_nested_namespace_is_mended_there(
+    area: MountArea, tmp_path: Path
+) -> None:
+    hidden = area.path / "hidden"
+    hidden.mkdir()
+    work = tmp_path / "work"
+    work.mkdir()
+    database = work / "irmap.db"
+    with Watcher(unshare={"mount"}) as other:
+        other.mount("tmpfs", hidden, "tmpfs")
+        other.write(hidden / "old")
+        steps.pre_dump(Options(other.pid, images_dir=work, config=NO_HINTS))
+        with open_root(other.pid) as root:
+            old = os.fsencode(hidden / "old")
+            identity, mntns = identify(root, old), root.mntns
+            _store(database, identity, old, mntns)
+            inside = Path(f"/proc/{other.pid}/root")
+            new = hidden / "new"
+            (inside / os.path.relpath(old, b"/").decode()).rename(inside / new.relative_to("/"))
+
+        done = mend.mend(audit.Options(database, pid=os.getpid(), config=NO_HINTS, search=True))
+
+        (change,) = done.changes
+        assert (change.kind, change.mntns) == (ChangeKind.MOVED, mntns)
+        assert (change.old_path, change.path) == (old, os.fsencode(new))
+        with Store.open_readonly(database) as store:
+            rows = {row.path: (row.stale, row.mntns) for row in store.all_mappings()}
+        assert rows == {old: (True, mntns), os.fsencode(new): (False, mntns)}
 
 
 def _store(database: Path, identity: Identity, path: bytes, mntns: int) -> None:
