@@ -69,7 +69,7 @@ _ALL = (
         "who",
         "who watched the paths that match, in the last run",
         """
-        SELECT pid, process, fd, kind, events, path
+        SELECT pid, process, fd, kind, events, mount_namespace, path
         FROM last_watches
         WHERE CAST(path AS TEXT) GLOB :path
         """,

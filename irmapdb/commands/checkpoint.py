@@ -178,9 +178,7 @@ def _print_report(report: Report, verbose: int) -> None:
             str(row.watch.kind),
             "-" if row.watch.wd < 0 else str(row.watch.wd),
             str(row.watch.identity.key),
-            output.printable(row.path) + _namespace(row.mntns)
-            if row.path is not None
-            else f"- ({row.why})",
+            output.in_namespace(row.path, row.mntns) if row.path is not None else f"- ({row.why})",
         )
         for row in report.watches
         if row.path is None or not many
@@ -194,7 +192,7 @@ def _print_report(report: Report, verbose: int) -> None:
             "-",
             str(row.mark.kind),
             (
-                f"{output.printable(row.target)}{_namespace(row.mntns)}"
+                f"{output.in_namespace(row.target, row.mntns)}"
                 " (a mark without an inode: listed, not resolved)"
             ),
         )
@@ -209,10 +207,6 @@ def _print_report(report: Report, verbose: int) -> None:
         if change.kind != "found":
             typer.echo(output.change_line(change))
     typer.echo(_summary(report, many=many))
-
-
-def _namespace(mntns: int) -> str:
-    return f" (in mount namespace {mntns})" if mntns else ""
 
 
 def _summary(report: Report, *, many: bool) -> str:

@@ -126,7 +126,7 @@ def _print_dossier(dossier: Dossier) -> None:
                     _time(one.stale_at or one.validated_at or one.first_seen_at),
                     str(one.source),
                     str(one.identity.handle or "-"),
-                    _in_root(one.path, one.mntns),
+                    output.in_namespace(one.path, one.mntns),
                 )
                 for one in dossier.mappings
             ],
@@ -152,11 +152,6 @@ def _state(mapping: Mapping) -> str:
     if mapping.stale_reason is not None:
         return f"stale: {mapping.stale_reason}"
     return "to be proved" if mapping.revalidate else "proved"
-
-
-def _in_root(path: bytes, mntns: int) -> str:
-    shown = output.printable(path)
-    return f"{shown} (in mount namespace {mntns})" if mntns else shown
 
 
 def _grouped(sightings: Sequence[Sighting]) -> list[list[Sighting]]:
@@ -186,7 +181,7 @@ def _watch_cells(group: list[Sighting]) -> tuple[str, ...]:
     runs = f"{first.run_id}" if first is last else f"{first.run_id} to {last.run_id}"
     if first is not last and last.run_id - first.run_id >= len(group):
         runs += f" ({len(group)} of them)"
-    path = f"- ({row.why})" if row.path is None else _in_root(row.path, row.mntns)
+    path = f"- ({row.why})" if row.path is None else output.in_namespace(row.path, row.mntns)
     return (
         runs,
         _time(last.at),

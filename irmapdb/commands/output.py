@@ -29,6 +29,7 @@ __all__ = [
     "change_json",
     "change_line",
     "count",
+    "in_namespace",
     "json_path",
     "print_json",
     "print_table",
@@ -81,6 +82,12 @@ def tolerant(stream: TextIO | None, *, named: bool) -> TextIO:
         newline="\n",
         line_buffering=stream.line_buffering,
     )
+
+
+def in_namespace(path: bytes, mntns: int) -> str:
+    """A path for people, and whose root it starts at where that is not the root task's."""
+    shown_path = printable(path)
+    return f"{shown_path} (in mount namespace {mntns})" if mntns else shown_path
 
 
 def json_path(path: bytes | None) -> str | None:
@@ -145,7 +152,7 @@ def count(number: int, noun: str, plural: str = "") -> str:
 
 def change_line(change: Change) -> str:
     """What happened to a mapping, on one line."""
-    path = printable(change.path)
+    path = in_namespace(change.path, change.mntns)
     match change.kind:
         case "moved":
             return f"moved: {printable(change.old_path or b'')} → {path} ({change.reason})"
@@ -164,4 +171,5 @@ def change_json(change: Change) -> dict[str, Any]:
         "path": json_path(change.path),
         "old_path": json_path(change.old_path),
         "reason": change.reason,
+        "mntns": change.mntns,
     }

@@ -125,7 +125,7 @@ def _print_watches(census: Census) -> None:
                 output.printable(row.comm),
                 str(row.watch.fd),
                 *_what(row),
-                f"- ({row.why})" if row.path is None else output.printable(row.path),
+                f"- ({row.why})" if row.path is None else output.in_namespace(row.path, row.mntns),
             )
             for row in census.watches
         ],

@@ -66,6 +66,7 @@ def test_what_another_mount_namespace_has_is_told_as_its_own(
             report = steps.dump(options, FreezeOptions())
             said = irmapdb("dump", "-t", str(root.pid), "-D", work)
             as_json = json.loads(irmapdb("pre-dump", "-t", str(root.pid), "-D", work, "--json").out)
+            census = irmapdb("ps", "-t", str(root.pid))
         finally:
             os.killpg(root.pid, signal.SIGKILL)
 
@@ -84,6 +85,14 @@ def test_what_another_mount_namespace_has_is_told_as_its_own(
     assert f"{place} (in mount namespace {mntns}) (a mark without" in said.out
     assert "2 resolved (1 of them in another mount namespace: not handed to CRIU)" in said.out
     assert [mark["mntns"] for mark in as_json["marks"]] == [mntns]
+    # Whoever shows the path later says the same of it.
+    assert census.code == 0
+    assert f"{place}/own (in mount namespace {mntns})\n" in census.out
+    assert f"{common}\n" in census.out
+    known = irmapdb("lookup", place / "own", "-W", work).out
+    assert f"found: {place}/own (in mount namespace {mntns})\n" in known
+    (who,) = json.loads(irmapdb("sql", "who", "-p", "path=*/own", "-W", work, "--json").out)
+    assert (who["path"], who["mount_namespace"]) == (str(place / "own"), mntns)
 
 
 @pytest.mark.parametrize("kind", PLACES)
