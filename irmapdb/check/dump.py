@@ -179,14 +179,16 @@ def check_dump(options: Options) -> DumpCheck:
             ),
             cache=path,
             entries=len(entries),
-            notes=tuple(_notes(scene, call)),  # last, as they look
+            notes=tuple(_notes(scene, call, options.config)),  # last, as they look
         )
 
 
-def _notes(scene: Scene, call: Call) -> Iterator[str]:
+def _notes(scene: Scene, call: Call, config: Config) -> Iterator[str]:
     if not call.version.is_known:
         yield f"CRIU {call.version} may do otherwise: this was learnt from CRIU 4.1.1 to 4.3"
     for path in call.scan_paths:
+        if config.kinds_that_wait(scene.root.mounts_to(path)):
+            continue
         if why := _why_missing(scene, path):
             yield (
                 f"--irmap-scan-path {printable(path)}: {why} in the root of the tasks, so CRIU "
