@@ -33,7 +33,7 @@ from irmapdb.check.walks import Walks
 from irmapdb.config import HINTS
 from irmapdb.kernel import syscalls
 from irmapdb.kernel.identity import disproof, identify_fd
-from irmapdb.resolvers import OpenFiles, Scan
+from irmapdb.resolvers import Handles, OpenFiles, Scan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -284,9 +284,15 @@ class Observer:
             lambda identity, path: disproof(root, identity, path),
             over=over,
         )
+        elsewhere = self._elsewhere(
+            [one for one, failure in outcome.unresolved.items() if not failure.deleted], over
+        )
         late = f"not within {_SEARCH_S:g} s" if over() else ""
         for facts in batch:
             answer = outcome.resolved.get(facts.identity)
+            if facts.identity in elsewhere:
+                yield replace(facts, search=elsewhere[facts.identity])
+                continue
             if answer is None:
                 deleted = outcome.unresolved[facts.identity].deleted
                 gave_up = self._unwalked(facts.identity.kdev) or late
@@ -295,6 +301,41 @@ class Observer:
             path = _ROOT_HINT if answer.path == b"/" else answer.path
             acceptable = self._revalidated(facts.identity, path) is not None
             yield replace(facts, search=SearchLook(path, acceptable=acceptable))
+
+    def _elsewhere(
+        self, identities: Iterable[Identity], over: Callable[[], bool]
+    ) -> dict[Identity, SearchLook]:
+        # In the tree's other mount namespaces, where pre-dump looks as well, and CRIU does not.
+        found: dict[Identity, SearchLook] = {}
+        left = list(identities)
+        for root in self._scene.nested:
+            here = [one for one in left if root.mounts_of(one.kdev)]
+            outcome = self._resolve_in(root, here, over)
+            for identity, answer in outcome.resolved.items():
+                found[identity] = SearchLook(answer.path, mntns=root.mntns)
+            for identity in here:
+                failure = outcome.unresolved.get(identity)
+                if failure is not None and failure.deleted:
+                    found[identity] = SearchLook(deleted=True)
+                elif identity not in found and not self._root.mounts_of(identity.kdev):
+                    found[identity] = SearchLook(mntns=root.mntns)  # where its device is
+            left = [one for one in left if one not in found]
+        return found
+
+    def _resolve_in(
+        self, root: Root, identities: Iterable[Identity], over: Callable[[], bool]
+    ) -> engine.Outcome:
+        pids, config = self._scene.pids, self._config
+        return engine.resolve(
+            [one for one in identities if not config.may_wait(root.on_the_way(one.kdev))],
+            (
+                Handles(root),
+                OpenFiles(root, pids),
+                Scan(root, config, pids=pids, progress=self._progress, over=over),
+            ),
+            lambda identity, path: disproof(root, identity, path),
+            over=over,
+        )
 
 
 def _on_device(kdev: int, batch: Iterable[Facts]) -> list[Facts]:

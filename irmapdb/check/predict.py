@@ -18,7 +18,7 @@ from irmapdb.durations import format_estimate
 from irmapdb.model import printable
 
 if TYPE_CHECKING:
-    from irmapdb.check.verdicts import Call, Facts, Found, OverlayLook
+    from irmapdb.check.verdicts import Call, Facts, Found, OverlayLook, SearchLook
 
 __all__ = ["decide"]
 
@@ -26,6 +26,11 @@ _NEW_AT_EACH_MOUNT = frozenset({"tmpfs", "devtmpfs"})
 """Their inode numbers; so CRIU dumps no watch without a path there."""
 
 _GIVE_UP = "have the task remove the watch, or close what is deleted, before the dump"
+
+_ELSEWHERE = (
+    "CRIU looks from the root task's mount namespace alone: mount it there, too, or have the task "
+    "remove the watch before the dump"
+)
 
 
 def decide(facts: Facts, call: Call) -> Prediction | Look:
@@ -151,8 +156,15 @@ def _not_found(facts: Facts, call: Call) -> Prediction | Look:
     if opened or search.acceptable:
         advice = f"{_pre_dump(call)}; or call CRIU with {_scan_option(search.path)}"
         return Prediction(Verdict.OPTIONS, Outcome.FAILS, why, search.path, advice)
+    return _out_of_reach(facts, call, search, why)
+
+
+def _out_of_reach(facts: Facts, call: Call, search: SearchLook, why: str) -> Prediction:
     if search.deleted:
         return _fails(f"{why}: it was deleted", _GIVE_UP)
+    if search.mntns:
+        lives = "it lives" if search.path is None else f"it is {printable(search.path)}"
+        return _fails(f"{why}: {lives} in mount namespace {search.mntns}", _ELSEWHERE)
     if search.path is not None:
         why = f"{why}: irmap compares st_dev, which is not the device of its filesystem here"
         return _fails(why, _better_numbers(facts, call), search.path)

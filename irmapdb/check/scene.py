@@ -84,6 +84,8 @@ class Scene:
     foreign: bool
     """Whether the root task has a mount namespace of its own."""
     pids: tuple[int, ...]
+    nested: tuple[Root, ...] = ()
+    """The roots of other mount namespaces of the tree."""
 
     def lookup(self, path: bytes, flags: int = os.O_PATH | os.O_NOFOLLOW, *, root: Root) -> int:
         """A descriptor of a path without its first slash, as CRIU's openat(2) and fstatat(2) go.
@@ -132,7 +134,8 @@ def open_scene(tasks: Sequence[Task]) -> Iterator[Scene]:
             for one in reversed(roots.values())
             for mount in criu_mounts(one)
         )
-        yield Scene(root, views, foreign, tuple(task.pid for task in tasks))
+        pids = tuple(task.pid for task in tasks)
+        yield Scene(root, views, foreign, pids, tuple(roots.values())[1:])
 
 
 def criu_mounts(root: Root) -> list[Mount]:

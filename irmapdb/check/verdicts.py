@@ -151,6 +151,9 @@ class SearchLook(NamedTuple):
     path: bytes | None = None
     deleted: bool = False
     """The inode has no name left."""
+    mntns: int = 0
+    """The mount namespace that it lives in, where that of the root task lacks it; there `path`
+    starts."""
     gave_up: str = ""
     """Where it was not looked for everywhere: why not."""
     acceptable: bool = False

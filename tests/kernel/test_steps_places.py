@@ -67,6 +67,7 @@ def test_what_another_mount_namespace_has_is_told_as_its_own(
             said = irmapdb("dump", "-t", str(root.pid), "-D", work)
             as_json = json.loads(irmapdb("pre-dump", "-t", str(root.pid), "-D", work, "--json").out)
             census = irmapdb("ps", "-t", str(root.pid))
+            check = irmapdb("check", "-t", str(root.pid), "-D", work, "--criu-version", "4.2")
         finally:
             os.killpg(root.pid, signal.SIGKILL)
 
@@ -85,6 +86,12 @@ def test_what_another_mount_namespace_has_is_told_as_its_own(
     assert f"{place} (in mount namespace {mntns}) (a mark without" in said.out
     assert "2 resolved (1 of them in another mount namespace: not handed to CRIU)" in said.out
     assert [mark["mntns"] for mark in as_json["marks"]] == [mntns]
+    # What CRIU will not find is not told as if it was deleted, or found by nobody.
+    assert check.code == 3
+    (why,) = (line for line in check.out.splitlines() if line.startswith("fails: "))
+    assert why.endswith(f": it is {place}/own in mount namespace {mntns}")
+    assert "deleted" not in check.out
+    assert "not find it" not in check.out
     # Whoever shows the path later says the same of it.
     assert census.code == 0
     assert f"{place}/own (in mount namespace {mntns})\n" in census.out
