@@ -11,6 +11,7 @@ irmap.
 from __future__ import annotations
 
 import shlex
+import string
 from typing import TYPE_CHECKING
 
 from irmapdb.check.verdicts import Look, Outcome, Prediction, Verdict
@@ -26,6 +27,8 @@ _NEW_AT_EACH_MOUNT = frozenset({"tmpfs", "devtmpfs"})
 """Their inode numbers; so CRIU dumps no watch without a path there."""
 
 _GIVE_UP = "have the task remove the watch, or close what is deleted, before the dump"
+
+_PLAIN = frozenset(string.ascii_letters + string.digits + string.punctuation + " ") - {"'", "\\"}
 
 _ELSEWHERE = (
     "CRIU looks from the root task's mount namespace alone: mount it there, too, or have the task "
@@ -211,7 +214,9 @@ def _quoted(path: bytes) -> str:
     shown = printable(path)
     if shown.encode() == path:
         return shlex.quote(shown)
-    return "$'" + shown.replace("'", r"\'") + "'"
+    # Byte by byte: what printable() escapes as a character, a shell would take for one byte.
+    plain = (chr(byte) if chr(byte) in _PLAIN else f"\\x{byte:02x}" for byte in path)
+    return f"$'{''.join(plain)}'"
 
 
 def _fails(why: str, advice: str, path: bytes | None = None) -> Prediction:
