@@ -135,8 +135,21 @@ def import_image(source: Path, database: Path, keep: Retention | None = None) ->
         )
         if keep.automatic and not store.made:  # in a new one, nothing is old
             step.prune(keep, now, new)
-    unusable = sum(not is_canonical(entry.path) for entry in content.entries)
-    return Imported(len(content.entries), unusable)
+    return Imported(len(content.entries), _count_unusable(content.entries))
+
+
+# What is in none of many usable paths that a NUL ends; but the root, as CRIU calls it.
+_ODD = (b"//", b"/./", b"/../", b"/\0", b"/.\0", b"/..\0")
+
+
+def _count_unusable(entries: Sequence[CacheEntry]) -> int:
+    # Of all at once first, as there are seldom any.
+    ended = b"".join([b"%b\0" % entry.path for entry in entries])
+    absolute = ended.startswith(b"/") + ended.count(b"\0/")
+    usable = absolute == ended.count(b"\0") == len(entries)
+    if usable and not any(odd in ended for odd in _ODD):
+        return 0
+    return sum(not is_canonical(entry.path) for entry in entries)
 
 
 def export_image(database: Path, destination: Path) -> int:

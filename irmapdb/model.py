@@ -94,7 +94,10 @@ _CANONICAL = re.compile(rb"(?:/(?!\.{0,2}(?:/|\Z))[^/\0]+)+|/\.?")
 
 
 def is_canonical(path: bytes) -> bool:
-    """Whether the kernel could call anything so: a path that is not, no proof accepts."""
+    """Whether the kernel could call anything so.
+
+    No proof accepts one that is not: the mount that it leads to cannot be told from its text.
+    """
     return _CANONICAL.fullmatch(path) is not None
 
 

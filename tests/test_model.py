@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from irmapdb import errors
+from irmapdb.convert import _count_unusable as count_unusable
 from irmapdb.model import (
+    CacheEntry,
     FileHandle,
     Identity,
     InodeKey,
@@ -117,3 +119,12 @@ def test_a_canonical_path_is_what_the_kernel_would_say(parts):
     path = b"/".join(parts)
     as_kernel = b"\0" not in path and path.startswith(b"/") and os.path.normpath(path) == path
     assert is_canonical(path) == (path == b"/." or (as_kernel and not path.startswith(b"//")))
+
+
+_PARTS = st.sampled_from([b"", b"/", b".", b"..", b"a", b"a.", b"\0"])
+
+
+@given(st.lists(st.lists(_PARTS).map(b"".join)))
+def test_what_is_counted_at_once_is_what_is_counted_one_by_one(paths):
+    entries = [CacheEntry(1, 2, path) for path in paths]
+    assert count_unusable(entries) == sum(not is_canonical(path) for path in paths)

@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 from typing import TYPE_CHECKING
 
 from irmapdb.config import Config
 from irmapdb.kernel import syscalls
 from irmapdb.kernel.syscalls import AT_EMPTY_PATH, AT_HANDLE_FID
-from irmapdb.model import Identity, StaleReason, kdev_of
+from irmapdb.model import Identity, StaleReason, is_canonical, kdev_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -80,12 +79,6 @@ def identify(root: Root, path: bytes) -> Identity:
         os.close(fd)
 
 
-# "//", "/./", "/../", and the same at the end: the kernel has no such names for anything, and the
-# mount that the path leads to cannot be told from its text.
-_NOT_CANONICAL = re.compile(rb"/(?:\.\.?)?(?:/|\Z)")
-_ROOT_PATHS = {b"/", b"/."}  # the latter is what CRIU calls it
-
-
 def disproof(
     root: Root,
     wanted: Identity,
@@ -98,9 +91,7 @@ def disproof(
     no mount on its way `may_wait`: a lookup on a FUSE, network or autofs mount that nobody asked
     for could block.
     """
-    if not path.startswith(b"/") or b"\0" in path:
-        return StaleReason.BAD_PATH
-    if _NOT_CANONICAL.search(path) and path not in _ROOT_PATHS:
+    if not is_canonical(path):
         return StaleReason.BAD_PATH
     root.renew()
     mount = root.mount_of(path)
