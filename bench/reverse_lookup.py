@@ -22,7 +22,7 @@ from irmapdb.resolvers import BtrfsLookup, Scan, XfsParents
 
 def main() -> None:
     """Read the watches, resolve them, say how long that took."""
-    gc.set_threshold(100_000, 20, 50)  # as the command does
+    gc.set_threshold(1_000_000, 20, 50)  # as the command does
     method, pid, fd, tree = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
     raw = procfs.read_raw(pid, fd, WatchKind.INOTIFY)
     assert raw is not None

@@ -138,16 +138,12 @@ def import_image(source: Path, database: Path, keep: Retention | None = None) ->
     return Imported(len(content.entries), _count_unusable(content.entries))
 
 
-# What is in none of many usable paths that a NUL ends; but the root, as CRIU calls it.
-_ODD = (b"//", b"/./", b"/../", b"/\0", b"/.\0", b"/..\0")
-
-
 def _count_unusable(entries: Sequence[CacheEntry]) -> int:
-    # Of all at once first, as there are seldom any.
-    ended = b"".join([b"%b\0" % entry.path for entry in entries])
+    # Of all at once first: there are seldom any, nor anything like them.
+    ended = b"\0".join([path for _, _, path in entries] + [b""])
     absolute = ended.startswith(b"/") + ended.count(b"\0/")
     usable = absolute == ended.count(b"\0") == len(entries)
-    if usable and not any(odd in ended for odd in _ODD):
+    if usable and not any(odd in ended for odd in (b"/.", b"//", b"/\0")):
         return 0
     return sum(not is_canonical(entry.path) for entry in entries)
 

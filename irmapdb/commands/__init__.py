@@ -101,7 +101,7 @@ def main() -> None:
     """The console script: one exit point for every error."""
     # Hundreds of thousands of small objects, and cycles in none: the collector would look through
     # all of them again and again.
-    gc.set_threshold(100_000, 20, 50)
+    gc.set_threshold(1_000_000, 20, 50)
     if sys.stdin is None:
         sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115 to the end
     # What cannot be shown on this terminal is escaped, and is no reason to end.
