@@ -42,14 +42,19 @@ def measure(bench: Bench) -> Iterator[Figure]:
         return
     for kind in ("btrfs", "xfs"):
         try:
-            with _mounted(bench, kind) as top:
-                yield from _measure(bench, kind, top)
+            with _attached(bench, kind) as (device, top):
+                with _mounted(device, top):
+                    bench.say(f"building the tree on {kind}")
+                    planted = tree.prepare(top, bench.settings.directories, bench.settings.files)
+                # Anew: by then all of that is on the disk, and nobody is still writing it.
+                with _mounted(device, top):
+                    yield from _measure(bench, kind, planted)
         except (subprocess.CalledProcessError, OSError, RuntimeError) as error:
             yield Skipped(NAME, kind, str(error))
 
 
 @contextlib.contextmanager
-def _mounted(bench: Bench, kind: str) -> Iterator[Path]:
+def _attached(bench: Bench, kind: str) -> Iterator[tuple[str, Path]]:
     place = bench.new_directory()
     image, top = place / "image", place / kind
     top.mkdir()
@@ -61,14 +66,19 @@ def _mounted(bench: Bench, kind: str) -> Iterator[Path]:
     attached = subprocess.run(attach, check=True, capture_output=True, text=True)
     device = attached.stdout.strip()
     try:
-        subprocess.run(["mount", "-o", "noatime", device, top], check=True, capture_output=True)
-        try:
-            yield top
-        finally:
-            subprocess.run(["umount", "--lazy", top], check=True)
+        yield device, top
     finally:
         subprocess.run(["losetup", "--detach", device], check=False)
         image.unlink()
+
+
+@contextlib.contextmanager
+def _mounted(device: str, top: Path) -> Iterator[None]:
+    subprocess.run(["mount", "-o", "noatime", device, top], check=True, capture_output=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", top], check=True)
 
 
 def _make(kind: str) -> list[str | Path]:
@@ -79,11 +89,8 @@ def _make(kind: str) -> list[str | Path]:
     return [packages.mkfs_xfs_wrapper(), "-q", "-n", "parent=1"]
 
 
-def _measure(bench: Bench, kind: str, top: Path) -> Iterator[Figure]:
-    settings = bench.settings
-    bench.say(f"building the tree on {kind}")
-    planted = tree.prepare(top, settings.directories, settings.files)
-    count = min(_WATCHES, settings.files)
+def _measure(bench: Bench, kind: str, planted: Tree) -> Iterator[Figure]:
+    count = min(_WATCHES, bench.settings.files)
     yield from _compare(bench, kind, planted, "shared", planted.shared(count))
     yield from _compare(bench, kind, planted, "spread", planted.spread(count))
 
