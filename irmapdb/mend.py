@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from irmapdb import history
 from irmapdb.audit import Verdict, open_audit
 from irmapdb.engine import Disproved, Outcome
+from irmapdb.history import Story
 from irmapdb.kernel import tasks
 from irmapdb.model import ChangeKind, Event, Resolved, RunStats, Source, StaleReason
 from irmapdb.store.database import Store
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from irmapdb.audit import Audit, Finding, Options, Report
-    from irmapdb.history import Story
     from irmapdb.model import CacheEntry, Change, Identity, InodeKey, Mapping
     from irmapdb.store.write import Step
 
@@ -74,14 +74,15 @@ def _write(
     tx: Step, auditing: Audit, report: Report, todo: list[Finding], started_at: datetime
 ) -> Mended:
     rows = _rows_now(tx, auditing, todo)
-    outcome = _prove_again(auditing, todo, {row.id: row for some in rows.values() for row in some})
-    story = history.tell(rows, outcome, lambda _identity, _path: None)
+    outcomes = _prove_again(auditing, todo, {row.id: row for some in rows.values() for row in some})
+    story = _story(rows, outcomes)
+    resolved = [answer for outcome in outcomes for answer in outcome.resolved.values()]
     if not story.changes and not story.stale:
         return Mended(report, None, ())
     now = datetime.now(UTC)
     held = tx.image_entries()
     tx.mark_stale(story.stale, now)
-    tx.prove(outcome.resolved.values(), now, used=False)
+    tx.prove(resolved, now, used=False)
     entries = _entries(held, story)
     if entries != held:
         tx.set_image(entries)
@@ -95,10 +96,10 @@ def _write(
         finished_at=now,
         stats=RunStats(
             resolve_us=report.took_us,
-            resolved=len(outcome.resolved),
+            resolved=len(resolved),
             stale=len(story.stale),
             scanned=report.scanned,
-            sources=dict(Counter(str(one.source) for one in outcome.resolved.values())),
+            sources=dict(Counter(str(one.source) for one in resolved)),
         ),
         outcome=_outcome(story.changes),
     )
@@ -118,7 +119,19 @@ def _rows_now(tx: Step, auditing: Audit, todo: Iterable[Finding]) -> dict[InodeK
     return rows
 
 
-def _prove_again(auditing: Audit, todo: list[Finding], rows: dict[int | None, Mapping]) -> Outcome:
+def _story(rows: dict[InodeKey, list[Mapping]], outcomes: Iterable[Outcome]) -> Story:
+    told = [history.tell(rows, outcome, lambda _identity, _path: None) for outcome in outcomes]
+    return Story(
+        tuple(one for story in told for one in story.stale),
+        tuple(one for story in told for one in story.changes),
+        sum(story.hits for story in told),
+    )
+
+
+def _prove_again(
+    auditing: Audit, todo: list[Finding], rows: dict[int | None, Mapping]
+) -> list[Outcome]:
+    """One for each mount namespace: an inode may have a path in several."""
     same = [finding for finding in todo if _is_unchanged(finding, rows)]
     asked: dict[int, list[tuple[Identity, bytes]]] = {}
     for finding in same:
@@ -128,9 +141,10 @@ def _prove_again(auditing: Audit, todo: list[Finding], rows: dict[int | None, Ma
             paths += finding.evidence.moved_to
         asked.setdefault(row.mntns, []).extend((row.identity, path) for path in paths)
     answers = {mntns: auditing.of(mntns).disproofs(some) for mntns, some in asked.items()}
-    outcome = Outcome()
+    outcomes = {mntns: Outcome() for mntns in asked}
     for finding in same:
         row = finding.mapping
+        outcome = outcomes[row.mntns]
         reasons = answers[row.mntns]
         reason = reasons[row.identity, row.path]
         if reason is None:
@@ -145,7 +159,7 @@ def _prove_again(auditing: Audit, todo: list[Finding], rows: dict[int | None, Ma
             if evidence is not None and _is_found(finding):
                 names = [one for one in evidence.moved_to if reasons[row.identity, one] is None]
                 _add(outcome, row, names, evidence.source or Source.STORED)
-    return outcome
+    return list(outcomes.values())
 
 
 def _what_to_store(finding: Finding, reason: StaleReason) -> StaleReason:
@@ -173,8 +187,6 @@ def _add(outcome: Outcome, row: Mapping, names: list[bytes], source: Source) -> 
         return
     known = outcome.resolved.get(row.identity)
     if known is not None:
-        if known.mntns != row.mntns:
-            return
         names = [known.path, *known.other_paths, *names]
         source = known.source
     best, *others = dict.fromkeys(names)

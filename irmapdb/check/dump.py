@@ -189,11 +189,21 @@ def _notes(scene: Scene, call: Call, config: Config) -> Iterator[str]:
     for path in call.scan_paths:
         if config.kinds_that_wait(scene.root.mounts_to(path)):
             continue
-        if why := _why_missing(scene, path):
+        if why := _why_missing_aside(scene, path):
             yield (
                 f"--irmap-scan-path {printable(path)}: {why} in the root of the tasks, so CRIU "
                 "scans nothing there; irmapdb pre-dump refuses it"
             )
+
+
+def _why_missing_aside(scene: Scene, path: bytes) -> str:
+    # CRIU follows links, so a tenant may lead it to a mount that does not answer.
+    why: str
+    try:
+        why = call_aside(lambda: _why_missing(scene, path), _PATIENCE_S)
+    except (TimeoutError, ChildProcessError):
+        return ""
+    return why
 
 
 def _why_missing(scene: Scene, path: bytes) -> str:

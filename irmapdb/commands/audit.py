@@ -190,7 +190,8 @@ def audit(
     if report.left_out:
         left_out = output.count(report.left_out, "mapping")
         output.say(
-            f"{left_out} of other mount namespaces left out: name one of their tasks with -t"
+            f"{left_out} of mount namespaces that this tree is not in left out: audit without -t "
+            "lists them"
         )
     if report.lost or report.unseen:
         raise typer.Exit(_FINDINGS)
@@ -307,7 +308,7 @@ def _print_findings(findings: list[Finding], *, verbose: bool) -> None:
 
 def _path_cell(finding: Finding) -> str:
     mapping, evidence = finding.mapping, finding.evidence
-    cell = output.printable(mapping.path)
+    cell = output.in_namespace(mapping.path, mapping.mntns)
     said = []
     if evidence is not None:
         if evidence.moved_to:
@@ -331,7 +332,7 @@ def _path_cell(finding: Finding) -> str:
 
 def _evidence(finding: Finding) -> str:
     mapping, evidence = finding.mapping, finding.evidence
-    lines = [f"{finding.verdict}  {output.printable(mapping.path)}"]
+    lines = [f"{finding.verdict}  {output.in_namespace(mapping.path, mapping.mntns)}"]
 
     def add(title: str, text: str | None) -> None:
         if text:

@@ -213,16 +213,21 @@ def _open_source(path: bytes) -> sqlite3.Connection:
         return open_raw(path, write=False, wait_s=10)
 
 
+_WRITING = {f"SQLITE_IOERR_{what}" for what in ("WRITE", "FSYNC", "DIR_FSYNC", "TRUNCATE")}
+
+
 @contextmanager
 def _of_disk(path: bytes, dest: bytes) -> Iterator[None]:
-    # SQLite does not say which of the two files it speaks of. A full disk is that of the new one,
-    # all else is wrong with the one that is read.
+    # SQLite does not say which of the two files it speaks of. What cannot be written is the new
+    # one, all else is wrong with the one that is read.
     try:
         yield
     except sqlite3.Error as error:
         code = primary_code(error)
         if code == sqlite3.SQLITE_FULL or (code == sqlite3.SQLITE_IOERR and is_full(dest)):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+        if getattr(error, "sqlite_errorname", "") in _WRITING:
+            raise explain(dest, error) from error
         raise explain(path, error, wait_s=10) from error
 
 

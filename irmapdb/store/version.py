@@ -83,8 +83,10 @@ def _check_tables(raw: sqlite3.Connection, path: bytes) -> None:
     # Nothing runs because a database says so: a view in place of a table, or a trigger, may be
     # without end.
     for kind, name, table, virtual in raw.execute(_OBJECTS):
+        # In any spelling: SQLite does not tell names apart by case.
+        ours, its = name.lower() in TABLES, table.lower() in TABLES
         what = "virtual table" if virtual else kind
-        if (name in TABLES and what != "table") or (table in TABLES and kind == "trigger"):
+        if (ours and what != "table") or (its and kind == "trigger"):
             raise DatabaseError(
                 f"{show(path)}: not as irmapdb makes it: {show_words(name)} is a {what}",
                 advice="drop that, or move the file away: it is only a cache",

@@ -16,6 +16,7 @@ from irmapdb import audit, mend, steps
 from irmapdb.audit import Selection, Verdict
 from irmapdb.check import dump as check
 from irmapdb.check.version import CriuVersion
+from irmapdb.config import Config
 from irmapdb.errors import FileError, UsageError
 from irmapdb.kernel.directory import open_directory_root
 from irmapdb.kernel.fate import Fate, fates
@@ -423,7 +424,9 @@ def test_a_nested_namespace_is_audited_where_it_is_named(
 
         command = irmapdb("audit", "-t", str(watcher.pid), "-W", work)
         assert (command.code, command.err.count("\n")) == (0, 1)
-        assert command.err.startswith("1 mapping of other mount namespaces left out")
+        assert command.err.startswith(
+            "1 mapping of mount namespaces that this tree is not in left out"
+        )
         command = irmapdb("audit", "-t", str(os.getpid()), "-W", work)
         assert (command.code, command.err) == (0, "")
         assert f"checked in the root of process {os.getpid()} and another" in command.out
@@ -598,3 +601,33 @@ def test_without_its_database_beside_it(garden: Garden, tmp_path: Path) -> None:
     shutil.copy(garden.database, lonely / "irmap.db")
     (finding,) = audit.audit(audit.Options(lonely / "irmap.db")).findings
     assert finding.verdict is Verdict.VALID
+
+
+def test_what_has_moved_in_two_namespaces_is_mended_in_both(tmp_path: Path) -> None:
+    (tmp_path / "x").touch()
+    (tmp_path / "work").mkdir()
+    database = tmp_path / "work" / "irmap.db"
+    with Watcher(unshare={"mount"}) as other:
+        with open_root(other.pid) as root:
+            identity, mntns = identify(root, os.fsencode(tmp_path / "x")), root.mntns
+        with Store.open(database, create=True):
+            pass
+        for namespace in (0, mntns):
+            _store(database, identity, os.fsencode(tmp_path / "x"), namespace)
+        (tmp_path / "x").rename(tmp_path / "y")
+        options = audit.Options(
+            database,
+            pid=os.getpid(),
+            search=True,
+            config=Config(hints=(os.fsencode(tmp_path),)),
+        )
+        told = mend.mend(options).changes
+        assert mend.mend(options).changes == ()
+    moved = os.fsencode(tmp_path / "y")
+    assert {(one.kind, one.mntns, one.path) for one in told} == {
+        (ChangeKind.MOVED, 0, moved),
+        (ChangeKind.MOVED, mntns, moved),
+    }
+    with Store.open_readonly(database) as store:
+        live = {(row.mntns, row.path) for row in store.all_mappings() if not row.stale}
+    assert live == {(0, moved), (mntns, moved)}
