@@ -6,6 +6,7 @@ import pytest
 
 from tests.kernel.asking import root, watched  # noqa: F401 fixtures
 from tests.kernel.freezing import hierarchies, make_cgroup, start, way  # noqa: F401 fixtures
+from tests.kernel.garden import garden  # noqa: F401 fixture
 from tests.kernel.stepping import stack, tree  # noqa: F401 fixtures
 from tests.support.features import require_root
 

@@ -9,8 +9,11 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Self
+
+import pytest
 
 from irmapdb import audit, steps
 from irmapdb.audit import Finding, Verdict
@@ -20,16 +23,21 @@ from irmapdb.model import (
     ChangeKind,
     Identity,
     Mapping,
+    Resolved,
+    Source,
 )
 from irmapdb.steps import FreezeOptions, Options
 from irmapdb.store.database import Store
 from tests.support.filesystems import drop_caches
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.support.area import MountArea
     from tests.support.notify import Watched
     from tests.support.watcher import Watcher
 
-__all__ = ["NO_HINTS", "File", "Garden", "live", "replayed"]
+__all__ = ["NO_HINTS", "File", "Garden", "live", "replayed", "store_row"]
 
 NO_HINTS = Config(hints=())
 _FS_IOC_GETVERSION = 0x80087601
@@ -174,3 +182,16 @@ def replayed(garden: Garden) -> set[tuple[Identity, bytes]]:
         assert here not in live
         live.add(here)
     return live
+
+
+def store_row(database: Path, identity: Identity, path: bytes, mntns: int) -> None:
+    """Store a path as one that a scan has found."""
+    with Store.open(database, create=False) as store, store.step() as tx:
+        tx.prove([Resolved(identity, path, Source.SCAN, mntns=mntns)], datetime.now(UTC))
+
+
+@pytest.fixture
+def garden(area: MountArea, tmp_path: Path, watcher: Watcher) -> Iterator[Garden]:
+    """An ext4 of its own: small, so that inode numbers are used again at once."""
+    with Garden(area.ext4().mountpoint, tmp_path / "work", watcher) as made:
+        yield made

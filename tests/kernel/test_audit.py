@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,16 +18,8 @@ from irmapdb.model import (
 from irmapdb.store.database import Store
 from tests.kernel.garden import File, Garden, live, replayed
 from tests.support.area import MountArea
-from tests.support.watcher import Watcher
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-
-
-@pytest.fixture
-def garden(area: MountArea, tmp_path: Path, watcher: Watcher) -> Iterator[Garden]:
-    """An ext4 of its own: small, so that inode numbers are used again at once."""
-    with Garden(area.ext4().mountpoint, tmp_path / "work", watcher) as made:
-        yield made
 
 
 def _contents(directory: Path) -> dict[str, bytes]:
