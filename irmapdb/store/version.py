@@ -64,8 +64,8 @@ def read_revision(raw: sqlite3.Connection, path: bytes) -> str | None:
     found = _column(raw, "SELECT version_num FROM alembic_version LIMIT 2")
     if len(found) != 1:
         raise DatabaseError(
-            f"{show(path)}: the database is damaged: it names {'two' if found else 'no'} schema "
-            "revisions",
+            f"{show(path)}: the database is damaged: it names {'several' if found else 'no'} "
+            "schema revisions",
             advice="move it away, or put back a backup: it is only a cache",
         )
     revision = str(found[0])
