@@ -53,13 +53,12 @@ def inode_of(handle: FileHandle) -> Inode | None:
     return Inode(*head.unpack_from(handle.data))
 
 
-# struct xfs_handle: fsid, fid_len, fid_pad, fid_gen, fid_ino. The fsid is not looked at, the
-# descriptor says which filesystem is meant (xfs_khandle_to_inode()).
-_HANDLE = struct.Struct("=QHHIQ")
+# struct xfs_getparents_by_handle. The handle, struct xfs_handle: fsid, fid_len, fid_pad, fid_gen,
+# fid_ino; the fsid is not looked at, the descriptor says which filesystem is meant
+# (xfs_khandle_to_inode()). Then the cursor, which starts as zeroes and is handed back unread;
+# gp_iflags, gp_oflags, gp_bufsize, padding, gp_buffer.
+_GETPARENTS = struct.Struct("=QHHIQ16sHHIQQ")
 _FID_BYTES = 14  # of fid_pad, fid_gen and fid_ino: what fid_len has to say
-# struct xfs_getparents_by_handle: the handle; the cursor, which starts as zeroes and is handed
-# back unread; gp_iflags, gp_oflags, gp_bufsize, padding, gp_buffer.
-_GETPARENTS = struct.Struct("=24s16sHHIQQ")
 _GETPARENTS_BY_HANDLE = ioctl.read_write(ord("X"), 63, _GETPARENTS.size)
 _DONE = 2  # XFS_GETPARENTS_OFLAG_DONE
 # struct xfs_getparents_rec: the parent's handle, gpr_reclen, reserved, the NUL-terminated name.
@@ -73,6 +72,7 @@ _BUFFER_BYTES = 4096
 class _Buffer(threading.local):
     # One for each thread.
     def __init__(self) -> None:
+        self.request = bytearray(_GETPARENTS.size)
         self.records = ctypes.create_string_buffer(_BUFFER_BYTES)
         self.address = ctypes.addressof(self.records)
         self.view = memoryview(self.records).cast("B")
@@ -111,17 +111,18 @@ def parents(fd: int, inode: Inode) -> Sequence[tuple[Inode, bytes]]:
     more); EOPNOTSUPP: no parent pointers; ENOTTY: a kernel that does not know them; EPERM:
     needs CAP_SYS_ADMIN.
     """
-    handle = _HANDLE.pack(0, _FID_BYTES, 0, inode.generation, inode.ino)
+    ino, generation = inode
     buffer = _buffer
-    address, view = buffer.address, buffer.view
+    request, address, view = buffer.request, buffer.address, buffer.view
     found: list[tuple[Inode, bytes]] = []
     cursor = b""
     for _ in range(_MOST_ROUNDS):
         # Where there is no record the kernel writes nothing: the answer before would be read.
         view[: _RECORD.size] = _NO_RECORD
-        request = _GETPARENTS.pack(handle, cursor, 0, 0, _BUFFER_BYTES, 0, address)
-        answer = fcntl.ioctl(fd, _GETPARENTS_BY_HANDLE, request)
-        _, cursor, _, flags, *_ = _GETPARENTS.unpack(answer)
+        handle = (0, _FID_BYTES, 0, generation, ino)
+        _GETPARENTS.pack_into(request, 0, *handle, cursor, 0, 0, _BUFFER_BYTES, 0, address)
+        fcntl.ioctl(fd, _GETPARENTS_BY_HANDLE, request)
+        *_, cursor, _, flags, _, _, _ = _GETPARENTS.unpack(request)
         batch = parse_parents(view)
         found += batch
         if flags & _DONE or not batch:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import os
-from contextlib import suppress
 from typing import TYPE_CHECKING, Generic, NamedTuple, Self, TypeVar
 
 from irmapdb.kernel import identity as kernel_identity
@@ -151,14 +150,28 @@ class Upward(Generic[Node]):
             raise failure
 
     def _places_of(self, directory: Node) -> _Places:
-        # Kept, as most of a batch lies in few directories, and these in fewer.
-        if directory not in self._places:
-            with suppress(OSError):
-                up = self._parent(directory)
-                if up is not None and up[0] not in self._places:
-                    self._places[up[0]] = self._climb(up[0])
-            self._places[directory] = self._climb(directory)
-        return self._places[directory]
+        # Kept with those of its parent, as most of a batch lies in few directories, and these in
+        # fewer. Not those of all above: a chain may be as deep as its path is long.
+        places = self._places.get(directory)
+        if places is None:
+            places = self._places[directory] = self._look(directory)
+        return places
+
+    def _look(self, directory: Node) -> _Places:
+        try:
+            up = self._parent(directory)
+        except OSError:
+            up = None
+        if up is None or not _is_name(up[1]):
+            return self._climb(directory)
+        above = self._places.get(up[0])
+        if above is None:
+            above = self._places[up[0]] = self._climb(up[0])
+        return _below(above, self._shown_at(directory), b"/" + up[1])
+
+    def _shown_at(self, directory: Node) -> list[_Place]:
+        mounts = self.tops.get(directory, ())
+        return [_Place(mount, mount.mountpoint.rstrip(b"/")) for mount in mounts]
 
     def _climb(self, directory: Node) -> _Places:
         found: list[_Place] = []
@@ -169,13 +182,9 @@ class Upward(Generic[Node]):
             above.add(directory)
             known = self._places.get(directory)
             if known is not None:
-                tail = b"".join(b"/" + part for part in reversed(parts))
-                short = [one for one in known.found if len(one.path) + length <= _LONGEST_BYTES]
-                found += (_Place(mount, path + tail) for mount, path in short)
-                return _Places(found, known.lost if short == known.found else _too_long())
-            for mount in self.tops.get(directory, ()):
-                top = mount.mountpoint.rstrip(b"/")
-                found.append(_Place(mount, b"/".join((top, *reversed(parts)))))
+                return _below(known, found, _tail(parts))
+            for mount, path in self._shown_at(directory):
+                found.append(_Place(mount, path + _tail(parts)))
             try:
                 up = self._parent(directory)
             except OSError as error:
@@ -209,6 +218,18 @@ class Upward(Generic[Node]):
             if error.errno in REFUSALS:
                 self._refusal = error.errno
             raise
+
+
+def _tail(parts: list[bytes]) -> bytes:
+    return b"".join(b"/" + part for part in reversed(parts))
+
+
+def _below(above: _Places, nearer: list[_Place], tail: bytes) -> _Places:
+    """What is seen there, and what is seen of it at the places of a directory above it."""
+    room = _LONGEST_BYTES - len(tail)
+    found = [_Place(mount, path + tail) for mount, path in above.found if len(path) <= room]
+    lost = above.lost if len(found) == len(above.found) else _too_long()
+    return _Places(nearer + found, lost)
 
 
 def _too_long() -> OSError:
