@@ -16,7 +16,14 @@ from typing import Any
 
 from bench.errors import BenchError
 
-__all__ = ["check_watches", "describe", "drop_caches", "filesystem_of", "why_not_cold"]
+__all__ = [
+    "check_watches",
+    "describe",
+    "drop_caches",
+    "filesystem_of",
+    "quietest_core",
+    "why_not_cold",
+]
 
 _DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 _MAX_USER_WATCHES = Path("/proc/sys/fs/inotify/max_user_watches")
@@ -64,6 +71,21 @@ def filesystem_of(place: Path) -> str:
         if place.is_relative_to(mountpoint) and len(mountpoint) >= len(best):
             best, found = mountpoint, tail.split()[0]
     return found
+
+
+def quietest_core() -> int:
+    """Of the cores that we may use the one that has served the fewest interrupts of devices."""
+    head, *lines = Path("/proc/interrupts").read_text(encoding="utf-8").splitlines()
+    served = dict.fromkeys(sorted(os.sched_getaffinity(0), reverse=True), 0)
+    cores = [int(name.removeprefix("CPU")) for name in head.split()]
+    for line in lines:
+        number, *counts = line.split()
+        if not number.rstrip(":").isdigit():
+            continue  # what the cores send each other
+        for core, count in zip(cores, counts, strict=False):
+            if core in served:
+                served[core] += int(count)
+    return min(served, key=served.__getitem__)
 
 
 def check_watches(wanted: int) -> None:

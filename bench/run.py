@@ -71,7 +71,12 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
         help="what to drop before a scan: 2 names and inodes, 3 also what was read from disk  "
         "[%(default)s]",
     )
-    add("--core", type=int, default=max(os.sched_getaffinity(0)), help="[%(default)s]")
+    add(
+        "--core",
+        type=int,
+        default=machine.quietest_core(),
+        help="where it runs  [%(default)s, which has the fewest interrupts of devices]",
+    )
     add(
         "--only",
         action="append",
