@@ -61,8 +61,10 @@ _GETPARENTS = struct.Struct("=QHHIQ16sHHIQQ")
 _FID_BYTES = 14  # of fid_pad, fid_gen and fid_ino: what fid_len has to say
 _GETPARENTS_BY_HANDLE = ioctl.read_write(ord("X"), 63, _GETPARENTS.size)
 _DONE = 2  # XFS_GETPARENTS_OFLAG_DONE
-# struct xfs_getparents_rec: the parent's handle, gpr_reclen, reserved, the NUL-terminated name.
-_RECORD = struct.Struct("=QHHIQII")
+_ANSWER = struct.Struct("=24x16s2xH20x")  # of the same, what is of interest afterwards
+# struct xfs_getparents_rec: the parent's handle, of which generation and number are of interest,
+# gpr_reclen, reserved, the NUL-terminated name.
+_RECORD = struct.Struct("=12xIQI4x")
 _NO_RECORD = bytes(_RECORD.size)
 _MOST_NAME_BYTES = 256  # NAME_MAX, and a NUL
 # A page holds a dozen of the longest names, and the kernel zeroes as much each time.
@@ -83,7 +85,7 @@ _buffer = _Buffer()
 _MOST_ROUNDS = 1 << 16
 
 
-def parse_parents(raw: bytes | memoryview) -> list[tuple[Inode, bytes]]:
+def parse_parents(raw: bytes) -> list[tuple[Inode, bytes]]:
     """The records of one buffer: a parent and the name in it.
 
     A buffer that begins with zeroes holds none. The length of the last record runs to the end of
@@ -91,16 +93,15 @@ def parse_parents(raw: bytes | memoryview) -> list[tuple[Inode, bytes]]:
     """
     found: list[tuple[Inode, bytes]] = []
     position = 0
-    while position + _RECORD.size < len(raw):
-        _, _, _, generation, ino, length, _ = _RECORD.unpack_from(raw, position)
-        if length <= _RECORD.size or position + length > len(raw):
-            break
-        start = position + _RECORD.size
-        name = bytes(raw[start : min(start + _MOST_NAME_BYTES, position + length)])
-        end = name.find(b"\0")
-        if end > 0:
-            found.append((Inode(ino, generation), name[:end]))
+    size = len(raw)
+    while (start := position + _RECORD.size) < size:
+        generation, ino, length = _RECORD.unpack_from(raw, position)
         position += length
+        if not start < position <= size:
+            break
+        end = raw.find(b"\0", start, min(start + _MOST_NAME_BYTES, position))
+        if end > start:
+            found.append((Inode(ino, generation), raw[start:end]))
     return found
 
 
@@ -122,8 +123,8 @@ def parents(fd: int, inode: Inode) -> Sequence[tuple[Inode, bytes]]:
         handle = (0, _FID_BYTES, 0, generation, ino)
         _GETPARENTS.pack_into(request, 0, *handle, cursor, 0, 0, _BUFFER_BYTES, 0, address)
         fcntl.ioctl(fd, _GETPARENTS_BY_HANDLE, request)
-        *_, cursor, _, flags, _, _, _ = _GETPARENTS.unpack(request)
-        batch = parse_parents(view)
+        cursor, flags = _ANSWER.unpack(request)
+        batch = parse_parents(buffer.records.raw)
         found += batch
         if flags & _DONE or not batch:
             break

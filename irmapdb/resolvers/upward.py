@@ -199,13 +199,12 @@ class Upward(Generic[Node]):
         return _Places(found, None)
 
     def _parent(self, directory: Node) -> tuple[Node, bytes] | None:
-        try:
+        if directory in self._parents:
             return self._parents[directory]
-        except KeyError:
-            names = self._ask(directory)
-            # A directory has one name. Two are one that was renamed while the filesystem told.
-            self._parents[directory] = up = names[0] if names else None
-            return up
+        names = self._ask(directory)
+        # A directory has one name. Two are one that was renamed while the filesystem told.
+        self._parents[directory] = up = names[0] if names else None
+        return up
 
     def _ask(self, node: Node) -> Sequence[tuple[Node, bytes]]:
         if self._refusal is not None:
