@@ -257,10 +257,12 @@ def _of_mark(mark: Mark, comm: bytes, root: Root) -> WatchedPath:
     if mark.kind is MarkKind.FILESYSTEM:
         mounts = root.mounts_of(mark.target)
         mount = mounts[0] if mounts else None
+        missing = "its filesystem is not mounted in this root"
     else:
         mount = root.by_id.get(mark.target)
+        missing = "its mount is in another mount namespace, or in none any more"
     if mount is None:
-        return WatchedPath(mark, comm, None, "its mount is not in this root")
+        return WatchedPath(mark, comm, None, missing)
     return WatchedPath(mark, comm, mount.mountpoint, None)
 
 

@@ -196,6 +196,7 @@ def test_a_watch_without_a_path_is_a_finding(tmp_path: Path) -> None:
                 ("--irmap-scan-path", "/srv"),
                 ("--criu-version", "4.2"),
                 ("-D", "img"),
+                ("-D", "."),
                 ("-W", "work"),
                 ("-o", "log"),
             )

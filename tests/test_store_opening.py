@@ -400,6 +400,8 @@ def test_what_keeps_a_backup_from_being_made_is_told_of_its_own_name(tmp_path, a
     assert said == ("No such file or directory; make the directory first, or name a file elsewhere")
     said = backup_fails(path, path / "copy.db")
     assert said == "Not a directory; check the path, or name a file elsewhere"
+    said = backup_fails(path, tmp_path / ("x" * 250))
+    assert said == "File name too long; give it a shorter name, or name a file elsewhere"
     small = area.tmpfs()
     fill_up(small / "ballast")
     said = backup_fails(path, small / "copy.db")

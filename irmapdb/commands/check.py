@@ -15,7 +15,6 @@ from irmapdb.commands.options import (
     AsJson,
     ConfigFile,
     CriuWorkDir,
-    ImagesDir,
     LogFile,
     PrevImagesDir,
     ScanPaths,
@@ -72,7 +71,17 @@ def check(
             show_default=False,
         ),
     ] = None,
-    images_dir: ImagesDir = Path(),
+    images_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "-D",
+            "--images-dir",
+            readable=False,
+            metavar="DIR",
+            help="With -t: directory of the image files.  [default: .]",
+            show_default=False,
+        ),
+    ] = None,
     work_dir: CriuWorkDir = None,
     prev_images_dir: PrevImagesDir = None,
     force_irmap: Annotated[
@@ -117,7 +126,7 @@ def check(
         raise UsageError(message, advice="-t before a dump, --images before a restore")
     if pid is None and images is not None:
         unused = {
-            "-D": images_dir != Path(),
+            "-D": images_dir,
             "-W": work_dir,
             "--prev-images-dir": prev_images_dir,
             "--force-irmap": force_irmap,
@@ -134,12 +143,13 @@ def check(
         from irmapdb.check.version import parse_version
         from irmapdb.config import load_config
 
-        start_log(verbose, log_file, work_dir or images_dir, (config,))
+        directory = images_dir or Path()
+        start_log(verbose, log_file, work_dir or directory, (config,))
         with Progress() as progress:
             report = check_dump(
                 Options(
                     pid=pid,
-                    images_dir=images_dir,
+                    images_dir=directory,
                     work_dir=work_dir,
                     prev_images_dir=prev_images_dir,
                     version=None if criu_version is None else parse_version(criu_version),

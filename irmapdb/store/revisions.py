@@ -162,6 +162,7 @@ def backup(path: AnyPath, dest: AnyPath) -> None:
 _NEXT_STEP = {
     errno.ENOENT: "make the directory first",
     errno.ENOTDIR: "check the path",
+    errno.ENAMETOOLONG: "give it a shorter name",
     errno.EACCES: "try as root",
     errno.EPERM: "try as root",
     errno.ENOSPC: "make room",
