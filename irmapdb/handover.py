@@ -39,7 +39,7 @@ _OWN_NUMBERS = frozenset({"btrfs", "overlay"})
 
 # Nobody opens a handle there (no fh_to_dentry in their export_operations), so CRIU asks its cache
 # for every watch; elsewhere only for the few whose name is not cached by the kernel.
-_UNOPENABLE = frozenset({"cgroup", "cgroup2", "devpts", "overlay", "proc", "sysfs"})
+_UNOPENABLE = frozenset({"devpts", "overlay", "proc", "sysfs"})
 
 _PATH_MAX = 4096
 _ROOT, _ROOT_FOR_CRIU = b"/", b"/."
