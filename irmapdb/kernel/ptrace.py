@@ -1,7 +1,7 @@
 """ptrace(2), one thread at a time: attach, ask it to stop, see how it stands, go on.
 
 Facts: ptrace(2); ptrace_attach, ptrace_request and exit_ptrace in kernel/ptrace.c, ptrace_stop in
-kernel/signal.c, wait_task_stopped in kernel/exit.c; kcmp(2).
+kernel/signal.c, wait_task_stopped in kernel/exit.c.
 
 A tracee belongs to one thread of the tracer, and only that thread may call these functions
 (`reap` excepted). When that thread ends, in whatever way, the kernel lets go of every tracee,
@@ -20,7 +20,6 @@ __all__ = [
     "look",
     "reap",
     "resume",
-    "same_memory",
     "seize",
 ]
 
@@ -35,17 +34,6 @@ _ptrace = ctypes.CFUNCTYPE(
     use_errno=True,
 )(("ptrace", _libc))
 
-_kcmp = ctypes.CFUNCTYPE(
-    ctypes.c_long,
-    ctypes.c_long,
-    ctypes.c_int,
-    ctypes.c_int,
-    ctypes.c_int,
-    ctypes.c_ulong,
-    ctypes.c_ulong,
-    use_errno=True,
-)(("syscall", _libc))
-
 # include/uapi/linux/ptrace.h
 _PTRACE_CONT = 7
 _PTRACE_SEIZE = 0x4206
@@ -58,10 +46,6 @@ _WNOTHREAD = 0x20000000  # not the children and tracees of our other threads
 _LOOK = os.WSTOPPED | os.WEXITED | os.WNOHANG | os.WNOWAIT | _WALL | _WNOTHREAD
 _REAP = os.WEXITED | os.WNOHANG | _WALL
 _STOPPED = frozenset({os.CLD_TRAPPED, os.CLD_STOPPED})
-
-# kcmp has no wrapper in libc. 272: include/uapi/asm-generic/unistd.h (arm64, riscv, loongarch).
-_SYS_KCMP = {"x86_64": 312, "ppc64le": 354, "s390x": 343}.get(os.uname().machine, 272)
-_KCMP_VM = 1
 
 
 def _check(result: int, tid: int) -> int:
@@ -142,12 +126,3 @@ def reap(tid: int) -> None:
             os.waitid(os.P_PID, tid, _REAP)
     except ChildProcessError:
         return
-
-
-def same_memory(pid: int, other: int) -> bool:
-    """Whether two tasks share one address space: kcmp(2), KCMP_VM.
-
-    False also if one is gone or the kernel has no kcmp (CONFIG_KCMP, which CRIU needs too).
-    """
-    result: int = _kcmp(_SYS_KCMP, pid, other, _KCMP_VM, 0, 0)
-    return result == 0

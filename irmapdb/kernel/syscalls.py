@@ -36,6 +36,7 @@ __all__ = [
     "open_by_handle_at",
     "openat2",
     "same_file",
+    "same_memory",
     "statx",
 ]
 
@@ -78,6 +79,7 @@ def _check(result: int, path: bytes | int) -> int:
 # openat2: the number is the same on every architecture that has it (Linux 5.6), and glibc
 # has no wrapper before 2.42.
 _SYS_OPENAT2 = 437
+# kcmp has none at all. 272: include/uapi/asm-generic/unistd.h (arm64, riscv, loongarch).
 _SYS_KCMP = {"x86_64": 312, "ppc64le": 354, "s390x": 343}.get(os.uname().machine, 272)
 
 RESOLVE_NO_XDEV = 0x01
@@ -300,6 +302,7 @@ def inotify_add_watch(inotify: int, path: bytes, mask: int) -> int:
 
 
 _KCMP_FILE = 0
+_KCMP_VM = 1
 
 _kcmp = ctypes.CFUNCTYPE(
     ctypes.c_long,
@@ -319,3 +322,12 @@ def same_file(pid: int, fd: int, other_pid: int, other_fd: int) -> bool:
     ENOSYS: a kernel without CONFIG_KCMP; ESRCH, EBADF: gone; EPERM: may not look.
     """
     return _check(_kcmp(_SYS_KCMP, pid, other_pid, _KCMP_FILE, fd, other_fd), pid) == 0
+
+
+def same_memory(pid: int, other: int) -> bool:
+    """Whether two tasks share one address space: kcmp(2), KCMP_VM.
+
+    False also if one is gone or the kernel has no kcmp (CONFIG_KCMP, which CRIU needs too).
+    """
+    result: int = _kcmp(_SYS_KCMP, pid, other, _KCMP_VM, 0, 0)
+    return result == 0

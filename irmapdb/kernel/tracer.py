@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from irmapdb.errors import FreezeError, TaskError
 from irmapdb.kernel import cgroup as cgroups
-from irmapdb.kernel import ptrace, tasks
+from irmapdb.kernel import ptrace, syscalls, tasks
 from irmapdb.kernel.ptrace import Phase
 
 if TYPE_CHECKING:
@@ -360,7 +360,7 @@ class Tracer:
         # The child may itself sleep on the way there: that it shares its memory is no excuse.
         moving = {self._held.get(other) for other in pending}  # None: ended in this very round
         return any(
-            child in self._held and child not in moving and ptrace.same_memory(tid, child)
+            child in self._held and child not in moving and syscalls.same_memory(tid, child)
             for child in tasks.thread_children(pid, tid)
         )
 
