@@ -257,6 +257,8 @@ class StaleReason(enum.StrEnum):
     """The same inode number, but another file (the handle tells)."""
     SYMLINK = "symlink"
     """A part of the path has become a symbolic link, or leaves the root."""
+    AMBIGUOUS = "ambiguous"
+    """The path has the handle that is wanted, and so may another file that cannot be told apart."""
     UNMOUNTED = "unmounted"
     """The device is not mounted there any more."""
     UNREACHABLE = "unreachable"

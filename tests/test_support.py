@@ -64,7 +64,7 @@ def test_place_is_what_it_says_and_can_be_watched(kind, area, watcher):
     expected = FSTYPES.get(kind, kind.partition("-")[0])
     if expected is not None:
         assert fstype(place.directory) == expected
-    file, linked, link = (place.directory / n for n in ("file", "dir/file", "dir/hard"))
+    file, linked, link = place.directory / "file", place.linked, place.directory / "dir" / "hard"
     for path in (file, linked, linked.parent):
         watched = watcher.add_inotify(path, IN_OPEN)
         assert (watched.st_dev, watched.st_ino) == path.lstat()[2:0:-1]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from irmapdb.config import Config
 from irmapdb.kernel import syscalls
+from irmapdb.kernel.shared import may_be_another
 from irmapdb.kernel.syscalls import AT_EMPTY_PATH, AT_HANDLE_FID
 from irmapdb.model import Identity, StaleReason, is_canonical, kdev_of
 
@@ -134,8 +135,9 @@ def disproof_of_watch(
 
 
 def _disproof_fd(root: Root, wanted: Identity, fd: int) -> StaleReason | None:
-    if _has_handle(root, wanted, fd):
-        return None
+    mount = _mount_by_handle(root, wanted, fd)
+    if mount is not None:
+        return StaleReason.AMBIGUOUS if may_be_another(mount, wanted, fd) else None
     found = identify_fd(root, fd)
     if found.matches(wanted):
         by_handle = found.handle is not None and wanted.handle is not None
@@ -148,13 +150,17 @@ def _disproof_fd(root: Root, wanted: Identity, fd: int) -> StaleReason | None:
     return StaleReason.REUSED if reused else StaleReason.REPLACED
 
 
-def _has_handle(root: Root, wanted: Identity, fd: int) -> bool:
-    # How nearly every proof ends, in one call. False says nothing yet.
+def _mount_by_handle(root: Root, wanted: Identity, fd: int) -> Mount | None:
+    # How nearly every proof ends, in one call: on this mount it has the handle that is wanted.
+    # None says nothing yet.
     try:
         handle, mnt_id = syscalls.name_to_handle_at(fd, b"", AT_EMPTY_PATH | AT_HANDLE_FID)
     except OSError:
-        return False
-    return handle == wanted.handle and root.kdev_of_mount(mnt_id) == wanted.kdev
+        return None
+    if handle != wanted.handle:
+        return None
+    mount = root.mount_by_id(mnt_id)
+    return mount if mount is not None and mount.kdev == wanted.kdev else None
 
 
 def _st_kdev(fd: int) -> int:

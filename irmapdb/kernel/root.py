@@ -204,10 +204,14 @@ class Root:
             mounts = self._by_kdev[kdev] = sorted(found, key=lambda mount: len(mount.root))
         return mounts
 
+    def mount_by_id(self, mnt_id: int) -> Mount | None:
+        """A mount by its number; None where it is not one of this root's."""
+        self.renew()  # a new mount often gets the number of one that is gone
+        return self.by_id.get(mnt_id)
+
     def kdev_of_mount(self, mnt_id: int) -> int | None:
         """The superblock's device of a mount; None where it is not one of this root's."""
-        self.renew()  # a new mount often gets the number of one that is gone
-        mount = self.by_id.get(mnt_id)
+        mount = self.mount_by_id(mnt_id)
         return None if mount is None else mount.kdev
 
     def strip(self, link: bytes) -> bytes | None:

@@ -44,6 +44,10 @@ PLACES = (
 """What MountArea.place() takes."""
 
 
+_LINKS_PART = {"overlay-lower", "overlay-two-filesystems", "overlay-xino"}
+"""Where a file that has several names in a lower layer is another one by each."""
+
+
 class Place(NamedTuple):
     """A directory on a filesystem of one kind, with `file`, `dir/file` and `dir/hard` (a link)."""
 
@@ -52,12 +56,17 @@ class Place(NamedTuple):
     directory: Path
     writable: bool
 
+    @property
+    def linked(self) -> Path:
+        """What `dir/hard` is another name of: `dir/file`, unless links part there."""
+        return self.directory / "dir" / ("linked" if self.kind in _LINKS_PART else "file")
 
-def _fill(directory: Path) -> None:
+
+def _fill(directory: Path, linked: str = "file") -> None:
     (directory / "dir").mkdir(parents=True, exist_ok=True)
-    for file in (directory / "file", directory / "dir" / "file"):
+    for file in (directory / "file", directory / "dir" / "file", directory / "dir" / linked):
         file.write_bytes(b"content")
-    (directory / "dir" / "hard").hardlink_to(directory / "dir" / "file")
+    (directory / "dir" / "hard").hardlink_to(directory / "dir" / linked)
 
 
 class MountArea:
@@ -224,7 +233,7 @@ class MountArea:
         if kind == "overlay-upper":
             lower.mkdir()
         else:
-            _fill(lower)
+            _fill(lower, "linked" if kind in _LINKS_PART else "file")
         options = {"overlay-nfs-export": "index=on,nfs_export=on", "overlay-xino": "xino=on"}
         made = self.overlay(lower=lower, upper_base=base, options=options.get(kind, ""))
         if kind == "overlay-upper":

@@ -1,0 +1,109 @@
+"""Where one handle is of several inodes, so that not even a proof can tell which is watched.
+
+fdinfo has no more to say than device, inode number and handle. What lies in one of these places
+has no path that is known to be right, and a wrong one is worse than none.
+
+- overlay, a file that has several links in a lower layer, without index: each name is an inode of
+  its own, for the first write will part them, and all have the handle of the one below
+  (ovl_hash_bylower() of fs/overlayfs/inode.c, ovl_dentry_to_fid() of export.c). Once it is
+  copied up the name has a file of its own, with another number and the old handle.
+- overlay, two lower layers without a UUID (squashfs): the handle is that of the file below, and
+  the UUID in front of it is to say in which layer (struct ovl_fb of fs/overlayfs/overlayfs.h).
+- btrfs, inode 2: what a snapshot shows in place of a subvolume (new_simple_dir() of
+  fs/btrfs/inode.c).
+- tracefs: all files of an event system have one number (fs/tracefs/event_inode.c). debugfs and
+  securityfs: the root has number 1 (simple_fill_super() of fs/libfs.c), and so may another.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import struct
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from irmapdb.model import Identity, Mount
+
+__all__ = ["may_be_another"]
+
+# struct ovl_fh: padding, then struct ovl_fb: version, magic, len, flags, type, uuid; the handle of
+# the file in its layer follows.
+_OVERLAY_HANDLE = 0xF8  # OVL_FILEID_V1
+_OVERLAY_HEAD = struct.Struct("=3xBBBBB16s")
+_OF_UPPER_LAYER = 0x04  # OVL_FH_FLAG_PATH_UPPER
+_NO_UUID = bytes(16)
+
+_BTRFS_HANDLES = frozenset({0x4D, 0x4E, 0x4F})
+_BTRFS_PLACEHOLDER = struct.pack("=Q", 2)  # BTRFS_EMPTY_SUBVOL_DIR_OBJECTID
+
+_ROOT_INO = 1
+
+
+def may_be_another(mount: Mount, wanted: Identity, fd: int) -> bool:
+    """Whether `fd`, on `mount` and with the wanted handle, may be another inode all the same."""
+    match mount.fstype:
+        case "overlay":
+            return _is_shared_on_overlay(mount, wanted, fd)
+        case "btrfs":
+            handle = wanted.handle
+            return (
+                handle is not None
+                and handle.type in _BTRFS_HANDLES
+                and (handle.data[:8] == _BTRFS_PLACEHOLDER)
+            )
+        case "tracefs":
+            return True
+        case "debugfs" | "securityfs":
+            return wanted.ino == _ROOT_INO
+        case _:
+            return False
+
+
+def _is_shared_on_overlay(mount: Mount, wanted: Identity, fd: int) -> bool:
+    handle = wanted.handle
+    if handle is None or handle.type != _OVERLAY_HANDLE:
+        return False
+    if len(handle.data) < _OVERLAY_HEAD.size:
+        return False
+    _, _, _, flags, _, uuid = _OVERLAY_HEAD.unpack_from(handle.data)
+    if flags & _OF_UPPER_LAYER:
+        return False
+    layers, parts = _layers(mount.super_options)
+    if uuid == _NO_UUID and layers > 1:
+        return True
+    if not parts:
+        return False
+    status = os.fstat(fd)
+    if stat.S_ISDIR(status.st_mode):
+        return False
+    return status.st_nlink > 1 or status.st_ino != wanted.ino
+
+
+@lru_cache(maxsize=64)
+def _layers(super_options: bytes) -> tuple[int, bool]:
+    """How many lower layers an overlay has, and whether the links of a file part on a write."""
+    # A backslash stands before a colon or a comma of a name.
+    options = re.split(rb"(?<!\\),", super_options)
+    lowers = [
+        value
+        for name, _, value in (one.partition(b"=") for one in options)
+        if name in {b"lowerdir", b"lowerdir+"}
+    ]
+    count = sum(len(re.split(rb"(?<!\\):", value)) for value in lowers)
+    writable = any(one.startswith(b"upperdir=") for one in options)
+    return count, writable and not _has_index(options)
+
+
+def _has_index(options: list[bytes]) -> bool:
+    # Shown where it is not the module's own choice (ovl_show_options() of fs/overlayfs/params.c).
+    for one in options:
+        if one.startswith(b"index="):
+            return one == b"index=on"
+    try:
+        with open("/sys/module/overlay/parameters/index", "rb") as parameter:
+            return parameter.read(1) == b"Y"
+    except OSError:
+        return False

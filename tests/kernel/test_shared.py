@@ -1,0 +1,176 @@
+"""Where several inodes have one handle, no path is proved; where they have not, it is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from irmapdb.kernel.identity import disproof
+from irmapdb.kernel.root import Root
+from irmapdb.kernel.shared import may_be_another
+from irmapdb.model import FileHandle, Identity, Mount, StaleReason
+from tests.kernel.truth import watched_identity
+from tests.support.area import MountArea
+from tests.support.features import require_filesystem
+from tests.support.notify import IN_OPEN
+from tests.support.programs import run
+from tests.support.watcher import Watcher
+
+PARTED = ("overlay-lower", "overlay-two-filesystems", "overlay-xino")
+
+Watch = Callable[[Path], Identity]
+
+
+@pytest.fixture
+def watch(watcher: Watcher) -> Watch:
+    """Watch a path; its identity as fdinfo has it."""
+    return lambda path: watched_identity(watcher, watcher.add_inotify(path, IN_OPEN))
+
+
+def _linked_layer(layer: Path) -> Path:
+    layer.mkdir()
+    (layer / "file").write_bytes(b"content")
+    (layer / "hard").hardlink_to(layer / "file")
+    return layer
+
+
+@pytest.mark.parametrize("kind", PARTED)
+def test_the_names_of_a_file_in_a_lower_layer_are_not_told_apart(
+    area: MountArea, root: Root, watcher: Watcher, watch: Watch, kind: str
+) -> None:
+    place = area.place(kind)
+    names = (place.linked, place.directory / "dir" / "hard")
+    first, other = (watch(name) for name in names)
+    # They look alike, and are two files.
+    assert first == other
+    assert watcher.hears(watcher.watched[0], names[0].read_bytes)
+    assert not watcher.hears(watcher.watched[0], names[1].read_bytes)
+    for _ in range(2):
+        for name in names:
+            assert disproof(root, first, os.fsencode(name)) is StaleReason.AMBIGUOUS
+        names[1].write_bytes(b"new")  # has a file of its own from now on
+    assert names[1].stat().st_ino != names[0].stat().st_ino
+    assert disproof(root, first, os.fsencode(place.directory / "file")) is StaleReason.REPLACED
+
+
+@pytest.mark.parametrize("options", ["index=on", "index=on,nfs_export=on"])
+def test_with_an_index_all_names_are_one_file(
+    area: MountArea, root: Root, watcher: Watcher, watch: Watch, options: str
+) -> None:
+    base = area.ext4("layers").mountpoint
+    made = area.overlay(lower=_linked_layer(base / "lower"), upper_base=base, options=options)
+    first = watch(made.mountpoint / "file")
+    hard = made.mountpoint / "hard"
+    assert watcher.hears(watcher.watched[0], hard.read_bytes)
+    assert disproof(root, first, os.fsencode(hard)) is None
+    hard.chmod(0o600)  # copied up, for both names
+    for name in ("file", "hard"):
+        assert disproof(root, first, os.fsencode(made.mountpoint / name)) is None
+
+
+def test_what_nobody_can_write_stays_one_file(
+    area: MountArea, root: Root, watcher: Watcher, watch: Watch
+) -> None:
+    base = area.ext4("layers").mountpoint
+    (base / "below").mkdir()
+    layers = f"lowerdir={_linked_layer(base / 'lower')}:{base / 'below'}"
+    top = area.mount("overlay", "read-only", "overlay", layers)
+    first = watch(top / "file")
+    assert watcher.hears(watcher.watched[0], (top / "hard").read_bytes)
+    assert disproof(root, first, os.fsencode(top / "hard")) is None
+
+
+def test_a_file_of_the_upper_layer_has_any_number_of_names(
+    area: MountArea, root: Root, watch: Watch
+) -> None:
+    place = area.place("overlay-upper")
+    first = watch(place.directory / "dir" / "file")
+    assert disproof(root, first, os.fsencode(place.directory / "dir" / "hard")) is None
+
+
+def _squashed(area: MountArea, name: str) -> Path:
+    content = area.path / f"{name}-content"
+    (content / name).mkdir(parents=True)
+    (content / name / "file").write_bytes(name.encode())
+    return area.squashfs(content, name).mountpoint
+
+
+def test_two_layers_without_a_uuid_are_not_told_apart(
+    area: MountArea, root: Root, watch: Watch
+) -> None:
+    layers = [_squashed(area, name) for name in ("apple", "banana")]
+    base = area.ext4("layers").mountpoint
+    top = area.overlay(lower=f"{layers[0]}:{layers[1]}", upper_base=base).mountpoint
+    assert watch(top / "apple" / "file").handle == watch(top / "banana" / "file").handle
+    for name in ("apple", "banana"):
+        for path in (top / name, top / name / "file"):
+            assert disproof(root, watch(path), os.fsencode(path)) is StaleReason.AMBIGUOUS
+    assert disproof(root, watch(top), os.fsencode(top)) is None  # of the upper layer
+
+
+def test_one_layer_without_a_uuid_is_enough(area: MountArea, root: Root, watch: Watch) -> None:
+    base = area.ext4("layers").mountpoint
+    top = area.overlay(lower=_squashed(area, "apple"), upper_base=base).mountpoint
+    for path in (top / "apple", top / "apple" / "file"):
+        assert disproof(root, watch(path), os.fsencode(path)) is None
+
+
+def test_what_a_snapshot_shows_in_place_of_a_subvolume(
+    area: MountArea, root: Root, watch: Watch
+) -> None:
+    top = area.btrfs().mountpoint
+    for name in ("sub", "sub/one", "sub/other"):
+        run("btrfs", "subvolume", "create", top / name)
+    run("btrfs", "subvolume", "snapshot", top / "sub", top / "snapshot")
+    placeholder = top / "snapshot" / "one"
+    assert watch(placeholder) == watch(top / "snapshot" / "other")
+    assert disproof(root, watch(placeholder), os.fsencode(placeholder)) is StaleReason.AMBIGUOUS
+    for path in (top / "sub" / "one", top / "snapshot"):
+        assert disproof(root, watch(path), os.fsencode(path)) is None
+
+
+def test_files_of_tracefs_have_no_number_of_their_own(
+    area: MountArea, root: Root, watch: Watch
+) -> None:
+    require_filesystem("tracefs")
+    top = area.mount("tracefs", "tracefs", "tracefs")
+    path = top / "events" / "enable"
+    assert disproof(root, watch(path), os.fsencode(path)) is StaleReason.AMBIGUOUS
+
+
+def test_the_root_of_securityfs_has_a_common_number(
+    area: MountArea, root: Root, watch: Watch
+) -> None:
+    require_filesystem("securityfs")
+    top = area.mount("securityfs", "securityfs", "securityfs")
+    assert disproof(root, watch(top), os.fsencode(top)) is StaleReason.AMBIGUOUS
+
+
+@pytest.mark.parametrize(
+    ("options", "shared"),
+    [
+        (rb"rw,lowerdir=/one\:other,upperdir=/u,workdir=/w", False),
+        (rb"rw,lowerdir=/one:/other,upperdir=/u,workdir=/w", True),
+        (rb"rw,lowerdir+=/one,lowerdir+=/other,index=on", True),
+        (rb"rw,lowerdir=/one\,lowerdir=/other,index=on,upperdir=/u", False),
+    ],
+)
+def test_layers_are_counted(options: bytes, shared: bool, tmp_path: Path) -> None:  # noqa: FBT001
+    handle = FileHandle(0xF8, bytes.fromhex("00000000fb1d0001") + bytes(16 + 8))
+    mount = Mount(1, 1, 7, b"/", b"/", b"", "overlay", b"overlay", options)
+    file = tmp_path / "file"
+    file.touch()
+    with file.open("rb") as opened:
+        wanted = Identity(7, os.fstat(opened.fileno()).st_ino, handle)
+        assert may_be_another(mount, wanted, opened.fileno()) == shared
+
+
+def test_a_broken_handle_of_an_overlay_is_nobody_elses(tmp_path: Path) -> None:
+    mount = Mount(1, 1, 7, b"/", b"/", b"", "overlay", b"overlay", b"lowerdir=/a:/b,upperdir=/u")
+    with (tmp_path / "file").open("wb") as opened:
+        for data in (b"", bytes(23)):
+            wanted = Identity(7, 9, FileHandle(0xF8, data))
+            assert not may_be_another(mount, wanted, opened.fileno())
