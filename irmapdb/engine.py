@@ -36,6 +36,10 @@ __all__ = [
 ]
 
 
+_MOST_TRIED = 16
+"""What is kept of why an inode has no path: for people to read."""
+
+
 class Candidate(NamedTuple):
     """A path that may be the answer."""
 
@@ -172,7 +176,12 @@ class _Batch:
             return
         self._disproved.append(Disproved(identity, path, source, reason))
         if identity in self.pending:
-            self.pending[identity].append(Tried(source, f"{printable(path)} is {reason}"))
+            shared = reason is StaleReason.AMBIGUOUS
+            what = "shares its handle with other files" if shared else f"is {reason}"
+            tried, said = Tried(source, f"{printable(path)} {what}"), self.pending[identity]
+            # A walk may come by several times, and thousands of files may look alike.
+            if len(said) < _MOST_TRIED and tried not in said:
+                said.append(tried)
 
     def give_up(self) -> None:
         for tried in self.pending.values():

@@ -201,3 +201,18 @@ def test_whatever_resolvers_say_the_outcome_is_whole_and_true(wanted, given_scri
         assert all(
             later <= before for before, later in zip(script.saw, script.saw[1:], strict=False)
         )
+
+
+def test_thousands_that_look_alike_do_not_fill_the_answer():
+    def prove(_identity, path):
+        return StaleReason.AMBIGUOUS if path.startswith(b"/a") else StaleReason.GONE
+
+    alike = [Candidate(A, b"/a%d" % number) for number in range(1000)]
+    again = [Candidate(B, b"/b"), Candidate(B, b"/b"), Note(B, "not found on /")]
+    script = Script(Source.SCAN, *alike, *again, Note(A, "not found on /"))
+    outcome = engine.resolve([A, B], [script], prove)
+    few = outcome.unresolved[A].tried
+    assert len(few) < 20
+    assert few[0] == Tried(Source.SCAN, "/a0 shares its handle with other files")
+    assert few[-1] == Tried(Source.SCAN, "not found on /")
+    assert outcome.unresolved[B].why == "scan: /b is gone; scan: not found on /"
