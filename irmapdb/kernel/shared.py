@@ -6,7 +6,8 @@ has no path that is known to be right, and a wrong one is worse than none.
 - overlay, a file that has several links in a lower layer, without index: each name is an inode of
   its own, for the first write will part them, and all have the handle of the one below
   (ovl_hash_bylower() of fs/overlayfs/inode.c, ovl_dentry_to_fid() of export.c). Once it is
-  copied up the name has a file of its own, with another number and the old handle.
+  copied up the name has a file of its own, with another number and the old handle. (A file that
+  had one name there and got others on the overlay looks just the same, and has no path either.)
 - overlay, two lower layers without a UUID (squashfs): the handle is that of the file below, and
   the UUID in front of it is to say in which layer (struct ovl_fb of fs/overlayfs/overlayfs.h).
 - btrfs, inode 2: what a snapshot shows in place of a subvolume (new_simple_dir() of
