@@ -55,7 +55,7 @@ class Note(NamedTuple):
 
 
 class Deleted(NamedTuple):
-    """The inode has no name left: nobody else needs to be asked."""
+    """The inode has no name left, nor a mount point: nobody else needs to be asked."""
 
     identity: Identity
 

@@ -274,9 +274,8 @@ class Search:
         keys: dict[int, _Key] = {}
         by_place: dict[_Key, list[Identity]] = {}
         for identity, pids in watchers.items():
-            failure = self.outcome.unresolved.get(identity)
-            if failure is None or failure.deleted:
-                continue
+            if identity not in self.outcome.unresolved:
+                continue  # what was deleted may be mounted there still
             for pid in pids:
                 if pid not in keys:
                     keys[pid] = self._nested_root(pid)

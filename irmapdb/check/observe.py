@@ -34,6 +34,7 @@ from irmapdb.config import HINTS
 from irmapdb.kernel import syscalls
 from irmapdb.kernel.identity import disproof, identify_fd
 from irmapdb.resolvers import Handles, OpenFiles, Scan
+from irmapdb.resolvers.mountpoints import at_mount_points
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -129,7 +130,22 @@ class Observer:
             found = self._named(view.root, identity, link)
             if found is not None:
                 return HandleLook(opened, found, deleted)
-        return HandleLook(opened, None, deleted, "" if opened else why_not)
+        mounted = self._mounted(identity) if deleted else None
+        deleted = deleted and mounted is None
+        return HandleLook(opened, None, deleted, "" if opened else why_not, mounted)
+
+    def _mounted(self, identity: Identity) -> SearchLook | None:
+        may_wait = self._config.may_wait
+        nested = (
+            root for root in self._scene.nested if not may_wait(root.on_the_way(identity.kdev))
+        )
+        for root in (self._root, *nested):
+            for candidate in at_mount_points(root, identity.kdev, [identity]):
+                if disproof(root, *candidate) is None:
+                    if root is self._root:
+                        return SearchLook(candidate.path, hinted=self._hinted(candidate.path))
+                    return SearchLook(candidate.path, mntns=root.mntns)
+        return None
 
     def _named(self, root: Root, identity: Identity, link: bytes) -> Found | None:
         # Only the inode number is compared, and a link at the end is followed.

@@ -28,6 +28,8 @@ _NEW_AT_EACH_MOUNT = frozenset({"tmpfs", "devtmpfs"})
 
 _GIVE_UP = "have the task remove the watch, or close what is deleted, before the dump"
 
+_BOUND = "it has no name left but a mount point"
+
 _PLAIN = frozenset(string.ascii_letters + string.digits + string.punctuation + " ") - {"'", "\\"}
 
 _ELSEWHERE = (
@@ -54,6 +56,8 @@ def _nameless(facts: Facts, call: Call) -> Prediction | Look:
     if facts.fstype in _NEW_AT_EACH_MOUNT:
         deleted = facts.handle is not None and facts.handle.deleted
         what = "it was deleted" if deleted else "its name cannot be reached"
+        if facts.handle is not None and facts.handle.mounted is not None:
+            what = _BOUND
         return _fails(f"{what}, and on {facts.fstype} CRIU wants a path", _GIVE_UP)
     return _by_irmap(facts, call) if call.force_irmap else _without_path(facts, call)
 
@@ -90,6 +94,8 @@ def _without_path(facts: Facts, call: Call) -> Prediction | Look:
     if facts.handle is not None and facts.handle.deleted:
         # Also where CRIU brings the file back (a ghost): the watch goes when it is deleted again.
         return _no_path("it was deleted; a restore loses the watch", _GIVE_UP)
+    if facts.handle is not None and facts.handle.mounted is not None:
+        return _only_mounted(facts.handle.mounted, call)
     why = "the kernel has dropped its name, and CRIU does not ask further"
     advice = f"{_pre_dump(call)}: a path that was proved has a cached name"
     if facts.fstype == "btrfs":
@@ -99,6 +105,15 @@ def _without_path(facts: Facts, call: Call) -> Prediction | Look:
     path = facts.search.path
     scan = "" if facts.search.hinted else f" and {_scan_option(path)}"
     return _no_path(why, f"{advice}; or call CRIU with --force-irmap{scan}", path)
+
+
+def _only_mounted(mounted: SearchLook, call: Call) -> Prediction:
+    why = f"{_BOUND}, and no handle leads CRIU there"
+    if mounted.mntns:
+        where = f"{printable(mounted.path or b'')} in mount namespace {mounted.mntns}"
+        return _no_path(f"{why}: {where}", _ELSEWHERE)
+    advice = f"{_pre_dump(call)}, and call CRIU with --force-irmap"
+    return _no_path(why, advice, mounted.path)
 
 
 def _by_walk(overlay: OverlayLook, call: Call) -> Prediction:
@@ -153,10 +168,11 @@ def _not_found(facts: Facts, call: Call) -> Prediction | Look:
             f"{why}: irmap compares st_dev, which on btrfs is the subvolume's",
             f"{_pre_dump(call)}: a path that was proved has a cached name{without}",
         )
-    search = facts.search
+    search = facts.handle.mounted if facts.handle is not None else None
+    search = search or facts.search
     if search is None:
         return Look.SEARCH
-    if opened or search.acceptable:
+    if search.acceptable or (opened and not search.mntns):
         advice = f"{_pre_dump(call)}; or call CRIU with {_scan_option(search.path)}"
         return Prediction(Verdict.OPTIONS, Outcome.FAILS, why, search.path, advice)
     return _out_of_reach(facts, call, search, why)
@@ -178,7 +194,9 @@ def _out_of_reach(facts: Facts, call: Call, search: SearchLook, why: str) -> Pre
 
 
 def _why_not_found(facts: Facts) -> str:
-    if facts.handle is not None and facts.handle.opened:
+    if facts.handle is not None and facts.handle.mounted is not None:
+        why = _BOUND
+    elif facts.handle is not None and facts.handle.opened:
         why = "the kernel has dropped its name"
     elif facts.fstype is None:
         why = "no directory that CRIU sees is on its device"

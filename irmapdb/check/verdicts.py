@@ -123,9 +123,11 @@ class HandleLook(NamedTuple):
     opened: bool
     found: Found | None = None
     deleted: bool = False
-    """The inode has no name left."""
+    """The inode has no name left, nor a mount point."""
     why_not: str = ""
     """Where no mount opened it: what the kernel said."""
+    mounted: SearchLook | None = None
+    """Where it is still mounted, though it has no name left."""
 
 
 class OverlayLook(NamedTuple):

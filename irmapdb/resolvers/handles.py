@@ -11,6 +11,7 @@ from irmapdb.engine import Candidate, Deleted, Note
 from irmapdb.kernel import syscalls
 from irmapdb.kernel.fate import opens_handles
 from irmapdb.model import Source, format_kdev
+from irmapdb.resolvers.mountpoints import at_mount_points
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,8 +29,8 @@ _CANNOT_OPEN = "this filesystem cannot open handles"
 class Handles:
     """open_by_handle_at(2) through the mounts of the device, and the name the kernel has cached.
 
-    A file whose dentry was dropped opens, but has no name; a directory always has one. Needs
-    CAP_DAC_READ_SEARCH.
+    A file whose dentry was dropped opens, but has no name; a directory always has one. What was
+    deleted may have a mount point left. Needs CAP_DAC_READ_SEARCH.
     """
 
     source = Source.HANDLE
@@ -43,9 +44,12 @@ class Handles:
             by_kdev.setdefault(identity.kdev, []).append(identity)
         for kdev, identities in by_kdev.items():
             notes: dict[Identity, str] = {}
+            deleted: dict[Identity, Deleted] = {}
             mounts = self._root.mounts_of(kdev)
             for mount in mounts:
-                yield from self._through(mount, identities, wanted, notes)
+                yield from self._through(mount, identities, wanted, notes, deleted)
+            yield from at_mount_points(self._root, kdev, list(wanted))
+            yield from deleted.values()
             missing = "" if mounts else f"{format_kdev(kdev)} is not mounted in this root"
             for identity in identities:
                 yield Note(identity, notes.get(identity) or missing or "cannot be opened")
@@ -56,7 +60,8 @@ class Handles:
         identities: list[Identity],
         wanted: Wanted,
         notes: dict[Identity, str],
-    ) -> Iterator[Answer]:
+        deleted: dict[Identity, Deleted],
+    ) -> Iterator[Candidate]:
         try:
             # The descriptor has to be a real one, not O_PATH; a mount point that is a file
             # cannot be opened like this and is passed over.
@@ -66,8 +71,8 @@ class Handles:
         try:
             opens = opens_handles(mount_fd)
             for identity in identities:
-                if identity not in wanted:
-                    continue  # another mount of the device gave it already
+                if identity not in wanted or identity in deleted:
+                    continue  # another mount of the device has told already
                 if identity.handle is None:
                     notes[identity] = "the kernel shows no handle for it"
                     continue
@@ -78,13 +83,18 @@ class Handles:
                 if isinstance(answer, str):
                     notes.setdefault(identity, answer)
                     continue
+                if isinstance(answer, Deleted):
+                    deleted[identity] = answer
+                    continue
                 yield answer
                 if identity in wanted:
                     notes[identity] = "the cached name does not lead to it"
         finally:
             os.close(mount_fd)
 
-    def _open(self, mount_fd: int, identity: Identity, handle: FileHandle) -> Answer | str:
+    def _open(
+        self, mount_fd: int, identity: Identity, handle: FileHandle
+    ) -> Candidate | Deleted | str:
         # Or why there is none.
         try:
             fd = syscalls.open_by_handle_at(mount_fd, handle, os.O_PATH)

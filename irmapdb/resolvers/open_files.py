@@ -9,6 +9,7 @@ from irmapdb.engine import Candidate, Deleted, Note
 from irmapdb.kernel import identity as kernel_identity
 from irmapdb.kernel import procfs
 from irmapdb.model import Source
+from irmapdb.resolvers.mountpoints import at_mount_points
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -68,5 +69,10 @@ class OpenFiles:
         finally:
             os.close(fd)
         for identity in candidates:
-            if found.matches(identity):
-                yield Deleted(identity) if status.st_nlink == 0 else Candidate(identity, path)
+            if not found.matches(identity):
+                continue
+            if status.st_nlink:
+                yield Candidate(identity, path)
+            else:
+                yield from at_mount_points(self._root, identity.kdev, [identity])
+                yield Deleted(identity)

@@ -147,19 +147,44 @@ def test_a_mount_shows_only_its_part(area, root, watched):
     run("umount", part)
 
 
-def test_a_mount_point_that_is_a_file_opens_no_handles(area, root, watched):
+def test_a_mount_point_that_is_a_file_opens_no_handles_but_its_own(area, root, watched):
     top = area.path / "only"
     top.mkdir()
     run("mount", "-t", "tmpfs", "only", top)
     (top / "file").touch()
+    (top / "other").touch()
     target = area.path / "target"
     target.touch()
     run("mount", "--bind", top / "file", target)
-    run("umount", top)
+    other = watched(top / "other")
+    run("umount", "--lazy", top)
     shown = watched(target)
-    assert why_not(root, Handles(root), shown).why == "handle: cannot be opened"
-    assert path_by(root, Scan(root, NO_HINTS), shown) == os.fsencode(target)
+    assert why_not(root, Handles(root), other).why == "handle: cannot be opened"
+    for resolver in (Handles(root), Scan(root, NO_HINTS)):
+        assert path_by(root, resolver, shown) == os.fsencode(target)
     run("umount", target)
+
+
+@pytest.mark.parametrize("cold", [False, True], ids=["warm", "cold"])
+def test_what_was_deleted_may_have_a_mount_point_left(area, root, watcher, watched, bound, cold):
+    """As the /etc/hosts of a container has when the host has replaced the file."""
+    gone = bound.top / "gone"
+    gone.touch()
+    mounted = {watched(path): os.fsencode(path) for path in (bound.file, bound.directory)}
+    deleted = watched(gone)
+    watcher.open(gone)
+    watcher.open(bound.file)
+    watcher.chdir(bound.directory)
+    bound.remove()
+    gone.unlink()
+    if cold:
+        drop_caches()
+    for resolver in (Handles(root), OpenFiles(root, [watcher.pid])):
+        outcome = ask(root, resolver, deleted, *mounted)
+        assert {i: answer.path for i, answer in outcome.resolved.items()} == mounted
+        assert outcome.unresolved[deleted].deleted
+        assert outcome.disproved == []
+    watcher.chdir("/")
 
 
 # Open files
