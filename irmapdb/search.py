@@ -16,22 +16,22 @@ import time
 from typing import TYPE_CHECKING, NamedTuple, Protocol, Self, TypeAlias
 
 from irmapdb import engine
-from irmapdb.engine import Disproved
+from irmapdb.engine import Candidate, Disproved
 from irmapdb.errors import TaskError
 from irmapdb.kernel import procfs, syscalls
 from irmapdb.kernel.aside import call_aside
 from irmapdb.kernel.identity import disproof, disproof_of_watch
 from irmapdb.kernel.namespaces import open_namespace
 from irmapdb.kernel.root import Root, open_root
-from irmapdb.model import Tried, Unresolved, printable
+from irmapdb.model import Source, StaleReason, Tried, Unresolved, printable
 from irmapdb.resolvers import BtrfsLookup, Handles, OpenFiles, Scan, StoredRows, XfsParents
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
     from irmapdb.config import Config
-    from irmapdb.engine import Outcome, Resolver
-    from irmapdb.model import Identity, InodeKey, Mapping, StaleReason, WatchFile
+    from irmapdb.engine import Outcome, Resolver, Wanted
+    from irmapdb.model import Identity, InodeKey, Mapping, WatchFile
 
 __all__ = ["Load", "Search"]
 
@@ -39,6 +39,15 @@ _log = logging.getLogger(__name__)
 
 _PATIENCE_S = 5.0
 """How long all of a filesystem's answers may take where they come from somebody else."""
+
+_MOVED = frozenset({StaleReason.GONE, StaleReason.REPLACED, StaleReason.SYMLINK})
+"""What a proof says of a path that was renamed or replaced just then."""
+
+_BATCH = 16
+"""Of what is asked for once more in the freeze: so many in vain, and the rest can wait."""
+
+_PATHS = 8
+"""So many failed paths of an inode are proved once more, the last ones."""
 
 
 class Load(Protocol):
@@ -63,6 +72,8 @@ class _Place(NamedTuple):
     stored: StoredRows
     scan: Scan
     resolvers: Sequence[Resolver]
+    failed: dict[Identity, list[Disproved]]
+    """The paths that failed of what was being renamed when it was looked for."""
 
 
 class Search:
@@ -93,6 +104,7 @@ class Search:
         self._main = self._place(root, 0)
         self._nested: dict[_Key, _Place] = {}
         self._found_in: dict[Identity, _Key] = {}
+        self._put_off: dict[_Key, list[Identity]] = {}
         self._chroots_only: set[int] = set()
         self.outcome = engine.Outcome()
         self.resolve_us = 0
@@ -127,9 +139,12 @@ class Search:
         """Resolve what the files watch and is neither resolved nor given up yet.
 
         `at_once`, for the freeze: nothing is walked, and nobody is waited for, who may be one of
-        the frozen. What that leaves without an answer is looked for by the next call.
+        the frozen. What that leaves without an answer is looked for by the next call. So is what
+        had a path only a moment ago: it is not given up before the tasks stand still.
         """
         start = time.monotonic_ns()
+        if not at_once:
+            self._catch_up()
         watchers: dict[Identity, tuple[int, ...]] = {}
         known = self.outcome.resolved.keys() | self.outcome.unresolved.keys()
         for file in files:
@@ -145,6 +160,8 @@ class Search:
             self.outcome.update(self._run(self._main, watchers, at_once=at_once))
             if not at_once:
                 self._resolve_nested(watchers)
+        if at_once:
+            self._look_again()
         self.resolve_us += (time.monotonic_ns() - start) // 1000
 
     def prove_again(self, identities: Iterable[Identity], *, at_once: bool = False) -> None:
@@ -153,7 +170,7 @@ class Search:
         Not those on a filesystem that may keep us waiting. `at_once` as in `resolve`.
         """
         start = time.monotonic_ns()
-        lost: dict[_Key, list[Identity]] = {}
+        lost: dict[_Key, dict[Identity, list[Disproved]]] = {}
         for identity in identities:
             answer = self.outcome.resolved[identity]
             key = self._found_in[identity] if answer.mntns else _MAIN
@@ -161,23 +178,29 @@ class Search:
             if self._config.may_wait(place.root.on_the_way(identity.kdev)):
                 continue
             paths = (answer.path, *answer.other_paths)
-            held = []
+            held, failures = [], []
             for path in paths:
                 reason = disproof_of_watch(place.root, identity, path, self._config.may_wait)
                 if reason is None:
                     held.append(path)
                 else:
                     failed = Disproved(identity, path, answer.source, reason, answer.mntns)
-                    self.outcome.disproved.append(failed)
+                    failures.append(failed)
+            self.outcome.disproved += failures
             if not held:
                 del self.outcome.resolved[identity]
-                lost.setdefault(key, []).append(identity)
+                lost.setdefault(key, {})[identity] = failures
             elif len(held) < len(paths):
                 self.outcome.resolved[identity] = answer._replace(
                     path=held[0], other_paths=tuple(held[1:])
                 )
         for key, batch in lost.items():
-            self.outcome.update(self._run(self._place_of(key), batch, at_once=at_once))
+            place = self._place_of(key)
+            self.outcome.update(self._run(place, batch, at_once=at_once))
+            if not at_once:
+                for identity, failures in batch.items():
+                    known = place.failed.get(identity, [])
+                    place.failed[identity] = [*known, *failures][-_PATHS:]
         self.resolve_us += (time.monotonic_ns() - start) // 1000
 
     def disprove(self, identity: Identity, path: bytes) -> StaleReason | None:
@@ -204,7 +227,7 @@ class Search:
             OpenFiles(root, self._pids, self._proc),
             *((scan,) if self._scans else ()),
         )
-        return _Place(root, mntns, stored, scan, resolvers)
+        return _Place(root, mntns, stored, scan, resolvers, {})
 
     def _place_of(self, key: _Key) -> _Place:
         return self._nested[key] if key else self._main
@@ -236,7 +259,63 @@ class Search:
         _tell(outcome)
         for batch in aside:
             outcome.update(self._ask_aside(place, batch))
+        place.failed.update(_were_moving(place.root, outcome))
         return outcome
+
+    def _look_again(self) -> None:
+        left: set[Identity] = set()
+        for key in (_MAIN, *self._nested):
+            failed = list(self._place_of(key).failed)
+            for start in range(0, len(failed), _BATCH):
+                batch = [one for one in failed[start : start + _BATCH] if self._is_missing(one)]
+                if not batch:
+                    continue
+                left |= self._ask_at_rest(key, batch)
+                if all(map(self._is_missing, batch)):
+                    self._put_off[key] = failed[start + _BATCH :]
+                    break
+        self._leave(left)
+
+    def _catch_up(self) -> None:
+        left: set[Identity] = set()
+        for key, batch in self._put_off.items():
+            left |= self._ask_at_rest(key, [one for one in batch if self._is_missing(one)])
+        self._put_off.clear()
+        self._leave(left)
+
+    def _leave(self, identities: Iterable[Identity]) -> None:
+        # To the next call: what is not known to be unresolved is looked for.
+        for identity in identities:
+            self.outcome.unresolved.pop(identity, None)
+
+    def _is_missing(self, identity: Identity) -> bool:
+        failure = self.outcome.unresolved.get(identity)
+        return failure is not None and not failure.deleted
+
+    def _ask_at_rest(self, key: _Key, batch: Collection[Identity]) -> set[Identity]:
+        # What that leaves to be looked for; not what has the path still that failed before: no
+        # rename is under way there, but a mount covers it, and a second scan would find no more.
+        # Nobody but the kernel is asked: whatever was renamed is in its cache of names, or has
+        # one of the paths that failed; and the tasks' open files are too many to look through.
+        place = self._place_of(key)
+        kdevs = {identity.kdev for identity in batch}
+        waits = {kdev for kdev in kdevs if self._config.may_wait(place.root.on_the_way(kdev))}
+        quick = [identity for identity in batch if identity.kdev not in waits]
+        outcome = self._ask(place, quick, [r for r in place.resolvers if r.source is Source.HANDLE])
+        hidden = {
+            one.identity
+            for one in outcome.disproved
+            if one.path in {before.path for before in place.failed[one.identity]}
+        }
+        outcome.unresolved, open_ended = _parted(outcome.unresolved)
+        moving = [one for one in open_ended if one not in hidden]
+        again = [_Again(source, place.failed, moving) for source in _sources(place.failed, moving)]
+        outcome.update(self._ask(place, moving, again))
+        outcome.unresolved, _ = _parted(outcome.unresolved)
+        if key:
+            self._found_in.update(dict.fromkeys(outcome.resolved, key))
+        self.outcome.update(outcome)
+        return {one for one in batch if self._is_missing(one)} - hidden
 
     def _ask_aside(self, place: _Place, identities: list[Identity]) -> Outcome:
         # The child has no business with our database: what it may need is loaded before.
@@ -334,6 +413,62 @@ class Search:
             }
         names = self._open_names
         return sorted(paths, key=lambda path: (path not in names, len(path), path))
+
+
+class _Again:
+    """The paths of one source that failed before."""
+
+    def __init__(
+        self,
+        source: Source,
+        failed: dict[Identity, list[Disproved]],
+        identities: Iterable[Identity],
+    ) -> None:
+        self.source = source
+        self._paths = [one for i in identities for one in failed[i] if one.source is source]
+
+    def __call__(self, wanted: Wanted) -> Iterator[Candidate]:
+        for one in self._paths:
+            if one.identity in wanted:
+                yield Candidate(one.identity, one.path)
+
+
+def _sources(
+    failed: dict[Identity, list[Disproved]], identities: Iterable[Identity]
+) -> dict[Source, None]:
+    return dict.fromkeys(one.source for i in identities for one in failed[i])
+
+
+def _were_moving(root: Root, outcome: Outcome) -> dict[Identity, list[Disproved]]:
+    # Not what lies below a mount of another device: that is no rename, and the next proof would
+    # say the same. A stored path alone does not count: it may have been wrong for years, and a
+    # database full of such must not keep the tasks waiting. What is renamed just now is in the
+    # kernel's cache of names, or a scan meets it: one of these has told a path too.
+    failed: dict[Identity, list[Disproved]] = {}
+    for one in outcome.disproved:
+        failure = outcome.unresolved.get(one.identity)
+        if failure is not None and not failure.deleted:
+            failed.setdefault(one.identity, []).append(one)
+    return {
+        identity: failures[-_PATHS:]
+        for identity, failures in failed.items()
+        if any(_was_moving(root, one) for one in failures)
+    }
+
+
+def _was_moving(root: Root, one: Disproved) -> bool:
+    if one.source is Source.STORED or one.reason not in _MOVED:
+        return False
+    mount = root.mount_of(one.path)
+    return mount is None or mount.kdev == one.identity.kdev
+
+
+def _parted(
+    unresolved: dict[Identity, Unresolved],
+) -> tuple[dict[Identity, Unresolved], dict[Identity, Unresolved]]:
+    # The deleted ones, and the others.
+    deleted = {i: why for i, why in unresolved.items() if why.deleted}
+    return deleted, {i: why for i, why in unresolved.items() if not why.deleted}
 
 
 def _unanswered(identities: Iterable[Identity], why: str) -> Outcome:

@@ -6,78 +6,15 @@ from datetime import UTC, datetime
 import pytest
 
 from irmapdb import search as search_module
-from irmapdb.config import Config
 from irmapdb.engine import Candidate, Disproved
-from irmapdb.kernel import procfs
 from irmapdb.kernel.aside import call_aside
-from irmapdb.kernel.root import open_root
 from irmapdb.model import FileHandle, Identity, Mapping, Resolved, Source, StaleReason
 from irmapdb.resolvers import StoredRows
-from irmapdb.search import Search
+from tests.kernel.searching import files_of, mntns_of
 from tests.kernel.truth import open_descriptors, served, watched_identity
 from tests.support.filesystems import drop_caches
 from tests.support.programs import run
 from tests.support.watcher import Watcher
-
-NO_HINTS = Config(hints=())
-
-
-class Stored:
-    """The store's rows, and what was asked of it."""
-
-    def __init__(self):
-        self.rows = {}
-        self.asked = []
-
-    def add(self, identity, *paths, mntns=0, stale=None):
-        for path in paths:
-            found = self.rows.setdefault((identity.key, mntns), [])
-            row = Mapping(
-                identity,
-                os.fsencode(path),
-                Source.SCAN,
-                revalidate=True,
-                first_seen_at=datetime.now(UTC),
-                stale_at=None if stale is None else datetime.now(UTC),
-                stale_reason=stale,
-                mntns=mntns,
-                id=sum(map(len, self.rows.values())),
-            )
-            found.append(row)
-
-    def __call__(self, keys, mntns=0):
-        self.asked += [(key, mntns) for key in keys]
-        return {key: self.rows[key, mntns] for key in keys if (key, mntns) in self.rows}
-
-
-@pytest.fixture
-def stored():
-    return Stored()
-
-
-@pytest.fixture
-def make(watcher, stored):
-    """A Search in the root of `watcher`."""
-    made = []
-
-    def make(config=NO_HINTS, load=stored, **more):
-        root = open_root(watcher.pid)
-        found = Search(root, load, config=config, **more)
-        made.append((found, root))
-        return found
-
-    yield make
-    for found, root in made:
-        found.__exit__(None, None, None)
-        root.__exit__(None, None, None)
-
-
-def files_of(*tasks):
-    return [
-        procfs.read_raw(task.pid, fd, kind).parse()
-        for task in tasks
-        for fd, kind in procfs.watch_descriptors(task.pid)
-    ]
 
 
 def test_each_identity_is_resolved_once_by_the_cheapest(area, watcher, make, stored):
@@ -271,21 +208,6 @@ def test_an_answer_whose_file_went_is_no_answer(linked, watcher):
 
 
 # Nested namespaces
-
-
-@pytest.fixture
-def nested(area):
-    """A task with a mount of its own, which nobody else sees."""
-    place = area.path / "place"
-    place.mkdir()
-    with Watcher(unshare={"mount"}) as task:
-        task.mount("tmpfs", place, "tmpfs")
-        task.write(place / "own")
-        yield task, place
-
-
-def mntns_of(task):
-    return os.stat(f"/proc/{task.pid}/ns/mnt").st_ino
 
 
 def test_what_is_not_seen_in_the_main_root_is_looked_for_in_the_watchers(

@@ -1,0 +1,375 @@
+"""What is renamed between a candidate and its proof is asked for again when the tasks stand still.
+
+`dump` looks while the tasks run, then in the freeze (`at_once`), then once more.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from irmapdb import search as search_module
+from irmapdb.image import fsnotify
+from irmapdb.kernel import identity as kernel_identity
+from irmapdb.kernel import syscalls
+from irmapdb.model import Source
+from tests.kernel.freezing import state, until
+from tests.kernel.searching import files_of, mntns_of
+from tests.kernel.stepping import new_work_dir
+from tests.kernel.truth import watched_identity
+from tests.support.cli import irmapdb
+from tests.support.filesystems import drop_caches
+from tests.support.programs import run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from irmapdb.model import Identity
+    from irmapdb.search import Search
+    from tests.kernel.searching import Stored
+    from tests.support.area import MountArea
+    from tests.support.watcher import Watcher
+
+    Make = Callable[..., Search]
+
+A_LOT = 300
+
+
+class Tree:
+    """Runs until it is told to stand still: until then nothing is where it was just now."""
+
+    def __init__(self) -> None:
+        self.runs = True
+        self.move: Callable[[bytes], None] = lambda _path: None
+
+    def before_proof(self, path: bytes) -> None:
+        if self.runs:
+            self.move(path)
+
+
+@pytest.fixture
+def moving(monkeypatch: pytest.MonkeyPatch) -> Tree:
+    """Moves each path between candidate and proof."""
+    found = Tree()
+    prove = kernel_identity.disproof_of_watch
+
+    def move_and_prove(root: object, identity: Identity, path: bytes, *more: object) -> object:
+        found.before_proof(path)
+        return prove(root, identity, path, *more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(search_module, "disproof_of_watch", move_and_prove)
+    return found
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """The handles that were opened."""
+    asked: list[object] = []
+    by_handle = syscalls.open_by_handle_at
+
+    def note_and_open(mount_fd: int, handle: object, flags: int) -> int:
+        asked.append(handle)
+        return by_handle(mount_fd, handle, flags)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(syscalls, "open_by_handle_at", note_and_open)
+    return asked
+
+
+def swap(path: bytes) -> None:
+    """`f` is `f2` now, or the other way round."""
+    other = path[:-1] if path.endswith(b"2") else path + b"2"
+    if os.path.lexists(path):
+        os.rename(path, other)
+
+
+def name_in(top: Path) -> bytes:
+    (name,) = top.iterdir()
+    return os.fsencode(name)
+
+
+@pytest.mark.parametrize("kind", ["tmpfs", "ext4", "overlay-upper"])
+def test_it_is_found_as_soon_as_the_tasks_stand_still(
+    area: MountArea, watcher: Watcher, make: Make, moving: Tree, kind: str
+) -> None:
+    top = area.place(kind).directory / "moving"
+    top.mkdir()
+    (top / "f").touch()
+    shown = watched_identity(watcher, watcher.add_inotify(top / "f"))
+    search = make(scan_paths=[os.fsencode(top)])
+    moving.move = swap
+    search.resolve(files_of(watcher))
+    failed = search.outcome.unresolved[shown]
+    assert "is gone" in failed.why
+    moving.runs = False
+    scanned = search.scanned
+    search.resolve(files_of(watcher), at_once=True)
+    assert search.outcome.resolved[shown].path == name_in(top)
+    assert search.outcome.unresolved == {}
+    assert search.scanned == scanned
+
+
+def test_under_a_name_that_nobody_had_told_before(
+    area: MountArea, watcher: Watcher, make: Make, moving: Tree
+) -> None:
+    top = area.tmpfs()
+    (top / "f").touch()
+    shown = watched_identity(watcher, watcher.add_inotify(top / "f"))
+    moving.move = lambda path: os.rename(path, path + b"-") if os.path.lexists(path) else None
+    search = make(scan_paths=[os.fsencode(top)])
+    search.resolve(files_of(watcher))
+    assert shown in search.outcome.unresolved
+    moving.runs = False
+    search.resolve(files_of(watcher), at_once=True)
+    assert search.outcome.resolved[shown].path == name_in(top)
+
+
+def test_what_is_lost_before_the_freeze_is_found_in_it(
+    area: MountArea, watcher: Watcher, make: Make, moving: Tree, stored: Stored
+) -> None:
+    top = area.tmpfs()
+    (top / "f").touch()
+    shown = watched_identity(watcher, watcher.add_inotify(top / "f"))
+    stored.add(shown, top / "f")
+    search = make()
+    search.resolve(files_of(watcher))
+    assert search.outcome.resolved[shown].source is Source.STORED
+    moving.move = swap
+    search.prove_again([shown])
+    assert shown in search.outcome.unresolved
+    moving.runs = False
+    search.resolve(files_of(watcher), at_once=True)
+    assert search.outcome.resolved[shown].path == name_in(top)
+
+
+def test_what_only_a_scan_finds_is_scanned_for_after_it(
+    area: MountArea, watcher: Watcher, make: Make, moving: Tree
+) -> None:
+    """No handle can be opened here, and the name is a new one each time."""
+    top = area.place("overlay-upper").directory / "moving"
+    top.mkdir()
+    (top / "f").touch()
+    shown = watched_identity(watcher, watcher.add_inotify(top / "f"))
+    search = make(scan_paths=[os.fsencode(top)])
+    moving.move = lambda path: os.rename(path, path + b"-") if os.path.lexists(path) else None
+    search.resolve(files_of(watcher))
+    assert shown in search.outcome.unresolved
+    moving.runs = False
+    search.resolve(files_of(watcher), at_once=True)
+    assert shown not in search.outcome.resolved
+    search.resolve(files_of(watcher))
+    assert search.outcome.resolved[shown].path == name_in(top)
+
+
+def test_in_a_nested_namespace(
+    watcher: Watcher, nested: tuple[Watcher, Path], make: Make, moving: Tree
+) -> None:
+    task, place = nested
+    shown = watched_identity(task, task.add_inotify(place / "own"))
+
+    def swap_there(path: bytes) -> None:
+        names = {os.fsencode(place / name) for name in ("own", "own2")}
+        if path in names:
+            (other,) = names - {path}
+            task.rename(path, other)
+
+    moving.move = swap_there
+    search = make(scan=False)  # it would find the one name that has not been told yet
+    search.resolve(files_of(watcher, task))
+    assert shown in search.outcome.unresolved
+    moving.runs = False
+    search.resolve(files_of(watcher, task), at_once=True)
+    answer = search.outcome.resolved[shown]
+    assert (answer.path, answer.mntns) == (os.fsencode(place / "own2"), mntns_of(task))
+    # And it is proved again where it was found.
+    task.rename(place / "own2", place / "own")
+    search.prove_again([shown], at_once=True)
+    assert search.outcome.resolved[shown].path == os.fsencode(place / "own")
+
+
+def test_what_was_deleted_meanwhile_is_told_as_deleted(
+    area: MountArea, watcher: Watcher, make: Make, moving: Tree
+) -> None:
+    top = area.tmpfs()
+    (top / "f").touch()
+    shown = watched_identity(watcher, watcher.add_inotify(top / "f"))
+    watcher.open(top / "f")
+    moving.move = swap
+    search = make(scan=False)
+    search.resolve(files_of(watcher))
+    assert not search.outcome.unresolved[shown].deleted
+    os.unlink(name_in(top))
+    moving.runs = False
+    search.resolve(files_of(watcher), at_once=True)
+    assert search.outcome.unresolved[shown].why == "handle: deleted"
+
+
+# The tasks stand still for it: who is not asked for again
+
+
+def test_what_fails_for_a_plain_reason_is_not_asked_for_in_the_freeze(
+    area: MountArea, watcher: Watcher, make: Make, stored: Stored, opened: list[object]
+) -> None:
+    top = area.ext4().mountpoint
+    for name in ("held", "deleted", "cold"):
+        (top / name).touch()
+    watcher.open(top / "held")
+    held, deleted, cold = (
+        watched_identity(watcher, watcher.add_inotify(top / name))
+        for name in ("held", "deleted", "cold")
+    )
+    for shown in (held, deleted, cold):
+        stored.add(shown, top / "long ago")
+    for name in ("held", "deleted"):
+        (top / name).unlink()
+    drop_caches()
+    search = make(scan=False)
+    search.resolve(files_of(watcher))
+    before = dict(search.outcome.unresolved)
+    assert before[held].deleted
+    assert {held, cold} <= before.keys()  # the second one ended with its watch, which pinned it
+    opened.clear()
+    search.resolve(files_of(watcher), at_once=True)
+    search.resolve(files_of(watcher))
+    assert opened == []
+    assert all(search.outcome.unresolved[one] is why for one, why in before.items())
+
+
+@pytest.fixture
+def hidden(area: MountArea, watcher: Watcher) -> Iterator[tuple[Path, list[Identity]]]:
+    """Many watched files below a mount that has others of the same names."""
+    top = area.tmpfs()
+    inside, over = top / "inside", top / "over"
+    for directory in (inside, over):
+        directory.mkdir()
+        for number in range(A_LOT):
+            (directory / f"{number}").touch()
+    shown = [
+        watched_identity(watcher, watcher.add_inotify(inside / f"{number}"))
+        for number in range(A_LOT)
+    ]
+    run("mount", "--bind", over, inside)
+    yield top, shown
+    run("umount", inside)
+
+
+def test_what_a_mount_hides_costs_a_bounded_time_and_no_second_scan(
+    hidden: tuple[Path, list[Identity]], watcher: Watcher, make: Make, opened: list[object]
+) -> None:
+    top, shown = hidden
+    search = make(scan_paths=[os.fsencode(top)])
+    search.resolve(files_of(watcher))
+    before, scanned = dict(search.outcome.unresolved), search.scanned
+    assert before.keys() == set(shown)
+    opened.clear()
+    search.resolve(files_of(watcher), at_once=True)
+    assert 0 < len(opened) < A_LOT
+    search.resolve(files_of(watcher))
+    assert search.outcome.unresolved == before
+    assert search.scanned == scanned
+
+
+def test_one_that_moves_among_many_that_a_mount_hides(
+    hidden: tuple[Path, list[Identity]], watcher: Watcher, make: Make, moving: Tree
+) -> None:
+    """It is the last one, and not reached in the freeze, but no scan is needed for it."""
+    top, _ = hidden
+    (top / "moves").mkdir()
+    (top / "moves" / "f").touch()
+    shown = watched_identity(watcher, watcher.add_inotify(top / "moves" / "f"))
+    moving.move = lambda path: swap(path) if b"/moves/" in path else None
+    (file,) = files_of(watcher)
+    files = [file._replace(watches=tuple(sorted(file.watches, key=lambda watch: watch.wd)))]
+    search = make(scan=False)
+    search.resolve(files)
+    moving.runs = False
+    search.resolve(files, at_once=True)
+    assert shown in search.outcome.unresolved
+    search.resolve(files)
+    assert search.outcome.resolved[shown].path == name_in(top / "moves")
+
+
+def test_below_a_mount_of_another_device_nothing_moves(
+    area: MountArea, watcher: Watcher, make: Make, opened: list[object]
+) -> None:
+    top = area.tmpfs()
+    (top / "inside").mkdir()
+    (top / "inside" / "file").touch()
+    shown = watched_identity(watcher, watcher.add_inotify(top / "inside" / "file"))
+    run("mount", "-t", "tmpfs", "over", top / "inside")
+    try:
+        (top / "inside" / "file").touch()
+        search = make(scan=False)
+        search.resolve(files_of(watcher))
+        assert "is replaced" in search.outcome.unresolved[shown].why
+        opened.clear()
+        search.resolve(files_of(watcher), at_once=True)
+        assert opened == []
+    finally:
+        run("umount", top / "inside")
+
+
+def test_as_many_as_there_are_are_found(
+    area: MountArea, watcher: Watcher, make: Make, moving: Tree
+) -> None:
+    top = area.tmpfs()
+    for number in range(A_LOT):
+        (top / f"{number}-").touch()
+    shown = {watched_identity(watcher, watcher.add_inotify(path)) for path in top.iterdir()}
+    moving.move = swap
+    search = make(scan=False)
+    search.resolve(files_of(watcher))
+    assert search.outcome.unresolved.keys() == shown
+    moving.runs = False
+    search.resolve(files_of(watcher), at_once=True)
+    assert search.outcome.resolved.keys() == shown
+
+
+# The whole dump
+
+_RENAMES = """
+import os, sys
+os.chdir(sys.argv[1])
+while True:
+    os.rename("f", "f2")
+    os.rename("f2", "f")
+"""
+
+_WATCHES = """
+import ctypes, os, subprocess, sys
+libc = ctypes.CDLL(None)
+assert libc.inotify_add_watch(libc.inotify_init1(0), os.fsencode(sys.argv[2] + "/f"), 2) == 1
+subprocess.Popen([sys.executable, "-I", "-S", "-c", sys.argv[1], sys.argv[2]])
+print(flush=True)
+sys.stdin.read()
+"""
+
+_ROUNDS = 25
+
+
+def test_dump_of_a_tree_that_renames_all_the_time(area: MountArea, tmp_path: Path) -> None:
+    """With the tasks left stopped there is one name, and it is the one that is told."""
+    top, work = area.tmpfs(), new_work_dir(tmp_path)
+    (top / "f").touch()
+    command = [sys.executable, "-I", "-S", "-c", _WATCHES, _RENAMES, top]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+    ) as task:
+        try:
+            assert task.stdout is not None
+            task.stdout.readline()
+            for _ in range(_ROUNDS):
+                done = irmapdb("dump", "-t", str(task.pid), "-D", work, "--leave-stopped")
+                assert done.code == 0, done.said
+                until(lambda: state(task.pid) == "T", "the tasks are stopped")
+                image = (work / "inotify.img").read_bytes()
+                (written,) = fsnotify.decode_inotify(image, "inotify.img")
+                assert [watch.path for watch in written.watches] == [name_in(top)]
+                os.killpg(task.pid, signal.SIGCONT)
+        finally:
+            os.killpg(task.pid, signal.SIGKILL)
