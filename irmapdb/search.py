@@ -24,7 +24,7 @@ from irmapdb.kernel.identity import disproof, disproof_of_watch
 from irmapdb.kernel.namespaces import open_namespace
 from irmapdb.kernel.root import Root, open_root
 from irmapdb.model import Source, StaleReason, Tried, Unresolved, printable
-from irmapdb.resolvers import BtrfsLookup, Handles, OpenFiles, Scan, StoredRows, XfsParents
+from irmapdb.resolvers import BtrfsLookup, Doors, Handles, OpenFiles, Scan, StoredRows, XfsParents
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -71,6 +71,7 @@ class _Place(NamedTuple):
     mntns: int
     stored: StoredRows
     scan: Scan
+    doors: Doors
     resolvers: Sequence[Resolver]
     failed: dict[Identity, list[Disproved]]
     """The paths that failed of what was being renamed when it was looked for."""
@@ -135,12 +136,21 @@ class Search:
         roots = (place.root for place in self._nested.values())
         return [root for root in roots if root.is_namespaces_own]
 
+    def hold_open(self) -> None:
+        """Open what filesystems are asked through `at_once`: until the end, nothing else is."""
+        identities = (*self.outcome.resolved, *self.outcome.unresolved)
+        kdevs = dict.fromkeys(identity.kdev for identity in identities)
+        for place in self._places():
+            ways = ((kdev, place.root.on_the_way(kdev)) for kdev in kdevs)
+            place.doors.keep(kdev for kdev, way in ways if not self._config.may_wait(way))
+
     def resolve(self, files: Iterable[WatchFile], *, at_once: bool = False) -> None:
         """Resolve what the files watch and is neither resolved nor given up yet.
 
-        `at_once`, for the freeze: nothing is walked, and nobody is waited for, who may be one of
-        the frozen. What that leaves without an answer is looked for by the next call. So is what
-        had a path only a moment ago: it is not given up before the tasks stand still.
+        `at_once`, for the freeze: nothing is walked, nobody is waited for, who may be one of the
+        frozen, and no directory is opened that is not held open. What that leaves without an
+        answer is looked for by the next call. So is what had a path only a moment ago: it is not
+        given up before the tasks stand still.
         """
         start = time.monotonic_ns()
         if not at_once:
@@ -219,15 +229,17 @@ class Search:
             progress=self._progress,
             over=self._over,
         )
+        doors = Doors(root)
+        self._stack.callback(doors.close)
         resolvers = (
             stored,
-            Handles(root),
-            BtrfsLookup(root),
-            XfsParents(root),
+            Handles(root, doors),
+            BtrfsLookup(root, doors),
+            XfsParents(root, doors),
             OpenFiles(root, self._pids, self._proc),
             *((scan,) if self._scans else ()),
         )
-        return _Place(root, mntns, stored, scan, resolvers, {})
+        return _Place(root, mntns, stored, scan, doors, resolvers, {})
 
     def _place_of(self, key: _Key) -> _Place:
         return self._nested[key] if key else self._main
@@ -248,9 +260,9 @@ class Search:
         aside = [by_kdev.pop(kdev) for kdev in waiting]
         quick = itertools.chain.from_iterable(by_kdev.values())
         if at_once:
-            outcome = self._ask(
-                place, quick, [one for one in place.resolvers if one is not place.scan]
-            )
+            resolvers = [one for one in place.resolvers if one is not place.scan]
+            with place.doors.only_kept():
+                outcome = self._ask(place, quick, resolvers)
             for identity in [*outcome.unresolved]:
                 if not outcome.unresolved[identity].deleted:
                     del outcome.unresolved[identity]
@@ -301,7 +313,9 @@ class Search:
         kdevs = {identity.kdev for identity in batch}
         waits = {kdev for kdev in kdevs if self._config.may_wait(place.root.on_the_way(kdev))}
         quick = [identity for identity in batch if identity.kdev not in waits]
-        outcome = self._ask(place, quick, [r for r in place.resolvers if r.source is Source.HANDLE])
+        with place.doors.only_kept():
+            handles = [one for one in place.resolvers if one.source is Source.HANDLE]
+            outcome = self._ask(place, quick, handles)
         hidden = {
             one.identity
             for one in outcome.disproved
@@ -323,14 +337,18 @@ class Search:
         if self._over():
             return _unanswered(identities, "the time budget was over")
         try:
-            answer: Outcome = call_aside(
-                lambda: self._ask(place, identities, place.resolvers), _PATIENCE_S
-            )
+            answer: Outcome = call_aside(lambda: self._ask_inside(place, identities), _PATIENCE_S)
         except (TimeoutError, ChildProcessError) as error:
             mounts = place.root.on_the_way(identities[0].kdev)
             kinds = self._config.kinds_that_wait(mounts)
             return _unanswered(identities, f"{kinds}: {error}")
         return answer
+
+    def _ask_inside(self, place: _Place, identities: list[Identity]) -> Outcome:
+        # A child that waits for ever is left behind, and is not to keep what others unmount.
+        for one in self._places():
+            one.doors.close()
+        return self._ask(place, identities, place.resolvers)
 
     def _ask(
         self, place: _Place, identities: Iterable[Identity], resolvers: Iterable[Resolver]

@@ -142,6 +142,7 @@ def dump(options: Options, freezing: FreezeOptions) -> Report:
             watched = _resolve(tree, search, watched)
             confirmation.index(search.outcome)
             search.prove_again(confirmation.suspects(search.outcome))
+            search.hold_open()
             _log.info("prepared, freezing the tasks")
             with _no_collection(), contextlib.ExitStack() as until_read:
                 until = left_stopped if freezing.leave_stopped else until_read

@@ -8,10 +8,11 @@ scan.
 from __future__ import annotations
 
 from irmapdb.resolvers.btrfs import BtrfsLookup
+from irmapdb.resolvers.doors import Doors
 from irmapdb.resolvers.handles import Handles
 from irmapdb.resolvers.open_files import OpenFiles
 from irmapdb.resolvers.scan import Scan
 from irmapdb.resolvers.stored import StoredRows
 from irmapdb.resolvers.xfs import XfsParents
 
-__all__ = ["BtrfsLookup", "Handles", "OpenFiles", "Scan", "StoredRows", "XfsParents"]
+__all__ = ["BtrfsLookup", "Doors", "Handles", "OpenFiles", "Scan", "StoredRows", "XfsParents"]

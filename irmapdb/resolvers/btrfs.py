@@ -11,7 +11,8 @@ from irmapdb.kernel import btrfs
 from irmapdb.kernel import identity as kernel_identity
 from irmapdb.model import Source
 from irmapdb.resolvers.ahead import ask_all, asked
-from irmapdb.resolvers.upward import DIRECTORY, Upward, by_device, shows
+from irmapdb.resolvers.doors import Doors
+from irmapdb.resolvers.upward import Upward, by_device, shows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,16 +33,17 @@ class BtrfsLookup:
 
     source = Source.BTRFS
 
-    def __init__(self, root: Root) -> None:
+    def __init__(self, root: Root, doors: Doors | None = None) -> None:
         self._root = root
+        self._doors = doors or Doors(root)
 
     def __call__(self, wanted: Wanted) -> Iterator[Answer]:
         for kdev, identities in by_device(self._root, wanted, "btrfs").items():
             batch, notes = asked(identities, btrfs.inode_of)
             yield from notes
-            with Upward(self._root, kdev, btrfs.inode_of, btrfs.names) as upward:
+            with Upward(self._root, self._doors, kdev, btrfs.inode_of, btrfs.names) as upward:
                 for tree, members in itertools.groupby(batch, key=lambda one: one[0].tree):
-                    with _Subvolume(self._root, upward, tree) as subvolume:
+                    with _Subvolume(self._root, self._doors, upward, tree) as subvolume:
                         yield from ask_all(self._root, list(members), subvolume.paths)
 
 
@@ -57,8 +59,9 @@ class _View(NamedTuple):
 class _Subvolume:
     """One subvolume and all places that show it. A context manager: holds it open."""
 
-    def __init__(self, root: Root, upward: Upward[btrfs.Inode], tree: int) -> None:
+    def __init__(self, root: Root, doors: Doors, upward: Upward[btrfs.Inode], tree: int) -> None:
         self._root = root
+        self._doors = doors
         self._upward = upward
         self._views: list[_View] = []
         self._fd: int | None = None
@@ -105,7 +108,7 @@ class _Subvolume:
         self._views.append(_View(prefix, at, mount))
 
     def _open(self, tree: int, at: bytes) -> int:
-        fd = self._root.open(at, DIRECTORY)
+        fd = self._doors.open(at)
         try:
             handle = kernel_identity.identify_fd(self._root, fd).handle
         except OSError:

@@ -11,6 +11,7 @@ from irmapdb.engine import Candidate, Deleted, Note
 from irmapdb.kernel import syscalls
 from irmapdb.kernel.fate import opens_handles
 from irmapdb.model import Source, format_kdev
+from irmapdb.resolvers.doors import Doors
 from irmapdb.resolvers.mountpoints import at_mount_points
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Handles"]
 
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK
 _CANNOT_OPEN = "this filesystem cannot open handles"
 
 
@@ -35,8 +35,9 @@ class Handles:
 
     source = Source.HANDLE
 
-    def __init__(self, root: Root) -> None:
+    def __init__(self, root: Root, doors: Doors | None = None) -> None:
         self._root = root
+        self._doors = doors or Doors(root)
 
     def __call__(self, wanted: Wanted) -> Iterator[Answer]:
         by_kdev: dict[int, list[Identity]] = {}
@@ -63,9 +64,8 @@ class Handles:
         deleted: dict[Identity, Deleted],
     ) -> Iterator[Candidate]:
         try:
-            # The descriptor has to be a real one, not O_PATH; a mount point that is a file
-            # cannot be opened like this and is passed over.
-            mount_fd = self._root.open(mount.mountpoint, _DIRECTORY)
+            # A mount point that is a file cannot be opened like this and is passed over.
+            mount_fd = self._doors.open(mount.mountpoint)
         except OSError:
             return
         try:

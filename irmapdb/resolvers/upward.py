@@ -20,11 +20,9 @@ if TYPE_CHECKING:
     from irmapdb.engine import Wanted
     from irmapdb.kernel.root import Root
     from irmapdb.model import FileHandle, Identity, Mount
+    from irmapdb.resolvers.doors import Doors
 
-__all__ = ["DIRECTORY", "REFUSALS", "Upward", "by_device", "shows"]
-
-DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK
-"""How a mount is opened to be asked: an ioctl takes no O_PATH descriptor."""
+__all__ = ["REFUSALS", "Upward", "by_device", "shows"]
 
 REFUSALS = frozenset({errno.ENOTTY, errno.EOPNOTSUPP, errno.EPERM})
 """The kernel or the filesystem cannot tell, or we may not ask: so it is for every inode."""
@@ -80,11 +78,13 @@ class Upward(Generic[Node]):
     def __init__(
         self,
         root: Root,
+        doors: Doors,
         kdev: int,
         node_of: Callable[[FileHandle], Node | None],
         names: Callable[[int, Node], Sequence[tuple[Node, bytes]]],
     ) -> None:
         self._root = root
+        self._doors = doors
         self._node_of = node_of
         self._names = names
         self._parents: dict[Node, tuple[Node, bytes] | None] = {}
@@ -121,9 +121,9 @@ class Upward(Generic[Node]):
         self.tops.setdefault(node, []).append(mount)
         if self._fd is None:
             try:
-                self._fd = self._root.open(mount.mountpoint, DIRECTORY)
+                self._fd = self._doors.open(mount.mountpoint)
             except OSError:
-                return  # a file bound over another
+                return  # a file bound over another; or not now
 
     def paths(self, node: Node) -> Iterator[bytes]:
         """Every path of an inode in this root; none where no mount shows it.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from irmapdb.kernel import xfs
 from irmapdb.model import Source
 from irmapdb.resolvers.ahead import ask_all, asked
+from irmapdb.resolvers.doors import Doors
 from irmapdb.resolvers.upward import Upward, by_device
 
 if TYPE_CHECKING:
@@ -23,12 +24,13 @@ class XfsParents:
 
     source = Source.XFS
 
-    def __init__(self, root: Root) -> None:
+    def __init__(self, root: Root, doors: Doors | None = None) -> None:
         self._root = root
+        self._doors = doors or Doors(root)
 
     def __call__(self, wanted: Wanted) -> Iterator[Answer]:
         for kdev, identities in by_device(self._root, wanted, "xfs").items():
             batch, notes = asked(identities, xfs.inode_of)
             yield from notes
-            with Upward(self._root, kdev, xfs.inode_of, xfs.parents) as upward:
+            with Upward(self._root, self._doors, kdev, xfs.inode_of, xfs.parents) as upward:
                 yield from ask_all(self._root, batch, upward.paths)

@@ -27,10 +27,10 @@ from tests.support.filesystems import drop_caches
 from tests.support.programs import run
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
-    from irmapdb.model import Identity
+    from irmapdb.model import Identity, WatchFile
     from irmapdb.search import Search
     from tests.kernel.searching import Stored
     from tests.support.area import MountArea
@@ -39,6 +39,12 @@ if TYPE_CHECKING:
     Make = Callable[..., Search]
 
 A_LOT = 300
+
+
+def freeze_and_resolve(search: Search, files: Iterable[WatchFile]) -> None:
+    """What `dump` does with the search just before the freeze, and in it."""
+    search.hold_open()
+    search.resolve(files, at_once=True)
 
 
 class Tree:
@@ -108,7 +114,7 @@ def test_it_is_found_as_soon_as_the_tasks_stand_still(
     assert "is gone" in failed.why
     moving.runs = False
     scanned = search.scanned
-    search.resolve(files_of(watcher), at_once=True)
+    freeze_and_resolve(search, files_of(watcher))
     assert search.outcome.resolved[shown].path == name_in(top)
     assert search.outcome.unresolved == {}
     assert search.scanned == scanned
@@ -125,7 +131,7 @@ def test_under_a_name_that_nobody_had_told_before(
     search.resolve(files_of(watcher))
     assert shown in search.outcome.unresolved
     moving.runs = False
-    search.resolve(files_of(watcher), at_once=True)
+    freeze_and_resolve(search, files_of(watcher))
     assert search.outcome.resolved[shown].path == name_in(top)
 
 
@@ -143,7 +149,7 @@ def test_what_is_lost_before_the_freeze_is_found_in_it(
     search.prove_again([shown])
     assert shown in search.outcome.unresolved
     moving.runs = False
-    search.resolve(files_of(watcher), at_once=True)
+    freeze_and_resolve(search, files_of(watcher))
     assert search.outcome.resolved[shown].path == name_in(top)
 
 
@@ -160,7 +166,7 @@ def test_what_only_a_scan_finds_is_scanned_for_after_it(
     search.resolve(files_of(watcher))
     assert shown in search.outcome.unresolved
     moving.runs = False
-    search.resolve(files_of(watcher), at_once=True)
+    freeze_and_resolve(search, files_of(watcher))
     assert shown not in search.outcome.resolved
     search.resolve(files_of(watcher))
     assert search.outcome.resolved[shown].path == name_in(top)
@@ -183,7 +189,7 @@ def test_in_a_nested_namespace(
     search.resolve(files_of(watcher, task))
     assert shown in search.outcome.unresolved
     moving.runs = False
-    search.resolve(files_of(watcher, task), at_once=True)
+    freeze_and_resolve(search, files_of(watcher, task))
     answer = search.outcome.resolved[shown]
     assert (answer.path, answer.mntns) == (os.fsencode(place / "own2"), mntns_of(task))
     # And it is proved again where it was found.
@@ -205,7 +211,7 @@ def test_what_was_deleted_meanwhile_is_told_as_deleted(
     assert not search.outcome.unresolved[shown].deleted
     os.unlink(name_in(top))
     moving.runs = False
-    search.resolve(files_of(watcher), at_once=True)
+    freeze_and_resolve(search, files_of(watcher))
     assert search.outcome.unresolved[shown].why == "handle: deleted"
 
 
@@ -234,7 +240,7 @@ def test_what_fails_for_a_plain_reason_is_not_asked_for_in_the_freeze(
     assert before[held].deleted
     assert {held, cold} <= before.keys()  # the second one ended with its watch, which pinned it
     opened.clear()
-    search.resolve(files_of(watcher), at_once=True)
+    freeze_and_resolve(search, files_of(watcher))
     search.resolve(files_of(watcher))
     assert opened == []
     assert all(search.outcome.unresolved[one] is why for one, why in before.items())
@@ -267,7 +273,7 @@ def test_what_a_mount_hides_costs_a_bounded_time_and_no_second_scan(
     before, scanned = dict(search.outcome.unresolved), search.scanned
     assert before.keys() == set(shown)
     opened.clear()
-    search.resolve(files_of(watcher), at_once=True)
+    freeze_and_resolve(search, files_of(watcher))
     assert 0 < len(opened) < A_LOT
     search.resolve(files_of(watcher))
     assert search.outcome.unresolved == before
@@ -288,7 +294,7 @@ def test_one_that_moves_among_many_that_a_mount_hides(
     search = make(scan=False)
     search.resolve(files)
     moving.runs = False
-    search.resolve(files, at_once=True)
+    freeze_and_resolve(search, files)
     assert shown in search.outcome.unresolved
     search.resolve(files)
     assert search.outcome.resolved[shown].path == name_in(top / "moves")
@@ -308,7 +314,7 @@ def test_below_a_mount_of_another_device_nothing_moves(
         search.resolve(files_of(watcher))
         assert "is replaced" in search.outcome.unresolved[shown].why
         opened.clear()
-        search.resolve(files_of(watcher), at_once=True)
+        freeze_and_resolve(search, files_of(watcher))
         assert opened == []
     finally:
         run("umount", top / "inside")
@@ -326,7 +332,7 @@ def test_as_many_as_there_are_are_found(
     search.resolve(files_of(watcher))
     assert search.outcome.unresolved.keys() == shown
     moving.runs = False
-    search.resolve(files_of(watcher), at_once=True)
+    freeze_and_resolve(search, files_of(watcher))
     assert search.outcome.resolved.keys() == shown
 
 

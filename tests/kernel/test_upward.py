@@ -15,6 +15,7 @@ from irmapdb.engine import Candidate
 from irmapdb.kernel.root import Root, open_root
 from irmapdb.model import FileHandle, Identity
 from irmapdb.resolvers.ahead import ask_all
+from irmapdb.resolvers.doors import Doors
 from irmapdb.resolvers.upward import Upward
 from tests.support.area import MountArea
 from tests.support.filesystems import superblock_kdev
@@ -43,7 +44,7 @@ def _upward(root: Root, top: Path, names: Names) -> Upward[Number]:
     def node_of(_: FileHandle) -> Number:
         return _TOP
 
-    return Upward(root, superblock_kdev(top), node_of, names)
+    return Upward(root, Doors(root), superblock_kdev(top), node_of, names)
 
 
 def _told(told: dict[int, list[tuple[int, bytes]]]) -> Names:
@@ -141,7 +142,7 @@ def test_where_only_a_file_is_mounted_there_is_nothing_to_ask_through(
     area.mount("none", "tmpfs", "tmpfs")  # hides the whole
     root.refresh()
     kdev = superblock_kdev(target)
-    with Upward(root, kdev, lambda _: _TOP, _told({})) as upward:
+    with Upward(root, Doors(root), kdev, lambda _: _TOP, _told({})) as upward:
         found = upward.paths(_TOP)
         assert next(found) == os.fsencode(target)
         with pytest.raises(NotADirectoryError):

@@ -1,0 +1,90 @@
+"""Directories that a filesystem is asked through: open_by_handle_at(2) and ioctl(2) take no O_PATH.
+
+A real open may wait: a fanotify listener for FAN_OPEN_PERM is asked first, and in the freeze it
+may be one of the frozen. So descriptors are opened before, and in the freeze no other is.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from irmapdb.kernel import syscalls
+from irmapdb.kernel.root import open_beneath
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from irmapdb.kernel.root import Root
+
+__all__ = ["Doors"]
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK
+
+# A device may be mounted at thousands of places, and a process may open 1,024 files.
+_MOST_OF_A_DEVICE = 8
+_MOST = 128
+
+
+class Doors:
+    """The directories of one root that filesystems are asked through."""
+
+    def __init__(self, root: Root) -> None:
+        self._root = root
+        self._kept: dict[tuple[int | None, int, int], int] = {}
+        self._only_kept = False
+
+    def close(self) -> None:
+        """Let go of what is kept: until then it cannot be unmounted."""
+        while self._kept:
+            os.close(self._kept.popitem()[1])
+
+    def open(self, path: bytes) -> int:
+        """A descriptor of a directory, which the caller closes. OSError as open(2).
+
+        EAGAIN: it is not kept, and no other may be opened now.
+        """
+        if not self._kept and not self._only_kept:
+            return self._root.open(path, _DIRECTORY)
+        path_fd = self._root.open(path)
+        try:
+            kept = self._kept.get(_which(path_fd))
+            if kept is not None:
+                return os.dup(kept)
+            if self._only_kept:
+                raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN), path)
+            return open_beneath(path_fd, b"/", _DIRECTORY)
+        finally:
+            os.close(path_fd)
+
+    def keep(self, kdevs: Iterable[int]) -> None:
+        """Open mounts of these devices, those that show most of it first, and hold them open."""
+        for kdev in kdevs:
+            for mount in self._root.mounts_of(kdev)[:_MOST_OF_A_DEVICE]:
+                if len(self._kept) >= _MOST:
+                    return
+                try:
+                    fd = self._root.open(mount.mountpoint, _DIRECTORY)
+                except OSError:
+                    continue  # a file bound over another, or refused
+                old = self._kept.setdefault(_which(fd), fd)
+                if old != fd:
+                    os.close(fd)
+
+    @contextmanager
+    def only_kept(self) -> Iterator[None]:
+        """While inside, nothing is opened but what is kept."""
+        before, self._only_kept = self._only_kept, True
+        try:
+            yield
+        finally:
+            self._only_kept = before
+
+
+def _which(fd: int) -> tuple[int | None, int, int]:
+    # An open descriptor keeps its mount's number and its inode's from being given to others
+    # (cleanup_mnt() of fs/namespace.c): so it is the same directory on the same mount.
+    known = syscalls.statx(fd)
+    return known.mnt_id, known.st_kdev, known.ino

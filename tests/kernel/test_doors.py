@@ -1,0 +1,133 @@
+"""What filesystems are asked through: held for the freeze, when nothing is opened that may wait."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from irmapdb import steps
+from irmapdb.model import Source
+from irmapdb.resolvers import Doors
+from irmapdb.steps import FreezeOptions, Options
+from tests.kernel.stepping import NO_HINTS, new_work_dir
+from tests.kernel.truth import mount_id, open_descriptors
+from tests.support.filesystems import drop_caches, superblock_kdev
+from tests.support.programs import ProgramError, run
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from irmapdb.kernel.root import Root
+    from tests.support.area import MountArea
+
+# Who is asked before anything is opened on a filesystem, and watches files there.
+_LISTENER = """
+import ctypes, os, struct, sys
+libc = ctypes.CDLL(None, use_errno=True)
+def done(result):
+    assert result >= 0, os.strerror(ctypes.get_errno())
+    return result
+top, *files = map(os.fsencode, sys.argv[1:])
+inotify = done(libc.inotify_init1(0))
+for file in files:
+    done(libc.inotify_add_watch(inotify, file, 0x2))
+CONTENT, MARK_FILESYSTEM, OPEN_PERM_ONDIR, ALLOW = 0x4, 0x101, 0x40010000, 1
+group = done(libc.fanotify_init(CONTENT, os.O_RDONLY))
+done(libc.fanotify_mark(group, MARK_FILESYSTEM, ctypes.c_uint64(OPEN_PERM_ONDIR), -100, top))
+print("ready", flush=True)
+while True:
+    events = os.read(group, 4096)
+    while events:
+        length, *_, fd, _ = struct.unpack_from("=IBBHQii", events)
+        os.write(group, struct.pack("=iI", fd, ALLOW))
+        os.close(fd)
+        events = events[length:]
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "cold", "source"),
+    [
+        ("ext4", False, Source.HANDLE),
+        ("ext4", True, Source.SCAN),  # after the freeze
+        ("xfs-parents", True, Source.XFS),
+        ("btrfs", True, Source.BTRFS),
+        ("btrfs-subvolume", True, Source.BTRFS),
+    ],
+)
+def test_a_frozen_listener_that_is_asked_before_each_open(
+    area: MountArea,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    cold: bool,  # noqa: FBT001 a parameter of the test
+    source: Source,
+) -> None:
+    place = area.place(kind)
+    file, moved = place.directory / "file", place.directory / "dir" / "moved"
+    before = open_descriptors()
+    frozen = partial(steps.freeze.frozen, hold_s=3)
+
+    def move_then_stop(*args: object, **kwargs: object) -> Any:
+        file.rename(moved)
+        if cold:
+            run("sync")
+            drop_caches()
+        return frozen(*args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(steps.freeze, "frozen", move_then_stop)
+    command = [sys.executable, "-c", _LISTENER, place.mountpoint, file]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as listener:
+        try:
+            assert listener.stdout is not None
+            assert listener.stdout.readline() == b"ready\n"
+            options = Options(listener.pid, images_dir=new_work_dir(tmp_path), config=NO_HINTS)
+            report = steps.dump(options, FreezeOptions())
+        finally:
+            listener.kill()
+    assert [row.path for row in report.watches] == [os.fsencode(moved)]
+    assert report.stats.sources == {str(source): 1}
+    assert report.stats.frozen_us < 2_000_000
+    assert open_descriptors() == before
+
+
+def test_what_is_kept_is_the_mount_that_a_lookup_meets(area: MountArea, root: Root) -> None:
+    place = area.ext4().mountpoint
+    root.refresh()
+    doors = Doors(root)
+    path = os.fsencode(place)
+    before = open_descriptors()
+    doors.keep([superblock_kdev(place)])
+    with doors.only_kept():
+        fd = doors.open(path)
+        assert (os.fstat(fd).st_ino, _mount_of(fd)) == (os.stat(place).st_ino, mount_id(place))
+        os.close(fd)
+        # The same directory on another mount, over the one that is kept, is another one.
+        run("mount", "--bind", place, place)
+        with pytest.raises(BlockingIOError) as refused:
+            doors.open(path)
+        assert refused.value.errno == errno.EAGAIN
+    other = doors.open(path)
+    assert _mount_of(other) == mount_id(place)
+    os.close(other)
+    run("umount", place)
+    with doors.only_kept():
+        os.close(doors.open(path))
+    with pytest.raises(ProgramError, match="busy"):
+        run("umount", place)
+    doors.close()
+    assert open_descriptors() == before
+    with doors.only_kept(), pytest.raises(BlockingIOError):
+        doors.open(path)
+
+
+def _mount_of(fd: int) -> int:
+    with open(f"/proc/self/fdinfo/{fd}") as fdinfo:
+        words = fdinfo.read().split()
+    return int(words[words.index("mnt_id:") + 1])
