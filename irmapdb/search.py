@@ -16,7 +16,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple, Protocol, Self, TypeAlias
 
 from irmapdb import engine
-from irmapdb.engine import Candidate, Disproved
+from irmapdb.engine import Disproved
 from irmapdb.errors import TaskError
 from irmapdb.kernel import procfs, syscalls
 from irmapdb.kernel.aside import call_aside
@@ -24,13 +24,14 @@ from irmapdb.kernel.identity import disproof, disproof_of_watch
 from irmapdb.kernel.namespaces import open_namespace
 from irmapdb.kernel.root import Root, open_root
 from irmapdb.model import Source, StaleReason, Tried, Unresolved, printable
+from irmapdb.moving import last_of, once_more, were_moving
 from irmapdb.resolvers import BtrfsLookup, Doors, Handles, OpenFiles, Scan, StoredRows, XfsParents
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
     from irmapdb.config import Config
-    from irmapdb.engine import Outcome, Resolver, Wanted
+    from irmapdb.engine import Outcome, Resolver
     from irmapdb.model import Identity, InodeKey, Mapping, WatchFile
 
 __all__ = ["Load", "Search"]
@@ -40,14 +41,8 @@ _log = logging.getLogger(__name__)
 _PATIENCE_S = 5.0
 """How long all of a filesystem's answers may take where they come from somebody else."""
 
-_MOVED = frozenset({StaleReason.GONE, StaleReason.REPLACED, StaleReason.SYMLINK})
-"""What a proof says of a path that was renamed or replaced just then."""
-
 _BATCH = 16
 """Of what is asked for once more in the freeze: so many in vain, and the rest can wait."""
-
-_PATHS = 8
-"""So many failed paths of an inode are proved once more, the last ones."""
 
 
 class Load(Protocol):
@@ -210,7 +205,7 @@ class Search:
             if not at_once:
                 for identity, failures in batch.items():
                     known = place.failed.get(identity, [])
-                    place.failed[identity] = [*known, *failures][-_PATHS:]
+                    place.failed[identity] = last_of([*known, *failures])
         self.resolve_us += (time.monotonic_ns() - start) // 1000
 
     def disprove(self, identity: Identity, path: bytes) -> StaleReason | None:
@@ -271,7 +266,7 @@ class Search:
         _tell(outcome)
         for batch in aside:
             outcome.update(self._ask_aside(place, batch))
-        place.failed.update(_were_moving(place.root, outcome))
+        place.failed.update(were_moving(place.root, outcome))
         return outcome
 
     def _look_again(self) -> None:
@@ -323,8 +318,7 @@ class Search:
         }
         outcome.unresolved, open_ended = _parted(outcome.unresolved)
         moving = [one for one in open_ended if one not in hidden]
-        again = [_Again(source, place.failed, moving) for source in _sources(place.failed, moving)]
-        outcome.update(self._ask(place, moving, again))
+        outcome.update(self._ask(place, moving, once_more(place.failed, moving)))
         outcome.unresolved, _ = _parted(outcome.unresolved)
         if key:
             self._found_in.update(dict.fromkeys(outcome.resolved, key))
@@ -431,54 +425,6 @@ class Search:
             }
         names = self._open_names
         return sorted(paths, key=lambda path: (path not in names, len(path), path))
-
-
-class _Again:
-    """The paths of one source that failed before."""
-
-    def __init__(
-        self,
-        source: Source,
-        failed: dict[Identity, list[Disproved]],
-        identities: Iterable[Identity],
-    ) -> None:
-        self.source = source
-        self._paths = [one for i in identities for one in failed[i] if one.source is source]
-
-    def __call__(self, wanted: Wanted) -> Iterator[Candidate]:
-        for one in self._paths:
-            if one.identity in wanted:
-                yield Candidate(one.identity, one.path)
-
-
-def _sources(
-    failed: dict[Identity, list[Disproved]], identities: Iterable[Identity]
-) -> dict[Source, None]:
-    return dict.fromkeys(one.source for i in identities for one in failed[i])
-
-
-def _were_moving(root: Root, outcome: Outcome) -> dict[Identity, list[Disproved]]:
-    # Not what lies below a mount of another device: that is no rename, and the next proof would
-    # say the same. A stored path alone does not count: it may have been wrong for years, and a
-    # database full of such must not keep the tasks waiting. What is renamed just now is in the
-    # kernel's cache of names, or a scan meets it: one of these has told a path too.
-    failed: dict[Identity, list[Disproved]] = {}
-    for one in outcome.disproved:
-        failure = outcome.unresolved.get(one.identity)
-        if failure is not None and not failure.deleted:
-            failed.setdefault(one.identity, []).append(one)
-    return {
-        identity: failures[-_PATHS:]
-        for identity, failures in failed.items()
-        if any(_was_moving(root, one) for one in failures)
-    }
-
-
-def _was_moving(root: Root, one: Disproved) -> bool:
-    if one.source is Source.STORED or one.reason not in _MOVED:
-        return False
-    mount = root.mount_of(one.path)
-    return mount is None or mount.kdev == one.identity.kdev
 
 
 def _parted(

@@ -1,0 +1,65 @@
+"""What counts as being renamed while it was looked for, and what is asked for once more."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from irmapdb import engine
+from irmapdb.engine import Disproved, Outcome
+from irmapdb.model import FileHandle, Identity, Source, StaleReason, Unresolved
+from irmapdb.moving import last_of, once_more, were_moving
+
+A, B = (Identity(7, ino, FileHandle(1, b"%d" % ino)) for ino in (1, 2))
+
+
+def _root(kdev: int | None) -> SimpleNamespace:
+    mount = None if kdev is None else SimpleNamespace(kdev=kdev)
+    return SimpleNamespace(mount_of=lambda _path: mount)
+
+
+def _failed(path: bytes, source: Source, reason: StaleReason) -> Disproved:
+    return Disproved(A, path, source, reason)
+
+
+def _outcome(*disproved: Disproved, deleted: bool = False) -> Outcome:
+    return Outcome(unresolved={A: Unresolved(A, (), deleted=deleted)}, disproved=[*disproved])
+
+
+@pytest.mark.parametrize("reason", list(StaleReason))
+@pytest.mark.parametrize("source", [Source.HANDLE, Source.SCAN, Source.STORED])
+def test_a_name_that_went_while_we_looked(source: Source, reason: StaleReason) -> None:
+    outcome = _outcome(_failed(b"/a", source, reason))
+    moved = reason in {StaleReason.GONE, StaleReason.REPLACED, StaleReason.SYMLINK}
+    expected = moved and source is not Source.STORED
+    for kdev in (7, None):
+        assert bool(were_moving(_root(kdev), outcome)) == expected
+    assert not were_moving(_root(8), outcome), "a mount lies over it"
+
+
+def test_what_is_deleted_or_found_in_the_end_is_not_asked_for() -> None:
+    gone = _failed(b"/a", Source.SCAN, StaleReason.GONE)
+    assert not were_moving(_root(7), _outcome(gone, deleted=True))
+    assert not were_moving(_root(7), Outcome(disproved=[gone]))
+
+
+def test_the_last_paths_come_again_until_one_holds() -> None:
+    paths = [_failed(b"/%d" % number, Source.SCAN, StaleReason.GONE) for number in range(20)]
+    stored = _failed(b"/stored", Source.STORED, StaleReason.GONE)
+    failed = were_moving(_root(7), _outcome(stored, *paths))
+    assert failed == {A: last_of(paths)}
+    assert failed[A][-1] == paths[-1]
+    failed[A].insert(0, stored)
+    asked = []
+
+    def prove(_identity: Identity, path: bytes) -> StaleReason | None:
+        asked.append(path)
+        return None if path == b"/18" else StaleReason.GONE
+
+    outcome = engine.resolve([A, B], once_more(failed, [A]), prove)
+    assert outcome.resolved[A].path == b"/18"
+    assert outcome.resolved[A].source is Source.SCAN
+    assert asked[0] == b"/stored"
+    assert asked[-1] == b"/18"
+    assert B in outcome.unresolved
