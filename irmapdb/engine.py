@@ -177,7 +177,11 @@ class _Batch:
         self._disproved.append(Disproved(identity, path, source, reason))
         if identity in self.pending:
             shared = reason is StaleReason.AMBIGUOUS
-            what = "shares its handle with other files" if shared else f"is {reason}"
+            what = (
+                "may be another file, as the kernel shows the same of several"
+                if shared
+                else f"is {reason}"
+            )
             tried, said = Tried(source, f"{printable(path)} {what}"), self.pending[identity]
             # A walk may come by several times, and thousands of files may look alike.
             if len(said) < _MOST_TRIED and tried not in said:

@@ -220,6 +220,7 @@ class Mount(NamedTuple):
     fstype: str
     source: bytes
     super_options: bytes
+    """As it stands there, escapes and all: a comma of a name is no end of an option."""
 
 
 class CacheEntry(NamedTuple):

@@ -41,6 +41,12 @@ _log = logging.getLogger(__name__)
 _PATIENCE_S = 5.0
 """How long all of a filesystem's answers may take where they come from somebody else."""
 
+_MOST_HELD_OPEN = 128
+"""Descriptors of mounts, of all roots together: a process may open 1,024."""
+
+_LOOK_AGAIN_S = 0.1
+"""How long the tasks stand still for what is asked for once more."""
+
 _BATCH = 16
 """Of what is asked for once more in the freeze: so many in vain, and the rest can wait."""
 
@@ -133,11 +139,17 @@ class Search:
 
     def hold_open(self) -> None:
         """Open what filesystems are asked through `at_once`: until the end, nothing else is."""
-        identities = (*self.outcome.resolved, *self.outcome.unresolved)
-        kdevs = dict.fromkeys(identity.kdev for identity in identities)
-        for place in self._places():
-            ways = ((kdev, place.root.on_the_way(kdev)) for kdev in kdevs)
-            place.doors.keep(kdev for kdev, way in ways if not self._config.may_wait(way))
+        left = _MOST_HELD_OPEN
+        for key in (_MAIN, *self._nested):
+            place = self._place_of(key)
+            if key:
+                found = (one for one, where in self._found_in.items() if where == key)
+                kdevs = {one.kdev for one in (*found, *place.failed)}
+            else:
+                kdevs = {one.kdev for one in (*self.outcome.resolved, *self.outcome.unresolved)}
+            ways = ((kdev, place.root.on_the_way(kdev)) for kdev in sorted(kdevs))
+            quick = [kdev for kdev, way in ways if not self._config.may_wait(way)]
+            left -= place.doors.keep(quick, left)
 
     def resolve(self, files: Iterable[WatchFile], *, at_once: bool = False) -> None:
         """Resolve what the files watch and is neither resolved nor given up yet.
@@ -271,14 +283,20 @@ class Search:
 
     def _look_again(self) -> None:
         left: set[Identity] = set()
+        until = time.monotonic() + _LOOK_AGAIN_S
         for key in (_MAIN, *self._nested):
-            failed = list(self._place_of(key).failed)
+            place = self._place_of(key)
+            may_wait = self._config.may_wait
+            kdevs = {one.kdev for one in place.failed}
+            waits = {kdev for kdev in kdevs if may_wait(place.root.on_the_way(kdev))}
+            left |= {one for one in place.failed if one.kdev in waits and self._is_missing(one)}
+            failed = [
+                one for one in place.failed if one.kdev not in waits and self._is_missing(one)
+            ]
             for start in range(0, len(failed), _BATCH):
-                batch = [one for one in failed[start : start + _BATCH] if self._is_missing(one)]
-                if not batch:
-                    continue
+                batch = failed[start : start + _BATCH]
                 left |= self._ask_at_rest(key, batch)
-                if all(map(self._is_missing, batch)):
+                if all(map(self._is_missing, batch)) or time.monotonic() > until:
                     self._put_off[key] = failed[start + _BATCH :]
                     break
         self._leave(left)
@@ -305,12 +323,9 @@ class Search:
         # Nobody but the kernel is asked: whatever was renamed is in its cache of names, or has
         # one of the paths that failed; and the tasks' open files are too many to look through.
         place = self._place_of(key)
-        kdevs = {identity.kdev for identity in batch}
-        waits = {kdev for kdev in kdevs if self._config.may_wait(place.root.on_the_way(kdev))}
-        quick = [identity for identity in batch if identity.kdev not in waits]
         with place.doors.only_kept():
             handles = [one for one in place.resolvers if one.source is Source.HANDLE]
-            outcome = self._ask(place, quick, handles)
+            outcome = self._ask(place, batch, handles)
         hidden = {
             one.identity
             for one in outcome.disproved

@@ -32,7 +32,7 @@ from irmapdb.check.verdicts import (
 from irmapdb.check.walks import Walks
 from irmapdb.config import HINTS
 from irmapdb.kernel import syscalls
-from irmapdb.kernel.identity import disproof, identify_fd
+from irmapdb.kernel.identity import disproof, proves
 from irmapdb.resolvers import Handles, OpenFiles, Scan
 from irmapdb.resolvers.mountpoints import at_mount_points
 
@@ -360,7 +360,7 @@ def _on_device(kdev: int, batch: Iterable[Facts]) -> list[Facts]:
 
 def _is(identity: Identity, root: Root, fd: int) -> bool:
     try:
-        return identify_fd(root, fd).matches(identity)
+        return proves(root, identity, fd)
     except OSError:
         return False
 

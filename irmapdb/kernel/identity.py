@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from irmapdb.kernel.root import Root
     from irmapdb.model import Mount
 
-__all__ = ["disproof", "disproof_of_watch", "identify", "identify_fd", "mount_id"]
+__all__ = ["disproof", "disproof_of_watch", "identify", "identify_fd", "mount_id", "proves"]
 
 _MAY_WAIT = Config().may_wait
 
@@ -134,12 +134,20 @@ def disproof_of_watch(
     return None if found.handle is None else StaleReason.REUSED
 
 
+def proves(root: Root, wanted: Identity, fd: int) -> bool:
+    """Whether an open descriptor is the inode that is wanted, and no other. OSError as above."""
+    return _disproof_fd(root, wanted, fd) is None
+
+
 def _disproof_fd(root: Root, wanted: Identity, fd: int) -> StaleReason | None:
     mount = _mount_by_handle(root, wanted, fd)
     if mount is not None:
         return StaleReason.AMBIGUOUS if may_be_another(mount, wanted, fd) else None
     found = identify_fd(root, fd)
     if found.matches(wanted):
+        mount = root.mount_by_id(mount_id(fd))
+        if mount is not None and may_be_another(mount, wanted, fd):
+            return StaleReason.AMBIGUOUS
         by_handle = found.handle is not None and wanted.handle is not None
         # A number alone counts only where it is one of the superblock's own, which overlayfs
         # does not give to what it takes from layers on several filesystems.

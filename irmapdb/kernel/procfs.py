@@ -178,7 +178,7 @@ def _mount(line: bytes) -> Mount | None:
             # What follows `fuse.` the filesystem's server has chosen.
             fstype=printable(_unescape(tail[0])),
             source=_unescape(tail[1]),
-            super_options=_unescape(tail[2]),
+            super_options=tail[2],
         )
     except ValueError:
         return None

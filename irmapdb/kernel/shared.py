@@ -8,8 +8,11 @@ has no path that is known to be right, and a wrong one is worse than none.
   (ovl_hash_bylower() of fs/overlayfs/inode.c, ovl_dentry_to_fid() of export.c). Once it is
   copied up the name has a file of its own, with another number and the old handle. (A file that
   had one name there and got others on the overlay looks just the same, and has no path either.)
+  Where the layers count their inodes apart, on two filesystems without xino or two subvolumes of
+  one btrfs, the copy may by chance have the very number of the one below, and nobody can tell.
 - overlay, two lower layers without a UUID (squashfs): the handle is that of the file below, and
-  the UUID in front of it is to say in which layer (struct ovl_fb of fs/overlayfs/overlayfs.h).
+  the UUID in front of it is to say in which layer (struct ovl_fb of fs/overlayfs/overlayfs.h). A
+  directory has a number of its own, and so has a file with xino or on one filesystem.
 - btrfs, inode 2: what a snapshot shows in place of a subvolume (new_simple_dir() of
   fs/btrfs/inode.c).
 - tracefs: all files of an event system have one number (fs/tracefs/event_inode.c). debugfs and
@@ -24,6 +27,8 @@ import stat
 import struct
 from functools import lru_cache
 from typing import TYPE_CHECKING
+
+from irmapdb.model import kdev_of
 
 if TYPE_CHECKING:
     from irmapdb.model import Identity, Mount
@@ -73,36 +78,38 @@ def _is_shared_on_overlay(mount: Mount, wanted: Identity, fd: int) -> bool:
     if flags & _OF_UPPER_LAYER:
         return False
     layers, parts = _layers(mount.super_options)
-    if uuid == _NO_UUID and layers > 1:
-        return True
-    if not parts:
-        return False
     status = os.fstat(fd)
-    if stat.S_ISDIR(status.st_mode):
-        return False
-    return status.st_nlink > 1 or status.st_ino != wanted.ino
+    directory = stat.S_ISDIR(status.st_mode)
+    if status.st_ino != wanted.ino and (layers > 1 or (parts and not directory)):
+        return True
+    if directory:
+        return False  # no two have one number
+    # With one number space for all layers, the number says what the handle does not.
+    one_space = kdev_of(os.major(status.st_dev), os.minor(status.st_dev)) == mount.kdev
+    if uuid == _NO_UUID and layers > 1 and not one_space:
+        return True
+    return parts and status.st_nlink > 1
 
 
 @lru_cache(maxsize=64)
 def _layers(super_options: bytes) -> tuple[int, bool]:
     """How many lower layers an overlay has, and whether the links of a file part on a write."""
-    # A backslash stands before a colon or a comma of a name.
-    options = re.split(rb"(?<!\\),", super_options)
-    lowers = [
-        value
-        for name, _, value in (one.partition(b"=") for one in options)
-        if name in {b"lowerdir", b"lowerdir+"}
-    ]
-    count = sum(len(re.split(rb"(?<!\\):", value)) for value in lowers)
-    writable = any(one.startswith(b"upperdir=") for one in options)
+    # A comma of a name stands there in octal; a colon of a name has a backslash before it, in
+    # octal too. Behind two colons are layers for data alone, of which nothing is a handle.
+    options = [one.partition(b"=") for one in super_options.split(b",")]
+    count = 0
+    for name, _, value in options:
+        if name in {b"lowerdir", b"lowerdir+"}:
+            count += len(re.split(rb"(?<!\\134):", value.partition(b"::")[0]))
+    writable = any(name == b"upperdir" for name, _, _ in options)
     return count, writable and not _has_index(options)
 
 
-def _has_index(options: list[bytes]) -> bool:
+def _has_index(options: list[tuple[bytes, bytes, bytes]]) -> bool:
     # Shown where it is not the module's own choice (ovl_show_options() of fs/overlayfs/params.c).
-    for one in options:
-        if one.startswith(b"index="):
-            return one == b"index=on"
+    for name, _, value in options:
+        if name == b"index":
+            return value == b"on"
     try:
         with open("/sys/module/overlay/parameters/index", "rb") as parameter:
             return parameter.read(1) == b"Y"

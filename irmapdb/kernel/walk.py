@@ -248,9 +248,9 @@ def _number(fd: int) -> object:
 
 
 def _handle(fd: int) -> object:
-    # None: it has none, and may be any.
+    # None: it has none, and may be any. The number too: layers without a UUID share handles.
     try:
-        return syscalls.name_to_handle_at(fd, b"", _EMPTY_PATH)[0]
+        return syscalls.name_to_handle_at(fd, b"", _EMPTY_PATH)[0], os.fstat(fd).st_ino
     except OSError:
         return None
 

@@ -23,9 +23,8 @@ __all__ = ["Doors"]
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK
 
-# A device may be mounted at thousands of places, and a process may open 1,024 files.
 _MOST_OF_A_DEVICE = 8
-_MOST = 128
+"""Of the thousands of places where it may be mounted."""
 
 
 class Doors:
@@ -59,19 +58,36 @@ class Doors:
         finally:
             os.close(path_fd)
 
-    def keep(self, kdevs: Iterable[int]) -> None:
-        """Open mounts of these devices, those that show most of it first, and hold them open."""
+    def keep(self, kdevs: Iterable[int], most: int) -> int:
+        """Open mounts of these devices, those that show most of it first, and hold them open.
+
+        At most so many; how many there are then. Where no more can be opened, that is all.
+        """
+        before = len(self._kept)
         for kdev in kdevs:
-            for mount in self._root.mounts_of(kdev)[:_MOST_OF_A_DEVICE]:
-                if len(self._kept) >= _MOST:
-                    return
+            found = 0
+            for mount in self._root.mounts_of(kdev):
+                if found == _MOST_OF_A_DEVICE or len(self._kept) - before >= most:
+                    break
                 try:
-                    fd = self._root.open(mount.mountpoint, _DIRECTORY)
-                except OSError:
-                    continue  # a file bound over another, or refused
-                old = self._kept.setdefault(_which(fd), fd)
-                if old != fd:
-                    os.close(fd)
+                    found += self._keep(mount.mountpoint)
+                except OSError as error:
+                    if error.errno in {errno.EMFILE, errno.ENFILE}:
+                        return len(self._kept) - before
+        return len(self._kept) - before
+
+    def _keep(self, mountpoint: bytes) -> bool:
+        fd = self._root.open(mountpoint, _DIRECTORY)  # ENOTDIR: a file bound over another
+        try:
+            which = _which(fd)
+        except OSError:
+            os.close(fd)
+            raise
+        if which in self._kept:
+            os.close(fd)
+            return False
+        self._kept[which] = fd
+        return True
 
     @contextmanager
     def only_kept(self) -> Iterator[None]:

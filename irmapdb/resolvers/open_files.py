@@ -34,6 +34,7 @@ class OpenFiles:
     def __call__(self, wanted: Wanted) -> Iterator[Answer]:
         kdevs = {identity.kdev for identity in wanted}
         by_ino: dict[int, list[Identity]] = {}
+        deleted: set[Identity] = set()
         for identity in wanted:
             by_ino.setdefault(identity.ino, []).append(identity)
         # A task has more maps than descriptors: they are looked at only for what is left.
@@ -42,12 +43,17 @@ class OpenFiles:
                 for file in held_by(pid, self._proc):
                     path = self._root.strip(file.path)
                     if path:
-                        yield from self._look(file.link, path, by_ino, kdevs)
+                        yield from self._look(file.link, path, by_ino, kdevs, deleted)
         for identity in list(wanted):
             yield Note(identity, "no task has it open")
 
     def _look(
-        self, link: str, path: bytes, by_ino: dict[int, list[Identity]], kdevs: set[int]
+        self,
+        link: str,
+        path: bytes,
+        by_ino: dict[int, list[Identity]],
+        kdevs: set[int],
+        deleted: set[Identity],
     ) -> Iterator[Answer]:
         try:
             fd = os.open(link, os.O_PATH | os.O_CLOEXEC)
@@ -73,6 +79,7 @@ class OpenFiles:
                 continue
             if status.st_nlink:
                 yield Candidate(identity, path)
-            else:
+            elif identity not in deleted:  # it may be open a thousand times
+                deleted.add(identity)
                 yield from at_mount_points(self._root, identity.kdev, [identity])
                 yield Deleted(identity)

@@ -236,6 +236,15 @@ def test_wrong_path_below_a_mount_that_hides_the_file(bench: Bench, area: MountA
     assert (verdict, said, did) == (Verdict.WRONG_PATH, said, Outcome.WRONG_PATH), run
 
 
+def test_a_name_that_may_be_another_file_is_not_called_right(bench: Bench, area: MountArea) -> None:
+    place = area.place("overlay-lower")
+    watched = bench.target.add_inotify(place.linked)
+    for scan_path in (place.linked, place.directory / "dir" / "hard"):
+        verdict, said, did, _, run = bench.compare(watched, scan_paths=[scan_path])
+        assert (verdict, said) == (Verdict.WRONG_PATH, Outcome.WRONG_PATH), run
+        assert did in {Outcome.PATH, Outcome.WRONG_PATH}
+
+
 @pytest.mark.parametrize("named", ["file", "directory"])
 def test_scan_path_makes_the_difference(named: str, bench: Bench, area: MountArea) -> None:
     place = area.place("overlay-lower")

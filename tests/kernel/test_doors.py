@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import subprocess
 import sys
 from functools import partial
@@ -103,7 +104,7 @@ def test_what_is_kept_is_the_mount_that_a_lookup_meets(area: MountArea, root: Ro
     doors = Doors(root)
     path = os.fsencode(place)
     before = open_descriptors()
-    doors.keep([superblock_kdev(place)])
+    doors.keep([superblock_kdev(place)], 128)
     with doors.only_kept():
         fd = doors.open(path)
         assert (os.fstat(fd).st_ino, _mount_of(fd)) == (os.stat(place).st_ino, mount_id(place))
@@ -125,6 +126,37 @@ def test_what_is_kept_is_the_mount_that_a_lookup_meets(area: MountArea, root: Ro
     assert open_descriptors() == before
     with doors.only_kept(), pytest.raises(BlockingIOError):
         doors.open(path)
+
+
+def test_so_many_are_kept_and_no_more(area: MountArea, root: Root) -> None:
+    place = area.ext4().mountpoint
+    # Files that are bound show the least of it, and come first by the length of their roots.
+    for number in range(12):
+        (place / f"{number}").touch()
+        (area.path / f"file{number}").touch()
+        area.bind(place / f"{number}", area.path / f"file{number}")
+        (place / "a long name" / f"{number}").mkdir(parents=True)
+        (area.path / f"directory{number}").mkdir()
+        area.bind(place / "a long name" / f"{number}", area.path / f"directory{number}")
+    root.refresh()
+    kdev = superblock_kdev(area.path / "directory0")
+    before = open_descriptors()
+    doors = Doors(root)
+    assert doors.keep([kdev], 2) == 2
+    doors.close()
+    assert doors.keep([kdev], 128) == 8
+    with doors.only_kept():
+        os.close(doors.open(os.fsencode(area.path / "directory0")))
+    doors.close()
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    os.close(free := os.dup(0))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free + 4, limits[1]))
+    try:
+        assert 0 < doors.keep([kdev], 128) < 8
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    doors.close()
+    assert open_descriptors() == before
 
 
 def _mount_of(fd: int) -> int:

@@ -98,17 +98,49 @@ def _squashed(area: MountArea, name: str) -> Path:
     return area.squashfs(content, name).mountpoint
 
 
-def test_two_layers_without_a_uuid_are_not_told_apart(
+def test_files_of_two_layers_without_a_uuid_are_not_told_apart(
     area: MountArea, root: Root, watch: Watch
 ) -> None:
     layers = [_squashed(area, name) for name in ("apple", "banana")]
     base = area.ext4("layers").mountpoint
     top = area.overlay(lower=f"{layers[0]}:{layers[1]}", upper_base=base).mountpoint
-    assert watch(top / "apple" / "file").handle == watch(top / "banana" / "file").handle
-    for name in ("apple", "banana"):
-        for path in (top / name, top / name / "file"):
-            assert disproof(root, watch(path), os.fsencode(path)) is StaleReason.AMBIGUOUS
-    assert disproof(root, watch(top), os.fsencode(top)) is None  # of the upper layer
+    apple, banana = top / "apple", top / "banana"
+    assert watch(apple / "file").handle == watch(banana / "file").handle
+    assert watch(apple).handle == watch(banana).handle
+    for file in (apple / "file", banana / "file"):
+        assert disproof(root, watch(file), os.fsencode(file)) is StaleReason.AMBIGUOUS
+    # Directories have numbers of their own.
+    for path, other in ((apple, banana), (banana, apple)):
+        assert disproof(root, watch(path), os.fsencode(path)) is None
+        assert disproof(root, watch(path), os.fsencode(other)) is StaleReason.AMBIGUOUS
+    assert disproof(root, watch(top), os.fsencode(top)) is None
+
+
+def test_with_xino_they_are(area: MountArea, root: Root, watch: Watch) -> None:
+    layers = [_squashed(area, name) for name in ("apple", "banana")]
+    base = area.ext4("layers").mountpoint
+    lower = f"{layers[0]}:{layers[1]}"
+    top = area.overlay(lower=lower, upper_base=base, options="xino=on").mountpoint
+    files = (top / "apple" / "file", top / "banana" / "file")
+    for path, other in (files, files[::-1]):
+        assert disproof(root, watch(path), os.fsencode(path)) is None
+        assert disproof(root, watch(path), os.fsencode(other)) is StaleReason.AMBIGUOUS
+
+
+def test_a_copy_of_a_layer_has_its_uuid(area: MountArea, root: Root, watch: Watch) -> None:
+    first = area.ext4("first").mountpoint
+    (first / "apple").mkdir()
+    run("sync")
+    run("cp", area.path / "first.image", area.path / "copy.image")
+    second = area.mount(area.path / "copy.image", "second", "ext4", "loop")
+    (second / "apple").rename(second / "banana")
+    base = area.ext4("layers").mountpoint
+    top = area.overlay(lower=f"{first}:{second}", upper_base=base).mountpoint
+    apple, banana = top / "apple", top / "banana"
+    assert watch(apple).handle == watch(banana).handle
+    for path, other in ((apple, banana), (banana, apple)):
+        assert disproof(root, watch(path), os.fsencode(path)) is None
+        assert disproof(root, watch(path), os.fsencode(other)) is StaleReason.AMBIGUOUS
 
 
 def test_one_layer_without_a_uuid_is_enough(area: MountArea, root: Root, watch: Watch) -> None:
@@ -152,10 +184,11 @@ def test_the_root_of_securityfs_has_a_common_number(
 @pytest.mark.parametrize(
     ("options", "shared"),
     [
-        (rb"rw,lowerdir=/one\:other,upperdir=/u,workdir=/w", False),
+        (rb"rw,lowerdir=/one\134:other,upperdir=/u,workdir=/w", False),
+        (rb"rw,lowerdir=/one::/data,upperdir=/u,workdir=/w", False),
         (rb"rw,lowerdir=/one:/other,upperdir=/u,workdir=/w", True),
         (rb"rw,lowerdir+=/one,lowerdir+=/other,index=on", True),
-        (rb"rw,lowerdir=/one\,lowerdir=/other,index=on,upperdir=/u", False),
+        (rb"rw,lowerdir+=/one\054lowerdir+=/other,upperdir=/u", False),
     ],
 )
 def test_layers_are_counted(options: bytes, shared: bool, tmp_path: Path) -> None:  # noqa: FBT001
