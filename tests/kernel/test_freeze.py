@@ -77,7 +77,7 @@ def test_parents_come_before_their_children(start):
 
 @pytest.mark.parametrize("what", ["forks", "chain"])
 def test_a_tree_that_grows_all_the_time_is_held_whole(start, way, what):
-    target = start(what, 1000)
+    target = start(what, 300)
     options = way(target.pid)
     sizes = []
     for _ in range(10):
