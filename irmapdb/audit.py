@@ -470,10 +470,10 @@ class Audit:
         known: dict[FileHandle, Fate],
     ) -> Finding:
         identity, path = mapping.identity, mapping.path
-        found, changed_at, unseen = self._trace(path)
         if reason is StaleReason.AMBIGUOUS:
             shared = Evidence(reason, unseen="the kernel shows the same of several files there")
             return Finding(mapping, Verdict.UNREACHABLE, shared)
+        found, changed_at, unseen = self._trace(path)
         if reason is StaleReason.UNREACHABLE:
             # What can be looked at now was not to be looked at before.
             unseen = unseen or "the first look at it failed"

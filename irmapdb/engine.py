@@ -39,6 +39,8 @@ __all__ = [
 _MOST_TRIED = 16
 """What is kept of why an inode has no path: for people to read."""
 
+_SHARED = "may be another file, as the kernel shows the same of several"
+
 
 class Candidate(NamedTuple):
     """A path that may be the answer."""
@@ -176,12 +178,7 @@ class _Batch:
             return
         self._disproved.append(Disproved(identity, path, source, reason))
         if identity in self.pending:
-            shared = reason is StaleReason.AMBIGUOUS
-            what = (
-                "may be another file, as the kernel shows the same of several"
-                if shared
-                else f"is {reason}"
-            )
+            what = _SHARED if reason is StaleReason.AMBIGUOUS else f"is {reason}"
             tried, said = Tried(source, f"{printable(path)} {what}"), self.pending[identity]
             # A walk may come by several times, and thousands of files may look alike.
             if len(said) < _MOST_TRIED and tried not in said:

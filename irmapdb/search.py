@@ -140,16 +140,14 @@ class Search:
     def hold_open(self) -> None:
         """Open what filesystems are asked through `at_once`: until the end, nothing else is."""
         left = _MOST_HELD_OPEN
+        everything = (*self.outcome.resolved, *self.outcome.unresolved)
+        kdevs = {_MAIN: {identity.kdev for identity in everything}}
+        for identity, key in self._found_in.items():
+            kdevs.setdefault(key, set()).add(identity.kdev)
         for key in (_MAIN, *self._nested):
             place = self._place_of(key)
-            if key:
-                found = (one for one, where in self._found_in.items() if where == key)
-                kdevs = {one.kdev for one in (*found, *place.failed)}
-            else:
-                kdevs = {one.kdev for one in (*self.outcome.resolved, *self.outcome.unresolved)}
-            ways = ((kdev, place.root.on_the_way(kdev)) for kdev in sorted(kdevs))
-            quick = [kdev for kdev, way in ways if not self._config.may_wait(way)]
-            left -= place.doors.keep(quick, left)
+            wanted = kdevs.get(key, set()) | {identity.kdev for identity in place.failed}
+            left -= place.doors.keep(sorted(wanted - self._that_wait(place, wanted)), left)
 
     def resolve(self, files: Iterable[WatchFile], *, at_once: bool = False) -> None:
         """Resolve what the files watch and is neither resolved nor given up yet.
@@ -257,14 +255,16 @@ class Search:
     def _waits(self, identity: Identity) -> bool:
         return self._config.may_wait(self._main.root.on_the_way(identity.kdev))
 
+    def _that_wait(self, place: _Place, kdevs: Iterable[int]) -> set[int]:
+        return {kdev for kdev in kdevs if self._config.may_wait(place.root.on_the_way(kdev))}
+
     def _run(
         self, place: _Place, identities: Iterable[Identity], *, at_once: bool = False
     ) -> Outcome:
         by_kdev: dict[int, list[Identity]] = {}
         for identity in identities:
             by_kdev.setdefault(identity.kdev, []).append(identity)
-        waiting = [kdev for kdev in by_kdev if self._config.may_wait(place.root.on_the_way(kdev))]
-        aside = [by_kdev.pop(kdev) for kdev in waiting]
+        aside = [by_kdev.pop(kdev) for kdev in sorted(self._that_wait(place, by_kdev))]
         quick = itertools.chain.from_iterable(by_kdev.values())
         if at_once:
             resolvers = [one for one in place.resolvers if one is not place.scan]
@@ -286,13 +286,10 @@ class Search:
         until = time.monotonic() + _LOOK_AGAIN_S
         for key in (_MAIN, *self._nested):
             place = self._place_of(key)
-            may_wait = self._config.may_wait
-            kdevs = {one.kdev for one in place.failed}
-            waits = {kdev for kdev in kdevs if may_wait(place.root.on_the_way(kdev))}
-            left |= {one for one in place.failed if one.kdev in waits and self._is_missing(one)}
-            failed = [
-                one for one in place.failed if one.kdev not in waits and self._is_missing(one)
-            ]
+            missing = [one for one in place.failed if self._is_missing(one)]
+            waits = self._that_wait(place, {one.kdev for one in missing})
+            left.update(one for one in missing if one.kdev in waits)
+            failed = [one for one in missing if one.kdev not in waits]
             for start in range(0, len(failed), _BATCH):
                 batch = failed[start : start + _BATCH]
                 left |= self._ask_at_rest(key, batch)
@@ -318,27 +315,27 @@ class Search:
         return failure is not None and not failure.deleted
 
     def _ask_at_rest(self, key: _Key, batch: Collection[Identity]) -> set[Identity]:
-        # What that leaves to be looked for; not what has the path still that failed before: no
-        # rename is under way there, but a mount covers it, and a second scan would find no more.
-        # Nobody but the kernel is asked: whatever was renamed is in its cache of names, or has
-        # one of the paths that failed; and the tasks' open files are too many to look through.
+        # Gives back what is still to be looked for. Nobody but the kernel is asked: whatever was
+        # renamed is in its cache of names, or has one of the paths that failed; and the tasks'
+        # open files are too many to look through. What is told the very path that failed before
+        # is not being renamed, but covered by a mount: a second scan would find no more.
         place = self._place_of(key)
         with place.doors.only_kept():
             handles = [one for one in place.resolvers if one.source is Source.HANDLE]
             outcome = self._ask(place, batch, handles)
-        hidden = {
+        covered = {
             one.identity
             for one in outcome.disproved
             if one.path in {before.path for before in place.failed[one.identity]}
         }
         outcome.unresolved, open_ended = _parted(outcome.unresolved)
-        moving = [one for one in open_ended if one not in hidden]
+        moving = [one for one in open_ended if one not in covered]
         outcome.update(self._ask(place, moving, once_more(place.failed, moving)))
         outcome.unresolved, _ = _parted(outcome.unresolved)
         if key:
             self._found_in.update(dict.fromkeys(outcome.resolved, key))
         self.outcome.update(outcome)
-        return {one for one in batch if self._is_missing(one)} - hidden
+        return {one for one in batch if self._is_missing(one)} - covered
 
     def _ask_aside(self, place: _Place, identities: list[Identity]) -> Outcome:
         # The child has no business with our database: what it may need is loaded before.

@@ -140,7 +140,7 @@ class Observer:
             root for root in self._scene.nested if not may_wait(root.on_the_way(identity.kdev))
         )
         for root in (self._root, *nested):
-            for candidate in at_mount_points(root, identity.kdev, [identity]):
+            for candidate in at_mount_points(root, [identity]):
                 if disproof(root, *candidate) is None:
                     if root is self._root:
                         return SearchLook(candidate.path, hinted=self._hinted(candidate.path))

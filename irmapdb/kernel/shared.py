@@ -21,14 +21,13 @@ has no path that is known to be right, and a wrong one is worse than none.
 
 from __future__ import annotations
 
-import os
 import re
 import stat
 import struct
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from irmapdb.model import kdev_of
+from irmapdb.kernel import syscalls
 
 if TYPE_CHECKING:
     from irmapdb.model import Identity, Mount
@@ -58,7 +57,7 @@ def may_be_another(mount: Mount, wanted: Identity, fd: int) -> bool:
             return (
                 handle is not None
                 and handle.type in _BTRFS_HANDLES
-                and (handle.data[:8] == _BTRFS_PLACEHOLDER)
+                and handle.data.startswith(_BTRFS_PLACEHOLDER)
             )
         case "tracefs":
             return True
@@ -78,17 +77,16 @@ def _is_shared_on_overlay(mount: Mount, wanted: Identity, fd: int) -> bool:
     if flags & _OF_UPPER_LAYER:
         return False
     layers, parts = _layers(mount.super_options)
-    status = os.fstat(fd)
-    directory = stat.S_ISDIR(status.st_mode)
-    if status.st_ino != wanted.ino and (layers > 1 or (parts and not directory)):
+    known = syscalls.statx(fd)
+    directory = stat.S_ISDIR(known.mode)
+    if known.ino != wanted.ino and (layers > 1 or (parts and not directory)):
         return True
     if directory:
         return False  # no two have one number
     # With one number space for all layers, the number says what the handle does not.
-    one_space = kdev_of(os.major(status.st_dev), os.minor(status.st_dev)) == mount.kdev
-    if uuid == _NO_UUID and layers > 1 and not one_space:
+    if uuid == _NO_UUID and layers > 1 and known.st_kdev != mount.kdev:
         return True
-    return parts and status.st_nlink > 1
+    return parts and known.nlink > 1
 
 
 @lru_cache(maxsize=64)

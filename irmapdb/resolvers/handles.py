@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Handles"]
 
 _CANNOT_OPEN = "this filesystem cannot open handles"
+_NO_NAME = "the kernel has no name cached for it"
 
 
 class Handles:
@@ -49,7 +50,9 @@ class Handles:
             mounts = self._root.mounts_of(kdev)
             for mount in mounts:
                 yield from self._through(mount, identities, wanted, notes, deleted)
-            yield from at_mount_points(self._root, kdev, list(wanted))
+            # The root of a mount has a name cached, be it one that was removed.
+            left = [one for one in identities if one in wanted and notes.get(one) != _NO_NAME]
+            yield from at_mount_points(self._root, left)
             yield from deleted.values()
             missing = "" if mounts else f"{format_kdev(kdev)} is not mounted in this root"
             for identity in identities:
@@ -109,7 +112,7 @@ class Handles:
                 if status.st_nlink == 0:
                     return Deleted(identity)
                 if link == b"/" and not stat.S_ISDIR(status.st_mode):
-                    return "the kernel has no name cached for it"
+                    return _NO_NAME
                 path = self._root.strip(link)
         except OSError as error:  # a path beyond PATH_MAX, which no link can tell
             return f"the kernel does not tell its name: {error.strerror}"

@@ -13,7 +13,7 @@ from irmapdb.engine import Candidate
 from irmapdb.kernel import identity as kernel_identity
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator, Sequence
 
     from irmapdb.kernel.root import Root
     from irmapdb.model import FileHandle, Identity
@@ -21,19 +21,17 @@ if TYPE_CHECKING:
 __all__ = ["at_mount_points"]
 
 
-def at_mount_points(root: Root, kdev: int, wanted: Iterable[Identity]) -> Iterator[Candidate]:
-    """The mount points of a device that are what is wanted of it themselves."""
-    by_sign: dict[FileHandle | int | None, list[Identity]] = {}
+def at_mount_points(root: Root, wanted: Sequence[Identity]) -> Iterator[Candidate]:
+    """The mount points that are themselves what is wanted: inodes of one device."""
+    alike: dict[FileHandle | int | None, list[Identity]] = {}
     for identity in wanted:
-        if identity.kdev == kdev:
-            for sign in (identity.handle, identity.ino):
-                by_sign.setdefault(sign, []).append(identity)
-    for mount in root.mounts_of(kdev) if by_sign else ():
+        for sign in (identity.handle, identity.ino):
+            alike.setdefault(sign, []).append(identity)
+    for mount in root.mounts_of(wanted[0].kdev) if wanted else ():
         try:
             found = kernel_identity.identify(root, mount.mountpoint)
         except OSError:
             continue
-        alike = (*by_sign.get(found.handle, ()), *by_sign.get(found.ino, ()))
-        for identity in dict.fromkeys(alike):
+        for identity in dict.fromkeys((*alike.get(found.handle, ()), *alike.get(found.ino, ()))):
             if found.matches(identity):
                 yield Candidate(identity, mount.mountpoint)

@@ -81,5 +81,5 @@ class OpenFiles:
                 yield Candidate(identity, path)
             elif identity not in deleted:  # it may be open a thousand times
                 deleted.add(identity)
-                yield from at_mount_points(self._root, identity.kdev, [identity])
+                yield from at_mount_points(self._root, [identity])
                 yield Deleted(identity)

@@ -87,6 +87,12 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     return asked
 
 
+def plant(watcher: Watcher, path: Path) -> Identity:
+    """A new file, which is watched."""
+    path.touch()
+    return watched_identity(watcher, watcher.add_inotify(path))
+
+
 def swap(path: bytes) -> None:
     """`f` is `f2` now, or the other way round."""
     other = path[:-1] if path.endswith(b"2") else path + b"2"
@@ -105,8 +111,7 @@ def test_it_is_found_as_soon_as_the_tasks_stand_still(
 ) -> None:
     top = area.place(kind).directory / "moving"
     top.mkdir()
-    (top / "f").touch()
-    shown = watched_identity(watcher, watcher.add_inotify(top / "f"))
+    shown = plant(watcher, top / "f")
     search = make(scan_paths=[os.fsencode(top)])
     moving.move = swap
     search.resolve(files_of(watcher))
@@ -124,8 +129,7 @@ def test_under_a_name_that_nobody_had_told_before(
     area: MountArea, watcher: Watcher, make: Make, moving: Tree
 ) -> None:
     top = area.tmpfs()
-    (top / "f").touch()
-    shown = watched_identity(watcher, watcher.add_inotify(top / "f"))
+    shown = plant(watcher, top / "f")
     moving.move = lambda path: os.rename(path, path + b"-") if os.path.lexists(path) else None
     search = make(scan_paths=[os.fsencode(top)])
     search.resolve(files_of(watcher))
@@ -139,8 +143,7 @@ def test_what_is_lost_before_the_freeze_is_found_in_it(
     area: MountArea, watcher: Watcher, make: Make, moving: Tree, stored: Stored
 ) -> None:
     top = area.tmpfs()
-    (top / "f").touch()
-    shown = watched_identity(watcher, watcher.add_inotify(top / "f"))
+    shown = plant(watcher, top / "f")
     stored.add(shown, top / "f")
     search = make()
     search.resolve(files_of(watcher))
@@ -153,14 +156,32 @@ def test_what_is_lost_before_the_freeze_is_found_in_it(
     assert search.outcome.resolved[shown].path == name_in(top)
 
 
+def test_what_is_lost_where_nobody_else_tells_a_path_is_proved_there_again(
+    area: MountArea, watcher: Watcher, make: Make, stored: Stored
+) -> None:
+    """No handle can be opened here, and a stored path alone would not count."""
+    top = area.place("overlay-upper").directory / "moving"
+    top.mkdir()
+    shown = plant(watcher, top / "f")
+    stored.add(shown, top / "f")
+    search = make(scan=False)
+    search.resolve(files_of(watcher))
+    assert search.outcome.resolved[shown].source is Source.STORED
+    (top / "f").rename(top / "f2")
+    search.prove_again([shown])
+    assert shown in search.outcome.unresolved
+    (top / "f2").rename(top / "f")
+    freeze_and_resolve(search, files_of(watcher))
+    assert search.outcome.resolved[shown].path == name_in(top)
+
+
 def test_what_only_a_scan_finds_is_scanned_for_after_it(
     area: MountArea, watcher: Watcher, make: Make, moving: Tree
 ) -> None:
     """No handle can be opened here, and the name is a new one each time."""
     top = area.place("overlay-upper").directory / "moving"
     top.mkdir()
-    (top / "f").touch()
-    shown = watched_identity(watcher, watcher.add_inotify(top / "f"))
+    shown = plant(watcher, top / "f")
     search = make(scan_paths=[os.fsencode(top)])
     moving.move = lambda path: os.rename(path, path + b"-") if os.path.lexists(path) else None
     search.resolve(files_of(watcher))
@@ -202,8 +223,7 @@ def test_what_was_deleted_meanwhile_is_told_as_deleted(
     area: MountArea, watcher: Watcher, make: Make, moving: Tree
 ) -> None:
     top = area.tmpfs()
-    (top / "f").touch()
-    shown = watched_identity(watcher, watcher.add_inotify(top / "f"))
+    shown = plant(watcher, top / "f")
     watcher.open(top / "f")
     moving.move = swap
     search = make(scan=False)
@@ -286,8 +306,7 @@ def test_one_that_moves_among_many_that_a_mount_hides(
     """It is the last one, and not reached in the freeze, but no scan is needed for it."""
     top, _ = hidden
     (top / "moves").mkdir()
-    (top / "moves" / "f").touch()
-    shown = watched_identity(watcher, watcher.add_inotify(top / "moves" / "f"))
+    shown = plant(watcher, top / "moves" / "f")
     moving.move = lambda path: swap(path) if b"/moves/" in path else None
     (file,) = files_of(watcher)
     files = [file._replace(watches=tuple(sorted(file.watches, key=lambda watch: watch.wd)))]
@@ -320,19 +339,38 @@ def test_below_a_mount_of_another_device_nothing_moves(
         run("umount", top / "inside")
 
 
-def test_as_many_as_there_are_are_found(
+@pytest.fixture
+def many(
     area: MountArea, watcher: Watcher, make: Make, moving: Tree
-) -> None:
+) -> tuple[Search, set[Identity]]:
+    """A search that has found none of many watched files, as all are renamed all the time."""
     top = area.tmpfs()
-    for number in range(A_LOT):
-        (top / f"{number}-").touch()
-    shown = {watched_identity(watcher, watcher.add_inotify(path)) for path in top.iterdir()}
+    shown = {plant(watcher, top / f"{number}-") for number in range(A_LOT)}
     moving.move = swap
     search = make(scan=False)
     search.resolve(files_of(watcher))
     assert search.outcome.unresolved.keys() == shown
     moving.runs = False
+    return search, shown
+
+
+def test_as_many_as_there_are_are_found(
+    many: tuple[Search, set[Identity]], watcher: Watcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search, shown = many
+    monkeypatch.setattr(search_module, "_LOOK_AGAIN_S", 60.0)  # a machine may be slow
     freeze_and_resolve(search, files_of(watcher))
+    assert search.outcome.resolved.keys() == shown
+
+
+def test_when_the_time_is_over_the_rest_waits_until_the_tasks_run(
+    many: tuple[Search, set[Identity]], watcher: Watcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search, shown = many
+    monkeypatch.setattr(search_module, "_LOOK_AGAIN_S", 0.0)
+    freeze_and_resolve(search, files_of(watcher))
+    assert 0 < len(search.outcome.resolved) < len(shown)
+    search.resolve(files_of(watcher))
     assert search.outcome.resolved.keys() == shown
 
 

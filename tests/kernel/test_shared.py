@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from irmapdb import audit, steps
+from irmapdb.audit import Verdict
 from irmapdb.kernel.identity import disproof
 from irmapdb.kernel.root import Root
 from irmapdb.kernel.shared import may_be_another
 from irmapdb.model import FileHandle, Identity, Mount, StaleReason
+from tests.kernel.stepping import NO_HINTS
 from tests.kernel.truth import watched_identity
 from tests.support.area import MountArea
 from tests.support.features import require_filesystem
@@ -173,12 +176,35 @@ def test_files_of_tracefs_have_no_number_of_their_own(
     assert disproof(root, watch(path), os.fsencode(path)) is StaleReason.AMBIGUOUS
 
 
+def test_audit_does_not_call_such_a_path_another_file(
+    area: MountArea, watcher: Watcher, tmp_path: Path
+) -> None:
+    place = area.place("overlay-lower")
+    file = place.directory / "file"
+    watcher.add_inotify(file)
+    work = tmp_path / "work"
+    work.mkdir()
+    top = (os.fsencode(place.mountpoint),)
+    steps.pre_dump(steps.Options(watcher.pid, work, scan_paths=top, config=NO_HINTS))
+    (place.directory / "second").hardlink_to(file)
+    options = audit.Options(work / "irmap.db", config=NO_HINTS)
+    (finding,) = audit.audit(options).findings
+    assert (finding.verdict, finding.evidence.reason) == (
+        Verdict.UNREACHABLE,
+        StaleReason.AMBIGUOUS,
+    )
+
+
 def test_the_root_of_securityfs_has_a_common_number(
     area: MountArea, root: Root, watch: Watch
 ) -> None:
     require_filesystem("securityfs")
     top = area.mount("securityfs", "securityfs", "securityfs")
     assert disproof(root, watch(top), os.fsencode(top)) is StaleReason.AMBIGUOUS
+    others = [path for path in top.iterdir() if path.lstat().st_ino != top.lstat().st_ino]
+    assert others
+    for path in others:
+        assert disproof(root, watch(path), os.fsencode(path)) is None
 
 
 @pytest.mark.parametrize(
