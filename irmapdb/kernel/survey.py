@@ -1,7 +1,8 @@
 """All watches of a task tree, read without stopping anyone.
 
 A descriptor that several tasks inherited is one open file description and is read once, as CRIU
-dumps it once (criu/file-ids.c); kcmp(2) tells.
+dumps it once (criu/file-ids.c). kcmp(2) tells, and gives all descriptions of the machine one order,
+so that each descriptor is compared with a few of those that have the same text.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from irmapdb.kernel import procfs, syscalls
 from irmapdb.kernel.tasks import HIDDEN
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from irmapdb.kernel.procfs import RawWatchFile
     from irmapdb.kernel.tasks import Task
@@ -41,52 +42,141 @@ class Survey(NamedTuple):
     files: tuple[RawWatchFile, ...]
     denied: tuple[Denied, ...]
     copies: tuple[Copy, ...] = ()
+    unread: int = 0
+    """How many tasks were not looked at to the end because the time was up."""
 
 
-def read_survey(tasks: Sequence[Task], proc: str = "/proc") -> Survey:
+def read_survey(
+    tasks: Sequence[Task], proc: str = "/proc", over: Callable[[], bool] = lambda: False
+) -> Survey:
     """Read every inotify and fanotify descriptor of the tasks.
 
-    A task or descriptor that vanishes drops out; one that may not be read is in `denied`.
+    A task or descriptor that vanishes drops out; one that may not be read is in `denied`. `over`
+    tells that the time is up: the rest is not read then.
     """
-    files: list[RawWatchFile] = []
-    by_size: dict[int, list[RawWatchFile]] = {}
-    copies: list[Copy] = []
-    denied = []
-    for task in tasks:
+    found = _Descriptions()
+    denied: list[Denied] = []
+    for number, task in enumerate(tasks):
+        if over():
+            return found.survey(denied, len(tasks) - number)
         if task.state == HIDDEN:
             denied.append(Denied(task, f"{proc} hides it"))
             continue
         try:
-            descriptors = procfs.watch_descriptors(task.pid, proc)
-            for fd, kind in descriptors:
+            for fd, kind in procfs.watch_descriptors(task.pid, proc):
+                if over():
+                    return found.survey(denied, len(tasks) - number)
                 raw = procfs.read_raw(task.pid, fd, kind, proc)
-                if raw is None:
-                    continue
-                alike = by_size.setdefault(len(raw.raw), [])
-                original = next((other for other in alike if _shared(raw, other)), None)
-                if original is None:
-                    alike.append(raw)
-                    files.append(raw)
-                else:
-                    copies.append(Copy(task.pid, fd, original))
+                if raw is not None:
+                    found.add(raw)
         except PermissionError as error:
             denied.append(Denied(task, error.strerror or "denied"))
         except (FileNotFoundError, ProcessLookupError):
             continue
-    return Survey(tuple(files), tuple(denied), tuple(copies))
+    return found.survey(denied)
 
 
-def _shared(one: RawWatchFile, other: RawWatchFile) -> bool:
-    # Unequal text is another description, and needs no call to know.
-    if one.raw != other.raw:
-        return False
+class _Descriptions:
+    """The open file descriptions that were read, each once, and the copies of them."""
+
+    def __init__(self) -> None:
+        self._files: list[RawWatchFile] = []
+        self._copies: list[Copy] = []
+        # Unequal text is another description. A text alone of its size need not be hashed.
+        self._alone: dict[int, RawWatchFile] = {}
+        self._alike: dict[bytes, _Alike] = {}
+
+    def add(self, raw: RawWatchFile) -> None:
+        """One descriptor more: of a description of its own, or a copy."""
+        first = self._alone.setdefault(len(raw.raw), raw)
+        original = None
+        if first is not raw:
+            if first.raw not in self._alike:
+                self._alike[first.raw] = _Alike(first)
+            alike = self._alike.get(raw.raw)
+            if alike is None:
+                self._alike[raw.raw] = _Alike(raw)
+            else:
+                original = alike.find_or_add(raw)
+        if original is None:
+            self._files.append(raw)
+        else:
+            self._copies.append(Copy(raw.pid, raw.fd, original))
+
+    def survey(self, denied: Sequence[Denied], unread: int = 0) -> Survey:
+        """All of it."""
+        return Survey(tuple(self._files), tuple(denied), tuple(self._copies), unread)
+
+
+class _Comparable(NamedTuple):
+    """A descriptor that kcmp(2) can compare."""
+
+    pid: int
+    """The task's, or a living thread's: a first thread that has ended has no descriptors."""
+    raw: RawWatchFile
+
+
+class _Alike:
+    """Descriptors with equal text: one of each description, in the order of kcmp(2)."""
+
+    def __init__(self, first: RawWatchFile) -> None:
+        self._sorted: list[_Comparable] = []
+        self._by_fd: dict[int, _Comparable] = {}
+        self.find_or_add(first)
+
+    def find_or_add(self, raw: RawWatchFile) -> RawWatchFile | None:
+        """The descriptor that was read of the same description; None where this is the first.
+
+        None as well where the two cannot be compared: counted twice does no harm.
+        """
+        new = _comparable(raw)
+        if new is None:
+            return None
+        # A child inherits a description under the same number.
+        namesake = self._by_fd.get(raw.fd)
+        if namesake is not None and _order(new, namesake) == 0:
+            return namesake.raw
+        found = self._search(new)
+        self._by_fd[raw.fd] = found or new
+        return None if found is None else found.raw
+
+    def _search(self, new: _Comparable) -> _Comparable | None:
+        low, high = 0, len(self._sorted)
+        while low < high:
+            middle = (low + high) // 2
+            order = _order(new, self._sorted[middle])
+            if order == 0:
+                return self._sorted[middle]
+            if order is not None:
+                low, high = (low, middle) if order < 0 else (middle + 1, high)
+            elif _comparable(new.raw) is None:
+                return None
+            else:  # the one before was closed, or its task has ended
+                del self._sorted[middle]
+                high -= 1
+        self._sorted.insert(low, new)
+        return None
+
+
+def _order(one: _Comparable, other: _Comparable) -> int | None:
+    # None where they cannot be compared (any more).
     try:
-        return syscalls.same_file(one.pid, one.fd, other.pid, other.fd)
+        return syscalls.compare_files(one.pid, one.raw.fd, other.pid, other.raw.fd)
+    except OSError:
+        return None
+
+
+def _comparable(raw: RawWatchFile) -> _Comparable | None:
+    # None where it is gone, may not be looked at, or the kernel has no kcmp(2).
+    try:
+        syscalls.compare_files(raw.pid, raw.fd, raw.pid, raw.fd)
     except OSError:
         pass
+    else:
+        return _Comparable(raw.pid, raw)
     try:
-        # A first thread that has ended has no descriptors to compare.
-        pid, other_pid = (int(procfs.living_thread(raw.pid)) for raw in (one, other))
-        return syscalls.same_file(pid, one.fd, other_pid, other.fd)
+        thread = int(procfs.living_thread(raw.pid))
+        syscalls.compare_files(thread, raw.fd, thread, raw.fd)
     except OSError:
-        return False  # counted twice does no harm
+        return None
+    return _Comparable(thread, raw)

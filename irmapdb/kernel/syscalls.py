@@ -27,6 +27,7 @@ __all__ = [
     "RESOLVE_NO_SYMLINKS",
     "RESOLVE_NO_XDEV",
     "Statx",
+    "compare_files",
     "current_cpu",
     "die_with_parent",
     "filesystem_magic",
@@ -35,7 +36,6 @@ __all__ = [
     "name_to_handle_at",
     "open_by_handle_at",
     "openat2",
-    "same_file",
     "same_memory",
     "statx",
 ]
@@ -303,6 +303,7 @@ def inotify_add_watch(inotify: int, path: bytes, mask: int) -> int:
 
 _KCMP_FILE = 0
 _KCMP_VM = 1
+_KCMP_ORDER = (0, -1, 1)  # equal, less, greater
 
 _kcmp = ctypes.CFUNCTYPE(
     ctypes.c_long,
@@ -316,12 +317,14 @@ _kcmp = ctypes.CFUNCTYPE(
 )(("syscall", _libc))
 
 
-def same_file(pid: int, fd: int, other_pid: int, other_fd: int) -> bool:
-    """Whether two descriptors share one open file description: kcmp(2), KCMP_FILE.
+def compare_files(pid: int, fd: int, other_pid: int, other_fd: int) -> int:
+    """kcmp(2), KCMP_FILE: 0 where two descriptors share one open file description, else -1 or 1.
 
-    ENOSYS: a kernel without CONFIG_KCMP; ESRCH, EBADF: gone; EPERM: may not look.
+    The order of two descriptions stays the same until the machine is started again. ENOSYS: a
+    kernel without CONFIG_KCMP; ESRCH, EBADF: gone; EPERM: may not look.
     """
-    return _check(_kcmp(_SYS_KCMP, pid, other_pid, _KCMP_FILE, fd, other_fd), pid) == 0
+    result = _check(_kcmp(_SYS_KCMP, pid, other_pid, _KCMP_FILE, fd, other_fd), pid)
+    return _KCMP_ORDER[result]
 
 
 def same_memory(pid: int, other: int) -> bool:

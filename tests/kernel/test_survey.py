@@ -1,11 +1,13 @@
 """All watches of a tree, each once, whoever else holds the same descriptor."""
 
+import errno
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
-from irmapdb.kernel import procfs
+from irmapdb.kernel import procfs, syscalls
 from irmapdb.kernel.survey import Denied, read_survey
 from irmapdb.kernel.tasks import HIDDEN, Task, read_task, task_tree
 from irmapdb.model import MarkKind, WatchKind
@@ -68,6 +70,83 @@ def test_many_instances_without_a_watch_are_not_one(watcher):
     survey = survey_of(watcher)
     assert [(raw.pid, raw.fd) for raw in survey.files] == [(watcher.pid, fd) for fd in numbers]
     assert [copy.pid for copy in survey.copies] == [child.pid] * 5
+
+
+def test_equal_descriptors_are_sorted_and_not_compared_pairwise(monkeypatch):
+    """Copies by dup and by fork are found in a number of calls that grows as n log n."""
+    number = 100
+    calls = 0
+    compare = syscalls.compare_files
+
+    def count_and_compare(*descriptors):
+        nonlocal calls
+        calls += 1
+        return compare(*descriptors)
+
+    mine = [syscalls.inotify_init() for _ in range(number)]
+    copies = [os.dup(fd) for fd in mine[::3]]
+    child = os.fork()
+    if not child:
+        signal.pause()
+    try:
+        monkeypatch.setattr(syscalls, "compare_files", count_and_compare)
+        survey = read_survey([read_task(os.getpid()), read_task(child)])
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        for fd in (*mine, *copies):
+            os.close(fd)
+    assert {(one.pid, one.fd) for one in survey.files} == {(os.getpid(), fd) for fd in mine}
+    of = {(copy.pid, copy.fd): copy.of.fd for copy in survey.copies}
+    same = {(os.getpid(), copy): fd for fd, copy in zip(mine[::3], copies, strict=True)}
+    assert of == same | {(child, fd): fd for fd in mine} | {
+        (child, copy): fd for (_, copy), fd in same.items()
+    }
+    descriptors = 2 * (number + len(copies))
+    assert calls < descriptors * (4 + number.bit_length())
+
+
+def test_a_description_whose_first_descriptor_is_closed_meanwhile(watcher, monkeypatch):
+    """What was read first may be gone when the next one is compared with it."""
+    numbers = sorted(watcher.inotify() for _ in range(8))
+    child = watcher.fork()
+    read = procfs.read_raw
+
+    def read_and_close(pid, fd, kind, proc="/proc"):
+        raw = read(pid, fd, kind, proc)
+        if (pid, fd) == (child.pid, numbers[0]):
+            for number in numbers[::2]:
+                watcher.close_fd(number)
+        return raw
+
+    monkeypatch.setattr(procfs, "read_raw", read_and_close)
+    survey = survey_of(watcher)
+    found = [(raw.pid, raw.fd) for raw in survey.files]
+    assert found[:8] == [(watcher.pid, fd) for fd in numbers]
+    assert {copy.fd for copy in survey.copies} >= set(numbers[1::2]), "those are there still"
+    assert {copy.of.pid for copy in survey.copies} == {watcher.pid}
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.ENOSYS])
+def test_without_kcmp_each_is_counted(watcher, monkeypatch, code):
+    def refuse(pid, *_):
+        raise OSError(code, os.strerror(code), pid)
+
+    numbers = [watcher.inotify() for _ in range(3)]
+    child = watcher.fork()
+    monkeypatch.setattr(syscalls, "compare_files", refuse)
+    found = [(raw.pid, raw.fd) for raw in survey_of(watcher).files]
+    assert found == [(task.pid, fd) for task in (watcher, child) for fd in numbers]
+
+
+def test_what_is_not_read_in_time_is_counted(watcher):
+    for _ in range(3):
+        watcher.inotify()
+    tasks = [read_task(watcher.pid), *(read_task(watcher.fork().pid) for _ in range(2))]
+    looks = iter([False] * 6)  # a look for each task and descriptor
+    survey = read_survey(tasks, over=lambda: next(looks, True))
+    assert (len(survey.files), survey.unread) == (3, 2)
+    assert read_survey(tasks, over=lambda: False).unread == 0
 
 
 def test_who_vanishes_drops_out(watcher, tmp_path):
