@@ -16,11 +16,14 @@ import re
 import stat
 import subprocess
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from irmapdb import files
 from irmapdb.errors import FileError
 from irmapdb.model import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 __all__ = [
     "DIRECTORY",
@@ -39,7 +42,8 @@ DIRECTORY = Path("/etc/criu")
 HOOK_NAME = "irmapdb-hook"
 
 _LIMIT_BYTES = 1 << 20
-_OPTION = re.compile(rb'[ \t]*action-script(?:[ \t]+|=)"?([^"#\s]+)"?[ \t]*(?:#.*)?')
+_OPTION = re.compile(rb'[ \t]*action-script(?:[ \t]+|=)"?([^"#\s]+)"?[ \t]*(?:#(.*))?')
+_FOR = b" for "
 _MADE_FILE = b"# made by irmapdb hook --install, which --uninstall undoes"
 _MADE_ALL = b"# made with its directory by irmapdb hook --install, which --uninstall undoes"
 _UNSAFE = re.compile(r'[\s"#]')
@@ -62,6 +66,7 @@ class Did(enum.StrEnum):
     MADE = "made, with the line"
     REPLACED = "line of another irmapdb-hook replaced"
     KEPT = "line is there already"
+    SHARED = "line stays, another runtime was given it as well"
     REMOVED = "line removed"
     UNMADE = "removed, as it held nothing else"
     NOTHING = "nothing of ours in it"
@@ -74,6 +79,8 @@ class Done(NamedTuple):
     did: Did
     other_scripts: tuple[str, ...]
     """Action scripts of other people in it: CRIU calls them as well."""
+    removed_scripts: tuple[Path, ...] = ()
+    """The scripts of ours that were named in the lines that are gone."""
 
 
 def config_files(runtime: Runtime, directory: Path = DIRECTORY) -> tuple[Path, ...]:
@@ -94,8 +101,11 @@ def config_files(runtime: Runtime, directory: Path = DIRECTORY) -> tuple[Path, .
             return (runc, crun) if crun.exists() else (runc,)
 
 
-def line_for(hook: Path) -> str:
-    """The line that makes CRIU call the hook. FileError where CRIU could not read the path."""
+def line_for(hook: Path, runtimes: Iterable[Runtime] = ()) -> str:
+    """The line that makes CRIU call the hook. FileError where CRIU could not read the path.
+
+    Its comment says which runtimes it was added for, as two of them can read one file.
+    """
     text, name = str(hook), printable(hook)
     if not hook.is_absolute() or _UNSAFE.search(text):
         raise FileError(
@@ -103,7 +113,8 @@ def line_for(hook: Path) -> str:
             " or #",
             advice="link it from elsewhere, and name the link with --script",
         )
-    return f"action-script {text}"
+    names = " ".join(sorted(runtimes))
+    return f"action-script {text}" + (f" #{_FOR.decode()}{names}" if names else "")
 
 
 def check_hook(hook: Path) -> None:
@@ -137,17 +148,21 @@ def install(runtime: Runtime, hook: Path, directory: Path = DIRECTORY) -> list[D
 
     FileError where the hook is none, or a file cannot be written or is a symbolic link.
     """
-    line = line_for(hook).encode()
+    line_for(hook)
     check_hook(hook)
-    return [_install(file, line) for file in config_files(runtime, directory)]
+    return [_install(file, hook, runtime) for file in config_files(runtime, directory)]
 
 
 def uninstall(runtime: Runtime, hook: Path | None, directory: Path = DIRECTORY) -> list[Done]:
-    """Undo `install`: take out every irmapdb-hook, and `hook` whatever its name is."""
-    return [_uninstall(file, hook) for file in config_files(runtime, directory)]
+    """Undo `install`: take out every irmapdb-hook, and `hook` whatever its name is.
+
+    A line that another runtime was given as well stays, for that one.
+    """
+    return [_uninstall(file, hook, runtime) for file in config_files(runtime, directory)]
 
 
-def _install(file: Path, line: bytes) -> Done:
+def _install(file: Path, hook: Path, runtime: Runtime) -> Done:
+    line = line_for(hook, [runtime]).encode()
     old = files.read_if_there(file, limit_bytes=_LIMIT_BYTES)
     if old is None:
         header = _MADE_FILE if file.parent.exists() else _MADE_ALL
@@ -157,7 +172,9 @@ def _install(file: Path, line: bytes) -> Done:
     lines = old.split(b"\n")
     ours = [one for one in lines if _is_ours(one, _script(line))]
     others = _others(lines, _script(line))
-    if [_script(one) for one in ours] == [_script(line)]:
+    runtimes = {runtime}.union(*map(_runtimes, ours))
+    line = line_for(hook, runtimes).encode()
+    if [_script(one) for one in ours] == [_script(line)] and _runtimes(ours[0]) == runtimes:
         return Done(file, Did.KEPT, others)
     if ours:
         # In the place of the first.
@@ -168,17 +185,25 @@ def _install(file: Path, line: bytes) -> Done:
     else:
         lines.append(line)  # the last line had no end, and ours has none: to be undone exactly
     _rewrite(file, lines)
-    return Done(file, Did.REPLACED if ours else Did.ADDED, others)
+    if not ours:
+        return Done(file, Did.ADDED, others)
+    same = all(_script(one) == _script(line) for one in ours)
+    return Done(file, Did.KEPT if same else Did.REPLACED, others)
 
 
-def _uninstall(file: Path, hook: Path | None) -> Done:
+def _uninstall(file: Path, hook: Path | None, runtime: Runtime) -> Done:
     old = files.read_if_there(file, limit_bytes=_LIMIT_BYTES)
     lines = [] if old is None else old.split(b"\n")
     own = b"" if hook is None else os.fsencode(hook)
     others = _others(lines, own)
-    kept = [one for one in lines if not _is_ours(one, own)]
-    if kept == lines:
-        return Done(file, Did.NOTHING, others)
+    kept = [one for one in (_without(one, own, runtime) for one in lines) if one is not None]
+    if len(kept) == len(lines):
+        shared = any(_is_ours(one, own) for one in kept)
+        if kept != lines:
+            _rewrite(file, kept)
+        return Done(file, Did.SHARED if shared else Did.NOTHING, others)
+    gone = {_script(one) for one in lines if _is_ours(one, own)} - set(map(_script, kept))
+    scripts = tuple(Path(os.fsdecode(script)) for script in sorted(gone))
     header = kept[0] if kept else b""  # our line alone, without an end
     if header in {_MADE_FILE, _MADE_ALL}:
         del kept[0]
@@ -187,9 +212,29 @@ def _uninstall(file: Path, hook: Path | None) -> Done:
             if header == _MADE_ALL:
                 with contextlib.suppress(OSError):  # somebody else uses it by now
                     file.parent.rmdir()
-            return Done(file, Did.UNMADE, others)
+            return Done(file, Did.UNMADE, others, scripts)
     _rewrite(file, kept)
-    return Done(file, Did.REMOVED, others)
+    return Done(file, Did.REMOVED, others, scripts)
+
+
+def _without(line: bytes, own: bytes, runtime: Runtime) -> bytes | None:
+    # The line without this runtime; None: it was for this one alone, or says for none.
+    if not _is_ours(line, own):
+        return line
+    rest = _runtimes(line) - {runtime}
+    if not rest:
+        return None
+    return line_for(Path(os.fsdecode(_script(line))), rest).encode()
+
+
+def _runtimes(line: bytes) -> set[Runtime]:
+    # Those that the line was added for; of an older irmapdb it does not say.
+    found = _OPTION.fullmatch(line)
+    comment = (found and found[2]) or b""
+    if not comment.startswith(_FOR):
+        return set()
+    words = comment.removeprefix(_FOR).decode("ascii", "replace").split()
+    return {Runtime(word) for word in words if word in set(Runtime)}
 
 
 def _make_directory(directory: Path) -> None:

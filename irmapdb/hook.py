@@ -17,7 +17,13 @@ import stat
 import sys
 import time
 
-__all__ = ["LOG_NAME", "attend", "main"]
+__all__ = ["LOG_NAME", "SCRIPT_VARIABLE", "STRICT_EXIT_CODE", "attend", "main"]
+
+SCRIPT_VARIABLE = "IRMAPDB_HOOK_SCRIPT"
+"""Set by the installed shell script, which has filtered CRIU's calls and remembers them."""
+
+STRICT_EXIT_CODE = 99
+"""What that script gets where the dump shall fail: none that Python ends with by itself."""
 
 LOG_NAME = "irmapdb.log"
 """In the work dir; the one before is kept beside it, with `.old` added."""
@@ -39,6 +45,12 @@ class _CallError(Exception):
 
 def main() -> int:
     """The console script: CRIU's environment in, the exit code out."""
+    code = _main()
+    # The installed script takes this one alone for an order to fail the dump.
+    return STRICT_EXIT_CODE if code and SCRIPT_VARIABLE in os.environ else code
+
+
+def _main() -> int:
     action = os.environ.get("CRTOOLS_SCRIPT_ACTION")
     if action != _ACTION:
         if action is None:
@@ -101,8 +113,8 @@ def attend(pid: int, images: str) -> int:
 
 
 def _attend_once() -> int:
-    memory = _memory_of_call()
-    if _is_remembered(memory):
+    memory = "" if SCRIPT_VARIABLE in os.environ else _memory_of_call()
+    if memory and _is_remembered(memory):
         return 0
     if not os.path.exists("/proc/self/fd/0"):
         os.open(os.devnull, os.O_RDONLY)  # CRIU closes stdin: nothing of ours shall be number 0
@@ -264,7 +276,6 @@ def _memory_of_call() -> str:
 
 
 def _is_remembered(memory: str) -> bool:
-
     try:
         return abs(time.time() - os.lstat(memory).st_mtime) < _MEMORY_S
     except OSError:
@@ -272,13 +283,18 @@ def _is_remembered(memory: str) -> bool:
 
 
 def _remember(memory: str) -> None:
-
+    # And forgets the older ones.
     try:
         os.makedirs(_MEMORY, mode=0o700, exist_ok=True)
         for name in os.listdir(_MEMORY):
             old = os.path.join(_MEMORY, name)
-            if name.startswith("hook-") and time.time() - os.lstat(old).st_mtime > _MEMORY_S:
+            if (
+                name.startswith(("hook-", "reply-"))
+                and time.time() - os.lstat(old).st_mtime > _MEMORY_S
+            ):
                 os.unlink(old)
+        if not memory:
+            return
         flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(memory, flags, 0o600)
         os.utime(fd)

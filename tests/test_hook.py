@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from irmapdb import criuconf, hook, hookjob
+from irmapdb import criuconf, hook, hook_script, hookjob
 from irmapdb.config import Config, HookConfig, load_config, with_environment
 from irmapdb.criuconf import Did, Runtime
 from irmapdb.errors import ConfigError, FileError
@@ -345,7 +345,7 @@ def test_install_and_uninstall_give_every_byte_back(lines, tmp_path_factory):
     file.chmod(0o640)
     (done,) = criuconf.install(Runtime.RUNC, program, directory)
     assert done.did is Did.ADDED
-    line = b"action-script %b" % os.fsencode(program)
+    line = b"action-script %b # for runc" % os.fsencode(program)
     assert file.read_bytes().split(b"\n").count(line) == 1
     assert file.read_bytes().replace(line, b"").split() == before.split()
     assert file.stat().st_mode & 0o777 == 0o640
@@ -380,7 +380,7 @@ def test_a_file_of_our_line_alone_gets_empty(tmp_path):
     file = tmp_path / "default.conf"
     file.write_text("action-script /usr/bin/irmapdb-hook")
     (done,) = criuconf.uninstall(Runtime.CRIU, None, tmp_path)
-    assert done == (file, Did.REMOVED, ())
+    assert done == (file, Did.REMOVED, (), (Path("/usr/bin/irmapdb-hook"),))
     assert file.read_bytes() == b""
 
 
@@ -405,10 +405,42 @@ def test_line_of_another_irmapdb_hook_is_replaced(tmp_path):
     old = '  action-script "/old/bin/irmapdb-hook" # ours\n'
     file.write_text(f"link-remap\n{old}action-script /usr/bin/other\n{old}tcp-close")
     (done,) = criuconf.install(Runtime.RUNC, program, tmp_path)
-    assert done == (file, Did.REPLACED, ("/usr/bin/other",))
+    assert done == (file, Did.REPLACED, ("/usr/bin/other",), ())
     assert file.read_text() == (
-        f"link-remap\naction-script {program}\naction-script /usr/bin/other\ntcp-close"
+        f"link-remap\naction-script {program} # for runc\naction-script /usr/bin/other\ntcp-close"
     )
+
+
+def test_two_runtimes_share_a_file(tmp_path):
+    # podman reads runc's file. Each --uninstall takes out what its own --install put in.
+    program, file = _is_executable(tmp_path), tmp_path / "runc.conf"
+    file.write_text("tcp-close\n")
+    for installed in ((Runtime.RUNC, Runtime.PODMAN), (Runtime.PODMAN, Runtime.RUNC)):
+        for runtime in installed:
+            criuconf.install(runtime, program, tmp_path)
+        assert file.read_text() == f"tcp-close\naction-script {program} # for podman runc\n"
+        (done,) = criuconf.install(Runtime.RUNC, program, tmp_path)
+        assert done.did is Did.KEPT
+        (done,) = criuconf.uninstall(Runtime.PODMAN, None, tmp_path)
+        assert (done.did, done.removed_scripts) == (Did.SHARED, ())
+        assert file.read_text() == f"tcp-close\naction-script {program} # for runc\n"
+        (done,) = criuconf.uninstall(Runtime.PODMAN, None, tmp_path)
+        assert done.did is Did.SHARED
+        (done,) = criuconf.uninstall(Runtime.RUNC, None, tmp_path)
+        assert (done.did, done.removed_scripts) == (Did.REMOVED, (program,))
+        assert file.read_text() == "tcp-close\n"
+
+
+def test_two_runtimes_share_a_new_file(tmp_path):
+    program, directory = _is_executable(tmp_path), tmp_path / "criu"
+    for runtime in (Runtime.CRUN, Runtime.RUNC, Runtime.PODMAN):
+        criuconf.install(runtime, program, directory)
+    # crun got a file of its own, as there was no runc.conf then.
+    criuconf.uninstall(Runtime.RUNC, None, directory)
+    criuconf.uninstall(Runtime.CRUN, None, directory)
+    assert sorted(file.name for file in directory.iterdir()) == ["crun.conf", "runc.conf"]
+    criuconf.uninstall(Runtime.PODMAN, None, directory)
+    assert not directory.exists()
 
 
 def test_what_criu_could_not_execute_is_refused(tmp_path):
@@ -446,15 +478,61 @@ def _irmapdb(*arguments, **environment):
     )
 
 
-def test_command_finds_the_installed_hook(tmp_path):
-    _is_executable(tmp_path)
-    done = _irmapdb("--print", "runc", PATH=f"{tmp_path}:{os.environ['PATH']}")
+def test_command_shows_the_line():
+    done = _irmapdb("--print", "runc")
     assert done.returncode == 0, done.stderr
     assert done.stderr.splitlines() == ["in /etc/criu/runc.conf:"]
     option, _, program = done.stdout.strip().partition(" ")
     assert option == "action-script"
-    assert Path(program).name == "irmapdb-hook"
-    assert os.access(program, os.X_OK)
+    assert program == f"{hook_script.SCRIPT_PATH} # for runc"
+
+
+def test_command_installs_the_script(tmp_path):
+    require_root()
+    script, criu = tmp_path / "lib" / "irmapdb" / "irmapdb-hook", tmp_path / "criu"
+    where = ("--script", str(script), "--criu-dir", str(criu))
+    for runtime in ("runc", "podman", "criu"):
+        done = _irmapdb("--install", runtime, *where)
+        assert done.returncode == 0, done.stderr
+        assert str(script) in done.stderr
+    assert hook_script.is_script(script)
+    assert (script.stat().st_uid, script.stat().st_mode & 0o777) == (0, 0o755)
+    assert _call(script, tmp_path, "post-dump").returncode == 0
+    text = script.read_bytes()
+    _irmapdb("--install", "runc", *where)
+    assert script.read_bytes() == text
+    for runtime in ("criu", "runc", "runc"):
+        _irmapdb("--uninstall", runtime, *where[2:])
+        assert script.exists()
+    done = _irmapdb("--uninstall", "podman", *where[2:])
+    assert f"{script}: removed" in done.stderr
+    assert not script.parent.exists()
+    assert not criu.exists()
+
+
+def test_command_replaces_the_line_of_before(tmp_path):
+    # Until now the line named the program of the Python environment.
+    require_root()
+    script, old = tmp_path / "lib" / "irmapdb" / "irmapdb-hook", _is_executable(tmp_path)
+    criuconf.install(Runtime.RUNC, old, tmp_path)
+    where = ("--script", str(script), "--criu-dir", str(tmp_path))
+    assert "another irmapdb-hook replaced" in _irmapdb("--install", "runc", *where).stdout
+    assert (tmp_path / "runc.conf").read_text().split("\n")[1:] == [
+        f"action-script {script} # for runc",
+        "",
+    ]
+    assert old.exists()
+
+
+def test_command_installs_a_program_of_the_user(tmp_path):
+    own, criu = _is_executable(tmp_path, "own"), tmp_path / "criu"
+    where = ("--script", str(own), "--criu-dir", str(criu))
+    before = own.read_bytes()
+    assert _irmapdb("--install", "runc", *where).returncode == 0
+    assert f"action-script {own} # for runc" in (criu / "runc.conf").read_text()
+    assert _irmapdb("--uninstall", "runc", *where).returncode == 0
+    assert own.read_bytes() == before
+    assert not criu.exists()
 
 
 def test_command_by_hand(watcher, work, tmp_path):

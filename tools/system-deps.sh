@@ -1,7 +1,7 @@
 # Installs the programs that the kernel tests need, where apt-get and root can; else names them.
 set -eu
 
-wanted="bindfs btrfs-progs criu debian-archive-keyring e2fsprogs erofs-utils fuse3 runc sqlite3
+wanted="bindfs btrfs-progs busybox criu debian-archive-keyring e2fsprogs erofs-utils fuse3 runc sqlite3
         squashfs-tools strace uidmap util-linux xfsprogs"
 
 if ! command -v apt-get >/dev/null; then

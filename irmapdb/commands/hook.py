@@ -15,6 +15,7 @@ from irmapdb.commands.options import AsJson, CriuWorkDir, ImagesDir, positive_pi
 from irmapdb.errors import FileError, UsageError
 
 if TYPE_CHECKING:
+    from irmapdb import criuconf
     from irmapdb.criuconf import Done
 
 __all__ = ["add_to"]
@@ -55,7 +56,8 @@ def hook(
         typer.Option(
             readable=False,
             metavar="FILE",
-            help="The hook's program.  [default: the irmapdb-hook of this irmapdb]",
+            help="Where to write the script that CRIU calls, or a program of your own."
+            "  [default: /usr/local/libexec/irmapdb/irmapdb-hook]",
             show_default=False,
         ),
     ] = None,
@@ -75,7 +77,7 @@ def hook(
 
         irmapdb hook --print podman
 
-        criu dump -t 4711 -D img --action-script $(which irmapdb-hook)
+        criu dump -t 4711 -D img --action-script /usr/local/libexec/irmapdb/irmapdb-hook
 
         irmapdb hook -t 4711 -D img
 
@@ -90,16 +92,14 @@ def hook(
         message = "--json goes with --install, --uninstall or --print"
         raise UsageError(message, advice="`irmapdb pre-dump --json` tells of each watch")
     if install is not None:
-        program = _program(script)
-        _show(criuconf.install(criuconf.Runtime(install), program, criu_dir), as_json=as_json)
+        called = _install(criuconf.Runtime(install), script, criu_dir, as_json=as_json)
         if not as_json:
-            output.say(f"CRIU calls {output.shown(program)} before each dump")
+            output.say(f"CRIU calls {output.shown(called)} before each dump")
             _tell_of_crun(install)
     elif uninstall is not None:
-        own = None if script is None else _program(script)
-        _show(criuconf.uninstall(criuconf.Runtime(uninstall), own, criu_dir), as_json=as_json)
+        _uninstall(criuconf.Runtime(uninstall), script, criu_dir, as_json=as_json)
     elif print_ is not None:
-        line = criuconf.line_for(_program(script))
+        line = criuconf.line_for(_called(script), [criuconf.Runtime(print_)])
         files = criuconf.config_files(criuconf.Runtime(print_), criu_dir)
         if as_json:
             output.print_json([{"file": str(file), "line": line} for file in files])
@@ -130,21 +130,58 @@ def _attend(pid: int | None, images_dir: Path, work_dir: Path | None) -> int:
     return hook.attend(pid, images)
 
 
-def _program(script: Path | None) -> Path:
+def _called(script: Path | None) -> Path:
+    from irmapdb import hook_script
+
+    return hook_script.SCRIPT_PATH if script is None else Path(os.path.abspath(script))
+
+
+def _install(
+    runtime: criuconf.Runtime, script: Path | None, criu_dir: Path, *, as_json: bool
+) -> Path:
+    # Our script, or a program of the user's own, which is left as it is.
+    from irmapdb import criuconf, hook_script
+
+    called = _called(script)
+    criuconf.line_for(called)
+    if not called.exists() or hook_script.is_script(called):
+        program = _program()
+        criuconf.check_hook(program)
+        for file in criuconf.config_files(runtime, Path(os.path.abspath(criu_dir))):
+            hook_script.write_script(called, program, file)
+    _show(criuconf.install(runtime, called, criu_dir), as_json=as_json)
+    return called
+
+
+def _uninstall(
+    runtime: criuconf.Runtime, script: Path | None, criu_dir: Path, *, as_json: bool
+) -> None:
+    from irmapdb import criuconf, hook_script
+
+    own = None if script is None else _called(script)
+    done = criuconf.uninstall(runtime, own, Path(os.path.abspath(criu_dir)))
+    _show(done, as_json=as_json)
+    for one in done:
+        for called in one.removed_scripts:
+            if hook_script.release_script(called, one.file) and not as_json:
+                output.say(f"{output.shown(called)}: removed, as no file calls it any more")
+
+
+def _program() -> Path:
+    # The `irmapdb-hook` of this Python environment.
     import sysconfig
 
     from irmapdb.criuconf import HOOK_NAME
+    from irmapdb.hook_script import is_script
 
-    if script is not None:
-        return Path(os.path.abspath(script))
     beside = (os.path.dirname(sys.argv[0]), sysconfig.get_path("scripts"))
     found = [Path(os.path.abspath(directory), HOOK_NAME) for directory in beside if directory]
     found += map(Path, filter(None, [shutil.which(HOOK_NAME)]))
     for program in found:
-        if program.is_file():
+        if program.is_file() and not is_script(program):
             return program
     message = f"no {HOOK_NAME} is installed"
-    raise FileError(message, advice="install irmapdb with pip, or name the program with --script")
+    raise FileError(message, advice="install irmapdb with pip")
 
 
 def _tell_of_crun(runtime: Runtime) -> None:

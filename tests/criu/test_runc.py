@@ -51,22 +51,31 @@ def _files_of_criu() -> dict[str, bytes] | None:
     return {path.name: path.read_bytes() for path in ETC_CRIU.iterdir() if path.is_file()}
 
 
-def _irmapdb_hook(*arguments: str | Path) -> None:
+def _irmapdb_hook(programs: Path, *arguments: str | Path) -> None:
     command = [sys.executable, "-m", "irmapdb", "hook", *arguments]
-    subprocess.run(command, cwd=CHECKOUT, check=True, stdout=subprocess.DEVNULL)
+    path = os.pathsep.join((str(programs), os.environ["PATH"]))
+    subprocess.run(
+        command,
+        cwd=CHECKOUT,
+        env={**os.environ, "PATH": path},
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
 
 
 @pytest.fixture
 def installed(tmp_path):
     """The hook, switched on for runc by `irmapdb hook --install` until the test ends."""
     program = hook_program(tmp_path)
+    script = tmp_path / "libexec" / "irmapdb-hook"
     before = _files_of_criu()
-    _irmapdb_hook("--install", "runc", "--script", program)
+    _irmapdb_hook(program.parent, "--install", "runc", "--script", script)
     try:
-        yield program
+        yield script
     finally:
-        _irmapdb_hook("--uninstall", "runc", "--script", program)
+        _irmapdb_hook(program.parent, "--uninstall", "runc", "--script", script)
         assert _files_of_criu() == before
+        assert not script.exists()
 
 
 def _watch_everywhere(container, overlay, data):

@@ -1,0 +1,142 @@
+"""The shell script that CRIU executes: `irmapdb-hook.sh` beside this file, filled in and installed.
+
+It lies outside of any Python environment, so that a dump passes whatever becomes of irmapdb. It
+names the configuration files that call it, one in a comment line each, and is removed with the
+last of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from irmapdb import config, files
+from irmapdb.errors import FileError
+from irmapdb.model import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = [
+    "RUN_DIRECTORY",
+    "SCRIPT_PATH",
+    "check_parents",
+    "is_script",
+    "release_script",
+    "script_text",
+    "write_script",
+]
+
+SCRIPT_PATH = Path("/usr/local/libexec/irmapdb/irmapdb-hook")
+"""Where `irmapdb hook --install` puts it."""
+
+RUN_DIRECTORY = Path("/run/irmapdb")
+"""For root alone: the FIFO of the service, its images, and which dumps have been served."""
+
+_TEMPLATE = Path(__file__).with_name("irmapdb-hook.sh")
+_LIMIT_BYTES = 1 << 20
+_SECOND_LINE = b"# irmapdb-hook: CRIU executes this file"
+_USER = b"# called from: "
+
+
+def script_text(
+    program: Path,
+    config_files: Iterable[Path] = (),
+    *,
+    config_file: Path = config.DEFAULT_PATH,
+    run: Path = RUN_DIRECTORY,
+) -> bytes:
+    """The script that starts `program`, the `irmapdb-hook` of a Python environment."""
+    text = _TEMPLATE.read_bytes()
+    for name, path in ((b"program", program), (b"config", config_file), (b"run", run)):
+        text = text.replace(b"=@%b@\n" % name, b"=%b\n" % _quoted(os.fsencode(path)), 1)
+    first, second, rest = text.split(b"\n", 2)
+    users = [_USER + os.fsencode(file) for file in sorted(set(config_files)) if _is_plain(file)]
+    return b"\n".join((first, second, *users, rest))
+
+
+def is_script(path: Path) -> bool:
+    """Whether a regular file there is the script of `script_text`, of this or another version."""
+    return any(line.startswith(_SECOND_LINE) for line in _lines(path)[1:2])
+
+
+def write_script(path: Path, program: Path, config_file: Path) -> None:
+    """Install the script for one more configuration file. FileError says why it cannot be done."""
+    check_parents(path)
+    try:
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileError(
+            f"cannot make {printable(path.parent)}: {error.strerror}",
+            advice="try as root, or name a place for the script with --script",
+        ) from error
+    text = script_text(program, {*_users(path), config_file})
+    if files.read_if_there(path, limit_bytes=_LIMIT_BYTES) != text or not os.access(path, os.X_OK):
+        files.replace_whole(path, text, mode=0o755)
+
+
+def release_script(path: Path, config_file: Path) -> bool:
+    """Remove the script, unless another configuration file calls it; whether it was removed.
+
+    A file is asked itself; one that cannot be read counts as one that calls it.
+    """
+    if not is_script(path):
+        return False
+    name = os.fsencode(path)
+    beside = [file for file in config_file.parent.glob("*.conf") if file != config_file]
+    if any(_names(file, name) for file in {*_users(path), *beside} - {config_file}):
+        return False
+    path.unlink(missing_ok=True)
+    if path == SCRIPT_PATH or path.parent.name == SCRIPT_PATH.parent.name:
+        with contextlib.suppress(OSError):  # there is something else in it
+            path.parent.rmdir()
+    return True
+
+
+def check_parents(path: Path) -> None:
+    """Refuse a place where others could replace the file. FileError names the directory."""
+    for directory in path.parents:
+        try:
+            found = directory.stat()
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise FileError(f"{printable(directory)}: {error.strerror}") from error
+        if found.st_uid not in {0, os.geteuid()} or (
+            found.st_mode & stat.S_IWOTH and not found.st_mode & stat.S_ISVTX
+        ):
+            raise FileError(
+                f"{printable(directory)}: belongs to others, and CRIU would run a file in it"
+                " as root",
+                advice="name another place with --script",
+            )
+
+
+def _names(file: Path, script: bytes) -> bool:
+    try:
+        return script in (files.read_if_there(file, limit_bytes=_LIMIT_BYTES) or b"").split()
+    except FileError:
+        return True
+
+
+def _users(path: Path) -> list[Path]:
+    found = (line.removeprefix(_USER) for line in _lines(path) if line.startswith(_USER))
+    return [Path(os.fsdecode(file)) for file in found]
+
+
+def _lines(path: Path) -> list[bytes]:
+    try:
+        return (files.read_if_there(path, limit_bytes=_LIMIT_BYTES) or b"").split(b"\n")
+    except FileError:
+        return []
+
+
+def _is_plain(file: Path) -> bool:
+    return file.is_absolute() and b"\n" not in os.fsencode(file)
+
+
+def _quoted(text: bytes) -> bytes:
+    return b"'%b'" % text.replace(b"'", b"'\\''")

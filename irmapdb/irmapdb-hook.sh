@@ -1,0 +1,162 @@
+#!/bin/sh
+# irmapdb-hook: CRIU executes this file at every action of a dump and of a restore.
+# `irmapdb hook --install` makes it, and `--uninstall` removes it. Do not edit.
+[ "${CRTOOLS_SCRIPT_ACTION:-}" = pre-dump ] || exit 0
+
+# A failure of irmapdb never fails the dump, unless `strict` is set. How the service is asked is
+# described in docs/architecture.md of irmapdb.
+program=@program@
+config=@config@
+run=@run@
+wait_s=1
+
+PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+export PATH
+unset IFS
+set -f
+umask 077
+trap : HUP INT TERM
+[ ! -r /dev/null ] || exec </dev/null
+
+say() {
+	printf 'irmapdb-hook: %s\n' "$1" >&2
+}
+
+is_number() {
+	case ${1:-x} in *[!0-9]*) return 1 ;; esac
+}
+
+# The start time of process $1, in $start.
+read_start() {
+	start=''
+	is_number "$1" && { IFS= read -r stat <"/proc/$1/stat"; } 2>/dev/null || return 1
+	set -- ${stat##*[)] }
+	start=${20}
+	is_number "$start"
+}
+
+# CRIU 4.1.1 executes an action script of a configuration file twice for each action.
+is_done() {
+	{ read -r now _ </proc/uptime; } 2>/dev/null || return 1
+	now=${now%%.*}
+	read_start "$PPID" || return 1
+	criu_start=$start
+	mark=$run/hook-$PPID-$criu_start-$1
+	{ read -r since <"$mark"; } 2>/dev/null && is_number "$since" && [ $((now - since)) -lt 10 ]
+}
+
+remember() {
+	[ -n "${mark:-}" ] || return
+	[ -d "$run" ] || mkdir -m 700 "$run"
+	printf '%s\n' "$now" >"$mark"
+} 2>/dev/null
+
+# Asks the service about the tree of task $1: its reply in $code and $said.
+# Returns 1 if no service runs, 2 if it does not reply in time.
+ask_service() {
+	[ -p "$run/warm.fifo" ] && [ -n "${criu_start:-}" ] || return 1
+	{ read -r pid since <"$run/warm.pid"; } 2>/dev/null || return 1
+	read_start "$pid" && [ "$start" = "$since" ] || return 1
+	images=${CRTOOLS_IMAGE_DIR:-}
+	images=${images##*/fd/}
+	is_number "$images" || images=-
+	name=reply-$$-$criu_start
+	{ mkfifo -m 600 "$run/$name"; } 2>/dev/null || return 1
+	# Opened for reading and writing, a FIFO never makes the opener wait.
+	reply=$(
+		timeout -k 1 "$wait_s" /bin/sh -c '
+			exec 3<>"$1" 4<>"$2" || exit
+			printf "%s\n" "$3" >&4
+			IFS= read -r reply <&3 && printf "%s\n" "$reply"
+		' sh "$run/$name" "$run/warm.fifo" "1 pre-dump $1 $PPID $criu_start $images $name"
+	) 2>/dev/null
+	rm -f "$run/$name" 2>/dev/null
+	code=${reply%% *}
+	said=${reply#* }
+	is_number "$code" || return 2
+}
+
+# Puts the image that the service proved last for the tree of task $1 into the work dir, the cwd.
+place_image() {
+	read_start "$1" && image=$run/image-$1-$start && [ -s "$image" ] || return 1
+	# Only where nobody but root can put a link in the way.
+	set -- $(ls -ldn . 2>/dev/null)
+	case "${1:-} ${3:-}" in d????-??-*' 0') ;; *) return 1 ;; esac
+	[ ! -d irmap-cache ] || return 1
+	new=irmap-cache.$$
+	(
+		set -C
+		if cat "$image" >"$new" && mv -f "$new" irmap-cache; then exit 0; fi
+		rm -f "$new"
+		exit 1
+	) 2>/dev/null
+}
+
+is_strict() {
+	case ${IRMAPDB_HOOK_STRICT:-} in
+	'') ;;
+	1 | [Tt][Rr][Uu][Ee] | [Yy][Ee][Ss]) return 0 ;;
+	*) return 1 ;;
+	esac
+	[ -f "$config" ] && [ -r "$config" ] || return 1
+	section='' found=1
+	while IFS= read -r line || [ -n "$line" ]; do
+		set -- ${line%%#*}
+		IFS=
+		line=$*
+		unset IFS
+		case $line in
+		'['*) section=$line ;;
+		strict=true) [ "$section" != '[hook]' ] || found=0 ;;
+		hook.strict=true) [ -n "$section" ] || found=0 ;;
+		esac
+	done <"$config"
+	return $found
+}
+
+end() {
+	remember
+	[ "$1" -eq 0 ] || exit 1
+	exit 0
+}
+
+fail() {
+	say "not done: $1"
+	is_strict
+	end $((! $?))
+}
+
+init=${CRTOOLS_INIT_PID:-}
+if is_number "$init"; then
+	is_done "$init" && exit 0
+	ask_service "$init"
+	case $? in
+	0)
+		if [ "$code" -le 1 ]; then
+			say "$said"
+			end "$code"
+		fi
+		;;
+	2)
+		if place_image "$init"; then
+			say "the service did not reply in $wait_s s: the image that it proved last is used"
+			end 0
+		fi
+		;;
+	esac
+fi
+
+[ -f "$program" ] && [ -x "$program" ] ||
+	fail "$program is missing: install irmapdb again, or remove this hook from CRIU's configuration"
+# The shell itself has something to say of a program that was killed.
+{ said=$(IRMAPDB_HOOK_SCRIPT=1 "$program" 2>&1); } 2>/dev/null
+code=$?
+case $code in
+0 | 99)
+	[ -z "$said" ] || printf '%s\n' "$said" >&2
+	end "$code"
+	;;
+esac
+last=${said##*
+}
+fail "$program ended with exit code $code${last:+: $last}"

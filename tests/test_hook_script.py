@@ -1,0 +1,354 @@
+"""The shell script that CRIU executes, under each shell that may be /bin/sh."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from irmapdb import hook_script
+from irmapdb.errors import FileError
+from irmapdb.kernel.tasks import read_task
+from tests.support.features import require_program, require_root
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+SHELLS = ("dash", "bash", "busybox")
+LINE = "irmapdb-hook: not done: "
+
+
+def read_starttime(pid: int) -> int:
+    task = read_task(pid)
+    assert task is not None
+    return task.starttime
+
+
+class Hook:
+    """The script in `directory`, executed by `shell` as /bin/sh; a program in place of ours."""
+
+    def __init__(self, directory: Path, shell: str, program_name: str = "program") -> None:
+        require_program(shell)
+        self.run_dir = directory / "run"
+        self.work = directory / "work"
+        self.work.mkdir()
+        self.config = directory / "irmapdb.toml"
+        self.program = directory / program_name
+        self.started = directory / "started"
+        shell_link = directory / "sh"
+        shell_link.symlink_to(str(shutil.which(shell)))
+        text = hook_script.script_text(
+            self.program, [Path("/etc/criu/x.conf")], config_file=self.config, run=self.run_dir
+        )
+        assert text.startswith(b"#!/bin/sh\n")
+        self.script = directory / "irmapdb-hook"
+        self.script.write_bytes(text.replace(b"/bin/sh", os.fsencode(shell_link)))
+        self.script.chmod(0o755)
+
+    def write_program(self, body: str = "exit 0") -> None:
+        self.program.write_text(f"#!/bin/sh\necho started >>{self.started}\n{body}\n")
+        self.program.chmod(0o755)
+
+    def starts(self) -> int:
+        return len(self.started.read_text().split()) if self.started.exists() else 0
+
+    def __call__(
+        self, action: str = "pre-dump", pid: int | str | None = None, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        # As podman has CRIU call it: no HOME, no PATH, standard input closed.
+        variables = {"CRTOOLS_SCRIPT_ACTION": action, **environment}
+        variables["CRTOOLS_INIT_PID"] = str(os.getpid() if pid is None else pid)
+        return subprocess.run(
+            [self.script],
+            cwd=self.work,
+            env=variables,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+            preexec_fn=lambda: os.close(0),
+        )
+
+    def forget(self) -> None:
+        for mark in self.run_dir.glob("hook-*"):
+            mark.unlink()
+
+
+@pytest.fixture(params=SHELLS)
+def hook(request: pytest.FixtureRequest, tmp_path: Path) -> Hook:
+    return Hook(tmp_path, request.param)
+
+
+def test_other_actions_start_nothing(hook: Hook) -> None:
+    hook.write_program("exit 99")
+    for action in ("post-dump", "network-lock", "pre-restore", "irmapdb-check", ""):
+        done = hook(action)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert hook.starts() == 0
+    assert not hook.run_dir.exists()
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize("name", ["a b", "it's", "$HOME", "new\nline", "*", "caf\udce9", '"', "\\"])
+def test_odd_program_paths(shell: str, name: str, tmp_path: Path) -> None:
+    hook = Hook(tmp_path, shell, name)
+    hook.write_program("echo said >&2; exit 0")
+    done = hook()
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "said\n")
+    assert hook.starts() == 1
+
+
+def test_the_program_gets_the_call(hook: Hook) -> None:
+    hook.write_program('echo "$CRTOOLS_INIT_PID $CRTOOLS_IMAGE_DIR $PWD $(readlink /proc/$$/fd/0)"')
+    done = hook(pid=4711, CRTOOLS_IMAGE_DIR="/proc/1/fd/5")
+    assert done.stderr == f"4711 /proc/1/fd/5 {hook.work} /dev/null\n"
+
+
+def test_the_second_call_of_one_criu_does_nothing(hook: Hook) -> None:
+    hook.write_program()
+    assert [hook().returncode for _ in range(3)] == [0, 0, 0]
+    assert hook.starts() == 1
+    hook(pid=1)  # another tree
+    assert hook.starts() == 2
+    for mark in hook.run_dir.glob("hook-*"):
+        uptime_s = float(Path("/proc/uptime").read_text().split()[0])
+        mark.write_text(f"{int(uptime_s) - 11}\n")
+    hook()
+    assert hook.starts() == 3
+
+
+FAILURES: dict[str, Callable[[Path], None]] = {
+    "missing": lambda program: program.unlink(),
+    "not executable": lambda program: program.chmod(0o644),
+    "a directory": lambda program: (program.unlink(), program.mkdir()),
+    "no interpreter": lambda program: program.write_text("#!/no/such/python\n"),
+    "import": lambda program: program.write_text(
+        "#!/bin/sh\necho 'Traceback'\necho 'No module'\nexit 1\n"
+    ),
+    "killed": lambda program: program.write_text("#!/bin/sh\nkill -9 $$\n"),
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_what_happens_to_irmapdb_fails_no_dump(hook: Hook, failure: str) -> None:
+    hook.write_program()
+    FAILURES[failure](hook.program)
+    done = hook()
+    assert done.returncode == 0
+    assert done.stderr.startswith(LINE)
+    assert len(done.stderr.splitlines()) == 1
+    hook.forget()
+    assert hook(IRMAPDB_HOOK_STRICT="True").returncode == 1
+    hook.config.write_text("[hook]\nstrict = true\n")
+    hook.forget()
+    assert hook().returncode == 1
+    hook.forget()
+    assert hook(IRMAPDB_HOOK_STRICT="0").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "strict"),
+    [
+        ("[hook]\nstrict = true", True),
+        ("[scan]\npaths = []\n\n[ hook ] # ours\n\tstrict=true # yes", True),
+        ("hook.strict = true\n", True),
+        ("[hook]\nstrict = false\n", False),
+        ("[hook]\n# strict = true\n", False),
+        ("[other]\nstrict = true\n", False),
+        ("strict = true\n[hook]\n", False),
+        ("", False),
+        ("\0\xff[hook", False),
+    ],
+)
+def test_strict_of_the_configuration(hook: Hook, text: str, strict: bool) -> None:  # noqa: FBT001
+    hook.config.write_text(text)
+    assert hook().returncode == int(strict)
+
+
+def test_only_the_hook_itself_fails_the_dump(hook: Hook) -> None:
+    for code, expected in ((99, 1), (0, 0), (1, 0), (2, 0), (98, 0), (127, 0)):
+        hook.write_program(f"exit {code}")
+        assert hook().returncode == expected, code
+        hook.forget()
+
+
+def test_no_call_of_criu(hook: Hook) -> None:
+    hook.write_program('echo "init: $CRTOOLS_INIT_PID"')
+    for pid in ("", "none", "-1", "../../etc/passwd"):
+        assert hook(pid=pid).stderr == f"init: {pid}\n"
+    assert hook.starts() == 4
+    assert not list(hook.run_dir.parent.rglob("passwd"))
+
+
+# --- the service ----------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def service(hook: Hook, reply: str | None) -> Iterator[list[list[str]]]:
+    """Replies to each request with this line; None: it reads them and says nothing."""
+    hook.run_dir.mkdir(mode=0o700, exist_ok=True)
+    fifo = hook.run_dir / "warm.fifo"
+    os.mkfifo(fifo, 0o600)
+    pid = os.getpid()
+    (hook.run_dir / "warm.pid").write_text(f"{pid} {read_starttime(pid)}\n")
+    requests: list[list[str]] = []
+    listen = os.open(fifo, os.O_RDWR)
+
+    def serve() -> None:
+        while (line := os.read(listen, 4096)) != b"end\n":
+            requests.append(line.decode().rstrip("\n").split(" "))
+            if reply is not None:
+                fd = os.open(hook.run_dir / requests[-1][-1], os.O_WRONLY | os.O_NONBLOCK)
+                os.write(fd, f"{reply}\n".encode())
+                os.close(fd)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield requests
+    finally:
+        os.write(listen, b"end\n")
+        thread.join()
+        os.close(listen)
+        fifo.unlink()
+
+
+def test_the_service_answers(hook: Hook) -> None:
+    hook.write_program()
+    with service(hook, "0 3 watches: 3 proved") as requests:
+        done = hook(pid=4711, CRTOOLS_IMAGE_DIR="/proc/99/fd/7")
+        assert (done.returncode, done.stderr) == (0, "irmapdb-hook: 3 watches: 3 proved\n")
+        hook(pid=4711)  # the second call
+    assert hook.starts() == 0
+    ((version, action, init, criu, criu_start, images, name),) = requests
+    assert (version, action, init, images) == ("1", "pre-dump", "4711", "7")
+    assert (int(criu), int(criu_start)) == (os.getpid(), read_starttime(os.getpid()))
+    assert name.startswith("reply-")
+    assert not list(hook.run_dir.glob("reply-*"))
+
+
+@pytest.mark.parametrize(("code", "exit_code", "starts"), [(0, 0, 0), (1, 1, 0), (2, 0, 1)])
+def test_the_services_code(hook: Hook, code: int, exit_code: int, starts: int) -> None:
+    hook.write_program()
+    with service(hook, f"{code} text"):
+        assert hook().returncode == exit_code
+    assert hook.starts() == starts
+
+
+@pytest.mark.parametrize("reply", ["", "garbage", "0x1 y", "-1 z"])
+def test_a_service_that_talks_nonsense(hook: Hook, reply: str) -> None:
+    hook.write_program()
+    with service(hook, reply):
+        assert hook().returncode == 0
+    assert hook.starts() == 1
+
+
+def test_a_slow_service_and_its_last_image(hook: Hook) -> None:
+    require_root()
+    hook.write_program()
+    pid = os.getpid()
+    with service(hook, None):
+        hook()
+        assert hook.starts() == 1  # it has no image of that tree
+        hook.forget()
+        (hook.run_dir / f"image-{pid}-{read_starttime(pid)}").write_bytes(b"image")
+        (hook.work / "irmap-cache").write_bytes(b"old")
+        done = hook()
+        assert (done.returncode, hook.starts()) == (0, 1)
+        assert "last is used" in done.stderr
+        assert (hook.work / "irmap-cache").read_bytes() == b"image"
+        assert [path.name for path in hook.work.iterdir()] == ["irmap-cache"]
+        # Where others can write, or own the place, nothing is put.
+        (hook.work / "irmap-cache").unlink()
+        for number, change in enumerate(
+            (
+                lambda: hook.work.chmod(0o777),
+                lambda: hook.work.chmod(0o770),
+                lambda: (hook.work.chmod(0o700), os.chown(hook.work, 1, 1)),
+            )
+        ):
+            hook.forget()
+            change()
+            hook()
+            assert hook.starts() == 2 + number
+            assert list(hook.work.iterdir()) == []
+
+
+def test_no_service_blocks_nobody(hook: Hook) -> None:
+    hook.write_program()
+    with service(hook, "0 never read"):
+        pass
+    # The FIFO is left, and nobody listens: its process is gone, or another one.
+    os.mkfifo(hook.run_dir / "warm.fifo")
+    for starts, text in enumerate(("", "x y", "4194304 1", f"{os.getpid()} 1"), 1):
+        (hook.run_dir / "warm.pid").write_text(text + "\n")
+        assert hook().returncode == 0
+        assert hook.starts() == starts
+        hook.forget()
+
+
+def test_a_stopped_service_whose_fifo_is_full(hook: Hook) -> None:
+    hook.write_program()
+    hook.run_dir.mkdir(mode=0o700)
+    fifo = hook.run_dir / "warm.fifo"
+    os.mkfifo(fifo)
+    fd = os.open(fifo, os.O_RDWR | os.O_NONBLOCK)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(fd, bytes(4096))
+    stopped = subprocess.Popen(["sleep", "1000"])
+    try:
+        stopped.send_signal(signal.SIGSTOP)
+        text = f"{stopped.pid} {read_starttime(stopped.pid)}\n"
+        (hook.run_dir / "warm.pid").write_text(text)
+        assert hook().returncode == 0
+        assert hook.starts() == 1
+        assert not list(hook.run_dir.glob("reply-*"))
+    finally:
+        os.close(fd)
+        stopped.kill()
+        stopped.wait()
+
+
+# --- where it is installed ------------------------------------------------------------------------
+
+
+def test_the_last_file_that_calls_it_takes_it_along(tmp_path: Path) -> None:
+    script, program = tmp_path / "lib" / "irmapdb" / "hook", tmp_path / "program"
+    one, two = tmp_path / "one.conf", tmp_path / "two" / "runc.conf"
+    two.parent.mkdir()
+    for file in (one, two):
+        file.write_text(f"action-script {script}\n")
+        hook_script.write_script(script, program, file)
+        hook_script.write_script(script, program, file)
+    assert script.stat().st_mode & 0o777 == 0o755
+    assert script.read_text().count("# called from: ") == 2
+    one.unlink()
+    assert not hook_script.release_script(script, one)
+    two.write_text("")
+    assert hook_script.release_script(script, two)
+    assert not script.parent.exists()
+    assert not hook_script.release_script(script, two)
+
+
+def test_a_program_of_others_is_never_removed(tmp_path: Path) -> None:
+    program = tmp_path / "irmapdb-hook"
+    program.write_text("#!/usr/bin/python3\nfrom irmapdb.hook import main\n")
+    assert not hook_script.release_script(program, tmp_path / "runc.conf")
+    assert program.exists()
+
+
+def test_no_script_where_others_can_replace_it(tmp_path: Path) -> None:
+    public = tmp_path / "public"
+    public.mkdir()
+    public.chmod(0o777)
+    with pytest.raises(FileError, match="belongs to others"):
+        hook_script.write_script(public / "hook", tmp_path / "program", tmp_path / "runc.conf")
+    assert list(public.iterdir()) == []
