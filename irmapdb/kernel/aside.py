@@ -3,10 +3,14 @@
 A lookup on a FUSE or network filesystem waits for a server: another machine, or a program of a
 tenant, or one of the very tasks that are to be frozen. Such a wait ends by SIGKILL alone
 (request_wait_answer() of fs/fuse/dev.c), so it is made in a child that we can do without.
+
+The child may outlive us: a hard NFS mount holds it until the server answers. So it keeps nothing
+open that another program waits for the end of, as `irmapdb … | jq` does.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pickle
 import select
@@ -22,7 +26,12 @@ if TYPE_CHECKING:
 __all__ = ["call_aside"]
 
 _CHUNK_BYTES = 1 << 16
-_LAST_WAIT_MS = 1000
+_LAST_WAIT_S = 1.0
+_FIRST_PAUSE_S = 50e-6
+_LONGEST_PAUSE_S = 10e-3
+_LOOK_MS = 50
+"""How often is asked whether the time is up."""
+_STANDARD = frozenset({0, 1, 2})
 
 
 class _Failed(NamedTuple):
@@ -31,20 +40,29 @@ class _Failed(NamedTuple):
     why: str
 
 
-def call_aside(call: Callable[[], Any], timeout_s: float) -> Any:  # noqa: ANN401 what call gives
+def call_aside(
+    call: Callable[[], Any], timeout_s: float, over: Callable[[], bool] = lambda: False
+) -> Any:  # noqa: ANN401 what call gives
     """What `call` returns in a forked child. TimeoutError: it did not in time, and was killed.
 
-    The child shares nothing back but the result, which is pickled. ChildProcessError where `call`
-    raised something, or the child was killed.
+    The time is up after `timeout_s`, or as soon as `over` says so. The child shares nothing back
+    but the result, which is pickled; of our descriptors it has those of directories, O_PATH ones
+    and files that are only read. ChildProcessError where `call` raised something, or there is no
+    child, or it was killed.
     """
     readable, writable = os.pipe2(os.O_CLOEXEC)
     parent = os.getpid()
-    pid = os.fork()
+    try:
+        pid = os.fork()
+    except OSError as error:
+        os.close(readable)
+        os.close(writable)
+        raise ChildProcessError(f"no child process: fork: {error.strerror}") from error
     if pid == 0:
         _in_child(call, writable, parent)
     os.close(writable)
     try:
-        answer = _read_until(readable, time.monotonic() + timeout_s)
+        answer = _read_until(readable, time.monotonic() + timeout_s, over)
     finally:
         os.close(readable)
         _end(pid)
@@ -60,22 +78,38 @@ def call_aside(call: Callable[[], Any], timeout_s: float) -> Any:  # noqa: ANN40
 
 
 def _end(pid: int) -> None:
+    # Until it is waited for, the number is the child's. No pidfd: a sandbox may deny it.
     try:
-        pidfd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return  # SIGCHLD is ignored, so nobody has to be reaped
-    try:
-        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        poll = select.poll()
-        poll.register(pidfd, select.POLLIN)
-        # Whoever waits killable is gone at once. The rest is left behind: a hard NFS mount may
-        # hold it for ever, and must not hold us.
-        if poll.poll(_LAST_WAIT_MS):
-            os.waitpid(pid, 0)
+        os.kill(pid, signal.SIGKILL)
+        # A child that waits killable is gone at once. Any other is left behind: a hard NFS mount
+        # may hold it for ever, and must not hold us.
+        deadline = time.monotonic() + _LAST_WAIT_S
+        pause_s = _FIRST_PAUSE_S
+        while os.waitpid(pid, os.WNOHANG) == (0, 0) and time.monotonic() < deadline:
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
     except (ProcessLookupError, ChildProcessError):
-        return
-    finally:
-        os.close(pidfd)
+        return  # SIGCHLD is ignored, so the kernel has reaped it
+
+
+def _close_inherited(kept: int) -> None:
+    # Replaced rather than closed: the next file would get the number of what another part of the
+    # program still writes to. No stat, which may wait for the server as well.
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        if fd not in {kept, null} and (fd in _STANDARD or not _is_only_looked_at(fd)):
+            os.dup2(null, fd, inheritable=fd in _STANDARD)
+
+
+def _is_only_looked_at(fd: int) -> bool:
+    try:
+        flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+        if flags & os.O_PATH:
+            return True
+        is_file = os.readlink(f"/proc/self/fd/{fd}").startswith("/")
+    except OSError:
+        return True  # the listing's own, which is closed by now
+    return is_file and flags & os.O_ACCMODE == os.O_RDONLY
 
 
 def _in_child(call: Callable[[], Any], writable: int, parent: int) -> None:
@@ -83,6 +117,7 @@ def _in_child(call: Callable[[], Any], writable: int, parent: int) -> None:
     try:
         # Nobody is there to kill it if the parent is killed first.
         die_with_parent(parent)
+        _close_inherited(writable)
         with os.fdopen(writable, "wb") as pipe:
             try:
                 answer = call()
@@ -94,14 +129,16 @@ def _in_child(call: Callable[[], Any], writable: int, parent: int) -> None:
         os._exit(status)
 
 
-def _read_until(readable: int, deadline: float) -> bytes:
+def _read_until(readable: int, deadline: float, over: Callable[[], bool]) -> bytes:
     chunks: list[bytes] = []
     poll = select.poll()
     poll.register(readable, select.POLLIN)
     while True:
-        left_ms = max(0, int((deadline - time.monotonic()) * 1000))
-        if not poll.poll(left_ms):
-            raise TimeoutError("no answer in time")
+        left_ms = max(0.0, (deadline - time.monotonic()) * 1000)
+        if not poll.poll(min(left_ms, _LOOK_MS)):
+            if left_ms <= _LOOK_MS or over():
+                raise TimeoutError("no answer in time")
+            continue
         chunk = os.read(readable, _CHUNK_BYTES)
         if not chunk:
             return b"".join(chunks)

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import pty
 import signal
+import socket
 import time
+from typing import TYPE_CHECKING
 
 import pytest
 
+from irmapdb.kernel import syscalls
 from irmapdb.kernel.aside import call_aside
 from irmapdb.model import FileHandle, Identity
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
@@ -19,14 +27,97 @@ def test_the_result_comes_back() -> None:
     assert call_aside(lambda: {identity: [b"/x" * 100_000]}, 60) == {identity: [b"/x" * 100_000]}
 
 
-def test_a_call_that_hangs_is_killed() -> None:
-    read, write = os.pipe()
+@pytest.fixture
+def line(tmp_path: Path) -> Path:
+    """A FIFO: whoever has it open for writing is told apart from nobody."""
+    path = tmp_path / "line"
+    os.mkfifo(path)
+    return path
+
+
+def hang(line: Path) -> None:
+    """Say so, hold the line, and never return."""
+    os.write(os.open(line, os.O_WRONLY), b".")
+    time.sleep(600)
+
+
+def test_a_call_that_hangs_is_killed(line: Path) -> None:
+    read = os.open(line, os.O_RDONLY | os.O_NONBLOCK)
+    os.set_blocking(read, True)
     with pytest.raises(TimeoutError):
-        call_aside(lambda: (os.write(write, b"."), time.sleep(600)), 0.05)
-    os.close(write)
+        call_aside(lambda: hang(line), 1)
     os.read(read, 1)
     assert os.read(read, 1) == b"", "the child is gone: nobody holds the other end"
     os.close(read)
+
+
+def test_the_time_may_be_up_sooner(line: Path) -> None:
+    read = os.open(line, os.O_RDONLY | os.O_NONBLOCK)
+    asked = []
+
+    def over() -> bool:
+        # As soon as the child is there.
+        asked.append(1)
+        try:
+            return os.read(read, 1) == b"."
+        except BlockingIOError:
+            return False
+
+    with pytest.raises(TimeoutError):
+        call_aside(lambda: hang(line), 3600, over)
+    assert asked
+    os.close(read)
+
+
+def test_a_call_holds_nothing_that_others_wait_for(line: Path, tmp_path: Path) -> None:
+    """A left-behind child keeps no pipe, socket, terminal or lock of ours."""
+    looked_at = os.open(tmp_path, os.O_PATH)
+    listed = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    table = os.open("/proc/self/mountinfo", os.O_RDONLY)
+    written = os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT)
+    ends = [*os.pipe(), *(end.detach() for end in socket.socketpair()), *pty.openpty()]
+    inotify = syscalls.inotify_init()
+
+    def links() -> dict[int, str]:
+        found = {}
+        for name in os.listdir("/proc/self/fd"):
+            try:
+                found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
+            except FileNotFoundError:
+                continue
+        return found
+
+    before = links()
+    inside = call_aside(links, 60)
+    for fd in (looked_at, listed, table):
+        assert inside[fd] == before[fd]
+    for fd in (0, 1, 2, written, inotify, *ends):
+        assert inside[fd] == os.devnull
+    for fd in (looked_at, listed, table, written, inotify, *ends):
+        os.close(fd)
+
+
+def test_it_works_where_pidfd_open_is_denied(monkeypatch: pytest.MonkeyPatch) -> None:
+    def deny(*_: object) -> int:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "pidfd_open", deny)
+    assert call_aside(lambda: 1, 60) == 1
+    with pytest.raises(TimeoutError):
+        call_aside(lambda: time.sleep(600), 0.05)
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+def test_no_child_can_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> int:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    before = os.listdir("/proc/self/fd")
+    monkeypatch.setattr(os, "fork", fail)
+    with pytest.raises(ChildProcessError, match="fork: Resource temporarily unavailable"):
+        call_aside(lambda: 1, 60)
+    assert os.listdir("/proc/self/fd") == before
 
 
 def test_a_call_that_fails_is_told() -> None:
@@ -50,13 +141,12 @@ def test_an_answer_that_is_cut_short_is_none() -> None:
         call_aside(lambda: [b"x" * 1_000_000, _Killing()], 60)
 
 
-def test_it_dies_with_who_has_asked() -> None:
-    read, write = os.pipe()
+def test_it_dies_with_who_has_asked(line: Path) -> None:
     asking = os.fork()
     if not asking:
-        call_aside(lambda: (os.write(write, b"."), time.sleep(600)), 600)
+        call_aside(lambda: hang(line), 600)
         os._exit(0)
-    os.close(write)
+    read = os.open(line, os.O_RDONLY)
     assert os.read(read, 1) == b"."
     os.kill(asking, signal.SIGKILL)
     os.waitpid(asking, 0)

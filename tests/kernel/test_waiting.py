@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,8 +13,10 @@ import pytest
 from irmapdb import search, steps
 from irmapdb.config import Config
 from irmapdb.steps import FreezeOptions, Options
+from tests.kernel.stepping import new_work_dir
 from tests.support.area import MountArea
 from tests.support.filesystems import drop_caches
+from tests.support.silent_fuse import SilentFuse
 from tests.support.watcher import Watcher
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -71,3 +75,22 @@ def test_a_fuse_server_that_is_stopped(
     # And when it answers again, what was known before is found again.
     again = {row.watch.wd: row.path for row in steps.pre_dump(options).watches}
     assert again == whole
+
+
+@pytest.mark.parametrize("scanned", [False, True])
+def test_a_server_that_reads_and_never_answers_keeps_no_pipe_open(
+    watcher: Watcher, tmp_path: Path, *, scanned: bool
+) -> None:
+    """The child that asks it cannot be killed; `irmapdb pre-dump … | jq` ends all the same."""
+    mountpoint = tmp_path / "silent"
+    mountpoint.mkdir()
+    with SilentFuse(mountpoint) as server:
+        watcher.add_inotify(mountpoint)
+        server.silent = True
+        command = [sys.executable, "-m", "irmapdb", "pre-dump", "--json"]
+        command += ["-t", str(watcher.pid), "-D", str(new_work_dir(tmp_path))]
+        command += ["--irmap-scan-path", str(mountpoint)] if scanned else []
+        done = subprocess.run(command, capture_output=True, timeout=60, check=False)
+        assert server.asked.is_set()
+        assert b"no answer in time" in done.stdout + done.stderr
+        assert done.returncode == (1 if scanned else 3)
