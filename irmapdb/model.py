@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 import os
 import re
+import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -37,6 +38,7 @@ __all__ = [
     "WatchFile",
     "WatchKind",
     "format_kdev",
+    "from_printable",
     "is_canonical",
     "kdev_of",
     "major_minor",
@@ -63,30 +65,57 @@ def format_kdev(kdev: int) -> str:
     return f"{major}:{minor}"
 
 
-# C0, DEL, C1, the line and paragraph separators, bidirectional controls, and the backslash that
-# marks an escape.
-_UNPRINTABLE = re.compile(
-    "[\x00-\x1f\x7f-\x9f\\\\\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
-)
 _NAMED = {"\n": "\\n", "\t": "\\t", "\r": "\\r", "\\": "\\\\"}
+_NAMED_BACK = {escape[1]: character for character, escape in _NAMED.items()}
+_ESCAPE = re.compile(r"\\(?:x([0-9a-f]{2})|u([0-9a-f]{4})|U([0-9a-f]{8})|([ntr\\])|)")
+_ASCII = 0x80
 
 
-def _escape(match: re.Match[str]) -> str:
-    character = match[0]
+def _escape(character: str) -> str:
     if character in _NAMED:
         return _NAMED[character]
     code = ord(character)
     if 0xDC80 <= code <= 0xDCFF:  # noqa: PLR2004 a byte that surrogateescape kept
         return f"\\x{code - 0xDC00:02x}"
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"  # noqa: PLR2004 one byte
+    if code < _ASCII:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"  # noqa: PLR2004 four digits
 
 
 def printable(name: bytes | os.PathLike[str]) -> str:
-    """A name on one line, without control characters, each byte still to be told.
+    r"""A name on one line, without control characters; no two names give the same text.
 
-    For whatever people read: a path, a mount point or a task's comm is what a tenant chose.
+    For everything that people read: a path, a mount point or a task's comm is chosen by a tenant.
+    `\xe9` is a byte that is not UTF-8, `\u0095` and `\U000e0001` are characters that cannot be
+    printed or that hide or reorder others, `\\` is a backslash. `from_printable` is the inverse.
     """
-    return _UNPRINTABLE.sub(_escape, os.fsencode(name).decode("utf-8", "surrogateescape"))
+    text = os.fsencode(name).decode("utf-8", "surrogateescape")
+    if text.isprintable() and "\\" not in text:
+        return text
+    return "".join(
+        one if one.isprintable() and one != "\\" else _escape(one)  # one character
+        for one in text
+    )
+
+
+def from_printable(text: str) -> bytes:
+    """The name that `printable` shows as `text`. ValueError for an escape that it never writes."""
+    return os.fsencode(_ESCAPE.sub(_unescape, text))
+
+
+def _unescape(found: re.Match[str]) -> str:
+    byte, short, long, named = found.groups()
+    if named is not None:
+        return _NAMED_BACK[named]
+    if byte is not None:
+        code = int(byte, 16)
+        return chr(code if code < _ASCII else 0xDC00 + code)
+    if short is None and long is None:
+        raise ValueError("a backslash that begins no escape")
+    code = int(short or long, 16)
+    if code > sys.maxunicode or 0xD800 <= code <= 0xDFFF:  # noqa: PLR2004 surrogates
+        raise ValueError("an escape of no character")
+    return chr(code)
 
 
 # Names between single slashes, none of them "." or ".."; or the root, which CRIU calls "/.".

@@ -93,7 +93,7 @@ def test_findings_as_table_json_and_csv(case: Case, rename) -> None:
     lines = table.stdout.decode().splitlines()
     assert lines[-1].startswith("5 mappings checked in our own root: 2 no longer hold; 1 of")
     assert any("caf\\xe9 → " in line and line.endswith("/away \\xfe\\n") for line in lines)
-    evidence = run("--db", case.database, "-v").stdout.decode()
+    evidence = run("--db", case.database, "--evidence").stdout.decode()
     assert f"expected  {_words(case.known[gone])}" in evidence
 
     document = json.loads(run("--db", case.database, "--json").stdout)
@@ -162,7 +162,7 @@ def test_what_cannot_be_looked_at_is_told_apart(case: Case) -> None:
     told = "7 mappings checked in our own root: 2 could not be looked at, all other live ones hold"
     assert table.stdout.splitlines()[-1].startswith(told)
     assert "/closed/file (not looked at: Permission denied)" in table.stdout
-    assert "found     not looked at: Permission denied" in look("-v").stdout
+    assert "found     not looked at: Permission denied" in look("--evidence").stdout
     document = json.loads(look("--json").stdout)
     assert (document["stale"], document["not_looked_at"]) == (0, 2)
     assert {one["path"]: one["not_looked_at"] for one in document["mappings"]} == {
@@ -188,6 +188,7 @@ def test_only_what_is_chosen(case: Case, rename) -> None:
     assert chosen("--only", "deleted") == (3, {gone})
     assert chosen("--only", "replaced") == (3, set())
     assert chosen("--path", b"*caf\xe9") == (3, {moved})
+    assert chosen("--path", rb"*caf\xe9") == (3, {moved}), "as the table prints it"
     assert chosen("--path", b"*imp*", "--path", b"*new?line") == (
         0,
         {case.top + b"/imported", case.paths[2]},
@@ -246,13 +247,13 @@ def test_evidence_is_sorted_and_set_apart(case: Case, rename) -> None:
     gone, moved, *_ = case.paths
     os.unlink(gone)
     rename(moved, case.top + b"/away")
-    text = run("--db", case.database, "-v").stdout.decode()
+    text = run("--db", case.database, "--evidence").stdout.decode()
     counts, one, other, summary = text.split("\n\n")
     assert counts.startswith("VERDICT")
     assert one.startswith("moved ")
     assert other.startswith("deleted ")
     assert "5 mappings checked" in summary
-    nothing = run("--db", case.database, "-v", "--path", "*imported").stdout.decode()
+    nothing = run("--db", case.database, "--evidence", "--path", "*imported").stdout.decode()
     assert nothing.count("\n\n") == 1
     assert "\n\n\n" not in nothing
 

@@ -306,6 +306,31 @@ def test_no_image_takes_the_place_of_what_is_there(
     assert {one: one.read_bytes() for one in files} == before
 
 
+def test_stdout_gets_the_form_that_help_promises(tmp_path: Path) -> None:
+    image = _DATA / "odd-names.irmap-cache"
+    raw = _raw("convert", image, "-")
+    assert raw == image.read_bytes(), "pb, as for a file without a suffix"
+    assert _raw("convert", image, "-", "--to", "pb") == raw
+    _run("convert", image, tmp_path / "x.json")
+    as_json = (tmp_path / "x.json").read_bytes()
+    assert _raw("convert", image, "-", "--to", "json") == _raw("show", image, "--json") == as_json
+    _run("convert", image, tmp_path / "x.db")
+    assert _raw("export", "-", "--db", tmp_path / "x.db") == raw
+
+
+@pytest.mark.parametrize("words", ["-", "out", "out.db", "out.json --to pb"])
+def test_pretty_is_for_json_alone(tmp_path: Path, words: str) -> None:
+    image = _DATA / "odd-names.irmap-cache"
+    done = _run("convert", image, *words.split(), "--pretty", cwd=tmp_path)
+    assert (done.returncode, done.stdout, os.listdir(tmp_path)) == (2, "", [])
+    assert "--pretty, and the form to write is" in done.stderr
+
+
+def _raw(*words: str | Path) -> bytes:
+    command = [sys.executable, "-m", "irmapdb", *map(str, words)]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
+
+
 def test_a_database_is_not_written_to_stdout() -> None:
     done = _run("convert", _DATA / "swap-before.irmap-cache", "-", "--to", "db")
     assert (done.returncode, done.stdout) == (2, "")

@@ -46,6 +46,26 @@ def here(place, monkeypatch):
         ("(00.012345) irmap: Resolving fe00000:2e3 path",),
         ("(00.012345)   1234: irmap: Resolving fe00000:2e3 path\n",),
         ("irmap:", "Resolving", "fe00000:2e3", "path"),
+        ("Warn  (criu/fsnotify.c:281): fsnotify: \tHandle 0xfe00000:0x2e3 cannot be opened",),
+        ("(00.012345) fsnotify: \tHandle 0xfe00000:0x2e3 is openable",),
+        ("Handle", "0xfe00000:0x2e3", "cannot", "be", "opened"),
+        ("wd: wd 0x000001 s_dev 0xfe00000 i_ino            0x2e3 mask 0x000fff",),
+        ("(00.1) fsnotify: wd: wd 0x000001 s_dev 0xfe00000 i_ino            0x2e3 mask 0x000fff",),
+        ("(00.012345) fsnotify: mark: s_dev 0xfe00000 i_ino 0x000000000002e3 mask 0x000020",),
+        ("irmap: Pre-cache fe00000:2e3 -> /srv/data/in.csv",),
+        ("(00.000001) irmap: Irmap cache fe00000:2e3 -> /srv/Resolving 1:2 path",),
+        ("irmap: Queue fe00000:2e3 for pre-dump",),
+        ("irmap: \tchecking fe00000:2e3",),
+        ("(00.012345) Error (criu/irmap.c:375): irmap: Failed to resolve fe00000:2e3",),
+        ("irmap: \tfe00000:2e3 is invalid",),
+        ("\t\tRestore inotify watch for 0xfe00000:0x000000000002e3 (via /proc/self/fd/7)",),
+        ("fsnotify: Can't find suitable path for handle (dev 0xfe00000 ino 0x2e3): -2",),
+        ("(00.012345) fsnotify: \tDumping /srv/data/in.csv as path for handle",),
+        ("irmap: Revalidate stat for /srv/data/in.csv",),
+        ("irmap: \tFound /srv/data/in.csv in cache",),
+        ("inotify wd:1 ino:2e3 sdev:fe00000 mask:fff ignored_mask:0 fhandle-bytes:8",),
+        ("fanotify ino:2e3 sdev:fe00000 mflags:0 mask:20 ignored_mask:0 fhandle-bytes:8",),
+        ("irmap: Resolving fe00000:2e3 path\n\n(00.1) irmap: Queue fe00000:2e3 for pre-dump\n",),
     ],
     ids="|".join,
 )
@@ -55,6 +75,47 @@ def test_an_inode_is_found_by_whatever_names_it(keys):
     assert done.out.startswith(IN_CSV)
     for wanted in ("stale: gone", "/srv/data/in.csv.1", "worker", "3 to 4", "moved: "):
         assert wanted in done.out
+
+
+def test_several_lines_are_several_keys():
+    log = "irmap: Resolving fe00000:2e3 path\nirmap: Resolving fe00000:384 path\n254:0 742\n"
+    for keys in ((log,), tuple(log.splitlines()), (log, "739")):
+        out = irmapdb("lookup", *keys).out
+        assert [one for one in ("2e3", "384", "2e6") if f"fe00000:{one}: device" in out] == [
+            "2e3",
+            "384",
+            "2e6",
+        ]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "(00.012345) fsnotify: Opening fhandle fe00000:5eed0001000002e3...",
+        "fsnotify: \t[fhandle] bytes 0x000008 type 0x000001 __handle 0x2e3:0x0",
+        "(00.012345) Error (criu/fsnotify.c:284): fsnotify: \tCan't dump that handle",
+        "Error (criu/fsnotify.c:510): fsnotify: Unable to open (null): Bad address",
+        "mark: s_dev 0xfe00000 mnt_id  0x000021 mask 0x000020",
+    ],
+)
+def test_a_line_that_names_no_inode_is_not_guessed_at(line):
+    done = irmapdb("lookup", line)
+    assert (done.code, done.out) == (2, "")
+    assert "this line names no inode; give the line near it that has `Handle`" in done.err
+
+
+@pytest.mark.parametrize(
+    "key", ["Resolving fe00000:2e3 path 739", "Handle 0x1:0x2 was eaten", "see fe00000:2e3"]
+)
+def test_what_is_only_like_a_line_of_the_log_is_refused(key):
+    done = irmapdb("lookup", key)
+    assert (done.code, done.out) == (2, "")
+    assert "neither an inode nor a path" in done.err
+
+
+def test_a_path_may_read_like_a_line_of_the_log():
+    done = irmapdb("lookup", "/srv/irmap: Resolving fe00000:2e3 path")
+    assert (done.code, done.out) == (3, "")
 
 
 def test_a_path_stands_for_every_inode_that_had_it():
@@ -80,7 +141,7 @@ def test_a_path_may_be_written_as_it_is_printed(tmp_path):
     database = tmp_path / "irmap.db"
     for name in ("/caf\\xe9.txt", "/srv/data/caf\\xe9.txt"):
         assert irmapdb("lookup", name).code == (0 if "srv" in name else 3)
-    odd = [b"/a\n\t\\b\x1b", b"/l\xe2\x80\xaer", b"/c1\xc2\x85", b"/byte\x85", b"/x\\n"]
+    odd = [b"/a\n\t\\b\x1b", b"/l\xe2\x80\xaer", b"/c1\xc2\x85", b"/c1\x85", b"/x\\n"]
     with Store.open(database, create=True) as store, store.step() as step:
         entries = [CacheEntry(1, number, path) for number, path in enumerate([*odd, b"/x\n"], 10)]
         step.import_entries(entries, datetime.now(UTC))

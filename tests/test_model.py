@@ -22,6 +22,7 @@ from irmapdb.model import (
     Tried,
     Unresolved,
     format_kdev,
+    from_printable,
     is_canonical,
     kdev_of,
     major_minor,
@@ -107,6 +108,54 @@ def test_a_printable_name_stays_on_its_line_and_can_be_told_from_others(name, ot
     assert len(shown.splitlines()) <= 1
     assert not any(unicodedata.category(one) in {"Cc", "Cs", "Zl", "Zp"} for one in shown)
     assert (shown == printable(other)) == (name == other)
+
+
+# Bytes that are near an escape, or near the edges of UTF-8, more often than chance would have them.
+_odd_names = st.lists(
+    st.one_of(
+        st.binary(max_size=4),
+        st.characters(codec="utf-8").map(str.encode),
+        st.sampled_from(
+            [
+                *(bytes([byte]) for byte in range(256)),
+                *(chr(code).encode() for code in (*range(0x80, 0xA1), 0xAD, 0x61C, 0x200B, 0xFEFF)),
+                *(b"\\x95", b"\\u0095", b"\\U000e0001", b"\\\\", b"\\n", b"x95", b"u0095"),
+                *("\U000e0001".encode(), "\ufffd".encode(), b"\xed\xb2\x95", b"\xc2", b"\xf4\x90"),
+            ]
+        ),
+    )
+).map(b"".join)
+
+
+@given(name=_odd_names)
+def test_a_printable_name_is_read_back_whole(name):
+    shown = printable(name)
+    assert shown.isprintable()
+    assert from_printable(shown) == name
+
+
+def test_every_byte_and_every_character_of_unicode_is_read_back():
+    singles = [bytes([byte]) for byte in range(256)]
+    singles += [chr(code).encode() for code in range(0x80, 0x110000) if not 0xD800 <= code < 0xE000]
+    shown = list(map(printable, singles))
+    assert len(set(shown)) == len(singles)
+    assert list(map(from_printable, shown)) == singles
+    assert all(map(str.isprintable, shown))
+
+
+def test_a_byte_and_the_character_of_its_number_are_two_names():
+    assert printable(b"\x95") == r"\x95"
+    assert printable("\x95".encode()) == r"\u0095"
+    assert printable("a\u200bb".encode()) == r"a\u200bb", "what hides is shown"
+    assert printable("\u65e5\U0001f600".encode()) == "\u65e5\U0001f600"
+
+
+@pytest.mark.parametrize(
+    "text", ["\\", "a\\q", "\\x9", "\\u12", "\\U00110000", "\\ud800", "\\udc95"]
+)
+def test_what_was_never_printed_is_not_read(text):
+    with pytest.raises(ValueError):  # noqa: PT011 the type is the contract
+        from_printable(text)
 
 
 def test_a_printable_path_is_read_as_the_bytes_it_is(tmp_path):

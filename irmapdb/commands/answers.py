@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import enum
-import io
 import os
-import sys
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -56,8 +53,9 @@ def summary(answer: Answer) -> str:
 def _print_table(answer: Answer) -> None:
     cells = [list(map(_cell, _plain(answer, row))) for row in answer.rows]
     titles = [
-        output.printable(name.encode("utf-8", "surrogateescape"))
-        + (">" if _is_number(value[index] for value in answer.rows) else "")
+        output.Column(
+            output.printable_text(name.upper()), _is_number(row[index] for row in answer.rows)
+        )
         for index, name in enumerate(answer.columns)
     ]
     output.print_table(titles, cells)
@@ -77,7 +75,7 @@ def _cell(value: Value) -> str:
         case None:
             return "-"
         case str():
-            return output.printable(value.encode("utf-8", "surrogateescape"))
+            return output.printable_text(value)
         case bytes():
             return output.printable(value)
         case _:
@@ -120,23 +118,7 @@ def _json_value(value: Value) -> str | int | float | None:
 
 
 def _print_csv(answer: Answer) -> None:
-    # For programs the bytes of a path come out as they are, whatever the locale says.
-    sys.stdout.flush()
-    text = io.TextIOWrapper(
-        sys.stdout.buffer, "utf-8", errors="surrogateescape", newline="", write_through=True
-    )
-    terminal = sys.stdout.isatty()
-    writer = csv.writer(text)
-    writer.writerow(answer.columns)
-    for row in answer.rows:
-        values = _plain(answer, row)
-        if terminal:
-            writer.writerow(["" if value is None else _cell(value) for value in values])
-        else:
-            writer.writerow(
-                os.fsdecode(value) if isinstance(value, bytes) else value for value in values
-            )
-    text.detach()
+    output.print_csv(answer.columns, (list(_plain(answer, row)) for row in answer.rows))
 
 
 def print_separator(form: Form) -> None:

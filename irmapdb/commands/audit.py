@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import re
-import sys
 from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,10 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from irmapdb.commands import output
+from irmapdb.commands.keys import spellings
+from irmapdb.commands.log import start_log
 from irmapdb.commands.options import (
     AsJson,
     ConfigFile,
     Database,
+    Verbose,
     WorkDirOption,
     database_path,
     positive_pid,
@@ -121,10 +121,11 @@ def audit(
     config: ConfigFile = None,
     as_json: AsJson = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, for spreadsheets.")] = False,
-    verbose: Annotated[
+    show_evidence: Annotated[
         bool,
-        typer.Option("-v", "--verbose", help="Show the evidence: expected, found, times."),
+        typer.Option("--evidence", help="Show the evidence: expected, found, times."),
     ] = False,
+    verbose: Verbose = 0,
 ) -> None:
     """Check every stored mapping against the filesystem as it is now.
 
@@ -142,7 +143,7 @@ def audit(
     Examples:
         irmapdb audit -W /var/lib/ckpt
 
-        irmapdb audit -t 4711 --only moved --only deleted -v
+        irmapdb audit -t 4711 --only moved --only deleted --evidence
 
         irmapdb audit -t 4711 --path '/srv/*' --older-than 2h --search --fix
 
@@ -163,6 +164,7 @@ def audit(
             message, advice="say whose paths these are: -t PID, or --root / for this machine's own"
         )
     select = _selection(only, path, dev, older_than)
+    start_log(verbose, None, work_dir or Path(), ())
     with Progress() as progress:
         options = Options(
             database=database_path(db, work_dir),
@@ -185,7 +187,7 @@ def audit(
         _print_csv(listed)
     elif report.findings:
         _print_counts(report)
-        _print_findings(listed, verbose=verbose)
+        _print_findings(listed, evidence=show_evidence)
         _print_summary(done, options, listed, fix=fix)
     if report.left_out:
         left_out = output.count(report.left_out, "mapping")
@@ -241,7 +243,7 @@ def _selection(
             message = f"--older-than: {error}"
             raise UsageError(message) from error
     return Selection(
-        paths=tuple(map(os.fsencode, paths or ())),
+        paths=tuple(one for path in paths or () for one in spellings(os.fsencode(path))),
         kdevs=frozenset(map(_kdev, devices or ())),
         unproved_since=since,
         verdicts=frozenset(map(Verdict, only or ())),
@@ -281,11 +283,11 @@ def _print_counts(report: Report) -> None:
     output.print_table(("verdict", "mappings>", "marked stale>"), rows)
 
 
-def _print_findings(findings: list[Finding], *, verbose: bool) -> None:
+def _print_findings(findings: list[Finding], *, evidence: bool) -> None:
     if not findings:
         return
     findings = sorted(findings, key=lambda one: _VERDICTS.index(one.verdict))
-    if verbose:
+    if evidence:
         for finding in findings:
             typer.echo()
             typer.echo(_evidence(finding))
@@ -492,16 +494,8 @@ _CSV_COLUMNS = (
 
 
 def _print_csv(findings: list[Finding]) -> None:
-    # The bytes of a path come out as they are, whatever the locale says.
-    sys.stdout.flush()
-    text = io.TextIOWrapper(
-        sys.stdout.buffer, "utf-8", errors="surrogateescape", newline="", write_through=True
-    )
-    writer = csv.DictWriter(text, _CSV_COLUMNS)
-    writer.writeheader()
-    for finding in findings:
-        writer.writerow(_flat(_as_json(finding)))
-    text.detach()
+    rows = (_flat(_as_json(finding)) for finding in findings)
+    output.print_csv(_CSV_COLUMNS, ([row[name] for name in _CSV_COLUMNS] for row in rows))
 
 
 def _flat(document: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -98,7 +97,7 @@ def export(
 
     database = database_path(db, work_dir)
     if str(image) == "-":
-        sys.stdout.buffer.write(encode(read_database(database), Format.PB))
+        output.write_image(encode(read_database(database), Format.PB))
         return
     destination = (work_dir or Path()) / CACHE_NAME if image is None else image
     entries = export_image(database, destination)
@@ -116,9 +115,7 @@ def convert(
     ],
     destination: Annotated[
         Path,
-        typer.Argument(
-            readable=False, metavar="DST", help="`-` is stdout, for all but a database."
-        ),
+        typer.Argument(readable=False, metavar="DST", help="`-` is stdout, for pb and json."),
     ],
     to: Annotated[
         Format | None,
@@ -144,15 +141,18 @@ def convert(
     """
     from irmapdb import convert as forms
 
+    form = to or forms.format_for(destination)
+    if pretty and form is not Format.JSON:
+        message = f"--pretty, and the form to write is {form}"
+        raise UsageError(message, advice="add --to json: --pretty is for JSON alone")
     if str(destination) == "-":
-        if to is Format.DB:
+        if form is Format.DB:
             message = "a database cannot be written to stdout"
             raise UsageError(message, advice="name a file")
         content = forms.read(source)
-        data = forms.encode(content.entries, to or Format.JSON, pretty=pretty)
-        sys.stdout.buffer.write(data)
+        data = forms.encode(content.entries, form, pretty=pretty)
+        (output.write_image if form is Format.PB else output.write_json)(data)
         return
-    form = to or forms.format_for(destination)
     content = forms.convert(source, destination, form, pretty=pretty)
     entries = output.count(len(content.entries), "entry", "entries")
     before, after = output.shown(source), output.shown(destination)
@@ -179,7 +179,7 @@ def show(
 
     content = forms.read(file)
     if as_json or pretty:
-        sys.stdout.buffer.write(forms.encode(content.entries, Format.JSON, pretty=pretty))
+        output.write_json(forms.encode(content.entries, Format.JSON, pretty=pretty))
         return
     _print_entries(content)
 

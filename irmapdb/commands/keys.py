@@ -4,25 +4,56 @@ from __future__ import annotations
 
 import os
 import re
-from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from irmapdb.errors import UsageError
-from irmapdb.model import InodeKey, format_kdev, kdev_of
+from irmapdb.model import InodeKey, format_kdev, from_printable, kdev_of, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
 __all__ = ["Key", "parse_keys", "spellings"]
 
-_IN_HEX = re.compile(r"(?:0x)?([0-9a-f]{1,8}):(?:0x)?([0-9a-f]{1,16})", re.IGNORECASE)
+_DEV, _INO = r"(?:0x)?([0-9a-f]{1,8})", r"(?:0x)?([0-9a-f]{1,16})"
+_HEX = f"{_DEV}:{_INO}"
+_IN_HEX = re.compile(_HEX, re.IGNORECASE)
 _DEVICE = re.compile(r"(\d{1,20}):(\d{1,20})", re.ASCII)
 _INODE = re.compile(r"\d{1,20}|0x[0-9a-f]{1,16}", re.IGNORECASE | re.ASCII)
-# "(00.012345)   1234: irmap: Resolving fe00000:2e3 path", CRIU's irmap.c and log.c.
-_LOG_PREFIX = re.compile(r"\(\d+\.\d+\)|[\w-]+:")
-_ESCAPE = re.compile(rb"\\(?:x([0-9a-f]{2})|u([0-9a-f]{4})|U([0-9a-f]{8})|([ntr\\]))")
-_NAMED = {b"n": b"\n", b"t": b"\t", b"r": b"\r", b"\\": b"\\"}
-_C1 = range(0x80, 0xA0)
+
+# CRIU's log: "(00.012345)   1234: Warn  (criu/fsnotify.c:281): fsnotify: …", any part is optional.
+_LOG_PREFIX = re.compile(
+    r"\s*(?:\(\d+\.\d+\)\s*)?(?:\d+:\s+)?(?:(?:Error|Warn)\s+\([^()]*\):\s*)?"
+    r"(?:(?:irmap|fsnotify):\s*)?",
+    re.ASCII,
+)
+_LOG_INODES = [
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
+        rf"Resolving {_HEX} path\s*",
+        rf"Handle {_HEX} (?:cannot be opened|is openable)\s*",
+        rf"(?:checking|Failed to resolve) {_HEX}\s*",
+        rf"Queue {_HEX} for pre-dump\s*",
+        rf"{_HEX} is invalid\s*",
+        rf"(?:Pre-cache|Irmap cache) {_HEX} -> .*",
+        rf"Restore (?:inotify|fanotify) watch for {_HEX} \(.*",
+        rf"(?:wd: wd 0x[0-9a-f]+|mark:)\s+s_dev\s+{_DEV}\s+i_ino\s+{_INO}.*",
+        rf"Can't find suitable path for handle \(dev {_DEV} ino {_INO}\).*",
+    )
+]
+_LOG_PATH = re.compile(
+    r"(?:Dumping (/.*) as path for handle|Found (/.*) in cache|Scanned (/.*)"
+    r"|Revalidate stat for (/.*)|Unable to open (/.*?)(?:: [^/]*)?)\s*"
+)
+_LOG_NEITHER = re.compile(
+    r"Opening fhandle |\[fhandle\]|Can't dump that handle|Can't open file handle for"
+    r"|Unable to open \(null\)|mark: s_dev"
+)
+# A line of /proc/PID/fdinfo/FD: proc_pid_fdinfo(5).
+_FDINFO = re.compile(
+    r"\s*(?:inotify wd:[0-9a-f]+|fanotify) ino:([0-9a-f]{1,16}) sdev:([0-9a-f]{1,8})\b.*"
+)
+
+_ADVICE = "write fe00000:2e3 as CRIU's log has it, 254:0 739, 739, or /the/path"
 
 
 class Key(NamedTuple):
@@ -40,15 +71,67 @@ class Key(NamedTuple):
 
 
 def parse_keys(arguments: Sequence[str]) -> Iterator[Key]:
-    """The keys that the arguments are: two of them may be one key. UsageError."""
-    words = _without_prefixes(_words(arguments))
+    """The keys that the arguments are: two of them may be one key. UsageError.
+
+    An argument with blanks in it may be lines of CRIU's log, or of an fdinfo. Such a line may also
+    be given without quotes, as several arguments.
+    """
+    words: list[str] = []
+    for argument in arguments:
+        if not argument.strip():
+            message = "an empty key"
+            raise UsageError(message, advice="give an inode or a path")
+        if len(argument.split()) > 1 and not argument.startswith("/"):
+            yield from _parse_words(words)
+            words = []
+            yield from _parse_lines(argument)
+        else:
+            words.append(argument)
+    yield from _parse_words(words)
+
+
+def _parse_lines(text: str) -> Iterator[Key]:
+    for line in filter(str.strip, text.splitlines()):
+        found = _log_key(line)
+        if found is None:
+            yield from _parse_words(line.split())
+        else:
+            yield found
+
+
+def _log_key(line: str) -> Key | None:
+    """What a line of CRIU's log, or of an fdinfo, speaks of; None if it is no such line."""
+    if found := _FDINFO.fullmatch(line):
+        return _log_inode(found[2], found[1])
+    prefix = _LOG_PREFIX.match(line)
+    said = line[prefix.end() :] if prefix else line
+    for pattern in _LOG_INODES:
+        if found := pattern.fullmatch(said):
+            return _log_inode(found[1], found[2])
+    if found := _LOG_PATH.fullmatch(said):
+        path = next(filter(None, found.groups()))
+        return Key(path, path=os.fsencode(path))
+    if _LOG_NEITHER.match(said):
+        message = f"{printable(os.fsencode(line.strip()))}: this line names no inode"
+        advice = "give the line near it that has `Handle`, `Resolving`, or `s_dev` and `i_ino`"
+        raise UsageError(message, advice=advice)
+    return None
+
+
+def _log_inode(kdev: str, ino: str) -> Key:
+    key = InodeKey(int(kdev, 16), int(ino, 16))
+    return Key(str(key), key=key)
+
+
+def _parse_words(given: Sequence[str]) -> Iterator[Key]:
+    # Path first: a path may contain anything.
+    if given and not given[0].startswith("/") and (found := _log_key(" ".join(given))):
+        yield found
+        return
+    words = list(given)
     while words:
         word = words.pop(0)
-        if word == "Resolving" and words[1:2] == ["path"] and _IN_HEX.fullmatch(words[0]):
-            word = words.pop(0)
-            words.pop(0)
-            yield _hex_key(word)
-        elif word.startswith("/"):
+        if word.startswith("/"):
             # The kernel's paths end with no slash, a shell's completion may add one.
             yield Key(word, path=os.fsencode(word.rstrip("/") or "/"))
         elif _DEVICE.fullmatch(word) and words and _INODE.fullmatch(words[0]):
@@ -59,30 +142,8 @@ def parse_keys(arguments: Sequence[str]) -> Iterator[Key]:
         elif _INODE.fullmatch(word):
             yield Key(word, ino=_number(word))
         else:
-            message = f"{word}: neither an inode nor a path from /"
-            advice = "write fe00000:2e3 as CRIU's log has it, 254:0 739, 739, or /the/path"
-            raise UsageError(message, advice=advice)
-
-
-def _words(arguments: Sequence[str]) -> list[str]:
-    words: list[str] = []
-    for argument in arguments:
-        if not argument.strip():
-            message = "an empty key"
-            raise UsageError(message, advice="give an inode or a path")
-        words += [argument] if "/" in argument else argument.split()
-    return words
-
-
-def _without_prefixes(words: Iterable[str]) -> list[str]:
-    """The same without what CRIU's log has before its message."""
-    kept: list[str] = []
-    for word in words:
-        if word == "Resolving":
-            while kept and _LOG_PREFIX.fullmatch(kept[-1]):
-                kept.pop()
-        kept.append(word)
-    return kept
+            message = f"{printable(os.fsencode(word))}: neither an inode nor a path from /"
+            raise UsageError(message, advice=_ADVICE)
 
 
 def _hex_key(word: str) -> Key:
@@ -109,22 +170,11 @@ def _number(word: str) -> int:
 
 
 def spellings(path: bytes) -> Iterator[bytes]:
-    """The path as it stands, and what it is if it was copied from a table of ours."""
+    """The path as it stands, and the one that our tables print like this, where there is one."""
     yield path
-    for c1_is_byte in (True, False):
-        read = _ESCAPE.sub(partial(_unescape, c1_is_byte=c1_is_byte), path)
-        if read != path and b"\0" not in read:
-            yield read
-
-
-def _unescape(found: re.Match[bytes], *, c1_is_byte: bool) -> bytes:
-    byte, short, long, name = found.groups()
-    if name is not None:
-        return _NAMED[name]
-    code = int(byte or short or long, 16)
-    if byte is not None and (c1_is_byte or code not in _C1):
-        return bytes([code])
     try:
-        return chr(code).encode()
-    except (ValueError, OverflowError):  # no character
-        return found[0]
+        read = from_printable(os.fsdecode(path))
+    except ValueError:  # it is not from a table
+        return
+    if read != path and b"\0" not in read:
+        yield read

@@ -1,20 +1,23 @@
-"""How results are shown: tables for people, JSON for programs.
+"""How results are shown: tables for people, JSON, CSV and images for programs.
 
-A path is bytes that a tenant chose. For people it is made printable, so that no name can move
-the cursor or break a line; in JSON it is kept whole (PEP 383: a byte that is no UTF-8 becomes a
-lone surrogate, which `os.fsencode` turns back).
+A path is bytes that a tenant chose. All output follows one rule: a terminal gets printable
+characters only, so that no name can move the cursor or break a line; a pipe or a file gets JSON,
+CSV and images byte for byte. In JSON a byte that is no UTF-8 becomes a lone surrogate (PEP 383),
+which `os.fsencode` turns back. Tables are for people, and printable everywhere.
 """
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import os
 import sys
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 import typer
 
+from irmapdb.errors import UsageError
 from irmapdb.model import printable
 
 if TYPE_CHECKING:
@@ -26,17 +29,24 @@ if TYPE_CHECKING:
 
 __all__ = [
     "STDOUT",
+    "Cell",
+    "Column",
     "change_json",
     "change_line",
     "count",
     "in_namespace",
     "json_path",
+    "print_csv",
     "print_json",
     "print_table",
+    "print_text",
     "printable",
+    "printable_text",
     "say",
     "shown",
     "tolerant",
+    "write_image",
+    "write_json",
 ]
 
 _MAX_PADDED = 48
@@ -97,28 +107,102 @@ def json_path(path: bytes | None) -> str | None:
 
 def print_json(document: Any) -> None:  # noqa: ANN401 whatever json takes
     """One JSON document on stdout."""
+    # ASCII, with all control characters escaped: fit for a terminal as it is.
     json.dump(document, sys.stdout, indent=2)
     sys.stdout.write("\n")
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Aligned columns; a column whose name ends with `>` is flush right.
+def print_text(text: str) -> None:
+    """Text of several lines, to a program as it is; at a terminal each line is made printable."""
+    if sys.stdout.isatty():
+        # A line of SQL may have a backslash, and is copied as it stands where it can be.
+        text = "\n".join(
+            line if line.replace("\t", " ").isprintable() else printable_text(line)
+            for line in text.split("\n")
+        )
+    typer.echo(text)
+
+
+def write_json(data: bytes) -> None:
+    """A text that json wrote in ASCII, on stdout."""
+    sys.stdout.write(data.decode("ascii"))
+
+
+def write_image(data: bytes) -> None:
+    """A binary image on stdout. UsageError at a terminal: its paths may hold control characters."""
+    if sys.stdout.isatty():
+        message = "an image is binary, and stdout is a terminal"
+        raise UsageError(message, advice="redirect it: `> irmap-cache`, or use `irmapdb show`")
+    sys.stdout.flush()
+    sys.stdout.buffer.write(data)
+
+
+Cell = str | bytes | int | float | None
+
+
+def print_csv(columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> None:
+    """CSV on stdout: to a program byte for byte, at a terminal printable. None is an empty field.
+
+    Text is UTF-8 whatever the locale says, and bytes come out as they are; in text, a byte that is
+    no UTF-8 is a lone surrogate (PEP 383).
+    """
+    sys.stdout.flush()
+    text = io.TextIOWrapper(
+        sys.stdout.buffer, "utf-8", errors="surrogateescape", newline="", write_through=True
+    )
+    terminal = sys.stdout.isatty()
+    field = _printable_field if terminal else _raw_field
+    writer = csv.writer(text, lineterminator="\n" if terminal else "\r\n")
+    writer.writerow(map(field, columns))
+    writer.writerows(map(field, row) for row in rows)
+    text.detach()
+
+
+def _raw_field(value: Cell) -> str | int | float | None:
+    return os.fsdecode(value) if isinstance(value, bytes) else value
+
+
+def _printable_field(value: Cell) -> str | int | float | None:
+    if isinstance(value, bytes):
+        return printable(value)
+    # As text came in: what is no UTF-8 in it is a surrogate.
+    return printable_text(value) if isinstance(value, str) else value
+
+
+def printable_text(text: str) -> str:
+    """`printable` of a text in which a byte that is no UTF-8 is a lone surrogate."""
+    return printable(text.encode("utf-8", "surrogateescape"))
+
+
+class Column(NamedTuple):
+    """The head of a column, where a title is not ours and may end with `>` itself."""
+
+    title: str
+    flush_right: bool
+
+
+def print_table(columns: Sequence[str | Column], rows: Iterable[Sequence[str]]) -> None:
+    """Aligned columns; a title of ours that ends with `>` makes its column flush right.
 
     Nothing is cut or wrapped, so that a path can be copied as it stands: the widest column comes
     last, and the reader's terminal or pager deals with long lines. In the columns before it, a
-    cell that is longer than most pushes its own line to the right and no other.
+    cell or title that is longer than most pushes its own line to the right and no other.
     """
     rows = list(rows)
-    titles = [column.rstrip(">").upper() for column in columns]
+    heads = [
+        Column(one.rstrip(">").upper(), one.endswith(">")) if isinstance(one, str) else one
+        for one in columns
+    ]
+    titles = [head.title for head in heads]
     widths = [
-        max(0, *(width for width in map(_width, cells) if width <= _MAX_PADDED))
+        max((width for width in map(_width, cells) if width <= _MAX_PADDED), default=0)
         for cells in zip(titles, *rows, strict=True)
     ]
 
     def line(cells: Sequence[str]) -> str:
         padded = (
-            _padded(cell, width, flush_right=column.endswith(">"))
-            for cell, width, column in zip(cells, widths, columns, strict=True)
+            _padded(cell, width, flush_right=head.flush_right)
+            for cell, width, head in zip(cells, widths, heads, strict=True)
         )
         return "  ".join(padded).rstrip()
 

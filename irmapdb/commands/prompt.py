@@ -190,7 +190,7 @@ class Prompt:
         if not made:
             message = f"{name}: no such table or view"
             raise UsageError(message, advice=".tables lists them")
-        typer.echo("\n".join(made))
+        output.print_text("\n".join(made))
 
     def _queries(self, _: str) -> None:
         rows = [(one.name, ", ".join(one.parameters), one.about) for one in queries.SAVED.values()]

@@ -134,7 +134,7 @@ def sql(
     text = _read(file) if query is None else query
     text, values = resolve(text, values)
     if print_sql:
-        typer.echo(text)
+        output.print_text(text)
         return
     with _open(database_path(db, work_dir)) as ask:
         cut = _answer(ask, text, values, name, form, limit or None, timeout or None)

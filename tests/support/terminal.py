@@ -1,0 +1,33 @@
+"""The command line at a terminal: what a program writes to a pseudo-terminal."""
+
+from __future__ import annotations
+
+import os
+import pty
+import subprocess
+import sys
+import tty
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["at_terminal"]
+
+
+def at_terminal(*words: str | os.PathLike[str], cwd: Path) -> tuple[int, bytes]:
+    """The exit code of `irmapdb WORDS`, and all that it wrote to stdout and stderr, a terminal."""
+    ours, theirs = pty.openpty()
+    tty.setraw(theirs)  # no "\\r" that nobody wrote
+    command = [sys.executable, "-m", "irmapdb", *map(os.fspath, words)]
+    with subprocess.Popen(
+        command, cwd=cwd, stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs
+    ) as task:
+        os.close(theirs)
+        said = b""
+        with suppress(OSError):  # EIO: the last one that had it open is gone
+            while some := os.read(ours, 65536):
+                said += some
+    os.close(ours)
+    return task.returncode, said
