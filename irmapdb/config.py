@@ -16,6 +16,12 @@ keep-runs = 1000                 # with what each of them saw
 keep-rows = 200000               # of what all of them saw, and of each other kind of history
 stale-older-than = "30d"         # stale mappings, and what happened to the mappings
 unused-older-than = "90d"        # mappings that hold, and nobody watches
+
+[warm]                           # of `irmapdb warm`, the service
+directory = "/var/lib/irmapdb"   # a database for each container
+interval = 60                    # seconds between two looks at the containers
+share = 0.25                     # of one CPU, for all work on them
+keep-gone = "7d"                 # databases of containers that are gone
 """
 
 from __future__ import annotations
@@ -48,6 +54,7 @@ __all__ = [
     "Config",
     "HookConfig",
     "Retention",
+    "WarmConfig",
     "load_config",
     "with_environment",
 ]
@@ -121,6 +128,20 @@ class Retention:
 
 
 @dataclass(frozen=True, slots=True)
+class WarmConfig:
+    """How `irmapdb warm` works; the defaults are what holds without a `[warm]`."""
+
+    directory: Path = Path("/var/lib/irmapdb")
+    """With a database for each container; the hook looks for them here, too."""
+    interval_s: float = 60.0
+    """Between two looks at the containers."""
+    share: float = 0.25
+    """Of one CPU, for all work that the looks find."""
+    keep_gone: timedelta = timedelta(days=7)
+    """For so long the databases of containers are kept that are gone."""
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """What the file can say; the defaults are what holds without one."""
 
@@ -129,6 +150,7 @@ class Config:
     skip_filesystems: frozenset[str] = UNWALKED_FILESYSTEMS
     hook: HookConfig = HookConfig()
     retention: Retention = Retention()
+    warm: WarmConfig = WarmConfig()
 
     def walkable(self, fstype: str) -> bool:
         """Whether a filesystem may be walked without being named."""
@@ -148,6 +170,7 @@ _KNOWN = {
     "hook": {"db", "strict", "timeout"},
     "retention": {"automatic", "keep-rows", "keep-runs", "stale-older-than", "unused-older-than"},
     "scan": {"hints", "paths", "skip-filesystems"},
+    "warm": {"directory", "interval", "keep-gone", "share"},
 }
 
 
@@ -189,6 +212,7 @@ def _config(document: dict[str, Any], source: str) -> Config:
         skip_filesystems=UNWALKED_FILESYSTEMS | set(_strings(scan, "skip-filesystems", source)),
         hook=_hook(document.get("hook", {}), source),
         retention=_retention(document.get("retention", {}), source),
+        warm=_warm(document.get("warm", {}), source),
     )
 
 
@@ -218,6 +242,26 @@ def _retention(table: dict[str, Any], source: str) -> Retention:
         span = _span(table["unused-older-than"], f"{source}: unused-older-than")
         keep = replace(keep, unused_older_than=span)
     return keep
+
+
+def _warm(table: dict[str, Any], source: str) -> WarmConfig:
+    warm = WarmConfig()
+    if "directory" in table:
+        warm = replace(warm, directory=_directory(table["directory"], f"{source}: directory"))
+    if "interval" in table:
+        warm = replace(warm, interval_s=_seconds(table["interval"], f"{source}: interval"))
+    if "share" in table:
+        warm = replace(warm, share=_share(table["share"], f"{source}: share"))
+    if "keep-gone" in table:
+        warm = replace(warm, keep_gone=_span(table["keep-gone"], f"{source}: keep-gone"))
+    return warm
+
+
+def _share(value: object, where: str) -> float:
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0.01 <= value <= 64:  # noqa: PLR2004 of one CPU, up to 64 of them
+        return float(value)
+    message = f"{where}: {value!r} is no share of a CPU"
+    raise ConfigError(message, advice="give a number from 0.01 to 64; 1 is one whole CPU")
 
 
 def _truth(value: object, where: str) -> bool:

@@ -8,9 +8,7 @@ we do not understand is not read. What goes wrong is told as a problem and raise
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
-import re
 import shutil
 import tempfile
 import time
@@ -24,6 +22,7 @@ from irmapdb import files, steps
 from irmapdb.errors import DatabaseError, FileError, ImageError, IrmapError
 from irmapdb.image import cache
 from irmapdb.model import ChangeKind, printable
+from irmapdb.node.containers import database_name, name_by_images
 from irmapdb.workdir import CACHE_NAME, DATABASE_NAME
 
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
     from irmapdb.model import CacheEntry
     from irmapdb.steps import Report
 
-__all__ = ["ASIDE_NAME", "Done", "Job", "database_name", "serve"]
+__all__ = ["ASIDE_NAME", "Done", "Job", "serve"]
 
 ASIDE_NAME = "irmap-cache.broken"
 """What an irmap-cache that CRIU would fail on is renamed to."""
@@ -154,6 +153,9 @@ def _use_directory(state: _State, directory: Path) -> None:
     with contextlib.suppress(OSError):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     state.database = directory / database_name(state.job.pid, state.job.images)
+    before = directory / name_by_images(state.job.images)
+    if before.exists() and not state.database.exists():
+        state.database = before  # of a version that knew fewer forms of ids
 
 
 def _temporary_database(stack: contextlib.ExitStack, tell: Callable[[str], None]) -> Path:
@@ -261,37 +263,3 @@ def _lines(texts: list[str]) -> tuple[str, ...]:
     # Names are printable already; an error of others may still break the line.
     whole = (text if text.isprintable() else ascii(text)[1:-1] for text in texts)
     return tuple(text[:_LINE_CHARACTERS] for text in whole)
-
-
-# --- a database for each container ----------------------------------------------------------------
-
-# As runc, crun, podman, CRI-O, containerd and docker name the cgroup of a container: its id, or
-# the id between a prefix and ".scope".
-_ID = re.compile(r"(?:^|[-:])([0-9a-f]{64})(?:\.scope)?$")
-
-
-def database_name(pid: int, images: str, proc: str = "/proc") -> str:
-    """The database's name in a directory of many: the same for each dump of one container.
-
-    The first part of the task's cgroup path that is a container's id; with a digest of the others
-    below it, of a container in a container, or of one that has made itself a cgroup with the name
-    of another. Where there is none, the images dir, as its last part and a digest of the whole.
-    """
-    try:
-        path = f"{proc}/{pid}/cgroup"
-        with open(path, encoding="utf-8", errors="replace", newline="\n") as file:
-            groups = [line.rstrip("\n").split(":", 2)[2] for line in file]
-    except (OSError, IndexError):
-        groups = []
-    for group in groups:
-        ids = [found[1] for part in group.split("/") if (found := _ID.search(part))]
-        if ids:
-            first, *below = ids
-            return f"{first}-{_digest('/'.join(below))}.db" if below else f"{first}.db"
-    whole = os.path.realpath(images or ".")
-    readable = re.sub(r"[^A-Za-z0-9_-]", "_", os.path.basename(whole))[:40]
-    return f"{readable}-{_digest(whole)}.db"
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(os.fsencode(text)).hexdigest()[:16]

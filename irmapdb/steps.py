@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from irmapdb.kernel.procfs import RawWatchFile
     from irmapdb.kernel.survey import Denied
     from irmapdb.kernel.tasks import Task
-    from irmapdb.model import Change, Identity, Mapping, Mark, Mount, WatchFile
+    from irmapdb.model import Change, Identity, Mapping, Mark, Mount, Resolved, WatchFile
     from irmapdb.store.write import Step
 
 __all__ = ["FreezeOptions", "MarkRow", "Options", "Report", "dump", "pre_dump"]
@@ -111,6 +111,8 @@ class Report:
     """Entries taken over from an irmap-cache that was newer than the database."""
     written: tuple[Path, ...]
     """The files that were replaced, the cache image first."""
+    resolved: tuple[Resolved, ...] = ()
+    """What was proved, with every name."""
 
 
 def pre_dump(options: Options) -> Report:
@@ -444,6 +446,7 @@ def _write(
         stats=stats,
         loaded=loaded,
         written=(step.place.cache, *images),
+        resolved=tuple(resolved),
     )
 
 

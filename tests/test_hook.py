@@ -20,6 +20,7 @@ from irmapdb.config import Config, HookConfig, load_config, with_environment
 from irmapdb.criuconf import Did, Runtime
 from irmapdb.errors import ConfigError, FileError
 from irmapdb.image.cache import decode_cache
+from irmapdb.node.containers import database_name
 from tests.support.features import require_root
 from tests.support.filesystems import tmpfs
 from tests.support.hook import CHECKOUT, hook_program
@@ -285,7 +286,7 @@ CONTAINER = "0123456789abcdef" * 4
 def test_database_is_named_after_the_container(cgroup, tmp_path):
     (tmp_path / "7").mkdir()
     (tmp_path / "7" / "cgroup").write_text(cgroup + "\n")
-    assert hookjob.database_name(7, "/images", str(tmp_path)) == f"{CONTAINER}.db"
+    assert database_name(7, "/images", str(tmp_path)) == f"{CONTAINER}.db"
 
 
 def test_no_container_has_the_name_of_another(tmp_path):
@@ -301,7 +302,7 @@ def test_no_container_has_the_name_of_another(tmp_path):
     for pid, group in enumerate(groups):
         (tmp_path / str(pid)).mkdir()
         (tmp_path / str(pid) / "cgroup").write_text(f"0::{group}\n", newline="\n")
-        names.append(hookjob.database_name(pid, "/images", str(tmp_path)))
+        names.append(database_name(pid, "/images", str(tmp_path)))
     assert names[:2] == [f"{theirs}.db", f"{mine}.db"]
     assert len(set(names[:4])) == 4
     assert all(name.startswith(mine) for name in names[1:])
@@ -311,10 +312,10 @@ def test_database_of_no_container_is_named_after_the_images(tmp_path):
     (tmp_path / "7").mkdir()
     (tmp_path / "7" / "cgroup").write_text("0::/user.slice/session-1.scope\n")
     one, two = tmp_path / "a b/../dump", tmp_path / "other" / "dump"
-    names = [hookjob.database_name(7, str(path), str(tmp_path)) for path in (one, two)]
+    names = [database_name(7, str(path), str(tmp_path)) for path in (one, two)]
     assert names[0] != names[1]
     assert all(name.startswith("dump-") and name.endswith(".db") for name in names)
-    assert hookjob.database_name(8, str(tmp_path / "dump"), str(tmp_path)) == names[0]
+    assert database_name(8, str(tmp_path / "dump"), str(tmp_path)) == names[0]
 
 
 # --- its line in CRIU's configuration -------------------------------------------------------------

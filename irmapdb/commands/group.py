@@ -43,6 +43,7 @@ _MODULES = {
     "lookup": "lookup",
     "sql": "sql",
     "hook": "hook",
+    "warm": "warm",
     "db": "database",
 }
 """In the order in which help has them: the module of each, which has others beside it."""

@@ -1,0 +1,158 @@
+"""`irmapdb warm`: the service that keeps the containers of this machine ready."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from irmapdb.commands import output
+from irmapdb.commands.options import AsJson, ConfigFile
+from irmapdb.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+__all__ = ["add_to"]
+
+_FINDINGS = 3
+_A_FEW = 5
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command of this module."""
+    app.command()(warm)
+
+
+def warm(
+    once: Annotated[
+        bool, typer.Option("--once", help="Look once, do what there is to do, and end.")
+    ] = False,
+    interval: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="Time between two looks at the containers.  [default: 60]",
+            show_default=False,
+        ),
+    ] = None,
+    cgroup: Annotated[
+        str | None,
+        typer.Option(
+            metavar="GLOB",
+            help="Only containers whose root task is in a cgroup with such a path, as in "
+            "/proc/PID/cgroup: '/kubepods*'.  [default: all]",
+            show_default=False,
+        ),
+    ] = None,
+    status: Annotated[
+        bool, typer.Option("--status", help="Show each container and what has no path.")
+    ] = False,
+    run_dir: Annotated[
+        Path,
+        typer.Option(readable=False, metavar="DIR", help="Directory of the FIFO and the images."),
+    ] = Path("/run/irmapdb"),
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Keep every container of this machine ready for CRIU, until told to stop.
+
+    It finds the containers by itself, proves the path of every watch, and keeps a database for
+    each container in `/var/lib/irmapdb`. A container is worked on again only if its watches or
+    mounts have changed, or if a part of a path was renamed. All work has idle priority. `[warm]` in
+    `/etc/irmapdb.toml` has its settings.
+
+    Exit code 3, with --status or --once: a container could not be looked at, or a watch has no
+    path.
+
+    Examples:
+        irmapdb warm --once
+
+        irmapdb warm --interval 30 --cgroup '/kubepods*'
+
+        irmapdb warm --status
+
+    """
+    from irmapdb.config import load_config
+    from irmapdb.node.rundir import RunDirectory
+    from irmapdb.node.service import Options, Service
+
+    if once and status:
+        message = "--once and --status do not go together"
+        raise UsageError(message, advice="run one after the other")
+    if interval is not None and not 0 < interval < math.inf:
+        message = f"--interval {interval:g}: not a number of seconds"
+        raise UsageError(message, advice="give a number above 0")
+    if status:
+        directory = RunDirectory(run_dir, make=False)
+        _show_status(directory.read_status(), directory.running(), run_dir, as_json=as_json)
+        return
+    options = Options(run_dir, load_config(config), interval, cgroup)
+    with Service(options) as service:
+        if not once:
+            service.run()
+            return
+        document = service.once()
+    _end(document, as_json=as_json)
+
+
+def _show_status(
+    document: Mapping[str, Any] | None, running: int | None, run_dir: Path, *, as_json: bool
+) -> None:
+    if document is None:
+        message = f"{run_dir}: no service has run here since this machine was started"
+        raise UsageError(message, advice="start it with `irmapdb warm`, or look with --once")
+    if not as_json:
+        age_s = max(0.0, time.time() - document["written_at"])
+        state = f"process {running}" if running else "not running"
+        typer.echo(f"service: {state}; last look {_span(age_s)} ago")
+    _end({**document, "running": running}, as_json=as_json)
+
+
+def _end(document: Mapping[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        output.print_json(document)
+    else:
+        _show(document["containers"])
+    if any(one["no_path"] or one["problem"] for one in document["containers"]):
+        raise typer.Exit(_FINDINGS)
+
+
+def _show(containers: Sequence[Mapping[str, Any]]) -> None:
+    if not containers:
+        typer.echo("no containers")
+        return
+    now_s = time.time()
+    rows = [
+        (
+            str(one["pid"]),
+            str(one["tasks"]),
+            str(one["watches"]),
+            str(one["resolved"]),
+            "-" if one["proved_at"] is None else f"{_span(now_s - one['proved_at'])} ago",
+            one["state"],
+            one["id"],
+        )
+        for one in containers
+    ]
+    columns = ("pid>", "tasks>", "watches>", "paths>", "proved>", "state", "container")
+    output.print_table(columns, rows)
+    for one in containers:
+        if one["problem"]:
+            typer.echo(f"{one['id']}: {one['problem']}")
+        for row in one["no_path"][:_A_FEW]:
+            watch = f"{row['kind']} fd {row['fd']} of {row['pid']} ({row['comm']})"
+            typer.echo(f"{one['id']}: no path: {watch}, {row['dev']} {row['ino']}: {row['why']}")
+        missing = one["watches"] - one["resolved"]
+        if one["no_path"] and missing > _A_FEW:
+            typer.echo(f"{one['id']}: and {missing - _A_FEW} more without a path")
+
+
+def _span(seconds: float) -> str:
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"

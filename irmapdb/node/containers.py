@@ -1,0 +1,287 @@
+"""The containers of this machine, found in /proc alone: no container engine is asked.
+
+A container is a tree of tasks whose mount namespace has a root filesystem of its own. A service
+of systemd with private mounts has the root of the host, and is none. The cgroup of the root task
+tells the container's id: the hook and the service name the database of a container by it.
+
+Facts: proc_pid_cgroup(5), proc_pid_mountinfo(5), cgroup_namespaces(7); the cgroups of the
+engines: `cgroupsPath` of the OCI runtime specification (runc, crun, and containerd's `ctr`);
+libpod's, CRI-O's and cri-containerd's scopes below machine.slice and kubepods.slice;
+`machine-NAME.scope/payload` of systemd-nspawn(1); `lxc.payload.NAME` of LXC.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import os
+import re
+from typing import TYPE_CHECKING, NamedTuple
+
+from irmapdb.errors import TaskError
+from irmapdb.kernel import procfs, tasks
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from irmapdb.kernel.tasks import Task
+
+__all__ = [
+    "Container",
+    "ContainerName",
+    "database_name",
+    "find_containers",
+    "is_container_database",
+    "name_by_cgroup",
+]
+
+# The cgroup of a container whose id is 64 hex digits: the id, or the id between a prefix and
+# ".scope".
+_HEX_ID = re.compile(r"(?:^|[-:])([0-9a-f]{64})(?:\.scope)?$")
+
+# Below the cgroup of a container, made by the runtime or by the systemd inside of it.
+_INNER_CGROUPS = frozenset({"container", "init.scope", "payload", "supervisor"})
+
+# In this order the hierarchies of cgroup v1 are asked: the ones that every engine uses.
+_HIERARCHIES = ("", "name=systemd", "pids", "devices", "freezer")
+
+_DATABASE = re.compile(r"(?:[0-9a-f]{64}(?:-[0-9a-f]{16})?|[A-Za-z0-9_-]*\.[0-9a-f]{16})\.db")
+
+_KTHREADD = 2
+"""The parent of all kernel threads (kernel/kthread.c), which only the first pid namespace shows."""
+
+_MOST_WITH_ONE_NAME = 4
+"""Of several trees in one cgroup: a tenant can make as many as it likes."""
+
+
+class ContainerName(NamedTuple):
+    """What a container is called."""
+
+    id: str
+    """As the engine calls it: 64 hex digits, or the path of the cgroup without its first slash."""
+    file_stem: str
+    """The name of its database without `.db`."""
+
+
+class Container(NamedTuple):
+    """A running container. (`pid`, `starttime`) is never used twice."""
+
+    name: ContainerName
+    pid: int
+    """The root task, as we see it."""
+    starttime: int
+    mntns: int
+    cgroups: tuple[str, ...]
+    """The paths of the root task's cgroups, one for each hierarchy."""
+    pids: tuple[int, ...]
+    """The tasks of the tree, the root task first, parents before children."""
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """What tells it from every other container since boot."""
+        return self.pid, self.starttime
+
+
+def find_containers(pattern: str | None = None, proc: str = "/proc") -> tuple[Container, ...]:
+    """The containers that run now, by their ids; a container inside of another is a part of it.
+
+    `pattern`: a shell pattern for the path of a cgroup of the root task. What starts or ends
+    meanwhile may be missing. Our own mount namespace is no container.
+    """
+    foreign = _foreign_tasks(proc)
+    children: dict[int, list[int]] = {}
+    tops: dict[int, list[int]] = {}
+    for pid, (task, mntns) in foreign.items():
+        if task.ppid in foreign:
+            children.setdefault(task.ppid, []).append(pid)
+        else:
+            tops.setdefault(mntns, []).append(pid)
+    found: dict[ContainerName, list[Container]] = {}
+    for mntns, candidates in tops.items():
+        task = _root_task([foreign[pid][0] for pid in candidates], proc)
+        cgroups = _cgroup_paths(task.pid, proc)
+        if pattern is not None and not any(
+            fnmatch.fnmatchcase(path, pattern) for path in cgroups.values()
+        ):
+            continue
+        name = name_by_cgroup(cgroups, any_form=True) or ContainerName(f"mntns/{mntns}", "")
+        pids = _descendants(task.pid, children)
+        paths = tuple(dict.fromkeys(cgroups.values()))
+        container = Container(name, task.pid, task.starttime, mntns, paths, pids)
+        found.setdefault(name, []).append(container)
+    return tuple(
+        container for name in sorted(found) for container in _told_apart(name, found[name])
+    )
+
+
+def database_name(pid: int, images: str, proc: str = "/proc") -> str:
+    """The database's name in a directory of many: the same for each dump of one container.
+
+    64 hex digits, where a part of the task's cgroup path is such an id; with a digest of the ids
+    below it, of a container in a container, or of one that has made itself a cgroup with the name
+    of another. Otherwise, in a container, the end of the cgroup path and a digest of the whole.
+    Outside of containers the last part of the images dir and a digest of the whole.
+    """
+    cgroups = _cgroup_paths(pid, proc)
+    name = name_by_cgroup(cgroups) or (
+        name_by_cgroup(cgroups, any_form=True) if _is_in_container(pid, proc) else None
+    )
+    return name_by_images(images) if name is None else f"{name.file_stem}.db"
+
+
+def name_by_images(images: str) -> str:
+    """The database's name for a dump into this images dir, where no container is known."""
+    whole = os.path.realpath(images or ".")
+    return f"{_readable(os.path.basename(whole))}-{_digest(whole)}.db"
+
+
+def is_container_database(file_name: str) -> bool:
+    """Whether a file has the name of a container's database, not that of an images dir's."""
+    return _DATABASE.fullmatch(file_name) is not None
+
+
+def name_by_cgroup(cgroups: dict[str, str], *, any_form: bool = False) -> ContainerName | None:
+    """The container's name by its root task's cgroups, hierarchy → path; None where none tells.
+
+    Without `any_form` 64 hex digits alone are taken for an id.
+    """
+    for path in cgroups.values():
+        ids = [found[1] for part in path.split("/") if (found := _HEX_ID.search(part))]
+        if ids:
+            first, *below = ids
+            stem = f"{first}-{_digest('/'.join(below))}" if below else first
+            return ContainerName("/".join(ids), stem)
+    if not any_form:
+        return None
+    for hierarchy in (*_HIERARCHIES, *cgroups):
+        # Seen from another cgroup namespace, a path begins with "..".
+        parts = [part for part in cgroups.get(hierarchy, "").split("/") if part not in {"", ".."}]
+        while parts and parts[-1] in _INNER_CGROUPS:
+            parts.pop()
+        if parts:
+            path = "/".join(parts)
+            return ContainerName(path, f"{_readable(parts[-1])}.{_digest(path)}")
+    return None
+
+
+# --- the tasks ------------------------------------------------------------------------------------
+
+
+def _foreign_tasks(proc: str) -> dict[int, tuple[Task, int]]:
+    # Every task whose root filesystem is not the host's, and its mount namespace.
+    kthreadd = tasks.read_task(_KTHREADD, proc)
+    if kthreadd is not None and (kthreadd.ppid, kthreadd.comm) != (0, b"kthreadd"):
+        kthreadd = None
+    host = _host_root(proc)
+    found: dict[int, tuple[Task, int]] = {}
+    for mntns, pids in _by_namespace(proc).items():
+        if next(filter(None, (_root_mount(pid, proc) for pid in pids)), None) in {None, host}:
+            continue
+        for pid in pids:
+            try:
+                task = tasks.read_task(pid, proc)
+            except TaskError:
+                continue
+            # One of the kernel's threads has a root of its own: kdevtmpfs.
+            if task is not None and not (kthreadd and task.ppid == _KTHREADD):
+                found[pid] = (task, mntns)
+    return found
+
+
+def _by_namespace(proc: str) -> dict[int, list[int]]:
+    # The tasks of each mount namespace but ours and that of the machine's init.
+    by_namespace: dict[int, list[int]] = {}
+    for name in os.listdir(proc):
+        if name.isdecimal() and (mntns := _mount_namespace(name, proc)):
+            by_namespace.setdefault(mntns, []).append(int(name))
+    for known in ("1", "self"):
+        by_namespace.pop(_mount_namespace(known, proc), None)
+    return by_namespace
+
+
+def _mount_namespace(pid: int | str, proc: str) -> int:
+    # 0 where the task is gone, or not ours to look at. The link is shorter to read than to follow.
+    try:
+        try:
+            link = os.readlink(f"{proc}/{pid}/ns/mnt")
+        except FileNotFoundError:
+            link = os.readlink(f"{proc}/{procfs.living_thread(pid, proc)}/ns/mnt")
+    except OSError:
+        return 0
+    return int(link[link.index("[") + 1 : -1])
+
+
+def _is_in_container(pid: int, proc: str) -> bool:
+    mntns = _mount_namespace(pid, proc)
+    if mntns in {0, *(_mount_namespace(known, proc) for known in ("1", "self"))}:
+        return False
+    return _root_mount(pid, proc) not in {None, _host_root(proc)}
+
+
+def _host_root(proc: str) -> tuple[bytes, bytes] | None:
+    return _root_mount(1, proc) or _root_mount("self", proc)
+
+
+def _root_mount(pid: int | str, proc: str) -> tuple[bytes, bytes] | None:
+    # Device and directory that are mounted on a task's root, as mountinfo has them; None for a
+    # chroot to no mount point, and where the task is gone.
+    try:
+        raw = procfs.read_file(f"{proc}/{pid}/mountinfo")
+    except OSError:
+        return None
+    found = None
+    for line in raw.split(b"\n"):
+        fields = line.split(b" ", 5)
+        if len(fields) > 4 and fields[4] == b"/":  # noqa: PLR2004 the fifth is the mount point
+            found = fields[2], fields[3]  # the last one is on top
+    return found
+
+
+def _root_task(candidates: Sequence[Task], proc: str) -> Task:
+    # Of the tasks of one mount namespace whose parents are outside: the init of its pid
+    # namespace, else the oldest. The others were started by `exec` of the engine.
+    def rank(task: Task) -> tuple[bool, int, int]:
+        pids = procfs.namespace_pids(task.pid, proc)
+        return len(pids) < 2 or pids[-1] != 1, task.starttime, task.pid  # noqa: PLR2004 nested
+
+    return candidates[0] if len(candidates) == 1 else min(candidates, key=rank)
+
+
+def _descendants(root: int, children: dict[int, list[int]]) -> tuple[int, ...]:
+    found = [root]
+    for pid in found:  # grows as we go
+        found.extend(children.get(pid, ()))
+    return tuple(found)
+
+
+def _told_apart(name: ContainerName, containers: list[Container]) -> Iterable[Container]:
+    # Several in one cgroup: the oldest has its name, as the hook's has.
+    containers.sort(key=lambda one: (one.starttime, one.pid))
+    for index, one in enumerate(containers[:_MOST_WITH_ONE_NAME]):
+        if index == 0 and name.file_stem:
+            yield one
+        else:
+            label = f"{name.id}@{one.pid}-{one.starttime}"
+            yield one._replace(name=ContainerName(label, f"tree.{_digest(label)}"))
+
+
+# --- the names ------------------------------------------------------------------------------------
+
+
+def _cgroup_paths(pid: int, proc: str) -> dict[str, str]:
+    # By hierarchy ("" for cgroup v2), in the order of the file; {} where the task is gone.
+    try:
+        # By newlines alone: the name of a cgroup may hold a carriage return.
+        lines = procfs.read_file(f"{proc}/{pid}/cgroup").split(b"\n")[:-1]
+        fields = [os.fsdecode(line).split(":", 2) for line in lines]
+        return {hierarchy: path for _, hierarchy, path in fields}
+    except (OSError, ValueError):
+        return {}
+
+
+def _readable(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_-]", "_", text)[:40]
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(os.fsencode(text)).hexdigest()[:16]

@@ -1,0 +1,54 @@
+"""The directory with a database for each container: `/var/lib/irmapdb`, unless configured.
+
+A database outlives its container for a while: the container may be restored, or its engine may
+start it again. Then it is removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from typing import TYPE_CHECKING
+
+from irmapdb.node.containers import is_container_database
+from irmapdb.node.rundir import make_private
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+    from datetime import timedelta
+    from pathlib import Path
+
+__all__ = ["care", "make_directory"]
+
+_SUFFIXES = ("", "-wal", "-shm", "-journal")
+_TOUCH_S = 3600.0
+
+
+def make_directory(path: Path) -> None:
+    """Make the directory, for us alone. FileError where others get in."""
+    make_private(path)
+
+
+def care(directory: Path, alive: Collection[str], keep_gone: timedelta) -> list[str]:
+    """Remove the databases of containers that have been gone for so long; their names.
+
+    `alive` are the names, without `.db`, of the containers that run. A database's time of change
+    tells when its container was seen last. What has no name of a container's is left alone.
+    """
+    now_s = time.time()
+    removed = []
+    for name in sorted(os.listdir(directory)):
+        if not is_container_database(name):
+            continue
+        path = directory / name
+        with contextlib.suppress(OSError):
+            age_s = now_s - path.lstat().st_mtime
+            if name.removesuffix(".db") in alive:
+                if age_s > _TOUCH_S:
+                    os.utime(path, follow_symlinks=False)
+            elif age_s > keep_gone.total_seconds():
+                for suffix in _SUFFIXES:
+                    (directory / f"{name}{suffix}").unlink(missing_ok=True)
+                removed.append(name)
+    return removed

@@ -1,0 +1,199 @@
+"""One container made ready: its paths proved, its database and its image brought up to date.
+
+Runs in a child of the service, at idle priority and with a time limit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple
+
+from irmapdb import steps
+from irmapdb.confirm import Confirmation
+from irmapdb.errors import DatabaseError, TaskError
+from irmapdb.kernel import tasks
+from irmapdb.kernel.root import open_root
+from irmapdb.kernel.survey import read_survey
+from irmapdb.model import printable
+from irmapdb.workdir import CACHE_NAME, DATABASE_NAME
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from irmapdb.config import Config
+    from irmapdb.kernel.renames import Witness
+    from irmapdb.model import Resolved
+    from irmapdb.node.containers import Container
+    from irmapdb.node.look import Seen
+    from irmapdb.node.rundir import RunDirectory
+    from irmapdb.steps import Report
+
+__all__ = ["KeepOptions", "Kept", "NoPath", "keep", "nothing_to_keep"]
+
+_WAIT_FOR_DATABASE_S = 2.0
+_MOST_ANSWERS = 20_000
+_MOST_NO_PATH = 100
+
+
+class NoPath(NamedTuple):
+    """A watch that has no proved path. Every text is printable."""
+
+    pid: int
+    fd: int
+    kind: str
+    comm: str
+    kdev: int
+    ino: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class KeepOptions:
+    """How a container is made ready."""
+
+    run: RunDirectory
+    databases: Path
+    """The directory with a database for each container."""
+    config: Config
+    time_s: float
+    """After this time no more is looked for, and what was proved until then is written."""
+
+
+class Kept(NamedTuple):
+    """A container that was made ready."""
+
+    container: Container
+    digest: bytes
+    """Of what it was seen to watch before; see `look.Seen`."""
+    proved_at_s: float
+    """time.time() when it was done."""
+    took_s: float
+    watches: int
+    resolved: int
+    no_path: tuple[NoPath, ...]
+    """The first of the others."""
+    parts: frozenset[bytes] | None
+    """The names in all paths; None where they are too many: then any rename may concern them."""
+    kdevs: frozenset[int]
+    """The filesystems whose renames are heard of."""
+    unheard: bool
+    """Whether there is a path on a filesystem whose renames are not."""
+    answers: tuple[Resolved, ...] | None
+    """What was proved; None where it is too much: then the database has it."""
+    cut: bool
+    """Whether the time was over before all were looked for."""
+    problem: str
+    """What else was wrong; "" for nothing."""
+
+
+def keep(seen: Seen, options: KeepOptions, witness: Witness) -> Kept:
+    """Prove every path of a container; raises TaskError where it ended meanwhile."""
+    container = seen.container
+    begun_s = time.monotonic()
+    end_s = begun_s + options.time_s
+    _require(container)
+    known = frozenset(witness.kdevs)
+    _cover(container, options.config, witness)
+    problem = ""
+    with options.run.work(container) as work:
+        step = steps.Options(
+            pid=container.pid,
+            images_dir=work,
+            database=options.databases / f"{container.name.file_stem}.db",
+            config=options.config,
+            over=lambda: time.monotonic() > end_s,
+            wait_s=_WAIT_FOR_DATABASE_S,
+            take_cache=False,
+        )
+        try:
+            report = steps.pre_dump(step)
+        except DatabaseError as error:
+            # The image does not depend on what cannot be stored.
+            problem = str(error)
+            report = steps.pre_dump(_without(step, work))
+        _require(container)  # else it is the image of another one, to which the number was given
+        os.replace(work / CACHE_NAME, options.run.image(*container.key))
+    return _kept(seen, report, begun_s, end_s, frozenset(witness.kdevs) | known, problem)
+
+
+def nothing_to_keep(seen: Seen) -> Kept:
+    """The same of a container that watches nothing."""
+    return Kept(
+        seen.container,
+        seen.digest,
+        proved_at_s=time.time(),
+        took_s=0.0,
+        watches=0,
+        resolved=0,
+        no_path=(),
+        parts=frozenset(),
+        kdevs=frozenset(),
+        unheard=False,
+        answers=(),
+        cut=False,
+        problem="",
+    )
+
+
+def _without(step: steps.Options, work: Path) -> steps.Options:
+    return replace(step, database=work / DATABASE_NAME)
+
+
+def _require(container: Container) -> None:
+    task = tasks.read_task(container.pid)
+    if task is None or task.starttime != container.starttime:
+        message = f"container {printable(container.name.id.encode())} has ended"
+        raise TaskError(message)
+
+
+def _cover(container: Container, config: Config, witness: Witness) -> None:
+    # Before the first proof: what is renamed from now on is heard of.
+    with open_root(container.pid) as root, contextlib.suppress(TaskError):
+        confirmation = Confirmation(root, witness, config)
+        files = read_survey(tasks.task_tree(container.pid)).files
+        kdevs = {watch.identity.kdev for raw in files for watch in raw.parse().watches}
+        confirmation.cover(kdevs - witness.kdevs)
+
+
+def _kept(
+    seen: Seen, report: Report, begun_s: float, end_s: float, heard: frozenset[int], problem: str
+) -> Kept:
+    rows = report.watches
+    kdevs = {row.watch.identity.kdev for row in rows}
+    few = len(report.resolved) <= _MOST_ANSWERS
+    parts: set[bytes] = set()
+    if few:
+        for answer in report.resolved:
+            for path in (answer.path, *answer.other_paths):
+                parts.update(path.split(b"/"))
+    missing = [row for row in rows if row.path is None]
+    no_path = tuple(
+        NoPath(
+            row.watch.pid,
+            row.watch.fd,
+            str(row.watch.kind),
+            printable(row.comm or b"?"),
+            row.watch.identity.kdev,
+            row.watch.identity.ino,
+            row.why or "",
+        )
+        for row in missing[:_MOST_NO_PATH]
+    )
+    return Kept(
+        container=seen.container,
+        digest=seen.digest,
+        proved_at_s=time.time(),
+        took_s=time.monotonic() - begun_s,
+        watches=len(rows),
+        resolved=len(rows) - len(missing),
+        no_path=no_path,
+        parts=frozenset(parts) if few else None,
+        kdevs=frozenset(kdevs & heard),
+        unheard=not kdevs <= heard,
+        answers=report.resolved if few else None,
+        cut=bool(missing) and time.monotonic() > end_s,
+        problem=problem,
+    )

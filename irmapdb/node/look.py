@@ -1,0 +1,96 @@
+"""One look at all containers: what their tasks watch, as a digest that tells whether it changed.
+
+Everything is read from /proc, where nothing of a tenant's can keep us waiting; what is too much
+for one look is said to be so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+from irmapdb.kernel import procfs
+from irmapdb.node.containers import Container, find_containers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Look", "Seen", "look_around"]
+
+_PATIENCE_S = 1.0
+"""How long one container is looked at: 100,000 watches take half of it."""
+
+
+class Seen(NamedTuple):
+    """One container as it is now."""
+
+    container: Container
+    digest: bytes
+    """Of the text of every descriptor that watches, and of the mount tables; equal means that
+    nothing was added, removed or mounted. b"" where not all could be read."""
+    watches: int
+    """How many lines these texts have for watches and marks."""
+    cost_s: float
+    """How long the look took."""
+
+
+class Look(NamedTuple):
+    """What one look at the machine found."""
+
+    seen: tuple[Seen, ...]
+    skipped: tuple[tuple[int, int], ...]
+    """The keys of the containers that it was not the time for."""
+
+
+def look_around(
+    pattern: str | None = None,
+    is_due: Callable[[Container], bool] = lambda _container: True,
+    proc: str = "/proc",
+) -> Look:
+    """Look at every container that `is_due`."""
+    seen, skipped = [], []
+    for container in find_containers(pattern, proc):
+        if is_due(container):
+            seen.append(_look_at(container, proc))
+        else:
+            skipped.append(container.key)
+    return Look(tuple(seen), tuple(skipped))
+
+
+def _look_at(container: Container, proc: str) -> Seen:
+    begun_s = time.monotonic()
+    # A descriptor that is inherited, or a task that ends while another starts, changes nothing:
+    # only what is watched in which mount namespace counts.
+    texts: set[tuple[int, bytes]] = set()
+    tables: dict[int, bytes] = {}
+    whole = True
+    for pid in container.pids:
+        if time.monotonic() - begun_s > _PATIENCE_S:
+            whole = False
+            break
+        try:
+            found = [
+                raw.raw
+                for fd, kind in procfs.watch_descriptors(pid, proc)
+                if (raw := procfs.read_raw(pid, fd, kind, proc)) is not None
+            ]
+            if not found:
+                continue
+            mntns = procfs.mount_namespace(pid, proc)
+            texts.update((mntns, raw) for raw in found)
+            if mntns not in tables:
+                tables[mntns] = procfs.read_file(f"{proc}/{pid}/mountinfo")
+        except OSError:
+            continue  # ended, or execve to another user's file: the next look sees
+    digest = hashlib.blake2b(digest_size=16)
+    for mntns, text in sorted(texts):
+        digest.update(b"%d %d\n%b" % (mntns, len(text), text))
+    for mntns, table in sorted(tables.items()):
+        digest.update(b"%d %d\n%b" % (mntns, len(table), table))
+    return Seen(
+        container,
+        digest.digest() if whole else b"",
+        sum(text.count(b"\ninotify wd") + text.count(b"\nfanotify ") for _, text in texts),
+        time.monotonic() - begun_s,
+    )

@@ -1,0 +1,198 @@
+"""What the service keeps in /run/irmapdb, a directory for root alone.
+
+warm.lock            held while a service runs
+warm.pid             its `PID STARTTIME`
+warm.fifo            through which the hook's script asks it
+status.json          what `irmapdb warm --status` shows
+image-PID-STARTTIME  the irmap-cache that was proved last for the container of that root task
+work-PID-STARTTIME/  where the next one is made
+reply-…              FIFOs of the hook's script, each for one reply
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import shutil
+import stat
+import time
+from typing import TYPE_CHECKING, Any, Self
+
+from irmapdb import files
+from irmapdb.errors import FileError
+from irmapdb.hook_script import RUN_DIRECTORY
+from irmapdb.kernel import tasks
+from irmapdb.model import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+    from pathlib import Path
+
+    from irmapdb.node.containers import Container
+
+__all__ = ["RUN_DIRECTORY", "RunDirectory", "make_private"]
+
+_LOCK, _PID, _FIFO, _STATUS = "warm.lock", "warm.pid", "warm.fifo", "status.json"
+_OF_CONTAINER = re.compile(r"(?:image|work)-(\d+)-(\d+)")
+_REPLY = re.compile(r"reply-\d+-\d+")
+_REPLY_AGE_S = 60.0
+_STATUS_LIMIT_BYTES = 64 << 20
+
+
+def make_private(path: Path) -> None:
+    """Make a directory for us alone, or check that it is one. FileError where others get in."""
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = path.lstat()
+    except OSError as error:
+        message = f"cannot make {printable(path)}: {error.strerror}"
+        raise FileError(message, advice="run as root") from error
+    if not stat.S_ISDIR(found.st_mode):
+        raise FileError(f"{printable(path)}: no directory", advice="move it away")
+    if found.st_uid != os.geteuid():
+        raise FileError(
+            f"{printable(path)}: belongs to user {found.st_uid}",
+            advice="remove it, or run as its owner",
+        )
+    if found.st_mode & 0o022:
+        raise FileError(
+            f"{printable(path)}: others may write to it", advice=f"chmod 700 {printable(path)}"
+        )
+
+
+class RunDirectory:
+    """The directory, for one service or for those who read what it tells. A context manager."""
+
+    def __init__(self, path: Path, *, make: bool = True) -> None:
+        if make:
+            make_private(path)
+        self.path = path
+        self._lock_fd: int | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._lock_fd is not None:
+            for name in (_PID, _FIFO):
+                (self.path / name).unlink(missing_ok=True)
+            os.close(self._lock_fd)
+            self._lock_fd = None
+
+    def lock(self) -> None:
+        """Be the only service here. FileError names the one that runs already."""
+        fd = os.open(
+            self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
+        )
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(fd)
+            raise FileError(
+                f"{printable(self.path)}: `irmapdb warm` is running already{self._who()}",
+                advice="`irmapdb warm --status` shows what it does",
+            ) from error
+        self._lock_fd = fd
+
+    def forget_lock(self) -> None:
+        """Leave the lock to the parent alone: for a forked child."""
+        if self._lock_fd is not None:
+            os.close(self._lock_fd)
+            self._lock_fd = None
+
+    def _who(self) -> str:
+        with contextlib.suppress(OSError, ValueError):
+            return f", as process {int((self.path / _PID).read_text().split()[0])}"
+        return ""
+
+    def announce(self) -> int:
+        """Make the FIFO that the hook's script writes to, and tell who reads it; its descriptor.
+
+        What another name than a FIFO of ours has there is replaced.
+        """
+        fifo = self.path / _FIFO
+        fifo.unlink(missing_ok=True)
+        os.mkfifo(fifo, 0o600)
+        # For writing, too: else it would be at its end whenever no script has it open.
+        fd = os.open(fifo, os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        me = tasks.require_task(os.getpid())
+        files.replace_whole(self.path / _PID, b"%d %d\n" % (me.pid, me.starttime))
+        return fd
+
+    def running(self) -> int | None:
+        """The pid of the service that runs here; None where none does."""
+        try:
+            pid, starttime = map(int, (self.path / _PID).read_text().split())
+            task = tasks.read_task(pid)
+        except (OSError, ValueError):
+            return None
+        return pid if task is not None and task.starttime == starttime else None
+
+    def open_reply(self, name: str) -> int:
+        """The FIFO that a script waits at. ValueError, OSError: it is none of a script's."""
+        if not _REPLY.fullmatch(name):
+            message = f"{name[:80]!r} is no name for a reply"
+            raise ValueError(message)
+        flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(self.path / name, flags)  # ENXIO: nobody waits any more
+        if not stat.S_ISFIFO(os.fstat(fd).st_mode):
+            os.close(fd)
+            message = f"{name} is no FIFO"
+            raise ValueError(message)
+        return fd
+
+    def image(self, pid: int, starttime: int) -> Path:
+        """The irmap-cache that was proved last for the container of a root task."""
+        return self.path / f"image-{pid}-{starttime}"
+
+    @contextlib.contextmanager
+    def work(self, container: Container) -> Iterator[Path]:
+        """An empty directory to work in, which is removed at the end."""
+        path = self.path / f"work-{container.pid}-{container.starttime}"
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir(mode=0o700)
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
+
+    def clean(self, alive: Collection[tuple[int, int]]) -> None:
+        """Remove what belongs to root tasks that are gone, and what killed scripts have left."""
+        for name in os.listdir(self.path):
+            path = self.path / name
+            if found := _OF_CONTAINER.fullmatch(name):
+                if (int(found[1]), int(found[2])) in alive:
+                    continue
+            elif not (_REPLY.fullmatch(name) and _is_older(path, _REPLY_AGE_S)):
+                continue
+            with contextlib.suppress(OSError):
+                if name.startswith("work-"):
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
+
+    def write_status(self, document: dict[str, Any]) -> None:
+        """Replace what `--status` shows."""
+        files.replace_whole(self.path / _STATUS, json.dumps(document).encode() + b"\n")
+
+    def read_status(self) -> dict[str, Any] | None:
+        """What the last look or the service wrote; None where there was none."""
+        data = files.read_if_there(self.path / _STATUS, limit_bytes=_STATUS_LIMIT_BYTES)
+        if data is None:
+            return None
+        try:
+            document = json.loads(data)
+        except ValueError as error:
+            message = f"{printable(self.path / _STATUS)}: not JSON: {error}"
+            raise FileError(message, advice="remove it") from error
+        return document if isinstance(document, dict) else None
+
+
+def _is_older(path: Path, age_s: float) -> bool:
+    try:
+        return time.time() - path.lstat().st_mtime > age_s
+    except OSError:
+        return False

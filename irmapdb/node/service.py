@@ -1,0 +1,394 @@
+"""The service: looks at the containers every now and then, and makes ready what has changed.
+
+The process itself only schedules, and remembers; each look and each container's work is a child
+at idle priority (`pool`). What a look costs in CPU time, and what all work does, is bounded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import select
+import signal
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self
+
+from irmapdb import files
+from irmapdb.config import Config
+from irmapdb.errors import FileError
+from irmapdb.image.cache import encode_cache
+from irmapdb.kernel.priority import be_idle
+from irmapdb.kernel.renames import Witness
+from irmapdb.model import printable
+from irmapdb.node import databases
+from irmapdb.node.keep import KeepOptions, Kept, keep, nothing_to_keep
+from irmapdb.node.look import Look, Seen, look_around
+from irmapdb.node.pool import Pool
+from irmapdb.node.rundir import RUN_DIRECTORY, RunDirectory
+from irmapdb.node.status import status_document
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from irmapdb.node.containers import Container
+    from irmapdb.node.pool import Ended
+
+__all__ = ["Options", "Service"]
+
+_log = logging.getLogger(__name__)
+
+_LOOK, _KEEP, _SLOW = "look", "keep", "keep slow"
+_LOOK_LIMIT_S = 120.0
+_LOOK_MEMORY_BYTES = 1 << 30
+_QUICK_S, _LONG_S = 20.0, 240.0
+"""How long the work on one container may take; the long time for those that needed more once."""
+_GRACE_S = 10.0
+"""To write what was proved, after that time."""
+_KEEP_MEMORY_BYTES = 2 << 30
+_MOST_AT_ONCE = {_KEEP: 2, _SLOW: 1}
+_SLEEP_S = 60.0
+_RETRY_MOST_S = 3600.0
+_UNHEARD_INTERVALS = 10
+"""In every so many intervals what lies where renames are not heard is proved again."""
+_LOOK_SHARE = 0.02
+"""Of the time, for the looks at one container: one that takes longer is looked at less often."""
+_MOST_ANSWERS = 200_000
+_BURST_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How the service works."""
+
+    run: Path = RUN_DIRECTORY
+    config: Config = field(default_factory=Config)
+    interval_s: float | None = None
+    """Between two looks; None: as the configuration has it."""
+    cgroup: str | None = None
+    """A shell pattern for the cgroups of the root tasks; None: all containers."""
+    proc: str = "/proc"
+
+
+@dataclass(slots=True)
+class _Known:
+    """What is remembered of one container."""
+
+    container: Container
+    seen: Seen | None = None
+    kept: Kept | None = None
+    next_look_s: float = 0.0
+    """Not before this time (time.monotonic())."""
+    retry_s: float = 0.0
+    """Not before this time is work that failed tried again."""
+    failures: int = 0
+    problem: str = ""
+    touched: bool = True
+    """Whether a name in a path of it was moved since it was proved."""
+    slow: bool = False
+
+
+class Service:
+    """The service. A context manager: takes what it needs, and gives it back."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._settings = options.config.warm
+        self._interval_s = options.interval_s or self._settings.interval_s
+        self._known: dict[tuple[int, int], _Known] = {}
+        self._queue: dict[tuple[int, int], None] = {}
+        self._stack = contextlib.ExitStack()
+        self._pool = Pool(self._in_child)
+        self._witness = Witness()
+        self._debt_s = 0.0
+        self._debt_at_s = time.monotonic()
+        self._begun_at_s = time.time()
+        self._looks = 0
+        self._cpu_s = 0.0
+        self._own_fds: list[int] = []
+        self._blind_keys: set[tuple[int, int]] = set()
+
+    def __enter__(self) -> Self:
+        try:
+            self._run = self._stack.enter_context(RunDirectory(self._options.run))
+            self._run.lock()
+            databases.make_directory(self._settings.directory)
+            self._stack.enter_context(self._witness)
+            self._stack.callback(self._pool.close)
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def once(self) -> dict[str, Any]:
+        """One look, and all work that it finds; the status afterwards."""
+        self._start_look(everything=True)
+        while len(self._pool) or self._queue:
+            self._step(self._wait_s())
+        return self._write_status()
+
+    def run(self) -> None:
+        """Look again and again, until SIGTERM, SIGINT or SIGHUP."""
+        with _stop_signals() as stop_fd:
+            next_look_s = 0.0
+            changed = True
+            while not _is_readable(stop_fd):
+                now_s = time.monotonic()
+                if now_s >= next_look_s and not self._pool.count(_LOOK):
+                    self._start_look()
+                    next_look_s = now_s + self._interval_s
+                elif changed and not len(self._pool) and not self._queue:
+                    self._write_status()
+                    changed = False
+                until_s = next_look_s - time.monotonic()
+                changed |= self._step(min(self._wait_s(), max(until_s, 0.05)), {stop_fd: _nothing})
+
+    # --- one step ---------------------------------------------------------------------------------
+
+    def _step(self, wait_s: float, fds: dict[int, Callable[[], None]] | None = None) -> bool:
+        # Waits for whatever comes first, and deals with it. Whether a child has ended.
+        others = fds or {}
+        poll = select.poll()
+        for child in self._pool:
+            poll.register(child.pipe, select.POLLIN)
+        for fd in others:
+            poll.register(fd, select.POLLIN)
+        ready = {fd for fd, _ in poll.poll(max(0.0, wait_s) * 1000)}
+        for fd in ready & others.keys():
+            others[fd]()
+        all_ended = self._pool.take(ready)
+        for ended in all_ended:
+            self._cpu_s += ended.cpu_s
+            self._debt_s += ended.cpu_s
+            if ended.child.kind == _LOOK:
+                self._take_look(ended)
+            elif ended.child.kind in _MOST_AT_ONCE:
+                self._take_kept(ended)
+        self._start_work()
+        return bool(all_ended)
+
+    def _wait_s(self) -> float:
+        limit_s = self._pool.next_limit_s()
+        wait_s = _SLEEP_S if limit_s is None else limit_s - time.monotonic()
+        if self._queue:
+            wait_s = min(wait_s, max(0.05, self._over_budget_s()) if self._may_start() else wait_s)
+        return wait_s
+
+    def _in_child(self, kind: str) -> None:
+        # A child that hangs in the kernel must not keep the next service from starting.
+        self._run.forget_lock()
+        for fd in self._own_fds:
+            os.close(fd)
+        if kind != "answer":
+            be_idle()
+
+    # --- looking ----------------------------------------------------------------------------------
+
+    def _start_look(self, *, everything: bool = False) -> None:
+        now_s = math.inf if everything else time.monotonic()
+        waits = {key for key, known in self._known.items() if known.next_look_s > now_s}
+
+        def look() -> tuple[Look, frozenset[bytes], bool]:
+            seen = look_around(
+                self._options.cgroup, lambda one: one.key not in waits, self._options.proc
+            )
+            return seen, self._witness.names(), self._witness.blind
+
+        self._pool.start(_LOOK, None, look, limit_s=_LOOK_LIMIT_S, memory_bytes=_LOOK_MEMORY_BYTES)
+        # What is worked on meanwhile cannot tell which of the names it has seen.
+        self._blind_keys = {child.key for child in self._pool if child.kind in _MOST_AT_ONCE}
+
+    def _take_look(self, ended: Ended) -> None:
+        if ended.result is None:
+            _log.warning("the look at the containers failed: %s", ended.why)
+            for known in self._known.values():
+                known.touched = True  # the names that it took from the kernel are lost
+            return
+        self._looks += 1
+        look, names, blind = ended.result
+        now_s = time.monotonic()
+        alive = {one.container.key for one in look.seen} | set(look.skipped)
+        for key in self._known.keys() - alive:
+            self._forget(key)
+        for seen in look.seen:
+            known = self._known.setdefault(seen.container.key, _Known(seen.container))
+            known.container, known.seen = seen.container, seen
+            known.next_look_s = now_s + min(seen.cost_s / _LOOK_SHARE, _RETRY_MOST_S)
+        for key, known in self._known.items():
+            if blind or (names and (key in self._blind_keys or _is_touched(known, names))):
+                known.touched = True
+            if self._is_due(known, now_s):
+                self._queue.setdefault(key)
+        self._run.clean(alive)
+        databases.care(
+            self._settings.directory,
+            {known.container.name.file_stem for known in self._known.values()},
+            self._settings.keep_gone,
+        )
+
+    def _forget(self, key: tuple[int, int]) -> None:
+        del self._known[key]
+        self._queue.pop(key, None)
+        used = {kdev for known in self._known.values() if known.kept for kdev in known.kept.kdevs}
+        self._witness.kdevs &= used  # the next filesystem may get the number
+
+    def _is_due(self, known: _Known, now_s: float) -> bool:
+        kept, seen = known.kept, known.seen
+        if seen is not None and seen.digest and not seen.watches:
+            self._keep_nothing(known, seen)
+            return False
+        if (
+            seen is None
+            or now_s < known.retry_s
+            or any(child.key == known.container.key for child in self._pool)
+        ):
+            return False
+        if kept is None or known.touched or kept.cut or not seen.digest:
+            return True
+        if kept.digest != seen.digest or not self._run.image(*known.container.key).exists():
+            return True
+        old_s = _UNHEARD_INTERVALS * self._interval_s
+        return kept.unheard and kept.watches > 0 and time.time() - kept.proved_at_s > old_s
+
+    def _keep_nothing(self, known: _Known, seen: Seen) -> None:
+        # A container that watches nothing needs no work, and an image without entries.
+        if known.kept is None or known.kept.watches:
+            known.kept = nothing_to_keep(seen)
+            known.problem = ""
+        image = self._run.image(*known.container.key)
+        if not image.exists():
+            with contextlib.suppress(FileError):
+                files.replace_whole(image, encode_cache([]))
+
+    # --- the work on a container ------------------------------------------------------------------
+
+    def _over_budget_s(self) -> float:
+        # How long until the CPU time that was used fits into our share.
+        now_s = time.monotonic()
+        share = self._settings.share
+        self._debt_s = max(0.0, self._debt_s - (now_s - self._debt_at_s) * share)
+        self._debt_at_s = now_s
+        return max(0.0, (self._debt_s - _BURST_S * share) / share)
+
+    def _may_start(self) -> bool:
+        return any(
+            self._pool.count(self._kind(key)) < _MOST_AT_ONCE[self._kind(key)]
+            for key in self._queue
+        )
+
+    def _kind(self, key: tuple[int, int]) -> str:
+        return _SLOW if self._known[key].slow else _KEEP
+
+    def _start_work(self) -> None:
+        for key in [*self._queue]:
+            kind = self._kind(key)
+            if self._over_budget_s() > 0:
+                return
+            if self._pool.count(kind) < _MOST_AT_ONCE[kind]:
+                del self._queue[key]
+                self._start_keep(kind, self._known[key])
+
+    def _start_keep(self, kind: str, known: _Known) -> None:
+        seen = known.seen
+        assert seen is not None  # noqa: S101 what was not seen is not due
+        time_s = _LONG_S if known.slow else _QUICK_S
+        options = KeepOptions(self._run, self._settings.directory, self._options.config, time_s)
+        known.touched = False
+        self._pool.start(
+            kind,
+            known.container.key,
+            lambda: (keep(seen, options, self._witness), self._witness.kdevs),
+            limit_s=time_s + _GRACE_S,
+            memory_bytes=_KEEP_MEMORY_BYTES,
+        )
+
+    def _take_kept(self, ended: Ended) -> None:
+        known = self._known.get(ended.child.key)
+        if known is None:
+            return  # it has ended meanwhile
+        if ended.result is None:
+            self._note_failure(known, ended.why)
+            known.slow = known.slow or ended.child.killed
+            return
+        kept, kdevs = ended.result
+        self._witness.kdevs |= kdevs
+        known.kept, known.problem = kept, kept.problem
+        if kept.cut:
+            known.slow = True
+            self._note_failure(known, "not all were looked for in the time for one container")
+        else:
+            known.failures, known.retry_s = 0, 0.0
+            known.slow = kept.took_s > _QUICK_S / 2
+        self._trim_answers()
+
+    def _note_failure(self, known: _Known, why: str) -> None:
+        known.problem = why
+        known.failures += 1
+        wait_s = min(self._interval_s * 2 ** min(known.failures, 10), _RETRY_MOST_S)
+        known.retry_s = time.monotonic() + wait_s
+        known.touched = True
+        _log.warning("%s: %s", printable(os.fsencode(known.container.name.id)), why)
+
+    def _trim_answers(self) -> None:
+        # The largest go first: the database has them.
+        held = [one for one in self._known.values() if one.kept and one.kept.answers]
+        held.sort(key=lambda one: len(one.kept.answers or ()) if one.kept else 0)
+        total = sum(len(one.kept.answers or ()) for one in held if one.kept)
+        while total > _MOST_ANSWERS and held:
+            kept = held.pop().kept
+            assert kept is not None  # noqa: S101 as asked above
+            total -= len(kept.answers or ())
+            self._known[kept.container.key].kept = kept._replace(answers=None, parts=None)
+
+    # --- what is shown ----------------------------------------------------------------------------
+
+    def _write_status(self) -> dict[str, Any]:
+        document = status_document(
+            [(one.container, one.seen, one.kept, one.problem) for one in self._known.values()],
+            begun_at_s=self._begun_at_s,
+            interval_s=self._interval_s,
+            looks=self._looks,
+            cpu_s=self._cpu_s,
+        )
+        self._run.write_status(document)
+        return document
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[int]:
+    # A descriptor that can be read from as soon as somebody wants us to end.
+    readable, writable = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    wanted = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    before = [signal.signal(number, lambda *_: None) for number in wanted]
+    wakeup_before = signal.set_wakeup_fd(writable)
+    try:
+        yield readable
+    finally:
+        signal.set_wakeup_fd(wakeup_before)
+        for number, handler in zip(wanted, before, strict=True):
+            signal.signal(number, handler)
+        os.close(readable)
+        os.close(writable)
+
+
+def _is_readable(fd: int) -> bool:
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def _nothing() -> None:
+    pass
+
+
+def _is_touched(known: _Known, names: frozenset[bytes]) -> bool:
+    kept = known.kept
+    if kept is None:
+        return False
+    return kept.watches > 0 if kept.parts is None else not kept.parts.isdisjoint(names)

@@ -1,0 +1,80 @@
+"""What the service knows, as a JSON document, and back again for those who show it."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from irmapdb.model import format_kdev
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from irmapdb.node.containers import Container
+    from irmapdb.node.keep import Kept
+    from irmapdb.node.look import Seen
+
+__all__ = ["status_document"]
+
+
+def status_document(
+    known: Iterable[tuple[Container, Seen | None, Kept | None, str]],
+    *,
+    begun_at_s: float,
+    interval_s: float,
+    looks: int,
+    cpu_s: float,
+) -> dict[str, Any]:
+    """The contract of `irmapdb warm --status --json`; docs/warm.md describes it.
+
+    Times are seconds since the epoch, spans are seconds.
+    """
+    return {
+        "version": 1,
+        "begun_at": begun_at_s,
+        "written_at": time.time(),
+        "interval_s": interval_s,
+        "looks": looks,
+        "cpu_s": round(cpu_s, 3),
+        "containers": [_container(*one) for one in known],
+    }
+
+
+def _container(
+    container: Container, seen: Seen | None, kept: Kept | None, problem: str
+) -> dict[str, Any]:
+    return {
+        "id": container.name.id,
+        "database": f"{container.name.file_stem}.db",
+        "pid": container.pid,
+        "starttime": container.starttime,
+        "tasks": len(container.pids),
+        "cgroups": list(container.cgroups),
+        "state": _state(seen, kept, problem),
+        "watches": kept.watches if kept else (seen.watches if seen else 0),
+        "resolved": kept.resolved if kept else 0,
+        "proved_at": kept.proved_at_s if kept else None,
+        "took_s": round(kept.took_s, 3) if kept else None,
+        "no_path": [
+            {
+                "pid": one.pid,
+                "fd": one.fd,
+                "kind": one.kind,
+                "comm": one.comm,
+                "dev": format_kdev(one.kdev),
+                "ino": one.ino,
+                "why": one.why,
+            }
+            for one in (kept.no_path if kept else ())
+        ],
+        "problem": problem,
+    }
+
+
+def _state(seen: Seen | None, kept: Kept | None, problem: str) -> str:
+    # `ready`: nothing has changed since it was proved; `changed`: the next work is for it.
+    if kept is None:
+        return "failed" if problem else "new"
+    if seen is not None and seen.digest != kept.digest:
+        return "changed"
+    return "ready"

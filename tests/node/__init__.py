@@ -1,0 +1,1 @@
+"""One machine: its containers, and the service that keeps them ready."""
