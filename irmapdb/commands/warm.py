@@ -62,8 +62,9 @@ def warm(
 
     It finds the containers by itself, proves the path of every watch, and keeps a database for
     each container in `/var/lib/irmapdb`. A container is worked on again only if its watches or
-    mounts have changed, or if a part of a path was renamed. All work has idle priority. `[warm]` in
-    `/etc/irmapdb.toml` has its settings.
+    mounts have changed, or if a part of a path was renamed. All work has idle priority. When CRIU
+    calls the hook, the service confirms the paths from memory and writes `irmap-cache`, so that
+    the hook starts no Python. `[warm]` in `/etc/irmapdb.toml` has its settings.
 
     Exit code 3, with --status or --once: a container could not be looked at, or a watch has no
     path.

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from irmapdb.config import Config
     from irmapdb.kernel.renames import Witness
-    from irmapdb.model import Resolved
+    from irmapdb.model import Identity, Resolved
     from irmapdb.node.containers import Container
     from irmapdb.node.look import Seen
     from irmapdb.node.rundir import RunDirectory
@@ -83,10 +83,17 @@ class Kept(NamedTuple):
     """Whether there is a path on a filesystem whose renames are not."""
     answers: tuple[Resolved, ...] | None
     """What was proved; None where it is too much: then the database has it."""
+    without: frozenset[Identity]
+    """What is watched and has no path in the root of the container, as far as anybody knows."""
     cut: bool
     """Whether the time was over before all were looked for."""
     problem: str
     """What else was wrong; "" for nothing."""
+
+    @property
+    def known(self) -> frozenset[Identity]:
+        """What had a path in the root of the container."""
+        return frozenset(one.identity for one in self.answers or () if not one.mntns)
 
 
 def keep(seen: Seen, options: KeepOptions, witness: Witness) -> Kept:
@@ -133,6 +140,7 @@ def nothing_to_keep(seen: Seen) -> Kept:
         kdevs=frozenset(),
         unheard=False,
         answers=(),
+        without=frozenset(),
         cut=False,
         problem="",
     )
@@ -194,6 +202,7 @@ def _kept(
         kdevs=frozenset(kdevs & heard),
         unheard=not kdevs <= heard,
         answers=report.resolved if few else None,
+        without=frozenset(row.watch.identity for row in rows if row.path is None or row.mntns),
         cut=bool(missing) and time.monotonic() > end_s,
         problem=problem,
     )

@@ -21,13 +21,14 @@ from irmapdb.errors import IrmapError
 from irmapdb.kernel.syscalls import die_with_parent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
 __all__ = ["Child", "Ended", "Pool"]
 
 _CHUNK_BYTES = 1 << 20
 _RESULT_LIMIT_BYTES = 256 << 20
 _MOST_FDS = 1024
+_REAP_S = 0.02
 
 
 @dataclass(slots=True)
@@ -121,6 +122,14 @@ class Pool:
         self._left = [child for child in self._left if not _reap(child)[0]]
         return ended
 
+    def kill(self, key: Any, kinds: Collection[str]) -> bool:  # noqa: ANN401 the caller's
+        """Kill what works on something, and forget it; whether there was any."""
+        found = [child for child in self if child.key == key and child.kind in kinds]
+        for child in found:
+            self._kill(child)
+            self._end(child, "killed")
+        return bool(found)
+
     def close(self) -> None:
         """Kill all of them."""
         for child in [*self]:
@@ -148,7 +157,7 @@ class Pool:
         del self._by_pipe[child.pipe]
         os.close(child.pipe)
         # It is on its way out; one that hangs in the kernel is left to it, and reaped later.
-        deadline_s = time.monotonic() + 0.2
+        deadline_s = time.monotonic() + _REAP_S
         reaped, cpu_s, status = _reap(child)
         while not reaped and time.monotonic() < deadline_s:
             time.sleep(0.001)

@@ -131,6 +131,14 @@ class RunDirectory:
             return None
         return pid if task is not None and task.starttime == starttime else None
 
+    def is_waiting(self, name: str) -> bool:
+        """Whether a script waits at its FIFO still."""
+        try:
+            os.close(self.open_reply(name))
+        except (OSError, ValueError):
+            return False
+        return True
+
     def open_reply(self, name: str) -> int:
         """The FIFO that a script waits at. ValueError, OSError: it is none of a script's."""
         if not _REPLY.fullmatch(name):

@@ -13,6 +13,7 @@ import os
 import select
 import signal
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
@@ -22,10 +23,13 @@ from irmapdb.errors import FileError
 from irmapdb.image.cache import encode_cache
 from irmapdb.kernel.priority import be_idle
 from irmapdb.kernel.renames import Witness
+from irmapdb.kernel.tasks import read_task
 from irmapdb.model import printable
 from irmapdb.node import databases
+from irmapdb.node.answer import NOT_SERVED, Reply, Request, answer, confirm, parse_request, send
 from irmapdb.node.keep import KeepOptions, Kept, keep, nothing_to_keep
 from irmapdb.node.look import Look, Seen, look_around
+from irmapdb.node.notify import notify
 from irmapdb.node.pool import Pool
 from irmapdb.node.rundir import RUN_DIRECTORY, RunDirectory
 from irmapdb.node.status import status_document
@@ -41,7 +45,7 @@ __all__ = ["Options", "Service"]
 
 _log = logging.getLogger(__name__)
 
-_LOOK, _KEEP, _SLOW = "look", "keep", "keep slow"
+_LOOK, _VERIFY, _KEEP, _SLOW, _ANSWER = "look", "verify", "keep", "keep slow", "answer"
 _LOOK_LIMIT_S = 120.0
 _LOOK_MEMORY_BYTES = 1 << 30
 _QUICK_S, _LONG_S = 20.0, 240.0
@@ -49,7 +53,15 @@ _QUICK_S, _LONG_S = 20.0, 240.0
 _GRACE_S = 10.0
 """To write what was proved, after that time."""
 _KEEP_MEMORY_BYTES = 2 << 30
-_MOST_AT_ONCE = {_KEEP: 2, _SLOW: 1}
+_VERIFY_LIMIT_S = 10.0
+_ANSWER_LIMIT_S = 2.0
+"""The script does not wait for as long."""
+_ANSWER_MEMORY_BYTES = 1 << 30
+_MOST_ANSWERED_AT_ONCE = 16
+_AFTER_REQUEST_S = 30.0
+"""After a request nothing else is done with its container: CRIU works on it."""
+_REQUEST_BYTES = 1 << 16
+_MOST_AT_ONCE = {_VERIFY: 2, _KEEP: 2, _SLOW: 1}
 _SLEEP_S = 60.0
 _RETRY_MOST_S = 3600.0
 _UNHEARD_INTERVALS = 10
@@ -89,6 +101,8 @@ class _Known:
     touched: bool = True
     """Whether a name in a path of it was moved since it was proved."""
     slow: bool = False
+    verified_s: float = 0.0
+    """When its paths were proved last (time.monotonic())."""
 
 
 class Service:
@@ -109,6 +123,8 @@ class Service:
         self._looks = 0
         self._cpu_s = 0.0
         self._own_fds: list[int] = []
+        self._unread = b""
+        self._answers: Counter[int] = Counter()
         self._blind_keys: set[tuple[int, int]] = set()
 
     def __enter__(self) -> Self:
@@ -134,8 +150,12 @@ class Service:
         return self._write_status()
 
     def run(self) -> None:
-        """Look again and again, until SIGTERM, SIGINT or SIGHUP."""
+        """Look again and again, and answer the hook, until SIGTERM, SIGINT or SIGHUP."""
         with _stop_signals() as stop_fd:
+            fifo = self._run.announce()
+            self._own_fds = [fifo, stop_fd]
+            sources = {stop_fd: _nothing, fifo: lambda: self._take_requests(fifo)}
+            notify("READY=1")
             next_look_s = 0.0
             changed = True
             while not _is_readable(stop_fd):
@@ -147,7 +167,8 @@ class Service:
                     self._write_status()
                     changed = False
                 until_s = next_look_s - time.monotonic()
-                changed |= self._step(min(self._wait_s(), max(until_s, 0.05)), {stop_fd: _nothing})
+                changed |= self._step(min(self._wait_s(), max(until_s, 0.05)), sources)
+            notify("STOPPING=1")
 
     # --- one step ---------------------------------------------------------------------------------
 
@@ -168,7 +189,11 @@ class Service:
             self._debt_s += ended.cpu_s
             if ended.child.kind == _LOOK:
                 self._take_look(ended)
-            elif ended.child.kind in _MOST_AT_ONCE:
+            elif ended.child.kind == _VERIFY:
+                self._take_verified(ended)
+            elif ended.child.kind == _ANSWER:
+                self._take_answered(ended)
+            else:
                 self._take_kept(ended)
         self._start_work()
         return bool(all_ended)
@@ -185,7 +210,7 @@ class Service:
         self._run.forget_lock()
         for fd in self._own_fds:
             os.close(fd)
-        if kind != "answer":
+        if kind != _ANSWER:
             be_idle()
 
     # --- looking ----------------------------------------------------------------------------------
@@ -202,7 +227,7 @@ class Service:
 
         self._pool.start(_LOOK, None, look, limit_s=_LOOK_LIMIT_S, memory_bytes=_LOOK_MEMORY_BYTES)
         # What is worked on meanwhile cannot tell which of the names it has seen.
-        self._blind_keys = {child.key for child in self._pool if child.kind in _MOST_AT_ONCE}
+        self._blind_keys = {child.key for child in self._pool if child.key is not None}
 
     def _take_look(self, ended: Ended) -> None:
         if ended.result is None:
@@ -253,8 +278,13 @@ class Service:
             return True
         if kept.digest != seen.digest or not self._run.image(*known.container.key).exists():
             return True
+        return self._is_old(known, now_s)
+
+    def _is_old(self, known: _Known, now_s: float) -> bool:
+        # Where renames are not heard, paths are proved again every now and then.
         old_s = _UNHEARD_INTERVALS * self._interval_s
-        return kept.unheard and kept.watches > 0 and time.time() - kept.proved_at_s > old_s
+        kept = known.kept
+        return kept is not None and kept.unheard and now_s - known.verified_s > old_s
 
     def _keep_nothing(self, known: _Known, seen: Seen) -> None:
         # A container that watches nothing needs no work, and an image without entries.
@@ -283,7 +313,12 @@ class Service:
         )
 
     def _kind(self, key: tuple[int, int]) -> str:
-        return _SLOW if self._known[key].slow else _KEEP
+        known = self._known[key]
+        if known.slow:
+            return _SLOW
+        kept, seen = known.kept, known.seen
+        same = kept is not None and seen is not None and kept.digest == seen.digest
+        return _VERIFY if same and not known.touched else _KEEP
 
     def _start_work(self) -> None:
         for key in [*self._queue]:
@@ -292,7 +327,10 @@ class Service:
                 return
             if self._pool.count(kind) < _MOST_AT_ONCE[kind]:
                 del self._queue[key]
-                self._start_keep(kind, self._known[key])
+                if kind == _VERIFY:
+                    self._start_verify(self._known[key])
+                else:
+                    self._start_keep(kind, self._known[key])
 
     def _start_keep(self, kind: str, known: _Known) -> None:
         seen = known.seen
@@ -319,6 +357,7 @@ class Service:
         kept, kdevs = ended.result
         self._witness.kdevs |= kdevs
         known.kept, known.problem = kept, kept.problem
+        known.verified_s = time.monotonic()
         if kept.cut:
             known.slow = True
             self._note_failure(known, "not all were looked for in the time for one container")
@@ -326,6 +365,90 @@ class Service:
             known.failures, known.retry_s = 0, 0.0
             known.slow = kept.took_s > _QUICK_S / 2
         self._trim_answers()
+
+    def _start_verify(self, known: _Known) -> None:
+        kept = known.kept
+        assert kept is not None  # noqa: S101 else it would be worked on
+        self._pool.start(
+            _VERIFY,
+            known.container.key,
+            lambda: confirm(kept, self._options.config),
+            limit_s=_VERIFY_LIMIT_S,
+            memory_bytes=_ANSWER_MEMORY_BYTES,
+        )
+
+    def _take_verified(self, ended: Ended) -> None:
+        known = self._known.get(ended.child.key)
+        if known is None:
+            return
+        known.verified_s = time.monotonic()
+        if ended.result is None or ended.result.lost or ended.result.new:
+            known.touched = True
+            self._queue.setdefault(ended.child.key)
+
+    # --- requests of the hook ---------------------------------------------------------------------
+
+    def _take_requests(self, fifo: int) -> None:
+        try:
+            self._unread += os.read(fifo, _REQUEST_BYTES)
+        except BlockingIOError:
+            return
+        *lines, self._unread = self._unread.split(b"\n")
+        self._unread = self._unread[-_REQUEST_BYTES:]
+        for line in lines:
+            request = parse_request(line)
+            if request is not None:
+                self._take_request(request)
+
+    def _take_request(self, request: Request) -> None:
+        known = self._find(request.pid)
+        if known is None or known.kept is None:
+            send(self._run, request.reply, Reply(NOT_SERVED, "the tree is not known yet"))
+        elif self._pool.count(_ANSWER) >= _MOST_ANSWERED_AT_ONCE:
+            send(self._run, request.reply, Reply(NOT_SERVED, "too many requests at once"))
+        else:
+            self._leave_alone(known)
+            self._start_answer(request, known.kept)
+
+    def _find(self, pid: int) -> _Known | None:
+        for (known_pid, starttime), known in self._known.items():
+            if known_pid == pid:
+                task = read_task(pid, self._options.proc)
+                return known if task is not None and task.starttime == starttime else None
+        return None
+
+    def _leave_alone(self, known: _Known) -> None:
+        # Who works on it may hold its database, or a directory in it.
+        key = known.container.key
+        self._queue.pop(key, None)
+        known.retry_s = time.monotonic() + _AFTER_REQUEST_S
+        if self._pool.kill(key, {_VERIFY, _KEEP, _SLOW}):
+            known.touched = True
+
+    def _start_answer(self, request: Request, kept: Kept) -> None:
+        def call() -> Reply:
+            reply = answer(request, kept, self._options.config, self._run)
+            send(self._run, request.reply, reply)
+            return reply
+
+        key = (request, kept.container.key)
+        try:
+            self._pool.start(
+                _ANSWER, key, call, limit_s=_ANSWER_LIMIT_S, memory_bytes=_ANSWER_MEMORY_BYTES
+            )
+        except OSError as error:
+            send(self._run, request.reply, Reply(NOT_SERVED, f"no child: {error.strerror}"))
+
+    def _take_answered(self, ended: Ended) -> None:
+        request, key = ended.child.key
+        reply = ended.result
+        if reply is None:
+            reply = Reply(NOT_SERVED, ended.why, changed=True)
+            send(self._run, request.reply, reply)
+        _log.info("task %d: %d %s", request.pid, reply.code, reply.text)
+        self._answers[reply.code] += 1
+        if reply.changed and key in self._known:
+            self._known[key].touched = True
 
     def _note_failure(self, known: _Known, why: str) -> None:
         known.problem = why
@@ -354,6 +477,7 @@ class Service:
             begun_at_s=self._begun_at_s,
             interval_s=self._interval_s,
             looks=self._looks,
+            answered=self._answers,
             cpu_s=self._cpu_s,
         )
         self._run.write_status(document)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from irmapdb.model import format_kdev
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from irmapdb.node.containers import Container
     from irmapdb.node.keep import Kept
@@ -23,6 +23,7 @@ def status_document(
     begun_at_s: float,
     interval_s: float,
     looks: int,
+    answered: Mapping[int, int],
     cpu_s: float,
 ) -> dict[str, Any]:
     """The contract of `irmapdb warm --status --json`; docs/warm.md describes it.
@@ -35,6 +36,10 @@ def status_document(
         "written_at": time.time(),
         "interval_s": interval_s,
         "looks": looks,
+        "answered": {
+            "done": answered.get(0, 0),
+            "left_to_the_hook": sum(answered.values()) - answered.get(0, 0),
+        },
         "cpu_s": round(cpu_s, 3),
         "containers": [_container(*one) for one in known],
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from irmapdb.config import Config, WarmConfig
 from irmapdb.node.service import Options
 from tests.support.features import require_program, require_root
 from tests.support.runc import Container, fill_rootfs
+from tests.support.warm import Warm, write_hook
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -61,6 +63,22 @@ class Node:
         config = Config(warm=warm)
         values = {"cgroup": "/irmapdb-*", "run": self.path / "run", "config": config} | rest
         return Options(**values)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def warm(tmp_path: Path) -> Iterator[Warm]:
+    """The service, which looks at the containers of this test five times a second."""
+    service = Warm(tmp_path)
+    try:
+        yield service
+    finally:
+        service.end(signal.SIGKILL)
+
+
+@pytest.fixture
+def hook(tmp_path: Path) -> Path:
+    """The script that CRIU executes, for that service."""
+    return write_hook(tmp_path, tmp_path / "run")
 
 
 @pytest.fixture

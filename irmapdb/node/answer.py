@@ -1,0 +1,243 @@
+"""What the service tells the hook: the paths of a tree, confirmed from memory, and written.
+
+A child of the service does this for one request, at normal priority: tasks may be frozen, and
+wait for it. So nothing is walked, no directory of the tenant is opened, and nobody is waited for.
+
+docs/architecture.md has the protocol.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import select
+import stat
+import time
+from collections import Counter
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from irmapdb import files, handover
+from irmapdb.errors import IrmapError, TaskError
+from irmapdb.image.cache import encode_cache
+from irmapdb.kernel import tasks
+from irmapdb.kernel.root import open_root
+from irmapdb.kernel.survey import read_survey
+from irmapdb.model import CacheEntry, Mapping, Source
+from irmapdb.search import Search
+from irmapdb.store.database import Store
+from irmapdb.workdir import CACHE_NAME
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator
+
+    from irmapdb.config import Config
+    from irmapdb.model import InodeKey, Resolved
+    from irmapdb.node.keep import Kept
+    from irmapdb.node.rundir import RunDirectory
+    from irmapdb.search import Load
+
+__all__ = [
+    "NOT_SERVED",
+    "Confirmed",
+    "Reply",
+    "Request",
+    "answer",
+    "confirm",
+    "parse_request",
+    "send",
+]
+
+_LINE = re.compile(
+    r"1 pre-dump (\d{1,9}) (\d{1,9}) (\d{1,20}) (\d{1,9}|-) (reply-(\d{1,9})-\d{1,20})"
+)
+
+_MOST_BYTES = 2000
+"""Of a reply: less than PIPE_BUF."""
+
+DONE, NOT_SERVED = 0, 2
+"""The codes of a reply. 1, by which a script fails the dump, is never sent."""
+
+
+class Request(NamedTuple):
+    """One line that a script has written."""
+
+    pid: int
+    criu: int
+    criu_starttime: int
+    reply: str
+    """The name of the FIFO that the script waits at."""
+    script: int
+    """The process that waits."""
+
+
+class Reply(NamedTuple):
+    """What the script is told, and what the service remembers of it."""
+
+    code: int
+    text: str
+    changed: bool = False
+    """Whether a path was not as it was remembered: the container has to be looked at again."""
+
+
+class Confirmed(NamedTuple):
+    """A tree as it is at this moment."""
+
+    entries: tuple[CacheEntry, ...]
+    """For irmap-cache, in CRIU's order."""
+    watches: int
+    resolved: int
+    lost: int
+    """Inodes that had a path when it was remembered, and have none now."""
+    new: int
+    """Inodes that were not watched then, and for which no path was found."""
+
+
+def send(run: RunDirectory, name: str, reply: Reply) -> bool:
+    """Tell the script; whether it was there to hear it."""
+    text = reply.text if reply.text.isprintable() else ascii(reply.text)[1:-1]
+    line = f"{reply.code} {text}".encode("utf-8", "backslashreplace")[:_MOST_BYTES] + b"\n"
+    try:
+        fd = run.open_reply(name)
+    except (OSError, ValueError):
+        return False
+    try:
+        return os.write(fd, line) == len(line)
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+
+
+def parse_request(line: bytes) -> Request | None:
+    """One line without its newline; None for what is none of a script's."""
+    found = _LINE.fullmatch(line.decode("ascii", "replace"))
+    if found is None:
+        return None
+    pid, criu, starttime, _, reply, script = found.groups()
+    return Request(int(pid), int(criu), int(starttime), reply, int(script))
+
+
+def confirm(kept: Kept, config: Config) -> Confirmed:
+    """Prove every path of a container once more; TaskError where it has ended.
+
+    What is too much to be remembered is loaded from the database.
+    """
+    pid = kept.container.pid
+    with open_root(pid) as root, _memory(kept, config) as load:
+        task = tasks.require_task(pid)
+        if task.starttime != kept.container.starttime:
+            message = f"task {pid} is another one than that of the container"
+            raise TaskError(message)
+        watched = [raw.parse() for raw in read_survey(tasks.task_tree(pid)).files]
+        with Search(root, load, config=config, scan=False) as search:
+            search.resolve(watched, at_once=True)
+            outcome = search.outcome
+        handover.spell_root(outcome)
+        counts = Counter(watch.identity for file in watched for watch in file.watches)
+        entries = handover.cache_entries(outcome, counts.elements(), root, config.may_wait)
+    missing = counts.keys() - outcome.resolved.keys() - kept.without
+    lost = len(missing & kept.known)
+    return Confirmed(
+        tuple(entries),
+        watches=counts.total(),
+        resolved=sum(counts[identity] for identity in outcome.resolved.keys() & counts.keys()),
+        lost=lost,
+        new=len(missing) - lost,
+    )
+
+
+@contextlib.contextmanager
+def _memory(kept: Kept, config: Config) -> Iterator[Load]:
+    if kept.answers is not None:
+        yield _Memory(kept.answers)
+        return
+    path = config.warm.directory / f"{kept.container.name.file_stem}.db"
+    with Store.open_readonly(path, wait_s=0.2) as store:
+        yield store.load
+
+
+class _Memory:
+    """The answers of a container as the store would have them."""
+
+    def __init__(self, answers: Iterable[Resolved]) -> None:
+        self._rows: dict[InodeKey, list[Mapping]] = {}
+        now = datetime.now(UTC)
+        for one in answers:
+            if one.mntns == 0:  # CRIU knows no paths of other namespaces
+                # The one that was proved last comes last.
+                for path in (*reversed(one.other_paths), one.path):
+                    row = Mapping(
+                        one.identity, path, Source.STORED, revalidate=True, first_seen_at=now
+                    )
+                    self._rows.setdefault(one.identity.key, []).append(row)
+
+    def __call__(self, keys: Collection[InodeKey], mntns: int = 0) -> dict[InodeKey, list[Mapping]]:
+        if mntns:
+            return {}
+        return {key: self._rows[key] for key in keys if key in self._rows}
+
+
+def answer(request: Request, kept: Kept, config: Config, run: RunDirectory) -> Reply:
+    """Confirm, and write irmap-cache into the work dir of CRIU."""
+    begun_s = time.monotonic()
+    try:
+        with _work_dir(request, kept) as work:
+            found = confirm(kept, config)
+            changed = bool(found.lost or found.new)
+            if changed and os.path.lexists(f"{work}/{CACHE_NAME}"):
+                # Its entries may be of use, which the hook knows how to find out.
+                return Reply(NOT_SERVED, _missing(found), changed=True)
+            if not run.is_waiting(request.reply):
+                return Reply(NOT_SERVED, "the script waits no more")
+            files.replace_whole(Path(work, CACHE_NAME), encode_cache(found.entries))
+    except (OSError, IrmapError) as error:
+        return Reply(NOT_SERVED, str(error))
+    if changed:
+        return Reply(NOT_SERVED, _missing(found), changed=True)
+    took_ms = (time.monotonic() - begun_s) * 1000
+    text = (
+        f"{found.watches} {'watch' if found.watches == 1 else 'watches'}: "
+        f"{found.resolved} proved by the service, in {took_ms:.0f} ms"
+    )
+    if found.resolved < found.watches:
+        text += f"; {found.watches - found.resolved} without a path"
+    return Reply(DONE, text)
+
+
+def _missing(found: Confirmed) -> str:
+    return f"{found.lost} paths are lost and {found.new} watches are new"
+
+
+@contextlib.contextmanager
+def _work_dir(request: Request, kept: Kept) -> Iterator[str]:
+    # The cwd of CRIU, if the process is the one that executes the script that has asked, and is
+    # none of the container's, and the directory is one that root alone can write to.
+    pidfd = os.pidfd_open(request.criu)
+    try:
+        criu = tasks.require_task(request.criu)
+        script = tasks.require_task(request.script)
+        if criu.starttime != request.criu_starttime or script.ppid != request.criu:
+            message = f"task {request.criu} is not CRIU, which executes the hook"
+            raise TaskError(message)
+        if request.criu in kept.container.pids:
+            message = f"task {request.criu} is one of the container's"
+            raise TaskError(message)
+        fd = os.open(f"/proc/{request.criu}/cwd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            found = os.fstat(fd)
+            if found.st_uid != 0 or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+                message = "others than root may write to the work dir"
+                raise TaskError(message)
+            yield f"/proc/self/fd/{fd}"
+        finally:
+            os.close(fd)
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        if poll.poll(0):
+            message = "CRIU has ended"
+            raise TaskError(message)
+    finally:
+        os.close(pidfd)

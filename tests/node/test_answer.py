@@ -1,0 +1,200 @@
+"""The service answers the hook's script; judged by the events that the watches hear."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+
+from irmapdb.node.answer import parse_request
+from tests.support.notify import IN_OPEN
+from tests.support.warm import Asked
+
+
+def hears(container, watched, root, path):
+    """Whether that very watch hears it when a file is opened by the path."""
+    return container.hears(watched, (root / os.fsdecode(path).lstrip("/")).read_bytes)
+
+
+def test_the_service_answers_and_no_program_is_started(node, warm, hook, tmp_path):
+    container = node.container()
+    watches = {f"/srv/app/file-{n}": None for n in range(10)}
+    for path in watches:
+        watches[path] = container.add_inotify(path, IN_OPEN)
+    warm.wait_ready(10)
+    asked = Asked.ask(hook, container.pid, tmp_path / "work")
+    assert (asked.code, asked.alone) == (0, False), asked.said
+    assert "10 proved by the service" in asked.said
+    assert sorted(asked.paths) == sorted(os.fsencode(path) for path in watches)
+    for path, watched in watches.items():
+        assert hears(container, watched, node.roots[container.id], path)
+
+
+def test_what_was_renamed_since_is_never_answered_wrongly(node, warm, hook, tmp_path, area):
+    container = node.container()
+    root = node.roots[container.id]
+    upper = root / "srv" / "upper"
+    upper.mkdir()
+    for name in ("one", "two", "stays"):
+        (upper / name).write_text(name)
+    watches = [container.add_inotify(f"/srv/upper/{name}", IN_OPEN) for name in ("one", "two")]
+    watches.append(container.add_inotify("/srv/upper/stays", IN_OPEN))
+    watches.append(container.add_inotify("/srv/app/file-1", IN_OPEN))
+    warm.wait_ready(4)
+    warm.process.send_signal(signal.SIGSTOP)  # no look comes between
+    # Exchanged names: each path is there, and is the other file.
+    (upper / "one").rename(upper / "x")
+    (upper / "two").rename(upper / "one")
+    (upper / "x").rename(upper / "two")
+    (root / "srv" / "app" / "link").hardlink_to(root / "srv" / "app" / "file-1")  # copied up
+    warm.process.send_signal(signal.SIGCONT)
+    asked = Asked.ask(hook, container.pid, tmp_path / "work")
+    assert asked.code == 0
+    for path in asked.paths or ():
+        heard = [one for one in watches if hears(container, one, root, path)]
+        assert len(heard) == 1, path
+    if asked.paths is not None and not asked.alone:
+        assert len(asked.paths) >= len(watches)
+
+
+def test_a_new_watch_is_left_to_the_hook(node, warm, hook, tmp_path):
+    container = node.container()
+    container.add_inotify("/srv/app/file-0")
+    warm.wait_ready(1)
+    warm.process.send_signal(signal.SIGSTOP)
+    container.add_inotify("/srv/app/file-1")
+    warm.process.send_signal(signal.SIGCONT)
+    asked = Asked.ask(hook, container.pid, tmp_path / "work")
+    assert asked.code == 0
+    assert asked.alone or set(asked.paths) == {b"/srv/app/file-0", b"/srv/app/file-1"}
+
+
+def test_a_stopped_service_leaves_the_image_that_it_proved_last(node, warm, hook, tmp_path):
+    container = node.container()
+    container.add_inotify("/srv/app/file-0")
+    warm.wait_ready(1)
+    warm.process.send_signal(signal.SIGSTOP)
+    asked = Asked.ask(hook, container.pid, tmp_path / "work")
+    warm.process.send_signal(signal.SIGCONT)
+    assert (asked.code, asked.alone, asked.paths) == (0, False, [b"/srv/app/file-0"])
+    assert "proved last" in asked.said
+
+
+def test_without_a_service_the_hook_does_it_alone(node, warm, hook, tmp_path):
+    container = node.container()
+    container.add_inotify("/srv/app/file-0")
+    warm.wait_ready(1)
+    warm.end(signal.SIGKILL)
+    asked = Asked.ask(hook, container.pid, tmp_path / "work")
+    assert (asked.code, asked.alone) == (0, True)
+
+
+def test_a_tree_that_is_no_container_is_left_to_the_hook(node, warm, hook, tmp_path):
+    node.container().add_inotify("/srv/app/file-0")
+    warm.wait_ready(1)
+    asked = Asked.ask(hook, os.getpid(), tmp_path / "work")
+    assert (asked.code, asked.alone, asked.paths) == (0, True, None)
+
+
+def test_many_hooks_at_once(node, warm, hook, tmp_path):
+    container = node.container()
+    container.add_inotify("/srv/app/file-0")
+    warm.wait_ready(1)
+    answers: list[Asked] = []
+
+    def ask(index):
+        answers.append(Asked.ask(hook, container.pid, tmp_path / f"work-{index}"))
+
+    threads = [threading.Thread(target=ask, args=(index,)) for index in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(answers) == len(threads)
+    for asked in answers:
+        assert asked.code == 0
+        assert asked.alone or asked.paths == [b"/srv/app/file-0"]
+    assert not list(warm.run.glob("reply-*"))
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o770, 0o1777])
+def test_a_work_dir_that_others_can_write_is_left_to_the_hook(node, warm, hook, tmp_path, mode):
+    container = node.container()
+    container.add_inotify("/srv/app/file-0")
+    warm.wait_ready(1)
+    work = tmp_path / "work"
+    work.mkdir()
+    work.chmod(mode)
+    asked = Asked.ask(hook, container.pid, work)
+    assert (asked.code, asked.alone, asked.paths) == (0, True, None)
+
+
+def test_an_old_image_is_kept_where_something_has_no_path_any_more(node, warm, hook, tmp_path):
+    container = node.container()
+    root = node.roots[container.id]
+    (root / "srv" / "file").write_text("upper")
+    container.add_inotify("/srv/file")
+    warm.wait_ready(1)
+    work = tmp_path / "work"
+    work.mkdir(mode=0o700)
+    (work / "irmap-cache").write_bytes(b"of an earlier dump")
+    warm.process.send_signal(signal.SIGSTOP)
+    (root / "srv" / "file").rename(root / "srv" / "other")
+    warm.process.send_signal(signal.SIGCONT)
+    shutil.copy(work / "irmap-cache", tmp_path / "before")
+    called = subprocess.run(
+        ["/bin/sh", "-c", '"$0"; exit $?', hook],
+        cwd=work,
+        env={
+            "CRTOOLS_SCRIPT_ACTION": "pre-dump",
+            "CRTOOLS_INIT_PID": str(container.pid),
+            "CALLED": str(tmp_path / "called"),
+        },
+        check=False,
+    )
+    assert called.returncode == 0
+    if (tmp_path / "called").exists():
+        assert (work / "irmap-cache").read_bytes() == (tmp_path / "before").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"",
+        b"1 pre-dump 1 2 3 - reply-1-2 ",
+        b"1 pre-dump 1 2 3 - ../reply-1-2",
+        b"1 pre-dump 1 2 3 - reply-1-2/../../etc",
+        b"2 pre-dump 1 2 3 - reply-1-2",
+        b"1 pre-dump -1 2 3 - reply-1-2",
+        b"1 pre-dump 1 2 3 x reply-1-2",
+        b"1 post-dump 1 2 3 - reply-1-2",
+        b"1 pre-dump 99999999999999999999 2 3 - reply-1-2",
+        "1 pre-dump \u0661 2 3 - reply-1-2".encode(),
+        b"\xff" * 100,
+    ],
+)
+def test_a_line_of_another_form_is_none(line):
+    assert parse_request(line) is None
+
+
+def test_a_line():
+    request = parse_request(b"1 pre-dump 10 20 30 5 reply-40-30")
+    assert request is not None
+    assert (request.pid, request.criu, request.criu_starttime, request.script) == (10, 20, 30, 40)
+
+
+def test_nonsense_in_the_fifo_stops_nothing(node, warm, hook, tmp_path):
+    container = node.container()
+    container.add_inotify("/srv/app/file-0")
+    warm.wait_ready(1)
+    fd = os.open(warm.run / "warm.fifo", os.O_WRONLY | os.O_NONBLOCK)
+    os.write(fd, b"\0\xff no line\n1 pre-dump 1 1 1 - reply-1-1\n" + b"x" * 60000 + b"\n")
+    os.close(fd)
+    asked = Asked.ask(hook, container.pid, tmp_path / "work")
+    assert (asked.alone, asked.paths) == (False, [b"/srv/app/file-0"])
+    assert Path("/proc", str(warm.process.pid)).exists()
