@@ -7,7 +7,7 @@ and no file: it imports the model alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, KeysView, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, KeysView, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, TypeAlias
 
@@ -105,6 +105,11 @@ class Outcome:
     unresolved: dict[Identity, Unresolved] = field(default_factory=dict)
     disproved: list[Disproved] = field(default_factory=list)
 
+    @property
+    def cut(self) -> int:
+        """How many have no path because the time was up."""
+        return sum(failure.cut for failure in self.unresolved.values())
+
     def update(self, later: Outcome) -> None:
         """Take over what a later batch came to; it knows better."""
         for identity in later.resolved:
@@ -117,7 +122,7 @@ class Outcome:
 
 
 def resolve(
-    identities: Iterable[Identity],
+    identities: Iterable[Identity] | Mapping[Identity, Sequence[Tried]],
     resolvers: Iterable[Resolver],
     prove: Prove,
     *,
@@ -127,20 +132,24 @@ def resolve(
     """Find a proved path for each identity, or say what was tried.
 
     One resolver may prove several names of an inode; all are kept. `over` tells that the time
-    is up: what was proved so far is the result, the rest is unresolved.
+    is up: what was proved so far is the result, the rest is unresolved and `cut`. Identities may
+    come with what others have tried before.
     """
-    batch = _Batch({identity: [] for identity in identities}, prove)
+    tried = identities if isinstance(identities, Mapping) else dict.fromkeys(identities, ())
+    batch = _Batch({identity: [*before] for identity, before in tried.items()}, prove)
     for resolver in resolvers:
-        if not batch.pending:
+        if not batch.pending or over():
             break
-        for answer in resolver(batch.pending.keys()):
-            batch.take(answer, resolver.source)
-            if over():
-                break
-        if over():
-            batch.give_up()
-            break
-    return batch.outcome(prefer)
+        answers = resolver(batch.pending.keys())
+        try:
+            for answer in answers:
+                batch.take(answer, resolver.source)
+                if over():
+                    break
+        finally:
+            if isinstance(answers, Generator):
+                answers.close()  # it may hold files, directories and threads
+    return batch.outcome(prefer, cut=over())
 
 
 class _Batch:
@@ -184,11 +193,7 @@ class _Batch:
             if len(said) < _MOST_TRIED and tried not in said:
                 said.append(tried)
 
-    def give_up(self) -> None:
-        for tried in self.pending.values():
-            tried.append(Tried("engine", "the time budget was over"))
-
-    def outcome(self, prefer: Prefer) -> Outcome:
+    def outcome(self, prefer: Prefer, *, cut: bool) -> Outcome:
         outcome = Outcome(self._resolved, disproved=self._disproved)
         for identity, further in self._further.items():
             known = self._resolved[identity]
@@ -197,5 +202,6 @@ class _Batch:
         for identity, tried in self._deleted.items():
             outcome.unresolved[identity] = Unresolved(identity, tuple(tried), deleted=True)
         for identity, tried in self.pending.items():
-            outcome.unresolved[identity] = Unresolved(identity, tuple(tried))
+            said = (*tried, Tried("engine", "the time budget was over")) if cut else tuple(tried)
+            outcome.unresolved[identity] = Unresolved(identity, said, cut=cut)
         return outcome

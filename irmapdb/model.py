@@ -380,6 +380,8 @@ class Unresolved:
     tried: tuple[Tried, ...]
     deleted: bool = False
     """The inode has no name left: nothing to find, and CRIU has its own way for it."""
+    cut: bool = False
+    """The time was up before every source had been asked: there may be a path."""
 
     @property
     def why(self) -> str:

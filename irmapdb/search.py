@@ -13,6 +13,7 @@ import contextlib
 import itertools
 import logging
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple, Protocol, Self, TypeAlias
 
 from irmapdb import engine
@@ -29,6 +30,7 @@ from irmapdb.resolvers import BtrfsLookup, Doors, Handles, OpenFiles, Scan, Stor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
+    from collections.abc import Mapping as MappingABC
 
     from irmapdb.config import Config
     from irmapdb.engine import Outcome, Resolver
@@ -49,6 +51,11 @@ _LOOK_AGAIN_S = 0.1
 
 _BATCH = 16
 """Of what is asked for once more in the freeze: so many in vain, and the rest can wait."""
+
+_NO_TIME = "the time budget was over"
+
+_QUESTIONS_MORE = 2
+"""How often is asked again, while the tasks run, for what was renamed between answer and proof."""
 
 
 class Load(Protocol):
@@ -99,6 +106,8 @@ class Search:
         self._scans = scan
         self._progress = progress
         self._over = over
+        self.freeze_follows = False
+        """Whether the tasks are about to stand still: what moves can wait for that."""
         self._proc = proc
         self._pids: list[int] = []
         self._open_names: set[bytes | None] | None = None
@@ -158,7 +167,9 @@ class Search:
         given up before the tasks stand still.
         """
         start = time.monotonic_ns()
-        if not at_once:
+        if at_once:
+            self.freeze_follows = False
+        else:
             self._catch_up()
         watchers: dict[Identity, tuple[int, ...]] = {}
         known = self.outcome.resolved.keys() | self.outcome.unresolved.keys()
@@ -222,6 +233,8 @@ class Search:
         """Why a path in the main root is not that inode; None if it is, or if asking may wait."""
         if self._waits(identity):
             return None
+        if self._over():
+            return StaleReason.UNREACHABLE  # not looked at: it may be as right as before
         return disproof(self._main.root, identity, path, self._config.may_wait)
 
     def _place(self, root: Root, mntns: int) -> _Place:
@@ -238,10 +251,10 @@ class Search:
         self._stack.callback(doors.close)
         resolvers = (
             stored,
-            Handles(root, doors),
-            BtrfsLookup(root, doors),
-            XfsParents(root, doors),
-            OpenFiles(root, self._pids, self._proc),
+            Handles(root, doors, self._over),
+            BtrfsLookup(root, doors, self._over),
+            XfsParents(root, doors, self._over),
+            OpenFiles(root, self._pids, self._proc, self._over),
             *((scan,) if self._scans else ()),
         )
         return _Place(root, mntns, stored, scan, doors, resolvers, {})
@@ -274,12 +287,41 @@ class Search:
                 if not outcome.unresolved[identity].deleted:
                     del outcome.unresolved[identity]
             return outcome
-        outcome = self._ask(place, quick, place.resolvers)
+        outcome = self._ask_and_scan(place, quick)
         _tell(outcome)
         for batch in aside:
             outcome.update(self._ask_aside(place, batch))
         place.failed.update(were_moving(place.root, outcome))
         return outcome
+
+    def _ask_and_scan(self, place: _Place, identities: Iterable[Identity]) -> Outcome:
+        # A walk of the whole root is for what nobody else knows. What was being renamed when it
+        # was looked for is known to be there: a second question is enough, at rest at the latest.
+        outcome = self._ask(
+            place, identities, [one for one in place.resolvers if one is not place.scan]
+        )
+        moving = were_moving(place.root, outcome)
+        for _ in range(_QUESTIONS_MORE):
+            if not moving or self._over():
+                break
+            self._ask_moving(place, outcome, moving)
+            moving = were_moving(place.root, outcome)
+        left = {
+            identity: failure.tried
+            for identity, failure in outcome.unresolved.items()
+            if not failure.deleted and not failure.cut
+            if not self.freeze_follows or identity not in moving
+        }
+        if left and self._scans:
+            outcome.update(self._ask(place, left, [place.scan]))
+        return outcome
+
+    def _ask_moving(
+        self, place: _Place, outcome: Outcome, moving: MappingABC[Identity, Sequence[Disproved]]
+    ) -> None:
+        tried = {identity: outcome.unresolved[identity].tried for identity in moving}
+        handles = [one for one in place.resolvers if one.source is Source.HANDLE]
+        outcome.update(self._ask(place, tried, [*handles, *once_more(moving, moving)]))
 
     def _look_again(self) -> None:
         left: set[Identity] = set()
@@ -341,13 +383,15 @@ class Search:
         # The child has no business with our database: what it may need is loaded before.
         place.stored.load(identities)
         if self._over():
-            return _unanswered(identities, "the time budget was over")
+            return _unanswered(identities, _NO_TIME, cut=True)
         try:
-            answer: Outcome = call_aside(lambda: self._ask_inside(place, identities), _PATIENCE_S)
+            answer: Outcome = call_aside(
+                lambda: self._ask_inside(place, identities), _PATIENCE_S, self._over
+            )
         except (TimeoutError, ChildProcessError) as error:
             mounts = place.root.on_the_way(identities[0].kdev)
             kinds = self._config.kinds_that_wait(mounts)
-            return _unanswered(identities, f"{kinds}: {error}")
+            return _unanswered(identities, f"{kinds}: {error}", cut=self._over())
         return answer
 
     def _ask_inside(self, place: _Place, identities: list[Identity]) -> Outcome:
@@ -357,7 +401,10 @@ class Search:
         return self._ask(place, identities, place.resolvers)
 
     def _ask(
-        self, place: _Place, identities: Iterable[Identity], resolvers: Iterable[Resolver]
+        self,
+        place: _Place,
+        identities: Iterable[Identity] | MappingABC[Identity, Sequence[Tried]],
+        resolvers: Iterable[Resolver],
     ) -> Outcome:
         may_wait = self._config.may_wait
         outcome = engine.resolve(
@@ -379,19 +426,32 @@ class Search:
         for identity, pids in watchers.items():
             if identity not in self.outcome.unresolved:
                 continue  # what was deleted may be mounted there still
-            for pid in pids:
-                if pid not in keys:
-                    keys[pid] = self._nested_root(pid)
-            for key in dict.fromkeys(keys[pid] for pid in pids):
+            self._look_into(pids, keys)
+            for key in dict.fromkeys(keys[pid] for pid in pids if pid in keys):
                 if key:
                     by_place.setdefault(key, []).append(identity)
+            if any(pid not in keys for pid in pids):
+                self._cut(identity)
         for key, batch in by_place.items():
             wanted = [identity for identity in batch if identity in self.outcome.unresolved]
             found = self._run(self._nested[key], wanted)
+            for identity in [one for one, failure in found.unresolved.items() if failure.cut]:
+                self._cut(identity)
             # Else what the main root said is the better reason.
             found.unresolved = {i: why for i, why in found.unresolved.items() if why.deleted}
             self._found_in.update(dict.fromkeys(found.resolved, key))
             self.outcome.update(found)
+
+    def _look_into(self, pids: Iterable[int], keys: dict[int, _Key]) -> None:
+        for pid in pids:
+            if pid not in keys and not self._over():
+                keys[pid] = self._nested_root(pid)
+
+    def _cut(self, identity: Identity) -> None:
+        failure = self.outcome.unresolved[identity]
+        if not failure.cut:
+            tried = (*failure.tried, Tried("engine", _NO_TIME))
+            self.outcome.unresolved[identity] = replace(failure, tried=tried, cut=True)
 
     def _nested_root(self, pid: int) -> _Key:
         # _MAIN also for one that cannot be looked at.
@@ -409,32 +469,33 @@ class Search:
         # The namespace's own root, which a task in a chroot does not show, but another one may:
         # else what a path means would depend on which task comes first. Only where there are
         # none but chroots, each task is looked at from its own.
-        root = open_root(pid, self._proc)
-        if not root.is_namespaces_own and root.mntns not in self._chroots_only:
-            whole = open_namespace(root.mntns, self._proc)
-            if whole is None:
-                self._chroots_only.add(root.mntns)
-            else:
-                root.__exit__()
-                root = whole
-        key: _Key = (root.mntns,)
-        if not root.is_namespaces_own:
-            directory = syscalls.statx(root.fd)
-            key = (root.mntns, directory.mnt_id or 0, directory.st_kdev, directory.ino)
-        if key in self._nested:
-            root.__exit__()
-        else:
-            self._nested[key] = self._place(self._stack.enter_context(root), root.mntns)
-        return key
+        with contextlib.ExitStack() as opened:
+            root = opened.enter_context(open_root(pid, self._proc))
+            if not root.is_namespaces_own and root.mntns not in self._chroots_only:
+                whole = open_namespace(root.mntns, self._proc)
+                if whole is None:
+                    self._chroots_only.add(root.mntns)
+                else:
+                    opened.close()
+                    root = opened.enter_context(whole)
+            key: _Key = (root.mntns,)
+            if not root.is_namespaces_own:
+                directory = syscalls.statx(root.fd)
+                key = (root.mntns, directory.mnt_id or 0, directory.st_kdev, directory.ino)
+            if key not in self._nested:
+                self._nested[key] = self._place(root, root.mntns)
+                self._stack.push(opened.pop_all())
+            return key
 
     def _prefer(self, paths: Sequence[bytes]) -> Sequence[bytes]:
         # The name that a task has open, then the shortest.
         if self._open_names is None:
-            self._open_names = {
-                self._main.root.strip(file.path)
-                for pid in self._pids
-                for file in procfs.open_files(pid, self._proc)
-            }
+            self._open_names = set()
+            for pid in self._pids:
+                if self._over():
+                    break
+                for file in procfs.open_files(pid, self._proc):
+                    self._open_names.add(self._main.root.strip(file.path))
         names = self._open_names
         return sorted(paths, key=lambda path: (path not in names, len(path), path))
 
@@ -447,10 +508,10 @@ def _parted(
     return deleted, {i: why for i, why in unresolved.items() if not why.deleted}
 
 
-def _unanswered(identities: Iterable[Identity], why: str) -> Outcome:
+def _unanswered(identities: Iterable[Identity], why: str, *, cut: bool = False) -> Outcome:
     tried = (Tried("engine", why),)
     return engine.Outcome(
-        unresolved={identity: Unresolved(identity, tried) for identity in identities}
+        unresolved={identity: Unresolved(identity, tried, cut=cut) for identity in identities}
     )
 
 

@@ -109,6 +109,10 @@ class Report:
     stats: RunStats
     loaded: int
     """Entries taken over from an irmap-cache that was newer than the database."""
+    cut: int
+    """Watches without a path because the time was up."""
+    unread: int
+    """Tasks whose descriptors were not all read because the time was up."""
     written: tuple[Path, ...]
     """The files that were replaced, the cache image first."""
     resolved: tuple[Resolved, ...] = ()
@@ -120,7 +124,7 @@ def pre_dump(options: Options) -> Report:
     with _tree(options) as tree, _transaction(options, Event.PRE_DUMP) as step:
         loaded = _load_cache(options, step)
         with tree.search(options, step.tx) as search:
-            watched = _resolve(tree, search, tree.read())
+            watched = _resolve(tree, search, tree.read(options.over), options.over)
             return _write(options, step, tree, search, watched, loaded)
 
 
@@ -138,6 +142,7 @@ def dump(options: Options, freezing: FreezeOptions) -> Report:
     ):
         loaded = _load_cache(options, step)
         with tree.search(options, step.tx) as search, Witness() as witness:
+            search.freeze_follows = True
             confirmation = Confirmation(tree.root, witness, options.config)
             watched = tree.read()
             confirmation.cover(w.identity.kdev for file in watched for w in file.watches)
@@ -161,9 +166,14 @@ def dump(options: Options, freezing: FreezeOptions) -> Report:
             return report
 
 
-def _resolve(tree: _Tree, search: Search, watched: list[WatchFile]) -> list[WatchFile]:
+def _resolve(
+    tree: _Tree,
+    search: Search,
+    watched: list[WatchFile],
+    over: Callable[[], bool] = lambda: False,
+) -> list[WatchFile]:
     search.resolve(watched)
-    if any(identity.handle is None for identity in search.outcome.unresolved):
+    if any(one.handle is None for one in search.outcome.unresolved) and not over():
         # The look at the candidates may have made the kernel show a handle that it did not show.
         watched = tree.read()
         search.resolve(watched)
@@ -214,6 +224,7 @@ class _Tree:
         self.pid = pid
         self.root = root
         self.denied: tuple[Denied, ...] = ()
+        self.unread = 0
         self.rewatched: list[Identity] = []
         """What the descriptors watch whose text was another one than before."""
         self.reparsed = 0
@@ -226,9 +237,9 @@ class _Tree:
         task = self._tasks.get(pid)
         return b"?" if task is None else task.comm
 
-    def read(self) -> list[WatchFile]:
+    def read(self, over: Callable[[], bool] = lambda: False) -> list[WatchFile]:
         """What the tasks watch now. TaskError where the root task is gone."""
-        files = self._survey(tasks.task_tree(self.pid))
+        files = self._survey(tasks.task_tree(self.pid), over)
         _log.info("tasks: %d, descriptors that watch: %d", len(self._tasks), len(files))
         return files
 
@@ -237,12 +248,14 @@ class _Tree:
         found = (self._tasks.get(pid) or tasks.read_task(pid) for pid in pids)
         return self._survey([task for task in found if task is not None])
 
-    def _survey(self, found: Sequence[Task]) -> list[WatchFile]:
+    def _survey(
+        self, found: Sequence[Task], over: Callable[[], bool] = lambda: False
+    ) -> list[WatchFile]:
         self._tasks.update((task.pid, task) for task in found)
         self.rewatched = []
         self.reparsed = 0
-        survey = read_survey(found)
-        self.denied = survey.denied
+        survey = read_survey(found, over=over)
+        self.denied, self.unread = survey.denied, survey.unread
         return [self._parse(raw) for raw in survey.files]
 
     def _parse(self, raw: RawWatchFile) -> WatchFile:
@@ -396,7 +409,10 @@ def _write(
     handover.spell_root(outcome)
     now = datetime.now(UTC)
     watches = _watch_rows(tree, outcome, watched)
-    unmounted = [*_unmounted(step.tx, tree.root), *_unmounted_nested(step.tx, search)]
+    cut = sum(outcome.unresolved[row.watch.identity].cut for row in watches if row.path is None)
+    unmounted: list[Mapping] = []
+    if not options.over():
+        unmounted = [*_unmounted(step.tx, tree.root), *_unmounted_nested(step.tx, search)]
     story = history.tell(search.rows, outcome, search.disprove, unmounted)
     current = {row.watch.identity for row in watches}
     resolved = [answer for answer in outcome.resolved.values() if answer.identity in current]
@@ -423,7 +439,7 @@ def _write(
         started_at=step.started_at,
         finished_at=now,
         stats=stats,
-        outcome=f"{stats.unresolved} unresolved" if stats.unresolved else "done",
+        outcome=_in_words(stats, cut, tree.unread),
     )
     step.tx.add_watches(run_id, watches)
     step.tx.add_changes(run_id, story.changes, now)
@@ -445,9 +461,20 @@ def _write(
         changes=story.changes,
         stats=stats,
         loaded=loaded,
+        cut=cut,
+        unread=tree.unread,
         written=(step.place.cache, *images),
         resolved=tuple(resolved),
     )
+
+
+def _in_words(stats: RunStats, cut: int, unread: int) -> str:
+    words = [f"{stats.unresolved} unresolved"] if stats.unresolved else []
+    if cut:
+        words.append(f"{cut} of them for lack of time")
+    if unread:
+        words.append(f"{unread} tasks not read for lack of time")
+    return ", ".join(words) or "done"
 
 
 def _unmounted(tx: Step, root: Root) -> list[Mapping]:

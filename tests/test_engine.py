@@ -218,3 +218,79 @@ def test_thousands_that_look_alike_do_not_fill_the_answer():
     )
     assert few[-1] == Tried(Source.SCAN, "not found on /")
     assert outcome.unresolved[B].why == "scan: /b is gone; scan: not found on /"
+
+
+class Held:
+    """A resolver with something open while it answers."""
+
+    source = Source.SCAN
+
+    def __init__(self, answers):
+        self.open = self.opened = 0
+        self.answers = answers
+
+    def __call__(self, _wanted):
+        self.open += 1
+        self.opened += 1
+        try:
+            yield from self._inside()
+        finally:
+            self.open -= 1
+
+    def _inside(self):
+        yield from self.answers
+
+
+def test_a_resolver_is_closed_when_the_time_is_up_and_when_a_proof_fails():
+    """Not some time later: it may hold mounts that others want to unmount, or threads."""
+    held = Held([Note(A, "one"), Note(A, "two")])
+    outcome = engine.resolve([A], [held], proof({})[0], over=lambda: held.opened > 0)
+    assert (held.open, outcome.cut) == (0, 1)
+
+    def crash(_identity, _path):
+        raise MemoryError
+
+    kept = []
+    held = Held([Candidate(A, b"/a")])
+    try:
+        engine.resolve([A], [held], crash)
+    except MemoryError as error:
+        kept.append(error)  # with its frames, which would keep the generator
+    assert (held.open, len(kept)) == (0, 1)
+
+
+def test_a_resolver_may_be_any_iterator():
+    class Plain:
+        source = Source.STORED
+
+        def __call__(self, _wanted):
+            return iter([Candidate(A, b"/a")])
+
+    assert engine.resolve([A], [Plain()], proof({A: [b"/a"]})[0]).resolved[A].path == b"/a"
+
+
+def test_how_many_have_no_path_for_lack_of_time():
+    prove, asked = proof({A: [b"/a"]})
+    script = Script(Source.STORED, Candidate(A, b"/a"), Deleted(B), Candidate(C, b"/c"))
+    outcome = engine.resolve(EVERYONE, [script], prove, over=lambda: len(asked) >= 2)
+    assert {i: why.cut for i, why in outcome.unresolved.items()} == {B: False, C: True}
+    assert outcome.cut == 1
+    whole = engine.resolve(EVERYONE, [script], prove)
+    assert whole.cut == 0
+
+
+def test_nobody_is_asked_when_the_time_was_up_before():
+    never = Script(Source.STORED, Candidate(A, b"/a"))
+    outcome = engine.resolve([A], [never], proof({A: [b"/a"]})[0], over=lambda: True)
+    assert (never.saw, outcome.cut) == ([], 1)
+
+
+def test_what_was_tried_before_is_told_too():
+    prove, _ = proof({B: [b"/b"]})
+    before = {A: [Tried(Source.HANDLE, "no name")], B: [Tried(Source.HANDLE, "no name")]}
+    script = Script(Source.SCAN, Candidate(B, b"/b"), Note(A, "not found"))
+    outcome = engine.resolve(before, [script], prove)
+    assert outcome.resolved[B] == Resolved(B, b"/b", Source.SCAN)
+    tried = (Tried(Source.HANDLE, "no name"), Tried(Source.SCAN, "not found"))
+    assert outcome.unresolved == {A: Unresolved(A, tried)}
+    assert before[A] == [Tried(Source.HANDLE, "no name")], "the caller's stays as it is"

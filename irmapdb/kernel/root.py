@@ -285,4 +285,9 @@ def open_root(pid: int, proc: str = "/proc") -> Root:
     except OSError as error:
         message = f"cannot look into the root of process {pid}: {error.strerror}"
         raise TaskError(message, advice="run as root, or as the owner of the process") from error
-    return Root(fd, table_fd, mntns, prefix)
+    try:
+        return Root(fd, table_fd, mntns, prefix)
+    except BaseException:
+        os.close(fd)
+        os.close(table_fd)
+        raise

@@ -67,6 +67,7 @@ def walk(  # noqa: PLR0913  what it tells, and whom
     on_entries: Callable[[int], bool] = lambda _: True,
     on_directories: Callable[[int], bool] = lambda _: True,
     on_denied: Callable[[bytes], None] = lambda _: None,
+    over: Callable[[], bool] = lambda: False,
 ) -> Iterator[Hit]:
     """Yield what may be one of `inos` below the directory `top_fd`, on the same mount.
 
@@ -74,7 +75,8 @@ def walk(  # noqa: PLR0913  what it tells, and whom
     those that are looked at themselves and not entered. `on_entries` is told now and then how
     many entries were looked at since it was told last, and ends the walk by answering False;
     `on_directories` likewise how many directories there were, in all. `on_denied` is told each
-    directory that may not be read. One with a path of some 64,000 bytes is not entered.
+    directory that may not be read. `over` tells, before each directory, that the time is up. One
+    with a path of some 64,000 bytes is not entered.
 
     A directory is listed once, also where somebody moves it on in front of the walk. Which one it
     is its number tells, or its handle with `by_handle`, where numbers are not one directory's.
@@ -86,7 +88,7 @@ def walk(  # noqa: PLR0913  what it tells, and whom
     try:
         with _Descent(top_fd) as descent:
             there = True
-            while there:
+            while there and not over():
                 path = descent.path
                 subdirectories: list[bytes] | None = None if path in closed else []
                 fd = None

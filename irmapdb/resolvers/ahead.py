@@ -56,16 +56,22 @@ def asked(
 
 
 def ask_all(
-    root: Root, batch: Sequence[Asked[Node]], paths: Callable[[Node], Iterator[bytes]]
+    root: Root,
+    batch: Sequence[Asked[Node]],
+    paths: Callable[[Node], Iterator[bytes]],
+    over: Callable[[], bool] = lambda: False,
 ) -> Iterator[Answer]:
-    """For each inode every path, or one note. OSError of `paths` becomes a note."""
+    """For each inode every path, or one note. OSError of `paths` becomes a note.
+
+    Nothing more is asked once `over` says that the time is up.
+    """
     if len(batch) <= _SLICE:
         for one in batch:
             yield from _ask(one, paths)
         return
 
     def ask_slice(part: Sequence[Asked[Node]]) -> list[Answer]:
-        answers = [answer for one in part for answer in _ask(one, paths)]
+        answers = [answer for one in part if not over() for answer in _ask(one, paths)]
         for answer in answers:
             if isinstance(answer, Candidate):
                 _warm(root, answer.path)

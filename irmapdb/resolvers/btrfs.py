@@ -15,7 +15,7 @@ from irmapdb.resolvers.doors import Doors
 from irmapdb.resolvers.upward import Upward, by_device, shows
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from irmapdb.engine import Answer, Wanted
     from irmapdb.kernel.root import Root
@@ -33,9 +33,12 @@ class BtrfsLookup:
 
     source = Source.BTRFS
 
-    def __init__(self, root: Root, doors: Doors | None = None) -> None:
+    def __init__(
+        self, root: Root, doors: Doors | None = None, over: Callable[[], bool] = lambda: False
+    ) -> None:
         self._root = root
         self._doors = doors or Doors(root)
+        self._over = over
 
     def __call__(self, wanted: Wanted) -> Iterator[Answer]:
         for kdev, identities in by_device(self._root, wanted, "btrfs").items():
@@ -44,7 +47,7 @@ class BtrfsLookup:
             with Upward(self._root, self._doors, kdev, btrfs.inode_of, btrfs.names) as upward:
                 for tree, members in itertools.groupby(batch, key=lambda one: one[0].tree):
                     with _Subvolume(self._root, self._doors, upward, tree) as subvolume:
-                        yield from ask_all(self._root, list(members), subvolume.paths)
+                        yield from ask_all(self._root, list(members), subvolume.paths, self._over)
 
 
 class _View(NamedTuple):

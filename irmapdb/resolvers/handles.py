@@ -15,7 +15,7 @@ from irmapdb.resolvers.doors import Doors
 from irmapdb.resolvers.mountpoints import at_mount_points
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from irmapdb.engine import Answer, Wanted
     from irmapdb.kernel.root import Root
@@ -36,9 +36,12 @@ class Handles:
 
     source = Source.HANDLE
 
-    def __init__(self, root: Root, doors: Doors | None = None) -> None:
+    def __init__(
+        self, root: Root, doors: Doors | None = None, over: Callable[[], bool] = lambda: False
+    ) -> None:
         self._root = root
         self._doors = doors or Doors(root)
+        self._over = over
 
     def __call__(self, wanted: Wanted) -> Iterator[Answer]:
         by_kdev: dict[int, list[Identity]] = {}
@@ -74,6 +77,8 @@ class Handles:
         try:
             opens = opens_handles(mount_fd)
             for identity in identities:
+                if self._over():
+                    return
                 if identity not in wanted or identity in deleted:
                     continue  # another mount of the device has told already
                 if identity.handle is None:

@@ -12,7 +12,7 @@ from irmapdb.model import Source
 from irmapdb.resolvers.mountpoints import at_mount_points
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from irmapdb.engine import Answer, Wanted
     from irmapdb.kernel.root import Root
@@ -26,10 +26,17 @@ class OpenFiles:
 
     source = Source.OPEN_FILES
 
-    def __init__(self, root: Root, pids: Sequence[int], proc: str = "/proc") -> None:
+    def __init__(
+        self,
+        root: Root,
+        pids: Sequence[int],
+        proc: str = "/proc",
+        over: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._root = root
         self._pids = pids
         self._proc = proc
+        self._over = over
 
     def __call__(self, wanted: Wanted) -> Iterator[Answer]:
         kdevs = {identity.kdev for identity in wanted}
@@ -41,6 +48,8 @@ class OpenFiles:
         for held_by in (procfs.open_files, procfs.mapped_files):
             for pid in self._pids if wanted else ():
                 for file in held_by(pid, self._proc):
+                    if self._over():
+                        return
                     path = self._root.strip(file.path)
                     if path:
                         yield from self._look(file.link, path, by_ino, kdevs, deleted)

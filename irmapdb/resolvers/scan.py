@@ -216,6 +216,7 @@ class Scan:
                 on_directories=lambda number: self._is_in_proportion(one, top_fd, number),
                 # Where every entry is asked, it is the second walk.
                 on_denied=lambda path: None if every_entry else self._deny(one, path),
+                over=self._over,
             )
             if closed and closed.met:
                 self._closed.add(one.mount.kdev)

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 __all__ = ["StoredRows"]
 
+_SLICE = 4096
+"""So many inodes are loaded at once: to prove their paths takes about as long."""
+
 
 class StoredRows:
     """The paths that the database has for an inode, the last proved one last."""
@@ -37,6 +40,10 @@ class StoredRows:
 
     def __call__(self, wanted: Wanted) -> Iterator[Answer]:
         identities = list(wanted)
+        for start in range(0, len(identities), _SLICE):
+            yield from self._paths_of(identities[start : start + _SLICE])
+
+    def _paths_of(self, identities: list[Identity]) -> Iterator[Answer]:
         self.load(identities)
         for identity in identities if self.rows else ():
             for row in self.rows.get(identity.key, ()):

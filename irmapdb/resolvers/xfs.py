@@ -11,7 +11,7 @@ from irmapdb.resolvers.doors import Doors
 from irmapdb.resolvers.upward import Upward, by_device
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from irmapdb.engine import Answer, Wanted
     from irmapdb.kernel.root import Root
@@ -24,13 +24,16 @@ class XfsParents:
 
     source = Source.XFS
 
-    def __init__(self, root: Root, doors: Doors | None = None) -> None:
+    def __init__(
+        self, root: Root, doors: Doors | None = None, over: Callable[[], bool] = lambda: False
+    ) -> None:
         self._root = root
         self._doors = doors or Doors(root)
+        self._over = over
 
     def __call__(self, wanted: Wanted) -> Iterator[Answer]:
         for kdev, identities in by_device(self._root, wanted, "xfs").items():
             batch, notes = asked(identities, xfs.inode_of)
             yield from notes
             with Upward(self._root, self._doors, kdev, xfs.inode_of, xfs.parents) as upward:
-                yield from ask_all(self._root, batch, upward.paths)
+                yield from ask_all(self._root, batch, upward.paths, self._over)

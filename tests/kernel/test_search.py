@@ -1,15 +1,20 @@
 """A tree's identities in every root that they can be seen from, and proved again later."""
 
+import contextlib
+import errno
 import os
 from datetime import UTC, datetime
 
 import pytest
 
 from irmapdb import search as search_module
-from irmapdb.engine import Candidate, Disproved
+from irmapdb.engine import Candidate, Disproved, Note
+from irmapdb.errors import TaskError
+from irmapdb.kernel import procfs, syscalls
 from irmapdb.kernel.aside import call_aside
+from irmapdb.kernel.root import open_root
 from irmapdb.model import FileHandle, Identity, Mapping, Resolved, Source, StaleReason
-from irmapdb.resolvers import StoredRows
+from irmapdb.resolvers import Doors, Handles, OpenFiles, StoredRows
 from tests.kernel.searching import files_of, mntns_of
 from tests.kernel.truth import open_descriptors, served, watched_identity
 from tests.support.filesystems import drop_caches
@@ -105,6 +110,73 @@ def test_when_time_is_up_what_is_proved_stays(area, watcher, make):
     other = watched_identity(watcher, watcher.add_inotify(top))
     search.resolve(files_of(watcher))
     assert outcome.resolved.keys() | outcome.unresolved.keys() == {shown, other}
+    assert outcome.cut == 2
+
+
+class Clock:
+    """The time is up when it has been asked for so many times."""
+
+    def __init__(self, looks):
+        self.left = looks
+        self.late = 0
+        """How often it was asked for afterwards."""
+
+    def __call__(self):
+        self.left -= 1
+        self.late += self.left < -1
+        return self.left < 0
+
+
+@pytest.mark.parametrize("looks", [0, 1, 3, 10, 30, 60, 100])
+def test_the_time_may_be_up_at_any_moment(area, watcher, nested, make, looks):
+    """Each inode is resolved, or cut; and nobody goes on long after the end."""
+    task, place = nested
+    overlay = area.place("overlay")
+    for number in range(12):
+        watcher.add_inotify(_touch(overlay.directory / f"f{number}"))
+        task.write(place / f"g{number}")
+        task.add_inotify(place / f"g{number}")
+    clock = Clock(looks)
+    search = make(over=clock, scan_paths=[os.fsencode(overlay.mountpoint)])
+    files = files_of(watcher, task)
+    search.resolve(files)
+    outcome = search.outcome
+    watched = {watch.identity for file in files for watch in file.watches}
+    assert outcome.resolved.keys() | outcome.unresolved.keys() == watched
+    whole = clock.left >= 0
+    assert whole or outcome.cut
+    assert all(failure.cut for failure in outcome.unresolved.values()) or whole
+    assert clock.late < 40
+    for identity, answer in outcome.resolved.items():
+        root = f"/proc/{task.pid}/root" if answer.mntns else ""
+        assert os.stat(root + os.fsdecode(answer.path)).st_ino == identity.ino
+
+
+def _touch(path):
+    path.touch()
+    return path
+
+
+@pytest.mark.parametrize("source", [Handles, OpenFiles])
+def test_a_source_that_finds_nothing_stops_in_time(area, watcher, source):
+    """It gives no answer that the engine could stop at."""
+    top = area.tmpfs()
+    identities = []
+    for number in range(50):
+        (top / f"f{number}").touch()
+        watched = watcher.add_inotify(top / f"f{number}")
+        identities.append(watched_identity(watcher, watched))
+        watcher.open(top / f"f{number}")
+    if source is Handles:
+        identities = [one._replace(handle=FileHandle(1, bytes(8))) for one in identities]
+    else:
+        identities = [one._replace(ino=2**63, handle=None) for one in identities]
+    clock = Clock(5)
+    with open_root(watcher.pid) as root:
+        more = (Doors(root),) if source is Handles else ([watcher.pid], "/proc")
+        answers = list(source(root, *more, clock)(dict.fromkeys(identities).keys()))
+    assert all(isinstance(answer, Note) for answer in answers)
+    assert clock.late < 5
 
 
 # Stored rows
@@ -303,6 +375,37 @@ def test_a_chroot_alone_among_the_watchers_is_seen_from_the_namespaces_root(watc
     search.resolve(files_of(inside))
     answer = search.outcome.resolved[shown]
     assert (answer.path, answer.mntns) == (os.fsencode(place / "jail" / "in"), mntns_of(task))
+
+
+@pytest.mark.parametrize("call", ["statx", "mount_namespace", "read_mountinfo", "readlink"])
+def test_a_namespace_that_cannot_be_opened_leaks_nothing(watcher, jails, make, monkeypatch, call):
+    """Whichever look at it fails: every descriptor that was opened before is closed."""
+    task, place = jails
+    task.chroot(place / "jail")
+    module = {"statx": syscalls, "readlink": os}.get(call, procfs)
+    works = getattr(module, call)
+    calls = 0
+
+    def fail_at(number):
+        def look(*arguments):
+            nonlocal calls
+            calls += 1
+            if calls == number:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return works(*arguments)
+
+        return look
+
+    for number in range(1, 8):
+        calls = 0
+        search = make()
+        before = open_descriptors()
+        with monkeypatch.context() as patch:
+            patch.setattr(module, call, fail_at(number))
+            with contextlib.suppress(OSError, TaskError):
+                search._open_nested(task.pid)
+        search.__exit__(None, None, None)
+        assert len(open_descriptors()) == len(before)
 
 
 def test_where_all_are_in_chroots_each_is_seen_from_its_own(watcher, jails, make):

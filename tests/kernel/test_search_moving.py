@@ -125,6 +125,52 @@ def test_it_is_found_as_soon_as_the_tasks_stand_still(
     assert search.scanned == scanned
 
 
+@pytest.mark.parametrize("kind", ["tmpfs", "ext4", "xfs", "btrfs"])
+def test_before_a_freeze_nothing_is_scanned_for_what_moves(
+    area: MountArea, watcher: Watcher, make: Make, moving: Tree, kind: str
+) -> None:
+    """A second question at rest does. Afterwards a scan is right again."""
+    top = area.place(kind).directory / "moving"
+    top.mkdir()
+    shown = plant(watcher, top / "f")
+    still = plant(watcher, top.parent / "still")
+    search = make(scan_paths=[os.fsencode(top.parent)])
+    moving.move = lambda path: swap(path) if b"/moving/" in path else None
+    search.freeze_follows = True
+    search.resolve(files_of(watcher))
+    assert search.outcome.resolved.keys() == {still}
+    assert search.scanned == 0
+    search.prove_again([still])
+    moving.runs = False
+    freeze_and_resolve(search, files_of(watcher))
+    assert search.outcome.resolved[shown].path == name_in(top)
+    assert search.scanned == 0
+    # And what else is lost later is scanned for: no further freeze follows.
+    os.rename(top / os.path.basename(os.fsdecode(name_in(top))), top / "g")
+    drop_caches()
+    search.prove_again([shown])
+    assert search.outcome.resolved[shown].path == name_in(top)
+
+
+def test_while_the_tasks_run_it_is_asked_for_again_before_a_scan(
+    area: MountArea, watcher: Watcher, make: Make, moving: Tree
+) -> None:
+    """It moves once between answer and proof, as most do."""
+    top = area.tmpfs()
+    shown = plant(watcher, top / "f")
+    search = make(scan_paths=[os.fsencode(top)])
+
+    def move_once(path: bytes) -> None:
+        swap(path)
+        moving.runs = False
+
+    moving.move = move_once
+    search.resolve(files_of(watcher))
+    assert search.outcome.resolved[shown].path == name_in(top)
+    assert search.outcome.resolved[shown].source is Source.HANDLE
+    assert search.scanned == 0
+
+
 def test_under_a_name_that_nobody_had_told_before(
     area: MountArea, watcher: Watcher, make: Make, moving: Tree
 ) -> None:

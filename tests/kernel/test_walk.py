@@ -471,3 +471,13 @@ def test_a_large_directory_asks_whether_to_go_on(tmp_path):
         os.close(fd)
     assert len(asked) == 2
     assert sum(asked) < 40_000
+
+
+def test_the_time_is_looked_at_before_each_directory(tmp_path):
+    """Not once in a thousand of them: where nothing is cached they take seconds."""
+    for number in range(50):
+        (tmp_path / f"d{number}").mkdir()
+    looks = []
+    hits = walked(tmp_path, over=lambda: looks.append(1) is None and len(looks) > 5)
+    assert len(hits) == 5
+    assert len(looks) == 6
