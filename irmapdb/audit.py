@@ -195,6 +195,8 @@ class Report:
     """Where the paths were looked up, for people."""
     scanned: int
     took_us: int
+    private_copy: str = ""
+    """Why SQLite worked on a private copy of the database; "" where it did not."""
 
     @property
     def lost(self) -> int:
@@ -250,6 +252,7 @@ class Audit:
         start = time.monotonic_ns()
         with Store.open_readonly(self.options.database, wait_s=self.options.wait_s) as store:
             self._rows = list(store.all_mappings())
+            private_copy = store.why_copied
         self._namespaces = self._own_namespaces()
         self._open_nested()
         select = self.options.select
@@ -263,6 +266,7 @@ class Audit:
             root=self._roots_name(),
             scanned=sum(one.scan.scanned for one in (self, *self.nested.values())),
             took_us=(time.monotonic_ns() - start) // 1000,
+            private_copy=private_copy,
         )
 
     def of(self, mntns: int) -> Audit:

@@ -10,7 +10,6 @@ import os
 import sys
 from contextlib import suppress
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from irmapdb import files
@@ -19,9 +18,11 @@ from irmapdb.image import cache, critjson
 from irmapdb.image.formats import Format, sniff
 from irmapdb.image.magic import SQLITE_HEADER
 from irmapdb.model import Event, RunStats, is_canonical, printable
+from irmapdb.scratch import scratch_directory
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from pathlib import Path
 
     from irmapdb.config import Retention
     from irmapdb.model import CacheEntry
@@ -73,7 +74,7 @@ def read(source: Path) -> Content:
     FileError, ImageError and DatabaseError name the file.
     """
     if str(source) == "-":
-        data, name = sys.stdin.buffer.read(files.LIMIT_BYTES), "<stdin>"
+        data, name = _read_stdin(), "<stdin>"
     else:
         name = printable(source)
         if sniff(files.read_prefix(source), name) is Format.DB:
@@ -85,6 +86,14 @@ def read(source: Path) -> Content:
         raise FileError(message, advice="name the file")
     decode = cache.decode_cache if form is Format.PB else critjson.decode_json
     return Content(form, decode(data, name))
+
+
+def _read_stdin() -> bytes:
+    data = sys.stdin.buffer.read(files.LIMIT_BYTES + 1)
+    if len(data) > files.LIMIT_BYTES:
+        message = f"<stdin>: has more than {files.LIMIT_BYTES} bytes"
+        raise FileError(message, advice="check that it is the right file")
+    return data
 
 
 def encode(entries: Iterable[CacheEntry], form: Format, *, pretty: bool = False) -> bytes:
@@ -187,8 +196,6 @@ def _is_database(path: Path) -> bool:
 
 
 def _make_database(destination: Path, entries: Sequence[CacheEntry]) -> None:
-    import tempfile  # noqa: PLC0415 - as below
-
     from irmapdb.store.database import Store  # noqa: PLC0415 - dear, and images do without
 
     if os.path.lexists(destination):
@@ -198,18 +205,16 @@ def _make_database(destination: Path, entries: Sequence[CacheEntry]) -> None:
     if not destination.parent.is_dir():
         message = f"{printable(destination.parent)}: no such directory"
         raise FileError(message, advice="make it first")
-    # Made beside it and linked when it is whole; a link never replaces what is there.
+    files.check_replaceable(destination)
+    # Made elsewhere and put there when it is whole; that never replaces what is there.
     try:
-        with tempfile.TemporaryDirectory(prefix=".irmapdb-", dir=destination.parent) as scratch:
-            made = Path(scratch, "new.db")
+        with scratch_directory("convert") as scratch:
+            made = os.path.join(scratch, b"new.db")
             with Store.open(made, create=True) as store, store.step() as step:
                 step.import_entries(entries, datetime.now(UTC))
-            os.link(made, destination)
+            files.put_new(destination, made)
     except DatabaseError as error:
         # Of the scratch file, whose name tells nobody anything.
         reason = str(error.args[0]).partition("/new.db: ")[2] or error.args[0]
         message = f"cannot write {printable(destination)}: {reason}"
         raise FileError(message, advice="make room there, or choose another directory") from error
-    except OSError as error:
-        message = f"cannot write {printable(destination)}: {error.strerror}"
-        raise FileError(message, advice="choose another directory") from error

@@ -7,7 +7,7 @@ whoever renames a parent meanwhile cannot lead the write elsewhere.
 
 A writer that is killed between giving the new file a name and renaming it leaves that name
 behind. It holds a flock(2) on the file until then, and the kernel drops that with the process:
-the next writer of the same target removes every such file that nobody holds.
+the next writer in the same directory removes every such file that nobody holds.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 __all__ = [
     "LIMIT_BYTES",
     "check_replaceable",
+    "put_file",
+    "put_new",
     "read_if_there",
     "read_prefix",
     "read_whole",
@@ -164,9 +166,13 @@ def read_if_there(path: bytes | os.PathLike[str], *, limit_bytes: int) -> bytes 
 # --- writing ------------------------------------------------------------------------------------
 
 
+# No name of anybody else's: what matches is removed, whatever its target was.
+_LEFTOVER = re.compile(rb"\.[^/]*\.[0-9a-f]{16}\.irmapdb-new", re.DOTALL)
+
+
 def _new_name(name: bytes) -> bytes:
     # Cut, because the target's own name may already be as long as a name can be (255 bytes).
-    return b".%s.%s.new" % (name[:200], os.urandom(8).hex().encode())
+    return b".%s.%s.irmapdb-new" % (name[:200], os.urandom(8).hex().encode())
 
 
 def _open_directory(path: bytes) -> int:
@@ -178,9 +184,8 @@ def _open_directory(path: bytes) -> int:
         return os.open(path, os.O_PATH | flags)
 
 
-def _remove_leftovers(dir_fd: int, name: bytes) -> None:
+def _remove_leftovers(dir_fd: int) -> None:
     # What _new_name made, in a process that did not live to rename or remove it.
-    pattern = re.compile(rb"\.%s\.[0-9a-f]{16}\.new" % re.escape(name[:200]), re.DOTALL)
     try:
         names = os.listdir(dir_fd)
     except OSError as error:
@@ -188,7 +193,7 @@ def _remove_leftovers(dir_fd: int, name: bytes) -> None:
             return
         raise
     for found in map(os.fsencode, names):
-        if not pattern.fullmatch(found):
+        if not _LEFTOVER.fullmatch(found):
             continue
         # In use, gone meanwhile, or not ours to open: a reason each to leave it alone.
         with contextlib.suppress(OSError), _closing(os.open(found, _LOOK, dir_fd=dir_fd)) as fd:
@@ -208,19 +213,38 @@ def _lock(fd: int) -> bool:
     return True
 
 
-def _fill(fd: int, data: bytes, mode: int) -> None:
-    os.fchmod(fd, mode)
-    left = memoryview(data)
-    while left:
-        left = left[os.write(fd, left) :]
+class _Content(NamedTuple):
+    """What a new file is to be."""
+
+    data: bytes | int
+    """The bytes, or a descriptor of a file that has them."""
+    mode: int
+    owner: tuple[int, int] | None = None
+    """User and group; None: as a new file of this process has them."""
+
+
+def _fill(fd: int, content: _Content) -> None:
+    if content.owner is not None:
+        # Where we may not, it is ours. First: chown(2) clears mode bits.
+        with contextlib.suppress(PermissionError):
+            os.fchown(fd, *content.owner)
+    os.fchmod(fd, content.mode)
+    if isinstance(content.data, int):
+        offset = 0
+        while count := os.sendfile(fd, content.data, offset, _CHUNK_BYTES):
+            offset += count
+    else:
+        left = memoryview(content.data)
+        while left:
+            left = left[os.write(fd, left) :]
     os.fsync(fd)
 
 
-def _make_nameless(dir_fd: int, name: bytes, data: bytes, mode: int) -> tuple[int, bytes]:
+def _make_nameless(dir_fd: int, name: bytes, content: _Content) -> tuple[int, bytes]:
     # The file gets its name when it is whole, so that a failure or a kill leaves nothing.
     fd = os.open(b".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=dir_fd)
     try:
-        _fill(fd, data, mode)
+        _fill(fd, content)
         _lock(fd)
         new_name = _new_name(name)
         os.link(f"/proc/self/fd/{fd}", new_name, dst_dir_fd=dir_fd, follow_symlinks=True)
@@ -230,7 +254,7 @@ def _make_nameless(dir_fd: int, name: bytes, data: bytes, mode: int) -> tuple[in
     return fd, new_name
 
 
-def _make_named(dir_fd: int, name: bytes, data: bytes, mode: int) -> tuple[int, bytes]:
+def _make_named(dir_fd: int, name: bytes, content: _Content) -> tuple[int, bytes]:
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     while True:
         new_name = _new_name(name)
@@ -238,7 +262,7 @@ def _make_named(dir_fd: int, name: bytes, data: bytes, mode: int) -> tuple[int, 
         try:
             # Before it was locked, another writer may have taken it for a leftover.
             if _lock(fd) and os.fstat(fd).st_nlink:
-                _fill(fd, data, mode)
+                _fill(fd, content)
                 return fd, new_name
         except BaseException:
             os.close(fd)
@@ -248,14 +272,14 @@ def _make_named(dir_fd: int, name: bytes, data: bytes, mode: int) -> tuple[int, 
         os.close(fd)
 
 
-def _make_new(dir_fd: int, name: bytes, data: bytes, mode: int) -> tuple[int, bytes]:
+def _make_new(dir_fd: int, name: bytes, content: _Content) -> tuple[int, bytes]:
     # A whole, synced and locked file beside the target: its descriptor and its name.
     try:
-        return _make_nameless(dir_fd, name, data, mode)
+        return _make_nameless(dir_fd, name, content)
     except OSError:
         # A filesystem without O_TMPFILE or links, or no /proc: the plain way works everywhere,
         # and fails for the same reason if the reason was another.
-        return _make_named(dir_fd, name, data, mode)
+        return _make_named(dir_fd, name, content)
 
 
 def _sync_directory(dir_fd: int) -> None:
@@ -303,16 +327,22 @@ def _replaceable(target: bytes) -> Iterator[tuple[int, bytes]]:
 
 @contextlib.contextmanager
 def _prepared(target: bytes, data: bytes, mode: int) -> Iterator[_New]:
-    with _replaceable(target) as (dir_fd, name):
-        _remove_leftovers(dir_fd, name)
-        fd, new_name = _make_new(dir_fd, name, data, mode)
-        with _closing(fd):
-            try:
-                yield _New(target, dir_fd, name, fd, new_name)
-            except BaseException:
-                with contextlib.suppress(OSError):  # it was renamed
-                    os.unlink(new_name, dir_fd=dir_fd)
-                raise
+    content = _Content(data, mode)
+    with _replaceable(target) as (dir_fd, name), _made(target, dir_fd, name, content) as new:
+        yield new
+
+
+@contextlib.contextmanager
+def _made(target: bytes, dir_fd: int, name: bytes, content: _Content) -> Iterator[_New]:
+    _remove_leftovers(dir_fd)
+    fd, new_name = _make_new(dir_fd, name, content)
+    with _closing(fd):
+        try:
+            yield _New(target, dir_fd, name, fd, new_name)
+        except BaseException:
+            with contextlib.suppress(OSError):  # it was renamed
+                os.unlink(new_name, dir_fd=dir_fd)
+            raise
 
 
 def check_replaceable(path: bytes | os.PathLike[str]) -> None:
@@ -336,6 +366,38 @@ def replace_whole(path: bytes | os.PathLike[str], data: bytes, mode: int = 0o600
         new.rename()
         _sync_directory(new.dir_fd)
         return os.fstat(new.fd)
+
+
+def put_file(
+    dir_fd: int,
+    name: bytes,
+    source_fd: int,
+    *,
+    mode: int = 0o600,
+    owner: tuple[int, int] | None = None,
+    replace: bool,
+) -> os.stat_result:
+    """Put a copy of an open file into an open directory, wholly or not at all; its stat.
+
+    `owner`: user and group ids, where the caller may give them away. `replace`: whether a file of
+    that name is replaced; else it is FileExistsError. Raises OSError.
+    """
+    with _made(name, dir_fd, name, _Content(source_fd, mode, owner)) as new:
+        if replace:
+            new.rename()
+        else:
+            within = {"src_dir_fd": dir_fd, "dst_dir_fd": dir_fd}
+            os.link(new.new_name, name, **within, follow_symlinks=False)
+            os.unlink(new.new_name, dir_fd=dir_fd)
+        _sync_directory(dir_fd)
+        return os.fstat(new.fd)
+
+
+def put_new(path: bytes | os.PathLike[str], source: bytes) -> None:
+    """Copy a file to `path`, mode 0600, where nothing is yet: wholly, or not at all. FileError."""
+    target = os.fsencode(path)
+    with _writing(target), _replaceable(target) as (dir_fd, name), open(source, "rb") as file:
+        put_file(dir_fd, name, file.fileno(), replace=False)
 
 
 @contextlib.contextmanager

@@ -316,9 +316,11 @@ def _open_log() -> int | None:
     except OSError as error:
         _say(f"cannot write {LOG_NAME}: {error.strerror}")
         return None
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
+    status = os.fstat(fd)
+    # A second link may be a file of root's that somebody has linked here.
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
         os.close(fd)
-        _say(f"cannot write {LOG_NAME}: no regular file")
+        _say(f"cannot write {LOG_NAME}: no regular file with one link")
         return None
     return fd
 

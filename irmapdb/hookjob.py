@@ -8,9 +8,8 @@ we do not understand is not read. What goes wrong is told as a problem and raise
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
-import shutil
-import tempfile
 import time
 import traceback
 from collections import Counter
@@ -23,10 +22,11 @@ from irmapdb.errors import DatabaseError, FileError, ImageError, IrmapError
 from irmapdb.image import cache
 from irmapdb.model import ChangeKind, printable
 from irmapdb.node.containers import database_name, name_by_images
+from irmapdb.scratch import remove_leftovers, scratch_directory
 from irmapdb.workdir import CACHE_NAME, DATABASE_NAME
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from irmapdb.config import Config, HookConfig
     from irmapdb.model import CacheEntry
@@ -71,6 +71,8 @@ class _State:
     job: Job
     work: Path
     problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    """What the library warned of."""
     take_cache: bool = True
     database: Path | None = None
     """None: irmap.db in the work dir."""
@@ -85,7 +87,9 @@ class _State:
 def serve(job: Job, tell_scratch: Callable[[str], None] = lambda _path: None) -> Done:
     """Find the paths and write irmap-cache. `tell_scratch` hears of a temporary directory."""
     state = _State(job, Path.cwd())
+    remove_leftovers()
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_warnings_into(state.warnings))
         old = _old_entries(state)
         if job.hook.db is not None:
             _use_directory(state, job.hook.db)
@@ -99,6 +103,19 @@ def serve(job: Job, tell_scratch: Callable[[str], None] = lambda _path: None) ->
                 again = _make_way(state, error)
     *before, last = _lines(state.problems)
     return Done(fresh=False, problems=tuple(before), notes=(), summary=f"not done: {last}")
+
+
+@contextlib.contextmanager
+def _warnings_into(warnings: list[str]) -> Iterator[None]:
+    # Each once, as an attempt may be repeated.
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: warnings.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("irmapdb")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 # --- the attempts ---------------------------------------------------------------------------------
@@ -160,12 +177,8 @@ def _use_directory(state: _State, directory: Path) -> None:
 
 def _temporary_database(stack: contextlib.ExitStack, tell: Callable[[str], None]) -> Path:
     # For this run alone; in memory where that is possible.
-    try:
-        made = tempfile.mkdtemp(prefix="irmapdb-hook.", dir="/dev/shm")
-    except OSError:
-        made = tempfile.mkdtemp(prefix="irmapdb-hook.")
+    made = os.fsdecode(stack.enter_context(scratch_directory("hook")))
     tell(made)
-    stack.callback(shutil.rmtree, made, ignore_errors=True)
     return Path(made) / DATABASE_NAME
 
 
@@ -256,6 +269,7 @@ def _done(state: _State, report: Report, old: tuple[CacheEntry, ...]) -> Done:
     ]
     if len(notes) > _NOTES:
         notes[_NOTES:] = [f"and {len(notes) - _NOTES} more"]
+    notes[:0] = dict.fromkeys(state.warnings)
     return Done(fresh=True, problems=_lines(state.problems), notes=_lines(notes), summary=summary)
 
 

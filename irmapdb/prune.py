@@ -48,6 +48,10 @@ class Report(NamedTuple):
     """Bytes of the file afterwards."""
     free: int
     """Those of them that new rows will use."""
+    private_copy: str = ""
+    """Why SQLite worked on a private copy of the database; "" where it did not."""
+    upgraded_from: str | None = None
+    """The revision of the schema that it had before; None where that is the newest."""
 
 
 def prune(options: Options) -> Report:
@@ -55,7 +59,8 @@ def prune(options: Options) -> Report:
     now = datetime.now(UTC)
     if options.dry_run:
         with Store.open_readonly(options.database, wait_s=options.wait_s) as store:
-            return Report(store.prunable(options.keep, now), None, *store.size())
+            pruned = store.prunable(options.keep, now)
+            return Report(pruned, None, *store.size(), private_copy=store.why_copied)
     with Store.open(options.database, create=False, wait_s=options.wait_s) as store:
         pruned = _prune_all(store, options, now)
         # Not for one run alone: it may be that of the prune before, and so on for ever.
@@ -63,13 +68,14 @@ def prune(options: Options) -> Report:
         run_id = None if pruned in nothing else _add_run(store, pruned, now)
         if options.vacuum:
             store.vacuum()
-        return Report(pruned, run_id, *store.size())
+        old = None if store.upgraded is None else store.upgraded.old
+        return Report(pruned, run_id, *store.size(), store.why_copied, old)
 
 
 def _prune_all(store: Store, options: Options, now: datetime) -> Pruned:
     total = Pruned()
     while True:
-        with store.step() as tx:
+        with store.step(more=True) as tx:
             some = tx.prune(options.keep, now, _ROWS_A_TRANSACTION)
         if not some.rows:
             return total

@@ -117,6 +117,8 @@ class Report:
     """The files that were replaced, the cache image first."""
     resolved: tuple[Resolved, ...] = ()
     """What was proved, with every name."""
+    private_copy: str = ""
+    """Why SQLite worked on a private copy of the database; "" where it did not."""
 
 
 def pre_dump(options: Options) -> Report:
@@ -324,6 +326,7 @@ class _Transaction:
     freezing_us: int = 0
     frozen_us: int = 0
     share: RunStats = field(default_factory=RunStats)
+    private_copy: str = ""
 
 
 @contextlib.contextmanager
@@ -341,7 +344,9 @@ def _transaction(options: Options, event: Event) -> Iterator[_Transaction]:
     with Store.open(place.database, create=True, wait_s=options.wait_s) as store:
         try:
             with contextlib.ExitStack() as until_committed, store.step() as tx:
-                yield _Transaction(event, place, tx, started_at, until_committed)
+                step = _Transaction(event, place, tx, started_at, until_committed)
+                step.private_copy = store.why_copied
+                yield step
         except FreezeError as error:
             if store.made:
                 raise  # nothing is left behind, not even the database
@@ -465,6 +470,7 @@ def _write(
         unread=tree.unread,
         written=(step.place.cache, *images),
         resolved=tuple(resolved),
+        private_copy=step.private_copy,
     )
 
 

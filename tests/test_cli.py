@@ -367,7 +367,7 @@ def test_a_new_database_on_a_full_filesystem(area: MountArea) -> None:
         (small / "full").write_bytes(bytes(os.statvfs(small).f_bavail * 4096))
         done = _run("convert", image, small / "new.db")
         assert done.returncode == 1
-        assert done.stderr.startswith(f"irmapdb: cannot write {small}/new.db: the disk is full")
+        assert done.stderr.startswith(f"irmapdb: cannot write {small}/new.db: No space left")
         assert os.listdir(small) == ["full"]
 
 

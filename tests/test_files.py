@@ -344,17 +344,20 @@ def test_writers_at_the_same_time(small):
 
 def test_leftovers_are_removed_once_nobody_holds_them(tmp_path):
     def leftover(target, digit):
-        path = tmp_path / f".{target}.{digit * 16}.new"
+        path = tmp_path / f".{target}.{digit * 16}.irmapdb-new"
         path.write_bytes(b"half")
         return path
 
     dead, alive = leftover("irmap-cache", "0"), leftover("irmap-cache", "a")
-    others = [leftover("irmap-cache2", "0"), tmp_path / ".irmap-cache.new"]
-    others[1].write_bytes(b"somebody's own")
+    of_another_target = leftover("inotify-files.img", "0")
+    others = [tmp_path / ".irmap-cache.0000000000000000.new", tmp_path / ".irmap-cache.irmapdb-new"]
+    for path in others:
+        path.write_bytes(b"somebody's own")
     with alive.open("rb") as holder:
         fcntl.flock(holder, fcntl.LOCK_EX)
         replace_whole(tmp_path / "irmap-cache", b"new")
         assert not dead.exists()
+        assert not of_another_target.exists()
         assert alive.exists()
     replace_whole(tmp_path / "irmap-cache", b"new")
     assert not alive.exists()

@@ -19,8 +19,9 @@ from typer.main import get_command
 from irmapdb import __version__
 from irmapdb.commands import output
 from irmapdb.commands.group import HELP_OPTIONS, Commands, hide_bools
-from irmapdb.commands.log import close_log, log_end
+from irmapdb.commands.log import close_log, log_end, start_talk
 from irmapdb.errors import IrmapError, UsageError
+from irmapdb.scratch import remove_leftovers
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -107,6 +108,8 @@ def main() -> None:
     # What cannot be shown on this terminal is escaped, and is no reason to end.
     sys.stdout = output.tolerant(sys.stdout, named=True)
     sys.stderr = output.tolerant(sys.stderr, named=False)
+    start_talk()
+    remove_leftovers()
     try:
         try:
             command = cast("TyperGroup", get_command(app))

@@ -11,7 +11,7 @@ import typer
 from irmapdb.commands import output
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from irmapdb.store.ask import Answer, Value
 
@@ -99,14 +99,23 @@ def _is_name(column: str, blob: bytes) -> bool:
 
 
 def _document(answer: Answer) -> list[dict[str, Any]]:
-    names: list[str] = []
-    for name in answer.columns:
-        # `a.path, b.path` are both "path": none may be lost.
-        count = sum(one == name for one in answer.columns[: len(names)])
-        names.append(f"{name}_{count + 1}" if count else name)
+    names = _distinct(answer.columns)
     return [
         dict(zip(names, map(_json_value, _plain(answer, row)), strict=True)) for row in answer.rows
     ]
+
+
+def _distinct(columns: Sequence[str]) -> list[str]:
+    # `a.path, b.path` are both "path": none may be lost, nor take the name of a third.
+    names: list[str] = []
+    taken = set(columns)
+    for name in columns:
+        distinct, number = name, 1
+        while distinct in names or (number > 1 and distinct in taken):
+            number += 1
+            distinct = f"{name}_{number}"
+        names.append(distinct)
+    return names
 
 
 def _json_value(value: Value) -> str | int | float | None:

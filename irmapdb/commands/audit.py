@@ -429,6 +429,7 @@ def _document(done: Mended, listed: list[Finding], *, fix: bool) -> dict[str, An
         },
         "scanned": report.scanned,
         "took_us": report.took_us,
+        "private_copy": report.private_copy or None,
         "mappings": [_as_json(one) for one in listed],
     }
     if fix:

@@ -292,4 +292,5 @@ def _document(report: Report, *, left_stopped: bool) -> dict[str, Any]:
         "loaded": report.loaded,
         "left_stopped": left_stopped,
         "written": [os.fsdecode(path) for path in report.written],
+        "private_copy": report.private_copy or None,
     }

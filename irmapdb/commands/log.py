@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-__all__ = ["close_log", "log_end", "start_log"]
+__all__ = ["close_log", "log_end", "start_log", "start_talk"]
 
 _LEVELS = (logging.WARNING, logging.WARNING, logging.INFO, logging.DEBUG, logging.DEBUG)
 
@@ -83,6 +83,16 @@ def _heading() -> logging.LogRecord:
     command = output.shown(shlex.join(sys.argv[1:]))
     line = f"irmapdb {__version__}, pid {os.getpid()}, {now} UTC: {command}"
     return logging.makeLogRecord({"msg": line})
+
+
+def start_talk() -> None:
+    """Say on stderr what the library warns of, until `start_log` decides where its log goes."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("irmapdb: %(message)s"))
+    logger = logging.getLogger("irmapdb")
+    logger.handlers = [handler]
+    logger.setLevel(logging.WARNING)
+    logger.propagate = False
 
 
 def start_log(verbose: int, log: Path | None, work_dir: Path, kept: Iterable[Path | None]) -> None:
@@ -164,10 +174,15 @@ def _open_log(path: Path) -> TextIO:
     except OSError as error:
         why = _REFUSALS.get(error.errno or 0, error.strerror)
         raise FileError(f"{output.shown(path)}: {why}", advice=_ADVICE) from error
-    mode = os.fstat(fd).st_mode
-    if not (stat.S_ISREG(mode) or stat.S_ISCHR(mode)):  # /dev/null, a terminal
+    status = os.fstat(fd)
+    why = ""
+    if not (stat.S_ISREG(status.st_mode) or stat.S_ISCHR(status.st_mode)):  # /dev/null, a terminal
+        why = "neither a regular file nor a terminal"
+    elif stat.S_ISREG(status.st_mode) and status.st_nlink != 1:
+        why = f"has {status.st_nlink} hard links, and may be another file of yours"
+    if why:
         os.close(fd)
-        message = f"{output.shown(path)}: neither a regular file nor a terminal"
+        message = f"{output.shown(path)}: {why}"
         raise FileError(message, advice=_ADVICE)
     os.set_blocking(fd, True)  # a terminal may be slow
     return open(fd, "w", encoding="utf-8", errors="backslashreplace")

@@ -136,6 +136,8 @@ def _show(report: Report, *, dry_run: bool, as_json: bool) -> None:
                 "run": report.run_id,
                 "bytes": report.size,
                 "free_bytes": report.free,
+                "private_copy": report.private_copy or None,
+                "upgraded_from": report.upgraded_from,
             }
         )
         return

@@ -22,7 +22,8 @@ from irmapdb.errors import SqlError
 from irmapdb.model import InodeKey, format_kdev, kdev_of
 from irmapdb.store import sqltext
 from irmapdb.store.failures import explain, primary_code, translated
-from irmapdb.store.file import absolute, check_readable
+from irmapdb.store.limits import VALUE_BYTES
+from irmapdb.store.place import open_place
 from irmapdb.store.raw import check_unchanged, connect_raw
 from irmapdb.store.values import from_ino
 from irmapdb.store.version import check_newest
@@ -47,10 +48,7 @@ FUNCTIONS = {
 """The functions that questions have beside SQLite's own."""
 
 # SQLite looks at the clock between its steps and not within a function, so what one function can
-# be given is bounded: a second of LIKE, a few of instr() and replace().
-_BYTES_A_VALUE = 1 << 20
-_BYTES_A_PATTERN = 1000
-_COLUMNS = 200
+# be given is bounded (irmapdb.store.limits): a second of LIKE, a few of instr() and replace().
 _BYTES_AN_ANSWER = 64 << 20
 _BYTES_OF_MEMORY = 512 << 20
 """Of SQLite in this process, for ORDER BY and the like."""
@@ -114,9 +112,6 @@ class Ask:
         self._function_said = ""
         raw.text_factory = _text
         raw.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
-        raw.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _BYTES_A_VALUE)
-        raw.setlimit(sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH, _BYTES_A_PATTERN)
-        raw.setlimit(sqlite3.SQLITE_LIMIT_COLUMN, _COLUMNS)
         self._add_function("kdev", 1, _kdev)
         self._add_function("hex_ino", 2, _hex_ino)
         raw.set_authorizer(self._authorize)
@@ -135,14 +130,13 @@ class Ask:
         `path_text` is what the SQL function of that name does. Raises DatabaseError for what is
         no database of ours, and for an older schema.
         """
-        where = absolute(path)
-        check_readable(where)
         with ExitStack() as stack:
-            raw = stack.enter_context(connect_raw(where, write=False, wait_s=wait_s))
-            with translated(where, wait_s):
-                check_newest(raw, where)
+            place = stack.enter_context(open_place(path, write=False))
+            raw = stack.enter_context(connect_raw(place, write=False, wait_s=wait_s))
+            with translated(place.path, wait_s):
+                check_newest(raw, place)
                 raw.execute(f"PRAGMA hard_heap_limit = {_BYTES_OF_MEMORY}")
-            ask = cls(raw, where, wait_s)
+            ask = cls(raw, place.path, wait_s)
             ask._add_function("path_text", 1, lambda value: _path_text(value, path_text))
             ask._stack = stack.pop_all()
             return ask
@@ -172,10 +166,10 @@ class Ask:
         columns = "SELECT name FROM pragma_table_info(:name) ORDER BY cid"
         found: dict[str, tuple[str, ...]] = {}
         with translated(self.path, self._wait_s):
-            for (name,) in self._raw.execute(names).fetchall():
+            for (name,) in self._execute(names).fetchall():
                 found[name] = ()
                 with suppress(sqlite3.OperationalError):  # a view of a table that is gone
-                    rows = self._raw.execute(columns, {"name": name})
+                    rows = self._execute(columns, {"name": name})
                     found[name] = tuple(column for (column,) in rows)
         return found
 
@@ -186,7 +180,7 @@ class Ask:
             "AND (:name IS NULL OR tbl_name = :name COLLATE NOCASE) ORDER BY rowid"
         )
         with suppress(UnicodeEncodeError), translated(self.path, self._wait_s):
-            return [f"{sql};" for (sql,) in self._raw.execute(made, {"name": name})]
+            return [f"{sql};" for (sql,) in self._execute(made, {"name": name})]
         return []  # no name has a byte that is no UTF-8
 
     def close(self) -> None:
@@ -204,6 +198,10 @@ class Ask:
     ) -> None:
         self.close()
 
+    def _execute(self, sql: str, values: Mapping[str, Value] | None = None) -> sqlite3.Cursor:
+        # A plain cursor: the time of a question is not that of our own statements.
+        return self._raw.cursor(sqlite3.Cursor).execute(sql, values or {})
+
     def _run(
         self,
         text: str,
@@ -218,14 +216,14 @@ class Ask:
         self._deadline = None if timeout_s is None else start + timeout_s
         try:
             # Closed in any case: an open statement would hold up who wants to tidy the log.
-            with closing(self._raw.execute(piece.text, values)) as cursor:
+            with closing(self._execute(piece.text, values)) as cursor:
                 columns = tuple(column[0] for column in cursor.description or ())
                 rows = self._fetch(cursor, limit, timeout_s)
         except (sqlite3.Error, ValueError, OverflowError, MemoryError) as error:
             raise self._explain(error, text, piece, timeout_s) from error
         finally:
             self._deadline = None
-        check_unchanged(self._raw, self.path)
+        check_unchanged(self._raw)
         cut = limit is not None and len(rows) > limit
         took_us = round((time.monotonic() - start) * 1e6)
         return Answer(columns, rows[:limit], cut, took_us)
@@ -299,7 +297,7 @@ class Ask:
             return SqlError(str(error))
         code = primary_code(error)
         if code == sqlite3.SQLITE_TOOBIG:
-            message = f"stopped: a value has more than {_BYTES_A_VALUE >> 20} MiB"
+            message = f"stopped: a value has more than {VALUE_BYTES >> 20} MiB"
             return SqlError(message, advice="ask for a part of it, as substr(path, 1, 100) does")
         if self._refused or code == sqlite3.SQLITE_READONLY:
             return self._refusal(text, piece)
@@ -346,7 +344,7 @@ class Ask:
         first = next(sqltext.tokens(text), None)
         explained = text if first and first.text.upper() == "EXPLAIN" else f"EXPLAIN {text}"
         try:
-            self._raw.execute(explained, _Nulls()).close()
+            self._execute(explained, _Nulls()).close()
         except sqlite3.Error as error:
             return str(error)
         return ""

@@ -20,20 +20,22 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
+    from irmapdb.store.place import Place
+
 __all__ = ["connect", "immediate", "raw_of"]
 
 
 @contextmanager
 def connect(
-    path: bytes, *, write: bool, wait_s: float, foreign_keys: bool = True
+    place: Place, *, write: bool, wait_s: float, foreign_keys: bool = True
 ) -> Iterator[Connection]:
-    """SQLAlchemy's connection to an absolute path, closed at the end.
+    """SQLAlchemy's connection to a database, closed at the end.
 
     Begins no transaction by itself; see `immediate`.
     """
-    with connect_raw(path, write=write, wait_s=wait_s, foreign_keys=foreign_keys) as raw:
+    with connect_raw(place, write=write, wait_s=wait_s, foreign_keys=foreign_keys) as raw:
         engine = create_engine("sqlite://", creator=lambda: raw, poolclass=NullPool)
-        with translated(path, wait_s):
+        with translated(place.path, wait_s):
             connection = engine.connect()
         with connection:
             yield connection

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -11,11 +12,11 @@ from irmapdb.errors import DatabaseError
 from irmapdb.store import retention, version
 from irmapdb.store.connect import connect, immediate, raw_of
 from irmapdb.store.dossiers import Dossiers
-from irmapdb.store.failures import translated
-from irmapdb.store.file import absolute, check_readable, check_writable, make_file
+from irmapdb.store.failures import show, translated
+from irmapdb.store.place import open_place
 from irmapdb.store.raw import open_raw, use_wal
-from irmapdb.store.revisions import upgrade
-from irmapdb.store.schema import create
+from irmapdb.store.revisions import upgrade_place
+from irmapdb.store.schema import create as make_schema
 from irmapdb.store.version import check_newest, read_revision, refuse_empty
 from irmapdb.store.write import Step
 
@@ -28,23 +29,35 @@ if TYPE_CHECKING:
 
     from irmapdb.config import Retention
     from irmapdb.store.file import AnyPath
+    from irmapdb.store.place import Place
     from irmapdb.store.retention import Pruned
+    from irmapdb.store.revisions import Upgrade
 
 __all__ = ["Store"]
+
+_log = logging.getLogger(__name__)
 
 
 class Store(Dossiers):
     """An open `irmap.db`. A context manager; not for use by several threads."""
 
     def __init__(
-        self, connection: Connection, path: bytes, wait_s: float, stack: ExitStack
+        self, connection: Connection, place: Place, wait_s: float, stack: ExitStack
     ) -> None:
-        super().__init__(connection, path, wait_s)
+        super().__init__(connection, place.path, wait_s)
+        self._place = place
         self._stack = stack
         self._failed = False
-        self.made = False
+        self.made = place.made
         """Whether it was made by this very object, and no step has been committed since. Where
         one has failed, it goes again with the object."""
+        self.upgraded: Upgrade | None = None
+        """What opening it did to an older schema."""
+
+    @property
+    def why_copied(self) -> str:
+        """Why SQLite works on a private copy of the database; "" where it works in place."""
+        return self._place.why_copied
 
     @classmethod
     def open(cls, path: AnyPath, *, create: bool, wait_s: float = 10.0) -> Store:
@@ -54,31 +67,21 @@ class Store(Dossiers):
         how long to wait for another process's step, now and in each step.
         Raises DatabaseError, also for a symlink and for whatever is no database of ours.
         """
-        where = absolute(path)
-        made = create and make_file(where)
-        check_writable(where)
+        place: Place | None = None
         try:
-            store = cls._open(where, create=create, wait_s=wait_s)
+            with ExitStack() as stack:
+                place = stack.enter_context(
+                    open_place(path, write=True, create=create, wait_s=wait_s)
+                )
+                connection = stack.enter_context(connect(place, write=True, wait_s=wait_s))
+                upgraded = _prepare(connection, place, create=create, wait_s=wait_s)
+                store = cls(connection, place, wait_s, stack.pop_all())
         except DatabaseError:
-            if made:
-                _unmake(where)
+            if place is not None and place.made:
+                _unmake(place)
             raise
-        store.made = made
+        store.upgraded = upgraded
         return store
-
-    @classmethod
-    def _open(cls, path: bytes, *, create: bool, wait_s: float) -> Store:
-        with ExitStack() as stack:
-            connection = stack.enter_context(connect(path, write=True, wait_s=wait_s))
-            with translated(path, wait_s), connection.begin():
-                revision = read_revision(raw_of(connection), path)
-            if revision is None:
-                if not create:
-                    raise refuse_empty(path)
-                _create(connection, path, wait_s)
-            elif revision != version.HEAD:
-                upgrade(path, wait_s=wait_s)
-            return cls(connection, path, wait_s, stack.pop_all())
 
     @classmethod
     def open_readonly(cls, path: AnyPath, *, wait_s: float = 10.0) -> Store:
@@ -86,23 +89,26 @@ class Store(Dossiers):
 
         An older schema is refused with DatabaseError: nothing is changed here.
         """
-        where = absolute(path)
-        check_readable(where)
         with ExitStack() as stack:
-            connection = stack.enter_context(connect(where, write=False, wait_s=wait_s))
-            with translated(where, wait_s), connection.begin():
-                check_newest(raw_of(connection), where)
-            return cls(connection, where, wait_s, stack.pop_all())
+            place = stack.enter_context(open_place(path, write=False))
+            connection = stack.enter_context(connect(place, write=False, wait_s=wait_s))
+            with translated(place.path, wait_s), connection.begin():
+                check_newest(raw_of(connection), place)
+            return cls(connection, place, wait_s, stack.pop_all())
 
     @contextmanager
-    def step(self) -> Iterator[Step]:
+    def step(self, *, more: bool = False) -> Iterator[Step]:
         """One transaction: committed at the end of the block, undone if anything is raised.
 
-        Other writers wait meanwhile; readers do not.
+        Other writers wait meanwhile; readers do not. `more`: another step follows, so that a
+        private copy need not be put back yet.
         """
         try:
             with translated(self.path, self._wait_s), immediate(self._connection):
                 yield Step(self._connection, self.path, self._wait_s)
+            self._place.mark_changed()
+            if not more:
+                self._place.put_back()
         except BaseException:
             self._failed = True
             raise
@@ -127,13 +133,16 @@ class Store(Dossiers):
         # SQLAlchemy's begin() sends nothing to SQLite, which refuses this in a transaction.
         with translated(self.path, self._wait_s), self._connection.begin():
             self._connection.exec_driver_sql("VACUUM")
+        self._place.mark_changed()
+        self._place.put_back()
 
     def close(self) -> None:
         """Give the file back. A second time does nothing."""
-        self._stack.close()
+        with self._stack:
+            self._place.put_back()
         if self.made and self._failed:
             self.made = False
-            _unmake(self.path)
+            _unmake(self._place)
 
     def __enter__(self) -> Self:
         return self
@@ -147,25 +156,41 @@ class Store(Dossiers):
         self.close()
 
 
-def _create(connection: Connection, path: bytes, wait_s: float) -> None:
-    with translated(path, wait_s):
-        create(connection, path)
-        use_wal(path)
+def _prepare(
+    connection: Connection, place: Place, *, create: bool, wait_s: float
+) -> Upgrade | None:
+    with translated(place.path, wait_s), connection.begin():
+        revision = read_revision(raw_of(connection), place)
+    if revision is None:
+        if not create:
+            raise refuse_empty(place.path)
+        with translated(place.path, wait_s):
+            make_schema(connection, place)
+            if not place.copied:
+                use_wal(place.work)
+        return None
+    if revision == version.HEAD:
+        return None
+    done = upgrade_place(place, wait_s=wait_s)
+    kept = "" if done.backup is None else f", the old one kept as {show(done.backup)}"
+    _log.warning("%s: schema %s → %s%s", show(place.path), done.old, done.new, kept)
+    return done
 
 
-def _unmake(path: bytes) -> None:
+def _unmake(place: Place) -> None:
     # A database that could not be made (the disk is full), or that its first step had no use for,
-    # leaves no file. Another process may have found it meanwhile: while it is open there, it
-    # cannot leave its WAL, and stays; with the write lock held nobody can be writing it, and
-    # SQLite lets nobody write a file without a WAL that has lost its name.
+    # leaves no file. (A private copy goes in any case.) Another process may have found it
+    # meanwhile: while it is open there, it cannot leave its WAL, and stays; with the write lock
+    # held nobody can be writing it, and SQLite lets nobody write a file without a WAL that has
+    # lost its name.
     with (
         suppress(sqlite3.Error, OSError),
-        closing(open_raw(path, write=True, wait_s=0)) as raw,
+        closing(open_raw(place.work, write=True, wait_s=0)) as raw,
     ):
         raw.execute("PRAGMA journal_mode = MEMORY")  # there may be no room for a file
         raw.execute("BEGIN IMMEDIATE")
-        if os.stat(path).st_size == 0 or not _holds_anything(raw):
-            os.unlink(path)
+        if os.stat(place.work).st_size == 0 or not _holds_anything(raw):
+            os.unlink(place.work)
 
 
 def _holds_anything(raw: sqlite3.Connection) -> bool:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from irmapdb.errors import DatabaseError
 from irmapdb.model import CacheEntry
 from irmapdb.store.failures import show, translated
-from irmapdb.store.file import absolute, check_readable
+from irmapdb.store.place import open_place
 from irmapdb.store.raw import connect_raw
 from irmapdb.store.values import from_ino
 from irmapdb.store.version import check_newest
@@ -38,11 +38,13 @@ def read_entries(path: AnyPath, *, wait_s: float = 10.0) -> list[CacheEntry]:
     Also while another process writes. Nothing is changed: an older schema is refused with
     DatabaseError.
     """
-    where = absolute(path)
-    check_readable(where)
-    with connect_raw(where, write=False, wait_s=wait_s) as raw, translated(where, wait_s):
-        check_newest(raw, where)
-        return fetch_entries(raw, where)
+    with (
+        open_place(path, write=False) as place,
+        connect_raw(place, write=False, wait_s=wait_s) as raw,
+        translated(place.path, wait_s),
+    ):
+        check_newest(raw, place)
+        return fetch_entries(raw, place.path)
 
 
 def fetch_entries(raw: sqlite3.Connection, path: bytes) -> list[CacheEntry]:

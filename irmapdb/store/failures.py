@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import stat
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 __all__ = [
     "Holder",
     "explain",
+    "explain_full",
+    "explain_lock",
     "find_holder",
     "is_full",
     "primary_code",
@@ -31,6 +34,7 @@ __all__ = [
 _WAL_LOCKS = range(120, 123)  # in the -shm file: writer, checkpointer, recoverer
 _DATABASE_LOCKS = range(0x40000000, 0x40000000 + 512)  # in the database: pending, reserved, shared
 _ALMOST_FULL_BYTES = 64 * 1024
+_LOOK = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
 class Holder(NamedTuple):
@@ -64,6 +68,17 @@ def translated(path: bytes, wait_s: float = 0) -> Iterator[None]:
     """
     try:
         yield
+    except UnicodeDecodeError as error:
+        # Python makes text of what SQLite says, which may quote any bytes of the file. Its code
+        # is lost.
+        raise DatabaseError(
+            f"{show(path)}: SQLite says: {show(error.object)}",
+            advice="put back what was changed by hand, or move the file away: it is only a cache",
+        ) from error
+    except MemoryError as error:
+        raise DatabaseError(
+            f"{show(path)}: there is not enough memory", advice="free some, and run this again"
+        ) from error
     except Exception as error:
         # SQLAlchemy's DBAPIError has SQLite's own error in `orig`. By name, as who only reads
         # has not imported it.
@@ -76,33 +91,43 @@ def translated(path: bytes, wait_s: float = 0) -> Iterator[None]:
 def explain(path: bytes, error: sqlite3.Error, wait_s: float = 0) -> DatabaseError:
     """The error to raise for an error of SQLite."""
     name, said = show(path), show_words(str(error))
-    match primary_code(error):
-        case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
-            return _explain_lock(path, wait_s)
-        case sqlite3.SQLITE_NOTADB:
-            return DatabaseError(
-                f"{name}: not a database: {_what_it_is(path)}",
-                advice="name another file with --db, or move this one away",
-            )
-        case sqlite3.SQLITE_CORRUPT:
-            return DatabaseError(
-                f"{name}: the database is damaged ({said})",
-                advice="move it away, or put back a backup: it is only a cache",
-            )
-        case sqlite3.SQLITE_FULL:
-            return _explain_full(name)
-        case sqlite3.SQLITE_READONLY:
-            return _explain_readonly(name, said, getattr(error, "sqlite_errorname", ""))
-        case sqlite3.SQLITE_IOERR if is_full(path):
-            return _explain_full(name)
-        case sqlite3.SQLITE_IOERR if "_SHM" in getattr(error, "sqlite_errorname", ""):
-            return DatabaseError(
-                f"{name}: there is no shared memory for its log on this filesystem",
-                advice="open it once for writing, or copy it elsewhere",
-            )
-        case _:
-            code = getattr(error, "sqlite_errorname", type(error).__name__)
-            return DatabaseError(f"{name}: {said} ({code})")
+    code, code_name = primary_code(error), getattr(error, "sqlite_errorname", "")
+    if code in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
+        return explain_lock(path, wait_s)
+    if code == sqlite3.SQLITE_FULL or (code == sqlite3.SQLITE_IOERR and is_full(path)):
+        return explain_full(path)
+    if code == sqlite3.SQLITE_READONLY:
+        return _explain_readonly(name, said, code_name)
+    if code == sqlite3.SQLITE_NOTADB:
+        return DatabaseError(
+            f"{name}: not a database: {_what_it_is(path)}",
+            advice="name another file with --db, or move this one away",
+        )
+    if code == sqlite3.SQLITE_IOERR and "_SHM" in code_name:
+        return DatabaseError(
+            f"{name}: there is no shared memory for its log on this filesystem",
+            advice="open it once for writing, or copy it elsewhere",
+        )
+    if code in _OF_THE_CONTENT:
+        text, advice = _OF_THE_CONTENT[code]
+        return DatabaseError(f"{name}: {text.format(said)}", advice=advice)
+    return DatabaseError(f"{name}: {said} ({code_name or type(error).__name__})")
+
+
+_OF_THE_CONTENT = {
+    sqlite3.SQLITE_CORRUPT: (
+        "the database is damaged ({})",
+        "move it away, or put back a backup: it is only a cache",
+    ),
+    sqlite3.SQLITE_TOOBIG: (
+        "a value in it has more than 1 MiB, and irmapdb did not write that",
+        "put back what was changed by hand, or move the file away: it is only a cache",
+    ),
+    sqlite3.SQLITE_INTERRUPT: (
+        "{}",
+        "run this when the machine is less busy, or move the file away: it is only a cache",
+    ),
+}
 
 
 def _explain_readonly(name: str, said: str, code: str) -> DatabaseError:
@@ -117,14 +142,16 @@ def _explain_readonly(name: str, said: str, code: str) -> DatabaseError:
     )
 
 
-def _explain_full(name: str) -> DatabaseError:
+def explain_full(path: bytes) -> DatabaseError:
+    """The error for a disk without room."""
     return DatabaseError(
-        f"{name}: the disk is full, nothing was changed",
+        f"{show(path)}: the disk is full, nothing was changed",
         advice="make room, or name a file elsewhere with --db",
     )
 
 
-def _explain_lock(path: bytes, wait_s: float) -> DatabaseError:
+def explain_lock(path: bytes, wait_s: float) -> DatabaseError:
+    """The error for a lock that was waited for in vain."""
     holder = find_holder(path)
     who = "another process" if holder is None else f"pid {holder.pid} ({holder.comm})"
     return DatabaseError(
@@ -150,8 +177,11 @@ def _what_it_is(path: bytes) -> str:
     # Only after SQLite refused the file: closing a descriptor of a database that is in use
     # drops every lock that this process has on it, fcntl(2).
     try:
-        with open(path, "rb") as file:
-            head = file.read(64)
+        fd = os.open(path, _LOOK)
+        try:
+            head = os.read(fd, 64) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
+        finally:
+            os.close(fd)
     except OSError as error:
         return str(error.strerror)
     if head.startswith(b"SQLite format 3\0"):

@@ -1,4 +1,4 @@
-"""The file before SQLite gets to see it: what is made, and what is refused.
+"""The names of a database and of SQLite's files beside it: what is made, and what is refused.
 
 Nothing here opens an existing database: fcntl(2) drops all locks that a process has on a file,
 SQLite's too, as soon as it closes any descriptor of it.
@@ -12,7 +12,19 @@ import stat
 from irmapdb.errors import DatabaseError
 from irmapdb.store.failures import show
 
-__all__ = ["SIDECARS", "AnyPath", "absolute", "check_readable", "check_writable", "make_file"]
+__all__ = [
+    "SIDECARS",
+    "AnyPath",
+    "absolute",
+    "cannot_be_made",
+    "check_length",
+    "check_readable",
+    "check_sidecars",
+    "check_writable",
+    "is_missing",
+    "make_file",
+    "status_of",
+]
 
 AnyPath = bytes | os.PathLike[bytes] | os.PathLike[str]
 
@@ -27,85 +39,116 @@ def absolute(path: AnyPath) -> bytes:
     return os.path.abspath(os.fsencode(path))
 
 
-def _check_name(path: bytes) -> None:
-    # What SQLite cannot work with, and says so only as "unable to open database file".
+def check_length(path: bytes) -> None:
+    """Refuse a path that SQLite cannot work with: it only says "unable to open database file"."""
     if len(path + b"-journal") >= _MAX_PATH_BYTES:
         raise DatabaseError(
             f"{show(path)}: the path is too long for SQLite, which takes {_MAX_PATH_BYTES} bytes",
             advice="name a file with a shorter path with --db",
         )
-    for sidecar in SIDECARS:
-        if os.path.islink(path + sidecar):
-            raise DatabaseError(
-                f"{show(path + sidecar)}: is a symbolic link, which is not followed",
-                advice="remove it if you do not know it",
-            )
 
 
-def make_file(path: bytes) -> bool:
-    """Make an empty database, mode 0600; False if something is there already.
+def status_of(dir_fd: int, name: bytes, path: bytes) -> os.stat_result | None:
+    """The stat of the file that a name in an open directory is; None if there is none.
 
-    SQLite takes an empty file for a new database, so a kill between this and the schema
-    leaves one that opens the next time.
+    Refuses a symlink, and what is no regular file. `path` is for messages.
     """
-    _check_name(path)
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        os.close(os.open(path, flags, 0o600))
-    except FileExistsError:
-        return False
-    except FileNotFoundError as error:
-        raise DatabaseError(
-            f"{show(path)}: there is no directory {show(os.path.dirname(path))}",
-            advice="make it, or name a file elsewhere with --db",
-        ) from error
-    except OSError as error:
-        raise DatabaseError(
-            f"{show(path)}: cannot be made: {error.strerror}",
-            advice="name a file elsewhere with --db",
-        ) from error
-    return True
-
-
-def check_readable(path: bytes) -> None:
-    """Refuse what is missing, a symlink, or no regular file."""
-    _check_name(path)
-    try:
-        mode = os.lstat(path).st_mode
-    except FileNotFoundError as error:
-        raise DatabaseError(
-            f"{show(path)}: no such database",
-            advice="`irmapdb pre-dump` and `irmapdb import` make one; --db names another",
-        ) from error
+        status = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
     except OSError as error:
         raise DatabaseError(
             f"{show(path)}: cannot be opened: {error.strerror}",
             advice="run as its owner, or name another file with --db",
         ) from error
-    if stat.S_ISLNK(mode):
+    if stat.S_ISLNK(status.st_mode):
         raise DatabaseError(
             f"{show(path)}: is a symbolic link, which is not followed",
             advice="name the file itself with --db",
         )
-    if not stat.S_ISREG(mode):
+    if not stat.S_ISREG(status.st_mode):
         raise DatabaseError(
-            f"{show(path)}: is a {_kind_of(mode)}, not a database",
+            f"{show(path)}: is a {_kind_of(status.st_mode)}, not a database",
             advice="name another file with --db",
         )
-    if not os.access(path, os.R_OK, effective_ids=True):
+    return status
+
+
+def check_sidecars(dir_fd: int, name: bytes, path: bytes) -> list[os.stat_result]:
+    """The stats of SQLite's files beside a database. Refuses one that is no regular file."""
+    found = []
+    for suffix in SIDECARS:
+        try:
+            status = os.stat(name + suffix, dir_fd=dir_fd, follow_symlinks=False)
+        except OSError:
+            continue
+        if not stat.S_ISREG(status.st_mode):
+            link = stat.S_ISLNK(status.st_mode)
+            what = "symbolic link, which is not followed" if link else _kind_of(status.st_mode)
+            raise DatabaseError(
+                f"{show(path + suffix)}: is a {what}",
+                advice="remove it if you do not know it",
+            )
+        found.append(status)
+    return found
+
+
+def make_file(dir_fd: int, name: bytes, path: bytes) -> bool:
+    """Make an empty database, mode 0600, in an open directory; False if something is there.
+
+    SQLite takes an empty file for a new database, so a kill between this and the schema
+    leaves one that opens the next time.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        os.close(os.open(name, flags, 0o600, dir_fd=dir_fd))
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise cannot_be_made(path, error) from error
+    return True
+
+
+def cannot_be_made(path: bytes, error: OSError) -> DatabaseError:
+    """The error for a database that cannot be made."""
+    if isinstance(error, FileNotFoundError):
+        return DatabaseError(
+            f"{show(path)}: there is no directory {show(os.path.dirname(path))}",
+            advice="make it, or name a file elsewhere with --db",
+        )
+    return DatabaseError(
+        f"{show(path)}: cannot be made: {error.strerror}",
+        advice="name a file elsewhere with --db",
+    )
+
+
+def is_missing(path: bytes) -> DatabaseError:
+    """The error for a database that is not there."""
+    return DatabaseError(
+        f"{show(path)}: no such database",
+        advice="`irmapdb pre-dump` and `irmapdb import` make one; --db names another",
+    )
+
+
+def check_readable(dir_fd: int, name: bytes, path: bytes) -> None:
+    """Refuse what may not be read."""
+    if not os.access(name, os.R_OK, dir_fd=dir_fd, effective_ids=True):
         raise DatabaseError(
             f"{show(path)}: may not be read",
             advice="run as its owner, or name another file with --db",
         )
 
 
-def check_writable(path: bytes) -> None:
-    """Refuse also what cannot be written: SQLite would open it for reading, and fail later."""
-    check_readable(path)
-    for needed in (path, os.path.dirname(path)):
-        if not os.access(needed, os.W_OK, effective_ids=True):
+def check_writable(dir_fd: int, name: bytes | None, path: bytes) -> None:
+    """Refuse what cannot be written: SQLite would open it for reading, and fail later."""
+    directory = os.path.dirname(path)
+    for needed, shown in ((name, path), (b".", directory)):
+        if needed is None:
+            continue
+        if not os.access(needed, os.W_OK, dir_fd=dir_fd, effective_ids=True):
             raise DatabaseError(
-                f"{show(path)}: cannot be written: {show(needed)} is read-only",
+                f"{show(path)}: cannot be written: {show(shown)} is read-only",
                 advice="name a file that can be written with --db",
             )
 

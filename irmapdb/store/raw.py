@@ -17,9 +17,12 @@ from urllib.parse import quote
 
 from irmapdb.errors import DatabaseError
 from irmapdb.store.failures import is_full, primary_code, show, translated
+from irmapdb.store.limits import PRAGMAS, Bounded
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+
+    from irmapdb.store.place import Place
 
 __all__ = ["check_unchanged", "connect_raw", "open_raw", "use_wal"]
 
@@ -29,9 +32,10 @@ _CACHE_KIB = 4 * 1024  # more is no faster, only more
 _SHARED_MEMORY_BYTES = 32 * 1024  # WALINDEX_PGSZ in sqlite's src/wal.c
 
 
-class _Unlocked(sqlite3.Connection):
+class _Unlocked(Bounded):
     """Reads a file as one that never changes, without a lock; `stamp` tells if it did."""
 
+    path = b""
     stamp: tuple[int, ...] = ()
 
 
@@ -44,6 +48,7 @@ def open_raw(path: bytes, *, write: bool, wait_s: float) -> sqlite3.Connection:
         uri=True,
         timeout=wait_s,
         isolation_level=None,
+        factory=Bounded,
     )
 
 
@@ -56,7 +61,7 @@ def _open_unlocked(path: bytes) -> _Unlocked:
     stamp = _stamp(path)
     uri = _uri(path, "mode=ro&immutable=1")
     raw = sqlite3.connect(uri, uri=True, isolation_level=None, factory=_Unlocked)
-    raw.stamp = stamp
+    raw.path, raw.stamp = path, stamp
     return raw
 
 
@@ -99,11 +104,11 @@ def _stamp(path: bytes) -> tuple[int, ...]:
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def check_unchanged(raw: object, path: bytes) -> None:
+def check_unchanged(raw: object) -> None:
     """Raise DatabaseError if what was read without locks has changed meanwhile."""
-    if isinstance(raw, _Unlocked) and raw.stamp != _stamp(path):
+    if isinstance(raw, _Unlocked) and raw.stamp != _stamp(raw.path):
         raise DatabaseError(
-            f"{show(path)}: was written while it was read, and its directory has no place for "
+            f"{show(raw.path)}: was written while it was read, and its directory has no place for "
             "a lock",
             advice="ask again, or ask a copy",
         )
@@ -157,27 +162,28 @@ def _configured(raw: sqlite3.Connection, pragmas: Iterable[str]) -> sqlite3.Conn
 
 @contextmanager
 def connect_raw(
-    path: bytes, *, write: bool, wait_s: float, foreign_keys: bool = True
+    place: Place, *, write: bool, wait_s: float, foreign_keys: bool = True
 ) -> Iterator[sqlite3.Connection]:
-    """A connection to an absolute path as everybody here uses it, closed at the end."""
-    pragmas = (
-        # A schema is data: no function runs because a view or a trigger of the file says so.
-        "PRAGMA trusted_schema = OFF",
+    """A connection to a database as everybody here uses it, closed at the end."""
+    pragmas = [
+        *PRAGMAS,
         f"PRAGMA query_only = {'OFF' if write else 'ON'}",
         f"PRAGMA foreign_keys = {'ON' if foreign_keys else 'OFF'}",
         # The first to read the file: what is no database fails here.
         f"PRAGMA cache_size = -{_CACHE_KIB}",
         "PRAGMA temp_store = MEMORY",
-    )
+    ]
+    if place.copied:
+        pragmas.append("PRAGMA synchronous = OFF")  # no crash leaves it behind
     try:
-        with translated(path, wait_s):
-            raw = _open_anywhere(path, pragmas, write=write, wait_s=wait_s)
+        with translated(place.path, wait_s):
+            raw = _open_anywhere(place.work, pragmas, write=write, wait_s=wait_s)
         with closing(raw):
             yield raw
-            check_unchanged(raw, path)
+            check_unchanged(raw)
     finally:
         if not write:
-            _tidy(path)
+            _tidy(place.work)
 
 
 def _open_anywhere(

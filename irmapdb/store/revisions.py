@@ -8,25 +8,22 @@ https://www.sqlite.org/lang_altertable.html, https://www.sqlite.org/backup.html.
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import sqlite3
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from sqlalchemy.exc import DBAPIError
 
+from irmapdb import files
 from irmapdb.errors import DatabaseError
+from irmapdb.ownership import open_directory
+from irmapdb.scratch import scratch_directory
 from irmapdb.store import version
 from irmapdb.store.connect import connect, immediate, raw_of
-from irmapdb.store.failures import explain, is_full, primary_code, show, translated
-from irmapdb.store.file import (
-    SIDECARS,
-    absolute,
-    check_readable,
-    check_writable,
-    make_file,
-)
+from irmapdb.store.failures import show, translated
+from irmapdb.store.file import absolute
+from irmapdb.store.place import open_place
 from irmapdb.store.raw import check_unchanged, connect_raw, open_raw
 from irmapdb.store.version import read_revision, refuse_empty
 
@@ -37,10 +34,9 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from irmapdb.store.file import AnyPath
+    from irmapdb.store.place import Place
 
-__all__ = ["Revision", "Upgrade", "backup", "current", "history", "upgrade"]
-
-_log = logging.getLogger(__name__)
+__all__ = ["Revision", "Upgrade", "backup", "current", "history", "upgrade", "upgrade_place"]
 
 
 class Revision(NamedTuple):
@@ -63,12 +59,15 @@ class Upgrade(NamedTuple):
 
 def current(path: AnyPath) -> str:
     """The revision of the schema of a database, of which nothing is changed."""
-    where = absolute(path)
-    check_readable(where)
-    with connect_raw(where, write=False, wait_s=0) as raw, translated(where):
-        revision = read_revision(raw, where)
+    with open_place(path, write=False) as place:
+        return _current(place)
+
+
+def _current(place: Place) -> str:
+    with connect_raw(place, write=False, wait_s=0) as raw, translated(place.path):
+        revision = read_revision(raw, place)
     if revision is None:
-        raise refuse_empty(where)
+        raise refuse_empty(place.path)
     return revision
 
 
@@ -93,32 +92,38 @@ def upgrade(path: AnyPath, *, wait_s: float = 10.0) -> Upgrade:
 
     On an error the database is as it was.
     """
-    where = absolute(path)
-    check_writable(where)
+    with open_place(path, write=True, wait_s=wait_s) as place:
+        return upgrade_place(place, wait_s=wait_s)
+
+
+def upgrade_place(place: Place, *, wait_s: float) -> Upgrade:
+    """The same for a database that is being used; a private copy of it is put back."""
     # Foreign keys are off: a table is rebuilt by dropping the old one, which would take the
     # rows that refer to it along.
     with (
-        connect(where, write=True, wait_s=wait_s, foreign_keys=False) as connection,
-        translated(where, wait_s),
+        connect(place, write=True, wait_s=wait_s, foreign_keys=False) as connection,
+        translated(place.path, wait_s),
         immediate(connection),
     ):
-        old = read_revision(raw_of(connection), where)
+        old = read_revision(raw_of(connection), place)
         if old is None:
-            raise refuse_empty(where)
+            raise refuse_empty(place.path)
         if old == version.HEAD:
             return Upgrade(old, old, None)
-        kept = where + b".backup-" + os.fsencode(old)
-        _copy(where, kept, elsewhere="")
+        name = place.name + b".backup-" + os.fsencode(old)
+        kept = os.path.join(os.path.dirname(place.path), name)
+        _copy(place, place.directory.fd, kept, replace=True, elsewhere="")
         try:
             _run(connection)
         except Exception as error:
             why = error.orig if isinstance(error, DBAPIError) else error
             raise DatabaseError(
-                f"{show(where)}: cannot be upgraded from schema {old} to {version.HEAD}, "
+                f"{show(place.path)}: cannot be upgraded from schema {old} to {version.HEAD}, "
                 f"nothing was changed: {why}",
                 advice="make room if the disk is full, else use the irmapdb that wrote it",
             ) from error
-    _log.info("%s: schema %s -> %s, backup %s", show(where), old, version.HEAD, show(kept))
+    place.mark_changed()
+    place.put_back()
     return Upgrade(old, version.HEAD, kept)
 
 
@@ -151,12 +156,12 @@ def _scripts() -> str:
 
 def backup(path: AnyPath, dest: AnyPath) -> None:
     """Copy a database, also one that is being written, to a new file of mode 0600."""
-    where = absolute(path)
-    current(where)  # says what it is, if it is none of ours
     to = absolute(dest)
-    if os.path.lexists(to):
-        raise DatabaseError(f"{show(to)}: is there already", advice="name a new file")
-    _copy(where, to, elsewhere="name a file elsewhere")
+    with open_place(path, write=False) as place, _directory_of(to) as dir_fd:
+        _current(place)  # says what it is, if it is none of ours
+        if os.path.lexists(to):
+            raise DatabaseError(f"{show(to)}: is there already", advice="name a new file")
+        _copy(place, dir_fd, to, replace=False, elsewhere="name a file elsewhere")
 
 
 _NEXT_STEP = {
@@ -170,81 +175,42 @@ _NEXT_STEP = {
 }
 
 
-def _copy(path: bytes, dest: bytes, *, elsewhere: str) -> None:
-    # Whole or not at all: made under another name, which a killed copy leaves behind and the
-    # next one takes over. `elsewhere` is what else to do where `dest` cannot be written.
-    directory, name = os.path.split(dest)
-    part = os.path.join(directory, b".%b.part" % name)
-    try:
-        _remove(part)
-        _make(part)
-        try:
-            with (
-                closing(_open_source(path)) as source,
-                _of_disk(path, dest),
-                closing(sqlite3.connect(part, isolation_level=None)) as target,
-            ):
-                source.backup(target)
-                check_unchanged(source, path)
-            os.rename(part, dest)
-        except BaseException:
-            _remove(part)
-            raise
-        _sync(directory)
-    except OSError as error:
-        step = _NEXT_STEP.get(error.errno or 0, "")
-        raise DatabaseError(
-            f"{show(dest)}: cannot be written: {error.strerror}",
-            advice=", or ".join(filter(None, (step, elsewhere))),
-        ) from error
-
-
-def _make(part: bytes) -> None:
-    try:
-        make_file(part)
-    except DatabaseError as error:
-        # Nobody knows this name, nor could another --db help.
-        if isinstance(error.__cause__, OSError):
-            raise error.__cause__ from None
-        raise
-
-
-def _open_source(path: bytes) -> sqlite3.Connection:
-    with translated(path):
-        return open_raw(path, write=False, wait_s=10)
-
-
-_WRITING = {f"SQLITE_IOERR_{what}" for what in ("WRITE", "FSYNC", "DIR_FSYNC", "TRUNCATE")}
-
-
 @contextmanager
-def _of_disk(path: bytes, dest: bytes) -> Iterator[None]:
-    # SQLite does not say which of the two files it speaks of. What cannot be written is the new
-    # one, all else is wrong with the one that is read.
-    try:
-        yield
-    except sqlite3.Error as error:
-        code = primary_code(error)
-        if code == sqlite3.SQLITE_FULL or (code == sqlite3.SQLITE_IOERR and is_full(dest)):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
-        if getattr(error, "sqlite_errorname", "") in _WRITING:
-            raise explain(dest, error) from error
-        raise explain(path, error, wait_s=10) from error
+def _directory_of(dest: bytes) -> Iterator[int]:
+    with ExitStack() as stack:
+        try:
+            directory = stack.enter_context(open_directory(os.path.dirname(dest)))
+        except OSError as error:
+            raise _cannot_write(dest, error, "name a file elsewhere") from error
+        yield directory.fd
 
 
-def _remove(database: bytes) -> None:
-    # With what a copy that was cut off has left beside it.
-    for suffix in (b"", *SIDECARS):
-        with suppress(FileNotFoundError):
-            os.unlink(database + suffix)
+def _copy(place: Place, dir_fd: int, dest: bytes, *, replace: bool, elsewhere: str) -> None:
+    # Whole or not at all: made in a scratch directory, then put into the open directory of `dest`.
+    # `elsewhere` is what else to do where `dest` cannot be written.
+    with scratch_directory("backup", room_bytes=os.stat(place.work).st_size) as scratch:
+        made = os.path.join(scratch, b"irmap.db")
+        _copy_pages(place, made)
+        try:
+            with open(made, "rb") as source:
+                name = os.path.basename(dest)
+                files.put_file(dir_fd, name, source.fileno(), replace=replace)
+        except OSError as error:
+            raise _cannot_write(dest, error, elsewhere) from error
 
 
-def _sync(directory: bytes) -> None:
-    try:
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    except PermissionError:
-        return  # it may be written to, and not read
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _copy_pages(place: Place, made: bytes) -> None:
+    with translated(place.path):
+        source = open_raw(place.work, write=False, wait_s=10)
+    with closing(source), translated(place.path, wait_s=10):
+        with closing(sqlite3.connect(made, isolation_level=None)) as target:
+            source.backup(target)
+        check_unchanged(source)
+
+
+def _cannot_write(dest: bytes, error: OSError, elsewhere: str) -> DatabaseError:
+    step = _NEXT_STEP.get(error.errno or 0, "")
+    return DatabaseError(
+        f"{show(dest)}: cannot be written: {error.strerror}",
+        advice=", or ".join(filter(None, (step, elsewhere))),
+    )

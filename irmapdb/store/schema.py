@@ -13,17 +13,19 @@ from irmapdb.store.version import read_revision
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
+    from irmapdb.store.place import Place
+
 __all__ = ["create"]
 
 # Not SQLite's 4096: a long list takes a tenth less time to write, and the file is made once.
 _PAGE_BYTES = 16384
 
 
-def create(connection: Connection, path: bytes) -> None:
+def create(connection: Connection, place: Place) -> None:
     """Make the newest schema, unless another process has just made one."""
     raw_of(connection).execute(f"PRAGMA page_size = {_PAGE_BYTES}")
     with immediate(connection):
-        if read_revision(raw_of(connection), path) is not None:
+        if read_revision(raw_of(connection), place) is not None:
             return
         tables.metadata.create_all(connection, checkfirst=False)
         tables.version_metadata.create_all(connection, checkfirst=False)

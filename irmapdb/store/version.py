@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING
 
 from irmapdb.errors import DatabaseError
 from irmapdb.store.failures import show, show_words
+from irmapdb.store.objects import check_kinds, check_objects, check_texts, read_objects
 
 if TYPE_CHECKING:
     import sqlite3
     from typing import Any
+
+    from irmapdb.store.place import Place
 
 __all__ = [
     "APPLICATION_ID",
@@ -33,8 +36,6 @@ REVISIONS = ("0001", "0002", "0003")
 
 HEAD = REVISIONS[-1]
 
-_OBJECTS = "SELECT type, name, tbl_name, sql LIKE 'create virtual%' FROM sqlite_master"
-
 TABLES = frozenset(
     {
         *("mapping", "image_entry", "image_seen", "run", "run_source", "watch", "tried", "change"),
@@ -44,23 +45,27 @@ TABLES = frozenset(
 """All tables of the newest schema."""
 
 
-def read_revision(raw: sqlite3.Connection, path: bytes) -> str | None:
+def read_revision(raw: sqlite3.Connection, place: Place) -> str | None:
     """The revision of the schema, one of REVISIONS; None for an empty database.
 
-    A foreign database, or one with a newer schema, raises DatabaseError.
+    A foreign database, one with a newer schema, and one that would run what irmapdb did not put
+    there, raises DatabaseError.
     """
-    names = _column(raw, "SELECT name FROM sqlite_master WHERE type IN ('table', 'view')")
+    path = place.path
+    objects = read_objects(raw, path)
     (application_id,) = _column(raw, "PRAGMA application_id")
-    if not names and application_id == 0:
+    if not objects and application_id == 0:
         return None
+    names = {show(one.name) for one in objects if one.kind in {"table", "view"}}
     if application_id != APPLICATION_ID or "alembic_version" not in names:
-        tables = ", ".join(map(show_words, sorted(names)))
+        tables = ", ".join(sorted(names))
         has = f"it has the tables {tables}" if names else "it has no tables"
         raise DatabaseError(
             f"{show(path)}: a database, but not one of irmapdb: {has}",
             advice="name another file with --db",
         )
-    _check_tables(raw, path)
+    check_kinds(objects, TABLES, path)
+    check_texts(objects, ("alembic_version",), HEAD, path)
     found = _column(raw, "SELECT version_num FROM alembic_version LIMIT 2")
     if len(found) != 1:
         raise DatabaseError(
@@ -76,31 +81,32 @@ def read_revision(raw: sqlite3.Connection, path: bytes) -> str | None:
             "the newest that this irmapdb knows",
             advice=f"use an irmapdb that knows schema {newer}, or name another file with --db",
         )
+    check_objects(objects, revision, path, with_views=revision == HEAD)
+    if place.unread:
+        _check_whole(raw, place)
     return revision
 
 
-def _check_tables(raw: sqlite3.Connection, path: bytes) -> None:
-    # Nothing runs because a database says so: a view in place of a table, or a trigger, may be
-    # without end.
-    for kind, name, table, virtual in raw.execute(_OBJECTS):
-        # In any spelling: SQLite does not tell names apart by case.
-        ours, its = name.lower() in TABLES, table.lower() in TABLES
-        what = "virtual table" if virtual else kind
-        if (ours and what != "table") or (its and kind == "trigger"):
-            raise DatabaseError(
-                f"{show(path)}: not as irmapdb makes it: {show_words(name)} is a {what}",
-                advice="drop that, or move the file away: it is only a cache",
-            )
+def _check_whole(raw: sqlite3.Connection, place: Place) -> None:
+    # Its writer may have been killed in the middle, and the journal that would undo that is not
+    # read.
+    if raw.execute("PRAGMA quick_check(1)").fetchall() != [("ok",)]:
+        names = ", ".join(show(place.name + suffix) for suffix in place.unread)
+        raise DatabaseError(
+            f"{show(place.path)}: is damaged without {names}, which is not read, as "
+            f"{place.why_copied}",
+            advice="let its owner use it once, or move it away: it is only a cache",
+        )
 
 
-def check_newest(raw: sqlite3.Connection, path: bytes) -> None:
+def check_newest(raw: sqlite3.Connection, place: Place) -> None:
     """Raise DatabaseError unless it is a database of ours, with the newest schema."""
-    revision = read_revision(raw, path)
+    revision = read_revision(raw, place)
     if revision is None:
-        raise refuse_empty(path)
+        raise refuse_empty(place.path)
     if revision != HEAD:
         raise DatabaseError(
-            f"{show(path)}: has the older schema {revision}",
+            f"{show(place.path)}: has the older schema {revision}",
             advice="run `irmapdb db upgrade` on it",
         )
 

@@ -1,0 +1,202 @@
+"""Who can change the entries of a directory: only root and the caller, or somebody else too.
+
+A program that runs as root may use a file by its name only where nobody else can put another one
+under that name. That is so if the directory and each of its parents belong to root or to the
+caller, and nobody else may write to them. A sticky directory, as /tmp, may be a parent: there the
+kernel lets others neither rename nor remove our entries.
+
+Source: path_resolution(7), openat(2) O_PATH, inode(7) "sticky bit", proc(5) /proc/PID/fd.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from irmapdb.errors import FileError
+from irmapdb.model import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["Directory", "belongs_to_us", "open_directory"]
+
+_PATH = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+_MOST_LINKS = 40  # MAXSYMLINKS in include/linux/namei.h
+
+
+@dataclass(frozen=True, slots=True)
+class Directory:
+    """An open directory."""
+
+    fd: int
+    """For reading; where it may not be listed, O_PATH."""
+    path: bytes
+    """Its path without symbolic links; b"" where it has none in our root."""
+    shared_with: str
+    """Why somebody else can change its entries, in words; "" if nobody can."""
+
+
+def belongs_to_us(status: os.stat_result) -> bool:
+    """Whether the owner is root or the caller."""
+    return status.st_uid in {0, os.geteuid()}
+
+
+@contextmanager
+def open_directory(path: bytes) -> Iterator[Directory]:
+    """Open a directory by an absolute path, once; closed at the end.
+
+    FileError if the path leads through a symbolic link of somebody else to a directory that is not
+    theirs. OSError if there is no such directory.
+    """
+    found, planters = _walk(path)
+    try:
+        yield_fd = _reopened(found)
+        try:
+            directory = _look_up(yield_fd)
+            _check_planters(path, directory, planters)
+            yield directory
+        finally:
+            if yield_fd != found:
+                os.close(yield_fd)
+    finally:
+        os.close(found)
+
+
+def _reopened(fd: int) -> int:
+    try:
+        return os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
+    except PermissionError:
+        return fd  # names in it can be used all the same
+
+
+def _check_planters(path: bytes, directory: Directory, planters: set[int]) -> None:
+    # A link that somebody else made leads to a directory of theirs, or it leads us astray.
+    owner = os.fstat(directory.fd).st_uid
+    if planters and not (directory.shared_with and planters == {owner}):
+        uids = ", ".join(map(str, sorted(planters)))
+        raise FileError(
+            f"{printable(path)}: leads through a symbolic link of uid {uids} to a directory of uid "
+            f"{owner}",
+            advice="name the directory itself",
+        )
+
+
+# --- the way there --------------------------------------------------------------------------------
+
+
+def _walk(path: bytes) -> tuple[int, set[int]]:
+    # The directory, and who could have made the symbolic links on the way but root and us.
+    todo = path.split(b"/")[::-1]
+    planters: set[int] = set()
+    links = 0
+    fd = os.open(b"/", _PATH)
+    try:
+        while todo:
+            name = todo.pop()
+            if name in {b"", b"."}:
+                continue
+            status = os.stat(name, dir_fd=fd, follow_symlinks=False)
+            if not stat.S_ISLNK(status.st_mode):
+                fd = _moved(fd, name, _PATH | os.O_NOFOLLOW)
+            elif _is_proc(status):
+                fd = _moved(fd, name, _PATH)  # not a path: the kernel goes to the object itself
+            else:
+                links += 1
+                _check_count(links, path)
+                planters |= _planter(os.fstat(fd), status)
+                target = os.readlink(name, dir_fd=fd)
+                todo += target.split(b"/")[::-1]
+                if target.startswith(b"/"):
+                    fd = _moved(fd, b"/", _PATH)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd, planters
+
+
+def _check_count(links: int, path: bytes) -> None:
+    if links > _MOST_LINKS:
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+
+
+def _moved(fd: int, name: bytes, flags: int) -> int:
+    # From one directory to the next, of which only that stays open.
+    new = os.open(name, flags, dir_fd=fd)
+    os.close(fd)
+    return new
+
+
+def _is_proc(status: os.stat_result) -> bool:
+    try:
+        return status.st_dev == os.stat("/proc/self").st_dev
+    except OSError:
+        return False
+
+
+def _planter(directory: os.stat_result, link: os.stat_result) -> set[int]:
+    if not _why_shared(directory, link):
+        return set()
+    return {directory.st_uid if belongs_to_us(link) else link.st_uid}
+
+
+# --- the directory and its parents ----------------------------------------------------------------
+
+
+def _look_up(fd: int) -> Directory:
+    shared_with = _why_shared_above(fd)
+    try:
+        path = os.readlink(b"/proc/self/fd/%d" % fd)
+        same = os.path.samestat(os.stat(path, follow_symlinks=False), os.fstat(fd))
+    except OSError:
+        same = False
+    if not same:
+        return Directory(fd, b"", shared_with or "it has no path here")
+    return Directory(fd, path, shared_with)
+
+
+def _why_shared_above(fd: int) -> str:
+    # By "..", which no rename of a parent meanwhile can lead elsewhere unseen.
+    child: os.stat_result | None = None
+    at = os.open(b".", _PATH, dir_fd=fd)
+    try:
+        while True:
+            status = os.fstat(at)
+            if why := _why_shared(status, child):
+                return f"{_name(at)} {why}"
+            parent = os.open(b"..", _PATH, dir_fd=at)
+            os.close(at)
+            at = parent
+            if os.path.samestat(os.fstat(at), status):
+                break
+            child = status
+        if not os.path.samestat(os.fstat(at), os.stat(b"/")):
+            return "it lies outside of our root"
+    except OSError as error:
+        return f"a parent cannot be looked at: {error.strerror}"
+    finally:
+        os.close(at)
+    return ""
+
+
+def _why_shared(directory: os.stat_result, entry: os.stat_result | None) -> str:
+    # What somebody else may do to an entry of a directory; without an entry, to any.
+    if not belongs_to_us(directory):
+        return f"belongs to uid {directory.st_uid}"
+    if not directory.st_mode & _OTHERS_WRITE:
+        return ""
+    if entry is None or not directory.st_mode & stat.S_ISVTX:
+        return f"can be written by others (mode {stat.S_IMODE(directory.st_mode):04o})"
+    return "" if belongs_to_us(entry) else f"is sticky, and the entry belongs to uid {entry.st_uid}"
+
+
+def _name(fd: int) -> str:
+    try:
+        return printable(os.readlink(b"/proc/self/fd/%d" % fd))
+    except OSError:
+        return "a parent"

@@ -1,0 +1,113 @@
+"""Temporary directories of ours, which the next run removes if this one is killed.
+
+A run holds a flock(2) on its directory, which the kernel drops with the process. So a directory
+that nobody holds is a leftover.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+import shutil
+import stat
+import tempfile
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+from irmapdb.errors import FileError
+from irmapdb.ownership import open_directory
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["remove_leftovers", "scratch_directory"]
+
+_PLACES = (b"/dev/shm", b"/var/tmp", b"/tmp")  # in memory first
+_OURS = re.compile(rb"irmapdb-[a-z]+\.[a-z0-9_]{8}")
+_SPARE_BYTES = 16 << 20
+_OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+@contextmanager
+def scratch_directory(purpose: str, *, room_bytes: int = 0) -> Iterator[bytes]:
+    """A new directory of mode 0700 that only root and the caller can change; removed at the end.
+
+    `purpose` is a word in its name. `room_bytes`: how much it is to hold. FileError if there is
+    no place for it.
+    """
+    path, fd = _make(purpose.encode(), room_bytes)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+        os.close(fd)
+
+
+def remove_leftovers() -> None:
+    """Remove what killed runs of this user left in the temporary directories."""
+    for place in _PLACES:
+        with suppress(OSError):
+            for name in filter(_OURS.fullmatch, os.listdir(place)):
+                _remove_leftover(os.path.join(place, name))
+
+
+def _remove_leftover(path: bytes) -> None:
+    with suppress(OSError):
+        status = os.stat(path, follow_symlinks=False)
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
+            return
+        fd = os.open(path, _OPEN)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(path, ignore_errors=True)
+        finally:
+            os.close(fd)
+
+
+def _make(purpose: bytes, room_bytes: int) -> tuple[bytes, int]:
+    error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    for place in _PLACES:
+        try:
+            status = os.statvfs(place)
+            if status.f_bavail * status.f_frsize < room_bytes + _SPARE_BYTES:
+                continue
+            while True:
+                path = tempfile.mkdtemp(prefix=b"irmapdb-%b." % purpose, dir=place)
+                fd = _lock(path)
+                if fd is not None:
+                    return path, fd
+        except OSError as failed:
+            error = failed
+    names = os.fsdecode(b", ".join(_PLACES))
+    raise FileError(
+        f"cannot make a temporary directory in {names}: {error.strerror}",
+        advice="make room in one of them",
+    ) from error
+
+
+def _lock(path: bytes) -> int | None:
+    # None: another run took it for a leftover before it was locked.
+    try:
+        fd = os.open(path, _OPEN)
+    except FileNotFoundError:
+        return None
+    try:
+        with suppress(OSError):  # BlockingIOError: it is being removed
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(fd).st_nlink:
+                _check_private(path)
+                return fd
+    except BaseException:
+        os.close(fd)
+        raise
+    os.close(fd)
+    return None
+
+
+def _check_private(path: bytes) -> None:
+    with open_directory(path) as directory:
+        if directory.shared_with:
+            shutil.rmtree(path, ignore_errors=True)
+            raise FileError(f"{os.fsdecode(path)}: {directory.shared_with}")

@@ -1,0 +1,149 @@
+"""Tables, indexes, views and triggers of a database, compared with those that irmapdb makes.
+
+A schema is code: CHECK constraints, generated columns, triggers, foreign keys, defaults and indexes
+on expressions run whenever a row is read or written. So the text of each of our tables and indexes
+must be that of its revision (`schemas/`, where each file has what its revision adds or changes),
+and that of each of our views the one of `views.sql`. Spaces and line ends do not count: a column
+that was added later stands on the line of the one before.
+
+A person may add plain tables, views, and indexes on plain columns. Nothing of irmapdb uses them.
+What would run by itself when irmapdb uses its own tables is refused: a trigger, a virtual table, a
+table with a foreign key, an index on an expression or with a condition, a unique index.
+
+Source: https://www.sqlite.org/schematab.html, https://www.sqlite.org/security.html.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from importlib.resources import files
+from typing import TYPE_CHECKING, NamedTuple
+
+from irmapdb.errors import DatabaseError
+from irmapdb.store import views
+from irmapdb.store.failures import show
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Collection, Iterable
+
+__all__ = ["SchemaObject", "check_kinds", "check_objects", "check_texts", "read_objects"]
+
+_MOST_OBJECTS = 1000
+# As bytes: no name need be UTF-8.
+_OBJECTS = f"""
+SELECT CAST(type AS TEXT), CAST(name AS BLOB), CAST(tbl_name AS BLOB), CAST(sql AS BLOB)
+FROM sqlite_master LIMIT {_MOST_OBJECTS + 1}
+"""  # noqa: S608 - a number
+_STATEMENT = re.compile(r"^CREATE (?:TABLE|INDEX) (\w+) .*?(?=;$)", re.MULTILINE | re.DOTALL)
+_PLAIN_INDEX = re.compile(
+    rb'CREATE INDEX [^()]* ON [^()]*\(\s*"?\w+"?(?: ASC| DESC)?'
+    rb'(?:\s*,\s*"?\w+"?(?: ASC| DESC)?)*\s*\)',
+    re.IGNORECASE,
+)
+_VIRTUAL = re.compile(rb"create\s+virtual\s", re.IGNORECASE)
+_ADVICE = "drop that, or move the file away: it is only a cache"
+
+
+class SchemaObject(NamedTuple):
+    """A row of sqlite_schema."""
+
+    kind: str
+    """table, index, view or trigger."""
+    name: bytes
+    table: bytes
+    """The table that it belongs to."""
+    sql: bytes | None
+    """None for the index of a constraint."""
+
+
+def read_objects(raw: sqlite3.Connection, path: bytes) -> list[SchemaObject]:
+    """All of a database; DatabaseError if there are more than a person would add."""
+    found = [SchemaObject(*row) for row in raw.execute(_OBJECTS).fetchall()]
+    if len(found) > _MOST_OBJECTS:
+        raise DatabaseError(
+            f"{show(path)}: has more than {_MOST_OBJECTS} tables, indexes and views",
+            advice="name another file with --db, or move this one away: it is only a cache",
+        )
+    return found
+
+
+def check_kinds(objects: Iterable[SchemaObject], tables: Collection[str], path: bytes) -> None:
+    """Refuse triggers, virtual tables, and what has the name of a table of ours and is none."""
+    for one in objects:
+        # In any spelling: SQLite does not tell names apart by case.
+        ours = _lower(one.name) in tables
+        what = "virtual table" if _VIRTUAL.match(one.sql or b"") else one.kind
+        if (ours and what != "table") or what in {"trigger", "virtual table"}:
+            raise _refused(path, f"{show(one.name)} is a {what}")
+
+
+def check_texts(
+    objects: Iterable[SchemaObject], names: Iterable[str], revision: str, path: bytes
+) -> None:
+    """Refuse if one of these tables or indexes is not there, or not as the revision makes it."""
+    found = {_lower(one.name): one for one in objects}
+    for name in names:
+        one = found.get(name)
+        if one is None:
+            raise _refused(path, f"it has no {name}")
+        if _plain(one.sql) != _texts(revision)[name]:
+            raise _refused(path, f"the {one.kind} {show(one.name)} is another one")
+
+
+def check_objects(
+    objects: Collection[SchemaObject], revision: str, path: bytes, *, with_views: bool
+) -> None:
+    """Refuse a schema that is not that of the revision, but for what people may add.
+
+    `with_views`: compare ours too. Those of an older schema are made anew by the upgrade.
+    """
+    expected = _texts(revision)
+    check_texts(objects, expected, revision, path)
+    our_views = _view_texts() if with_views else {}
+    for one in objects:
+        name = _lower(one.name)
+        if name in our_views:
+            if _plain(one.sql) != our_views[name]:
+                raise _refused(path, f"the {one.kind} {show(one.name)} is another one")
+        elif name not in expected:
+            _check_added(one, expected, path)
+
+
+def _check_added(one: SchemaObject, expected: Collection[str], path: bytes) -> None:
+    sql = one.sql or b""
+    if one.kind == "table" and b"references" in sql.lower():
+        raise _refused(path, f"the table {show(one.name)} has a foreign key")
+    on_ours = one.kind == "index" and _lower(one.table) in expected
+    if on_ours and one.sql is not None and not _PLAIN_INDEX.fullmatch(_plain(sql)):
+        raise _refused(path, f"the index {show(one.name)} is not one on plain columns")
+
+
+def _refused(path: bytes, what: str) -> DatabaseError:
+    return DatabaseError(f"{show(path)}: not as irmapdb makes it: {what}", advice=_ADVICE)
+
+
+def _lower(name: bytes) -> str:
+    return name.decode("utf-8", "replace").lower()
+
+
+def _plain(sql: bytes | None) -> bytes:
+    return b" ".join((sql or b"").split())
+
+
+@cache
+def _texts(revision: str) -> dict[str, bytes]:
+    # Tables and indexes by name: those of the revisions before, and what changed since.
+    found: dict[str, bytes] = {}
+    directory = files("irmapdb.store") / "schemas"
+    for file in sorted(directory.iterdir(), key=lambda one: one.name):
+        if file.name.endswith(".sql") and file.name.removesuffix(".sql") <= revision:
+            for match in _STATEMENT.finditer(file.read_text(encoding="utf-8")):
+                found[match[1]] = _plain(match[0].encode())
+    return found
+
+
+@cache
+def _view_texts() -> dict[str, bytes]:
+    return {name: _plain(sql.encode()) for name, sql in views.statements().items()}
