@@ -92,7 +92,6 @@ def start_talk() -> None:
     logger = logging.getLogger("irmapdb")
     logger.handlers = [handler]
     logger.setLevel(logging.WARNING)
-    logger.propagate = False
 
 
 def start_log(verbose: int, log: Path | None, work_dir: Path, kept: Iterable[Path | None]) -> None:

@@ -8,6 +8,7 @@ https://www.sqlite.org/lang_altertable.html, https://www.sqlite.org/backup.html.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import sqlite3
 from contextlib import ExitStack, closing, contextmanager
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from irmapdb.store.place import Place
 
 __all__ = ["Revision", "Upgrade", "backup", "current", "history", "upgrade", "upgrade_place"]
+
+_log = logging.getLogger(__name__)
 
 
 class Revision(NamedTuple):
@@ -124,6 +127,7 @@ def upgrade_place(place: Place, *, wait_s: float) -> Upgrade:
             ) from error
     place.mark_changed()
     place.put_back()
+    _log.info("%s: schema %s -> %s, backup %s", show(place.path), old, version.HEAD, show(kept))
     return Upgrade(old, version.HEAD, kept)
 
 
