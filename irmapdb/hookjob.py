@@ -267,6 +267,13 @@ def _done(state: _State, report: Report, old: tuple[CacheEntry, ...]) -> Done:
         for row in report.watches
         if row.path is None
     ]
+    dropped = [
+        f"CRIU leaves out the fanotify mark on all of {printable(row.target)}, fd {row.mark.fd} of"
+        f" {row.mark.pid} ({printable(row.comm)}): have the task set it again after a restore"
+        for row in report.marks
+        if row.is_dropped
+    ]
+    notes = dropped + notes
     if len(notes) > _NOTES:
         notes[_NOTES:] = [f"and {len(notes) - _NOTES} more"]
     notes[:0] = dict.fromkeys(state.warnings)

@@ -25,6 +25,7 @@ from irmapdb.confirm import Confirmation
 from irmapdb.errors import FreezeError
 from irmapdb.image import fsnotify
 from irmapdb.kernel import freeze, procfs, tasks
+from irmapdb.kernel.holders import deleted_holders
 from irmapdb.kernel.namespaces import mounted_anywhere
 from irmapdb.kernel.renames import Witness
 from irmapdb.kernel.root import Root, open_root
@@ -93,6 +94,11 @@ class MarkRow(NamedTuple):
     """The mount point, or `major:minor` of the filesystem."""
     mntns: int = 0
     """As in Mapping: whose mount table the mount point is in."""
+
+    @property
+    def is_dropped(self) -> bool:
+        """Whether CRIU leaves it out of a dump, and says nothing."""
+        return self.mark.kind is MarkKind.FILESYSTEM
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,6 +244,11 @@ class _Tree:
     def comm(self, pid: int) -> bytes:
         task = self._tasks.get(pid)
         return b"?" if task is None else task.comm
+
+    @property
+    def pids(self) -> list[int]:
+        """All tasks that were met."""
+        return list(self._tasks)
 
     def read(self, over: Callable[[], bool] = lambda: False) -> list[WatchFile]:
         """What the tasks watch now. TaskError where the root task is gone."""
@@ -508,6 +519,8 @@ def _unmounted_nested(tx: Step, search: Search) -> Iterator[Mapping]:
 
 def _watch_rows(tree: _Tree, outcome: Outcome, watched: list[WatchFile]) -> tuple[WatchRow, ...]:
     rows = []
+    deleted = [identity for identity, failure in outcome.unresolved.items() if failure.deleted]
+    holders = deleted_holders(tree.root, tree.pids, deleted)
     for file in watched:
         comm = tree.comm(file.pid)
         for watch in file.watches:
@@ -516,7 +529,9 @@ def _watch_rows(tree: _Tree, outcome: Outcome, watched: list[WatchFile]) -> tupl
                 rows.append(WatchRow(watch, comm, answer.path, None, answer.mntns))
             else:
                 failure = outcome.unresolved[watch.identity]
-                rows.append(WatchRow(watch, comm, None, failure.why, tried=failure.tried))
+                holder = holders.get(watch.identity)
+                why = failure.why if holder is None else f"{failure.why}: {holder}"
+                rows.append(WatchRow(watch, comm, None, why, tried=failure.tried))
     return tuple(rows)
 
 

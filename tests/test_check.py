@@ -130,7 +130,12 @@ def test_verdict(known: Facts, call: Call, verdict: Verdict, outcome: Outcome) -
         (facts("overlay", handle=UNOPENED), AS_IT_IS, Look.CACHE),
         (facts("overlay", handle=UNOPENED), NEWER, Look.OVERLAY),
         (facts("sysfs", handle=UNOPENED), NEWER, Look.CACHE),
-        (facts("overlay", handle=UNOPENED, overlay=OverlayLook((), 9, 9)), NEWER, Look.CACHE),
+        (facts("overlay", handle=UNOPENED, overlay=OverlayLook((), 9, 9)), NEWER, Look.SEARCH),
+        (
+            facts("overlay", handle=UNOPENED, overlay=OverlayLook((), 9, 9)),
+            replace(NEWER, force_irmap=True),
+            Look.CACHE,
+        ),
         (facts(handle=NAMELESS, cache=CacheLook()), FORCED, Look.SCAN),
         (facts(handle=NAMELESS, **NOTHING), FORCED, Look.SEARCH),
     ],
@@ -139,13 +144,25 @@ def test_next_look(known: Facts, call: Call, look: Look) -> None:
     assert decide(known, call) is look
 
 
-founds = st.builds(Found, st.sampled_from([b"/", b"/a", b"/b"]), st.booleans())
+founds = st.builds(
+    Found, st.sampled_from([b"/", b"/a", b"/b"]), st.booleans(), symlink=st.booleans()
+)
 anything = st.builds(
     Facts,
     st.sampled_from([WATCHED, WATCHED._replace(handle=None)]),
     st.sampled_from([None, "ext4", "btrfs", "tmpfs", "overlay", "sysfs"]),
+    own_mounts=st.booleans(),
     handle=st.one_of(
-        st.builds(HandleLook, st.just(value=True), st.none() | founds, st.booleans(), st.just("")),
+        st.builds(
+            HandleLook,
+            st.just(value=True),
+            st.none() | founds,
+            st.booleans(),
+            st.just(""),
+            st.none() | st.builds(SearchLook, st.just(b"/m"), mntns=st.sampled_from([0, 7])),
+            symlink=st.booleans(),
+            too_long=st.booleans(),
+        ),
         st.just(UNOPENED),
     ),
     overlay=st.builds(
@@ -175,7 +192,7 @@ FIELDS = {
 @given(anything, calls)
 def test_every_decision_ends_and_looks_only_forward(everything: Facts, call: Call) -> None:
     """Each look that is asked for comes after those before it, and the answer needs no other."""
-    known = Facts(everything.identity, everything.fstype)
+    known = replace(Facts(everything.identity, everything.fstype), own_mounts=everything.own_mounts)
     taken: list[Look] = []
     step = decide(known, call)
     while isinstance(step, Look):
@@ -184,8 +201,10 @@ def test_every_decision_ends_and_looks_only_forward(everything: Facts, call: Cal
         known = replace(known, **{FIELDS[step]: getattr(everything, FIELDS[step])})
         step = decide(known, call)
     assert step == decide(everything, call)
-    assert step.verdict.right == (step.outcome is Outcome.PATH)
+    linked = step.verdict is Verdict.SYMLINK
+    assert (step.verdict.right or linked) == (step.outcome is Outcome.PATH)
     assert (step.verdict is Verdict.WRONG_PATH) == (step.outcome is Outcome.WRONG_PATH)
+    assert everything.own_mounts or step.verdict is not Verdict.NO_PATH
     # Whoever reads that something is not right is told what to do.
     assert step.why
     assert step.verdict.right or step.advice

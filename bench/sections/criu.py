@@ -37,9 +37,11 @@ def measure(bench: Bench) -> Iterator[Figure]:
     sys.path.insert(0, str(bench.checkout))
     from tests.support import packages  # noqa: PLC0415 fetches packages: only where it is asked
     from tests.support.criu import Criu  # noqa: PLC0415
+    from tests.support.criu_versions import version_of  # noqa: PLC0415
 
     try:
-        criu = Criu(packages.criu_wrapper(), packages.crit_wrapper())
+        program = packages.criu_wrapper()
+        criu = Criu(program, packages.crit_wrapper(), version_of(program))
     except packages.RigError as error:
         yield Skipped(NAME, "CRIU with cold dentries", str(error))
         return

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from irmapdb import files
 from irmapdb.check.observe import Observer
-from irmapdb.check.predict import decide
+from irmapdb.check.predict import decide, scan_below
 from irmapdb.check.scene import Scene, open_scene
-from irmapdb.check.verdicts import Call, CriuVersion, Facts, Outcome, Prediction
+from irmapdb.check.verdicts import Call, CriuVersion, Facts, Look, Outcome, Prediction
 from irmapdb.check.version import criu_version
 from irmapdb.config import Config
 from irmapdb.errors import FileError
 from irmapdb.image import cache
 from irmapdb.kernel import tasks
 from irmapdb.kernel.aside import call_aside
+from irmapdb.kernel.holders import deleted_holders
 from irmapdb.kernel.survey import read_survey
 from irmapdb.model import MarkKind, format_kdev, printable
 from irmapdb.workdir import CACHE_NAME, WorkDir
@@ -25,7 +26,6 @@ from irmapdb.workdir import CACHE_NAME, WorkDir
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from irmapdb.check.verdicts import Look
     from irmapdb.kernel.root import Root
     from irmapdb.kernel.survey import Denied
     from irmapdb.kernel.tasks import Task
@@ -116,12 +116,20 @@ class DumpCheck:
 
     @property
     def right(self) -> bool:
-        """Whether every watch will come back on what it is on now."""
+        """Whether every watch and mark comes back on what it is on now.
+
+        Of what else a dump may fail on (sockets, terminals) nothing is known here.
+        """
         return (
             not (self.problems or self.denied)
             and all(one.prediction.verdict.right for one in self.watches)
             and all(one.right for one in self.marks)
         )
+
+    @property
+    def uncertain(self) -> bool:
+        """Whether of some watch it is not known what CRIU will do."""
+        return any(one.prediction.outcome is Outcome.UNKNOWN for one in self.watches)
 
     @property
     def walk_us(self) -> int:
@@ -156,12 +164,15 @@ def check_dump(options: Options) -> DumpCheck:
         ) as observer,
     ):
         other_root = _other_root(scene.root) if scene.foreign and scene.root.prefix else None
-        identities = {watch.identity for file in watched for watch in file.watches}
+        identities = list(
+            dict.fromkeys(watch.identity for file in watched for watch in file.watches)
+        )
         if other_root is not None:
             hopeless = (Facts(identity, hopeless=other_root[:2]) for identity in identities)
             settled = _settle(hopeless, observer, call)
         else:
             settled = _settle_all(identities, observer, scene.root, options.config, call)
+        settled = _scan_once(_with_holders(settled, scene))
         denied = _DENIED if observer.denied else None
         return DumpCheck(
             call=call,
@@ -229,6 +240,31 @@ def _headless(found: Iterable[Task]) -> Problem | None:
             why = f"the first thread of {task.name} has ended, and CRIU cannot stop the others"
             return Problem(why, "end the task before the dump", fatal=True)
     return None
+
+
+def _with_holders(settled: _Settled, scene: Scene) -> _Settled:
+    deleted = [one for one, (_, prediction) in settled.items() if prediction.deleted]
+    holders = deleted_holders(scene.root, scene.pids, deleted)
+    named = dict(settled)
+    for identity, holder in holders.items():
+        fstype, prediction = settled[identity]
+        named[identity] = fstype, replace(prediction, why=f"{prediction.why} ({holder})")
+    return named
+
+
+def _scan_once(settled: _Settled) -> _Settled:
+    """One --irmap-scan-path for all that could do with one: the directory above them all.
+
+    Not the root: to scan that for each watch would take longer than to name several.
+    """
+    paths = [one.scan.path for _, one in settled.values() if one.scan is not None]
+    above = os.path.commonpath(paths) if len(paths) > 1 else b"/"
+    if above == b"/":
+        return settled
+    return {
+        identity: (fstype, scan_below(prediction, above))
+        for identity, (fstype, prediction) in settled.items()
+    }
 
 
 _DENIED = Problem(
@@ -303,11 +339,12 @@ def _settle_aside(
     try:
         settled: _Settled = call_aside(settle, _PATIENCE_S)
     except (TimeoutError, ChildProcessError):
-        silent = (
-            f"its {fstype} does not answer, and CRIU would wait for it with the tasks frozen",
-            "see to the server of that filesystem, or have the watch removed",
+        why = (
+            f"its {fstype} gave no answer within {_PATIENCE_S:g} s, and CRIU would wait for it "
+            "with the tasks frozen"
         )
-        facts = (Facts(identity, fstype, hopeless=silent) for identity in batch)
+        advice = "see to the server of that filesystem, or have the watch removed"
+        facts = (Facts(identity, fstype, unseen=(why, advice)) for identity in batch)
         return _settle(facts, observer, call)
     return settled
 
@@ -327,8 +364,30 @@ def _settle(batch: Iterable[Facts], observer: Observer, call: Call) -> _Settled:
                 asked.setdefault(step, []).append(facts)
         if asked:
             look = min(asked)
-            pending |= {facts.identity: facts for facts in observer.take(look, asked[look])}
+            pending |= {facts.identity: facts for facts in _taken(observer, look, asked[look])}
     return settled
+
+
+def _taken(observer: Observer, look: Look, batch: Sequence[Facts]) -> Iterator[Facts]:
+    # One watch that cannot be looked at costs no other its verdict.
+    taken: dict[Identity, Facts] = {}
+    try:
+        for facts in observer.take(look, batch):
+            taken[facts.identity] = facts
+        yield from taken.values()
+    except OSError as error:
+        yield from taken.values()
+        left = [facts for facts in batch if facts.identity not in taken]
+        failed, rest = (left, []) if look in _TOGETHER else (left[:1], left[1:])
+        why = f"it could not be looked at: {error.strerror}"
+        for facts in failed:
+            yield replace(facts, unseen=(why, "run `irmapdb pre-dump`, which looks by other means"))
+        if rest:
+            yield from _taken(observer, look, rest)
+
+
+_TOGETHER = {Look.OVERLAY, Look.SCAN, Look.SEARCH}
+"""Looks for a whole batch: which watch an error is of cannot be told."""
 
 
 def _check_mark(mark: Mark, comm: bytes, scene: Scene) -> MarkCheck:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import stat
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Self
@@ -50,6 +51,8 @@ _ROOT_HINT = b"/."
 
 _SEARCH_S = 5.0
 """How long a file may be looked for to give better advice."""
+
+_LATE = f"not found within {_SEARCH_S:g} s"
 
 # CRIU 4.3 stats every entry, our walk reads listings: on a tree of a million files CRIU took
 # 1.55 s for each watch where our walk took 0.9 s.
@@ -90,7 +93,8 @@ class Observer:
     def facts(self, identity: Identity) -> Facts:
         """What is known before the first look."""
         opened = self._mountpoints.of(identity.kdev)
-        return Facts(identity, opened[0][0].mount.fstype if opened else None)
+        fstype = opened[0][0].mount.fstype if opened else None
+        return Facts(identity, fstype, own_mounts=self._scene.foreign)
 
     def take(self, look: Look, batch: Sequence[Facts]) -> Iterator[Facts]:
         """The facts of a batch with one look more."""
@@ -110,8 +114,7 @@ class Observer:
             yield replace(facts, handle=self._by_handle(facts.identity))
 
     def _by_handle(self, identity: Identity) -> HandleLook:
-        opened = deleted = False
-        why_not = ""
+        look = HandleLook(opened=False)
         for view, mount_fd in self._mountpoints.of(identity.kdev):
             if identity.handle is None:
                 break
@@ -119,20 +122,19 @@ class Observer:
                 fd = syscalls.open_by_handle_at(mount_fd, identity.handle, os.O_PATH)
             except OSError as error:
                 self.denied |= error.errno == errno.EPERM
-                why_not = why_not or error.strerror or ""
+                look = look._replace(why_not=look.why_not or error.strerror or "")
                 continue
             try:
-                link = os.fsencode(os.readlink(f"/proc/self/fd/{fd}"))
-                deleted = os.fstat(fd).st_nlink == 0
+                look = _opened(fd)
+                link = _link_of(fd)
             finally:
                 os.close(fd)
-            opened = True
+            if link is None:  # CRIU looks through no other mount then
+                return look._replace(too_long=True)
             found = self._named(view.root, identity, link)
             if found is not None:
-                return HandleLook(opened, found, deleted)
-        mounted = self._mounted(identity) if deleted else None
-        deleted = deleted and mounted is None
-        return HandleLook(opened, None, deleted, "" if opened else why_not, mounted)
+                return look._replace(found=found)
+        return look._replace(mounted=self._mounted(identity)) if look.opened else look
 
     def _mounted(self, identity: Identity) -> SearchLook | None:
         may_wait = self._config.may_wait
@@ -185,7 +187,7 @@ class Observer:
         try:
             if numbers(fd) != identity.key:
                 return None
-            return Found(name, _is(identity, self._root, fd))
+            return Found(name, _is(identity, self._root, fd), _is_link(fd))
         finally:
             os.close(fd)
 
@@ -237,8 +239,8 @@ class Observer:
 
     def _numbered(self, identity: Identity, path: bytes) -> Found | None:
         with contextlib.suppress(OSError), _path(self._root, path) as fd:
-            if numbers(fd).ino == identity.ino:
-                return Found(path, _is(identity, self._root, fd))
+            if numbers(fd) == identity.key:
+                return Found(path, _is(identity, self._root, fd), _is_link(fd))
         return None
 
     # For advice
@@ -262,6 +264,7 @@ class Observer:
                 for mount in self._root.mounts_of(kdev):
                     for identity, path in self._walks.mount(mount, identities, paths):
                         paths.setdefault(identity, path)
+            gave_up = _LATE if self._walks.over else ""
         for facts in batch:
             found = paths.get(facts.identity)
             if found is None:
@@ -303,7 +306,7 @@ class Observer:
         elsewhere = self._elsewhere(
             [one for one, failure in outcome.unresolved.items() if not failure.deleted], over
         )
-        late = f"not within {_SEARCH_S:g} s" if over() else ""
+        late = _LATE if over() else ""
         for facts in batch:
             answer = outcome.resolved.get(facts.identity)
             if facts.identity in elsewhere:
@@ -356,6 +359,27 @@ class Observer:
 
 def _on_device(kdev: int, batch: Iterable[Facts]) -> list[Facts]:
     return [facts for facts in batch if facts.identity.kdev == kdev]
+
+
+def _opened(fd: int) -> HandleLook:
+    status = os.fstat(fd)
+    return HandleLook(
+        opened=True, deleted=status.st_nlink == 0, symlink=stat.S_ISLNK(status.st_mode)
+    )
+
+
+def _link_of(fd: int) -> bytes | None:
+    # None: the path is longer than a link tells (proc_pid_readlink() of fs/proc/base.c).
+    try:
+        return os.fsencode(os.readlink(f"/proc/self/fd/{fd}"))
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return None
+
+
+def _is_link(fd: int) -> bool:
+    return stat.S_ISLNK(os.fstat(fd).st_mode)
 
 
 def _is(identity: Identity, root: Root, fd: int) -> bool:

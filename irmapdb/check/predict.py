@@ -5,28 +5,34 @@ looks at that and at nothing else, because a look can change what CRIU finds aft
 
 Facts from criu/fsnotify.c, criu/irmap.c and criu/proc_parse.c of CRIU 4.1.1 and 4.2, and from what
 4.1.1 was seen to do; for 4.3, from what was measured with it: the walk of an overlay comes before
-irmap.
+irmap, compares st_dev and st_ino, and where it finds nothing the watch is dumped without a path,
+unless irmap is forced.
 """
 
 from __future__ import annotations
 
 import shlex
 import string
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from irmapdb.check.verdicts import Look, Outcome, Prediction, Verdict
+from irmapdb.check.verdicts import Look, Outcome, Prediction, ScanAdvice, Verdict
 from irmapdb.durations import format_estimate
 from irmapdb.model import printable
 
 if TYPE_CHECKING:
-    from irmapdb.check.verdicts import Call, Facts, Found, OverlayLook, SearchLook
+    from irmapdb.check.verdicts import Call, Facts, Found, HandleLook, OverlayLook, SearchLook
 
-__all__ = ["decide"]
+__all__ = ["decide", "scan_below"]
 
 _NEW_AT_EACH_MOUNT = frozenset({"tmpfs", "devtmpfs"})
 """Their inode numbers; so CRIU dumps no watch without a path there."""
 
-_GIVE_UP = "have the task remove the watch, or close what is deleted, before the dump"
+_GIVE_UP = "have the task remove the watch before the dump"
+
+_CLOSE = "have the task remove the watch, or close the file, before the dump"
+
+_LINK = "it is a symbolic link, and CRIU opens the path that the kernel knows: it gets the target"
 
 _BOUND = "it has no name left but a mount point"
 
@@ -37,11 +43,18 @@ _ELSEWHERE = (
     "remove the watch before the dump"
 )
 
+_HOST_MOUNTS = (
+    "the root task is in CRIU's own mount namespace, so no restore finds it: the images have no "
+    "mounts to open the handle through"
+)
+
 
 def decide(facts: Facts, call: Call) -> Prediction | Look:
     """What CRIU does with the watch, or the look to be taken before that can be said."""
     if facts.hopeless:
         return _fails(*facts.hopeless)
+    if facts.unseen:
+        return Prediction(Verdict.UNKNOWN, Outcome.UNKNOWN, *_reason(facts.unseen))
     handle = facts.handle
     if facts.identity.handle is None:
         return _no_handle(facts, call)
@@ -49,26 +62,88 @@ def decide(facts: Facts, call: Call) -> Prediction | Look:
         return Look.HANDLE
     if handle.found is not None:
         return _by_name(handle.found, call)
-    return _nameless(facts, call) if handle.opened else _unopened(facts, call)
+    return _nameless(facts, handle, call) if handle.opened else _unopened(facts, call)
 
 
-def _nameless(facts: Facts, call: Call) -> Prediction | Look:
+def scan_below(prediction: Prediction, directory: bytes) -> Prediction:
+    """The same with advice to scan this directory, in which more is than the one watch."""
+    if prediction.scan is None:
+        return prediction
+    lead = prediction.scan.lead
+    return replace(
+        prediction,
+        advice=f"{lead}{_scan_option(directory)}",
+        scan=ScanAdvice(lead, directory),
+    )
+
+
+def _reason(reason: tuple[str, str]) -> tuple[str, None, str]:
+    why, advice = reason
+    return why, None, advice
+
+
+def _nameless(facts: Facts, handle: HandleLook, call: Call) -> Prediction | Look:
     if facts.fstype in _NEW_AT_EACH_MOUNT:
-        deleted = facts.handle is not None and facts.handle.deleted
-        what = "it was deleted" if deleted else "its name cannot be reached"
-        if facts.handle is not None and facts.handle.mounted is not None:
-            what = _BOUND
-        return _fails(f"{what}, and on {facts.fstype} CRIU wants a path", _GIVE_UP)
-    return _by_irmap(facts, call) if call.force_irmap else _without_path(facts, call)
+        why = _why_nameless(handle)
+        advice = _without_mask(facts) if handle.mounted and not handle.deleted else _GIVE_UP
+        advice = _CLOSE if handle.deleted and handle.mounted is None else advice
+        why = f"{why}, and on {facts.fstype} CRIU wants a path"
+        return replace(_fails(why, advice), deleted=handle.deleted and handle.mounted is None)
+    return _by_irmap(facts, call) if call.force_irmap else _without_path(facts, handle, call)
+
+
+def _why_nameless(handle: HandleLook) -> str:
+    if handle.mounted is not None:
+        if handle.deleted:
+            return _BOUND
+        return (
+            f"it is mounted at {printable(handle.mounted.path or b'')} by itself, and CRIU looks "
+            "through another mount of its filesystem, in which it has no path"
+        )
+    if handle.deleted:
+        return "it was deleted"
+    if handle.symlink:
+        return _LINK
+    if handle.too_long:
+        return "its path is longer than the kernel tells (4,095 bytes)"
+    return "the kernel has dropped its name"
+
+
+def _without_mask(facts: Facts) -> str:
+    return (
+        f"have it on another filesystem than a directory mount of the container, or on none of "
+        f"{facts.fstype}; podman's /etc/hosts and the like: use --runtime runc, or "
+        "--security-opt unmask=ALL"
+    )
 
 
 def _unopened(facts: Facts, call: Call) -> Prediction | Look:
-    if facts.fstype == "overlay" and call.version.walks_overlays:
-        if facts.overlay is None:
-            return Look.OVERLAY
-        if facts.overlay.hits:
-            return _by_walk(facts.overlay, call)
-    return _by_irmap(facts, call)
+    if facts.fstype != "overlay" or not call.version.walks_overlays:
+        return _by_irmap(facts, call)
+    if facts.overlay is None:
+        return Look.OVERLAY
+    if facts.overlay.hits:
+        return _by_walk(facts.overlay, call)
+    if call.force_irmap:
+        return _by_irmap(facts, call)
+    return _missed_by_walk(facts, call)
+
+
+def _missed_by_walk(facts: Facts, call: Call) -> Prediction | Look:
+    # CRIU 4.3 then takes the handle for one that opens, which on an overlay no restore can do.
+    if facts.search is None:
+        return Look.SEARCH
+    why = f"CRIU {call.version} walks the overlay for it"
+    if facts.search.deleted:
+        why = f"{why}, but it was deleted; a restore loses the watch"
+        return replace(_no_restore(why, _CLOSE), deleted=True)
+    if facts.search.mntns:
+        return _no_restore(f"{why} in vain: {_lives(facts.search)}", _ELSEWHERE)
+    if facts.search.path is None:
+        late = f" ({facts.search.gave_up})" if facts.search.gave_up else ""
+        return _no_restore(f"{why} in vain, and irmapdb does not find it either{late}", _GIVE_UP)
+    why = f"{why}, and does not find it: its st_dev is not the device of the overlay"
+    return _no_restore(why, _ONE_DEVICE, facts.search.path)
 
 
 def _no_handle(facts: Facts, call: Call) -> Prediction:
@@ -90,30 +165,51 @@ def _by_name(found: Found, call: Call) -> Prediction:
     return _wrong(found, why, "unmount what hides the watched file, or have the watch removed")
 
 
-def _without_path(facts: Facts, call: Call) -> Prediction | Look:
-    if facts.handle is not None and facts.handle.deleted:
+def _right(verdict: Verdict, why: str, found: Found) -> Prediction:
+    if found.symlink:
+        why = f"{why}; it is a symbolic link, and a restore watches what it leads to, or fails"
+        return Prediction(Verdict.SYMLINK, Outcome.PATH, why, found.path, _GIVE_UP)
+    return Prediction(verdict, Outcome.PATH, why, found.path)
+
+
+def _without_path(facts: Facts, handle: HandleLook, call: Call) -> Prediction | Look:
+    why = _why_nameless(handle)
+    if handle.mounted is not None:
+        return _only_mounted(facts, handle, handle.mounted, call)
+    if handle.deleted:
         # Also where CRIU brings the file back (a ghost): the watch goes when it is deleted again.
-        return _no_path("it was deleted; a restore loses the watch", _GIVE_UP)
-    if facts.handle is not None and facts.handle.mounted is not None:
-        return _only_mounted(facts.handle.mounted, call)
-    why = "the kernel has dropped its name, and CRIU does not ask further"
+        return replace(_no_restore(f"{why}; a restore loses the watch", _CLOSE), deleted=True)
+    if handle.symlink or handle.too_long:
+        advice = _GIVE_UP if handle.symlink else f"shorten its path, or {_GIVE_UP}"
+        return _no_path(facts, why, advice)
+    why = f"{why}, and CRIU does not ask further"
     advice = f"{_pre_dump(call)}: a path that was proved has a cached name"
     if facts.fstype == "btrfs":
-        return _no_path(why, advice)
+        return _no_path(facts, why, advice)
     if facts.search is None:
         return Look.SEARCH
     path = facts.search.path
-    scan = "" if facts.search.hinted else f" and {_scan_option(path)}"
-    return _no_path(why, f"{advice}; or call CRIU with --force-irmap{scan}", path)
+    lead = f"{advice}; or call CRIU with --force-irmap"
+    if facts.search.hinted:
+        return _no_path(facts, why, lead, path)
+    said = _no_path(facts, why, f"{lead} and {_scan_option(path)}", path)
+    return said if path is None else replace(said, scan=ScanAdvice(f"{lead} and ", path))
 
 
-def _only_mounted(mounted: SearchLook, call: Call) -> Prediction:
-    why = f"{_BOUND}, and no handle leads CRIU there"
+def _only_mounted(facts: Facts, handle: HandleLook, mounted: SearchLook, call: Call) -> Prediction:
+    why = _why_nameless(handle)
     if mounted.mntns:
         where = f"{printable(mounted.path or b'')} in mount namespace {mounted.mntns}"
-        return _no_path(f"{why}: {where}", _ELSEWHERE)
+        return _no_path(facts, f"{why}: {where}", _ELSEWHERE)
     advice = f"{_pre_dump(call)}, and call CRIU with --force-irmap"
-    return _no_path(why, advice, mounted.path)
+    if not handle.deleted:
+        return _no_path(facts, why, advice, mounted.path)
+    # With the mount the inode goes, and its handle with it.
+    why = (
+        f"{why}: outside of the tree it was replaced or removed. A restore mounts what is there "
+        "then, and fails on the handle of what is gone"
+    )
+    return _no_restore(why, advice, mounted.path)
 
 
 def _by_walk(overlay: OverlayLook, call: Call) -> Prediction:
@@ -125,14 +221,10 @@ def _by_walk(overlay: OverlayLook, call: Call) -> Prediction:
         f"CRIU {call.version} walks {overlay.entries:,} entries of the overlay for it, with the "
         f"tasks frozen, in about {format_estimate(overlay.walk_us)}"
     )
-    return Prediction(
-        Verdict.WALK,
-        Outcome.PATH,
-        why,
-        overlay.hits[0].path,
-        "watch less, or have a smaller tree: this CRIU does not ask irmap-cache first",
-        overlay.entries,
-        overlay.walk_us,
+    said = _right(Verdict.WALK, why, overlay.hits[0])
+    less = "watch less, or have a smaller tree: this CRIU does not ask irmap-cache first"
+    return replace(
+        said, advice=said.advice or less, entries=overlay.entries, walk_us=overlay.walk_us
     )
 
 
@@ -142,7 +234,7 @@ def _by_irmap(facts: Facts, call: Call) -> Prediction | Look:
     cached = facts.cache.found
     if cached is not None:
         if cached.right:
-            return Prediction(Verdict.CACHE, Outcome.PATH, "irmap-cache has it", cached.path)
+            return _right(Verdict.CACHE, "irmap-cache has it", cached)
         why = f"irmap-cache has {printable(cached.path)}, another file with the same numbers"
         return _wrong(cached, why, _pre_dump(call))
     if facts.scan is None:
@@ -152,52 +244,62 @@ def _by_irmap(facts: Facts, call: Call) -> Prediction | Look:
         why = f"CRIU's scan meets {printable(wrong[0].path)}, another file with the same numbers"
         return _wrong(wrong[0], why, _better_numbers(facts, call))
     if facts.scan:
-        why = "CRIU's own scan finds it, with the tasks frozen"
-        return Prediction(Verdict.PATH, Outcome.PATH, why, facts.scan[0].path)
+        return _right(
+            Verdict.PATH, "CRIU's own scan finds it, with the tasks frozen", facts.scan[0]
+        )
     return _not_found(facts, call)
 
 
 def _not_found(facts: Facts, call: Call) -> Prediction | Look:
     why = _why_not_found(facts)
-    opened = facts.handle is not None and facts.handle.opened
-    if facts.handle is not None and facts.handle.deleted:
-        return _fails(f"{why}: it was deleted", _GIVE_UP)
-    if facts.fstype == "btrfs":
+    handle = facts.handle
+    opened = handle is not None and handle.opened
+    mounted = handle.mounted if handle is not None else None
+    if handle is not None and handle.deleted and mounted is None:
+        return replace(_fails(why, _CLOSE), deleted=True)
+    if handle is not None and handle.too_long:
+        return _fails(why, f"shorten its path, or {_GIVE_UP}")
+    if facts.fstype == "btrfs" and mounted is None:
         without = ", and leave --force-irmap away" if call.force_irmap else ""
         return _fails(
             f"{why}: irmap compares st_dev, which on btrfs is the subvolume's",
             f"{_pre_dump(call)}: a path that was proved has a cached name{without}",
         )
-    search = facts.handle.mounted if facts.handle is not None else None
-    search = search or facts.search
+    search = mounted or facts.search
     if search is None:
         return Look.SEARCH
-    if search.acceptable or (opened and not search.mntns):
-        advice = f"{_pre_dump(call)}; or call CRIU with {_scan_option(search.path)}"
-        return Prediction(Verdict.OPTIONS, Outcome.FAILS, why, search.path, advice)
+    if search.acceptable or (opened and not search.mntns and search.path is not None):
+        lead = f"{_pre_dump(call)}; or call CRIU with "
+        advice = f"{lead}{_scan_option(search.path)}"
+        scan = None if search.path is None else ScanAdvice(lead, search.path)
+        return Prediction(Verdict.OPTIONS, Outcome.FAILS, why, search.path, advice, scan)
     return _out_of_reach(facts, call, search, why)
+
+
+def _lives(search: SearchLook) -> str:
+    lives = "it lives" if search.path is None else f"it is {printable(search.path)}"
+    return f"{lives} in mount namespace {search.mntns}"
 
 
 def _out_of_reach(facts: Facts, call: Call, search: SearchLook, why: str) -> Prediction:
     if search.deleted:
-        return _fails(f"{why}: it was deleted", _GIVE_UP)
+        return replace(_fails(f"{why}: it was deleted", _CLOSE), deleted=True)
     if search.mntns:
-        lives = "it lives" if search.path is None else f"it is {printable(search.path)}"
-        return _fails(f"{why}: {lives} in mount namespace {search.mntns}", _ELSEWHERE)
+        return _fails(f"{why}: {_lives(search)}", _ELSEWHERE)
     if search.path is not None:
         why = f"{why}: irmap compares st_dev, which is not the device of its filesystem here"
         return _fails(why, _better_numbers(facts, call), search.path)
     if search.gave_up:
+        # Whether it has a path that would help is what was not found out.
         advice = f"{_pre_dump(call)}, with the --irmap-scan-path that it is below"
-        return _fails(f"{why}; irmapdb has not found it either: {search.gave_up}", advice)
-    return _fails(f"{why}, and irmapdb does not find it either", _GIVE_UP)
+        why = f"{why}, so CRIU fails as it is called; where the file is: {search.gave_up}"
+        return Prediction(Verdict.UNKNOWN, Outcome.FAILS, why, advice=advice)
+    return _fails(f"{why}, and irmapdb does not find it either", _CLOSE)
 
 
 def _why_not_found(facts: Facts) -> str:
-    if facts.handle is not None and facts.handle.mounted is not None:
-        why = _BOUND
-    elif facts.handle is not None and facts.handle.opened:
-        why = "the kernel has dropped its name"
+    if facts.handle is not None and facts.handle.opened:
+        why = _why_nameless(facts.handle)
     elif facts.fstype is None:
         why = "no directory that CRIU sees is on its device"
     else:
@@ -241,8 +343,14 @@ def _fails(why: str, advice: str, path: bytes | None = None) -> Prediction:
     return Prediction(Verdict.FAILS, Outcome.FAILS, why, path, advice)
 
 
-def _no_path(why: str, advice: str, path: bytes | None = None) -> Prediction:
+def _no_path(facts: Facts, why: str, advice: str, path: bytes | None = None) -> Prediction:
+    if not facts.own_mounts:
+        return _no_restore(f"{why}; {_HOST_MOUNTS}", advice, path)
     return Prediction(Verdict.NO_PATH, Outcome.NO_PATH, why, path, advice)
+
+
+def _no_restore(why: str, advice: str, path: bytes | None = None) -> Prediction:
+    return Prediction(Verdict.NO_RESTORE, Outcome.NO_PATH, why, path, advice)
 
 
 def _wrong(found: Found, why: str, advice: str) -> Prediction:

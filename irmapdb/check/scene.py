@@ -39,11 +39,12 @@ class View(NamedTuple):
             fd = self.root.open(self.mount.mountpoint, _DIRECTORY)
         except OSError:
             return None
-        if numbers(fd).kdev == self.mount.kdev:
-            return fd
-        # On btrfs st_dev is the subvolume's.
-        if self.mount.fstype == "btrfs" and identify_fd(self.root, fd).kdev == self.mount.kdev:
-            return fd
+        with contextlib.suppress(OSError):
+            if numbers(fd).kdev == self.mount.kdev:
+                return fd
+            # On btrfs st_dev is the subvolume's.
+            if self.mount.fstype == "btrfs" and identify_fd(self.root, fd).kdev == self.mount.kdev:
+                return fd
         os.close(fd)
         return None
 

@@ -20,6 +20,7 @@ __all__ = [
     "Outcome",
     "OverlayLook",
     "Prediction",
+    "ScanAdvice",
     "SearchLook",
     "Verdict",
 ]
@@ -32,6 +33,7 @@ class Outcome(enum.StrEnum):
     NO_PATH = "dumped without a path"
     WRONG_PATH = "dumped with the path of something else"
     FAILS = "not dumped, and with it nothing else"
+    UNKNOWN = "not known"
 
 
 class Verdict(enum.StrEnum):
@@ -41,6 +43,10 @@ class Verdict(enum.StrEnum):
     """Dumped with its path, which CRIU finds itself."""
     NO_PATH = "no-path"
     """Dumped without one: a restore finds the file by its handle, on this filesystem only."""
+    NO_RESTORE = "no-restore"
+    """Dumped without one, and no restore brings the watch back: it fails, or loses the watch."""
+    SYMLINK = "symlink"
+    """Dumped with the path of a symbolic link: a restore watches where that leads, or fails."""
     OPTIONS = "options"
     """Fails as CRIU is called, but not with other options."""
     CACHE = "cache"
@@ -51,6 +57,8 @@ class Verdict(enum.StrEnum):
     """Dumped with the path of another file, and nothing says so."""
     FAILS = "fails"
     """The whole dump fails on it."""
+    UNKNOWN = "unknown"
+    """It was not found out, or not in time, what would help, or what CRIU will do."""
 
     @property
     def right(self) -> bool:
@@ -115,6 +123,8 @@ class Found(NamedTuple):
     path: bytes
     right: bool
     """Whether it is the watched file, by handle; CRIU compares numbers alone."""
+    symlink: bool = False
+    """Whether it is a symbolic link, which a restore follows."""
 
 
 class HandleLook(NamedTuple):
@@ -123,11 +133,15 @@ class HandleLook(NamedTuple):
     opened: bool
     found: Found | None = None
     deleted: bool = False
-    """The inode has no name left, nor a mount point."""
+    """The inode has no name left; it may have a mount point."""
     why_not: str = ""
     """Where no mount opened it: what the kernel said."""
     mounted: SearchLook | None = None
-    """Where it is still mounted, though it has no name left."""
+    """Where it is mounted by itself: a file bound over another, say."""
+    symlink: bool = False
+    """It is a symbolic link."""
+    too_long: bool = False
+    """It has a path, which is longer than the kernel tells (PATH_MAX)."""
 
 
 class OverlayLook(NamedTuple):
@@ -172,12 +186,26 @@ class Facts:
     fstype: str | None = None
     """None: no directory in CRIU's mount tables has the device."""
     hopeless: tuple[str, str] | None = None
-    """Where no look is worth taking: why not, and what to do."""
+    """Where no look is worth taking, and CRIU fails: why, and what to do."""
+    unseen: tuple[str, str] | None = None
+    """Where it could not be looked at: why not, and what to do."""
+    own_mounts: bool = True
+    """Whether the tree has a mount namespace of its own. Only then the images have mounts, and a
+    restore can open handles through them."""
     handle: HandleLook | None = None
     overlay: OverlayLook | None = None
     cache: CacheLook | None = None
     scan: tuple[Found, ...] | None = None
     search: SearchLook | None = None
+
+
+class ScanAdvice(NamedTuple):
+    """Advice that ends with an option."""
+
+    lead: str
+    """The advice up to the option."""
+    path: bytes
+    """The path that the option is to be given: the watched file, or a directory above it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +220,10 @@ class Prediction:
     """The path that CRIU records, right or wrong; or where the file is, as far as we know."""
     advice: str = ""
     """What to do; empty where nothing is to be done."""
+    scan: ScanAdvice | None = None
+    """Where the advice ends with an --irmap-scan-path."""
+    deleted: bool = False
+    """Whether it is because the inode has no name left."""
     entries: int = 0
     """How many directory entries CRIU walks for this watch, while the tasks are frozen."""
     walk_us: int = 0

@@ -47,10 +47,13 @@ class Walks:
         self._deadline = math.inf
         self.entries = 0
         """Directory entries looked at so far."""
+        self.over = False
+        """Whether the limit has ended a walk."""
 
     @contextlib.contextmanager
     def limited(self, timeout_s: float) -> Iterator[None]:
         """End all walks when the time is over."""
+        self.over = False
         self._deadline = time.monotonic() + timeout_s
         try:
             yield
@@ -70,8 +73,10 @@ class Walks:
             yield from (Candidate(one, start) for one in identities if one.key == key)
             if start == _NO_CHILDREN or not _is_directory(top_fd):
                 return
+            top = None
             # The start may lead through a link (/lib/udev), and CRIU spells it as it was given.
-            top = self._root.strip(os.fsencode(os.readlink(f"/proc/self/fd/{top_fd}")))
+            with contextlib.suppress(OSError):  # ENAMETOOLONG
+                top = self._root.strip(os.fsencode(os.readlink(f"/proc/self/fd/{top_fd}")))
             if top is None:
                 return
             mount = self._root.mount_of(top)
@@ -140,7 +145,8 @@ class Walks:
         def tick(count: int) -> bool:
             self.entries += count
             self._progress(self.entries, top)
-            return time.monotonic() < self._deadline
+            self.over |= time.monotonic() > self._deadline
+            return not self.over
 
         return tick
 

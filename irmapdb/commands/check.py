@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
 
 import typer
 
@@ -25,7 +25,7 @@ from irmapdb.commands.progress import Progress
 from irmapdb.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from irmapdb.check.dump import DumpCheck, MarkCheck, WatchCheck
     from irmapdb.check.restore import RestoreCheck, WatchRestore
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["add_to", "check"]
 
 _FINDINGS = 3
+_Row = TypeVar("_Row")
 
 
 def add_to(app: typer.Typer) -> None:
@@ -105,9 +106,10 @@ def check(
 
     Give it the options that CRIU will get, also those of its configuration files. For each watch
     it says: dumped with its path (path); because irmap-cache has it (cache); after a walk in the
-    freeze (walk); dumped without a path (no-path: it can only be restored on this filesystem);
+    freeze (walk); without a path (no-path: it can only be restored on this filesystem;
+    no-restore: not at all); with the path of a symbolic link, which a restore follows (symlink);
     not as called, but with other options (options); with the path of another file (wrong-path);
-    or the whole dump fails on it (fails). And what to do about it.
+    the whole dump fails on it (fails); or that was not found out (unknown). And what to do.
 
     With --images: which watches of a dump find their path below PATH, or their filesystem here.
 
@@ -187,16 +189,15 @@ def _check_images(images: Path, root: Path, *, as_json: bool, verbose: int) -> N
         raise typer.Exit(_FINDINGS)
 
 
-_MANY = 50
+_MANY_ROWS = 20
 _MANY_FINDINGS = 20
 
 
 def _print_dump(report: DumpCheck, verbose: int) -> None:
-    many = len(report.watches) > _MANY and not verbose
-    rows = [
-        _watch_row(one) for one in report.watches if not (many and one.prediction.verdict.right)
-    ]
-    rows += [_mark_row(one) for one in report.marks]
+    for note in report.notes:  # first: one may be that the CRIU is none that is known
+        typer.echo(f"note: {note}")
+    rows = [_watch_row(one) for one in _listed(report.watches, _is_right, verbose)]
+    rows += [_mark_row(one) for one in _listed(report.marks, _is_right_mark, verbose)]
     if rows:
         columns = ("pid>", "comm", "fd>", "kind", "wd>", "inode", "verdict", "path")
         output.print_table(columns, rows)
@@ -210,9 +211,22 @@ def _print_dump(report: DumpCheck, verbose: int) -> None:
     for denied in report.denied:
         comm = output.printable(denied.task.comm)
         output.say(f"process {denied.task.pid} ({comm}): {denied.why}; run as root to see it")
-    for note in report.notes:
-        typer.echo(f"note: {note}")
-    typer.echo(_dump_summary(report, many=many))
+    typer.echo(_dump_summary(report, unlisted=len(report.watches) + len(report.marks) - len(rows)))
+
+
+def _listed(every: Sequence[_Row], is_right: Callable[[_Row], bool], verbose: int) -> list[_Row]:
+    """All, if they are few; else some of those that are not right."""
+    if verbose or len(every) <= _MANY_ROWS:
+        return list(every)
+    return [one for one in every if not is_right(one)][:_MANY_ROWS]
+
+
+def _is_right(one: WatchCheck) -> bool:
+    return one.prediction.verdict.right
+
+
+def _is_right_mark(one: MarkCheck) -> bool:
+    return one.right
 
 
 def _watch_row(one: WatchCheck) -> tuple[str, ...]:
@@ -260,12 +274,12 @@ def _print_findings(findings: Iterable[_Finding], verbose: int) -> None:
         typer.echo(f"… and {len(alike) - _MANY_FINDINGS:,} more findings (-v lists all)")
 
 
-def _dump_summary(report: DumpCheck, *, many: bool) -> str:
+def _dump_summary(report: DumpCheck, *, unlisted: int) -> str:
     counts = Counter(str(one.prediction.verdict) for one in report.watches)
     verdicts = ", ".join(f"{number:,} {verdict}" for verdict, number in counts.most_common())
     lines = [f"{output.count(len(report.watches), 'watch', 'watches')}: {verdicts or 'nothing'}"]
-    if many:
-        lines.append("(only watches that are not right are listed; -v lists all)")
+    if unlisted:
+        lines.append(f"({unlisted:,} more are not listed; -v lists all)")
     if report.walk_us:
         from irmapdb.durations import format_estimate
 
@@ -283,23 +297,27 @@ def _conclusion(report: DumpCheck) -> str:
     if report.fails:
         return "the dump fails"
     if report.right:
-        return "the dump will be right"
+        return f"no watch or mark is in its way; {_NOT_LOOKED_AT}"
     watches = sum(not one.prediction.verdict.right for one in report.watches)
     marks = sum(not one.right for one in report.marks)
     lost = [output.count(watches, "watch", "watches")] if watches else []
     lost += [output.count(marks, "mark")] if marks else []
-    if lost:
-        return f"the dump goes through, but is not right: {', '.join(lost)}"
     doubts = [problem.why for problem in report.problems]
     if report.denied:
         tasks = output.count(len(report.denied), "process", "processes")
         doubts.append(f"{tasks} could not be looked at")
-    return f"the dump goes through, but may not be right: {'; '.join(doubts)}"
+    if lost and not report.uncertain:
+        return f"no watch makes the dump fail, but not right: {', '.join(lost)}; {_NOT_LOOKED_AT}"
+    if lost:
+        doubts.insert(0, f"{', '.join(lost)} not right or not known")
+    return f"the dump may fail or not be right: {'; '.join(doubts)}"
+
+
+_NOT_LOOKED_AT = "sockets, terminals and the rest of the tasks were not looked at"
 
 
 def _print_restore(report: RestoreCheck, verbose: int) -> None:
-    many = len(report.watches) > _MANY and not verbose
-    rows = [_restore_row(one) for one in report.watches if not (many and one.verdict.right)]
+    rows = [_restore_row(one) for one in _listed(report.watches, _comes_back, verbose)]
     if rows:
         output.print_table(("file>", "kind", "wd>", "inode", "verdict", "path"), rows)
     findings = (_Finding(str(one.verdict), one.why, one.advice) for one in report.watches)
@@ -308,8 +326,12 @@ def _print_restore(report: RestoreCheck, verbose: int) -> None:
     verdicts = ", ".join(f"{number:,} {verdict}" for verdict, number in counts.most_common())
     watches = output.count(len(report.watches), "watch", "watches")
     typer.echo(f"{watches} in {output.shown(report.image)}: {verdicts or 'nothing'}")
-    if many:
-        typer.echo("(only watches that are not right are listed; -v lists all)")
+    if unlisted := len(report.watches) - len(rows):
+        typer.echo(f"({unlisted:,} more are not listed; -v lists all)")
+
+
+def _comes_back(one: WatchRestore) -> bool:
+    return one.verdict.right
 
 
 def _restore_row(one: WatchRestore) -> tuple[str, ...]:

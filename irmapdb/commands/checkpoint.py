@@ -166,6 +166,8 @@ def _show(report: Report, *, as_json: bool, verbose: int, left_stopped: bool = F
 
 
 _MANY_WATCHES = 50
+_LISTED = "a mark without an inode: listed, not resolved"
+_DROPPED = "CRIU leaves it out: have the task set it again after the restore"
 
 
 def _print_report(report: Report, verbose: int) -> None:
@@ -193,7 +195,7 @@ def _print_report(report: Report, verbose: int) -> None:
             str(row.mark.kind),
             (
                 f"{output.in_namespace(row.target, row.mntns)}"
-                " (a mark without an inode: listed, not resolved)"
+                f" ({_DROPPED if row.is_dropped else _LISTED})"
             ),
         )
         for row in report.marks
@@ -269,6 +271,7 @@ def _document(report: Report, *, left_stopped: bool) -> dict[str, Any]:
                 "target": output.json_path(row.target),
                 "mntns": row.mntns,
                 "mask": row.mark.mask,
+                "dropped": row.is_dropped,
             }
             for row in report.marks
         ],

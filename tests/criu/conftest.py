@@ -6,8 +6,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.criu.checking import Bench
+from tests.support import criu_versions
 from tests.support.criu import Criu
 from tests.support.features import require_root
+from tests.support.packages import RigError
 from tests.support.watcher import Watcher
 
 if TYPE_CHECKING:
@@ -22,8 +25,23 @@ def _root() -> None:
 
 @pytest.fixture
 def criu(rig: Path) -> Criu:
-    """CRIU 4.1.1 from packages."""
-    return Criu(rig / "criu", rig / "crit")
+    """CRIU from the packages of Debian 13: the one that must be there."""
+    program = rig / "criu"
+    return Criu(program, rig / "crit", criu_versions.version_of(program))
+
+
+@pytest.fixture(params=criu_versions.KNOWN)
+def each_criu(request: pytest.FixtureRequest, rig: Path) -> Criu:
+    """CRIU of one version after the other.
+
+    One that no suite has any more is a skip, also where the kernel's features are required: the
+    suites move on. The one of `criu` is there all the same.
+    """
+    try:
+        program = criu_versions.criu_of(request.param)
+    except RigError as error:
+        pytest.skip(str(error))
+    return Criu(program, rig / "crit", request.param)
 
 
 @pytest.fixture
@@ -31,3 +49,20 @@ def target(tmp_path: Path) -> Iterator[Watcher]:
     """A process without ties that CRIU could not dump; watches are for the test to add."""
     with Watcher(pipes=tmp_path / "pipes", cwd="/") as made:
         yield made
+
+
+def _bench(criu: Criu, target: Watcher, directory: Path) -> Bench:
+    directory.mkdir()
+    return Bench(criu, target, directory)
+
+
+@pytest.fixture
+def bench(criu: Criu, target: Watcher, tmp_path: Path) -> Bench:
+    """check beside the CRIU that must be there."""
+    return _bench(criu, target, tmp_path / "dumps")
+
+
+@pytest.fixture
+def each_bench(each_criu: Criu, target: Watcher, tmp_path: Path) -> Bench:
+    """check beside one version after the other."""
+    return _bench(each_criu, target, tmp_path / "dumps")

@@ -12,7 +12,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -22,146 +22,22 @@ from irmapdb.check.restore import RestoreVerdict, check_images
 from irmapdb.check.verdicts import CriuVersion, Outcome, Verdict
 from irmapdb.check.version import criu_version
 from irmapdb.errors import ImageError
+from tests.criu.checking import TRIES, Bench
 from tests.kernel.freezing import states, until
-from tests.support.area import PLACES
-from tests.support.criu import Criu, CriuRun, write_cache
+from tests.support.criu import Criu, write_cache
 from tests.support.features import require
 from tests.support.filesystems import drop_caches, superblock_kdev
 from tests.support.notify import IN_OPEN
 from tests.support.watcher import Watcher
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
     from tests.support.area import MountArea
-    from tests.support.watcher import Watched
-
-_TRIES = 6
-
-_TO_OUTCOME = {verdict.name: verdict for verdict in Outcome}
-
-
-class State(NamedTuple):
-    """What the caches are, and how CRIU is called."""
-
-    name: str
-    cold: bool = False
-    forced: bool = False
-    helped: bool = False
-    """Whether irmap-cache is there, as pre-dump wrote it."""
-
-
-STATES = (
-    State("warm"),
-    State("helped", helped=True),
-    State("dropped", cold=True),
-    State("forced", cold=True, forced=True),
-    State("cached", cold=True, forced=True, helped=True),
-)
-
-
-class Bench:
-    """Predicts and dumps, with one pair of directories for each dump."""
-
-    def __init__(self, criu: Criu, target: Watcher, directory: Path) -> None:
-        self.criu = criu
-        self.target = target
-        self.directory = directory
-        self._dumps = 0
-
-    def pre_dump(self) -> bytes:
-        """The irmap-cache that pre-dump writes."""
-        work = self.new(None)
-        steps.pre_dump(steps.Options(self.target.pid, images_dir=work))
-        return (work / "irmap-cache").read_bytes()
-
-    def new(self, cache: bytes | None) -> Path:
-        """A directory for a dump, with this irmap-cache in it."""
-        self._dumps += 1
-        work = self.directory / f"dump-{self._dumps}"
-        work.mkdir()
-        if cache is not None:
-            (work / "irmap-cache").write_bytes(cache)
-        return work
-
-    def check(
-        self, work: Path, *, forced: bool = False, scan_paths: Sequence[Path] = ()
-    ) -> DumpCheck:
-        return check_dump(
-            Options(
-                self.target.pid,
-                images_dir=work,
-                version=CriuVersion(4, 1),
-                force_irmap=forced,
-                scan_paths=tuple(map(os.fsencode, scan_paths)),
-            )
-        )
-
-    def compare(
-        self,
-        watched: Watched,
-        *,
-        prepare: Callable[[], object] = lambda: None,
-        cache: bytes | None = None,
-        forced: bool = False,
-        scan_paths: Sequence[Path] = (),
-    ) -> tuple[Verdict, Outcome, Outcome, bytes | None, CriuRun]:
-        """The verdict, the outcome that it predicts, CRIU's, the predicted path, and the run.
-
-        Caches may be dropped by anyone at any time; if what check says after the dump differs
-        from before, it is all done again.
-        """
-        for _ in range(_TRIES):
-            work = self.new(cache)
-            prepare()
-            (before,) = self.check(work, forced=forced, scan_paths=scan_paths).watches
-            run = self.criu.dump(self.target.pid, work, force_irmap=forced, scan_paths=scan_paths)
-            did = _TO_OUTCOME[self.criu.verdict(run, watched).name]
-            (after,) = self.check(work, forced=forced, scan_paths=scan_paths).watches
-            said = before.prediction
-            if said.outcome is did or said.outcome is after.prediction.outcome:
-                break
-        return said.verdict, said.outcome, did, said.path, run
-
-
-@pytest.fixture
-def bench(criu: Criu, target: Watcher, tmp_path: Path) -> Bench:
-    directory = tmp_path / "dumps"
-    directory.mkdir()
-    return Bench(criu, target, directory)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", [*PLACES, "/sys", "/proc"])
-def test_prediction_is_what_criu_does(kind: str, bench: Bench, area: MountArea) -> None:
-    if kind.startswith("/"):
-        names = {"/sys": ["kernel/uevent_seqnum"], "/proc": ["sys/kernel/hostname"]}[kind]
-        paths = [Path(kind, name) for name in names]
-    else:
-        directory = area.place(kind).directory
-        paths = [directory / "dir" / "file", directory / "dir"]
-    differences = []
-    for path in paths:
-        watched = bench.target.add_inotify(path)
-        cache = bench.pre_dump()
-        for state in STATES:
-            prepare = drop_caches if state.cold else lambda path=path: os.lstat(path)
-            verdict, said, did, _, run = bench.compare(
-                watched,
-                prepare=prepare,
-                cache=cache if state.helped else None,
-                forced=state.forced,
-            )
-            if said is not did:
-                differences.append((path.name, state.name, verdict, said, did, run))
-        bench.target.remove(watched)
-    assert differences == []
 
 
 @pytest.mark.parametrize(
     ("kind", "forced", "verdict"),
     [
-        ("ext4", False, Verdict.NO_PATH),
+        ("ext4", False, Verdict.NO_RESTORE),
         ("ext4", True, Verdict.FAILS),
         ("tmpfs", False, Verdict.FAILS),
         ("overlay-upper", False, Verdict.FAILS),
@@ -171,10 +47,10 @@ def test_deleted_file(
     kind: str, verdict: Verdict, bench: Bench, area: MountArea, *, forced: bool
 ) -> None:
     file = area.place(kind).directory / "file"
-    watched = bench.target.add_inotify(file)
+    watched = bench.target.add_inotify(file, IN_OPEN)
     bench.target.open(file)
     file.unlink()
-    said, predicted, did, _, run = bench.compare(watched, forced=forced)
+    said, predicted, did, _, run, _ = bench.compare(watched, forced=forced)
     assert (said, predicted) == (verdict, did), run
 
 
@@ -194,7 +70,7 @@ def test_deleted_file_comes_back_without_its_watch(
     assert bench.target.events() == []
 
 
-def test_wrong_path_by_an_overlay_of_two_filesystems(bench: Bench, area: MountArea) -> None:
+def test_wrong_path_by_an_overlay_of_two_filesystems(each_bench: Bench, area: MountArea) -> None:
     """A directory there gets a number of the overlay's own, which a file may have as well."""
     lower = area.ext4("lower").mountpoint / "tree"
     lower.mkdir()
@@ -203,19 +79,14 @@ def test_wrong_path_by_an_overlay_of_two_filesystems(bench: Bench, area: MountAr
     for number in range(40):
         (lower / f"dir-{number}").mkdir()
     overlay = area.overlay(lower=lower, upper_base=area.ext4("upper").mountpoint).mountpoint
-    watched = bench.target.add_inotify(overlay / "file")
+    watched = each_bench.target.add_inotify(overlay / "file", IN_OPEN)
     twins = [path for path in overlay.iterdir() if path.lstat().st_ino == watched.st_ino]
     assert len(twins) == 2, "the directories' numbers run past the file's"
 
-    verdict, said, did, path, run = bench.compare(watched, scan_paths=[overlay])
-    assert (verdict, said, did) == (Verdict.WRONG_PATH, Outcome.WRONG_PATH, did), run
+    verdict, said, did, path, run, _ = each_bench.compare(watched, scan_paths=[overlay])
+    assert (verdict, said) == (Verdict.WRONG_PATH, did), run
     assert did is Outcome.WRONG_PATH
     assert path != os.fsencode(overlay / "file")
-
-    (newer,) = check_dump(
-        Options(bench.target.pid, bench.directory, version=CriuVersion(4, 3))
-    ).watches
-    assert newer.prediction.verdict is Verdict.WRONG_PATH
 
 
 def test_wrong_path_below_a_mount_that_hides_the_file(bench: Bench, area: MountArea) -> None:
@@ -225,12 +96,12 @@ def test_wrong_path_below_a_mount_that_hides_the_file(bench: Bench, area: MountA
     (hidden / "sub" / "file").touch()
     (over / "sub").mkdir()
     (over / "file").touch()
-    watched = bench.target.add_inotify(hidden / "sub" / "file")
+    watched = bench.target.add_inotify(hidden / "sub" / "file", IN_OPEN)
     held = os.open(hidden / "sub" / "file", os.O_PATH)  # its name stays known
     try:
         assert (over / "file").stat().st_ino == watched.st_ino
         area.bind(over, hidden / "sub")
-        verdict, said, did, _, run = bench.compare(watched)
+        verdict, said, did, _, run, _ = bench.compare(watched)
     finally:
         os.close(held)
     assert (verdict, said, did) == (Verdict.WRONG_PATH, said, Outcome.WRONG_PATH), run
@@ -238,9 +109,9 @@ def test_wrong_path_below_a_mount_that_hides_the_file(bench: Bench, area: MountA
 
 def test_a_name_that_may_be_another_file_is_not_called_right(bench: Bench, area: MountArea) -> None:
     place = area.place("overlay-lower")
-    watched = bench.target.add_inotify(place.linked)
+    watched = bench.target.add_inotify(place.linked, IN_OPEN)
     for scan_path in (place.linked, place.directory / "dir" / "hard"):
-        verdict, said, did, _, run = bench.compare(watched, scan_paths=[scan_path])
+        verdict, said, did, _, run, _ = bench.compare(watched, scan_paths=[scan_path])
         assert (verdict, said) == (Verdict.WRONG_PATH, Outcome.WRONG_PATH), run
         assert did in {Outcome.PATH, Outcome.WRONG_PATH}
 
@@ -248,7 +119,7 @@ def test_a_name_that_may_be_another_file_is_not_called_right(bench: Bench, area:
 @pytest.mark.parametrize("named", ["file", "directory"])
 def test_scan_path_makes_the_difference(named: str, bench: Bench, area: MountArea) -> None:
     place = area.place("overlay-lower")
-    watched = bench.target.add_inotify(place.directory / "dir" / "file")
+    watched = bench.target.add_inotify(place.directory / "dir" / "file", IN_OPEN)
     start = place.directory / "dir" / "file" if named == "file" else place.mountpoint
     without = bench.compare(watched)
     assert without[:3] == (Verdict.OPTIONS, Outcome.FAILS, Outcome.FAILS), without
@@ -259,7 +130,7 @@ def test_scan_path_makes_the_difference(named: str, bench: Bench, area: MountAre
 def test_a_scan_path_that_is_not_there_is_noted(bench: Bench, area: MountArea) -> None:
     place = area.place("ext4")
     file = place.directory / "dir" / "file"
-    watched = bench.target.add_inotify(file)
+    watched = bench.target.add_inotify(file, IN_OPEN)
     report = bench.check(bench.directory, scan_paths=[file, place.mountpoint, Path("/")])
     assert (report.right, report.notes) == (True, ())
     gone = place.mountpoint / "gone" / "deeper"
@@ -269,12 +140,12 @@ def test_a_scan_path_that_is_not_there_is_noted(bench: Bench, area: MountArea) -
     assert note.startswith(f"--irmap-scan-path {gone}: No such file or directory in the root")
     # To see that it is there gives CRIU no name that it would not have had.
     same = bench.compare(watched, prepare=drop_caches, scan_paths=[file])
-    assert same[:3] == (Verdict.NO_PATH, Outcome.NO_PATH, Outcome.NO_PATH), same
+    assert same[:3] == (Verdict.NO_RESTORE, Outcome.NO_PATH, Outcome.NO_PATH), same
 
 
 def test_entry_of_another_file_is_refused(bench: Bench, area: MountArea, tmp_path: Path) -> None:
     place = area.place("overlay-lower")
-    watched = bench.target.add_inotify(place.directory / "dir" / "file")
+    watched = bench.target.add_inotify(place.directory / "dir" / "file", IN_OPEN)
     kdev = superblock_kdev(place.mountpoint)
     right = os.fsencode(place.directory / "dir" / "file")
     link = place.directory / "link"
@@ -283,7 +154,7 @@ def test_entry_of_another_file_is_refused(bench: Bench, area: MountArea, tmp_pat
     def with_entries(*paths: bytes) -> tuple[Verdict, Outcome, Outcome]:
         entries = [(kdev, watched.st_ino, path) for path in paths]
         image = write_cache(tmp_path / "work", entries).read_bytes()
-        verdict, said, did, _, run = bench.compare(watched, cache=image)
+        verdict, said, did, _, run, _ = bench.compare(watched, cache=image)
         assert said is did, (paths, run)
         return verdict, said, did
 
@@ -309,8 +180,8 @@ def test_the_last_of_several_mounts_is_tried_first(bench: Bench, area: MountArea
     for name in ("one", "two"):
         (area.path / name).mkdir()
         area.bind(place.mountpoint, area.path / name)
-    watched = bench.target.add_inotify(place.directory / "dir")
-    verdict, said, did, path, run = bench.compare(watched)
+    watched = bench.target.add_inotify(place.directory / "dir", IN_OPEN)
+    verdict, said, did, path, run, _ = bench.compare(watched)
     assert (verdict, said) == (Verdict.PATH, did)
     (dumped,) = bench.criu.dumped_watches(run.images)
     assert dumped.path is not None
@@ -367,7 +238,6 @@ def test_a_chroot_in_another_namespace_is_refused(area: MountArea, tmp_path: Pat
 
 
 def test_walk_of_an_overlay_is_counted(bench: Bench, area: MountArea) -> None:
-    # What CRIU 4.3 does; it has no package to compare with yet.
     place = area.place("overlay-lower")
     bench.target.add_inotify(place.directory / "dir" / "file")
     bench.target.add_inotify(place.directory / "dir")
@@ -461,7 +331,7 @@ def test_what_a_restore_will_find(bench: Bench, area: MountArea, tmp_path: Path)
     cold.touch()
     bench.target.add_inotify(cold)
     images = tmp_path / "images"
-    for _ in range(_TRIES):
+    for _ in range(TRIES):
         drop_caches()
         for path in top.iterdir():
             path.stat()

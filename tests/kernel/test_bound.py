@@ -56,7 +56,7 @@ def test_audit_and_check_do_not_say_deleted(bound: Bound, watcher: Watcher, tmp_
         for finding in found
     } == {os.fsencode(path) for path in (bound.file, bound.directory)}
 
-    for forced, verdict in ((False, Prediction.NO_PATH), (True, Prediction.OPTIONS)):
+    for forced, verdict in ((False, Prediction.NO_RESTORE), (True, Prediction.OPTIONS)):
         said = check.check_dump(
             check.Options(watcher.pid, tmp_path, version=_CRIU, force_irmap=forced, config=NO_HINTS)
         )

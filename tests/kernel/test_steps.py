@@ -421,11 +421,20 @@ libc.syscall({"x86_64": 60}.get(os.uname().machine, 93), 0)
 def test_watches_of_a_deleted_file_are_told_as_deleted(
     watcher: Watcher, tree: Path, tmp_path: Path
 ) -> None:
-    path = tree / "d0/deep/a"
-    watcher.add_inotify(path)
-    watcher.open(path)
+    path, directory = tree / "d0/deep/a", tree / "d0/gone (deleted)"
+    directory.mkdir()
+    child = watcher.fork()
+    for one in (path, directory):
+        watcher.add_inotify(one)
+    fd = child.open(path)
     path.unlink()
+    watcher.chdir(directory)
+    directory.rmdir()
 
     report = steps.pre_dump(options_for(watcher, new_work_dir(tmp_path)))
 
-    assert [(row.path, row.why) for row in report.watches] == [(None, "handle: deleted")]
+    assert {row.path for row in report.watches} == {None}
+    assert {row.why for row in report.watches} == {
+        f"handle: deleted: it was {path}; task {child.pid} holds it as fd {fd}",
+        f"handle: deleted: it was {directory}; task {watcher.pid} holds it as cwd",
+    }

@@ -81,6 +81,8 @@ class Criu:
 
     program: Path
     crit: Path
+    version: str
+    """`4.2`."""
     default_config: bool = False
     """Whether CRIU reads /etc/criu/default.conf and the like of this machine."""
 

@@ -27,14 +27,22 @@ from typing import TYPE_CHECKING
 from tests.support.programs import ProgramError, run
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 __all__ = [
     "RigError",
+    "apt_options",
+    "built_aside",
+    "cache_directory",
+    "check_criu",
     "crit_wrapper",
     "criu_wrapper",
+    "extract",
+    "locked",
     "mkfs_xfs_wrapper",
     "rig",
+    "write_sources",
+    "write_wrappers",
     "xfs_db_wrapper",
 ]
 
@@ -69,7 +77,8 @@ class RigError(Exception):
     """The packages cannot be had here, or do not work; the message says why."""
 
 
-def _cache() -> Path:
+def cache_directory() -> Path:
+    """Where folders are kept between runs; it need not be there yet."""
     own = os.environ.get("IRMAPDB_TEST_CACHE")
     if own:
         return Path(own).absolute()
@@ -90,18 +99,12 @@ def _repository() -> str:
     return min(found)
 
 
-def _download(state: Path) -> list[Path]:
-    """All of _PACKAGES and what they depend on, as .deb files below `state`."""
-    if not _KEYRING.exists():
-        message = f"no {_KEYRING}; install debian-archive-keyring"
-        raise RigError(message)
+def apt_options(state: Path) -> list[str]:
+    """Options that give apt `state` for its lists and archives, and nothing of this machine."""
     for directory in ("lists/partial", "archives/partial"):
-        (state / directory).mkdir(parents=True)
+        (state / directory).mkdir(parents=True, exist_ok=True)
     # An empty status file: nothing counts as installed, so every dependency is downloaded.
     (state / "status").touch()
-    (state / "sources.list").write_text(
-        f"deb [signed-by={_KEYRING}] {_repository()} {_SUITE} main\n"
-    )
     options = {
         "Dir::Etc::SourceList": state / "sources.list",
         "Dir::Etc::SourceParts": "/dev/null",
@@ -112,22 +115,34 @@ def _download(state: Path) -> list[Path]:
         "Dir::Cache": state,
         # The state directory may be one that apt's own user cannot read.
         "APT::Sandbox::User": "root",
-        "APT::Update::Error-Mode": "any",
         "Acquire::Languages": "none",
         "Acquire::Retries": "2",
     }
-    given = [f"-o{key}={value}" for key, value in options.items()]
-    run("apt-get", *given, "update")
-    run(
-        "apt-get",
-        *given,
-        "install",
-        "--yes",
-        "--download-only",
-        "--no-install-recommends",
-        *_PACKAGES,
-    )
-    return sorted((state / "archives").glob("*.deb"))
+    return [f"-o{key}={value}" for key, value in options.items()]
+
+
+def write_sources(state: Path, suites: Iterable[str]) -> None:
+    """Make these suites of Debian all that apt knows with `apt_options(state)`."""
+    if not _KEYRING.exists():
+        message = f"no {_KEYRING}; install debian-archive-keyring"
+        raise RigError(message)
+    repository = _repository()
+    lines = (f"deb [signed-by={_KEYRING}] {repository} {suite} main\n" for suite in suites)
+    (state / "sources.list").write_text("".join(lines))
+
+
+def extract(state: Path, packages: Iterable[str], top: Path, release: str = "") -> None:
+    """Download packages and all they depend on, and unpack them side by side into `top`.
+
+    Dependencies come from the suite `release` where several have them.
+    """
+    for old in (state / "archives").glob("*.deb"):
+        old.unlink()
+    flags = ["--yes", "--download-only", "--no-install-recommends"]
+    flags += ["--target-release", release] if release else []
+    run("apt-get", *apt_options(state), "install", *flags, *packages)
+    for package in sorted((state / "archives").glob("*.deb")):
+        run("dpkg-deb", "--extract", package, top)
 
 
 def _loader(top: Path) -> Path:
@@ -139,10 +154,12 @@ def _loader(top: Path) -> Path:
     return found[0].relative_to(top)
 
 
-def _write_wrappers(top: Path) -> None:
+def write_wrappers(top: Path, names: Iterable[str] = _WRAPPERS) -> None:
+    """Scripts in `top/bin` that start the programs with the folder's own loader."""
     loader = _loader(top)
     (top / "bin").mkdir()
-    for name, command in _WRAPPERS.items():
+    for name in names:
+        command = _WRAPPERS[name]
         wrapper = top / "bin" / name
         body = command.replace("LOADER", str(loader)).replace("LIBRARIES", str(loader.parent))
         wrapper.write_text(f"{_HEAD}{body}\n")
@@ -156,6 +173,15 @@ def _check(top: Path) -> None:
     try:
         for name, option in (("crit", "--version"), ("mkfs.xfs", "-V"), ("xfs_db", "-V")):
             run(top / "bin" / name, option, env=env)
+    except ProgramError as error:
+        message = f"{top} does not work: {error}"
+        raise RigError(message) from error
+    check_criu(top)
+
+
+def check_criu(top: Path) -> None:
+    """Raise RigError unless the CRIU below `top` starts and, as root, is content."""
+    try:
         # Who is not root cannot dump, but can still read images with crit.
         verdict = run(top / "bin" / "criu", "check" if os.geteuid() == 0 else "--version")
     except ProgramError as error:
@@ -166,29 +192,38 @@ def _check(top: Path) -> None:
         raise RigError(message)
 
 
-def _build(top: Path) -> None:
+@contextmanager
+def built_aside(top: Path, check: Callable[[Path], None]) -> Iterator[tuple[Path, Path]]:
+    """A folder to fill, and a state directory for apt; then it is checked, and becomes `top`."""
     aside = Path(tempfile.mkdtemp(prefix=f".{top.name}.", dir=top.parent))
     try:
         with tempfile.TemporaryDirectory(prefix=".apt.", dir=top.parent) as state:
-            for package in _download(Path(state)):
-                run("dpkg-deb", "--extract", package, aside)
-        _write_wrappers(aside)
+            yield aside, Path(state)
         aside.chmod(0o755)
-        _check(aside)
+        check(aside)
         if top.exists():
             # One that was there did not work, or we would not be here.
             shutil.rmtree(top)
         aside.rename(top)
-    except ProgramError as error:
-        message = f"cannot get {', '.join(_PACKAGES)} of Debian {_SUITE}: {error}"
-        raise RigError(message) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+def _build(top: Path) -> None:
+    try:
+        with built_aside(top, _check) as (aside, state):
+            write_sources(state, [_SUITE])
+            run("apt-get", *apt_options(state), "-oAPT::Update::Error-Mode=any", "update")
+            extract(state, _PACKAGES, aside)
+            write_wrappers(aside)
+    except ProgramError as error:
+        message = f"cannot get {', '.join(_PACKAGES)} of Debian {_SUITE}: {error}"
+        raise RigError(message) from error
+
+
 @contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    # Two test runs at once: the second waits, and then finds the work done.
+def locked(directory: Path) -> Iterator[None]:
+    """Two test runs at once: the second waits, and then finds the work done."""
     with (directory / "lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -200,10 +235,10 @@ def rig() -> Path:
 
     RigError where it cannot be had or does not work; asked again, it is tried again.
     """
-    cache = _cache()
+    cache = cache_directory()
     cache.mkdir(parents=True, exist_ok=True)
     top = cache / f"{_SUITE}-{platform.machine()}-{_LAYOUT}"
-    with _locked(cache):
+    with locked(cache):
         try:
             _check(top)
         except RigError:

@@ -1,0 +1,89 @@
+"""Who holds a file open that has no name left, and the last name that it had.
+
+The link of a descriptor of such a file ends in ` (deleted)` (d_path() of fs/d_path.c); what is in
+front of it is the name at the time of its removal.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import TYPE_CHECKING, NamedTuple
+
+from irmapdb.kernel import identity as kernel_identity
+from irmapdb.kernel import procfs
+from irmapdb.model import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from irmapdb.kernel.root import Root
+    from irmapdb.model import Identity
+
+__all__ = ["Holder", "deleted_holders"]
+
+_DELETED = b" (deleted)"
+_DESCRIPTOR = re.compile(r"/fd/(\d+)\Z")
+
+
+class Holder(NamedTuple):
+    """One task that has a deleted file open."""
+
+    pid: int
+    where: str
+    """`fd 5`; or `cwd`, `root`, `exe`."""
+    last_name: bytes
+    """Absolute in the root of the root task; as the kernel tells it where it is not below that."""
+
+    def __str__(self) -> str:
+        return f"it was {printable(self.last_name)}; task {self.pid} holds it as {self.where}"
+
+
+def deleted_holders(
+    root: Root, pids: Sequence[int], wanted: Iterable[Identity], proc: str = "/proc"
+) -> dict[Identity, Holder]:
+    """The first holder among the tasks of each wanted inode that one of them has open.
+
+    No filesystem is asked for what is not wanted: the device is that of the descriptor's mount.
+    """
+    by_ino: dict[int, list[Identity]] = {}
+    for identity in wanted:
+        by_ino.setdefault(identity.ino, []).append(identity)
+    found: dict[Identity, Holder] = {}
+    kdevs = {one.kdev for many in by_ino.values() for one in many}
+    for pid in pids if by_ino else ():
+        for file in procfs.open_files(pid, proc):
+            if not file.path.endswith(_DELETED):
+                continue
+            for identity in _held(root, file.link, by_ino, kdevs):
+                name = file.path.removesuffix(_DELETED)
+                holder = Holder(pid, _where(file.link), root.strip(name) or name)
+                found.setdefault(identity, holder)
+    return found
+
+
+def _held(
+    root: Root, link: str, by_ino: dict[int, list[Identity]], kdevs: set[int]
+) -> list[Identity]:
+    try:
+        fd = os.open(link, os.O_PATH | os.O_CLOEXEC)
+    except OSError:
+        return []
+    try:
+        if root.kdev_of_mount(kernel_identity.mount_id(fd)) not in kdevs:
+            return []
+        status = os.fstat(fd)
+        candidates = by_ino.get(status.st_ino, ())
+        if status.st_nlink or not candidates:
+            return []
+        held = kernel_identity.identify_fd(root, fd)
+        return [identity for identity in candidates if held.matches(identity)]
+    except OSError:
+        return []
+    finally:
+        os.close(fd)
+
+
+def _where(link: str) -> str:
+    descriptor = _DESCRIPTOR.search(link)
+    return f"fd {descriptor[1]}" if descriptor else link.rpartition("/")[2]

@@ -1,0 +1,127 @@
+"""What check says of a dump beside what real CRIU then does."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from irmapdb import steps
+from irmapdb.check.dump import DumpCheck, Options, check_dump
+from irmapdb.check.verdicts import Outcome, Prediction
+from irmapdb.check.version import parse_version
+from irmapdb.image.fsnotify import decode_files_img
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from irmapdb.check.verdicts import Verdict
+    from tests.support.criu import Criu, CriuRun
+    from tests.support.watcher import Watched, Watcher
+
+__all__ = ["TRIES", "Bench", "Compared"]
+
+TRIES = 6
+"""How often something is done again that another process's drop_caches may have disturbed."""
+
+
+class Compared(NamedTuple):
+    """A prediction, and what came of it."""
+
+    verdict: Verdict
+    predicted: Outcome
+    did: Outcome
+    path: bytes | None
+    """The predicted path."""
+    run: CriuRun
+    prediction: Prediction
+
+
+class Bench:
+    """Predicts and dumps, with one pair of directories for each dump."""
+
+    def __init__(self, criu: Criu, target: Watcher, directory: Path) -> None:
+        self.criu = criu
+        self.target = target
+        self.directory = directory
+        self.version = parse_version(criu.version)
+        self._dumps = 0
+
+    def pre_dump(self) -> bytes:
+        """The irmap-cache that pre-dump writes."""
+        work = self.new(None)
+        steps.pre_dump(steps.Options(self.target.pid, images_dir=work))
+        return (work / "irmap-cache").read_bytes()
+
+    def new(self, cache: bytes | None) -> Path:
+        """A directory for a dump, with this irmap-cache in it."""
+        self._dumps += 1
+        work = self.directory / f"dump-{self._dumps}"
+        work.mkdir()
+        if cache is not None:
+            (work / "irmap-cache").write_bytes(cache)
+        return work
+
+    def check(
+        self, work: Path, *, forced: bool = False, scan_paths: Sequence[Path] = ()
+    ) -> DumpCheck:
+        return check_dump(
+            Options(
+                self.target.pid,
+                images_dir=work,
+                version=self.version,
+                force_irmap=forced,
+                scan_paths=tuple(map(os.fsencode, scan_paths)),
+            )
+        )
+
+    def compare(
+        self,
+        watched: Watched,
+        *,
+        prepare: Callable[[], object] = lambda: None,
+        cache: bytes | None = None,
+        forced: bool = False,
+        scan_paths: Sequence[Path] = (),
+    ) -> Compared:
+        """The prediction and CRIU's outcome for the only watch of the target.
+
+        Caches may be dropped by anyone at any time; if what check says after the dump differs
+        from before, it is all done again.
+        """
+        for _ in range(TRIES):
+            work = self.new(cache)
+            prepare()
+            (before,) = self.check(work, forced=forced, scan_paths=scan_paths).watches
+            run = self.criu.dump(self.target.pid, work, force_irmap=forced, scan_paths=scan_paths)
+            did = self.outcome(run, watched)
+            (after,) = self.check(work, forced=forced, scan_paths=scan_paths).watches
+            said = before.prediction
+            if said.outcome is did or said.outcome is after.prediction.outcome:
+                break
+        return Compared(said.verdict, said.outcome, did, said.path, run, said)
+
+    def outcome(self, run: CriuRun, watched: Watched) -> Outcome:
+        """What CRIU did with the only watch: a path is right if the watch hears what is there."""
+        if not run.ok:
+            return Outcome.FAILS
+        data = (run.images / "files.img").read_bytes()
+        ((dumped,),) = (file.watches for file in decode_files_img(data, "files.img"))
+        if dumped.path is None:
+            return Outcome.NO_PATH
+        path = Path(os.fsdecode(dumped.path))
+        return Outcome.PATH if self.leads_to(path, watched) else Outcome.WRONG_PATH
+
+    def leads_to(self, path: Path, watched: Watched) -> bool:
+        """Whether the watch hears what happens to the file at the path.
+
+        It must be one for IN_OPEN and, of a symbolic link, for IN_ATTRIB.
+        """
+
+        def touch() -> None:
+            if path.is_symlink():
+                os.utime(path, follow_symlinks=False)
+            else:
+                os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY))
+
+        return os.path.lexists(path) and self.target.hears(watched, touch)

@@ -1,0 +1,126 @@
+"""A watch whose path no system call takes costs no other watch its answer, in any command."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from irmapdb import audit, census, steps
+from irmapdb.audit import Verdict as AuditVerdict
+from irmapdb.check.dump import Options, check_dump
+from irmapdb.check.observe import Observer
+from irmapdb.check.verdicts import CriuVersion, Look, Outcome, Verdict
+from irmapdb.steps import FreezeOptions
+from tests.kernel.stepping import new_work_dir, options_for
+from tests.support.filesystems import drop_caches
+from tests.support.names import deep_file
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from irmapdb.check.verdicts import Facts
+    from tests.support.area import MountArea
+    from tests.support.watcher import Watcher
+
+
+@pytest.fixture
+def paths(watcher: Watcher, area: MountArea) -> list[bytes]:
+    """A file near the top, one and its directory beyond PATH_MAX, all watched."""
+    top = area.ext4().mountpoint
+    near = os.fsencode(top / "near")
+    Path(os.fsdecode(near)).touch()
+    deep = deep_file(top, length=5000)
+    watched = [near, deep, os.path.dirname(deep)]
+    for path in watched:
+        watcher.add_inotify(path)
+    return watched
+
+
+@pytest.mark.parametrize("cold", [False, True])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_step(
+    paths: list[bytes], watcher: Watcher, tmp_path: Path, *, cold: bool, frozen: bool
+) -> None:
+    options = options_for(watcher, new_work_dir(tmp_path), Path(os.fsdecode(paths[0])).parent)
+    if cold:
+        drop_caches()
+    done = steps.dump(options, FreezeOptions()) if frozen else steps.pre_dump(options)
+    found = {row.watch.wd: row.path for row in done.watches}
+    assert found == dict(enumerate(paths, 1))
+
+
+def test_an_audit_and_ps(paths: list[bytes], watcher: Watcher, tmp_path: Path) -> None:
+    options = options_for(watcher, new_work_dir(tmp_path), Path(os.fsdecode(paths[0])).parent)
+    steps.pre_dump(options)
+    shown = census.take(
+        census.Options(
+            watcher.pid, search=True, scan_paths=options.scan_paths, config=options.config
+        )
+    )
+    assert {row.path for row in shown.watches} == set(paths)
+    database = options.images_dir / "irmap.db"
+    findings = audit.audit(audit.Options(database=database, pid=watcher.pid)).findings
+    assert {one.mapping.path for one in findings} == set(paths)
+    assert {one.verdict for one in findings} == {AuditVerdict.VALID}
+
+
+@pytest.mark.parametrize("forced", [False, True])
+def test_check(paths: list[bytes], watcher: Watcher, tmp_path: Path, *, forced: bool) -> None:
+    said = check_dump(
+        Options(watcher.pid, tmp_path, version=CriuVersion(4, 1), force_irmap=forced)
+    ).watches
+    found = {one.watch.wd: one.prediction for one in said}
+    assert (found[1].verdict, found[1].path) == (Verdict.PATH, paths[0])
+    for wd in (2, 3):
+        assert found[wd].verdict is (Verdict.FAILS if forced else Verdict.NO_RESTORE)
+        assert "4,095" in found[wd].why
+
+
+def test_an_error_while_one_watch_is_looked_at(
+    paths: list[bytes], watcher: Watcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Any error, of any look: none of those above, which are known.
+    identities = {}
+
+    def readlink(path: str) -> str:
+        name = os.fspath(path)
+        if name.startswith("/proc/self/fd/") and os.stat(name).st_ino == identities["bad"]:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(path)
+
+    real = os.readlink
+    identities["bad"] = watcher.watched[1].st_ino
+    monkeypatch.setattr("irmapdb.check.observe.os.readlink", readlink)
+    said = check_dump(Options(watcher.pid, tmp_path, version=CriuVersion(4, 1))).watches
+    found = {one.watch.wd: one.prediction for one in said}
+    assert found[1].verdict is Verdict.PATH
+    assert (found[2].verdict, found[2].outcome) == (Verdict.UNKNOWN, Outcome.UNKNOWN)
+    assert "Input/output error" in found[2].why
+    assert found[3].verdict is Verdict.NO_RESTORE
+
+
+def test_an_error_of_a_look_for_all(
+    watcher: Watcher, area: MountArea, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = area.place("overlay-lower")
+    watcher.add_inotify(place.directory / "file")
+    warm = area.place("tmpfs").directory / "file"
+    watcher.add_inotify(warm)
+    take = Observer.take
+
+    def failing(self: Observer, look: Look, batch: Sequence[Facts]) -> Iterator[Facts]:
+        if look is Look.SCAN:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return take(self, look, batch)
+
+    monkeypatch.setattr(Observer, "take", failing)
+    report = check_dump(Options(watcher.pid, tmp_path, version=CriuVersion(4, 1)))
+    found = {one.watch.wd: one.prediction.verdict for one in report.watches}
+    assert found == {1: Verdict.UNKNOWN, 2: Verdict.PATH}
+    assert report.uncertain
+    assert not report.fails
+    assert not report.right
