@@ -107,6 +107,8 @@ class Census:
     """Those of the machine: `users` lacks them."""
     watches: tuple[WatchedPath, ...] = ()
     """Of a tree alone, in the order of the tasks."""
+    of_machine: bool = True
+    """Whether all tasks were asked for, and not those of a tree."""
 
     @property
     def unresolved(self) -> tuple[WatchedPath, ...]:
@@ -117,8 +119,11 @@ class Census:
 
     @property
     def complete(self) -> bool:
-        """Whether all tasks asked for were looked at, and every watch that is listed has a path."""
-        return not (self.denied or self.unresolved)
+        """Of a tree: whether all its tasks were looked at, and each watch has a path.
+
+        Of the machine: True. Nearly everywhere a task is hidden, from root too; `hidden` has it.
+        """
+        return self.of_machine or not (self.denied or self.unresolved)
 
 
 def take(options: Options) -> Census:
@@ -140,6 +145,7 @@ def take(options: Options) -> Census:
         denied=tuple(task for task in denied if options.pid is None or task.pid in pids),
         hidden=tuple(denied),
         watches=() if options.pid is None else _paths(options, options.pid, tree, survey),
+        of_machine=options.pid is None,
     )
 
 

@@ -135,9 +135,32 @@ def image_with(entry):
     return f'{{"magic": "IRMAP_CACHE", "entries": [{good}, {entry}]}}'.encode()
 
 
+@pytest.mark.parametrize("space", ["", " ", "\n  "])
+@pytest.mark.parametrize("dev", ["266338304", '"266338304"', '"0:65024"'])
+@pytest.mark.parametrize("ino", ["0", "19", "18446744073709551615"])
+def test_the_form_of_go_criu_is_read(space, dev, ino):
+    entry = f'{{"dev":{space}{dev},{space}"inode":"{ino}",{space}"path":{space}"/etc"}}'
+    text = f'{{"magic":"IRMAP_CACHE","entries":[{entry}]}}\n'.encode()
+    kdev = os.makedev(0, 65024) if ":" in dev else 266338304
+    assert decode_json(text, "x") == (CacheEntry(kdev, int(ino), b"/etc"),)
+
+
+def test_no_entries_in_the_form_of_go_criu():
+    assert decode_json(b'{"magic":"IRMAP_CACHE","entries":null}', "x") == ()
+
+
+@pytest.mark.parametrize(
+    "digits", ["", "-1", "+1", "01", " 1", "1 ", "1.0", "1e3", "\\u0661", "9" * 20, "1" * 21]
+)
+def test_a_string_that_is_no_number_is_refused(digits):
+    with pytest.raises(ImageError, match="entry 1: inode is "):
+        decode_json(image_with(f'{{"dev": 1, "inode": "{digits}", "path": "/"}}'), "x")
+
+
 @pytest.mark.parametrize(
     ("text", "what"),
     [
+        (image_with('{"dev": "4294967296", "inode": "2", "path": "/"}'), "outside of 32 bits"),
         (b"", "line 1 column 1: Expecting value"),
         (b'{"magic": "IRMAP_CACHE",\n "entries": [}', "line 2 column 14: Expecting value"),
         (encode_json(HOSTILE)[:-3], "line 1 column "),

@@ -1,8 +1,8 @@
 """The command line: parse, call, print, exit code. No thinking is done here.
 
 stdout is the result, stderr is talk. Exit codes: 0 done; 1 not done; 2 wrong usage; 3 done, with
-findings. A command is imported when it is asked for, see irmapdb.commands.group,
-and what it needs when it runs: `--help` waits for no database.
+findings; 130 interrupted (128 + SIGINT). A command is imported when it is asked for, see
+irmapdb.commands.group, and what it needs when it runs: `--help` waits for no database.
 """
 
 from __future__ import annotations
@@ -10,14 +10,16 @@ from __future__ import annotations
 import gc
 import os
 import re
+import signal
 import sys
+import threading
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 from typer.main import get_command
 
 from irmapdb import __version__
-from irmapdb.commands import output
+from irmapdb.commands import output, usage
 from irmapdb.commands.group import HELP_OPTIONS, Commands, hide_bools
 from irmapdb.commands.log import close_log, log_end, start_talk
 from irmapdb.errors import IrmapError, UsageError
@@ -66,10 +68,10 @@ def irmapdb(
     `criu dump -t PID -D DIR` loads that cache, or `irmapdb dump` shows what would be dumped.
 
     Exit codes: 0 done; 1 not done; 2 wrong usage; 3 done, with findings: a watch without a
-    path, or one that `check` finds CRIU to lose; a task that may not be looked at; a mapping that
-    `audit` finds to hold no longer or cannot look at; a key that `lookup` knows nothing of; more
-    rows than `sql` was to print. That a stored path went stale in `pre-dump` or `dump`, and another
-    one was proved, is no finding.
+    path, or one that `check` finds CRIU to lose; a task of the tree that may not be looked at; a
+    mapping that `audit` finds to hold no longer or cannot look at; a key that `lookup` knows
+    nothing of; more rows than `sql` was to print. That a stored path went stale in `pre-dump` or
+    `dump`, and another one was proved, is no finding. 130: interrupted.
     """
 
 
@@ -108,31 +110,81 @@ def main() -> None:
     # What cannot be shown on this terminal is escaped, and is no reason to end.
     sys.stdout = output.tolerant(sys.stdout, named=True)
     sys.stderr = output.tolerant(sys.stderr, named=False)
-    start_talk()
-    remove_leftovers()
+    sys.unraisablehook = _unraisable
     try:
+        start_talk()
+        remove_leftovers()
+        code = _run()
+        close_log()
+    except KeyboardInterrupt:  # also one that comes while files are being closed
+        code = _interrupted()
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done, and the code stands
+    close_log()
+    gc.freeze()  # at the end all of them go anyway
+    if code:
+        sys.exit(code)
+
+
+def _run() -> int:
+    """The exit code. KeyboardInterrupt is the caller's."""
+    group = cast("TyperGroup", get_command(app))
+    hide_bools(group)
+    try:
+        arguments = list(_as_typer_counts(sys.argv[1:]))
         try:
-            command = cast("TyperGroup", get_command(app))
-            hide_bools(command)
-            command(list(_as_typer_counts(sys.argv[1:])), prog_name="irmapdb")
+            code = group(arguments, prog_name="irmapdb", standalone_mode=False)
+        except usage.ParserError as error:
+            if type(error).__name__ == "NoArgsIsHelpError":
+                error.show()  # type: ignore[attr-defined]  # the help
+                return 2
+            raise usage.translated(error, arguments, group) from error
         finally:
             sys.stdout.flush()  # here, where what fails is told: Python's own flush ends with 120
     except IrmapError as error:
-        typer.echo(f"irmapdb: {error}", err=True)
-        log_end(error)
-        sys.exit(error.exit_code)
+        return _failed(error, error.exit_code)
     except BrokenPipeError:
         # The reader of our output went away, as `head` does.
         _leave_stdout()
-        sys.exit(1)
+        return 1
     except OSError as error:
         # What no room has translated: still one line that names the object.
         where = "" if error.filename is None else f"{output.shown(error.filename)}: "
-        typer.echo(f"irmapdb: {where}{error.strerror or error}", err=True)
-        log_end(error)
+        _failed(error, 1, f"{where}{error.strerror or error}")
         if error.filename == output.STDOUT:
             _leave_stdout()
-        sys.exit(1)
-    finally:
-        close_log()
-        gc.freeze()  # ... nor at the end, when all of them go anyway
+        return 1
+    except MemoryError as error:
+        error.__traceback__ = None  # what the frames hold is memory
+        return _failed(error, 1, _NO_MEMORY)
+    except ImportError as error:  # a library that no memory was left for, or half of an upgrade
+        reason = output.printable_text(str(error))
+        return _failed(error, 1, f"{reason}; free some memory, or install irmapdb anew")
+    if code == _INTERRUPTED:  # what typer makes of KeyboardInterrupt
+        return _interrupted()
+    return int(code or 0)
+
+
+_INTERRUPTED = 128 + signal.SIGINT
+_NO_MEMORY = "out of memory; free some, raise the limit (ulimit -v), or ask for less"
+
+
+def _failed(error: BaseException, code: int, said: str | None = None) -> int:
+    typer.echo(f"irmapdb: {error if said is None else said}", err=True)
+    log_end(error if isinstance(error, IrmapError) or said is None else _Said(said))
+    return code
+
+
+class _Said(Exception):  # noqa: N818 an error's line for the log
+    pass
+
+
+def _interrupted() -> int:
+    _failed(KeyboardInterrupt(), _INTERRUPTED, "interrupted")
+    return _INTERRUPTED
+
+
+def _unraisable(problem: sys.UnraisableHookArgs) -> None:
+    # Ctrl-C in a finalizer, where nothing can be raised: no reason for a traceback.
+    if not isinstance(problem.exc_value, KeyboardInterrupt | MemoryError):
+        sys.__unraisablehook__(problem)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from importlib import import_module
 from inspect import cleandoc
 from typing import TYPE_CHECKING, Any, cast
@@ -19,6 +20,8 @@ from typing import TYPE_CHECKING, Any, cast
 import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_group
+
+from irmapdb.commands import usage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -76,6 +79,7 @@ def _build(module: str) -> dict[str, Command]:
     for command in commands.values():
         for each in _tree(command):
             hide_bools(each)
+            _refuse_empty_values(each)
             each.help = _with_examples_apart(each.help)
     return commands
 
@@ -101,6 +105,19 @@ def hide_bools(command: Command) -> None:
     for parameter in command.get_params(context):
         if getattr(parameter, "is_flag", False):
             parameter.metavar = ""
+
+
+def _refuse_empty_values(command: Command) -> None:
+    for parameter in command.params:
+        if not getattr(parameter, "is_flag", False):
+            parameter.process_value = partial(  # type: ignore[method-assign]
+                _checked, parameter, parameter.process_value
+            )
+
+
+def _checked(parameter: Any, process: Any, context: Any, value: Any) -> Any:  # noqa: ANN401 typer's
+    usage.refuse_empty(parameter, value)
+    return process(context, value)
 
 
 class Commands(TyperGroup):

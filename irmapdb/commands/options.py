@@ -11,6 +11,7 @@ import typer
 from irmapdb.errors import UsageError
 
 __all__ = [
+    "PID_ADVICE",
     "AsJson",
     "ConfigFile",
     "CriuWorkDir",
@@ -28,11 +29,14 @@ __all__ = [
 ]
 
 
+PID_ADVICE = "give the pid of the tree's root task, as you see it: `pgrep -o NAME` finds it"
+
+
 def positive_pid(value: int | None) -> int | None:
     """Refuse what can be no process."""
     if value is not None and value <= 0:
         message = f"-t {value}: not a process id"
-        raise UsageError(message, advice="give the pid of the tree's root task, as you see it")
+        raise UsageError(message, advice=PID_ADVICE)
     return value
 
 

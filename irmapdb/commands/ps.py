@@ -57,8 +57,8 @@ def ps(
     used: this is the sum of what can be seen, charged to each process's effective user, or, in a
     user namespace, to the owner of that.
 
-    Exit code 3: with -t, a watch without a path; a task that may not be looked at, of the tree or,
-    without -t, of the machine.
+    Exit code 3, with -t: a watch has no path, or a task of the tree may not be looked at. Without
+    -t, such tasks are named on stderr, and the exit code is 0.
 
     Examples:
         irmapdb ps
@@ -181,7 +181,7 @@ def _share(usage: Usage) -> str:
 def _say_what_is_missing(census: Census, *, searched: bool) -> None:
     if census.hidden:
         tasks = output.count(len(census.hidden), "process", "processes")
-        advice = "" if os.geteuid() == 0 else "; run as root to see all"
+        advice = "" if os.geteuid() == 0 else "; run as root to see them"
         output.say(f"{tasks} could not be looked at ({_some(census.hidden)}){advice}")
     unknown = len(census.unresolved)
     deleted = sum(row.deleted for row in census.unresolved)

@@ -14,7 +14,10 @@ Where crit itself loses something:
 - With --pretty it shows `dev` by glibc's encoding, though it is a kernel number: 254:0 comes out
   as "0:65024". No bit is lost, so this form is read back the way crit reads it.
 
-Facts from pycriu's cli.py and images/pb2dict.py, and from crit 3.17.1.
+The crit of go-criu writes `inode` as a string of digits, as protobuf's own JSON form has 64-bit
+numbers, and null for no entries. Both are read.
+
+Facts from pycriu's cli.py and images/pb2dict.py, from crit 3.17.1, and from image.go of go-criu.
 """
 
 from __future__ import annotations
@@ -37,6 +40,7 @@ __all__ = ["decode_json", "encode_json"]
 
 _KEYS = {"dev", "inode", "path"}
 
+_DIGITS = re.compile(r"0|[1-9][0-9]{0,19}")
 _PRETTY_DEV = re.compile(r"([0-9]{1,4}):([0-9]{1,7})")
 _MAX_MAJOR = 0xFFF  # what 32 bits of glibc's gnu_dev_major() and gnu_dev_minor() hold
 _MAX_MINOR = 0xFFFFF
@@ -121,6 +125,8 @@ def _kind(value: object) -> str:
 
 
 def _unsigned(value: object, key: str, bits: int) -> int:
+    if isinstance(value, str) and _DIGITS.fullmatch(value):
+        value = int(value)  # protobuf's own JSON form of 64-bit numbers, which go-criu writes
     if type(value) is not int:  # bool is an int
         raise _BadValueError(f"{key} is {_kind(value)}, not a whole number")
     if not 0 <= value < 1 << bits:
@@ -130,7 +136,7 @@ def _unsigned(value: object, key: str, bits: int) -> int:
 
 
 def _kdev(value: object) -> int:
-    if not isinstance(value, str):
+    if not isinstance(value, str) or _DIGITS.fullmatch(value):
         return _unsigned(value, "dev", 32)
     match = _PRETTY_DEV.fullmatch(value)
     if match is None:
@@ -210,6 +216,8 @@ def decode_json(data: bytes, name: str) -> tuple[CacheEntry, ...]:
             advice="give the JSON of an irmap-cache",
         )
     values = image["entries"]
+    if values is None:  # go-criu's list of no entries
+        return ()
     if not isinstance(values, list):
         raise ImageError(f"{name}: entries is {_kind(values)}, not an array", advice=_ADVICE)
     entries: list[CacheEntry] = []

@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import typer
 
 from irmapdb import census
 from irmapdb.census import Census, Options, ProcessRow
@@ -194,10 +193,9 @@ def test_the_command(watcher: Watcher, tree: list[Path], tmp_path: Path) -> None
             capture_output=True,
             text=True,
         )
-        assert done.returncode == (3 if hidden and "-t" not in words else 0), done.stderr
+        assert done.returncode == 0, done.stderr
         return done.stdout
 
-    hidden = _take().hidden  # some machines have a task that even root may not look at
     for limit in ("max_user_instances", "max_user_groups", "max_user_marks"):
         assert limit in shown_by("-t", str(watcher.pid))
     with Watcher() as idle:
@@ -228,11 +226,12 @@ def test_what_may_not_be_looked_at_is_named(
     watcher: Watcher, capsys: pytest.CaptureFixture[str]
 ) -> None:
     del watcher  # is one of them
-    with as_nobody(), pytest.raises(typer.Exit) as ended:
-        ps()
-    assert ended.value.exit_code == 3
+    with as_nobody():
+        ps()  # exit code 0: some task is hidden nearly everywhere, from root too
     said = capsys.readouterr().err
-    assert re.search(r"\d+ processes could not be looked at \(\d+ \S.*\); run as root", said)
+    assert re.search(
+        r"\d+ processes could not be looked at \(\d+ \S.*\); run as root to see them", said
+    )
 
 
 def test_a_watch_without_a_path_is_a_finding(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import signal
 import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
@@ -55,8 +56,11 @@ def _replaced(
     argv: list[str], stdin: io.TextIOWrapper, stdout: io.TextIOWrapper, stderr: io.TextIOWrapper
 ) -> Iterator[None]:
     before = sys.argv, sys.stdin, sys.stdout, sys.stderr
+    hook, interrupt = sys.unraisablehook, signal.getsignal(signal.SIGINT)
     sys.argv, sys.stdin, sys.stdout, sys.stderr = argv, stdin, stdout, stderr
     try:
         yield
     finally:
         sys.argv, sys.stdin, sys.stdout, sys.stderr = before
+        sys.unraisablehook = hook
+        signal.signal(signal.SIGINT, interrupt)
