@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import resource
 import signal
 import subprocess
@@ -180,6 +179,10 @@ def _limited(*words: str | Path, mib: int) -> subprocess.CompletedProcess[str]:
     )
 
 
+_MANY_ROWS = """WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c LIMIT 100000000)
+SELECT n, hex(zeroblob(10000)) FROM c"""
+
+
 def test_real_want_of_memory_is_one_line(tmp_path: Path) -> None:
     image, large = tmp_path / "irmap-cache", tmp_path / "large"
     image.write_bytes(cache.encode_cache([CacheEntry(1, 2, b"/a")]))
@@ -191,18 +194,13 @@ def test_real_want_of_memory_is_one_line(tmp_path: Path) -> None:
         ("show", large),
         ("convert", large, tmp_path / "out"),
         ("import", large, "-W", tmp_path),
-        (
-            "sql",
-            "SELECT length(hex(zeroblob(300000000)) || hex(zeroblob(200000000)))",
-            "-W",
-            tmp_path,
-        ),
+        ("sql", _MANY_ROWS, "--limit", "0", "-W", tmp_path),
     ):
         done = _limited(*words, mib=300)
         assert done.returncode == 1, done
         assert (done.stdout, done.stderr.count("\n")) == ("", 1), done
         assert done.stderr.startswith("irmapdb: ")
-        assert re.search("memory|too big", done.stderr)
+        assert "memory" in done.stderr, done
 
 
 def test_ctrl_c_ends_a_command_in_one_line(tmp_path: Path) -> None:
