@@ -109,7 +109,8 @@ class Search:
         self.freeze_follows = False
         """Whether the tasks are about to stand still: what moves can wait for that."""
         self._proc = proc
-        self._pids: list[int] = []
+        self._pids: dict[int, None] = {}
+        self._holders: dict[int, None] = {}
         self._open_names: set[bytes | None] | None = None
         self._stack = contextlib.ExitStack()
         self._main = self._place(root, 0)
@@ -146,6 +147,10 @@ class Search:
         roots = (place.root for place in self._nested.values())
         return [root for root in roots if root.is_namespaces_own]
 
+    def add_holders(self, pids: Iterable[int]) -> None:
+        """Tasks that may hold open what is watched, beside those that watch: all of the tree."""
+        self._holders.update(dict.fromkeys(pids))
+
     def hold_open(self) -> None:
         """Open what filesystems are asked through `at_once`: until the end, nothing else is."""
         left = _MOST_HELD_OPEN
@@ -174,8 +179,7 @@ class Search:
         watchers: dict[Identity, tuple[int, ...]] = {}
         known = self.outcome.resolved.keys() | self.outcome.unresolved.keys()
         for file in files:
-            if file.pid not in self._pids:
-                self._pids.append(file.pid)
+            self._pids[file.pid] = self._holders[file.pid] = None
             mine = (file.pid,)
             for watch in file.watches:
                 if watch.identity not in known:
@@ -254,7 +258,7 @@ class Search:
             Handles(root, doors, self._over),
             BtrfsLookup(root, doors, self._over),
             XfsParents(root, doors, self._over),
-            OpenFiles(root, self._pids, self._proc, self._over),
+            OpenFiles(root, self._holders, self._proc, self._over),
             *((scan,) if self._scans else ()),
         )
         return _Place(root, mntns, stored, scan, doors, resolvers, {})

@@ -180,6 +180,7 @@ def _resolve(
     watched: list[WatchFile],
     over: Callable[[], bool] = lambda: False,
 ) -> list[WatchFile]:
+    search.add_holders(tree.pids)
     search.resolve(watched)
     if any(one.handle is None for one in search.outcome.unresolved) and not over():
         # The look at the candidates may have made the kernel show a handle that it did not show.

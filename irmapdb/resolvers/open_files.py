@@ -12,7 +12,7 @@ from irmapdb.model import Source
 from irmapdb.resolvers.mountpoints import at_mount_points
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator
 
     from irmapdb.engine import Answer, Wanted
     from irmapdb.kernel.root import Root
@@ -29,7 +29,7 @@ class OpenFiles:
     def __init__(
         self,
         root: Root,
-        pids: Sequence[int],
+        pids: Collection[int],
         proc: str = "/proc",
         over: Callable[[], bool] = lambda: False,
     ) -> None:

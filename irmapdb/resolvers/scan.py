@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import stat
 from typing import TYPE_CHECKING, NamedTuple
@@ -13,7 +14,7 @@ from irmapdb.kernel.walk import Hit, walk
 from irmapdb.model import Source, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Container, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Container, Iterable, Iterator
 
     from irmapdb.config import Config
     from irmapdb.engine import Answer, Wanted
@@ -47,6 +48,9 @@ class _ClosedInProc:
             return True
         return below[:1] == [b"task"] and len(below) > _TASK_AND_THREAD
 
+
+_MOST_SAMPLED = 1000
+"""Entries that are looked at for a file: there may be none."""
 
 _TASK_AND_THREAD = 2  # of /proc/PID/task/TID, below PID
 
@@ -86,7 +90,7 @@ class Scan:
         config: Config,
         *,
         paths: Iterable[bytes] = (),
-        pids: Sequence[int] = (),
+        pids: Collection[int] = (),
         progress: Callable[[int, bytes], None] = lambda _scanned, _top: None,
         over: Callable[[], bool] = lambda: False,
     ) -> None:
@@ -118,7 +122,11 @@ class Scan:
                 yield from self._walk(one, wanted)
         for one in self._walks():
             # Where the listing's numbers are not the inodes' own, look at every entry.
-            if _own_numbers(one.mount.fstype) and not self._over():
+            if (
+                _own_numbers(one.mount.fstype)
+                and not self._over()
+                and self._may_differ(one, wanted)
+            ):
                 yield from self._walk_every_entry(one, wanted)
         for identity in list(wanted):
             yield Note(identity, self._why_not(identity))
@@ -162,6 +170,28 @@ class Scan:
             if not inos:
                 return
         self._walked.append(one)
+
+    def _may_differ(self, one: _Walk, wanted: Wanted) -> bool:
+        # An overlay with its layers on one filesystem, or with xino, gives each file the number
+        # that its listing has, and its own st_dev: one file tells. Directories were asked before.
+        if one.mount.fstype != "overlay":
+            return True
+        if not any(identity.kdev == one.mount.kdev for identity in wanted):
+            return False
+        for hit in itertools.islice(self._hits(one, (), every_entry=True), _MOST_SAMPLED):
+            try:
+                fd = self._root.open(_join(one.top, hit.path))
+            except OSError:
+                continue
+            try:
+                known = syscalls.statx(fd)
+            except OSError:
+                continue
+            finally:
+                os.close(fd)
+            if known.mnt_id == one.mount.mnt_id and not stat.S_ISDIR(known.mode):
+                return known.st_kdev != one.mount.kdev
+        return True
 
     def _walk_every_entry(self, one: _Walk, wanted: Wanted) -> Iterator[Answer]:
         mine = [identity for identity in wanted if identity.kdev == one.mount.kdev]

@@ -245,6 +245,32 @@ def test_on_an_overlay_of_two_filesystems_everything_is_found(area, root, watche
     assert {i: a.path for i, a in outcome.resolved.items()} == shown
 
 
+@pytest.mark.parametrize("kind", ["overlay-lower", "overlay-upper", "overlay-xino"])
+def test_an_overlay_whose_listing_tells_the_numbers_is_walked_once(area, root, watched, kind):
+    """Nothing that a second, far slower look could find."""
+    top = area.place(kind).directory
+    for number in range(300):
+        (top / f"new{number}").touch()
+    ghost = watched(top / "new1")._replace(ino=1 << 30, handle=NOBODY_HAS_IT)
+    scan = Scan(root, NO_HINTS, paths=[os.fsencode(top)])
+    why_not(root, scan, ghost)
+    entries = sum(1 for _ in top.rglob("*"))
+    assert entries <= scan.scanned < 1.5 * entries
+
+
+@pytest.mark.parametrize("kind", ["overlay-lower", "overlay-xino"])
+def test_what_was_copied_up_is_found_by_one_walk(area, root, watched, kind):
+    top = area.place(kind).directory
+    path = next(one for one in sorted(top.iterdir()) if one.is_file() and one.stat().st_nlink == 1)
+    shown = watched(path)
+    path.chmod(0o600)
+    again = watched(path)
+    drop_caches()
+    outcome = ask(root, Scan(root, NO_HINTS, paths=[os.fsencode(top)]), shown, again)
+    assert {answer.path for answer in outcome.resolved.values()} == {os.fsencode(path)}
+    assert outcome.unresolved == {}
+
+
 def test_of_proc_only_the_tasks_own_directories_are_walked(root, watcher, watched):
     path = f"/proc/{watcher.pid}/status"
     other = watched(f"/proc/{os.getpid()}/status")

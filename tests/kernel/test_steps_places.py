@@ -427,3 +427,65 @@ def test_a_handle_that_is_lost_right_before_the_freeze(
     report = steps.dump(Options(watcher.pid, tmp_path, config=Config(hints=())), FreezeOptions())
     assert {row.watch.wd: row.path for row in report.watches} == truth
     assert all(row.watch.identity.handle for row in report.watches)
+
+
+# It watches a path, and a child of it, which watches nothing, holds what is there.
+_SUPERVISOR = """
+import ctypes, mmap, os, signal, sys
+path, held = sys.argv[1:]
+libc = ctypes.CDLL(None)
+assert libc.inotify_add_watch(libc.inotify_init1(0x80000), os.fsencode(path), 2) == 1
+read, write = os.pipe()
+if not os.fork():
+    if held == "exe":
+        os.execv(path, [path, "600"])
+    elif held == "cwd":
+        os.chdir(path)
+    else:
+        file = os.open(path, os.O_RDONLY)
+        if held == "map":
+            mapped = mmap.mmap(file, 0, prot=mmap.PROT_READ)
+            os.close(file)
+    os.close(write)
+    signal.pause()
+os.close(write)
+os.read(read, 1)  # it is held
+print(flush=True)
+signal.pause()
+"""
+
+
+@pytest.mark.parametrize("held", ["fd", "cwd", "exe", "map"])
+def test_what_another_task_of_the_tree_holds_deleted_is_not_searched_for(
+    area: MountArea, tmp_path: Path, held: str
+) -> None:
+    """A binary that runs, say, and was replaced while its supervisor watches the file."""
+    top = area.place("overlay-upper").directory
+    path = top / "replaced"
+    if held == "cwd":
+        path.mkdir()
+    else:
+        shutil.copy("/bin/sleep", path)
+    command = [sys.executable, "-I", "-S", "-c", _SUPERVISOR, path, held]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as task:
+        try:
+            assert task.stdout is not None
+            task.stdout.readline()
+            if held == "cwd":
+                path.rmdir()
+            else:
+                (top / "new").touch()
+                (top / "new").rename(path)
+            options = Options(
+                task.pid,
+                images_dir=new_work_dir(tmp_path),
+                scan_paths=(os.fsencode(top),),
+                config=NO_HINTS,
+            )
+            report = steps.pre_dump(options)
+        finally:
+            os.killpg(task.pid, signal.SIGKILL)
+    (row,) = report.watches
+    assert row.path is None
+    assert "open-files: deleted" in (row.why or "")
+    assert report.stats.scanned == 0
