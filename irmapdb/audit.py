@@ -222,6 +222,7 @@ def open_audit(options: Options) -> Iterator[Audit]:
         message = "--root and -t each name a root"
         raise UsageError(message, advice="give one of them")
     with _open_root(options) as root, contextlib.ExitStack() as opened:
+        root.trust(options.config.scan_paths)
         yield Audit(root, options, opened)
 
 
@@ -363,6 +364,7 @@ class Audit:
                     self.nested[mntns] = self._inside(self._opened.enter_context(root))
 
     def _inside(self, root: Root) -> Audit:
+        root.trust(self.options.config.scan_paths)
         nested = Audit(root, self.options, self._opened)
         nested._rows, nested._namespaces = self._rows, {root.mntns}
         nested._name = f"the root of mount namespace {root.mntns}"

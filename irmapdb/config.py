@@ -39,7 +39,7 @@ from typing import TYPE_CHECKING, Any
 from irmapdb import files
 from irmapdb.durations import parse_duration
 from irmapdb.errors import ConfigError, FileError
-from irmapdb.model import printable
+from irmapdb.model import is_fuse, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -154,7 +154,7 @@ class Config:
 
     def walkable(self, fstype: str) -> bool:
         """Whether a filesystem may be walked without being named."""
-        return fstype not in self.skip_filesystems and not fstype.startswith("fuse")
+        return fstype not in self.skip_filesystems and not is_fuse(fstype)
 
     def may_wait(self, mounts: Iterable[Mount]) -> bool:
         """Whether a lookup on a device with these mounts may wait for somebody else."""

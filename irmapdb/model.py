@@ -40,6 +40,7 @@ __all__ = [
     "format_kdev",
     "from_printable",
     "is_canonical",
+    "is_fuse",
     "kdev_of",
     "major_minor",
     "printable",
@@ -250,6 +251,14 @@ class Mount(NamedTuple):
     source: bytes
     super_options: bytes
     """As it stands there, escapes and all: a comma of a name is no end of an option."""
+
+
+def is_fuse(fstype: str) -> bool:
+    """Whether a mount's type is FUSE, served by a program: `fuse`, `fuseblk`, `fuse.sshfs`.
+
+    fusectl is not: it is the kernel's own list of the connections.
+    """
+    return fstype.partition(".")[0] in {"fuse", "fuseblk"}
 
 
 class CacheEntry(NamedTuple):

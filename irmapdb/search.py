@@ -242,6 +242,7 @@ class Search:
         return disproof(self._main.root, identity, path, self._config.may_wait)
 
     def _place(self, root: Root, mntns: int) -> _Place:
+        root.trust((*self._scan_paths, *self._config.scan_paths))
         stored = StoredRows(lambda keys: self._load(keys, mntns))
         scan = Scan(
             root,

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from irmapdb.check.scene import numbers
 from irmapdb.kernel.root import open_beneath
 from irmapdb.kernel.walk import walk
+from irmapdb.model import is_fuse
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Container, Iterable, Iterator
@@ -128,7 +129,7 @@ class Walks:
         if not inos:
             return
         # FUSE need not say which inode an entry is (fs/fuse/readdir.c), so each is asked.
-        every = mount.fstype.startswith("fuse")
+        every = is_fuse(mount.fstype)
         tick = self._ticker(top)
         for hit in walk(top_fd, inos, every_entry=every, on_entries=tick):
             path = b"%b/%b" % (top.rstrip(b"/"), hit.path) if hit.path else top

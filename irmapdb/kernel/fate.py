@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from irmapdb.kernel import syscalls
 from irmapdb.kernel.syscalls import AT_EMPTY_PATH
+from irmapdb.model import is_fuse
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -64,7 +65,7 @@ def fates(root: Root, kdev: int, handles: Iterable[FileHandle]) -> dict[FileHand
             if not opens_handles(fd):
                 break
             # FUSE says ESTALE of whatever it has forgotten (fuse_get_dentry() of fs/fuse/inode.c).
-            forgets = mount.fstype.startswith("fuse") or mount.fstype == "virtiofs"
+            forgets = is_fuse(mount.fstype) or mount.fstype == "virtiofs"
             return {handle: _fate(fd, handle, forgets=forgets) for handle in handles}
         finally:
             os.close(fd)

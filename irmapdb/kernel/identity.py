@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from irmapdb.config import Config
 from irmapdb.kernel import syscalls
-from irmapdb.kernel.shared import may_be_another
+from irmapdb.kernel.ambiguous import may_be_another
 from irmapdb.kernel.syscalls import AT_EMPTY_PATH, AT_HANDLE_FID
 from irmapdb.model import Identity, StaleReason, is_canonical, kdev_of
 
@@ -142,16 +142,18 @@ def proves(root: Root, wanted: Identity, fd: int) -> bool:
 def _disproof_fd(root: Root, wanted: Identity, fd: int) -> StaleReason | None:
     mount = _mount_by_handle(root, wanted, fd)
     if mount is not None:
-        return StaleReason.AMBIGUOUS if may_be_another(mount, wanted, fd) else None
+        return StaleReason.AMBIGUOUS if may_be_another(root, mount, wanted, fd) else None
     found = identify_fd(root, fd)
     if found.matches(wanted):
-        mount = root.mount_by_id(mount_id(fd))
-        if mount is not None and may_be_another(mount, wanted, fd):
-            return StaleReason.AMBIGUOUS
         by_handle = found.handle is not None and wanted.handle is not None
         # A number alone counts only where it is one of the superblock's own, which overlayfs
         # does not give to what it takes from layers on several filesystems.
-        return None if by_handle or _st_kdev(fd) == found.kdev else StaleReason.REUSED
+        if not by_handle and _st_kdev(fd) != found.kdev:
+            return StaleReason.REUSED
+        mount = root.mount_by_id(mount_id(fd))
+        if mount is not None and may_be_another(root, mount, wanted, fd):
+            return StaleReason.AMBIGUOUS
+        return None
     if found.kdev != wanted.kdev and not _is_mounted(root, wanted):
         return StaleReason.UNMOUNTED
     reused = (found.kdev, found.ino) == wanted.key

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Self
 from irmapdb.errors import TaskError
 from irmapdb.kernel import procfs, syscalls
 from irmapdb.kernel.superblock import Superblock, superblock_of
-from irmapdb.model import Mount
+from irmapdb.kernel.superblocks import Superblocks
+from irmapdb.model import Mount, is_fuse
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -80,6 +81,10 @@ class Root:
     """Whether the table lacks the mount that the root directory lies on."""
     _own: Superblock | None = None
     """What the root directory lies on, where the table lacks it."""
+    superblocks: Superblocks = field(default_factory=lambda: Superblocks(_open_own_root))
+    """Where layers of the overlays in it lie: what is mounted in our own mount namespace."""
+    trusted: set[int] = field(default_factory=set)
+    """Devices whose server (FUSE) the user has named, and so answers for."""
 
     def __post_init__(self) -> None:
         self._changes.register(self.table_fd, select.POLLPRI)
@@ -89,6 +94,7 @@ class Root:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.superblocks.close()
         os.close(self.fd)
         os.close(self.table_fd)
 
@@ -214,6 +220,13 @@ class Root:
         mount = self.mount_by_id(mnt_id)
         return None if mount is None else mount.kdev
 
+    def trust(self, scan_paths: Iterable[bytes]) -> None:
+        """Take the user's word for the FUSE servers that these absolute paths lead to."""
+        for path in scan_paths:
+            mount = self.mount_of(path.rstrip(b"/"))
+            if mount is not None and is_fuse(mount.fstype):
+                self.trusted.add(mount.kdev)
+
     def strip(self, link: bytes) -> bytes | None:
         """A path in this root from what a magic link reads as; None for one outside."""
         if not self.prefix:
@@ -291,3 +304,7 @@ def open_root(pid: int, proc: str = "/proc") -> Root:
         os.close(fd)
         os.close(table_fd)
         raise
+
+
+def _open_own_root() -> Root:
+    return open_root(os.getpid())

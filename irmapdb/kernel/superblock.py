@@ -24,6 +24,18 @@ _NAMES = {
     0x01021994: "tmpfs",
     0x65735546: "fuse",
     0x6969: "nfs",
+    0x73717368: "squashfs",
+    0xE0F5E1E2: "erofs",
+    0xF2F52010: "f2fs",
+    0x858458F6: "ramfs",
+    0x9660: "iso9660",
+    0x15013346: "udf",
+    0x4D44: "vfat",
+    0x2011BAB0: "exfat",
+    0xFF534D42: "cifs",
+    0xFE534D42: "smb3",
+    0x01021997: "9p",
+    0x00C36400: "ceph",
 }
 
 

@@ -37,6 +37,7 @@ class Doors:
 
     def close(self) -> None:
         """Let go of what is kept: until then it cannot be unmounted."""
+        self._root.superblocks.close()
         while self._kept:
             os.close(self._kept.popitem()[1])
 
@@ -94,7 +95,8 @@ class Doors:
         """While inside, nothing is opened but what is kept."""
         before, self._only_kept = self._only_kept, True
         try:
-            yield
+            with self._root.superblocks.only_kept():
+                yield
         finally:
             self._only_kept = before
 

@@ -11,7 +11,7 @@ from irmapdb.engine import Candidate, Note
 from irmapdb.kernel import identity as kernel_identity
 from irmapdb.kernel import procfs, syscalls
 from irmapdb.kernel.walk import Hit, walk
-from irmapdb.model import Source, printable
+from irmapdb.model import Source, is_fuse, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Container, Iterable, Iterator
@@ -325,7 +325,7 @@ class Scan:
 # overlayfs with layers on several filesystems gives a directory a number of its own, and FUSE
 # need not fill d_ino at all (fs/overlayfs/readdir.c, fs/fuse/readdir.c).
 def _own_numbers(fstype: str) -> bool:
-    return fstype == "overlay" or fstype.startswith("fuse")
+    return fstype == "overlay" or is_fuse(fstype)
 
 
 # Whoever makes directories in front of a walk could keep it for ever. The filesystem tells how many

@@ -38,7 +38,8 @@ _NO_LINKS = {
 # A name of procfs that the kernel has forgotten gets a new inode at the next look
 # (proc_pid_make_inode() of fs/proc/base.c): the watched one has no name any more. It does not
 # forget one that somebody is just looking at.
-_NEW_INODES = {("procfs", "cold")}
+# Which terminal has a number that was given again, nobody can tell.
+_NEW_INODES = {("procfs", "cold"), ("devpts", "file"), ("devpts", "cold")}
 
 
 class Cell(NamedTuple):
@@ -213,12 +214,21 @@ def _render(cell: Callable[[str, str], Cell]) -> str:
         "cgroup that was removed the kernel does not tell that it is deleted. fuse: with",
         "`--irmap-scan-path`, as nothing that may keep us waiting is walked unasked.",
         "",
-        "Where the kernel shows the same of several inodes there is no path (`ambiguous`), for",
-        "it may be the wrong one: on an overlay without `index=on`, a file from a lower layer that",
-        "has several names; on an overlay with two lower layers that have no UUID (squashfs), all",
-        "that is in them; a subvolume's place in a snapshot of btrfs; the files of",
-        "tracefs, the root of debugfs and of securityfs. Of a terminal that was closed and opened",
-        "again (devpts) the kernel shows the same as of the old one, and the new one is given.",
+        "A path is proved only where it is known why no other inode can look the same. It is not",
+        "known (`ambiguous`), and there is no path,",
+        "",
+        "- on an overlay without `index=on`, for a file from a lower layer that has several names;",
+        "- on an overlay with several lower layers, for what more than one filesystem of this machine",
+        "  knows by the handle: cloned layers, or squashfs layers with the same inode numbers. Directories",
+        "  have numbers of their own there. With `xino=on` all have;",
+        "- on an overlay on an overlay, unless all layers lie on one filesystem;",
+        "- on FUSE, virtiofs, CIFS and 9p, where a server can give one number to two files. For FUSE",
+        "  `--irmap-scan-path` says that the server is to be trusted;",
+        "- on procfs, for what belongs to no task (`/proc/meminfo`): a name that the kernel forgot gets a",
+        "  new inode with the old number, which the watch does not hear;",
+        "- on devpts, for a terminal, whose number is given again; for the files of tracefs; for the root of",
+        "  debugfs, securityfs and fusectl; for a subvolume's place in a snapshot of btrfs; for what nsfs and",
+        "  pidfs have; and on every type of filesystem that irmapdb does not know.",
         "",
     ]
     return "\n".join(lines)

@@ -46,6 +46,7 @@ def ask(root: Root, resolver: engine.Resolver, *identities: Identity) -> engine.
     root.renew()
     before = open_descriptors()
     outcome = engine.resolve(identities, [resolver], lambda i, path: disproof(root, i, path))
+    root.superblocks.close()
     assert open_descriptors() == before
     return outcome
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -242,7 +243,8 @@ def test_a_server_that_never_answers(
                 config=NO_HINTS,
             )
         )
-        options = audit.Options(work / "irmap.db", config=NO_HINTS)
+        named = replace(NO_HINTS, scan_paths=(os.fsencode(far.parent),))
+        options = audit.Options(work / "irmap.db", config=named)
         before = {one.mapping.path: one.verdict for one in audit.audit(options).findings}
         with server.silent():
             found = {one.mapping.path: one for one in audit.audit(options).findings}

@@ -136,7 +136,8 @@ def test_other_filesystems_of_the_machine(watcher, root):
 def test_what_the_kernel_fills(area, watcher, root, kind):
     with kernel_place(kind, area, watcher.pid) as place:
         root.refresh()
-        for path in (place.file, place.directory):
+        # A terminal has the number of the one before it that had its name.
+        for path in (place.directory,) if kind == "devpts" else (place.file, place.directory):
             agree(root, watcher, watcher.add_inotify(os.fsencode(path)), path)
 
 

@@ -476,7 +476,7 @@ def test_nobody_is_waited_for_in_a_nested_namespace_either(area, watcher, make, 
     with served(source, mountpoint) as server, Watcher(unshare={"mount"}) as task:
         shown = watched_identity(task, task.add_inotify(mountpoint / "file"))
         run("mount", "-t", "tmpfs", "over", mountpoint)  # hides it from the main root
-        search = make()
+        search = make(scan_paths=[os.fsencode(mountpoint)])
         search.resolve(files_of(watcher, task))
         answer = search.outcome.resolved.get(shown)
         assert answer is not None

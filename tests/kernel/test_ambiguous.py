@@ -12,8 +12,7 @@ from irmapdb import audit, steps
 from irmapdb.audit import Verdict
 from irmapdb.kernel.identity import disproof
 from irmapdb.kernel.root import Root
-from irmapdb.kernel.shared import may_be_another
-from irmapdb.model import FileHandle, Identity, Mount, StaleReason
+from irmapdb.model import Identity, StaleReason
 from tests.kernel.stepping import NO_HINTS
 from tests.kernel.truth import watched_identity
 from tests.support.area import MountArea
@@ -101,20 +100,28 @@ def _squashed(area: MountArea, name: str) -> Path:
     return area.squashfs(content, name).mountpoint
 
 
-def test_files_of_two_layers_without_a_uuid_are_not_told_apart(
-    area: MountArea, root: Root, watch: Watch
+def test_a_layer_without_a_uuid_is_told_by_what_opens(
+    area: MountArea, root: Root, watcher: Watcher, watch: Watch
 ) -> None:
     layers = [_squashed(area, name) for name in ("apple", "banana")]
+    (layers_of_one := area.path / "more-content" / "cherry").mkdir(parents=True)
+    for number in range(9):
+        (layers_of_one / f"file{number}").touch()
+    layers.append(area.squashfs(layers_of_one.parent, "more").mountpoint)
     base = area.ext4("layers").mountpoint
-    top = area.overlay(lower=f"{layers[0]}:{layers[1]}", upper_base=base).mountpoint
-    apple, banana = top / "apple", top / "banana"
+    top = area.overlay(lower=":".join(map(str, layers)), upper_base=base).mountpoint
+    apple, banana, cherry = top / "apple", top / "banana", top / "cherry"
     assert watch(apple / "file").handle == watch(banana / "file").handle
-    assert watch(apple).handle == watch(banana).handle
     for file in (apple / "file", banana / "file"):
         assert disproof(root, watch(file), os.fsencode(file)) is StaleReason.AMBIGUOUS
+    # What one layer has and the others have not.
+    alone = cherry / "file8"
+    assert disproof(root, watch(alone), os.fsencode(alone)) is None
+    assert watcher.hears(watcher.watched[-1], alone.read_bytes)
     # Directories have numbers of their own.
     for path, other in ((apple, banana), (banana, apple)):
         assert disproof(root, watch(path), os.fsencode(path)) is None
+        assert watcher.hears(watcher.watched[-1], lambda path=path: list(path.iterdir()))
         assert disproof(root, watch(path), os.fsencode(other)) is StaleReason.AMBIGUOUS
     assert disproof(root, watch(top), os.fsencode(top)) is None
 
@@ -205,31 +212,3 @@ def test_the_root_of_securityfs_has_a_common_number(
     assert others
     for path in others:
         assert disproof(root, watch(path), os.fsencode(path)) is None
-
-
-@pytest.mark.parametrize(
-    ("options", "shared"),
-    [
-        (rb"rw,lowerdir=/one\134:other,upperdir=/u,workdir=/w", False),
-        (rb"rw,lowerdir=/one::/data,upperdir=/u,workdir=/w", False),
-        (rb"rw,lowerdir=/one:/other,upperdir=/u,workdir=/w", True),
-        (rb"rw,lowerdir+=/one,lowerdir+=/other,index=on", True),
-        (rb"rw,lowerdir+=/one\054lowerdir+=/other,upperdir=/u", False),
-    ],
-)
-def test_layers_are_counted(options: bytes, shared: bool, tmp_path: Path) -> None:  # noqa: FBT001
-    handle = FileHandle(0xF8, bytes.fromhex("00000000fb1d0001") + bytes(16 + 8))
-    mount = Mount(1, 1, 7, b"/", b"/", b"", "overlay", b"overlay", options)
-    file = tmp_path / "file"
-    file.touch()
-    with file.open("rb") as opened:
-        wanted = Identity(7, os.fstat(opened.fileno()).st_ino, handle)
-        assert may_be_another(mount, wanted, opened.fileno()) == shared
-
-
-def test_a_broken_handle_of_an_overlay_is_nobody_elses(tmp_path: Path) -> None:
-    mount = Mount(1, 1, 7, b"/", b"/", b"", "overlay", b"overlay", b"lowerdir=/a:/b,upperdir=/u")
-    with (tmp_path / "file").open("wb") as opened:
-        for data in (b"", bytes(23)):
-            wanted = Identity(7, 9, FileHandle(0xF8, data))
-            assert not may_be_another(mount, wanted, opened.fileno())

@@ -1,0 +1,85 @@
+"""Whether the names of an overlay's lower layers still lead to them.
+
+A name was a layer's when the overlay was mounted. Since then something may have been mounted over
+it, or unmounted from it. So each directory has to show something that the overlay shows too, with
+the handle of the one inside the other's.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections import deque
+from typing import TYPE_CHECKING
+
+from irmapdb.kernel import syscalls
+from irmapdb.kernel.root import open_beneath
+from irmapdb.kernel.syscalls import AT_EMPTY_PATH, AT_HANDLE_FID
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from irmapdb.model import FileHandle
+
+__all__ = ["shows"]
+
+_RESOLVE = (
+    syscalls.RESOLVE_BENEATH
+    | syscalls.RESOLVE_NO_SYMLINKS
+    | syscalls.RESOLVE_NO_MAGICLINKS
+    | syscalls.RESOLVE_NO_XDEV
+)
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK
+_MOST_LOOKED_AT = 256
+
+
+def shows(
+    overlay_fd: int, layer_fd: int, unwrap: Callable[[FileHandle], FileHandle | None]
+) -> bool:
+    """Whether an overlay shows something of the directory `layer_fd`. Both may be O_PATH.
+
+    False too where the first entries are all hidden by layers above. `unwrap` gives the handle
+    within an overlay's.
+    """
+    for path in itertools.islice(_entries(layer_fd), _MOST_LOOKED_AT):
+        shown = _handle(overlay_fd, path)
+        if shown is not None and unwrap(shown) == _handle(layer_fd, path):
+            return True
+    return False
+
+
+def _entries(layer_fd: int) -> Iterator[bytes]:
+    # The paths below, level by level.
+    pending: deque[bytes] = deque([b"."])
+    while pending:
+        above = pending.popleft()
+        try:
+            fd = open_beneath(layer_fd, above, _DIRECTORY, resolve=_RESOLVE)
+        except OSError:
+            continue
+        try:
+            with os.scandir(fd) as entries:
+                found = [
+                    (os.fsencode(entry.name), entry.is_dir(follow_symlinks=False))
+                    for entry in entries
+                ]
+        finally:
+            os.close(fd)
+        for name, directory in found:
+            path = name if above == b"." else above + b"/" + name
+            yield path
+            if directory:
+                pending.append(path)
+
+
+def _handle(dir_fd: int, path: bytes) -> FileHandle | None:
+    try:
+        fd = open_beneath(dir_fd, path, os.O_PATH | os.O_NOFOLLOW, resolve=_RESOLVE)
+    except OSError:
+        return None
+    try:
+        return syscalls.name_to_handle_at(fd, b"", AT_EMPTY_PATH | AT_HANDLE_FID)[0]
+    except OSError:
+        return None
+    finally:
+        os.close(fd)

@@ -1,0 +1,287 @@
+"""Overlays: the handle within the handle, the layers, and when a handle is one inode's alone.
+
+fdinfo's handle of an overlay inode (type 0xf8) holds the handle of the inode in its layer and the
+UUID of the layer's filesystem. An overlay inode belongs to one inode of a layer, its key in the
+table of live inodes (ovl_get_inode() of fs/overlayfs/inode.c). So the handle is one inode's alone
+
+- in the upper layer, of which there is one, on a filesystem that nobody serves (ovl_mount_dir());
+- if there is one lower layer;
+- if its number is unique by construction: all layers lie on one filesystem, or the number tells
+  the layer (xino). stat(2) then shows a file on the overlay's own device;
+- if the wrapped handle opens on exactly one of the filesystems that may be a layer's; or if all
+  that it opens are directories, and these have the overlay's own numbers.
+
+It is not for a file that has several names in a lower layer, without index: each name is an inode
+of its own, for the first write will part them, and all have the handle of the one below
+(ovl_hash_bylower() of inode.c, ovl_dentry_to_fid() of export.c). Once it is copied up the name has
+a file of its own, with another number and the old handle.
+
+An overlay on an overlay has no such handle: only a number, which the overlay below need not give
+only once.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+import struct
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple
+
+from irmapdb.kernel import syscalls
+from irmapdb.kernel.layers import shows
+from irmapdb.kernel.superblocks import LAYER_TYPES, NO_UUID
+from irmapdb.model import FileHandle
+
+if TYPE_CHECKING:
+    from irmapdb.kernel.root import Root
+    from irmapdb.kernel.superblocks import Superblocks
+    from irmapdb.kernel.syscalls import Statx
+    from irmapdb.model import Identity, Mount
+
+__all__ = ["Layers", "Wrapped", "is_unique", "layers_of", "unwrap"]
+
+# struct ovl_fh: padding, then struct ovl_fb: version, magic, len, flags, type, uuid; the handle of
+# the file in its layer follows.
+_OVERLAY_HANDLE = 0xF8  # OVL_FILEID_V1
+_OVERLAY_HEAD = struct.Struct("=3xBBBBB16s")
+_OF_UPPER_LAYER = 0x04  # OVL_FH_FLAG_PATH_UPPER
+
+# FILEID_INO32_GEN and with parent: of no filesystem that a server answers for.
+_NUMBER_AND_GENERATION = frozenset({0x01, 0x02})
+_BTRFS_HANDLES = frozenset({0x4D, 0x4E, 0x4F})
+
+
+class Wrapped(NamedTuple):
+    """What an overlay's handle holds."""
+
+    upper: bool
+    uuid: bytes
+    """Of the layer's filesystem; null where that has none, or the overlay has uuid=null."""
+    handle: FileHandle
+
+
+class Layers(NamedTuple):
+    """What an overlay's mount options tell of its layers."""
+
+    lower: tuple[bytes, ...]
+    """The lower layers' directories as they were named, the topmost first. None of these is a
+    layer for data alone (metacopy), of which nothing is a handle."""
+    upper: bytes | None
+    parts_links: bool
+    """Whether the links of a file in a lower layer part on the first write."""
+    has_uuids: bool
+    """Whether its handles have the UUIDs of the layers' filesystems (not with uuid=off)."""
+
+
+def unwrap(handle: FileHandle | None) -> Wrapped | None:
+    """The handle within an overlay's; None where it is none of these."""
+    if handle is None or handle.type != _OVERLAY_HANDLE or len(handle.data) < _OVERLAY_HEAD.size:
+        return None
+    _, _, _, flags, kind, uuid = _OVERLAY_HEAD.unpack_from(handle.data)
+    inner = FileHandle(kind, handle.data[_OVERLAY_HEAD.size :])
+    return Wrapped(bool(flags & _OF_UPPER_LAYER), uuid, inner)
+
+
+def is_unique(root: Root, mount: Mount, wanted: Identity, fd: int) -> bool:
+    """Whether `fd`, on an overlay in `root` and with the wanted handle, can be no other inode."""
+    superblocks = root.superblocks
+    wrapped = unwrap(wanted.handle)
+    if wrapped is not None and wrapped.upper:
+        return True
+    layers = layers_of(mount.super_options)
+    known = syscalls.statx(fd)
+    directory = stat.S_ISDIR(known.mode)
+    renumbered = known.ino != wanted.ino
+    if layers.parts_links and not directory and (renumbered or known.nlink > 1):
+        return False
+    if wrapped is None:
+        return not renumbered and _has_own_numbers(superblocks, mount, layers, known, wanted)
+    if len(layers.lower) == 1:
+        return _nobody_serves(superblocks, wrapped, layers)
+    if not directory and known.st_kdev == mount.kdev:
+        return not renumbered
+    return _is_in_one_layer(root, mount, wrapped, known, wanted)
+
+
+def _has_own_numbers(
+    superblocks: Superblocks, mount: Mount, layers: Layers, known: Statx, wanted: Identity
+) -> bool:
+    # Whether the number alone is an identity. Before Linux 6.6 an overlay has no handles.
+    unified = known.st_kdev == mount.kdev and not stat.S_ISDIR(known.mode)
+    if unified and wanted.handle is None:
+        return True
+    below = _mounts_of(superblocks, layers, with_upper=True)
+    if below is None or not all(_counts_once(superblocks, one) for one in below.values()):
+        return False
+    return unified or len(below) == 1
+
+
+def _counts_once(superblocks: Superblocks, mount: Mount) -> bool:
+    # Whether a layer there can have no number twice. An overlay can, from several filesystems.
+    if mount.fstype != "overlay":
+        return mount.fstype in LAYER_TYPES
+    below = _mounts_of(superblocks, layers_of(mount.super_options), with_upper=True) or {}
+    return len(below) == 1 and all(one.fstype in LAYER_TYPES for one in below.values())
+
+
+def _nobody_serves(superblocks: Superblocks, wrapped: Wrapped, layers: Layers) -> bool:
+    # FUSE and network filesystems have no UUID, and handles of other types.
+    if wrapped.uuid != NO_UUID or wrapped.handle.type in _NUMBER_AND_GENERATION | _BTRFS_HANDLES:
+        return True
+    below = _mounts_of(superblocks, layers)
+    return below is not None and all(one.fstype in LAYER_TYPES for one in below.values())
+
+
+def _is_in_one_layer(
+    root: Root, mount: Mount, wrapped: Wrapped, known: Statx, wanted: Identity
+) -> bool:
+    superblocks, layers = root.superblocks, layers_of(mount.super_options)
+    if wrapped.uuid != NO_UUID and wrapped.handle.type in _BTRFS_HANDLES:
+        return True  # no two btrfs that are mounted have one UUID (fs/btrfs/volumes.c)
+    found = superblocks.with_uuid(wrapped.uuid if layers.has_uuids else None)
+    if found is None:
+        # Some superblock cannot be seen: then the names must lead to one that can.
+        return _is_on_the_one(superblocks, wrapped, _mounts_of(superblocks, layers))
+    if wrapped.uuid == NO_UUID:
+        # Any filesystem without a UUID may know a low number: only those of the layers count.
+        named = _layers_that_show(root, mount, layers)
+        if named is not None:
+            found = {kdev: one for kdev, one in found.items() if kdev in named}
+        elif wrapped.handle.type not in _NUMBER_AND_GENERATION:
+            return False
+    if len(found) == 1:
+        return True
+    try:
+        opened = [mode for kdev in found if (mode := _mode_of(superblocks, kdev, wrapped.handle))]
+    except OSError:
+        return False
+    directories = all(map(stat.S_ISDIR, [*opened, known.mode]))
+    return len(opened) == 1 or (len(opened) > 1 and directories and known.ino == wanted.ino)
+
+
+def _layers_that_show(root: Root, mount: Mount, layers: Layers) -> set[int] | None:
+    # The devices of the layers; None where not all their names are known to lead to them.
+    top = next((one for one in root.mounts_of(mount.kdev) if one.root == b"/"), None)
+    if top is None:
+        return None
+
+    def inner(handle: FileHandle) -> FileHandle | None:
+        wrapped = unwrap(handle)
+        return None if wrapped is None else wrapped.handle
+
+    def is_layer(layer_fd: int) -> bool:
+        overlay_fd = root.open(top.mountpoint)
+        try:
+            return shows(overlay_fd, layer_fd, inner)
+        finally:
+            os.close(overlay_fd)
+
+    found = set()
+    for name in layers.lower:
+        one = root.superblocks.layer_at(name, mount.mnt_id, is_layer)
+        if one is None or one.fstype not in LAYER_TYPES:
+            return None
+        found.add(one.kdev)
+    return found
+
+
+def _is_on_the_one(
+    superblocks: Superblocks, wrapped: Wrapped, named: dict[int, Mount] | None
+) -> bool:
+    if named is None or len(named) != 1 or wrapped.uuid == NO_UUID:
+        return False
+    (kdev,) = named
+    try:
+        return superblocks.uuid_of(kdev) == wrapped.uuid and bool(
+            _mode_of(superblocks, kdev, wrapped.handle)
+        )
+    except OSError:
+        return False
+
+
+def _mode_of(superblocks: Superblocks, kdev: int, handle: FileHandle) -> int:
+    # 0: it knows no such inode.
+    try:
+        fd = superblocks.open_handle(kdev, handle)
+    except OSError as error:
+        if error.errno in {errno.ESTALE, errno.EOPNOTSUPP}:
+            return 0
+        raise
+    try:
+        return os.fstat(fd).st_mode
+    finally:
+        os.close(fd)
+
+
+def _mounts_of(
+    superblocks: Superblocks, layers: Layers, *, with_upper: bool = False
+) -> dict[int, Mount] | None:
+    # By device; None where a layer's name leads nowhere in our own mount namespace.
+    found = {}
+    names = layers.lower
+    if with_upper and layers.upper is not None:
+        names = (*names, layers.upper)
+    for name in names:
+        mount = superblocks.mount_at(name)
+        if mount is None:
+            return None
+        found[mount.kdev] = mount
+    return found
+
+
+_OCTAL = re.compile(rb"\\([0-7]{3})")
+_ESCAPED = re.compile(rb"\\(.)", re.DOTALL)
+_LAYER_NAME = re.compile(rb"(?:\\.|[^:\\])*\\?", re.DOTALL)
+
+
+@lru_cache(maxsize=64)
+def layers_of(super_options: bytes) -> Layers:
+    """The layers in a mount's options, as mountinfo shows them (`Mount.super_options`).
+
+    ovl_parse_param_lowerdir() and ovl_show_options() of fs/overlayfs/params.c: `lowerdir` is shown
+    as it was given, with a backslash before a colon or a backslash of a name, and two colons
+    before a layer for data; each `lowerdir+` is one name. What separates options is in octal.
+    """
+    lower: list[bytes] = []
+    upper = index = None
+    has_uuids = True
+    for option in super_options.split(b","):
+        name, _, shown = option.partition(b"=")
+        value = _OCTAL.sub(lambda match: bytes([int(match[1], 8) & 0xFF]), shown)
+        if name == b"lowerdir":
+            lower += _names(value)
+        elif name == b"lowerdir+":
+            lower.append(value)
+        elif name == b"upperdir":
+            upper = value
+        elif name == b"index":
+            index = value == b"on"
+        elif name == b"uuid":
+            has_uuids = value != b"off"
+    has_index = _has_index() if index is None else index
+    # No table tells the options of what a chroot lies on.
+    parts_links = not lower or (upper is not None and not has_index)
+    return Layers(tuple(lower), upper, parts_links, has_uuids)
+
+
+def _names(value: bytes) -> list[bytes]:
+    names, start = [], 0
+    while True:
+        found = _LAYER_NAME.match(value, start)
+        end = len(value) if found is None else found.end()
+        names.append(_ESCAPED.sub(rb"\1", value[start:end]))
+        if end == len(value) or value.startswith(b"::", end):
+            return names
+        start = end + 1
+
+
+def _has_index() -> bool:
+    # Shown where it is not the module's own choice (ovl_show_options()).
+    try:
+        with open("/sys/module/overlay/parameters/index", "rb") as parameter:
+            return parameter.read(1) == b"Y"
+    except OSError:
+        return False

@@ -1,0 +1,260 @@
+"""The filesystems that are mounted in our own mount namespace: where layers of overlays lie.
+
+A handle inside an overlay's handle is opened through them. They are told apart by their UUID, which
+FS_IOC_GETFSUUID (Linux 6.9, include/uapi/linux/fs.h) tells of any open directory, and which the
+overlay puts in front of the handle (struct ovl_fb of fs/overlayfs/overlayfs.h).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+from typing import TYPE_CHECKING, NamedTuple
+
+from irmapdb.kernel import procfs, syscalls
+from irmapdb.model import kdev_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from irmapdb.kernel.root import Root
+    from irmapdb.model import FileHandle, Mount
+
+__all__ = ["LAYER_TYPES", "NO_UUID", "Superblocks"]
+
+NO_UUID = bytes(16)
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK
+
+# struct fsuuid2: u8 len, u8 uuid[16]. _IOR(0x15, 0, struct fsuuid2).
+_FS_IOC_GETFSUUID = 0x80111500
+_FSUUID_BYTES = 17
+
+LAYER_TYPES = frozenset(
+    {"bcachefs", "btrfs", "erofs", "exfat", "ext2", "ext3", "ext4", "f2fs", "iso9660", "jfs"}
+    | {"ntfs3", "ramfs", "rootfs", "squashfs", "tmpfs", "udf", "vfat", "xfs"}
+)
+"""Where a layer may lie whose handles can be opened, and whose files nobody else serves."""
+
+# Each lists its superblocks, those too that are mounted nowhere any more, by their block device.
+_LISTED = ("ext4", "xfs", "erofs", "f2fs")
+
+_MOST_HELD_OPEN = 64
+
+
+class _Found(NamedTuple):
+    """One superblock, and what FS_IOC_GETFSUUID said of it."""
+
+    mount: Mount
+    uuid: bytes | None
+    """None: this kernel does not tell."""
+
+
+class Superblocks:
+    """The superblocks of our own mount namespace. Opened when first asked; closed by `close`.
+
+    What it opens are directories of mount points in our own namespace, none of a tenant's.
+    """
+
+    def __init__(self, open_own_root: Callable[[], Root]) -> None:
+        self._open_own_root = open_own_root
+        self._root: Root | None = None
+        self._generation = -1
+        self._found: dict[int, _Found] = {}
+        self._open: dict[int, int] = {}
+        self._only_kept = False
+        self._complete: bool | None = None
+        self._named: dict[tuple[bytes, int], Mount | None] = {}
+        self._named_generation = -1
+
+    def close(self) -> None:
+        """Let go of everything: until then what is open cannot be unmounted."""
+        while self._open:
+            os.close(self._open.popitem()[1])
+        if self._root is not None:
+            self._root.__exit__()
+            self._root = None
+        self._generation = -1
+
+    @contextlib.contextmanager
+    def only_kept(self) -> Iterator[None]:
+        """While inside, no directory is opened: what was not looked at before stays unknown."""
+        before, self._only_kept = self._only_kept, True
+        try:
+            yield
+        finally:
+            self._only_kept = before
+
+    @property
+    def root(self) -> Root:
+        """Our own root, with the mounts as they are now."""
+        if self._root is None:
+            self._root = self._open_own_root()
+        root = self._root
+        root.renew()
+        return root
+
+    def with_uuid(self, uuid: bytes | None) -> dict[int, Mount] | None:
+        """A mount of each superblock of that UUID by its device; None where it is not known.
+
+        Of any, where `uuid` is None; of those that have none, where it is NO_UUID.
+        Known means that this machine has no other superblock of that UUID, visible or not.
+        """
+        self._renew()
+        if not self._is_complete(no_uuid=uuid in {None, NO_UUID}):
+            return None
+        if uuid is None or any(one.uuid is None for one in self._found.values()):
+            return {kdev: one.mount for kdev, one in self._found.items()}
+        return {kdev: one.mount for kdev, one in self._found.items() if one.uuid == uuid}
+
+    def uuid_of(self, kdev: int) -> bytes | None:
+        """The UUID of one; None where this kernel does not tell, or it is not mounted here."""
+        self._renew()
+        found = self._found.get(kdev)
+        return None if found is None else found.uuid
+
+    def mount_at(self, name: bytes) -> Mount | None:
+        """The mount on which a directory lies, links on the way followed.
+
+        None where there is none, or the name is relative: to what is not known any more.
+        """
+        return self.layer_at(name, 0, lambda _fd: True)
+
+    def layer_at(self, name: bytes, mnt_id: int, is_layer: Callable[[int], bool]) -> Mount | None:
+        """The same of a directory that is a layer of the overlay with this mount id.
+
+        `is_layer` is asked about an O_PATH descriptor of it, once as long as nothing is mounted.
+        """
+        root = self.root
+        if self._named_generation != root.generation:
+            self._named.clear()
+            self._named_generation = root.generation
+        if (name, mnt_id) not in self._named:
+            if mnt_id and self._only_kept:
+                return None
+            self._named[name, mnt_id] = _mount_at(root, name, is_layer)
+        return self._named[name, mnt_id]
+
+    def mounts(self) -> dict[int, Mount]:
+        """A mount of each superblock that a layer may lie on, by its device."""
+        self._renew()
+        return {kdev: one.mount for kdev, one in self._found.items()}
+
+    def open_handle(self, kdev: int, handle: FileHandle) -> int:
+        """An O_PATH descriptor of what a superblock has by this handle; the caller closes it.
+
+        ESTALE: it knows no such inode. EPERM: needs CAP_DAC_READ_SEARCH. EAGAIN: it is not open,
+        and nothing may be opened now.
+        """
+        return syscalls.open_by_handle_at(self.descriptor(kdev), handle, os.O_PATH)
+
+    def descriptor(self, kdev: int) -> int:
+        """A descriptor of a directory on a superblock: kept open, for who asks not to close."""
+        fd = self._open.get(kdev)
+        if fd is None:
+            if self._only_kept or len(self._open) >= _MOST_HELD_OPEN:
+                raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+            found = self._found.get(kdev)
+            if found is None:
+                raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+            fd = self._open[kdev] = self.root.open(found.mount.mountpoint, _DIRECTORY)
+        return fd
+
+    def _renew(self) -> None:
+        root = self.root
+        if self._generation == root.generation or self._only_kept:
+            return
+        self._generation = root.generation
+        self._complete = None
+        before, self._found = self._found, {}
+        mounts = (one for one in root.by_mountpoint.values() if one.fstype in LAYER_TYPES)
+        for mount in sorted(mounts, key=lambda one: len(one.root)):
+            if mount.kdev not in self._found:
+                known = before.get(mount.kdev)
+                same = known is not None and known.mount == mount
+                found = known if same and known is not None else self._look(mount)
+                if found is not None:
+                    self._found[mount.kdev] = found
+        for kdev in self._open.keys() - self._found.keys():
+            os.close(self._open.pop(kdev))
+
+    def _look(self, mount: Mount) -> _Found | None:
+        try:
+            fd = self.root.open(mount.mountpoint, _DIRECTORY)
+        except OSError:
+            return None  # a file that is a mount point
+        try:
+            return _Found(mount, _uuid_of(fd))
+        finally:
+            os.close(fd)
+
+    def _is_complete(self, *, no_uuid: bool) -> bool:
+        # A superblock lives on after `umount -l` while it is a layer of an overlay.
+        if self._complete is None:
+            self._complete = all(kdev in self._found for kdev in _listed_devices())
+        return self._complete and (
+            not no_uuid or all(kdev in self._found for kdev in _attached_loop_devices())
+        )
+
+
+def _mount_at(root: Root, name: bytes, is_layer: Callable[[int], bool]) -> Mount | None:
+    if not name.startswith(b"/"):
+        return None
+    try:
+        fd = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except (OSError, ValueError):
+        return None
+    try:
+        mnt_id = syscalls.statx(fd).mnt_id if is_layer(fd) else None
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+    return None if mnt_id is None else root.mount_by_id(mnt_id)
+
+
+def _uuid_of(fd: int) -> bytes | None:
+    answer = bytearray(_FSUUID_BYTES)
+    try:
+        fcntl.ioctl(fd, _FS_IOC_GETFSUUID, answer)
+    except OSError as error:
+        # ENOIOCTLCMD becomes ENOTTY: from 6.9 on that means that it has none.
+        return NO_UUID if error.errno == errno.ENOTTY and _kernel_tells_uuids() else None
+    return bytes(answer[1:])
+
+
+def _kernel_tells_uuids() -> bool:
+    # kernfs gives each of its superblocks a UUID: /sys tells whether the call is known.
+    try:
+        fd = os.open("/sys", _DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.ioctl(fd, _FS_IOC_GETFSUUID, bytearray(_FSUUID_BYTES))
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
+def _listed_devices() -> Iterator[int]:
+    for fstype in _LISTED:
+        with contextlib.suppress(OSError):
+            for name in os.listdir(f"/sys/fs/{fstype}"):
+                yield from _device(name)
+
+
+def _attached_loop_devices() -> Iterator[int]:
+    with contextlib.suppress(OSError):
+        for name in os.listdir("/sys/block"):
+            if os.path.exists(f"/sys/block/{name}/loop/backing_file"):
+                yield from _device(name)
+
+
+def _device(name: str) -> Iterator[int]:
+    with contextlib.suppress(OSError, ValueError):
+        major, minor = procfs.read_file(f"/sys/class/block/{name}/dev").split(b":")
+        yield kdev_of(int(major), int(minor))
