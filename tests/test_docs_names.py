@@ -1,0 +1,77 @@
+"""What the documents name of the code is there: modules, and options of the commands."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from irmapdb import commands
+
+_TOP = Path(__file__).parent.parent
+_PAGES = [_TOP / "README.md", _TOP / "CHANGELOG.md", *sorted((_TOP / "docs").glob("*.md"))]
+_CODE = re.compile(r"`([^`\n]+)`")
+_MODULE = re.compile(r"(?:irmapdb[/.])?([a-z_]+(?:[/.][a-z_]+)*?)(\.py|/)?")
+_PACKAGES = {
+    one.name for one in (_TOP / "irmapdb").iterdir() if one.is_dir() and one.name[0].isalpha()
+}
+_COMMAND = re.compile(r"irmapdb ([a-z-]+)((?: [^`\n|]*)?)")
+
+
+def _spans(page: Path) -> list[str]:
+    return _CODE.findall(page.read_text("utf-8"))
+
+
+def _is_there(span: str) -> bool:
+    """False for the name of a module, or of something in one, that is not in the tree."""
+    found = _MODULE.fullmatch(span)
+    if found is None:
+        return True
+    first, *rest = re.split("[/.]", found[1])
+    if found[2] == ".py":
+        file = f"{'/'.join([first, *rest])}.py"
+        return any((top / file).is_file() for top in (_TOP, _TOP / "irmapdb"))
+    if first not in _PACKAGES or not rest:
+        return True  # `mapping.path` is a column
+    place = _TOP / "irmapdb" / first
+    for number, name in enumerate(rest):
+        if (place / name).is_dir():
+            place /= name
+        elif (module := place / f"{name}.py").is_file():
+            text = module.read_text("utf-8")
+            return all(re.search(rf"\b{word}\b", text) for word in rest[number + 1 :])
+        else:
+            return False
+    return True
+
+
+@pytest.mark.parametrize("page", _PAGES, ids=lambda page: page.name)
+def test_modules_that_are_named_are_there(page: Path) -> None:
+    assert [span for span in _spans(page) if not _is_there(span)] == []
+
+
+def test_a_name_that_is_not_there_is_found() -> None:
+    assert all(map(_is_there, ("hook.py", "kernel.identity", "image/cache.py", "store/", "a.path")))
+    wrong = ("nothing.py", "kernel.nothing", "store/nothing", "store.write.nothing", "image/x.py")
+    assert not any(map(_is_there, wrong))
+
+
+@pytest.mark.parametrize("page", _PAGES, ids=lambda page: page.name)
+def test_commands_and_options_that_are_named_are_there(page: Path) -> None:
+    group = get_command(commands.app)
+    text = page.read_text("utf-8")
+    wrong = []
+    for name, rest in _COMMAND.findall("\n".join(_CODE.findall(text))):
+        if name not in group.commands:
+            wrong.append(f"irmapdb {name}")
+            continue
+        command = group.commands[name]
+        words = rest.split()
+        if hasattr(command, "commands"):
+            command = command.commands.get(words[0] if words else "", command)
+        known = {one for parameter in command.params for one in parameter.opts}
+        given = {word.partition("=")[0] for word in words if re.match(r"--[a-z]", word)}
+        wrong += [f"irmapdb {name} {one}" for one in given - known - {"--help"}]
+    assert not wrong
