@@ -62,6 +62,10 @@ test: venv ## run all tests (ARGS='-k image -x' goes to pytest)
 test-fast: venv ## run the tests that take a moment
 	$(BIN)/python -m pytest -m 'not slow' $(ARGS)
 
+.PHONY: fuzz
+fuzz: venv ## fuzz every target for a minute (ARGS='cache sql --runs 1000000')
+	$(BIN)/python -m tests.fuzz $(ARGS)
+
 .PHONY: lint
 lint: venv check-protos ## ruff, mypy, the rooms' import contract, the generated code
 	$(BIN)/ruff check .
@@ -103,6 +107,6 @@ check-protos: .venv-protos/.locked ## irmapdb/_pb is what protos/ generates
 
 .PHONY: clean
 clean: ## remove what make made
-	rm -rf .venv .venv-protos .venv-lock build dist
+	rm -rf .fuzz .venv .venv-protos .venv-lock build dist
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +

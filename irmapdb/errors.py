@@ -6,6 +6,8 @@ Findings (an unresolved watch, a stale mapping that the audit finds) are results
 
 from __future__ import annotations
 
+import re
+
 __all__ = [
     "ConfigError",
     "DatabaseError",
@@ -19,19 +21,32 @@ __all__ = [
 ]
 
 
+# What could move a terminal's cursor, break the line or show it in another order; and bytes that
+# are no UTF-8. A backslash stays: names are quoted by `model.printable` before they get here.
+_CONTROL = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+def _escape(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"  # noqa: PLR2004 one byte
+
+
 class IrmapError(Exception):
     """Base of every error that irmapdb raises on purpose.
 
     The message names the object; `advice` is the next step for the person who reads it,
-    or an empty string where there is none.
+    or an empty string where there is none. Both are one line without control characters: what
+    they quote, a tenant or another program may have written.
     """
 
     exit_code = 1
 
     def __init__(self, message: str, *, advice: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.advice = advice
+        self.message = _CONTROL.sub(_escape, message)
+        self.advice = _CONTROL.sub(_escape, advice)
+        super().__init__(self.message)
 
     def __str__(self) -> str:
         return f"{self.message}; {self.advice}" if self.advice else self.message

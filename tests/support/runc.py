@@ -27,14 +27,14 @@ from tests.support.watcher_link import PipeLink
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["Container", "RuncRun", "fill_rootfs"]
+__all__ = ["Container", "RuncRun", "fill_rootfs", "python_homes"]
 
 _PROGRAM = Path(__file__).with_name("watcher_task.py")
 _TIMEOUT_S = 60.0
 _USR_LINKS = ("bin", "lib", "lib32", "lib64", "sbin")
 
 
-def _python_homes() -> list[Path]:
+def python_homes() -> list[Path]:
     """The directories that the Python of this process needs, without the links to them."""
     wanted = [Path("/usr"), Path(sys.base_prefix), *(Path("/", name) for name in _USR_LINKS)]
     return [path for path in dict.fromkeys(wanted) if path.is_dir() and not path.is_symlink()]
@@ -95,7 +95,7 @@ class Container(Task):
         self, rootfs: Path, binds: Mapping[Path, str], link: Mapping[str, Any]
     ) -> dict[str, Any]:
         pipes = Path(link["pipes"])
-        bound = {**{home: str(home) for home in _python_homes()}, pipes: str(pipes), **binds}
+        bound = {**{home: str(home) for home in python_homes()}, pipes: str(pipes), **binds}
         program = [os.path.realpath(sys.executable), "-I", "-S", "-W", "ignore"]
         return {
             "ociVersion": "1.0.2",

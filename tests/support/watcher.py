@@ -47,6 +47,7 @@ _IN_NONBLOCK = os.O_NONBLOCK
 _FAN_NONBLOCK = 0x02
 
 _PROGRAM = Path(__file__).with_name("watcher_task.py")
+_PYTHON_FLAGS = ("-I", "-S", "-W", "ignore")
 _TIMEOUT_S = 60.0
 _ANSWER = struct.Struct("<iQQ")
 
@@ -214,6 +215,12 @@ class Task:
             return {e.wd for e in events if isinstance(e, InotifyEvent)} == {watched.wd}
         return {e.st_ino for e in events if isinstance(e, FanotifyEvent)} == {watched.st_ino}
 
+    def hears_any(self, fd: int, act: Callable[[], object]) -> bool:
+        """Whether an instance reports anything when `act` is done."""
+        self.events()
+        act()
+        return any(event.fd == fd for event in self.events())
+
     # Files, as the process sees them
 
     def open(self, path: AnyPath, flags: int = os.O_RDONLY) -> int:
@@ -263,6 +270,10 @@ class Task:
     def unmount(self, target: AnyPath) -> None:
         """umount2(2) with MNT_DETACH in the task's mount namespace."""
         self.ask("unmount", target=_latin(target))
+
+    def unshare_mounts(self) -> None:
+        """A mount namespace of its own, from which nothing spreads."""
+        self.ask("unshare_mounts")
 
     # Processes
 
@@ -352,7 +363,8 @@ class Watcher(Task):
     """A new process without watches.
 
     `unshare` is of "user", "mount" and "pid"; `rootfs` is a directory to pivot_root into (with
-    "mount"), `chroot` one to chroot into; `cwd` is looked up there; `children` are forked at once.
+    "mount"), with the directories `binds` bound there under their own paths; `chroot` is one to
+    chroot into; `cwd` is looked up there; `children` are forked at once.
     With `pipes`, a directory, the process has no socket, just two named pipes in it: CRIU can
     dump such a one. It is a session leader and has no terminal.
     """
@@ -362,6 +374,7 @@ class Watcher(Task):
         *,
         unshare: Collection[str] = (),
         rootfs: AnyPath | None = None,
+        binds: Iterable[AnyPath] = (),
         chroot: AnyPath | None = None,
         cwd: AnyPath | None = None,
         children: int = 0,
@@ -371,12 +384,13 @@ class Watcher(Task):
             # Over a pipe it can only tell its own idea of its pid: 1, which here is init.
             raise ValueError("a process in a pid namespace of its own needs a socket")
         link = SocketLink() if pipes is None else PipeLink(pipes)
-        config = {**link.config(), "unshare": sorted(unshare)}
+        config = {**link.config(), "unshare": sorted(unshare), "binds": list(map(_latin, binds))}
         for name, path in (("rootfs", rootfs), ("chroot", chroot), ("cwd", cwd)):
             if path is not None:
                 config[name] = _latin(path)
         self.process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-W", "ignore", _PROGRAM, json.dumps(config)],
+            # Not the one of an environment: it is started again where there is none.
+            [os.path.realpath(sys.executable), *_PYTHON_FLAGS, _PROGRAM, json.dumps(config)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=None if pipes is None else subprocess.DEVNULL,

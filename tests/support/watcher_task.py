@@ -30,7 +30,7 @@ from typing import Any
 _IN_DONT_FOLLOW = 0x02000000
 _FAN_MARK_ADD = 0x01
 _FAN_MARK_DONT_FOLLOW = 0x04
-_FAN_MARK_KIND = {"inode": 0x00, "mount": 0x10, "filesystem": 0x100}
+_FAN_MARK_KIND = {"inode": 0x00, "mount": 0x10, "filesystem": 0x100, "mntns": 0x110}
 _FAN_NOFD = -1
 _FAN_Q_OVERFLOW = 0x4000
 
@@ -320,6 +320,11 @@ class Task:
         name = target.encode("latin-1")
         _checked(_libc.umount2(name, _MNT_DETACH), name)
 
+    def do_unshare_mounts(self) -> None:
+        """A mount namespace of its own, from which nothing spreads."""
+        _checked(_libc.unshare(_CLONE_NEWNS), "unshare")
+        _mount(b"none", b"/", b"none", _MS_REC | _MS_PRIVATE, b"")
+
     def do_threads(self, *, count: int) -> list[int]:
         """Start threads that sleep for ever; their ids, as this pid namespace counts."""
         started = [
@@ -392,6 +397,9 @@ def _enter(config: dict[str, Any]) -> None:
     if "rootfs" in config:
         # pivot_root(2), "pivot_root(".", ".")": the new root must be a mount point.
         rootfs = config["rootfs"].encode("latin-1")
+        for path in config.get("binds", ()):
+            bound = path.encode("latin-1")
+            _mount(bound, rootfs + bound, b"none", _MS_BIND, b"")
         _mount(rootfs, rootfs, b"none", _MS_BIND | _MS_REC, b"")
         os.chdir(rootfs)
         _checked(_libc.syscall(_SYS_PIVOT_ROOT, b".", b"."), rootfs)

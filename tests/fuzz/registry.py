@@ -1,0 +1,17 @@
+"""All targets by name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tests.fuzz import images, kernel_text, words
+
+if TYPE_CHECKING:
+    from tests.fuzz.target import Target
+
+__all__ = ["BY_NAME"]
+
+BY_NAME: dict[str, Target] = {
+    target.name: target for target in (*images.TARGETS, *kernel_text.TARGETS, *words.TARGETS)
+}
+"""In the order in which `make fuzz` runs them."""
