@@ -37,12 +37,13 @@ def _images() -> Iterator[bytes]:
 # --- irmap-cache --------------------------------------------------------------------------------
 
 _ENTRY = struct.Struct("<IQB")
+_MOST_ENTRIES = 4  # more take longer and show nothing else
 
 
 def _entries_from(data: bytes) -> list[CacheEntry]:
     """Any list of entries that an image can hold, made of the bytes of an input."""
     entries, at = [], 0
-    while len(data) - at >= _ENTRY.size:
+    while len(data) - at >= _ENTRY.size and len(entries) < _MOST_ENTRIES:
         kdev, ino, length = _ENTRY.unpack_from(data, at)
         at += _ENTRY.size
         entries.append(CacheEntry(kdev, ino, data[at : at + length]))
@@ -56,11 +57,11 @@ def _check_forms(entries: tuple[CacheEntry, ...]) -> None:
     check(decode_cache(image, _NAME) == entries, "image: another list came back")
     check(loadable(image), "image: CRIU would not load what we wrote")
     check(sniff(image, _NAME) is Format.PB, "image: not told as one")
-    for pretty in (False, True):
-        text = encode_json(entries, pretty=pretty)
-        check(decode_json(text, _NAME) == entries, f"JSON, {pretty=}: another list came back")
-        check(sniff(text, _NAME) is Format.JSON, "JSON: not told as JSON")
-        json.loads(text)
+    pretty = bool(len(image) & 1)  # one of the two forms is enough for one input
+    text = encode_json(entries, pretty=pretty)
+    check(decode_json(text, _NAME) == entries, f"JSON, {pretty=}: another list came back")
+    check(sniff(text, _NAME) is Format.JSON, "JSON: not told as JSON")
+    check(len(json.loads(text)["entries"]) == len(entries), "JSON: another number of entries")
 
 
 def _cache(data: bytes) -> None:
@@ -237,7 +238,9 @@ def _json_seeds() -> Iterator[bytes]:
 _HEADERS = tuple(HEADER.pack(*magic) for magic in (IRMAP_CACHE, FILES, INOTIFY_FILE, FANOTIFY_FILE))
 
 TARGETS = (
-    Target("cache", _cache, _images, (*_HEADERS, b"\x08", b"\x10", b"\x1a", b"/", b"/.", b"\xff")),
+    Target(
+        "cache", _cache, _images, (*_HEADERS, b"\x08", b"\x10", b"\x1a", b"/", b"/.", b"\xff"), 1024
+    ),
     Target(
         "crit-json",
         _json,
@@ -250,7 +253,8 @@ TARGETS = (
                 *('"\\ud800"', "18446744073709551616", "NaN"),
             )
         ),
+        1024,
     ),
-    Target("fsnotify", _fsnotify, _fsnotify_seeds, _HEADERS, 8192),
-    Target("files-img", _files, _files_seeds, (*_HEADERS, b"\x6a", b"\x72"), 8192),
+    Target("fsnotify", _fsnotify, _fsnotify_seeds, _HEADERS, 2048),
+    Target("files-img", _files, _files_seeds, (*_HEADERS, b"\x6a", b"\x72"), 2048),
 )

@@ -24,7 +24,7 @@ class Target(NamedTuple):
     """Valid inputs to start from."""
     words: tuple[bytes, ...] = ()
     """What the fuzzer puts into inputs as a whole: libFuzzer's dictionary."""
-    largest_bytes: int = 4096
+    largest_bytes: int = 1024
 
 
 class Check(AssertionError):  # noqa: N818 - the name that a report shows

@@ -66,7 +66,6 @@ def _atheris(name: str, directory: Path, runs: int, seconds: int, seed: int) -> 
         f"-max_len={target.largest_bytes}",
         f"-artifact_prefix={crashes}/",
         f"-dict={words}",
-        "-use_value_profile=1",
     ]
     atheris.Setup(["fuzz", *options, str(corpus)], target.run)
     atheris.Fuzz()
