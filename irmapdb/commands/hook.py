@@ -66,7 +66,7 @@ def hook(
     ] = Path("/etc/criu"),
     as_json: AsJson = False,
 ) -> None:
-    """Have CRIU call irmapdb before each dump; or do by hand what it then does.
+    """Make CRIU run irmapdb before every dump, or run that step now.
 
     CRIU calls `irmapdb-hook` as its action script. It finds the paths of all watches while the
     tasks still run, so that CRIU loads a fresh `irmap-cache`; what goes wrong is in `irmapdb.log`

@@ -128,8 +128,8 @@ def convert(
 ) -> None:
     """Convert between CRIU's image (pb), crit's JSON (json) and a database (db).
 
-    What SRC is, its content tells. Names that are no UTF-8 survive: JSON has each such byte as a
-    lone surrogate (PEP 383).
+    The type of SRC is detected from its content. Names that are not UTF-8 survive: JSON has each
+    such byte as a lone surrogate (PEP 383).
 
     Examples:
         irmapdb convert irmap-cache cache.json --pretty

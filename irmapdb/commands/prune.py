@@ -76,7 +76,7 @@ def prune(
     config: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Take out of the database what need not be kept.
+    """Delete old runs and stale mappings.
 
     pre-dump and dump do this by themselves, a bit each time, so that a hook that runs every
     minute needs no care: this is for a database that has grown before, or to keep less. The
