@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self, TypeAlias
 from irmapdb.errors import SqlError
 from irmapdb.model import InodeKey, format_kdev, kdev_of
 from irmapdb.store import sqltext
-from irmapdb.store.failures import explain, primary_code, translated
+from irmapdb.store.failures import explain, primary_code, show, translated
 from irmapdb.store.limits import VALUE_BYTES
 from irmapdb.store.place import open_place
 from irmapdb.store.raw import check_unchanged, connect_raw
@@ -168,7 +168,8 @@ class Ask:
         with translated(self.path, self._wait_s):
             for (name,) in self._execute(names).fetchall():
                 found[name] = ()
-                with suppress(sqlite3.OperationalError):  # a view of a table that is gone
+                # A view of a table that is gone, or a name that is no UTF-8.
+                with suppress(sqlite3.OperationalError, UnicodeError):
                     rows = self._execute(columns, {"name": name})
                     found[name] = tuple(column for (column,) in rows)
         return found
@@ -290,6 +291,8 @@ class Ask:
         if isinstance(error, UnicodeEncodeError):
             place = sqltext.excerpt(text, piece.start + error.start)
             return SqlError("not UTF-8", advice=self.hints.odd_path, place=place)
+        if isinstance(error, UnicodeDecodeError):  # SQLite quotes bytes of the file
+            return SqlError(_one_line(show(error.object)))
         stopped = self._why_stopped(error, timeout_s)
         if stopped is not None:
             return stopped
@@ -347,6 +350,8 @@ class Ask:
             self._execute(explained, _Nulls()).close()
         except sqlite3.Error as error:
             return str(error)
+        except UnicodeDecodeError as error:
+            return show(error.object)
         return ""
 
     def _advise(self, message: str) -> str:

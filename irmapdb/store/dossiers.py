@@ -13,7 +13,7 @@ from sqlalchemy import or_, select, union
 from irmapdb.model import InodeKey
 from irmapdb.store import rows, tables
 from irmapdb.store.read import Reader
-from irmapdb.store.values import from_ino, from_time, to_ino, to_text
+from irmapdb.store.values import check_number, from_ino, from_time, to_ino, to_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -88,7 +88,7 @@ class Dossiers(Reader):
                 for table in (tables.mapping, tables.watch, tables.change)
             )
         )
-        return sorted(InodeKey(dev, from_ino(ino)) for dev, ino in self._fetch(found))
+        return sorted(self._read(_read_key, self._fetch(found)))
 
     def _of(
         self, table: Table, columns: Sequence[ColumnElement[Any]], key: InodeKey
@@ -113,3 +113,9 @@ class Dossiers(Reader):
 
 def _is(table: Table, key: InodeKey) -> tuple[ColumnElement[bool], ...]:
     return table.c.dev == key.kdev, table.c.ino == to_ino(key.ino)
+
+
+def _read_key(row: Sequence[Any]) -> InodeKey:
+    dev, ino = row
+    check_number("the device", dev, 0, (1 << 32) - 1)
+    return InodeKey(dev, from_ino(ino))

@@ -13,7 +13,7 @@ from irmapdb.model import CacheEntry
 from irmapdb.store.failures import show, translated
 from irmapdb.store.place import open_place
 from irmapdb.store.raw import connect_raw
-from irmapdb.store.values import from_ino
+from irmapdb.store.values import MAX_PATH_BYTES, check_number, from_ino
 from irmapdb.store.version import check_newest
 
 if TYPE_CHECKING:
@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = ["fetch_entries", "read_entries"]
 
+_ROWS_AT_ONCE = 5000
 _ENTRIES = """
-SELECT mapping.dev, mapping.ino, CAST(mapping.path AS BLOB)
+SELECT image_entry.position, mapping.dev, mapping.ino, CAST(mapping.path AS BLOB)
 FROM image_entry
 JOIN mapping ON mapping.id = image_entry.mapping_id
 WHERE mapping.stale_at IS NULL
@@ -49,10 +50,29 @@ def read_entries(path: AnyPath, *, wait_s: float = 10.0) -> list[CacheEntry]:
 
 def fetch_entries(raw: sqlite3.Connection, path: bytes) -> list[CacheEntry]:
     """The same from an open database, in the transaction that it is in."""
-    try:
-        return [CacheEntry(dev, from_ino(ino), entry) for dev, ino, entry in raw.execute(_ENTRIES)]
-    except TypeError as error:  # a number where somebody has put a word
+    cursor = raw.execute(_ENTRIES)
+    found: list[CacheEntry] = []
+    bad: list[str] = []
+    while some := cursor.fetchmany(_ROWS_AT_ONCE):
+        for position, dev, ino, entry in some:
+            if type(entry) is bytes and len(entry) <= MAX_PATH_BYTES:
+                try:
+                    found.append(CacheEntry(_checked(dev), from_ino(ino), entry))
+                except (TypeError, ValueError) as error:
+                    bad.append(f"image_entry {position}: {error}")
+            else:
+                bad.append(f"image_entry {position}: no path of up to {MAX_PATH_BYTES} bytes")
+    if bad:
+        more = f" ({len(bad) - 1} more like it)" if len(bad) > 1 else ""
         raise DatabaseError(
-            f"{show(path)}: a row that irmapdb did not write: {error}",
-            advice="put back what was changed by hand, or move the file away",
-        ) from error
+            f"{show(path)}: {bad[0]}: a row that irmapdb did not write{more}",
+            advice="put back what was changed by hand, or move the file away: it is only a cache",
+        )
+    return found
+
+
+def _checked(dev: object) -> int:
+    if type(dev) is not int or not 0 <= dev < 1 << 32:
+        check_number("the device", dev, 0, (1 << 32) - 1)
+        raise ValueError(dev)
+    return dev

@@ -68,13 +68,6 @@ def translated(path: bytes, wait_s: float = 0) -> Iterator[None]:
     """
     try:
         yield
-    except UnicodeDecodeError as error:
-        # Python makes text of what SQLite says, which may quote any bytes of the file. Its code
-        # is lost.
-        raise DatabaseError(
-            f"{show(path)}: SQLite says: {show(error.object)}",
-            advice="put back what was changed by hand, or move the file away: it is only a cache",
-        ) from error
     except MemoryError as error:
         raise DatabaseError(
             f"{show(path)}: there is not enough memory", advice="free some, and run this again"
@@ -90,7 +83,7 @@ def translated(path: bytes, wait_s: float = 0) -> Iterator[None]:
 
 def explain(path: bytes, error: sqlite3.Error, wait_s: float = 0) -> DatabaseError:
     """The error to raise for an error of SQLite."""
-    name, said = show(path), show_words(str(error))
+    name, said = show(path), _words_of(error)
     code, code_name = primary_code(error), getattr(error, "sqlite_errorname", "")
     if code in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
         return explain_lock(path, wait_s)
@@ -112,6 +105,11 @@ def explain(path: bytes, error: sqlite3.Error, wait_s: float = 0) -> DatabaseErr
         text, advice = _OF_THE_CONTENT[code]
         return DatabaseError(f"{name}: {text.format(said)}", advice=advice)
     return DatabaseError(f"{name}: {said} ({code_name or type(error).__name__})")
+
+
+def _words_of(error: sqlite3.Error) -> str:
+    text = str(error)
+    return text if text.isprintable() else show_words(text)  # escaped already, or not
 
 
 _OF_THE_CONTENT = {

@@ -6,6 +6,7 @@ A list goes into a temporary table first, and from there by three statements int
 
 from __future__ import annotations
 
+import logging
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -33,7 +34,7 @@ from irmapdb.errors import DatabaseError
 from irmapdb.model import Source
 from irmapdb.store import tables
 from irmapdb.store.failures import show
-from irmapdb.store.values import to_ino, to_text, to_time
+from irmapdb.store.values import MAX_PATH_BYTES, to_ino, to_text, to_time
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
     from irmapdb.model import CacheEntry
 
 __all__ = ["replace", "take_in"]
+
+_log = logging.getLogger(__name__)
 
 _BATCH = 5000
 
@@ -147,5 +150,13 @@ def _fill(connection: Connection, entries: Iterable[CacheEntry]) -> int:
 
 
 def _rows(entries: Iterable[CacheEntry]) -> Iterator[tuple[int, int, int, str | bytes]]:
+    left_out = 0
     for position, (kdev, ino, path) in enumerate(entries, 1):
-        yield position, kdev, to_ino(ino), to_text(path)
+        if len(path) > MAX_PATH_BYTES:
+            left_out += 1
+        else:
+            yield position, kdev, to_ino(ino), to_text(path)
+    if left_out:
+        _log.warning(
+            "%d entries are left out: their paths have more than %d bytes", left_out, MAX_PATH_BYTES
+        )

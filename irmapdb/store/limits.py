@@ -14,13 +14,15 @@ import sqlite3
 import time
 from typing import TYPE_CHECKING
 
+from irmapdb.model import printable
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import Any, TypeVar
 
     T = TypeVar("T")
 
-__all__ = ["PRAGMAS", "STATEMENT_S", "VALUE_BYTES", "Bounded", "TooLongError"]
+__all__ = ["PRAGMAS", "STATEMENT_S", "VALUE_BYTES", "Bounded", "TooLongError", "UnreadableError"]
 
 VALUE_BYTES = 1 << 20
 """The largest value, and the largest row, that SQLite reads or makes."""
@@ -63,6 +65,16 @@ class TooLongError(sqlite3.OperationalError):
     sqlite_errorname = "SQLITE_INTERRUPT"
 
 
+class UnreadableError(sqlite3.DatabaseError):
+    """An error whose words are no UTF-8: SQLite quotes the bytes of a damaged schema.
+
+    Python loses its code.
+    """
+
+    sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+    sqlite_errorname = "SQLITE_CORRUPT"
+
+
 class _Cursor(sqlite3.Cursor):
     connection: Bounded
 
@@ -86,6 +98,8 @@ class _Cursor(sqlite3.Cursor):
     def _bounded(self, function: Callable[..., T], *arguments: object) -> T:
         try:
             return function(*arguments)
+        except UnicodeDecodeError as error:
+            raise UnreadableError(printable(error.object)) from error
         except sqlite3.OperationalError as error:
             if getattr(error, "sqlite_errorcode", 0) != sqlite3.SQLITE_INTERRUPT:
                 raise
@@ -120,6 +134,15 @@ class Bounded(sqlite3.Connection):
         """As sqlite3 has it."""
         self.begin("COMMIT")
         super().commit()
+
+    # Python's own do not go through `cursor`.
+    def execute(self, sql: str, parameters: Any = (), /) -> Any:  # noqa: ANN401 as sqlite3
+        """As sqlite3 has it."""
+        return self.cursor().execute(sql, parameters)
+
+    def executemany(self, sql: str, parameters: Iterable[Any], /) -> Any:  # noqa: ANN401
+        """As sqlite3 has it."""
+        return self.cursor().executemany(sql, parameters)
 
     def cursor(self, factory: Any = None) -> Any:  # noqa: ANN401 as sqlite3
         """A cursor whose statements are bounded, unless it is one of another class."""

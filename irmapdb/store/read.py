@@ -19,7 +19,7 @@ from irmapdb.store.connect import raw_of
 from irmapdb.store.entries import fetch_entries
 from irmapdb.store.failures import show, translated
 from irmapdb.store.file import absolute
-from irmapdb.store.values import to_ino, to_text
+from irmapdb.store.values import check_number, to_ino, to_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -76,6 +76,11 @@ def _collector_paused() -> Iterator[None]:
             gc.enable()
 
 
+def _read_device(row: Sequence[Any]) -> int:
+    check_number("the device", row[0], 0, (1 << 32) - 1)
+    return int(row[0])
+
+
 class Reader:
     """The questions, outside of a step (what is committed) or inside one (what it wrote)."""
 
@@ -111,7 +116,7 @@ class Reader:
     def live_devices(self, mntns: int = 0) -> set[int]:
         """The devices of the mappings that are not stale, of one mount namespace."""
         devices = select(_mapping.dev).where(*_LIVE).distinct()
-        return {dev for (dev,) in self._fetch(devices, {"of_mntns": mntns})}
+        return set(self._read(_read_device, self._fetch(devices, {"of_mntns": mntns})))
 
     def live_on(self, kdevs: Iterable[int], mntns: int = 0) -> list[Mapping]:
         """The same mappings, of these devices."""
@@ -131,7 +136,7 @@ class Reader:
         """How an image file was when it was last imported or written; None if it never was."""
         where = absolute(path)
         found = self._fetch(_IMAGE_SEEN, {"of_path": to_text(where)})
-        return rows.read_stamp(found[0]) if found else None
+        return next(self._read(rows.read_stamp, found), None)
 
     def all_mappings(self) -> Iterator[Mapping]:
         """Every mapping, the stale ones too, by id."""
@@ -188,11 +193,36 @@ class Reader:
     def _read(
         self, read: Callable[[Sequence[Any]], T], found: Sequence[Sequence[Any]]
     ) -> Iterator[T]:
-        for row in found:
+        for index, row in enumerate(found):
             try:
                 yield read(row)
-            except (TypeError, ValueError) as error:
-                raise DatabaseError(
-                    f"{show(self.path)}: a row that irmapdb did not write: {error}",
-                    advice="put back what was changed by hand, or move the file away",
-                ) from error
+            except _BAD as error:
+                raise self._bad_rows(read, found[index:], error) from error
+
+    def _bad_rows(
+        self,
+        read: Callable[[Sequence[Any]], object],
+        found: Sequence[Sequence[Any]],
+        error: Exception,
+    ) -> DatabaseError:
+        # The first by its name, and how many of those that were read with it are like it.
+        name = _TABLE_OF.get(read)
+        which = f"{name} {found[0][0]}" if name else "a row"
+        others = 0
+        for row in found[1:]:
+            try:
+                read(row)
+            except _BAD:
+                others += 1
+        more = f" ({others} more like it)" if others else ""
+        return DatabaseError(
+            f"{show(self.path)}: {which}: a row that irmapdb did not write: {error}{more}",
+            advice="put back what was changed by hand, or move the file away: it is only a cache",
+        )
+
+
+_BAD = (TypeError, ValueError, OverflowError)
+_TABLE_OF: dict[object, str] = {
+    rows.read_mapping: "mapping",
+    rows.read_change: "change",
+}

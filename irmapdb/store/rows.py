@@ -29,7 +29,18 @@ from irmapdb.model import (
 )
 from irmapdb.store import tables
 from irmapdb.store.nouns import ChangeRow, FileStamp, RunRow, WatchRow
-from irmapdb.store.values import from_ino, from_time, to_ino, to_text, to_time, to_words
+from irmapdb.store.values import (
+    MAX_PATH_BYTES,
+    check_number,
+    check_path,
+    check_word,
+    from_ino,
+    from_time,
+    to_ino,
+    to_text,
+    to_time,
+    to_words,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -127,7 +138,21 @@ def maybe_text(raw: bytes | None) -> str | bytes | None:
     return None if raw is None else to_text(raw)
 
 
+_KDEV_MAX = (1 << 32) - 1
+_MNTNS_MAX = (1 << 32) - 1  # an inode number of nsfs
+_INT_MAX = (1 << 31) - 1
+_INT64_MAX = (1 << 63) - 1
+_HANDLE_BYTES = 128  # MAX_HANDLE_SZ in include/linux/exportfs.h
+
+
 def _read_identity(dev: int, ino: int, handle_type: int | None, handle: bytes | None) -> Identity:
+    if type(dev) is not int or type(ino) is not int or not 0 <= dev <= _KDEV_MAX:
+        check_number("the device", dev, 0, _KDEV_MAX)
+        check_number("the inode number", ino, -_INT64_MAX - 1, _INT64_MAX)
+    if handle is not None and (type(handle) is not bytes or len(handle) > _HANDLE_BYTES):
+        raise ValueError(f"the handle is no BLOB of up to {_HANDLE_BYTES} bytes")
+    if handle_type is not None:
+        check_number("the handle's type", handle_type, -_INT_MAX - 1, _INT_MAX)
     if handle_type is None or handle is None:
         return Identity(dev, from_ino(ino), None)
     return Identity(dev, from_ino(ino), FileHandle(handle_type, handle))
@@ -148,6 +173,10 @@ def read_mapping(row: Sequence[Any]) -> Mapping:
     """A row of MAPPING_COLUMNS."""
     row_id, dev, ino, handle_type, handle, path, source, revalidate, first_seen_at, *rest = row
     validated_at, last_used_at, stale_at, stale_reason, mntns = rest
+    if type(path) is not bytes or len(path) > MAX_PATH_BYTES:  # else the call takes longer
+        check_path(path)
+    if mntns:
+        check_number("the mount namespace", mntns, 0, _MNTNS_MAX)
     return Mapping(
         _read_identity(dev, ino, handle_type, handle),
         path,
@@ -172,9 +201,9 @@ def resolved_values(resolved: Iterable[Resolved], now: datetime) -> Iterator[tup
     for item in resolved:
         identity = _identity_values(item.identity)
         rest = item.mntns, item.source.value, at
-        for path in item.other_paths:
-            yield *identity, to_text(path), *rest
-        yield *identity, to_text(item.path), *rest
+        for path in (*item.other_paths, item.path):
+            if len(path) <= MAX_PATH_BYTES:
+                yield *identity, to_text(path), *rest
 
 
 # What is unique of a mapping, under names that no column has.
@@ -206,6 +235,8 @@ def stamp_values(path: bytes, stamp: FileStamp) -> dict[str, Any]:
 def read_stamp(row: Sequence[Any]) -> FileStamp:
     """A row of STAMP_COLUMNS."""
     st_dev, ino, size, mtime_ns = row
+    for name, value in zip(("st_dev", "ino", "size", "mtime_ns"), row, strict=True):
+        check_number(name, value, -_INT64_MAX - 1, _INT64_MAX)
     return FileStamp(from_ino(st_dev), from_ino(ino), size, mtime_ns)
 
 
@@ -224,8 +255,14 @@ def watch_values(
         yield (
             *(row_id, run_id, pid, maybe_text(comm), fd, kind.value, wd),
             *_identity_values(identity),
-            *(*masks, maybe_text(path), why and to_words(why), mntns),
+            *(*masks, *_answer_values(path, why), mntns),
         )
+
+
+def _answer_values(path: bytes | None, why: str | None) -> tuple[str | bytes | None, str | None]:
+    if path is not None and len(path) > MAX_PATH_BYTES:
+        return None, f"a path of {len(path)} bytes is not stored"
+    return maybe_text(path), why and to_words(why)
 
 
 TRIED_FIELDS = ("watch_id", "position", "resolver", "note")
@@ -241,6 +278,16 @@ def tried_values(numbered: Iterable[tuple[int, WatchRow]]) -> Iterator[tuple[Any
 def read_watch(row: Sequence[Any], tried: tuple[Tried, ...]) -> WatchRow:
     """A row of WATCH_COLUMNS, with the rows of `tried` that belong to it."""
     _, pid, comm, fd, kind, wd, *identity, mask, ignored_mask, mflags, path, why, mntns = row
+    check_number("the pid", pid, 0, _INT_MAX)
+    check_number("the descriptor", fd, 0, _INT_MAX)
+    check_number("wd", wd, -1, _INT_MAX)
+    for name, value in zip(("mask", "ignored_mask", "mflags"), row[-6:-3], strict=True):
+        check_number(name, value, 0, _INT64_MAX)
+    check_number("the mount namespace", mntns, 0, _MNTNS_MAX)
+    if path is None:
+        check_word("why there is no path", why)
+    else:
+        check_path(path)
     watch = Watch(
         pid=pid,
         fd=fd,
@@ -263,6 +310,8 @@ def change_values(
     """Rows of `change`, with the key of the mapping in place of its id."""
     at = to_time(now)
     for item in changes:
+        if max(len(item.path), len(item.old_path or b"")) > MAX_PATH_BYTES:
+            continue
         identity = _identity_values(item.identity)
         path, mntns = to_text(item.path), item.mntns
         reason = None if item.reason is None else item.reason.value
@@ -276,6 +325,9 @@ def change_values(
 def read_change(row: Sequence[Any]) -> ChangeRow:
     """A row of CHANGE_COLUMNS."""
     row_id, run_id, at, mapping_id, kind, *identity, path, old_path, reason, mntns = row
+    check_path(path)
+    check_path(old_path or b"")
+    check_number("the mount namespace", mntns, 0, _MNTNS_MAX)
     change = Change(
         kind=ChangeKind(kind),
         identity=_read_identity(*identity),
@@ -290,6 +342,13 @@ def read_change(row: Sequence[Any]) -> ChangeRow:
 def read_run(row: Sequence[Any], sources: dict[str, int]) -> RunRow:
     """A row of RUN_COLUMNS, with the rows of `run_source` that belong to it."""
     row_id, event, pid, comm, started_at, finished_at, outcome, *figures = row
+    check_word("the outcome", outcome)
+    check_number("the pid", 0 if pid is None else pid, 0, _INT_MAX)
+    for name, figure in zip(STATS, figures, strict=True):
+        if name == "reproved_why":
+            check_word(name, figure)
+        else:
+            check_number(name, figure, 0, _INT64_MAX)
     stats = RunStats(**dict(zip(STATS, figures, strict=True)), sources=sources)
     times = from_time(started_at), from_time(finished_at)
     return RunRow(row_id, Event(event), pid, comm, *times, stats, outcome)

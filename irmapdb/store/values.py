@@ -14,11 +14,30 @@ Source: https://www.sqlite.org/datatype3.html, https://www.sqlite.org/lang_datef
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from functools import lru_cache
 
-__all__ = ["from_ino", "from_time", "to_ino", "to_text", "to_time", "to_words"]
+__all__ = [
+    "MAX_PATH_BYTES",
+    "check_number",
+    "check_path",
+    "check_word",
+    "from_ino",
+    "from_time",
+    "to_ino",
+    "to_text",
+    "to_time",
+    "to_words",
+]
 
+MAX_PATH_BYTES = 1 << 16
+"""No path that is stored is longer. PATH_MAX (4096) bounds what one system call takes, not how deep
+a tree is; CRIU takes no longer path than that."""
+
+_TIME = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{6}", re.ASCII)
+_YEARS = range(2, 9999)  # at the ends of what Python knows there is no room for a timezone
+_SHOWN_CHARACTERS = 40
 _SIGN = 1 << 63
 _MODULUS = 1 << 64
 _MASK = _MODULUS - 1
@@ -61,6 +80,37 @@ def to_time(at: datetime) -> str:
 
 
 @lru_cache(maxsize=1024)
-def from_time(value: str) -> datetime:
+def from_time(value: object) -> datetime:
     """The aware datetime again. What is no such text raises ValueError."""
-    return datetime.fromisoformat(value).replace(tzinfo=UTC)
+    if not isinstance(value, str) or not _TIME.fullmatch(value):
+        raise ValueError(f"{_shown(value)} is no time")
+    at = datetime.fromisoformat(value).replace(tzinfo=UTC)
+    if at.year not in _YEARS:
+        raise ValueError(f"{_shown(value)} is no time of ours")
+    return at
+
+
+def check_number(name: str, value: object, low: int, high: int) -> None:
+    """ValueError unless it is a whole number of this range."""
+    if type(value) is not int or not low <= value <= high:
+        raise ValueError(f"{name} is {_shown(value)}")
+
+
+def check_path(value: object) -> None:
+    """ValueError unless it is the bytes of a path that we would store."""
+    if type(value) is not bytes:
+        raise ValueError(f"the path is {_shown(value)}")
+    if len(value) > MAX_PATH_BYTES:
+        raise ValueError(f"the path has {len(value)} bytes, more than {MAX_PATH_BYTES}")
+
+
+def check_word(name: str, value: object) -> None:
+    """ValueError unless it is text."""
+    if not isinstance(value, str):
+        raise ValueError(f"{name} is {_shown(value)}")
+
+
+def _shown(value: object) -> str:
+    # ASCII on one line, whatever it is.
+    text = ascii(value[:_SHOWN_CHARACTERS] if isinstance(value, str | bytes) else value)
+    return text if len(text) <= 2 * _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "..."
