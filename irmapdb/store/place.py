@@ -100,6 +100,7 @@ class Place:
         self._old: os.stat_result | None = None
         self._is_changed = False
         self._wait_s = wait_s
+        self._refused: DatabaseError | None = None
 
     @property
     def copied(self) -> bool:
@@ -111,15 +112,28 @@ class Place:
         self._is_changed = self.copied
 
     def put_back(self) -> None:
-        """Make the copy the database, if a step has changed it. DatabaseError: it was not done."""
+        """Make the copy the database, if a step has changed it.
+
+        DatabaseError: it was not done, and is not done later.
+        """
         if not self._is_changed:
             return
-        self._check_untouched()
+        self._is_changed = False
+        if self._refused is not None:  # the copy has a step that was not kept
+            raise self._refused
+        try:
+            self._check_untouched()
+            self._put_back()
+        except DatabaseError as error:
+            self._refused = error
+            raise
+
+    def _put_back(self) -> None:
         try:
             self._set_unread_aside()
             with open(self.work, "rb") as copy:
                 old = self._old
-                new = files.put_file(
+                self._old = files.put_file(
                     self.directory.fd,
                     self.name,
                     copy.fileno(),
@@ -136,12 +150,6 @@ class Place:
                 f"{show(self.path)}: cannot be put back: {error.strerror}",
                 advice="make room there, or name a file elsewhere with --db",
             ) from error
-        self._old = new
-        self._is_changed = False
-
-    def remove(self) -> None:
-        """Remove the database of a place that made it."""
-        os.unlink(self.name, dir_fd=self.directory.fd)
 
     def _check_untouched(self) -> None:
         now = status_of(self.directory.fd, self.name, self.path)
