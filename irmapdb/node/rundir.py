@@ -39,6 +39,7 @@ _LOCK, _PID, _FIFO, _STATUS = "warm.lock", "warm.pid", "warm.fifo", "status.json
 _OF_CONTAINER = re.compile(r"(?:image|work)-(\d+)-(\d+)")
 _REPLY = re.compile(r"reply-\d+-\d+")
 _REPLY_AGE_S = 60.0
+_PRIVATE = 0o700
 _STATUS_LIMIT_BYTES = 64 << 20
 
 
@@ -57,10 +58,10 @@ def make_private(path: Path) -> None:
             f"{printable(path)}: belongs to user {found.st_uid}",
             advice="remove it, or run as its owner",
         )
-    if found.st_mode & 0o022:
-        raise FileError(
-            f"{printable(path)}: others may write to it", advice=f"chmod 700 {printable(path)}"
-        )
+    if stat.S_IMODE(found.st_mode) != _PRIVATE:
+        # A kubelet makes it for everybody to read. Links in it that others have made are not
+        # followed, and files of others are replaced.
+        path.chmod(_PRIVATE)
 
 
 class RunDirectory:

@@ -7,6 +7,7 @@ at idle priority (`pool`). What a look costs in CPU time, and what all work does
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import math
 import os
@@ -32,6 +33,7 @@ from irmapdb.node.look import Look, Seen, look_around
 from irmapdb.node.notify import notify
 from irmapdb.node.pool import Pool
 from irmapdb.node.rundir import RUN_DIRECTORY, RunDirectory
+from irmapdb.node.spare import Spare
 from irmapdb.node.status import status_document
 
 if TYPE_CHECKING:
@@ -45,7 +47,8 @@ __all__ = ["Options", "Service"]
 
 _log = logging.getLogger(__name__)
 
-_LOOK, _VERIFY, _KEEP, _SLOW, _ANSWER = "look", "verify", "keep", "keep slow", "answer"
+_LOOK, _VERIFY, _KEEP, _SLOW = "look", "verify", "keep", "keep slow"
+_ANSWER, _SPARE = "answer", "spare"
 _LOOK_LIMIT_S = 120.0
 _LOOK_MEMORY_BYTES = 1 << 30
 _QUICK_S, _LONG_S = 20.0, 240.0
@@ -125,6 +128,7 @@ class Service:
         self._own_fds: list[int] = []
         self._unread = b""
         self._answers: Counter[int] = Counter()
+        self._spare: Spare | None = None
         self._blind_keys: set[tuple[int, int]] = set()
 
     def __enter__(self) -> Self:
@@ -163,12 +167,16 @@ class Service:
                 if now_s >= next_look_s and not self._pool.count(_LOOK):
                     self._start_look()
                     next_look_s = now_s + self._interval_s
-                elif changed and not len(self._pool) and not self._queue:
+                elif changed and not self._queue and not self._is_working():
                     self._write_status()
+                    self._renew_spare()
                     changed = False
                 until_s = next_look_s - time.monotonic()
                 changed |= self._step(min(self._wait_s(), max(until_s, 0.05)), sources)
             notify("STOPPING=1")
+
+    def _is_working(self) -> bool:
+        return any(child.kind in {_LOOK, *_MOST_AT_ONCE} for child in self._pool)
 
     # --- one step ---------------------------------------------------------------------------------
 
@@ -193,6 +201,8 @@ class Service:
                 self._take_verified(ended)
             elif ended.child.kind == _ANSWER:
                 self._take_answered(ended)
+            elif ended.child.kind == _SPARE:
+                self._drop_spare()
             else:
                 self._take_kept(ended)
         self._start_work()
@@ -200,7 +210,7 @@ class Service:
 
     def _wait_s(self) -> float:
         limit_s = self._pool.next_limit_s()
-        wait_s = _SLEEP_S if limit_s is None else limit_s - time.monotonic()
+        wait_s = _SLEEP_S if limit_s is None else min(limit_s - time.monotonic(), _SLEEP_S)
         if self._queue:
             wait_s = min(wait_s, max(0.05, self._over_budget_s()) if self._may_start() else wait_s)
         return wait_s
@@ -210,7 +220,7 @@ class Service:
         self._run.forget_lock()
         for fd in self._own_fds:
             os.close(fd)
-        if kind != _ANSWER:
+        if kind not in {_ANSWER, _SPARE}:
             be_idle()
 
     # --- looking ----------------------------------------------------------------------------------
@@ -426,18 +436,49 @@ class Service:
             known.touched = True
 
     def _start_answer(self, request: Request, kept: Kept) -> None:
-        def call() -> Reply:
-            reply = answer(request, kept, self._options.config, self._run)
-            send(self._run, request.reply, reply)
-            return reply
-
-        key = (request, kept.container.key)
+        key = kept.container.key
+        spare, self._spare = self._spare, None
+        if spare is not None and spare.knows.get(key) is kept:
+            spare.ask(request, key, _ANSWER_LIMIT_S)
+            return
+        self._spare = spare
         try:
-            self._pool.start(
-                _ANSWER, key, call, limit_s=_ANSWER_LIMIT_S, memory_bytes=_ANSWER_MEMORY_BYTES
+            child = self._pool.start(
+                _ANSWER,
+                (request, key),
+                lambda: self._answer(request, kept),
+                limit_s=_ANSWER_LIMIT_S,
+                memory_bytes=_ANSWER_MEMORY_BYTES,
             )
         except OSError as error:
             send(self._run, request.reply, Reply(NOT_SERVED, f"no child: {error.strerror}"))
+        else:
+            _log.debug("request of %d: child %d", request.pid, child.pid)
+
+    def _answer(self, request: Request, kept: Kept) -> Reply:
+        gc.disable()
+        reply = answer(request, kept, self._options.config, self._run)
+        send(self._run, request.reply, reply)
+        return reply
+
+    def _drop_spare(self) -> None:
+        if self._spare is not None:
+            self._spare.close()
+            self._spare = None
+
+    def _renew_spare(self) -> None:
+        """Have a child ready that knows what we know: a request does not wait for the fork."""
+        knows = {key: one.kept for key, one in self._known.items() if one.kept is not None}
+        if self._spare is not None:
+            if self._spare.knows == knows:
+                return
+            self._pool.kill(None, {_SPARE})
+            self._drop_spare()
+        if knows:
+            with contextlib.suppress(OSError):
+                self._spare = Spare.start(
+                    self._pool, _SPARE, _ANSWER, knows, self._options.config, self._answer
+                )
 
     def _take_answered(self, ended: Ended) -> None:
         request, key = ended.child.key
