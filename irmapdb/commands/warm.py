@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +13,7 @@ import typer
 from irmapdb.commands import output
 from irmapdb.commands.options import AsJson, ConfigFile
 from irmapdb.errors import UsageError
+from irmapdb.model import printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -51,6 +53,15 @@ def warm(
     status: Annotated[
         bool, typer.Option("--status", help="Show each container and what has no path.")
     ] = False,
+    install: Annotated[
+        bool, typer.Option("--install", help="Make a systemd unit of it, and start it.")
+    ] = False,
+    uninstall: Annotated[
+        bool, typer.Option("--uninstall", help="Stop the unit and remove it.")
+    ] = False,
+    unit_dir: Annotated[
+        Path, typer.Option(readable=False, metavar="DIR", help="Directory of systemd's units.")
+    ] = Path("/etc/systemd/system"),
     run_dir: Annotated[
         Path,
         typer.Option(readable=False, metavar="DIR", help="Directory of the FIFO and the images."),
@@ -76,13 +87,15 @@ def warm(
 
         irmapdb warm --status
 
+        irmapdb warm --install --cgroup '/kubepods*'
+
     """
     from irmapdb.config import load_config
     from irmapdb.node.rundir import RunDirectory
     from irmapdb.node.service import Options, Service
 
-    if once and status:
-        message = "--once and --status do not go together"
+    if once + status + install + uninstall > 1:
+        message = "--once, --status, --install and --uninstall do not go together"
         raise UsageError(message, advice="run one after the other")
     if interval is not None and not 0 < interval < math.inf:
         message = f"--interval {interval:g}: not a number of seconds"
@@ -91,6 +104,10 @@ def warm(
         directory = RunDirectory(run_dir, make=False)
         _show_status(directory.read_status(), directory.running(), run_dir, as_json=as_json)
         return
+    if install or uninstall:
+        arguments = _arguments(interval, cgroup, config)
+        _switch(arguments, load_config(config).warm.directory, unit_dir, on=install)
+        return
     options = Options(run_dir, load_config(config), interval, cgroup)
     with Service(options) as service:
         if not once:
@@ -98,6 +115,29 @@ def warm(
             return
         document = service.once()
     _end(document, as_json=as_json)
+
+
+def _arguments(interval: float | None, cgroup: str | None, config: Path | None) -> list[str]:
+    # As the unit starts it.
+    arguments = [sys.executable, "-m", "irmapdb", "warm"]
+    if interval is not None:
+        arguments += ["--interval", f"{interval:g}"]
+    if cgroup is not None:
+        arguments += ["--cgroup", cgroup]
+    if config is not None:
+        arguments += ["--config", str(config.absolute())]
+    return arguments
+
+
+def _switch(command: Sequence[str], databases: Path, unit_dir: Path, *, on: bool) -> None:
+    from irmapdb.node import unit
+
+    if on:
+        path = unit.install(command, databases, unit_dir)
+        typer.echo(f"wrote {printable(path)}")
+        return
+    removed = unit.uninstall(unit_dir)
+    typer.echo("there is no unit" if removed is None else f"removed {printable(removed)}")
 
 
 def _show_status(

@@ -40,6 +40,7 @@ _OF_CONTAINER = re.compile(r"(?:image|work)-(\d+)-(\d+)")
 _REPLY = re.compile(r"reply-\d+-\d+")
 _REPLY_AGE_S = 60.0
 _PRIVATE = 0o700
+_WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 _STATUS_LIMIT_BYTES = 64 << 20
 
 
@@ -58,10 +59,13 @@ def make_private(path: Path) -> None:
             f"{printable(path)}: belongs to user {found.st_uid}",
             advice="remove it, or run as its owner",
         )
+    if found.st_mode & _WRITABLE_BY_OTHERS:
+        raise FileError(
+            f"{printable(path)}: others may write to it",
+            advice="look at what is in it, and remove it",
+        )
     if stat.S_IMODE(found.st_mode) != _PRIVATE:
-        # A kubelet makes it for everybody to read. Links in it that others have made are not
-        # followed, and files of others are replaced.
-        path.chmod(_PRIVATE)
+        path.chmod(_PRIVATE)  # a kubelet makes it for everybody to read
 
 
 class RunDirectory:

@@ -31,13 +31,13 @@ class Warm:
         self.run = directory / "run"
         config = directory / "warm.toml"
         config.write_text(f'[warm]\ndirectory = "{directory}/databases"\nshare = 8\n')
-        self._options = ("--run-dir", self.run, "--config", config, *arguments)
+        self.options = ("--run-dir", self.run, "--config", config, *arguments)
         self.start()
 
     def start(self) -> None:
         """Start it; once more, after its end."""
         command = [sys.executable, "-m", "irmapdb", "warm", "--interval", "0.2"]
-        options = ("--cgroup", "/irmapdb-*", *self._options)
+        options = ("--cgroup", "/irmapdb-*", *self.options)
         self.process = subprocess.Popen([*command, *options], cwd=CHECKOUT)
 
     def containers(self) -> list[dict[str, Any]]:

@@ -1,0 +1,154 @@
+"""The systemd unit of the service: its text, and its place.
+
+Sources: systemd.service(5), systemd.exec(5), systemd.resource-control(5), sd_booted(3).
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from irmapdb import files
+from irmapdb.errors import FileError, UsageError
+from irmapdb.model import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["CAPABILITIES", "UNIT_DIRECTORY", "UNIT_NAME", "install", "uninstall", "unit_text"]
+
+UNIT_DIRECTORY = Path("/etc/systemd/system")
+UNIT_NAME = "irmapdb-warm.service"
+
+CAPABILITIES = ("CAP_DAC_READ_SEARCH", "CAP_SYS_ADMIN", "CAP_SYS_PTRACE")
+"""Handles are opened with the first, renames are heard of with the second, and the third lets us
+look at tasks of other users, at their roots and descriptors."""
+
+_FIRST_LINE = "# Made by `irmapdb warm --install`, which `--uninstall` undoes."
+_LIMIT_BYTES = 1 << 20
+_BOOTED = Path("/run/systemd/system")
+
+_TEMPLATE = """\
+{first_line}
+[Unit]
+Description=Paths of inotify and fanotify watches, kept ready for CRIU
+After=local-fs.target
+
+[Service]
+Type=notify
+ExecStart={command}
+Restart=on-failure
+RestartSec=5
+RuntimeDirectory=irmapdb
+RuntimeDirectoryMode=0700
+RuntimeDirectoryPreserve=yes
+StateDirectory=irmapdb
+StateDirectoryMode=0700
+UMask=0077
+
+# Its share of the machine, whatever the containers do.
+MemoryMax=4G
+TasksMax=64
+LimitNOFILE=4096
+CPUWeight=10
+IOWeight=10
+
+# It writes into CRIU's work dir through the process of CRIU, so the rest can be read-only.
+CapabilityBoundingSet={capabilities}
+NoNewPrivileges=yes
+ProtectSystem=strict
+ReadWritePaths={writable}
+ProtectClock=yes
+ProtectHostname=yes
+ProtectKernelLogs=yes
+ProtectKernelModules=yes
+RestrictAddressFamilies=AF_UNIX
+RestrictNamespaces=yes
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+LockPersonality=yes
+KeyringMode=private
+IPAddressDeny=any
+SystemCallArchitectures=native
+SystemCallFilter=~@clock @cpu-emulation @module @mount @obsolete @raw-io @reboot @swap
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+
+def unit_text(command: Sequence[str], databases: Path) -> str:
+    """The unit that runs `command`, an absolute path and its arguments."""
+    return _TEMPLATE.format(
+        first_line=_FIRST_LINE,
+        command=" ".join(map(_quoted, command)),
+        capabilities=" ".join(CAPABILITIES),
+        writable=_quoted(f"-{databases}"),
+    )
+
+
+def install(command: Sequence[str], databases: Path, directory: Path = UNIT_DIRECTORY) -> Path:
+    """Write the unit, and start it where systemd runs; its path.
+
+    FileError, where it cannot be written, or another unit has its name.
+    """
+    path = directory / UNIT_NAME
+    _check(path)
+    files.replace_whole(path, unit_text(command, databases).encode(), mode=0o644)
+    if directory == UNIT_DIRECTORY:
+        _systemctl("daemon-reload")
+        _systemctl("enable", UNIT_NAME)
+        _systemctl("restart", UNIT_NAME)
+    return path
+
+
+def uninstall(directory: Path = UNIT_DIRECTORY) -> Path | None:
+    """Stop it, and remove the unit; its path, or None where there was none.
+
+    The databases stay. FileError where another unit has its name.
+    """
+    path = directory / UNIT_NAME
+    if not _check(path):
+        return None
+    if directory == UNIT_DIRECTORY:
+        _systemctl("disable", "--now", UNIT_NAME)
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        message = f"cannot remove {printable(path)}: {error.strerror}"
+        raise FileError(message, advice="run as root") from error
+    if directory == UNIT_DIRECTORY:
+        _systemctl("daemon-reload")
+    return path
+
+
+def _check(path: Path) -> bool:
+    # Whether there is a unit of ours.
+    text = files.read_if_there(path, limit_bytes=_LIMIT_BYTES)
+    if text is None:
+        return False
+    if not text.startswith(_FIRST_LINE.encode()):
+        raise FileError(f"{printable(path)}: not made by irmapdb", advice="move it away")
+    return True
+
+
+def _systemctl(*arguments: str) -> None:
+    # Where systemd does not run, the file is all there is to do.
+    systemctl = shutil.which("systemctl")
+    if systemctl is None or not _BOOTED.is_dir():
+        return
+    done = subprocess.run(  # noqa: S603 fixed words
+        [systemctl, *arguments], capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        message = f"systemctl {' '.join(arguments)}: {done.stderr.strip() or 'failed'}"
+        raise UsageError(message, advice=f"`journalctl -u {UNIT_NAME}` tells why")
+
+
+def _quoted(word: str) -> str:
+    # systemd.syntax(7) and systemd.unit(5): `%` begins a specifier, `$` a variable.
+    for special, escaped in (("\\", "\\\\"), ('"', '\\"'), ("%", "%%"), ("$", "$$")):
+        word = word.replace(special, escaped)
+    return f'"{word}"' if not word or any(c in word for c in " \t;'\"\\") else word
