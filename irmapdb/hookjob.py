@@ -21,7 +21,7 @@ from irmapdb import files, steps
 from irmapdb.errors import DatabaseError, FileError, ImageError, IrmapError
 from irmapdb.image import cache
 from irmapdb.model import ChangeKind, printable
-from irmapdb.node.containers import database_name, name_by_images
+from irmapdb.node.containers import database_name, find_database, name_by_images
 from irmapdb.scratch import remove_leftovers, scratch_directory
 from irmapdb.workdir import CACHE_NAME, DATABASE_NAME
 
@@ -93,6 +93,9 @@ def serve(job: Job, tell_scratch: Callable[[str], None] = lambda _path: None) ->
         old = _old_entries(state)
         if job.hook.db is not None:
             _use_directory(state, job.hook.db)
+        else:
+            # Where the service keeps this container ready, that is more than the work dir has.
+            state.database = find_database(job.config.warm.directory, job.pid)
         again = True
         while again:
             try:

@@ -16,6 +16,7 @@ import fnmatch
 import hashlib
 import os
 import re
+import stat
 from typing import TYPE_CHECKING, NamedTuple
 
 from irmapdb.errors import TaskError
@@ -23,6 +24,7 @@ from irmapdb.kernel import procfs, tasks
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from pathlib import Path
 
     from irmapdb.kernel.tasks import Task
 
@@ -31,6 +33,7 @@ __all__ = [
     "ContainerName",
     "database_name",
     "find_containers",
+    "find_database",
     "is_container_database",
     "name_by_cgroup",
 ]
@@ -127,6 +130,22 @@ def database_name(pid: int, images: str, proc: str = "/proc") -> str:
         name_by_cgroup(cgroups, any_form=True) if _is_in_container(pid, proc) else None
     )
     return name_by_images(images) if name is None else f"{name.file_stem}.db"
+
+
+def find_database(directory: Path, pid: int, proc: str = "/proc") -> Path | None:
+    """The database that the service keeps for the container of a task; None where it keeps none.
+
+    Only in a directory for us alone: names in another one may be anything.
+    """
+    try:
+        found = os.lstat(directory)
+    except OSError:
+        return None
+    if found.st_uid != os.geteuid() or found.st_mode & 0o022 or not stat.S_ISDIR(found.st_mode):
+        return None
+    name = database_name(pid, "", proc)
+    path = directory / name
+    return path if is_container_database(name) and path.is_file() else None
 
 
 def name_by_images(images: str) -> str:

@@ -10,6 +10,7 @@ import pytest
 from irmapdb.node.containers import (
     database_name,
     find_containers,
+    find_database,
     is_container_database,
     name_by_cgroup,
     name_by_images,
@@ -167,3 +168,17 @@ def test_cgroups_without_tasks_and_hundreds_of_them_change_nothing(node):
     finally:
         for path in made:
             path.rmdir()
+
+
+def test_the_hook_finds_the_database_that_the_service_keeps(node, tmp_path):
+    container = node.container()
+    directory = tmp_path / "databases"
+    assert find_database(directory, container.pid) is None
+    directory.mkdir(mode=0o700)
+    assert find_database(directory, container.pid) is None
+    path = directory / database_name(container.pid, "/images")
+    path.touch()
+    assert find_database(directory, container.pid) == path
+    assert find_database(directory, os.getpid()) is None
+    directory.chmod(0o777)
+    assert find_database(directory, container.pid) is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,9 @@ import pytest
 
 from irmapdb.config import WarmConfig
 from irmapdb.hook_script import RUN_DIRECTORY, SCRIPT_PATH
-from tests.support.hook import CHECKOUT
-from tests.support.runc import _python_homes, fill_rootfs
+from tests.support.cli import irmapdb
+from tests.support.hook import CHECKOUT, hook_program
+from tests.support.runc import fill_rootfs, python_homes
 from tests.support.warm import Asked, Warm
 
 MANIFEST = CHECKOUT / "contrib" / "kubernetes" / "irmapdb-warm.yaml"
@@ -44,7 +46,7 @@ class Pod(Warm):
 
     def _config(self):
         writable = {self.run, self.directory / "databases"}
-        binds = [*_python_homes(), CHECKOUT, *writable, self.directory / "warm.toml"]
+        binds = [*python_homes(), CHECKOUT, *writable, self.directory / "warm.toml"]
         command = [sys.executable, "-m", "irmapdb", "warm", "--interval", "0.2"]
         return {
             "ociVersion": "1.0.2",
@@ -102,9 +104,18 @@ def test_the_manifest_has_the_paths_of_the_code():
     assert "privileged: true" in text
 
 
-def test_the_commands_of_the_manifest_are_there(tmp_path):
+def test_the_commands_of_the_manifest_work(tmp_path, monkeypatch):
     text = MANIFEST.read_text()
-    assert "args: [hook, --install, runc]" in text
-    assert "command: [irmapdb, hook, --uninstall, runc]" in text
-    assert "args: [warm]" in text
-    assert not (tmp_path / "none").exists()
+    (install, warm), (uninstall,) = (
+        [found.split(", ") for found in re.findall(form, text)]
+        for form in (r" args: \[(.*)\]", r" command: \[irmapdb, (.*)\]")
+    )
+    assert warm == ["warm"]
+    monkeypatch.setenv("PATH", f"{hook_program(tmp_path).parent}:{os.environ['PATH']}")
+    script = tmp_path / "libexec" / "irmapdb-hook"
+    places = ("--criu-dir", tmp_path / "criu", "--script", script)
+    (tmp_path / "criu").mkdir()
+    assert irmapdb(*install, *places).code == 0
+    assert str(script) in (tmp_path / "criu" / "runc.conf").read_text()
+    assert irmapdb(*uninstall, *places).code == 0
+    assert not script.exists()
