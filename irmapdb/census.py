@@ -21,6 +21,7 @@ from irmapdb.search import Search
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
+    from collections.abc import Mapping as MappingABC
 
     from irmapdb.kernel.accounts import Payer
     from irmapdb.kernel.procfs import RawWatchFile
@@ -135,7 +136,7 @@ def take(options: Options) -> Census:
     everyone = (*tree, *(task for task in tasks.all_tasks(proc) if task.pid not in pids))
     shown = everyone if options.pid is None else tree
     survey = read_survey(everyone, proc)
-    counted = [_count(raw) for raw in survey.files]
+    counted = [_count(raw, survey.threads) for raw in survey.files]
     limits = accounts.read_limits(proc)
     denied = [one.task for one in survey.denied]
     return Census(
@@ -158,16 +159,19 @@ class _Counted(NamedTuple):
     """Those of them that count towards the limit."""
 
 
-def _count(raw: RawWatchFile) -> _Counted:
+def _count(raw: RawWatchFile, threads: MappingABC[int, int]) -> _Counted:
     # Lines are counted, not parsed: a machine may have a million of them.
     lines = b"\n" + raw.raw
+    pid = threads.get(raw.pid, raw.pid)
     if raw.kind is WatchKind.INOTIFY:
         watches = lines.count(b"\ninotify wd:")
-        return _Counted(raw.pid, raw.kind, watches, watches)
-    marks = sum(lines.count(b"\nfanotify " + word) for word in (b"ino:", b"mnt_id:", b"sdev:"))
+        return _Counted(pid, raw.kind, watches, watches)
+    marks = sum(
+        lines.count(b"\nfanotify " + word) for word in (b"ino:", b"mnt_id:", b"sdev:", b"mnt_ns:")
+    )
     head = raw._replace(raw=raw.raw[:_HEAD_BYTES])
     free = accounts.is_unlimited(head.parse().faflags)
-    return _Counted(raw.pid, raw.kind, marks, 0 if free else marks)
+    return _Counted(pid, raw.kind, marks, 0 if free else marks)
 
 
 def _processes(
@@ -229,6 +233,7 @@ def _paths(
     options: Options, pid: int, tree: Iterable[Task], survey: Survey
 ) -> tuple[WatchedPath, ...]:
     comms = {task.pid: task.comm for task in tree}
+    comms.update((tid, comms[pid]) for tid, pid in survey.threads.items() if pid in comms)
     files = [raw.parse() for raw in survey.files if raw.pid in comms]
     rows: list[WatchedPath] = []
     with (
@@ -243,6 +248,8 @@ def _paths(
             proc=options.proc,
         ) as search,
     ):
+        search.add_holders(comms)
+        search.add_owners(survey.owners())
         search.resolve(files)
         outcome = search.outcome
         for file in files:
@@ -264,6 +271,8 @@ def _of_mark(mark: Mark, comm: bytes, root: Root) -> WatchedPath:
         mounts = root.mounts_of(mark.target)
         mount = mounts[0] if mounts else None
         missing = "its filesystem is not mounted in this root"
+    elif mark.kind is MarkKind.NAMESPACE:
+        return WatchedPath(mark, comm, None, f"it is on mount namespace {mark.target}")
     else:
         mount = root.by_id.get(mark.target)
         missing = "its mount is in another mount namespace, or in none any more"

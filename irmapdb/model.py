@@ -207,16 +207,19 @@ class MarkKind(enum.StrEnum):
 
     MOUNT = "mount"
     FILESYSTEM = "filesystem"
+    NAMESPACE = "mount-namespace"
+    """Since Linux 6.14: it hears what is mounted and unmounted there."""
 
 
 class Mark(NamedTuple):
-    """A fanotify mark on a whole mount or filesystem."""
+    """A fanotify mark on a whole mount, filesystem or mount namespace."""
 
     pid: int
     fd: int
     kind: MarkKind
     target: int
-    """The mount id of a mount mark, the kdev of a filesystem mark."""
+    """The mount id of a mount mark, the kdev of a filesystem mark, the inode number of a mount
+    namespace."""
     mask: int
     ignored_mask: int
     mflags: int

@@ -111,6 +111,7 @@ class Search:
         self._proc = proc
         self._pids: dict[int, None] = {}
         self._holders: dict[int, None] = {}
+        self._owners: dict[tuple[int, int], tuple[int, ...]] = {}
         self._open_names: set[bytes | None] | None = None
         self._stack = contextlib.ExitStack()
         self._main = self._place(root, 0)
@@ -147,6 +148,12 @@ class Search:
         roots = (place.root for place in self._nested.values())
         return [root for root in roots if root.is_namespaces_own]
 
+    def add_owners(self, owners: MappingABC[tuple[int, int], Iterable[int]]) -> None:
+        """Who else has the descriptors that are resolved next, by (pid, fd)."""
+        for key, pids in owners.items():
+            known = self._owners.get(key, ())
+            self._owners[key] = (*known, *(pid for pid in pids if pid not in known))
+
     def add_holders(self, pids: Iterable[int]) -> None:
         """Tasks that may hold open what is watched, beside those that watch: all of the tree."""
         self._holders.update(dict.fromkeys(pids))
@@ -180,12 +187,13 @@ class Search:
         known = self.outcome.resolved.keys() | self.outcome.unresolved.keys()
         for file in files:
             self._pids[file.pid] = self._holders[file.pid] = None
-            mine = (file.pid,)
+            # A child that inherited the descriptor may see what it watches in a root of its own.
+            mine = (file.pid, *self._owners.get((file.pid, file.fd), ()))
             for watch in file.watches:
                 if watch.identity not in known:
                     others = watchers.setdefault(watch.identity, mine)
-                    if file.pid not in others:
-                        watchers[watch.identity] = others + mine
+                    if others is not mine:
+                        watchers[watch.identity] = tuple(dict.fromkeys(others + mine))
         if watchers:
             self.outcome.update(self._run(self._main, watchers, at_once=at_once))
             if not at_once:
@@ -431,6 +439,9 @@ class Search:
         for identity, pids in watchers.items():
             if identity not in self.outcome.unresolved:
                 continue  # what was deleted may be mounted there still
+            if not self._main.root.mounts_of(identity.kdev):
+                # Any task may have mounted it; who watches came there through /proc/PID/fd.
+                pids = tuple(dict.fromkeys((*pids, *self._holders)))  # noqa: PLW2901
             self._look_into(pids, keys)
             for key in dict.fromkeys(keys[pid] for pid in pids if pid in keys):
                 if key:

@@ -98,7 +98,7 @@ class MarkRow(NamedTuple):
     @property
     def is_dropped(self) -> bool:
         """Whether CRIU leaves it out of a dump, and says nothing."""
-        return self.mark.kind is MarkKind.FILESYSTEM
+        return self.mark.kind is not MarkKind.MOUNT
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +181,7 @@ def _resolve(
     over: Callable[[], bool] = lambda: False,
 ) -> list[WatchFile]:
     search.add_holders(tree.pids)
+    search.add_owners(tree.owners)
     search.resolve(watched)
     if any(one.handle is None for one in search.outcome.unresolved) and not over():
         # The look at the candidates may have made the kernel show a handle that it did not show.
@@ -234,6 +235,8 @@ class _Tree:
         self.root = root
         self.denied: tuple[Denied, ...] = ()
         self.unread = 0
+        self.owners: dict[tuple[int, int], list[int]] = {}
+        """Who else has a descriptor, by (pid, fd)."""
         self.rewatched: list[Identity] = []
         """What the descriptors watch whose text was another one than before."""
         self.reparsed = 0
@@ -270,6 +273,9 @@ class _Tree:
         self.reparsed = 0
         survey = read_survey(found, over=over)
         self.denied, self.unread = survey.denied, survey.unread
+        self.owners = survey.owners()
+        for tid, pid in survey.threads.items():
+            self._tasks[tid] = self._tasks[pid]
         return [self._parse(raw) for raw in survey.files]
 
     def _parse(self, raw: RawWatchFile) -> WatchFile:
@@ -541,7 +547,9 @@ def _mark_rows(tree: _Tree, watched: list[WatchFile]) -> tuple[MarkRow, ...]:
     for file in watched:
         for mark in file.marks:
             mntns = 0
-            if mark.kind is MarkKind.FILESYSTEM:
+            if mark.kind is MarkKind.NAMESPACE:
+                target = b"mount namespace %d" % mark.target
+            elif mark.kind is MarkKind.FILESYSTEM:
                 target = format_kdev(mark.target).encode()
             else:
                 mount, mntns = tree.mount_of(mark.target), tree.mntns_of(mark.target)

@@ -189,9 +189,11 @@ def test_where_a_program_answers_for_the_kernel(program, area, watcher, work):
     watched = watcher.add_inotify(mountpoint / "file")
     with open(mountpoint / "file", "rb"):  # and so its name stays in the cache
         done = _call(program, work, "pre-dump", watcher.pid)
-    assert "1 watch: 1 proved" in done.stderr, (work / hook.LOG_NAME).read_text()
-    entries = decode_cache((work / "irmap-cache").read_bytes(), "irmap-cache")
-    assert [entry.path for entry in entries] == [watched.path]
+    # The server answered, but nobody has said that it is to be trusted.
+    log = (work / hook.LOG_NAME).read_text()
+    assert "1 watch: 0 proved" in done.stderr, log
+    assert f"{os.fsdecode(watched.path)} may be another file" in log
+    assert decode_cache((work / "irmap-cache").read_bytes(), "irmap-cache") == ()
 
 
 def test_whoever_ends_it_does_not_end_the_dump(program, work, watcher, tmp_path):

@@ -221,8 +221,10 @@ def watch_line(watch):
 
 
 def mark_line(mark):
-    name = "mnt_id" if mark.kind is MarkKind.MOUNT else "sdev"
     masks = f"mflags:{mark.mflags:x} mask:{mark.mask:x} ignored_mask:{mark.ignored_mask:x}"
+    if mark.kind is MarkKind.NAMESPACE:
+        return f"fanotify mnt_ns:{mark.target} {masks}"
+    name = "mnt_id" if mark.kind is MarkKind.MOUNT else "sdev"
     return f"fanotify {name}:{mark.target:x} {masks}"
 
 
@@ -285,11 +287,12 @@ def test_other_text_is_passed_over(raw, kind):
     assert file.marks == ()
 
 
-def test_a_mark_on_a_mount_namespace_is_no_watch():
+def test_a_mark_on_a_mount_namespace_is_listed():
     # fs/notify/fdinfo.c since Linux 6.14; its number is decimal.
     raw = b"fanotify flags:1000 event-flags:0\nfanotify mnt_ns:4026531841 mflags:0 mask:1000000"
     file = procfs.parse_fdinfo(raw + b" ignored_mask:0\n", PID, FD, WatchKind.FANOTIFY)
-    assert (file.faflags, file.watches, file.marks) == (0x1000, (), ())
+    mark = Mark(PID, FD, MarkKind.NAMESPACE, 4026531841, 0x1000000, 0, 0)
+    assert (file.faflags, file.watches, file.marks) == (0x1000, (), (mark,))
 
 
 def test_a_filesystem_whose_server_names_it_badly_stays_on_its_line():

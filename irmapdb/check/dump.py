@@ -391,6 +391,15 @@ _TOGETHER = {Look.OVERLAY, Look.SCAN, Look.SEARCH}
 
 
 def _check_mark(mark: Mark, comm: bytes, scene: Scene) -> MarkCheck:
+    if mark.kind is MarkKind.NAMESPACE:
+        return MarkCheck(
+            mark,
+            comm,
+            b"mount namespace %d" % mark.target,
+            Outcome.NO_PATH,
+            "CRIU knows no marks on mount namespaces",
+            "have the task set the mark again after the restore",
+        )
     if mark.kind is MarkKind.FILESYSTEM:
         return MarkCheck(
             mark,

@@ -13,6 +13,7 @@ import os
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
+from irmapdb.kernel import syscalls
 from irmapdb.model import (
     FileHandle,
     Identity,
@@ -43,6 +44,7 @@ __all__ = [
     "read_mountinfo",
     "read_open",
     "read_raw",
+    "threads_apart",
     "watch_descriptors",
 ]
 
@@ -55,6 +57,7 @@ _INOTIFY_LINE = re.compile(
 _FANOTIFY_LINE = re.compile(
     rb"^fanotify (?:"
     rb"mnt_id:(?P<mnt_id>[0-9a-f]+)"
+    rb"|mnt_ns:(?P<mnt_ns>[0-9]+)"  # the only decimal number
     rb"|ino:(?P<ino>[0-9a-f]+) sdev:(?P<sdev>[0-9a-f]+)"
     rb"|sdev:(?P<fs>[0-9a-f]+)"
     rb") mflags:(?P<mflags>[0-9a-f]+) mask:(?P<mask>[0-9a-f]+)"
@@ -130,6 +133,8 @@ def _fanotify_watch(line: re.Match[bytes], pid: int, fd: int) -> Watch:
 def _fanotify_mark(line: re.Match[bytes], pid: int, fd: int) -> Mark:
     if line["mnt_id"] is not None:
         kind, target = MarkKind.MOUNT, int(line["mnt_id"], 16)
+    elif line["mnt_ns"] is not None:
+        kind, target = MarkKind.NAMESPACE, int(line["mnt_ns"])
     else:
         kind, target = MarkKind.FILESYSTEM, int(line["fs"], 16)
     return Mark(
@@ -229,10 +234,32 @@ def namespace_pids(pid: int, proc: str = "/proc") -> tuple[int, ...]:
     return tuple(map(int, found[1].split())) if found else (pid,)
 
 
+def threads_apart(pid: int, proc: str = "/proc") -> list[int]:
+    """The threads of a task that have a table of descriptors of their own (CLONE_FILES unset).
+
+    Empty where the task is gone. Each number can be looked up in /proc like a task's.
+    """
+    try:
+        # proc_task_getattr() of fs/proc/base.c: two links, and one for each thread.
+        if os.stat(f"{proc}/{pid}/task").st_nlink <= _LINKS_OF_ONE_THREAD:
+            return []
+        first = int(living_thread(pid, proc))
+        threads = [int(tid) for tid in os.listdir(f"{proc}/{pid}/task")]
+    except OSError:
+        return []
+    # A first thread that has ended has no table at all.
+    others = (tid for tid in threads if tid not in {pid, first})
+    return sorted(tid for tid in others if not syscalls.same_descriptors(first, tid))
+
+
+_LINKS_OF_ONE_THREAD = 3
+
+
 class RawWatchFile(NamedTuple):
     """A descriptor that watches, and its fdinfo as read: parsed later, or never."""
 
     pid: int
+    """The task, or a thread that has a table of descriptors of its own."""
     fd: int
     kind: WatchKind
     raw: bytes

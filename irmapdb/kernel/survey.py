@@ -7,6 +7,7 @@ so that each descriptor is compared with a few of those that have the same text.
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from irmapdb.kernel import procfs, syscalls
@@ -14,6 +15,7 @@ from irmapdb.kernel.tasks import HIDDEN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from collections.abc import Mapping as MappingABC
 
     from irmapdb.kernel.procfs import RawWatchFile
     from irmapdb.kernel.tasks import Task
@@ -44,6 +46,15 @@ class Survey(NamedTuple):
     copies: tuple[Copy, ...] = ()
     unread: int = 0
     """How many tasks were not looked at to the end because the time was up."""
+    threads: MappingABC[int, int] = MappingProxyType({})
+    """The threads that have descriptors of their own, and whose they are."""
+
+    def owners(self) -> dict[tuple[int, int], list[int]]:
+        """Who else has a descriptor that was read: tasks by (pid, fd) of the one in `files`."""
+        owners: dict[tuple[int, int], list[int]] = {}
+        for copy in self.copies:
+            owners.setdefault((copy.of.pid, copy.of.fd), []).append(copy.pid)
+        return owners
 
 
 def read_survey(
@@ -63,12 +74,11 @@ def read_survey(
             denied.append(Denied(task, f"{proc} hides it"))
             continue
         try:
-            for fd, kind in procfs.watch_descriptors(task.pid, proc):
-                if over():
-                    return found.survey(denied, len(tasks) - number)
-                raw = procfs.read_raw(task.pid, fd, kind, proc)
-                if raw is not None:
-                    found.add(raw)
+            if not found.read(task.pid, proc, over):
+                return found.survey(denied, len(tasks) - number)
+            for tid in procfs.threads_apart(task.pid, proc):
+                found.threads[tid] = task.pid
+                found.read(tid, proc, over)
         except PermissionError as error:
             denied.append(Denied(task, error.strerror or "denied"))
         except (FileNotFoundError, ProcessLookupError):
@@ -80,11 +90,25 @@ class _Descriptions:
     """The open file descriptions that were read, each once, and the copies of them."""
 
     def __init__(self) -> None:
+        self.threads: dict[int, int] = {}
         self._files: list[RawWatchFile] = []
         self._copies: list[Copy] = []
         # Unequal text is another description. A text alone of its size need not be hashed.
         self._alone: dict[int, RawWatchFile] = {}
         self._alike: dict[bytes, _Alike] = {}
+
+    def read(self, pid: int, proc: str, over: Callable[[], bool]) -> bool:
+        """The descriptors of a task or thread; False where the time was up.
+
+        OSError where it is gone or denied.
+        """
+        for fd, kind in procfs.watch_descriptors(pid, proc):
+            if over():
+                return False
+            raw = procfs.read_raw(pid, fd, kind, proc)
+            if raw is not None:
+                self.add(raw)
+        return True
 
     def add(self, raw: RawWatchFile) -> None:
         """One descriptor more: of a description of its own, or a copy."""
@@ -105,7 +129,7 @@ class _Descriptions:
 
     def survey(self, denied: Sequence[Denied], unread: int = 0) -> Survey:
         """All of it."""
-        return Survey(tuple(self._files), tuple(denied), tuple(self._copies), unread)
+        return Survey(tuple(self._files), tuple(denied), tuple(self._copies), unread, self.threads)
 
 
 class _Comparable(NamedTuple):

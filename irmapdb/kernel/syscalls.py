@@ -36,6 +36,7 @@ __all__ = [
     "name_to_handle_at",
     "open_by_handle_at",
     "openat2",
+    "same_descriptors",
     "same_memory",
     "statx",
 ]
@@ -303,6 +304,7 @@ def inotify_add_watch(inotify: int, path: bytes, mask: int) -> int:
 
 _KCMP_FILE = 0
 _KCMP_VM = 1
+_KCMP_FILES = 2
 _KCMP_ORDER = (0, -1, 1)  # equal, less, greater
 
 _kcmp = ctypes.CFUNCTYPE(
@@ -325,6 +327,15 @@ def compare_files(pid: int, fd: int, other_pid: int, other_fd: int) -> int:
     """
     result = _check(_kcmp(_SYS_KCMP, pid, other_pid, _KCMP_FILE, fd, other_fd), pid)
     return _KCMP_ORDER[result]
+
+
+def same_descriptors(pid: int, other: int) -> bool:
+    """Whether two threads share one table of descriptors: kcmp(2), KCMP_FILES.
+
+    True also if one is gone, may not be looked at, or the kernel has no kcmp.
+    """
+    result: int = _kcmp(_SYS_KCMP, pid, other, _KCMP_FILES, 0, 0)
+    return result <= 0
 
 
 def same_memory(pid: int, other: int) -> bool:
