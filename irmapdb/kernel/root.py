@@ -7,6 +7,7 @@ is the root: __mntns_get_root_fd() of CRIU's criu/mount.c.
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from irmapdb.errors import TaskError
 from irmapdb.kernel import procfs, syscalls
 from irmapdb.kernel.superblock import Superblock, superblock_of
 from irmapdb.kernel.superblocks import Superblocks
+from irmapdb.kernel.syscalls import AT_EMPTY_PATH
 from irmapdb.model import Mount, is_fuse
 
 if TYPE_CHECKING:
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Root", "open_beneath", "open_root"]
 
+# What a seccomp profile answers; glibc makes EINVAL of the second for statx (its own emulation).
+_REFUSED = frozenset({errno.EPERM})
+_REFUSED_OR_UNKNOWN = frozenset({errno.EPERM, errno.ENOSYS, errno.EINVAL})
 _RESOLVE = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_MAGICLINKS
 # One lookup takes a path of less than PATH_MAX (4096) bytes; a longer one goes in pieces.
 _LONGEST_LOOKUP_BYTES = 4000
@@ -271,6 +276,31 @@ def _below_any(path: bytes, points: set[bytes]) -> bool:
     return False
 
 
+def _require_calls(fd: int) -> None:
+    """TaskError where a sandbox refuses one of the calls that every proof is made of."""
+
+    def open_itself() -> None:
+        os.close(open_beneath(fd, b"/", os.O_PATH))
+
+    for name, call in (
+        ("openat2", open_itself),
+        ("statx", lambda: syscalls.statx(fd)),
+        ("name_to_handle_at", lambda: syscalls.name_to_handle_at(fd, b"", AT_EMPTY_PATH)),
+    ):
+        try:
+            call()
+        except OSError as error:
+            # Without CONFIG_FHANDLE there are no handles to be compared, which is no refusal.
+            handles = name == "name_to_handle_at"
+            if error.errno not in (_REFUSED if handles else _REFUSED_OR_UNKNOWN):
+                continue
+            message = f"{name}(2) cannot be used here: {error.strerror}"
+            advice = "allow it in the seccomp profile of the sandbox that this runs in"
+            if error.errno != errno.EPERM:
+                advice += ", or use a newer kernel (Linux 5.6)"
+            raise TaskError(message, advice=advice) from error
+
+
 def open_root(pid: int, proc: str = "/proc") -> Root:
     """The root of a task's mount namespace.
 
@@ -299,6 +329,7 @@ def open_root(pid: int, proc: str = "/proc") -> Root:
         message = f"cannot look into the root of process {pid}: {error.strerror}"
         raise TaskError(message, advice="run as root, or as the owner of the process") from error
     try:
+        _require_calls(fd)
         return Root(fd, table_fd, mntns, prefix)
     except BaseException:
         os.close(fd)

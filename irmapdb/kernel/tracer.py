@@ -46,6 +46,8 @@ _GRACE_S = 1.0
 """How long that one may overstay its time before it is given up."""
 _ATTEMPTS = 3
 
+_CAP_SYS_PTRACE = 19  # include/uapi/linux/capability.h
+
 _GONE = frozenset("ZXx")
 
 
@@ -295,6 +297,8 @@ class Tracer:
                             return False
                         continue
                     # Ours since its birth.
+                except OSError as error:  # ENOSYS: so may a sandbox answer
+                    raise _untraceable(pid, error) from error
                 self._held[tid] = pid
                 return True
             raise refusal or AssertionError
@@ -430,6 +434,12 @@ def _refusal(tid: int, pid: int, error: OSError) -> FreezeError | None:
             f"{name} is traced by {f'task {tracer_pid}' if tracer is None else tracer.name}",
             advice="a task has one tracer at most: end that one first",
         )
+    return _untraceable(pid, error)
+
+
+def _untraceable(pid: int, error: OSError) -> FreezeError:
+    task = tasks.read_task(pid)
+    name = f"task {pid}" if task is None else task.name
     return FreezeError(f"{name} may not be traced: {error.strerror}", advice=_permission())
 
 
@@ -443,4 +453,12 @@ def _permission() -> str:
         return "kernel.yama.ptrace_scope is 3: nobody may trace until the next boot"
     if scope:
         return f"run with CAP_SYS_PTRACE: kernel.yama.ptrace_scope is {scope}"
+    if _may_trace_all():
+        return "allow ptrace(2) in the seccomp profile or security module of this sandbox"
     return "run with CAP_SYS_PTRACE, or as the user of the task"
+
+
+def _may_trace_all() -> bool:
+    with open("/proc/self/status", "rb") as file:
+        effective = next(int(line.split()[1], 16) for line in file if line.startswith(b"CapEff:"))
+    return bool(effective >> _CAP_SYS_PTRACE & 1)

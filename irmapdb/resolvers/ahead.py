@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import os
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
@@ -80,11 +80,20 @@ def ask_all(
     slices = (batch[start : start + _SLICE] for start in range(0, len(batch), _SLICE))
     with _on_one_cpu():
         pool = ThreadPoolExecutor(_THREADS)
+
+        def submit(part: Sequence[Asked[Node]]) -> Future[list[Answer]]:
+            try:
+                return pool.submit(ask_slice, part)
+            except RuntimeError:  # no memory for a thread, or the user has too many
+                done: Future[list[Answer]] = Future()
+                done.set_result(ask_slice(part))
+                return done
+
         try:
-            ahead = deque(pool.submit(ask_slice, part) for part in islice(slices, _SLICES_AHEAD))
+            ahead = deque(submit(part) for part in islice(slices, _SLICES_AHEAD))
             while ahead:
                 answers = ahead.popleft().result()
-                ahead.extend(pool.submit(ask_slice, part) for part in islice(slices, 1))
+                ahead.extend(submit(part) for part in islice(slices, 1))
                 yield from answers
         finally:
             pool.shutdown(cancel_futures=True)  # also where nobody wants the rest

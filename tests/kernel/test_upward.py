@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -169,3 +170,37 @@ def test_many_are_asked_on_one_cpu_and_the_rest_is_as_before(root: Root, top: Pa
     assert len(list(ask_all(root, batch, paths))) == len(batch)
     assert os.sched_getaffinity(0) == before
     assert during == {1}
+
+
+@pytest.mark.parametrize("threads", [0, 1, 3])
+def test_many_are_asked_without_threads_where_none_can_be_made(
+    root: Root, top: Path, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    """No memory is left for one, or the user has as many as it may have."""
+    start = threading.Thread.start
+    started: list[threading.Thread] = []
+
+    def start_some(thread: threading.Thread) -> None:
+        if len(started) == threads:
+            message = "can't start new thread"
+            raise RuntimeError(message)
+        started.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_some)
+    batch = [((number,), Identity(1, number, None)) for number in range(1000)]
+    answers = list(ask_all(root, batch, lambda node: iter([b"/%d" % node[0]])))
+    assert answers == [Candidate(identity, b"/%d" % node[0]) for node, identity in batch]
+
+
+def test_nothing_more_is_asked_when_the_time_is_up(root: Root, top: Path) -> None:
+    asked: list[Number] = []
+
+    def paths(node: Number) -> Iterator[bytes]:
+        asked.append(node)
+        yield b"/x"
+
+    batch = [((number,), Identity(1, number, None)) for number in range(5000)]
+    answers = list(ask_all(root, batch, paths, lambda: len(asked) >= 100))
+    assert 100 <= len(asked) < 200
+    assert len(answers) == len(asked)

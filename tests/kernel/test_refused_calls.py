@@ -1,0 +1,71 @@
+"""Where a sandbox refuses a system call: it is done without, or one line says which it was."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.kernel.stepping import new_work_dir
+from tests.support.sandbox import NUMBERS
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.support.area import MountArea
+    from tests.support.watcher import Watcher
+
+# Nothing can be proved, or no task be frozen, without these.
+NEEDED = {
+    ("openat2", "EPERM"): {"pre-dump", "dump"},
+    ("openat2", "ENOSYS"): {"pre-dump", "dump"},
+    ("statx", "EPERM"): {"pre-dump", "dump"},
+    ("statx", "ENOSYS"): {"pre-dump", "dump"},
+    ("name_to_handle_at", "EPERM"): {"pre-dump", "dump"},
+    ("ptrace", "EPERM"): {"dump"},
+    ("ptrace", "ENOSYS"): {"dump"},
+}
+
+
+CELLS = [(call, code, "dump") for call in sorted(NUMBERS) for code in ("EPERM", "ENOSYS")]
+CELLS += [(*cell, "pre-dump") for cell in NEEDED]  # dump does all that pre-dump does
+
+
+@pytest.mark.parametrize(("call", "code", "step"), CELLS)
+def test_a_call_that_is_refused(
+    area: MountArea, watcher: Watcher, tmp_path: Path, call: str, code: str, step: str
+) -> None:
+    if len(NUMBERS) < len(NEEDED):
+        pytest.skip(f"no table of system calls for {os.uname().machine}")
+    file = area.ext4().mountpoint / "file"
+    file.touch()
+    watcher.add_inotify(file)
+    for _ in range(2):
+        watcher.inotify()  # equal descriptors, to be compared
+    work = new_work_dir(tmp_path)
+    sandbox = [sys.executable, "-m", "tests.support.sandbox", f"{call}={code}", "--"]
+    command = [sys.executable, "-m", "irmapdb", step, "-t", str(watcher.pid), "-D", str(work)]
+    done = subprocess.run(
+        [*sandbox, *command],
+        capture_output=True,
+        check=False,
+        text=True,
+        timeout=100,
+    )
+    if step in NEEDED.get((call, code), ()):
+        assert done.returncode == 1
+        assert done.stderr.startswith("irmapdb: ")
+        assert done.stderr.count("\n") == 1
+        assert call in done.stderr
+        assert "seccomp" in done.stderr
+    else:
+        assert (done.returncode, done.stderr) == (0, "")
+        with closing(sqlite3.connect(work / "irmap.db")) as database:
+            paths = database.execute("SELECT path FROM watch").fetchall()
+        assert paths == [(os.fspath(file),)]
+    assert watcher.state() in "SR"
