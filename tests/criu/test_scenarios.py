@@ -58,9 +58,10 @@ def _lost(scenario, filesystem, namespace, version):
 @pytest.mark.parametrize(("filesystem", "namespace"), _PLACES)
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_hook_takes_nothing_away_and_helps_on_overlay(
-    scenario, filesystem, namespace, area, criu, tmp_path
+    scenario, filesystem, namespace, area, each_criu, tmp_path
 ):
-    version = (4, 1)
+    criu = each_criu
+    version = tuple(map(int, criu.version.split(".")))
     with stage(filesystem, namespace, area) as where:
         alone = play(SCENARIOS[scenario], where, criu, tmp_path, None)
         helped = play(SCENARIOS[scenario], where, criu, tmp_path, hook_program(tmp_path))
