@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tests.fuzz import images, kernel_text, words
+from tests.fuzz import database, images, kernel_text, words
 
 if TYPE_CHECKING:
     from tests.fuzz.target import Target
@@ -12,6 +12,12 @@ if TYPE_CHECKING:
 __all__ = ["BY_NAME"]
 
 BY_NAME: dict[str, Target] = {
-    target.name: target for target in (*images.TARGETS, *kernel_text.TARGETS, *words.TARGETS)
+    target.name: target
+    for target in (
+        *images.TARGETS,
+        *kernel_text.TARGETS,
+        *words.TARGETS,
+        *database.TARGETS,
+    )
 }
 """In the order in which `make fuzz` runs them."""

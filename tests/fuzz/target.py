@@ -25,6 +25,8 @@ class Target(NamedTuple):
     words: tuple[bytes, ...] = ()
     """What the fuzzer puts into inputs as a whole: libFuzzer's dictionary."""
     largest_bytes: int = 1024
+    short_runs: int = 3000
+    """How many inputs `make test` runs."""
 
 
 class Check(AssertionError):  # noqa: N818 - the name that a report shows

@@ -41,12 +41,13 @@ def test_seeds_and_kept_inputs(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BY_NAME)
 def test_short_run(name, tmp_path):
-    found = fuzz(name, tmp_path, runs=3000, seed=1)
+    runs = BY_NAME[name].short_runs
+    found = fuzz(name, tmp_path, runs=runs, seed=1)
     assert found.ok, found.log[-4000:]
-    assert found.runs >= 3000
+    assert found.runs >= runs
     if engine() == "atheris":
-        # It is guided: the inputs that it kept reach more than the first ones did.
-        assert found.features > 0
+        # Without instrumentation there is nothing to reach, and nothing to be guided by.
+        assert found.features > 50
 
 
 @pytest.mark.slow

@@ -7,9 +7,7 @@ import hashlib
 import io
 import json
 import os
-import tempfile
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from irmapdb import queries
@@ -21,6 +19,7 @@ from irmapdb.config import HookConfig, load_config, with_environment
 from irmapdb.errors import ConfigError, DatabaseError, SqlError, UsageError
 from irmapdb.model import printable
 from irmapdb.store.ask import Ask
+from tests.fuzz.scratch import scratch
 from tests.fuzz.target import Target, check, check_text, refusal
 from tests.support.scenario import write_scenario
 
@@ -32,20 +31,6 @@ if TYPE_CHECKING:
 
 __all__ = ["TARGETS"]
 
-_SHARED_MEMORY = Path("/dev/shm")
-
-
-def _scratch() -> Path:
-    """A directory that goes with this process; in memory where there is some."""
-    parent = _SHARED_MEMORY if os.access(_SHARED_MEMORY, os.W_OK) else None
-    kept = tempfile.TemporaryDirectory(prefix="fuzz.", dir=parent)
-    _KEPT.append(kept)
-    return Path(kept.name)
-
-
-_KEPT: list[tempfile.TemporaryDirectory[str]] = []
-
-
 # --- configuration ------------------------------------------------------------------------------
 
 
@@ -53,7 +38,7 @@ class _Config:
     """Reads each input as a configuration file, and as the hook's environment."""
 
     def __init__(self) -> None:
-        self._path = _scratch() / "irmapdb.toml"
+        self._path = scratch() / "irmapdb.toml"
 
     def __call__(self, data: bytes) -> None:
         self._path.write_bytes(data)
@@ -184,7 +169,7 @@ class _Sql:
     _LOOK_AGAIN = 1000
 
     def __init__(self) -> None:
-        self._directory = _scratch()
+        self._directory = scratch()
         self._path = self._directory / "irmap.db"
         write_scenario(self._path)
         self._digest = self._seen()
