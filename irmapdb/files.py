@@ -25,10 +25,12 @@ from irmapdb.model import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from typing import BinaryIO
 
 __all__ = [
     "LIMIT_BYTES",
     "check_replaceable",
+    "open_regular",
     "put_file",
     "put_new",
     "read_if_there",
@@ -151,6 +153,18 @@ def read_whole(path: bytes | os.PathLike[str], *, limit_bytes: int) -> bytes:
             advice="check that it is the right file",
         )
     return data
+
+
+@contextlib.contextmanager
+def open_regular(path: bytes | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A regular file to be read as a stream; FileError as `read_whole` if it cannot be opened."""
+    source = os.fsencode(path)
+    with contextlib.ExitStack() as stack:
+        try:
+            fd = stack.enter_context(_open_regular(source, follow=True))
+        except OSError as error:
+            raise _failed("read", source, error) from error
+        yield stack.enter_context(open(fd, "rb", closefd=False))
 
 
 def read_if_there(path: bytes | os.PathLike[str], *, limit_bytes: int) -> bytes | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from irmapdb.check.version import criu_version
 from irmapdb.config import Config
 from irmapdb.errors import FileError
 from irmapdb.image import cache
-from irmapdb.kernel import tasks
+from irmapdb.kernel import procfs, tasks
 from irmapdb.kernel.aside import call_aside
 from irmapdb.kernel.holders import deleted_holders
 from irmapdb.kernel.survey import read_survey
@@ -86,7 +87,7 @@ class Problem(NamedTuple):
     why: str
     advice: str
     fatal: bool
-    """Whether the dump fails on it; else no more than the predictions are in doubt."""
+    """Whether the dump fails on it. Else a restore may fail, or the predictions are in doubt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,8 +186,9 @@ def check_dump(options: Options) -> DumpCheck:
                 _check_mark(mark, comms[mark.pid], scene) for file in watched for mark in file.marks
             ),
             denied=survey.denied,
-            problems=tuple(
-                problem for problem in (other_root, damage, denied, _headless(found)) if problem
+            problems=(
+                *filter(None, (other_root, damage, denied, _headless(found))),
+                *_removed_mounts(scene),
             ),
             cache=path,
             entries=len(entries),
@@ -265,6 +267,49 @@ def _scan_once(settled: _Settled) -> _Settled:
         identity: (fstype, scan_below(prediction, above))
         for identity, (fstype, prediction) in settled.items()
     }
+
+
+_REMOVED = b"//deleted"
+
+
+def _removed_mounts(scene: Scene) -> Iterator[Problem]:
+    """Bind mounts whose source was removed or replaced: a subPath file of Kubernetes, say.
+
+    CRIU dumps them. Its restore makes the source anew under the old name, and fails where something
+    has that name by then; a container runtime mounts what has it, and fails where nothing does.
+    """
+    removed = [mount for mount in scene.root.mounts if mount.root.endswith(_REMOVED)]
+    if not removed or not scene.foreign:  # the machine's own mounts are not dumped
+        return
+    for mount in removed:
+        name = mount.root.removesuffix(_REMOVED)
+        there = _answered(functools.partial(_has_name, mount.kdev, name))
+        where = printable(mount.mountpoint)
+        what = f"the source of the mount {where} ({printable(name)} on its filesystem)"
+        if there:
+            why = f"{what} was replaced: the dump succeeds, and the restore fails"
+        else:
+            why = f"{what} was removed: the dump succeeds, and a container runtime's restore fails"
+        advice = "start the container anew, so that it mounts what is there now; then checkpoint it"
+        yield Problem(why, advice, fatal=False)
+
+
+def _answered(ask: Callable[[], bool]) -> bool:
+    # Somewhere on the way may be a filesystem that does not answer.
+    try:
+        return bool(call_aside(ask, _PATIENCE_S))
+    except (TimeoutError, ChildProcessError):
+        return False
+
+
+def _has_name(kdev: int, name: bytes) -> bool:
+    # Seen from our own mounts, as the restore will see it.
+    for mount in procfs.read_mountinfo("self"):
+        below = os.path.relpath(name, mount.root)
+        here = mount.kdev == kdev and not below.startswith(b"../")
+        if here and os.path.lexists(os.path.join(mount.mountpoint, below)):
+            return True
+    return False
 
 
 _DENIED = Problem(

@@ -204,11 +204,7 @@ def _only_mounted(facts: Facts, handle: HandleLook, mounted: SearchLook, call: C
     advice = f"{_pre_dump(call)}, and call CRIU with --force-irmap"
     if not handle.deleted:
         return _no_path(facts, why, advice, mounted.path)
-    # With the mount the inode goes, and its handle with it.
-    why = (
-        f"{why}: outside of the tree it was replaced or removed. A restore mounts what is there "
-        "then, and fails on the handle of what is gone"
-    )
+    why = f"{why}: its file was removed or replaced, and no restore has the inode of the handle"
     return _no_restore(why, advice, mounted.path)
 
 

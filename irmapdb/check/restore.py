@@ -1,8 +1,9 @@
 """Whether the watches of a dump can be set again: the question before `criu restore`.
 
 CRIU opens a watch's recorded path in the root of the restored tree, and watches what that is; a
-watch without a path is found by its handle, through a mount of the device that it had. One that
-cannot be opened ends the restore (get_mark_path() and open_handle() of criu/fsnotify.c).
+watch without a path is found by its handle, through a mount of the device that it had, if the
+images have mounts. One that cannot be opened ends the restore (get_mark_path() and open_handle() of
+criu/fsnotify.c). What a restore brings along by itself (`brought`) is not looked for in the root.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from irmapdb import files
+from irmapdb.check.brought import read_brought
 from irmapdb.check.scene import Mountpoints, View, criu_mounts
 from irmapdb.errors import FileError
 from irmapdb.image import fsnotify
-from irmapdb.image.fsnotify import MountMark
+from irmapdb.image.fsnotify import FsnotifyWatch, MountMark
 from irmapdb.kernel import syscalls
 from irmapdb.kernel.identity import identify_fd
 from irmapdb.kernel.root import open_root
@@ -28,12 +30,15 @@ from irmapdb.model import printable
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from irmapdb.image.fsnotify import FsnotifyFile, FsnotifyWatch
+    from irmapdb.check.brought import Brought, Origin
+    from irmapdb.image.fsnotify import FsnotifyFile
     from irmapdb.model import Identity
 
 __all__ = ["RestoreCheck", "RestoreVerdict", "WatchRestore", "check_images"]
 
 _IMAGE = "files.img"
+_INVENTORY = "inventory.img"
+"""CRIU writes it last."""
 _IN_ROOT = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS
 
 
@@ -42,6 +47,8 @@ class RestoreVerdict(enum.StrEnum):
 
     THERE = "there"
     """The path is there."""
+    REPLACED = "replaced"
+    """The path is there, but not the file of the dump."""
     LINKED = "linked"
     """The path is there, by way of a symbolic link: the watch is set where it leads."""
     OTHER_TYPE = "other-type"
@@ -50,13 +57,28 @@ class RestoreVerdict(enum.StrEnum):
     """Nothing is at the path: the restore fails."""
     BY_HANDLE = "by-handle"
     """No path was recorded, and the handle opens: this is the filesystem."""
+    BROUGHT = "brought"
+    """The root lacks the path, and need not have it: a mount or an archive brings it."""
+    NO_RESTORE = "no-restore"
+    """No path was recorded, and the images have no mounts to open the handle through."""
+    DELETED = "deleted"
+    """The images bring the deleted file along; it is removed again, and the watch with it."""
     NO_FILESYSTEM = "no-filesystem"
     """No path was recorded, and the handle does not open here: the restore fails."""
 
     @property
     def right(self) -> bool:
         """Whether the watch comes back, as far as can be told from here."""
-        return self in {RestoreVerdict.THERE, RestoreVerdict.LINKED, RestoreVerdict.BY_HANDLE}
+        return self in _RIGHT
+
+
+_RIGHT = {
+    RestoreVerdict.THERE,
+    RestoreVerdict.REPLACED,
+    RestoreVerdict.LINKED,
+    RestoreVerdict.BY_HANDLE,
+    RestoreVerdict.BROUGHT,
+}
 
 
 class WatchRestore(NamedTuple):
@@ -66,7 +88,14 @@ class WatchRestore(NamedTuple):
     watch: FsnotifyWatch | MountMark
     verdict: RestoreVerdict
     why: str
+    origin: str
+    """Where the path comes from: `the root`, `the mount /data`, an archive. Empty: from nothing."""
     advice: str
+
+    @property
+    def right(self) -> bool:
+        """Whether it comes back on what was watched, as far as can be told from here."""
+        return self.verdict.right and not self.advice
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,16 +109,19 @@ class RestoreCheck:
     @property
     def right(self) -> bool:
         """Whether every watch comes back."""
-        return all(one.verdict.right for one in self.watches)
+        return all(one.right for one in self.watches)
 
 
 def check_images(images: Path, root: Path) -> RestoreCheck:
     """Look for every recorded path under `root`, and here for the filesystems of the rest.
 
     Nothing outside of `root` is opened, wherever its links lead. FileError where there are no
-    images or no root, ImageError where files.img is damaged.
+    images, or those of a dump that failed, or no root; ImageError where one is damaged.
     """
     image = images / _IMAGE
+    if not (images / _INVENTORY).exists():
+        message = f"{printable(images)}: no {_INVENTORY}, so no images of a dump that succeeded"
+        raise FileError(message, advice="name the images dir of a dump; dump.log says how it ended")
     data = files.read_whole(image, limit_bytes=files.LIMIT_BYTES)
     found = fsnotify.decode_files_img(data, printable(image))
     try:
@@ -97,30 +129,37 @@ def check_images(images: Path, root: Path) -> RestoreCheck:
     except OSError as error:
         message = f"--root {printable(root)}: {error.strerror}"
         raise FileError(message, advice="name the root directory of the restored tree") from error
-    ghosts = any(images.glob("ghost-file-*.img"))
+    every: list[tuple[FsnotifyFile, FsnotifyWatch | MountMark]] = [
+        *((file, watch) for file in found for watch in file.watches),
+        *((file, mark) for file in found for mark in file.mount_marks),
+    ]
+    brought = read_brought(images, {_start(watch) for _, watch in every if watch.path is not None})
     try:
-        with _Eyes(root_fd, ghosts=ghosts) as eyes:
-            watches = []
-            for file in found:
-                every: list[FsnotifyWatch | MountMark] = [*file.watches, *file.mount_marks]
-                watches += [WatchRestore(file, watch, *eyes.look(watch)) for watch in every]
+        with _Eyes(root_fd, brought) as eyes:
+            watches = [WatchRestore(file, watch, *eyes.look(watch)) for file, watch in every]
     finally:
         os.close(root_fd)
     return RestoreCheck(image, root, tuple(watches))
 
 
+def _start(watch: FsnotifyWatch | MountMark) -> tuple[bytes, int | None]:
+    """The path, and the mount that says in which namespace it starts."""
+    return watch.path or b"", watch.mnt_id if isinstance(watch, FsnotifyWatch) else None
+
+
 class _Seen(NamedTuple):
     verdict: RestoreVerdict
     why: str
+    origin: str = ""
     advice: str = ""
 
 
 class _Eyes:
     """Looks into the root to be restored, and at the filesystems of this machine."""
 
-    def __init__(self, root_fd: int, *, ghosts: bool) -> None:
+    def __init__(self, root_fd: int, brought: Brought) -> None:
         self._root_fd = root_fd
-        self._ghosts = ghosts
+        self._brought = brought
         self._here = open_root(os.getpid())
         self._mountpoints = Mountpoints(View(self._here, one) for one in criu_mounts(self._here))
 
@@ -136,25 +175,38 @@ class _Eyes:
         if isinstance(watch, MountMark):
             if watch.path is None:
                 return _Seen(RestoreVerdict.THERE, "it comes back with its mount")
-            return self._at(watch.path, None)
+            return self._at(watch, None)
+        if watch.identity.key in self._brought.ghosts:
+            why = "its file was deleted: the restore makes and removes it again, and the watch goes"
+            return _Seen(RestoreVerdict.DELETED, why, "ghost-file", _SET_AGAIN)
         if watch.path is None:
             return self._without_path(watch.identity)
-        return self._at(watch.path, watch.identity)
+        return self._at(watch, watch.identity)
 
     def _without_path(self, identity: Identity) -> _Seen:
+        if not self._brought.has_mounts:
+            why = "no path was recorded, and the images have no mounts to open the handle through"
+            advice = "dump with paths (irmapdb check -t PID tells how)"
+            return _Seen(RestoreVerdict.NO_RESTORE, why, advice=advice)
         fd = self._by_handle(identity)
         if fd is not None:
             os.close(fd)
-            return _Seen(RestoreVerdict.BY_HANDLE, "its filesystem is here, and knows the handle")
+            why = "its filesystem is here, and knows the handle"
+            return _Seen(RestoreVerdict.BY_HANDLE, why, "the handle")
         why = "no filesystem here knows the handle"
-        if self._ghosts:
-            why += ", unless it is of a deleted file that the images bring along without the watch"
         advice = "restore it where its filesystem is, or dump with paths (irmapdb check -t PID)"
-        return _Seen(RestoreVerdict.NO_FILESYSTEM, why, advice)
+        return _Seen(RestoreVerdict.NO_FILESYSTEM, why, advice=advice)
 
-    def _at(self, path: bytes, identity: Identity | None) -> _Seen:
+    def _at(self, watch: FsnotifyWatch | MountMark, identity: Identity | None) -> _Seen:
+        path, mnt_id = _start(watch)
+        origin = self._brought.origin(path, mnt_id)
+        if origin is not None and origin.has_it is not None:
+            return _told(origin)
+        if path in self._brought.removed:
+            why = "deleted.files has it: the engine removes it from the root"
+            return _Seen(RestoreVerdict.MISSING, why, "", _BRING)
         name = path[1:] or b"."
-        verdict, why = RestoreVerdict.THERE, "it is there"
+        verdict, why, advice = RestoreVerdict.THERE, "it is there", ""
         try:
             try:
                 fd = self._open(name, _IN_ROOT | syscalls.RESOLVE_NO_SYMLINKS)
@@ -163,17 +215,31 @@ class _Eyes:
                     raise
                 fd = self._open(name, _IN_ROOT)
                 verdict, why = RestoreVerdict.LINKED, "it is there, by way of a symbolic link"
+                advice = _SET_AGAIN if self._is_link(name) else ""
         except (OSError, ValueError) as error:
+            if origin is not None:
+                return _untold(origin)
             reason = error.strerror if isinstance(error, OSError) else str(error)
-            advice = "bring the file into the root first: the restore ends where it is missing"
-            return _Seen(RestoreVerdict.MISSING, f"{reason} in the root", advice)
+            return _Seen(RestoreVerdict.MISSING, f"{reason} in the root", "", _BRING)
         try:
-            return self._compared(fd, identity) or _Seen(verdict, why)
+            if advice:
+                return _Seen(verdict, _WATCHES_TARGET, _ROOT, advice)
+            return self._compared(fd, identity) or _Seen(verdict, why, _ROOT)
         finally:
             os.close(fd)
 
-    def _open(self, name: bytes, resolve: int) -> int:
-        return syscalls.openat2(self._root_fd, name, os.O_PATH, resolve)
+    def _open(self, name: bytes, resolve: int, flags: int = os.O_PATH) -> int:
+        return syscalls.openat2(self._root_fd, name, flags, resolve)
+
+    def _is_link(self, name: bytes) -> bool:
+        try:
+            fd = self._open(name, _IN_ROOT, os.O_PATH | os.O_NOFOLLOW)
+        except OSError:
+            return False
+        try:
+            return stat.S_ISLNK(os.fstat(fd).st_mode)
+        finally:
+            os.close(fd)
 
     def _compared(self, fd: int, identity: Identity | None) -> _Seen | None:
         # Only where the filesystem of the dump is here can be told what was watched.
@@ -187,10 +253,11 @@ class _Eyes:
                 was, now = kinds if was_directory else reversed(kinds)
                 why = f"{was} was watched, and {now} is there"
                 advice = "put back what was there, or expect other events"
-                return _Seen(RestoreVerdict.OTHER_TYPE, why, advice)
+                return _Seen(RestoreVerdict.OTHER_TYPE, why, _ROOT, advice)
             if identify_fd(self._here, watched).matches(identify_fd(self._here, fd)):
                 return None
-            return _Seen(RestoreVerdict.THERE, "it is there, but is not the file of the dump")
+            why = "it is there, but not the file of the dump: it was replaced"
+            return _Seen(RestoreVerdict.REPLACED, why, _ROOT)
         except OSError:
             return None
         finally:
@@ -203,6 +270,24 @@ class _Eyes:
             with contextlib.suppress(OSError):
                 return syscalls.open_by_handle_at(mount_fd, identity.handle, os.O_PATH)
         return None
+
+
+def _told(origin: Origin) -> _Seen:
+    if origin.has_it:
+        return _Seen(RestoreVerdict.BROUGHT, f"{origin.what} has it", origin.what)
+    why = f"{origin.what}, which has the content of its mount, lacks it"
+    return _Seen(RestoreVerdict.MISSING, why, "", _BRING)
+
+
+def _untold(origin: Origin) -> _Seen:
+    why = f"it lies on {origin.what}, which the restore brings; {origin.why_not_told}"
+    return _Seen(RestoreVerdict.BROUGHT, why, origin.what)
+
+
+_ROOT = "the root"
+_WATCHES_TARGET = "the path is a symbolic link, and the restore watches what it leads to"
+_BRING = "bring the file into the root first: the restore ends where it is missing"
+_SET_AGAIN = "have the task set the watch again after the restore"
 
 
 def _is_directory(fd: int) -> bool:

@@ -306,11 +306,10 @@ def _conclusion(report: DumpCheck) -> str:
     if report.denied:
         tasks = output.count(len(report.denied), "process", "processes")
         doubts.append(f"{tasks} could not be looked at")
-    if lost and not report.uncertain:
-        return f"no watch makes the dump fail, but not right: {', '.join(lost)}; {_NOT_LOOKED_AT}"
-    if lost:
-        doubts.insert(0, f"{', '.join(lost)} not right or not known")
-    return f"the dump may fail or not be right: {'; '.join(doubts)}"
+    said = "; ".join([", ".join(lost), *doubts] if lost else doubts)
+    if report.uncertain or doubts:
+        return f"the dump may fail or not be right: {said}"
+    return f"no watch makes the dump fail, but not right: {said}; {_NOT_LOOKED_AT}"
 
 
 _NOT_LOOKED_AT = "sockets, terminals and the rest of the tasks were not looked at"
@@ -319,9 +318,14 @@ _NOT_LOOKED_AT = "sockets, terminals and the rest of the tasks were not looked a
 def _print_restore(report: RestoreCheck, verbose: int) -> None:
     rows = [_restore_row(one) for one in _listed(report.watches, _comes_back, verbose)]
     if rows:
-        output.print_table(("file>", "kind", "wd>", "inode", "verdict", "path"), rows)
-    findings = (_Finding(str(one.verdict), one.why, one.advice) for one in report.watches)
+        output.print_table(("file>", "kind", "wd>", "inode", "verdict", "from", "path"), rows)
+    findings = (
+        _Finding(str(one.verdict), one.why, one.advice) for one in report.watches if one.advice
+    )
     _print_findings(findings, verbose)
+    replaced = [one for one in report.watches if one.verdict.name == "REPLACED"]
+    if replaced:
+        typer.echo(f"note: {output.count(len(replaced), 'path')}: {replaced[0].why}")
     counts = Counter(str(one.verdict) for one in report.watches)
     verdicts = ", ".join(f"{number:,} {verdict}" for verdict, number in counts.most_common())
     watches = output.count(len(report.watches), "watch", "watches")
@@ -331,7 +335,7 @@ def _print_restore(report: RestoreCheck, verbose: int) -> None:
 
 
 def _comes_back(one: WatchRestore) -> bool:
-    return one.verdict.right
+    return one.right
 
 
 def _restore_row(one: WatchRestore) -> tuple[str, ...]:
@@ -343,6 +347,7 @@ def _restore_row(one: WatchRestore) -> tuple[str, ...]:
         "-" if wd is None else str(wd),
         inode,
         str(one.verdict),
+        one.origin or "-",
         "-" if path is None else output.printable(path),
     )
 
@@ -424,7 +429,8 @@ def _restore_document(report: RestoreCheck) -> dict[str, Any]:
             "inode": inode,
             "path": output.json_path(one.watch.path),
             "verdict": one.verdict,
-            "right": one.verdict.right,
+            "right": one.right,
+            "from": one.origin or None,
             "why": one.why,
             "advice": one.advice,
         }

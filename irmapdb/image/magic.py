@@ -13,9 +13,11 @@ from typing import NamedTuple
 __all__ = [
     "FANOTIFY_FILE",
     "FILES",
+    "GHOST_FILE",
     "HEADER",
     "INOTIFY_FILE",
     "IRMAP_CACHE",
+    "MOUNTS",
     "SQLITE_HEADER",
     "Magic",
     "describe",
@@ -44,6 +46,8 @@ IRMAP_CACHE = Magic(_SERVICE, 0x57004059)
 FILES = Magic(_COMMON, 0x56303138)
 INOTIFY_FILE = Magic(_COMMON, 0x48424431)
 FANOTIFY_FILE = Magic(_COMMON, 0x55096122)
+MOUNTS = Magic(_COMMON, 0x55563928)
+GHOST_FILE = Magic(_COMMON, 0x52583605)
 
 SQLITE_HEADER = b"SQLite format 3\0"
 """The first 16 bytes of a database: https://www.sqlite.org/fileformat.html"""

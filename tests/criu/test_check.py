@@ -22,6 +22,8 @@ from irmapdb.check.restore import RestoreVerdict, check_images
 from irmapdb.check.verdicts import CriuVersion, Outcome, Verdict
 from irmapdb.check.version import criu_version
 from irmapdb.errors import ImageError
+from irmapdb.image.framing import join_frames
+from irmapdb.image.magic import MOUNTS
 from tests.criu.checking import TRIES, Bench
 from tests.kernel.freezing import states, until
 from tests.support.criu import Criu, write_cache
@@ -345,6 +347,9 @@ def test_what_a_restore_will_find(bench: Bench, area: MountArea, tmp_path: Path)
         return {Path(os.fsdecode(path)).name: verdict for path, verdict in paths.items()}
 
     there = RestoreVerdict.THERE
+    assert verdicts()["-"] is RestoreVerdict.NO_RESTORE
+    # What a tree with a mount namespace of its own has in its images.
+    (images / "mountpoints-1.img").write_bytes(join_frames(MOUNTS, []))
     assert verdicts() == {
         "stays": there,
         "goes": there,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from irmapdb import steps
 from tests.criu.test_baseline import FAILS, PATH, TABLE
 from tests.support.filesystems import drop_caches
 from tests.support.hook import hook_program
@@ -65,3 +66,20 @@ def test_helped_dump_restores_and_hears(place, area, criu, target, hook, tmp_pat
             assert restored.ok, restored
             assert target.hears(watched, lambda: _touch(path)), name
     assert tuple(verdicts) == HELPED[place]
+
+
+def test_what_nobody_can_restore_is_in_the_log(area, criu, target, hook, tmp_path):
+    """A deleted file, with its last name and who holds it, and a mark that CRIU leaves out."""
+    file = area.place("ext4").directory / "gone"
+    file.touch()
+    target.add_inotify(file)
+    held = target.open(file)
+    file.unlink()
+    marked = target.add_fanotify(file.parent, what="filesystem")
+    assert criu.dump(target.pid, tmp_path / "images", action_script=hook).ok
+    log = (tmp_path / "images" / "irmapdb.log").read_text()
+    assert f"it was {file}; task {target.pid} holds it as fd {held}" in log
+    assert "CRIU leaves out the fanotify mark on all of" in log
+    assert f"fd {marked.fd} of {target.pid}" in log
+    by_hand = steps.pre_dump(steps.Options(target.pid, images_dir=tmp_path / "images"))
+    assert [(row.mark.fd, row.is_dropped) for row in by_hand.marks] == [(marked.fd, True)]

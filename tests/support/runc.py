@@ -25,7 +25,7 @@ from tests.support.watcher import Task, TaskDiedError
 from tests.support.watcher_link import PipeLink
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
 __all__ = ["Container", "RuncRun", "fill_rootfs", "python_homes"]
 
@@ -72,16 +72,25 @@ class Container(Task):
     """A running container; `fork` makes a child in it. A context manager: deletes it."""
 
     def __init__(
-        self, directory: Path, rootfs: Path, binds: Mapping[Path, str], path: str = SYSTEM_PATH
+        self,
+        directory: Path,
+        rootfs: Path,
+        binds: Mapping[Path, str],
+        path: str = SYSTEM_PATH,
+        *,
+        tmpfs: Sequence[str] = (),
     ) -> None:
-        """`binds` are directories to be seen in it; runc finds CRIU through `path`."""
+        """`binds` are directories or files to be seen in it; runc finds CRIU through `path`.
+
+        `tmpfs` are places in it that get a tmpfs each.
+        """
         self._directory = directory
         self._path = path
         self.id = f"irmapdb-{os.getpid()}-{time.monotonic_ns()}"
         link = _Link(directory / "pipes", self._host_pid)
         self._bundle = directory / "bundle"
         self._bundle.mkdir(parents=True)
-        config = self._config(rootfs, binds, link.config())
+        config = self._config(rootfs, binds, tmpfs, link.config())
         (self._bundle / "config.json").write_text(json.dumps(config))
         try:
             self._run()
@@ -92,7 +101,11 @@ class Container(Task):
             raise
 
     def _config(
-        self, rootfs: Path, binds: Mapping[Path, str], link: Mapping[str, Any]
+        self,
+        rootfs: Path,
+        binds: Mapping[Path, str],
+        tmpfs: Sequence[str],
+        link: Mapping[str, Any],
     ) -> dict[str, Any]:
         pipes = Path(link["pipes"])
         bound = {**{home: str(home) for home in python_homes()}, pipes: str(pipes), **binds}
@@ -108,6 +121,7 @@ class Container(Task):
             },
             "mounts": [
                 {"destination": "/proc", "type": "proc", "source": "proc"},
+                *({"destination": inside, "type": "tmpfs", "source": "tmpfs"} for inside in tmpfs),
                 *(
                     {
                         "destination": inside,

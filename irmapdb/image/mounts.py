@@ -1,0 +1,64 @@
+"""What CRIU's images say of the mounts of a tree and of its deleted files: bytes → model.
+
+`mountpoints-N.img` has the mounts of one mount namespace; there is none if the tree was in CRIU's
+own. `ghost-file-N.img` has one deleted file that a task had open, and its content behind.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from google.protobuf.message import DecodeError
+
+from irmapdb._pb.restore_pb2 import GhostFileEntry, MntEntry
+from irmapdb.image.framing import frames, image_error
+from irmapdb.image.magic import GHOST_FILE, MOUNTS
+from irmapdb.model import InodeKey
+
+__all__ = ["DumpedMount", "decode_ghost", "decode_mounts"]
+
+
+class DumpedMount(NamedTuple):
+    """One mount, as an image has it."""
+
+    mnt_id: int
+    kdev: int
+    root: bytes
+    """What of its filesystem is mounted."""
+    mountpoint: bytes
+    """Absolute in the namespace."""
+
+
+def decode_mounts(data: bytes, name: str) -> tuple[DumpedMount, ...]:
+    """The mounts of one namespace; `name` stands for the file in errors.
+
+    Raises ImageError for an image that is damaged or another one.
+    """
+    found = []
+    for index, (offset, message) in enumerate(frames(data, name, MOUNTS)):
+        try:
+            entry = MntEntry.FromString(message)
+        except DecodeError:
+            raise image_error(name, offset, f"entry {index}: not a protobuf message") from None
+        if not entry.IsInitialized():
+            raise image_error(name, offset, f"entry {index}: a required field is missing")
+        # Older CRIU writes "./data".
+        mountpoint = b"/" + entry.mountpoint.removeprefix(b".").strip(b"/")
+        found.append(DumpedMount(entry.mnt_id, entry.root_dev, entry.root, mountpoint))
+    return tuple(found)
+
+
+def decode_ghost(data: bytes, name: str) -> InodeKey | None:
+    """Which deleted file it is; None where the image does not tell. ImageError as above.
+
+    `data` may end anywhere behind the first entry: the content follows, and is not needed.
+    """
+    for offset, message in frames(data, name, GHOST_FILE):
+        try:
+            entry = GhostFileEntry.FromString(message)
+        except DecodeError:
+            raise image_error(name, offset, "entry 0: not a protobuf message") from None
+        if entry.HasField("dev") and entry.HasField("ino"):
+            return InodeKey(entry.dev, entry.ino)
+        return None
+    return None

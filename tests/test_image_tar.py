@@ -1,0 +1,90 @@
+"""The names in a tar archive beside Python's tarfile, and archives that nobody should write."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import tarfile
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from irmapdb.errors import ImageError
+from irmapdb.image.tar import member_names
+
+_FORMATS = {"gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT, "ustar": tarfile.USTAR_FORMAT}
+
+# What tarfile does not change: no slash at an end, no empty part, no NUL.
+_parts = st.binary(min_size=1, max_size=90).map(
+    lambda part: part.replace(b"\0", b"0").replace(b"/", b"1")
+)
+_names = st.lists(_parts, min_size=1, max_size=6).map(b"/".join)
+
+
+def _archive(members: list[tuple[bytes, bytes]], tar_format: int) -> bytes:
+    made = io.BytesIO()
+    with tarfile.open(
+        fileobj=made, mode="w", format=tar_format, encoding="utf-8", errors="surrogateescape"
+    ) as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name.decode("utf-8", "surrogateescape"))
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return made.getvalue()
+
+
+def _names_in(data: bytes) -> list[bytes]:
+    return list(member_names(io.BytesIO(data), "archive"))
+
+
+@given(st.lists(st.tuples(_names, st.binary(max_size=1100)), max_size=5))
+@settings(max_examples=100, deadline=None)
+def test_gnu_and_pax(members: list[tuple[bytes, bytes]]) -> None:
+    names = [name for name, _ in members]
+    assert _names_in(_archive(members, tarfile.GNU_FORMAT)) == names
+    # pax has UTF-8 alone.
+    text = [(name, content) for name, content in members if _is_text(name)]
+    assert _names_in(_archive(text, tarfile.PAX_FORMAT)) == [name for name, _ in text]
+
+
+def _is_text(name: bytes) -> bool:
+    try:
+        name.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("tar_format", _FORMATS.values(), ids=_FORMATS)
+def test_a_name_in_two_fields_and_a_large_number(tar_format: int) -> None:
+    name = b"d" * 100 + b"/" + b"f" * 90
+    assert _names_in(_archive([(name, b"x" * 513), (b"next", b"")], tar_format)) == [name, b"next"]
+
+
+def test_a_size_in_base_256_is_passed_over() -> None:
+    data = bytearray(_archive([(b"first", b"x" * 600), (b"next", b"")], tarfile.GNU_FORMAT))
+    data[124:136] = b"\x80" + (600).to_bytes(11, "big")
+    assert _names_in(bytes(data)) == [b"first", b"next"]
+
+
+@pytest.mark.parametrize("size", [b"\xff" * 12, b"77777777777\0"])
+def test_a_member_beyond_the_limit_is_refused(size: bytes) -> None:
+    data = bytearray(_archive([(b"first", b"")], tarfile.GNU_FORMAT))
+    data[124:136] = size
+    with pytest.raises(ImageError, match=r"more than|cut off"):
+        _names_in(bytes(data))
+
+
+@given(st.binary(max_size=2048))
+@settings(max_examples=200, deadline=None)
+def test_any_bytes(data: bytes) -> None:
+    with contextlib.suppress(ImageError):
+        _names_in(data)
+
+
+def test_cut_off_anywhere() -> None:
+    whole = _archive([(b"d" * 120, b"x" * 700)], tarfile.GNU_FORMAT)
+    for end in range(1, 3 * 512):
+        with pytest.raises(ImageError, match="cut off"):
+            _names_in(whole[:end])
