@@ -9,6 +9,7 @@ import re
 import signal
 import sqlite3
 import stat
+import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -334,7 +335,6 @@ def test_stdin_is_not_cut_without_a_word(tmp_path, monkeypatch):
         os.write(writer, bytes.fromhex("40591055594000 57".replace(" ", "")) + bytes(200))
         os.close(writer)
         os.dup2(reader, 0)
-        import sys  # noqa: PLC0415 in the child
 
         from irmapdb import commands  # noqa: PLC0415
 
@@ -368,3 +368,78 @@ def test_the_lock_is_given_back(home):
     finally:
         os.close(fd)
     fill(home / "irmap.db", OTHER)
+
+
+# --- signals and memory ---------------------------------------------------------------------------
+
+SLOW = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT max(x) FROM n"
+
+
+def test_sigint_ends_a_statement_that_is_running(home):
+    """SQLite is in C for as long as it likes: the signal comes through the progress handler."""
+    fill(home / "irmap.db")
+
+    def run():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+        with Store.open_readonly(home / "irmap.db") as store:
+            signal.setitimer(signal.ITIMER_REAL, 0.2)
+            try:
+                store._connection.exec_driver_sql(SLOW).all()
+            except KeyboardInterrupt:
+                return 5
+        return 6
+
+    assert run_forked(run, home)[:2] == (5, "")
+
+
+def test_sigint_while_closing_leaves_the_database_whole(home):
+    path = home / "irmap.db"
+    fill(path)
+    before = scratch_names()
+
+    def run():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        put = files.put_file
+
+        def interrupted(*arguments, **options):
+            done = put(*arguments, **options)
+            signal.raise_signal(signal.SIGINT)
+            return done
+
+        files.put_file = interrupted
+        try:
+            fill(path, OTHER)
+        except KeyboardInterrupt:
+            return 5
+        return 6
+
+    assert run_forked(run, home).code == 5
+    assert read_entries(path) == [ENTRY, OTHER]
+    assert scratch_names() <= before
+    assert os.listdir(home) == ["irmap.db"]
+
+
+def test_want_of_memory_is_one_line(home):
+    fill(home / "irmap.db", *(ENTRY._replace(ino=ino) for ino in range(2000)))
+
+    def run():
+        from irmapdb import commands  # noqa: PLC0415 in the child
+        from irmapdb.store import entries  # noqa: PLC0415
+
+        def fail(*_):
+            raise MemoryError
+
+        entries.from_ino = fail
+        sys.argv = ["irmapdb", "show", "irmap.db"]
+        try:
+            commands.main()
+        except SystemExit as ended:
+            return int(ended.code or 0)
+        return 0
+
+    done = run_forked(run, home)
+    assert done.code == 1
+    assert done.err.splitlines()[-1] == (
+        f"irmapdb: {home}/irmap.db: there is not enough memory; free some, and run this again"
+    )
