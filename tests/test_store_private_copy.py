@@ -51,11 +51,23 @@ def status(path):
 
 
 def scratch_names():
-    return {
-        path
-        for place in ("/dev/shm", "/var/tmp", "/tmp")
-        for path in Path(place).glob("irmapdb-copy.*")
-    }
+    """The copies that no process holds: those of other tests may be in use."""
+    places = map(Path, ("/dev/shm", "/var/tmp", "/tmp"))
+    return {path for place in places for path in place.glob("irmapdb-copy.*") if is_free(path)}
+
+
+def is_free(path):
+    try:
+        fd = os.open(path, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    return path.exists()
 
 
 def test_a_home_under_sudo_goes_on_working(home):
