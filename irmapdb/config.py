@@ -104,7 +104,9 @@ class HookConfig:
     """How CRIU's action script works; the defaults are what holds without a `[hook]`."""
 
     timeout_s: float = 10.0
-    """After this time no more is looked for, and what was proved is written."""
+    """The limit. What was proved is written before it is reached."""
+    timeout_is_set: bool = False
+    """Else it grows with the number of watches."""
     strict: bool = False
     """Whether an error of ours fails CRIU's dump."""
     db: Path | None = None
@@ -219,7 +221,9 @@ def _config(document: dict[str, Any], source: str) -> Config:
 def _hook(table: dict[str, Any], source: str) -> HookConfig:
     hook = HookConfig()
     if "timeout" in table:
-        hook = replace(hook, timeout_s=_seconds(table["timeout"], f"{source}: timeout"))
+        hook = replace(
+            hook, timeout_s=_seconds(table["timeout"], f"{source}: timeout"), timeout_is_set=True
+        )
     if "strict" in table:
         hook = replace(hook, strict=_truth(table["strict"], f"{source}: strict"))
     if "db" in table:
@@ -302,7 +306,9 @@ def with_environment(hook: HookConfig, environment: MappingABC[str, str]) -> Hoo
             seconds: float | str = float(text)
         except ValueError:
             seconds = text
-        hook = replace(hook, timeout_s=_seconds(seconds, "IRMAPDB_HOOK_TIMEOUT"))
+        hook = replace(
+            hook, timeout_s=_seconds(seconds, "IRMAPDB_HOOK_TIMEOUT"), timeout_is_set=True
+        )
     if text := environment.get("IRMAPDB_HOOK_STRICT"):
         if text.lower() not in _TRUTHS:
             message = f"IRMAPDB_HOOK_STRICT is {text!r}"

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from irmapdb.kernel.root import Root
     from irmapdb.model import Identity, InodeKey, Mount
 
-__all__ = ["cache_entries", "spell_root"]
+__all__ = ["cache_entries", "is_unopenable", "spell_root"]
 
 # Where the getattr of the filesystem gives another device or number than the superblock and the
 # inode have: btrfs_getattr() and ovl_getattr() of the kernel's fs/.
@@ -89,6 +89,14 @@ def cache_entries(
             best.setdefault((fstype in _UNOPENABLE, count), []).append(CacheEntry(*key, first))
             further += (CacheEntry(*key, path) for path in reversed(rest))
     return [*further, *itertools.chain.from_iterable(best[rank] for rank in sorted(best))]
+
+
+def is_unopenable(root: Root, identity: Identity) -> bool:
+    """Whether CRIU can open no handle there, so that a dump fails without an entry.
+
+    As far as the kind of filesystem tells: an overlay with `nfs_export=on` is called unopenable.
+    """
+    return any(mount.fstype in _UNOPENABLE for mount in root.mounts_of(identity.kdev))
 
 
 def _ambiguous(identities: Iterable[Identity]) -> set[InodeKey]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from irmapdb.engine import Disproved, Outcome
     from irmapdb.model import Identity, InodeKey, Mapping, Resolved
 
-__all__ = ["Story", "tell"]
+__all__ = ["Story", "add_unmounted", "tell"]
 
 
 class Story(NamedTuple):
@@ -70,6 +70,16 @@ def tell(
     condemned = tuple((row, reason) for row, reason in failed.values())
     changes += [_stale(row, reason) for row, reason in condemned if row.id not in told]
     return Story(condemned, tuple(changes), hits)
+
+
+def add_unmounted(story: Story, unmounted: Iterable[Mapping]) -> Story:
+    """The same, with rows of devices that are gone."""
+    known = {row.id for row, _ in story.stale}
+    gone = [(row, StaleReason.UNMOUNTED) for row in unmounted if row.id not in known]
+    return story._replace(
+        stale=(*story.stale, *gone),
+        changes=(*story.changes, *(_stale(row, reason) for row, reason in gone)),
+    )
 
 
 def _failed_rows(

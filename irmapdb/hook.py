@@ -8,6 +8,10 @@ cr_system_userns() of criu/util.c.
 This process only waits; a child does the work (`irmapdb.hookjob`). Whatever becomes of the child,
 an import that fails, a crash, a system call that never returns, CRIU gets its 0. That, and that
 every other action ends at once, is why so little is imported here.
+
+CRIU has its answer as soon as the child has written irmap-cache. The child goes on alone and
+stores what it found: in a session of its own, with nothing of CRIU's open, bounded in time and
+memory. If it is killed then, no more is lost than this run's history.
 """
 
 from __future__ import annotations
@@ -33,10 +37,14 @@ _ACTION = "pre-dump"
 _MEMORY = "/run/irmapdb"
 _MEMORY_S = 10.0  # CRIU's second call of one action follows the first within milliseconds
 _UNTOLD_S = 10.0  # for the child to say what the configuration allows it
-_GRACE_S = 5.0  # for the child to write what it has, before it is killed
+_LEAST_S = 2.0  # no child is killed before, as Python itself needs some time
+_ALONE_S = 120  # for what the child does when CRIU has gone on
+_ALONE_NICE = 10
+_ALONE_BYTES = 4 << 30  # of address space
 _REAP_MS = 1000
 _LINE_BYTES = 2000
 _PID_DIGITS = 20
+_MOST_FDS = 1 << 30
 
 
 class _CallError(Exception):
@@ -66,11 +74,11 @@ def _main() -> int:
         return int(_is_strict())
 
 
-def attend(pid: int, images: str) -> int:
+def attend(pid: int, images: str, *, until_stored: bool = False) -> int:
     """Serve one dump of the tree of `pid`, in the cwd; the exit code for CRIU.
 
-    `images` is CRIU's images dir, or "". Never waits for longer than the configured time and
-    half of it, or 5 seconds more.
+    `images` is CRIU's images dir, or "". Never waits for longer than the configured time, or 2
+    seconds. `until_stored` waits also for what is done when CRIU has gone on.
     """
     import signal
 
@@ -96,13 +104,18 @@ def attend(pid: int, images: str) -> int:
         raise
     if ended:
         os.kill(child, signal.SIGKILL)
-    code = _reap(child)
-    if scratch := told.get("scratch"):
-        _remove(scratch)
-    if ended or code not in {0, 1}:
+    code = 0
+    if until_stored:
+        os.waitpid(child, 0)
+    elif "answered" not in told:
+        code = _reap(child)
+    if "code" in told:
+        code = int(told["code"])
+    else:
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
         told["say"] = f"not done: the worker {ended or how}"
         _log(log_fd, told["say"])
+        code = code or 1
     seen = ""
     if code != 0 and log_fd is not None:
         name = os.path.join(os.getcwd(), LOG_NAME)
@@ -144,7 +157,7 @@ def _work(pid: int, images: str, started_s: float, tell_fd: int, log_fd: int | N
 
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
-        _quiet(log_fd)
+        _quiet(tell_fd, log_fd)
         code = _serve(pid, images, started_s, tell_fd, log_fd)
     except BaseException:  # noqa: BLE001 the parent only needs to know that it was not done
         import traceback
@@ -154,11 +167,15 @@ def _work(pid: int, images: str, started_s: float, tell_fd: int, log_fd: int | N
         os._exit(code)
 
 
-def _quiet(log_fd: int | None) -> None:
-    # What Python has to say of its own end is for our log: CRIU's gets one line.
+def _quiet(tell_fd: int, log_fd: int | None) -> None:
+    # What Python has to say of its own end is for our log: CRIU's gets one line. Nothing else of
+    # CRIU's stays open, as this process may outlive it.
     target = os.open(os.devnull, os.O_WRONLY) if log_fd is None else log_fd
     for fd in (1, 2):
         os.dup2(target, fd)
+    keep = sorted({2, tell_fd, target})
+    for fd, following in zip(keep, [*keep[1:], _MOST_FDS], strict=True):
+        os.closerange(fd + 1, following)
     # Where memory is short, what CRIU dumps is worth more than this process.
     try:
         with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
@@ -168,10 +185,6 @@ def _quiet(log_fd: int | None) -> None:
 
 
 def _serve(pid: int, images: str, started_s: float, tell_fd: int, log_fd: int | None) -> int:
-    def tell(word: str, text: str) -> None:
-        line = f"{word} {text}".encode("utf-8", "backslashreplace")[:_LINE_BYTES]
-        os.write(tell_fd, line + b"\n")
-
     # Before all that takes long, and may fail.
     from irmapdb import config as configuration
     from irmapdb.errors import ConfigError
@@ -184,18 +197,63 @@ def _serve(pid: int, images: str, started_s: float, tell_fd: int, log_fd: int | 
         hook = configuration.with_environment(hook, os.environ)
     except ConfigError as error:
         problems.append(str(error))
-    tell("budget", str(hook.timeout_s))
-    tell("strict", str(int(hook.strict)))
+    _tell(tell_fd, "budget", str(hook.timeout_s))
+    _tell(tell_fd, "strict", str(int(hook.strict)))
 
-    from irmapdb.hookjob import Job, serve
+    from irmapdb.hookjob import Done, Job, serve
 
-    job = Job(pid, images, config, hook, started_s, lambda: _is_deaf(tell_fd))
-    done = serve(job, tell_scratch=lambda path: tell("scratch", path))
-    problems += done.problems
-    for line in (*problems, *done.notes, done.summary):
+    def answer(done: Done) -> None:
+        found = [*problems, *done.problems]
+        for line in (*found, *done.notes, done.summary):
+            _log(log_fd, line)
+        _tell(tell_fd, "say", done.summary)
+        _tell(tell_fd, "code", str(int(bool(found) or not done.fresh)))
+
+    def too_late(done: Done) -> None:
+        answer(done)
+        os._exit(0)
+
+    served = serve(
+        Job(
+            pid,
+            images,
+            config,
+            hook,
+            started_s,
+            abandoned=lambda: _is_deaf(tell_fd),
+            tell_budget=lambda seconds: _tell(tell_fd, "budget", str(seconds)),
+            too_late=too_late,
+        )
+    )
+    answer(served.done)
+    if not served.done.fresh:
+        return 0
+    _tell(tell_fd, "answered", "")
+    _go_on_alone()
+    for line in served.keep():
         _log(log_fd, line)
-    tell("say", done.summary)
-    return int(bool(problems) or not done.fresh)
+    return 0
+
+
+def _tell(fd: int, word: str, text: str) -> None:
+    line = f"{word} {text}".encode("utf-8", "backslashreplace")[:_LINE_BYTES]
+    os.write(fd, line + b"\n")
+
+
+def _go_on_alone() -> None:
+    # CRIU, and whoever started it, may end now, and the work dir may be removed or unmounted.
+    import resource
+    import signal
+
+    os.setsid()
+    os.chdir("/")
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(_ALONE_S)
+    for kind, most in ((resource.RLIMIT_CPU, _ALONE_S), (resource.RLIMIT_AS, _ALONE_BYTES)):
+        _, hard = resource.getrlimit(kind)
+        if hard == resource.RLIM_INFINITY or hard > most:
+            resource.setrlimit(kind, (most, most))
+    os.nice(_ALONE_NICE)
 
 
 def _is_deaf(tell_fd: int) -> bool:
@@ -219,10 +277,10 @@ def _listen(fd: int, started_s: float, told: dict[str, str]) -> str:
     rest = b""
     while True:
         budget_s = float(told["budget"]) if "budget" in told else _UNTOLD_S
-        end_s = started_s + budget_s + max(budget_s / 2, _GRACE_S)
+        end_s = started_s + max(budget_s, _LEAST_S)
         left_s = end_s - time.monotonic()
         if left_s <= 0:
-            return f"did not end in {budget_s:g} s, nor in the grace after them"
+            return f"did not end in {max(budget_s, _LEAST_S):g} s"
         if not poll.poll(min(left_s, 60.0) * 1000):
             continue
         data = os.read(fd, 1 << 16)
@@ -232,6 +290,8 @@ def _listen(fd: int, started_s: float, told: dict[str, str]) -> str:
         for line in lines:
             word, _, text = line.decode("utf-8", "backslashreplace").partition(" ")
             told[word] = text
+        if "answered" in told:
+            return ""
 
 
 def _reap(child: int) -> int:
@@ -246,14 +306,6 @@ def _reap(child: int) -> int:
     if not poll.poll(_REAP_MS):
         return -signal.SIGKILL
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-def _remove(scratch: str) -> None:
-    # The temporary directory of a child that did not live to remove it.
-    if os.path.isdir(scratch):
-        import shutil
-
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _is_strict(told: dict[str, str] | None = None) -> bool:

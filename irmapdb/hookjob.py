@@ -1,8 +1,11 @@
 """The hook's work: one pre-dump for CRIU, which ends with the best irmap-cache that can be had.
 
-Where something of ours is broken it is gone around, once each: a database that cannot be used is
-left for a temporary one, an old irmap-cache that CRIU would fail on is set aside, one that only
-we do not understand is not read. What goes wrong is told as a problem and raises nothing.
+CRIU has its answer as soon as that is written; the database hears of it later (`Served.keep`). So
+nothing that takes long to import is imported here: no SQLAlchemy, alembic or typer.
+
+Where something of ours is broken it is gone around, once each: a database that cannot be read is
+not read, an old irmap-cache that CRIU would fail on is set aside, one that only we do not
+understand is not read. What goes wrong is told as a problem and raises nothing.
 """
 
 from __future__ import annotations
@@ -10,39 +13,41 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import threading
 import time
-import traceback
 from collections import Counter
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from irmapdb import files, steps
 from irmapdb.errors import DatabaseError, FileError, ImageError, IrmapError
-from irmapdb.image import cache
 from irmapdb.model import ChangeKind, printable
-from irmapdb.node.containers import database_name, find_database, name_by_images
-from irmapdb.scratch import remove_leftovers, scratch_directory
+from irmapdb.store.mappings import StoredMappings, open_mappings
 from irmapdb.workdir import CACHE_NAME, DATABASE_NAME
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from irmapdb.config import Config, HookConfig
+    from irmapdb.findings import Findings
     from irmapdb.model import CacheEntry
-    from irmapdb.steps import Report
+    from irmapdb.store.nouns import FileStamp
 
-__all__ = ["ASIDE_NAME", "Done", "Job", "serve"]
+__all__ = ["ASIDE_NAME", "Done", "Job", "Served", "serve"]
 
 ASIDE_NAME = "irmap-cache.broken"
 """What an irmap-cache that CRIU would fail on is renamed to."""
 
 _NOTES = 50
 _LINE_CHARACTERS = 1000
+_TO_SEARCH = 0.8  # of the time; the rest is for what was proved to be written
+_TO_WRITE = 0.95  # of the time: then what has been proved is written, whatever is going on
+_KEEP_WAIT_S = 20.0  # for another process's step in the database, when CRIU has gone on
+_WATCHES_A_SECOND = 1000
+"""So many more a second are allowed where no `timeout` is set: a tenth of what was measured."""
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
+class Job(NamedTuple):
     """One dump; the cwd is CRIU's work dir."""
 
     pid: int
@@ -54,6 +59,11 @@ class Job:
     """time.monotonic() when CRIU called."""
     abandoned: Callable[[], bool] = lambda: False
     """Whether nobody waits for the result any more."""
+    tell_budget: Callable[[float], None] = lambda _seconds: None
+    """Told when the time grows with the number of watches."""
+    too_late: Callable[[Done], None] = lambda _done: None
+    """Called by another thread when the time is up and `serve` has not returned; what was proved
+    until then is in irmap-cache."""
 
 
 class Done(NamedTuple):
@@ -66,46 +76,64 @@ class Done(NamedTuple):
     summary: str
 
 
-@dataclass(slots=True)
+class Served(NamedTuple):
+    """The answer to CRIU, and what is left to do when it has gone on."""
+
+    done: Done
+    keep: Callable[[], tuple[str, ...]]
+    """Stores what was found; returns lines for the log."""
+
+
 class _State:
-    job: Job
-    work: Path
-    problems: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    """What the library warned of."""
-    take_cache: bool = True
-    database: Path | None = None
-    """None: irmap.db in the work dir."""
-    scratch: bool = False
-    """Whether `database` is a temporary one."""
-    soft_end_s: float = 0.0
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.work = Path.cwd()
+        self.problems: list[str] = []
+        self.warnings: list[str] = []
+        """What the library warned of."""
+        self.take_cache = True
+        self.read_database = True
+        self.database = self.work / DATABASE_NAME
+        self.old: tuple[CacheEntry, ...] = ()
+        self.budget_s = job.hook.timeout_s
+        self.soft_end_s = 0.0
+        self.writing = threading.Lock()
+        """Held while irmap-cache is written, and for ever by whoever is the last to do so."""
+        self.survey: steps.Survey | None = None
 
     def over(self) -> bool:
         return time.monotonic() > self.soft_end_s or self.job.abandoned()
 
+    def surveyed(self, survey: steps.Survey) -> None:
+        self.survey = survey
+        if not self.job.hook.timeout_is_set:
+            more_s = survey.watches / _WATCHES_A_SECOND
+            self.budget_s = self.job.hook.timeout_s + more_s
+            self.soft_end_s += more_s
+            self.job.tell_budget(self.budget_s)
 
-def serve(job: Job, tell_scratch: Callable[[str], None] = lambda _path: None) -> Done:
-    """Find the paths and write irmap-cache. `tell_scratch` hears of a temporary directory."""
-    state = _State(job, Path.cwd())
-    remove_leftovers()
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(_warnings_into(state.warnings))
-        old = _old_entries(state)
-        if job.hook.db is not None:
-            _use_directory(state, job.hook.db)
-        else:
-            # Where the service keeps this container ready, that is more than the work dir has.
-            state.database = find_database(job.config.warm.directory, job.pid)
-        again = True
-        while again:
-            try:
-                if state.scratch and state.database is None:
-                    state.database = _temporary_database(stack, tell_scratch)
-                return _done(state, _pre_dump(state), old)
-            except Exception as error:  # noqa: BLE001 a fault of ours is no fault of the dump
-                again = _make_way(state, error)
+
+def serve(job: Job) -> Served:
+    """Find the paths and write irmap-cache."""
+    state = _State(job)
+    state.old = _old_entries(state)
+    _choose_database(state)
+    with _warnings_into(state.warnings):
+        return _serve(state)
+
+
+def _serve(state: _State) -> Served:
+    threading.Thread(target=_watch_the_time, args=[state], daemon=True).start()
+    again = True
+    while again:
+        try:
+            return _attempt(state)
+        except Exception as error:  # noqa: BLE001 a fault of ours is no fault of the dump
+            again = _make_way(state, error)
+    _take_over(state)
     *before, last = _lines(state.problems)
-    return Done(fresh=False, problems=tuple(before), notes=(), summary=f"not done: {last}")
+    done = Done(fresh=False, problems=tuple(before), notes=(), summary=f"not done: {last}")
+    return Served(done, tuple)
 
 
 @contextlib.contextmanager
@@ -124,65 +152,146 @@ def _warnings_into(warnings: list[str]) -> Iterator[None]:
 # --- the attempts ---------------------------------------------------------------------------------
 
 
-def _pre_dump(state: _State) -> Report:
+def _attempt(state: _State) -> Served:
+    found, options = _find(state)
+    _take_over(state)
+    try:
+        kept = _to_keep(state, found)
+        stamp = steps.hand_over(found, kept)
+    except BaseException:
+        state.writing.release()
+        raise
+    return Served(_done(state, found, kept), lambda: _keep(options, found, stamp))
+
+
+def _take_over(state: _State) -> None:
+    # If the time is up just now, the other thread is at it, and ends the process.
+    state.writing.acquire()
+
+
+def _find(state: _State) -> tuple[Findings, steps.Options]:
     job = state.job
-    budget_s = job.hook.timeout_s
     # What fails late leaves a bit for the next attempt.
+    budget_s = state.budget_s * _TO_SEARCH
     state.soft_end_s = max(job.started_s + budget_s, time.monotonic() + budget_s / 8)
     images = Path(os.path.realpath(job.images or "."))
     if not images.is_dir():
         images = state.work
-    return steps.pre_dump(
-        steps.Options(
-            pid=job.pid,
-            images_dir=images,
-            work_dir=state.work,
-            database=state.database,
-            config=job.config,
-            over=state.over,
-            wait_s=budget_s / 5,
-            take_cache=state.take_cache,
-        )
+    options = steps.Options(
+        pid=job.pid,
+        images_dir=images,
+        work_dir=state.work,
+        database=state.database,
+        config=job.config,
+        over=state.over,
+        wait_s=_KEEP_WAIT_S,
+        take_cache=state.take_cache,
+        surveyed=state.surveyed,
     )
+    if not (state.read_database and os.path.lexists(state.database)):
+        return steps.find(options, StoredMappings()), options
+    with open_mappings(state.database, wait_s=state.budget_s / 5) as stored:
+        return steps.find(options, stored), options
 
 
 def _make_way(state: _State, error: Exception) -> bool:
     # Whether there is a way around what has failed; the next attempt takes it.
-    before = state.take_cache, state.scratch
+    before = state.take_cache, state.read_database
     if isinstance(error, IrmapError):
         state.problems.append(str(error))
         if isinstance(error, ImageError):
             state.take_cache = False
         elif isinstance(error, DatabaseError):
-            state.scratch = True
+            state.read_database = False
     else:
-        state.problems.append(f"{type(error).__name__}: {error}; {_where(error)}")
-        state.take_cache, state.scratch = False, True
-    if state.scratch and not before[1]:
-        state.database = None
-    return before != (state.take_cache, state.scratch)
+        state.problems.append(_in_words(error))
+        state.take_cache = state.read_database = False
+    return before != (state.take_cache, state.read_database)
 
 
-def _where(error: BaseException) -> str:
+def _keep(options: steps.Options, found: Findings, stamp: FileStamp | None) -> tuple[str, ...]:
+    from irmapdb.scratch import remove_leftovers  # noqa: PLC0415 not before the answer
+
+    warnings: list[str] = []
+    try:
+        remove_leftovers()
+        with _warnings_into(warnings):
+            report = steps.keep(options, found, stamp)
+    except IrmapError as error:
+        return _lines([f"not stored: {error}"])
+    except Exception as error:  # noqa: BLE001 for the log
+        return _lines([f"not stored: {_in_words(error)}"])
+    stored = f"stored in {printable(found.place.database)} as run {report.run_id}"
+    return _lines([*dict.fromkeys(warnings), stored])
+
+
+def _in_words(error: Exception) -> str:
+    import traceback  # noqa: PLC0415 seldom needed
+
     frames = traceback.extract_tb(error.__traceback__)[-4:]
-    return " < ".join(f"{os.path.basename(f.filename)}:{f.lineno}" for f in reversed(frames))
+    where = " < ".join(f"{os.path.basename(f.filename)}:{f.lineno}" for f in reversed(frames))
+    return f"{type(error).__name__}: {error}; {where}"
 
 
-def _use_directory(state: _State, directory: Path) -> None:
-    # Where it cannot be made, the store says so.
-    with contextlib.suppress(OSError):
+def _choose_database(state: _State) -> None:
+    # A directory of databases that the hook is told to use; else that of the service, where it
+    # knows this container; else the work dir. Where one cannot be made, the store says so.
+    job, directory = state.job, state.job.hook.db
+    if directory is None and not job.config.warm.directory.is_dir():
+        return
+    from irmapdb.node.containers import (  # noqa: PLC0415
+        database_name,
+        find_database,
+        name_by_images,
+    )
+
+    if directory is None:
+        state.database = find_database(job.config.warm.directory, job.pid) or state.database
+        return
+    chosen = directory / database_name(job.pid, job.images)
+    try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    state.database = directory / database_name(state.job.pid, state.job.images)
-    before = directory / name_by_images(state.job.images)
-    if before.exists() and not state.database.exists():
-        state.database = before  # of a version that knew fewer forms of ids
+    except OSError as error:
+        state.problems.append(f"cannot make {printable(directory)}: {error.strerror}")
+    before = directory / name_by_images(job.images)
+    state.database = before if before.exists() and not chosen.exists() else chosen
 
 
-def _temporary_database(stack: contextlib.ExitStack, tell: Callable[[str], None]) -> Path:
-    # For this run alone; in memory where that is possible.
-    made = os.fsdecode(stack.enter_context(scratch_directory("hook")))
-    tell(made)
-    return Path(made) / DATABASE_NAME
+# --- the limit ------------------------------------------------------------------------------------
+
+
+def _watch_the_time(state: _State) -> None:
+    # What is proved is written before the limit, whatever the other thread waits for.
+    while True:
+        left_s = state.job.started_s + state.budget_s * _TO_WRITE - time.monotonic()
+        if left_s <= 0:
+            break
+        time.sleep(min(left_s, 0.25))
+        if state.writing.locked():
+            return
+    if not state.writing.acquire(blocking=False):
+        return
+    entries = state.survey.entries() if state.survey else []
+    missed = {entry.key for entry in state.old} - {entry.key for entry in entries}
+    kept = [entry for entry in state.old if entry.key in missed]
+    text = f"the limit of {state.budget_s:g} s was reached while the search went on"
+    if state.survey is None:
+        state.job.too_late(
+            Done(fresh=False, problems=(text,), notes=(), summary=f"not done: {text}")
+        )
+        return
+    from irmapdb.image import cache  # noqa: PLC0415
+
+    try:
+        files.replace_whole(state.work / CACHE_NAME, cache.encode_cache([*kept, *entries]))
+    except IrmapError as error:
+        text += f"; {error}"
+    summary = (
+        f"{state.survey.watches} {_plural(state.survey.watches)}: {len(entries)} entries for CRIU"
+        f"; {text}"
+    )
+    problems = (*_lines(state.problems), text)
+    state.job.too_late(Done(fresh=True, problems=problems, notes=(), summary=summary))
 
 
 # --- the old irmap-cache --------------------------------------------------------------------------
@@ -202,6 +311,8 @@ def _old_entries(state: _State) -> tuple[CacheEntry, ...]:
         return ()
     if data is None:
         return ()
+    from irmapdb.image import cache  # noqa: PLC0415
+
     try:
         return cache.decode_cache(data, printable(path))
     except ImageError as error:
@@ -216,74 +327,81 @@ def _old_entries(state: _State) -> tuple[CacheEntry, ...]:
     return ()
 
 
-def _keep_old(state: _State, report: Report, old: tuple[CacheEntry, ...]) -> int:
-    """Leave to CRIU the old entries of what has no proved path: it looks at them itself.
+def _to_keep(state: _State, found: Findings) -> list[CacheEntry]:
+    """The old entries of what has no proved path: CRIU looks at each of them itself.
 
     Not those that were found to be wrong, nor any of two watched inodes with one device and
-    number, of which CRIU would believe an entry of the other. Returns how many there are.
+    number, of which CRIU would believe an entry of the other.
     """
-    watched = {row.watch.identity for row in report.watches}
+    if not state.old or not found.stats.unresolved:
+        return []
+    watched = {row.watch.identity for row in found.watches}
     shared = Counter(identity.key for identity in watched)
     missed = {
         row.watch.identity.key
-        for row in report.watches
+        for row in found.watches
         if row.path is None and shared[row.watch.identity.key] == 1
     }
     wrong = {
         (change.identity.key, change.old_path or change.path)
-        for change in report.changes
+        for change in found.story.changes
         if change.kind in {ChangeKind.STALE, ChangeKind.MOVED}
     }
-    kept = [entry for entry in old if entry.key in missed and (entry.key, entry.path) not in wrong]
-    if kept:
-        path = state.work / CACHE_NAME
-        try:
-            data = files.read_whole(path, limit_bytes=files.LIMIT_BYTES)
-            fresh = cache.decode_cache(data, printable(path))
-            files.replace_whole(path, cache.encode_cache([*kept, *fresh]))
-        except IrmapError as error:
-            state.problems.append(str(error))
-            return 0
-    return len(kept)
+    return [
+        entry for entry in state.old if entry.key in missed and (entry.key, entry.path) not in wrong
+    ]
 
 
 # --- the result -----------------------------------------------------------------------------------
 
 
-def _done(state: _State, report: Report, old: tuple[CacheEntry, ...]) -> Done:
-    stats = report.stats
+def _done(state: _State, found: Findings, kept: list[CacheEntry]) -> Done:
+    stats = found.stats
     took_ms = (time.monotonic() - state.job.started_s) * 1000
     summary = (
-        f"{stats.watches} {'watch' if stats.watches == 1 else 'watches'}: "
+        f"{stats.watches} {_plural(stats.watches)}: "
         f"{stats.resolved} proved ({stats.hits} known before), in {took_ms:.0f} ms"
     )
+    notes = []
+    if found.cut or found.unread or state.over():
+        text = f"the time budget of {state.budget_s:g} s was over"
+        if found.cut:
+            text += f": {found.cut} {_plural(found.cut)} not looked for to the end"
+        if found.unread:
+            text += f", {found.unread} tasks not read"
+        state.problems.append(text)
     if stats.unresolved:
         summary += f"; {stats.unresolved} without a path"
-        if kept := _keep_old(state, report, old):
-            summary += f", {kept} old entries kept for CRIU to look at"
-        if state.over():
-            text = f"the time budget of {state.job.hook.timeout_s:g} s was over"
-            state.problems.append(text)
-    notes = [
-        f"no path for {row.watch.kind} fd {row.watch.fd} of {row.watch.pid}"
-        f" ({printable(row.comm or b'?')}), {row.watch.identity.key}: {row.why}"
-        for row in report.watches
-        if row.path is None
-    ]
+        if fatal := sum(row.watch.identity in found.unopenable for row in found.watches):
+            summary += f", and CRIU fails on {fatal} of them"
+        if kept:
+            summary += f", {len(kept)} old entries kept for CRIU to look at"
+        missing = (row for row in found.watches if row.path is None)
+        # Those first that fail the dump.
+        rows = sorted(missing, key=lambda row: row.watch.identity not in found.unopenable)
+        notes = [
+            f"no path for {row.watch.kind} fd {row.watch.fd} of {row.watch.pid}"
+            f" ({printable(row.comm or b'?')}), {row.watch.identity.key}: {row.why}"
+            f"{'; CRIU fails on it' if row.watch.identity in found.unopenable else ''}"
+            for row in rows[:_NOTES]
+        ]
+        if len(rows) > _NOTES:
+            notes.append(f"and {len(rows) - _NOTES} more")
     dropped = [
         f"CRIU leaves out the fanotify mark on all of {printable(row.target)}, fd {row.mark.fd} of"
         f" {row.mark.pid} ({printable(row.comm)}): have the task set it again after a restore"
-        for row in report.marks
+        for row in found.marks
         if row.is_dropped
     ]
-    notes = dropped + notes
-    if len(notes) > _NOTES:
-        notes[_NOTES:] = [f"and {len(notes) - _NOTES} more"]
-    notes[:0] = dict.fromkeys(state.warnings)
+    notes = [*dict.fromkeys(state.warnings), *dropped[:_NOTES], *notes]
     return Done(fresh=True, problems=_lines(state.problems), notes=_lines(notes), summary=summary)
 
 
-def _lines(texts: list[str]) -> tuple[str, ...]:
+def _plural(watches: int) -> str:
+    return "watch" if watches == 1 else "watches"
+
+
+def _lines(texts: Iterable[str]) -> tuple[str, ...]:
     # Names are printable already; an error of others may still break the line.
     whole = (text if text.isprintable() else ascii(text)[1:-1] for text in texts)
     return tuple(text[:_LINE_CHARACTERS] for text in whole)

@@ -120,6 +120,8 @@ class Search:
         self._put_off: dict[_Key, list[Identity]] = {}
         self._chroots_only: set[int] = set()
         self.outcome = engine.Outcome()
+        self.proved: dict[Identity, bytes] = {}
+        """In the main root, from the moment of the proof on: before a batch is through."""
         self.resolve_us = 0
 
     def __enter__(self) -> Self:
@@ -420,10 +422,17 @@ class Search:
         resolvers: Iterable[Resolver],
     ) -> Outcome:
         may_wait = self._config.may_wait
+
+        def prove(identity: Identity, path: bytes) -> StaleReason | None:
+            reason = disproof_of_watch(place.root, identity, path, may_wait)
+            if reason is None and not place.mntns:
+                self.proved[identity] = path
+            return reason
+
         outcome = engine.resolve(
             identities,
             resolvers,
-            lambda identity, path: disproof_of_watch(place.root, identity, path, may_wait),
+            prove,
             prefer=self._prefer,
             over=self._over,
         )

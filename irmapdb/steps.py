@@ -4,6 +4,10 @@
 
 dump does all of that while the tasks run; then it freezes them, reads fdinfo again, proves what
 may have changed since, and lets them go before it writes.
+
+The hook does what pre-dump does, in another order: CRIU gets irmap-cache first (`find`,
+`hand_over`), and the database hears of it when CRIU has gone on (`keep`). So modules that take long
+to import are imported where they are needed.
 """
 
 from __future__ import annotations
@@ -13,7 +17,6 @@ import gc
 import logging
 import signal
 import time
-from collections import Counter
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,38 +24,55 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from irmapdb import files, handover, history, workdir
 from irmapdb.config import Config
-from irmapdb.confirm import Confirmation
+from irmapdb.engine import Outcome
 from irmapdb.errors import FreezeError
-from irmapdb.image import fsnotify
-from irmapdb.kernel import freeze, procfs, tasks
-from irmapdb.kernel.holders import deleted_holders
+from irmapdb.findings import FSNOTIFY_NAMES, Begun, Findings, MarkRow, make_findings
+from irmapdb.kernel import procfs, tasks
 from irmapdb.kernel.namespaces import mounted_anywhere
-from irmapdb.kernel.renames import Witness
 from irmapdb.kernel.root import Root, open_root
 from irmapdb.kernel.survey import read_survey
-from irmapdb.model import Event, MarkKind, RunStats, format_kdev
+from irmapdb.model import Event, MarkKind, Resolved, RunStats, Source
 from irmapdb.scanpaths import check_scan_paths
 from irmapdb.search import Search
-from irmapdb.store.database import Store
-from irmapdb.store.nouns import WatchRow
-from irmapdb.workdir import WorkDir
+from irmapdb.workdir import MappingsAndNews, WorkDir
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from irmapdb.engine import Outcome
+    from irmapdb.confirm import Confirmation
     from irmapdb.kernel.freeze import Frozen
     from irmapdb.kernel.procfs import RawWatchFile
     from irmapdb.kernel.survey import Denied
     from irmapdb.kernel.tasks import Task
-    from irmapdb.model import Change, Identity, Mapping, Mark, Mount, Resolved, WatchFile
+    from irmapdb.model import (
+        CacheEntry,
+        Change,
+        Identity,
+        Mapping,
+        Mark,
+        Mount,
+        WatchFile,
+    )
+    from irmapdb.search import Load
+    from irmapdb.store.mappings import StoredMappings
+    from irmapdb.store.nouns import FileStamp, WatchRow
     from irmapdb.store.write import Step
 
-__all__ = ["FreezeOptions", "MarkRow", "Options", "Report", "dump", "pre_dump"]
+__all__ = [
+    "Findings",
+    "FreezeOptions",
+    "MarkRow",
+    "Options",
+    "Report",
+    "Survey",
+    "dump",
+    "find",
+    "hand_over",
+    "keep",
+    "pre_dump",
+]
 
 _log = logging.getLogger(__name__)
-
-_INOTIFY_NAME, _FANOTIFY_NAME = "inotify.img", "fanotify.img"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +94,16 @@ class Options:
     """How long to wait for another process's step in the database."""
     take_cache: bool = True
     """Whether to take over what irmap-cache holds, where it is news."""
+    surveyed: Callable[[Survey], None] = lambda _survey: None
+    """Told by `find` what is watched, before any path is looked for."""
+
+
+class Survey(NamedTuple):
+    """What is watched, and what is known of it so far."""
+
+    watches: int
+    entries: Callable[[], list[CacheEntry]]
+    """What irmap-cache would hold now, with what has been proved. For any thread, at any time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,22 +113,6 @@ class FreezeOptions:
     cgroup: Path | None = None
     timeout_s: float = 10.0
     leave_stopped: bool = False
-
-
-class MarkRow(NamedTuple):
-    """A mark that has no inode, and what it is on."""
-
-    mark: Mark
-    comm: bytes
-    target: bytes
-    """The mount point, or `major:minor` of the filesystem."""
-    mntns: int = 0
-    """As in Mapping: whose mount table the mount point is in."""
-
-    @property
-    def is_dropped(self) -> bool:
-        """Whether CRIU leaves it out of a dump, and says nothing."""
-        return self.mark.kind is not MarkKind.MOUNT
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,9 +145,61 @@ def pre_dump(options: Options) -> Report:
     """Find, prove and store the paths of a tree's watches, without stopping anyone."""
     with _tree(options) as tree, _transaction(options, Event.PRE_DUMP) as step:
         loaded = _load_cache(options, step)
-        with tree.search(options, step.tx) as search:
+        with tree.search(options, step.tx.load) as search:
             watched = _resolve(tree, search, tree.read(options.over), options.over)
-            return _write(options, step, tree, search, watched, loaded)
+            found = make_findings(options.config, step, tree, search, watched)
+        return _write(options, step, found, loaded)
+
+
+def find(options: Options, stored: StoredMappings) -> Findings:
+    """The first half of pre-dump: find and prove, and write nothing."""
+    with _tree(options) as tree:
+        place = _place(options)
+        files.check_replaceable(place.cache)
+        begun = Begun(Event.PRE_DUMP, place, datetime.now(UTC))
+        news = workdir.read_news(stored.image_seen, place) if options.take_cache else None
+        load = MappingsAndNews(stored.load, news, begun.started_at)
+        with tree.search(options, load) as search:
+            watched = tree.read(options.over)
+            options.surveyed(_survey(options, tree, search, watched))
+            watched = _resolve(tree, search, watched, options.over)
+            return replace(make_findings(options.config, begun, tree, search, watched), news=news)
+
+
+def _survey(options: Options, tree: _Tree, search: Search, watched: list[WatchFile]) -> Survey:
+    identities = [watch.identity for file in watched for watch in file.watches]
+
+    def entries() -> list[CacheEntry]:
+        found = search.proved.copy()  # at once: the other thread goes on
+        proved = Outcome({i: Resolved(i, path, Source.STORED) for i, path in found.items()})
+        handover.spell_root(proved)
+        return handover.cache_entries(proved, identities, tree.root, options.config.may_wait)
+
+    return Survey(len(identities), entries)
+
+
+def hand_over(found: Findings, further: Sequence[CacheEntry] = ()) -> FileStamp | None:
+    """Write irmap-cache for CRIU, with `further` entries that CRIU looks at after all others.
+
+    Returns what `keep` is to remember of the file: None where it is not all ours.
+    """
+    stamp = workdir.write_cache(found.place, [*further, *found.entries])
+    return None if further else stamp
+
+
+def keep(options: Options, found: Findings, stamp: FileStamp | None) -> Report:
+    """The second half: store what was found and handed over."""
+    with _transaction(options, found.event) as step:
+        loaded = 0
+        if found.news is not None:
+            loaded = len(found.news.entries)
+            step.tx.import_entries(found.news.entries, found.started_at)
+            step.tx.set_image_seen(found.news.path, found.news.stamp)
+        report = _store(options, step, found, loaded)
+        step.tx.set_image(found.entries)
+        if stamp is not None:
+            step.tx.set_image_seen(found.place.cache, stamp)
+        return report
 
 
 def dump(options: Options, freezing: FreezeOptions) -> Report:
@@ -142,6 +208,10 @@ def dump(options: Options, freezing: FreezeOptions) -> Report:
     The tasks run again before anything is written. If they are to be left stopped, they stand
     still until all is written and committed: whatever goes wrong, also a kill, lets them go.
     """
+    from irmapdb.confirm import Confirmation  # noqa: PLC0415 for a dump alone
+    from irmapdb.kernel import freeze  # noqa: PLC0415
+    from irmapdb.kernel.renames import Witness  # noqa: PLC0415
+
     freeze.check(options.pid, cgroup=freezing.cgroup)
     with (
         _tree(options) as tree,
@@ -149,7 +219,7 @@ def dump(options: Options, freezing: FreezeOptions) -> Report:
         _transaction(options, Event.DUMP) as step,
     ):
         loaded = _load_cache(options, step)
-        with tree.search(options, step.tx) as search, Witness() as witness:
+        with tree.search(options, step.tx.load) as search, Witness() as witness:
             search.freeze_follows = True
             confirmation = Confirmation(tree.root, witness, options.config)
             watched = tree.read()
@@ -168,7 +238,9 @@ def dump(options: Options, freezing: FreezeOptions) -> Report:
             step.frozen_us = (time.monotonic_ns() - held.since_ns) // 1000
             _log.info("the tasks stood still for %d us", step.frozen_us)
             search.resolve(watched)
-            report = _write(options, step, tree, search, watched, loaded)
+            report = _write(
+                options, step, make_findings(options.config, step, tree, search, watched), loaded
+            )
             if freezing.leave_stopped:
                 held.confirm()  # before anything is for good: images of tasks that run are none
             return report
@@ -308,10 +380,10 @@ class _Tree:
         except OSError:
             return  # gone, or not ours to look at
 
-    def search(self, options: Options, tx: Step) -> Search:
+    def search(self, options: Options, load: Load) -> Search:
         return Search(
             self.root,
-            tx.load,
+            load,
             config=options.config,
             scan_paths=options.scan_paths,
             progress=options.progress,
@@ -332,37 +404,39 @@ def _tree(options: Options) -> Iterator[_Tree]:
 
 
 @dataclass(slots=True)
-class _Transaction:
-    """One step's place, time and figures, and the transaction that all of it goes into."""
+class _Transaction(Begun):
+    """The same, and the transaction that all of it goes into."""
 
-    event: Event
-    place: WorkDir
-    tx: Step
-    started_at: datetime
-    until_committed: contextlib.ExitStack
+    tx: Step = field(kw_only=True)
+    until_committed: contextlib.ExitStack = field(kw_only=True)
     """Undoes what was done beside the database, should it not be committed."""
-    freezing_us: int = 0
-    frozen_us: int = 0
-    share: RunStats = field(default_factory=RunStats)
     private_copy: str = ""
 
 
-@contextlib.contextmanager
-def _transaction(options: Options, event: Event) -> Iterator[_Transaction]:
-    place = WorkDir.open(
+def _place(options: Options) -> WorkDir:
+    return WorkDir.open(
         options.images_dir,
         options.work_dir,
         database=options.database,
         previous=options.prev_images_dir,
     )
-    images = (_INOTIFY_NAME, _FANOTIFY_NAME) if event is Event.DUMP else ()
+
+
+@contextlib.contextmanager
+def _transaction(options: Options, event: Event) -> Iterator[_Transaction]:
+    from irmapdb.store.database import Store  # noqa: PLC0415 imports SQLAlchemy
+
+    place = _place(options)
+    images = FSNOTIFY_NAMES if event is Event.DUMP else ()
     for target in (*(place.images / name for name in images), place.cache):
         files.check_replaceable(target)
     started_at = datetime.now(UTC)
     with Store.open(place.database, create=True, wait_s=options.wait_s) as store:
         try:
             with contextlib.ExitStack() as until_committed, store.step() as tx:
-                step = _Transaction(event, place, tx, started_at, until_committed)
+                step = _Transaction(
+                    event, place, started_at, tx=tx, until_committed=until_committed
+                )
                 step.private_copy = store.why_copied
                 yield step
         except FreezeError as error:
@@ -385,7 +459,11 @@ def _transaction(options: Options, event: Event) -> Iterator[_Transaction]:
 def _load_cache(options: Options, step: _Transaction) -> int:
     if not options.take_cache:
         return 0
-    loaded = workdir.load_cache(step.tx, step.place, step.started_at)
+    news = workdir.read_news(step.tx.image_seen, step.place)
+    if news is not None:
+        step.tx.import_entries(news.entries, step.started_at)
+        step.tx.set_image_seen(news.path, news.stamp)
+    loaded = len(news.entries) if news else 0
     _log.info("entries taken over from an irmap-cache: %d", loaded)
     return loaded
 
@@ -403,6 +481,8 @@ def _no_collection() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _frozen(pid: int, freezing: FreezeOptions) -> Iterator[Frozen]:
+    from irmapdb.kernel import freeze  # noqa: PLC0415
+
     # A ^Z, or a write to the terminal from the background, would stop us, and the tasks with us.
     before = signal.pthread_sigmask(
         signal.SIG_BLOCK, {signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
@@ -419,75 +499,50 @@ def _frozen(pid: int, freezing: FreezeOptions) -> Iterator[Frozen]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _write(
-    options: Options,
-    step: _Transaction,
-    tree: _Tree,
-    search: Search,
-    watched: list[WatchFile],
-    loaded: int,
-) -> Report:
-    """Everything that a step found, into the images and the database."""
-    outcome = search.outcome
-    handover.spell_root(outcome)
-    now = datetime.now(UTC)
-    watches = _watch_rows(tree, outcome, watched)
-    cut = sum(outcome.unresolved[row.watch.identity].cut for row in watches if row.path is None)
-    unmounted: list[Mapping] = []
-    if not options.over():
-        unmounted = [*_unmounted(step.tx, tree.root), *_unmounted_nested(step.tx, search)]
-    story = history.tell(search.rows, outcome, search.disprove, unmounted)
-    current = {row.watch.identity for row in watches}
-    resolved = [answer for answer in outcome.resolved.values() if answer.identity in current]
-    stats = replace(
-        step.share,
-        freezing_us=step.freezing_us,
-        frozen_us=step.frozen_us,
-        resolve_us=search.resolve_us,
-        watches=len(watches),
-        resolved=sum(row.path is not None for row in watches),
-        unresolved=sum(row.path is None for row in watches),
-        hits=story.hits,
-        stale=len(story.stale),
-        scanned=search.scanned,
-        sources=dict(Counter(str(answer.source) for answer in resolved)),
+def _write(options: Options, step: _Transaction, found: Findings, loaded: int) -> Report:
+    """Everything that a step found, into the database and the images."""
+    report = _store(options, step, found, loaded)
+    workdir.save_images(
+        step.tx, step.place, found.entries, found.images.items(), step.until_committed
     )
+    return report
+
+
+def _store(options: Options, step: _Transaction, found: Findings, loaded: int) -> Report:
+    now = found.finished_at
+    story = history.add_unmounted(found.story, _unmounted(step.tx, found.mounted))
+    stats = replace(found.stats, stale=len(story.stale))
     step.tx.flag_all()
     step.tx.mark_stale(story.stale, now)
-    step.tx.prove(outcome.resolved.values(), now)
+    step.tx.prove(found.proved, now)
     run_id = step.tx.add_run(
-        step.event,
-        pid=tree.pid,
-        comm=tree.comm(tree.pid),
-        started_at=step.started_at,
+        found.event,
+        pid=found.pid,
+        comm=found.comm,
+        started_at=found.started_at,
         finished_at=now,
         stats=stats,
-        outcome=_in_words(stats, cut, tree.unread),
+        outcome=_in_words(stats, found.cut, found.unread),
     )
-    step.tx.add_watches(run_id, watches)
+    step.tx.add_watches(run_id, found.watches)
     step.tx.add_changes(run_id, story.changes, now)
     if options.config.retention.automatic:
-        step.tx.prune(options.config.retention, now, len(watches) + len(story.changes))
-    images: dict[Path, bytes] = {}
-    if step.event is Event.DUMP:
-        images = _fsnotify_images(step.place, tree, outcome, watched)
-    watched_now = (row.watch.identity for row in watches)
-    entries = handover.cache_entries(outcome, watched_now, tree.root, options.config.may_wait)
-    workdir.save_images(step.tx, step.place, entries, images.items(), step.until_committed)
+        step.tx.prune(options.config.retention, now, len(found.watches) + len(story.changes))
+    current = {row.watch.identity for row in found.watches}
     return Report(
-        event=step.event,
-        pid=tree.pid,
+        event=found.event,
+        pid=found.pid,
         run_id=run_id,
-        watches=watches,
-        marks=_mark_rows(tree, watched),
-        denied=tree.denied,
+        watches=found.watches,
+        marks=found.marks,
+        denied=found.denied,
         changes=story.changes,
         stats=stats,
         loaded=loaded,
-        cut=cut,
-        unread=tree.unread,
-        written=(step.place.cache, *images),
-        resolved=tuple(resolved),
+        cut=found.cut,
+        unread=found.unread,
+        written=(found.place.cache, *found.images),
+        resolved=tuple(answer for answer in found.proved if answer.identity in current),
         private_copy=step.private_copy,
     )
 
@@ -501,74 +556,19 @@ def _in_words(stats: RunStats, cut: int, unread: int) -> str:
     return ", ".join(words) or "done"
 
 
-def _unmounted(tx: Step, root: Root) -> list[Mapping]:
+def _unmounted(tx: Step, mounted: dict[int, frozenset[int]]) -> Iterator[Mapping]:
     """The live rows of devices that are mounted nowhere.
 
     What is not mounted in our tree's namespace may be the row of another tree that shares the
     database, and no row tells whose it is. It is as right as before where its device is still
     mounted in any namespace of the machine; a wrong one is found out when it is used.
+
+    The rows of a nested namespace tell whose they are, so that what is mounted elsewhere does not
+    count. A namespace that was not looked at may have its mounts still; of a chroot not all are
+    seen.
     """
-    absent = tx.live_devices() - {mount.kdev for mount in root.mounts}
-    return tx.live_on(absent - mounted_anywhere(absent)) if absent else []
-
-
-def _unmounted_nested(tx: Step, search: Search) -> Iterator[Mapping]:
-    """The same of the nested namespaces that were looked at.
-
-    Their rows tell whose they are, so that what is mounted elsewhere does not count. A namespace
-    that was not looked at may have its mounts still; of a chroot not all are seen.
-    """
-    for root in search.nested_roots:
-        root.renew()
-        mounted = {mount.kdev for mount in root.mounts}
-        yield from tx.live_on(tx.live_devices(root.mntns) - mounted, root.mntns)
-
-
-def _watch_rows(tree: _Tree, outcome: Outcome, watched: list[WatchFile]) -> tuple[WatchRow, ...]:
-    rows = []
-    deleted = [identity for identity, failure in outcome.unresolved.items() if failure.deleted]
-    holders = deleted_holders(tree.root, tree.pids, deleted)
-    for file in watched:
-        comm = tree.comm(file.pid)
-        for watch in file.watches:
-            answer = outcome.resolved.get(watch.identity)
-            if answer is not None:
-                rows.append(WatchRow(watch, comm, answer.path, None, answer.mntns))
-            else:
-                failure = outcome.unresolved[watch.identity]
-                holder = holders.get(watch.identity)
-                why = failure.why if holder is None else f"{failure.why}: {holder}"
-                rows.append(WatchRow(watch, comm, None, why, tried=failure.tried))
-    return tuple(rows)
-
-
-def _mark_rows(tree: _Tree, watched: list[WatchFile]) -> tuple[MarkRow, ...]:
-    rows = []
-    for file in watched:
-        for mark in file.marks:
-            mntns = 0
-            if mark.kind is MarkKind.NAMESPACE:
-                target = b"mount namespace %d" % mark.target
-            elif mark.kind is MarkKind.FILESYSTEM:
-                target = format_kdev(mark.target).encode()
-            else:
-                mount, mntns = tree.mount_of(mark.target), tree.mntns_of(mark.target)
-                target = b"mount %d" % mark.target if mount is None else mount.mountpoint
-            rows.append(MarkRow(mark, tree.comm(file.pid), target, mntns))
-    return tuple(rows)
-
-
-def _fsnotify_images(
-    place: WorkDir, tree: _Tree, outcome: Outcome, watched: list[WatchFile]
-) -> dict[Path, bytes]:
-    def path_of(identity: Identity) -> bytes | None:
-        answer = outcome.resolved.get(identity)
-        # CRIU would look a nested namespace's path up in the root task's.
-        return None if answer is None or answer.mntns else answer.path
-
-    return {
-        place.images / _INOTIFY_NAME: fsnotify.encode_inotify(watched, path_of),
-        place.images / _FANOTIFY_NAME: fsnotify.encode_fanotify(
-            watched, path_of, mount_of=tree.mount_of
-        ),
-    }
+    for mntns, kdevs in mounted.items():
+        absent = tx.live_devices(mntns) - kdevs
+        if absent and not mntns:
+            absent -= mounted_anywhere(absent)
+        yield from tx.live_on(absent, mntns)

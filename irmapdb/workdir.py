@@ -10,25 +10,33 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple
 
 from irmapdb import files
 from irmapdb.errors import FileError
-from irmapdb.image import cache
-from irmapdb.model import printable
+from irmapdb.model import Identity, Mapping, Source, printable
 from irmapdb.store.nouns import FileStamp
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
     from contextlib import ExitStack
     from datetime import datetime
     from pathlib import Path
 
-    from irmapdb.model import CacheEntry
+    from irmapdb.model import CacheEntry, InodeKey
     from irmapdb.store.write import Step
 
-__all__ = ["CACHE_NAME", "DATABASE_NAME", "WorkDir", "load_cache", "save_images"]
+__all__ = [
+    "CACHE_NAME",
+    "DATABASE_NAME",
+    "MappingsAndNews",
+    "News",
+    "WorkDir",
+    "read_news",
+    "save_images",
+    "write_cache",
+]
 
 CACHE_NAME = "irmap-cache"
 PARENT_NAME = "parent"
@@ -90,10 +98,18 @@ def _no_directory(path: Path) -> str:
     return "" if stat.S_ISDIR(mode) else "not a directory"
 
 
-def load_cache(step: Step, place: WorkDir, now: datetime) -> int:
-    """Take the entries of irmap-cache over as mappings to revalidate; how many there were.
+class News(NamedTuple):
+    """An irmap-cache that is another file than we last read or wrote."""
 
-    Only where the file is another one than we last read or wrote. A missing cache is normal.
+    path: Path
+    stamp: FileStamp
+    entries: tuple[CacheEntry, ...]
+
+
+def read_news(image_seen: Callable[[Path], FileStamp | None], place: WorkDir) -> News | None:
+    """What irmap-cache holds, where it is news. A missing cache is normal.
+
+    `image_seen` tells how a file was when the database last heard of it.
     """
     for directory in filter(None, (place.work, place.previous)):
         path = directory / CACHE_NAME
@@ -105,15 +121,57 @@ def load_cache(step: Step, place: WorkDir, now: datetime) -> int:
             message = f"cannot read {printable(path)}: {error.strerror}"
             raise FileError(message, advice="run as its owner, or as root") from error
         stamp = FileStamp.of(status)
-        if step.image_seen(path) == stamp:
-            return 0
-        entries = cache.decode_cache(
-            files.read_whole(path, limit_bytes=files.LIMIT_BYTES), printable(path)
-        )
-        step.import_entries(entries, now)
-        step.set_image_seen(path, stamp)
-        return len(entries)
-    return 0
+        if image_seen(path) == stamp:
+            return None
+        from irmapdb.image import cache  # noqa: PLC0415 protobuf takes longer than most steps
+
+        data = files.read_whole(path, limit_bytes=files.LIMIT_BYTES)
+        return News(path, stamp, cache.decode_cache(data, printable(path)))
+    return None
+
+
+class MappingsAndNews:
+    """The rows of a database as they will be once an irmap-cache has been taken in.
+
+    What is not stored yet has a negative id.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[Collection[InodeKey], int], dict[InodeKey, list[Mapping]]],
+        news: News | None,
+        now: datetime,
+    ) -> None:
+        self._load = load
+        self._now = now
+        self._new: dict[InodeKey, dict[bytes, int]] = {}
+        for number, entry in enumerate(news.entries if news else (), 1):
+            self._new.setdefault(entry.key, {})[entry.path] = -number
+
+    def __call__(self, keys: Collection[InodeKey], mntns: int = 0) -> dict[InodeKey, list[Mapping]]:
+        """As the store's `load`."""
+        found = self._load(keys, mntns)
+        if mntns or not self._new:
+            return found
+        for key in keys:
+            if new := self._new.get(key):
+                rows = found.setdefault(key, [])
+                # A stale row that the image has again is live again.
+                rows[:] = [replace(r, stale_at=None) if r.path in new else r for r in rows]
+                known = {row.path for row in rows}
+                rows += (
+                    Mapping(Identity(*key, None), path, Source.IMAGE, True, self._now, id=row_id)  # noqa: FBT003 to be proved
+                    for path, row_id in new.items()
+                    if path not in known
+                )
+        return found
+
+
+def write_cache(place: WorkDir, entries: Sequence[CacheEntry]) -> FileStamp:
+    """Replace irmap-cache, wholly or not at all."""
+    from irmapdb.image import cache  # noqa: PLC0415
+
+    return FileStamp.of(files.replace_whole(place.cache, cache.encode_cache(entries)))
 
 
 def save_images(
@@ -127,6 +185,8 @@ def save_images(
 
     The old ones come back if `until_committed` is closed by an exception.
     """
+    from irmapdb.image import cache  # noqa: PLC0415
+
     step.set_image(entries)
     images = [*others, (place.cache, cache.encode_cache(entries))]
     *_, status = until_committed.enter_context(files.replaced(images))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
+import queue
 import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -15,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from irmapdb import criuconf, hook, hook_script, hookjob
+from irmapdb import criuconf, hook, hook_script, hookjob, search
 from irmapdb.config import Config, HookConfig, load_config, with_environment
 from irmapdb.criuconf import Did, Runtime
 from irmapdb.errors import ConfigError, FileError
@@ -23,7 +26,7 @@ from irmapdb.image.cache import decode_cache
 from irmapdb.node.containers import database_name
 from tests.support.features import require_root
 from tests.support.filesystems import tmpfs
-from tests.support.hook import CHECKOUT, hook_program
+from tests.support.hook import CHECKOUT, hook_program, log_until_stored
 from tests.support.notify import IN_CREATE
 
 
@@ -84,6 +87,7 @@ def test_second_call_of_one_process_does_nothing(program, watcher, tmp_path):
     assert _call(program, second, "pre-dump", watcher.pid).returncode == 0
     child = watcher.fork()
     assert _call(program, other, "pre-dump", child.pid).returncode == 0
+    log_until_stored(first)
     assert {path.name for path in first.iterdir()} >= {"irmap-cache", "irmap.db", "irmapdb.log"}
     assert list(second.iterdir()) == []
     assert (other / "irmap-cache").exists()
@@ -109,8 +113,9 @@ def test_log_is_private_and_bounded(program, work, watcher):
     log = work / hook.LOG_NAME
     assert _call(program, work, "pre-dump", watcher.pid).returncode == 0
     assert stat.S_IMODE(log.stat().st_mode) == 0o600
-    (line,) = log.read_text().splitlines()
+    line, stored = log_until_stored(work)
     assert "0 watches" in line
+    assert stored.endswith(f"stored in {work}/irmap.db as run 1")
     with log.open("ab") as file:
         file.truncate(3 << 20)
     child = watcher.fork()
@@ -167,10 +172,12 @@ def test_parent_cache_is_taken_over(program, watcher, tmp_path):
     second.mkdir()
     child = watcher.fork()
     _call(program, first, "pre-dump", watcher.pid)
+    log_until_stored(first)
     # As `criu dump --prev-images-dir` links it.
     (second / "parent").symlink_to(first)
     done = _call(program, second, "pre-dump", child.pid, CRTOOLS_IMAGE_DIR=str(second))
     assert "1 proved (1 known before)" in done.stderr
+    log_until_stored(second)
     # A broken one, which CRIU would not get to see any more, does not disturb.
     (first / "irmap-cache").write_bytes(b"broken")
     for name in ("irmap-cache", "irmap.db"):
@@ -198,7 +205,7 @@ def test_where_a_program_answers_for_the_kernel(program, area, watcher, work):
 
 def test_whoever_ends_it_does_not_end_the_dump(program, work, watcher, tmp_path):
     # An import that tells that it has come so far, and goes no further.
-    (tmp_path / "sqlalchemy.py").write_text(
+    (tmp_path / "sqlite3.py").write_text(
         "import os, time\nopen('begun', 'w').write(str(os.getpid()))\ntime.sleep(1000)"
     )
     environment = {
@@ -235,14 +242,86 @@ def test_what_was_proved_in_time_is_written(watcher, work, tmp_path):
         time.monotonic(),
         abandoned=lambda: next(asked, None) is None,
     )
-    done = hookjob.serve(job)
+    done = hookjob.serve(job).done
     assert done.fresh
-    assert "the time budget of 10 s was over" in done.problems
+    (problem,) = done.problems
+    assert problem.startswith("the time budget of 10.06 s was over: ")
     entries = decode_cache((work / "irmap-cache").read_bytes(), "irmap-cache")
     found = {entry.path for entry in entries}
     assert found < {os.fsencode(path) for path in paths}
     assert found
     assert all(os.lstat(entry.path).st_ino == entry.ino for entry in entries)
+
+
+def test_nothing_slow_is_imported_before_the_answer(watcher, work, tmp_path):
+    # In a database that knows the watch already, as CRIU's second dump finds it.
+    watcher.add_inotify(tmp_path, IN_CREATE)
+    code = (
+        "import json, sys, time\n"
+        "from irmapdb import hookjob\n"
+        "from irmapdb.config import Config, HookConfig, load_config\n"
+        "load_config()\n"
+        f"job = hookjob.Job({watcher.pid}, '', Config(), HookConfig(), time.monotonic())\n"
+        "served = hookjob.serve(job)\n"
+        "print(json.dumps([served.done.summary, sorted(sys.modules)]))\n"
+        "print(served.keep())"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
+    for known in (0, 1):
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, check=True
+        )
+        answer, kept = done.stdout.splitlines()
+        summary, modules = json.loads(answer)
+        assert f"1 proved ({known} known before)" in summary
+        assert b"stored in" in kept
+        slow = {"sqlalchemy", "alembic", "typer", "click", "pydantic", "asyncio", "rich"}
+        assert slow.isdisjoint(modules)
+        assert not [name for name in modules if name.startswith("irmapdb.commands")]
+
+
+def test_what_was_proved_is_written_when_a_search_hangs(watcher, work, tmp_path, monkeypatch):
+    # Whatever the search waits for: here the second proof never returns.
+    paths = [tmp_path / "first", tmp_path / "second"]
+    for path in paths:
+        path.touch()
+        watcher.add_inotify(path)
+    proofs, told = iter(range(2)), queue.SimpleQueue()
+    prove = search.disproof_of_watch
+
+    def prove_once(*arguments):
+        if next(proofs):
+            threading.Event().wait()
+        return prove(*arguments)
+
+    monkeypatch.setattr(search, "disproof_of_watch", prove_once)
+    job = hookjob.Job(
+        watcher.pid,
+        "",
+        Config(),
+        HookConfig(1.0, timeout_is_set=True),
+        time.monotonic(),
+        too_late=told.put,
+    )
+    threading.Thread(target=hookjob.serve, args=[job], daemon=True).start()
+    done = told.get(timeout=60)
+    assert done.fresh
+    assert "2 watches: 1 entries for CRIU; the limit of 1 s was reached" in done.summary
+    (entry,) = decode_cache((work / "irmap-cache").read_bytes(), "irmap-cache")
+    assert Path(os.fsdecode(entry.path)) in paths
+
+
+def test_the_limit_grows_with_the_watches(watcher, work, tmp_path):
+    for number in range(100):
+        (tmp_path / f"file-{number}").touch()
+        watcher.add_inotify(tmp_path / f"file-{number}")
+    told = []
+    for hook_config in (HookConfig(), HookConfig(10.0, timeout_is_set=True)):
+        job = hookjob.Job(
+            watcher.pid, "", Config(), hook_config, time.monotonic(), tell_budget=told.append
+        )
+        hookjob.serve(job)
+    assert told == [10.1]
 
 
 # --- its settings ---------------------------------------------------------------------------------
@@ -252,10 +331,12 @@ def test_settings_from_the_file_and_the_environment(tmp_path):
     file = tmp_path / "irmapdb.toml"
     file.write_text('[hook]\ntimeout = 2.5\nstrict = true\ndb = "/var/lib/irmapdb"\n')
     hook_config = load_config(file).hook
-    assert hook_config == HookConfig(2.5, strict=True, db=Path("/var/lib/irmapdb"))
+    assert hook_config == HookConfig(
+        2.5, timeout_is_set=True, strict=True, db=Path("/var/lib/irmapdb")
+    )
     environment = {"IRMAPDB_HOOK_TIMEOUT": "7", "IRMAPDB_HOOK_STRICT": "no", "IRMAPDB_HOOK_DB": ""}
     assert with_environment(hook_config, environment) == HookConfig(
-        7.0, strict=False, db=Path("/var/lib/irmapdb")
+        7.0, timeout_is_set=True, strict=False, db=Path("/var/lib/irmapdb")
     )
 
 

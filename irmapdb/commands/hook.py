@@ -127,7 +127,7 @@ def _attend(pid: int | None, images_dir: Path, work_dir: Path | None) -> int:
     except OSError as error:
         message = f"{output.shown(work)}: {error.strerror}"
         raise FileError(message, advice="make it, or name another one with -W") from error
-    return hook.attend(pid, images)
+    return hook.attend(pid, images, until_stored=True)
 
 
 def _called(script: Path | None) -> Path:

@@ -16,25 +16,31 @@ from irmapdb.model import (
     Change,
     ChangeKind,
     Event,
-    FileHandle,
     Identity,
     Mapping,
     Resolved,
     RunStats,
-    Source,
     StaleReason,
     Tried,
     Watch,
     WatchKind,
 )
 from irmapdb.store import tables
+from irmapdb.store.mappings import (
+    INT64_MAX,
+    INT_MAX,
+    MAPPING_NAMES,
+    MNTNS_MAX,
+    read_identity,
+    read_mapping,
+    read_stamp,
+)
 from irmapdb.store.nouns import ChangeRow, FileStamp, RunRow, WatchRow
 from irmapdb.store.values import (
     MAX_PATH_BYTES,
     check_number,
     check_path,
     check_word,
-    from_ino,
     from_time,
     to_ino,
     to_text,
@@ -96,7 +102,6 @@ STATS = (
 """The fields of RunStats that are columns of `run`."""
 
 # A few words that every row repeats: the look-up is dearer than the rest of the row.
-_source = lru_cache(Source)
 _stale_reason = lru_cache(StaleReason)
 _watch_kind = lru_cache(WatchKind)
 
@@ -111,11 +116,7 @@ def _columns(table: Table, *names: str) -> tuple[ColumnElement[Any], ...]:
 _RAW = {"path", "old_path", "comm"}
 _IDENTITY = ("dev", "ino", "handle_type", "handle")
 
-MAPPING_COLUMNS = _columns(
-    tables.mapping,
-    *("id", *_IDENTITY, "path", "source", "revalidate", "first_seen_at"),
-    *("validated_at", "last_used_at", "stale_at", "stale_reason", "mntns"),
-)
+MAPPING_COLUMNS = _columns(tables.mapping, *MAPPING_NAMES)
 RUN_COLUMNS = _columns(
     tables.run,
     *("id", "event", "pid", "comm", "started_at", "finished_at", "outcome", *STATS),
@@ -138,26 +139,6 @@ def maybe_text(raw: bytes | None) -> str | bytes | None:
     return None if raw is None else to_text(raw)
 
 
-_KDEV_MAX = (1 << 32) - 1
-_MNTNS_MAX = (1 << 32) - 1  # an inode number of nsfs
-_INT_MAX = (1 << 31) - 1
-_INT64_MAX = (1 << 63) - 1
-_HANDLE_BYTES = 128  # MAX_HANDLE_SZ in include/linux/exportfs.h
-
-
-def _read_identity(dev: int, ino: int, handle_type: int | None, handle: bytes | None) -> Identity:
-    if type(dev) is not int or type(ino) is not int or not 0 <= dev <= _KDEV_MAX:
-        check_number("the device", dev, 0, _KDEV_MAX)
-        check_number("the inode number", ino, -_INT64_MAX - 1, _INT64_MAX)
-    if handle is not None and (type(handle) is not bytes or len(handle) > _HANDLE_BYTES):
-        raise ValueError(f"the handle is no BLOB of up to {_HANDLE_BYTES} bytes")
-    if handle_type is not None:
-        check_number("the handle's type", handle_type, -_INT_MAX - 1, _INT_MAX)
-    if handle_type is None or handle is None:
-        return Identity(dev, from_ino(ino), None)
-    return Identity(dev, from_ino(ino), FileHandle(handle_type, handle))
-
-
 _Stored: TypeAlias = "tuple[int, int, int | None, bytes | None]"
 
 
@@ -167,29 +148,6 @@ def _identity_values(identity: Identity) -> _Stored:
     if handle is None:
         return kdev, to_ino(ino), None, None
     return kdev, to_ino(ino), handle.type, handle.data
-
-
-def read_mapping(row: Sequence[Any]) -> Mapping:
-    """A row of MAPPING_COLUMNS."""
-    row_id, dev, ino, handle_type, handle, path, source, revalidate, first_seen_at, *rest = row
-    validated_at, last_used_at, stale_at, stale_reason, mntns = rest
-    if type(path) is not bytes or len(path) > MAX_PATH_BYTES:  # else the call takes longer
-        check_path(path)
-    if mntns:
-        check_number("the mount namespace", mntns, 0, _MNTNS_MAX)
-    return Mapping(
-        _read_identity(dev, ino, handle_type, handle),
-        path,
-        _source(source),
-        revalidate != 0,
-        from_time(first_seen_at),
-        validated_at and from_time(validated_at),
-        last_used_at and from_time(last_used_at),
-        stale_at and from_time(stale_at),
-        stale_reason and _stale_reason(stale_reason),
-        mntns,
-        row_id,
-    )
 
 
 RESOLVED_FIELDS = (*_IDENTITY, "path", "mntns", "source", "now")
@@ -232,14 +190,6 @@ def stamp_values(path: bytes, stamp: FileStamp) -> dict[str, Any]:
     }
 
 
-def read_stamp(row: Sequence[Any]) -> FileStamp:
-    """A row of STAMP_COLUMNS."""
-    st_dev, ino, size, mtime_ns = row
-    for name, value in zip(("st_dev", "ino", "size", "mtime_ns"), row, strict=True):
-        check_number(name, value, -_INT64_MAX - 1, _INT64_MAX)
-    return FileStamp(from_ino(st_dev), from_ino(ino), size, mtime_ns)
-
-
 WATCH_FIELDS = (
     *("id", "run_id", "pid", "comm", "fd", "kind", "wd", *_IDENTITY),
     *("mask", "ignored_mask", "mflags", "path", "why", "mntns"),
@@ -278,12 +228,12 @@ def tried_values(numbered: Iterable[tuple[int, WatchRow]]) -> Iterator[tuple[Any
 def read_watch(row: Sequence[Any], tried: tuple[Tried, ...]) -> WatchRow:
     """A row of WATCH_COLUMNS, with the rows of `tried` that belong to it."""
     _, pid, comm, fd, kind, wd, *identity, mask, ignored_mask, mflags, path, why, mntns = row
-    check_number("the pid", pid, 0, _INT_MAX)
-    check_number("the descriptor", fd, 0, _INT_MAX)
-    check_number("wd", wd, -1, _INT_MAX)
+    check_number("the pid", pid, 0, INT_MAX)
+    check_number("the descriptor", fd, 0, INT_MAX)
+    check_number("wd", wd, -1, INT_MAX)
     for name, value in zip(("mask", "ignored_mask", "mflags"), row[-6:-3], strict=True):
-        check_number(name, value, 0, _INT64_MAX)
-    check_number("the mount namespace", mntns, 0, _MNTNS_MAX)
+        check_number(name, value, 0, INT64_MAX)
+    check_number("the mount namespace", mntns, 0, MNTNS_MAX)
     if path is None:
         check_word("why there is no path", why)
     else:
@@ -293,7 +243,7 @@ def read_watch(row: Sequence[Any], tried: tuple[Tried, ...]) -> WatchRow:
         fd=fd,
         kind=_watch_kind(kind),
         wd=wd,
-        identity=_read_identity(*identity),
+        identity=read_identity(*identity),
         mask=mask,
         ignored_mask=ignored_mask,
         mflags=mflags,
@@ -327,10 +277,10 @@ def read_change(row: Sequence[Any]) -> ChangeRow:
     row_id, run_id, at, mapping_id, kind, *identity, path, old_path, reason, mntns = row
     check_path(path)
     check_path(old_path or b"")
-    check_number("the mount namespace", mntns, 0, _MNTNS_MAX)
+    check_number("the mount namespace", mntns, 0, MNTNS_MAX)
     change = Change(
         kind=ChangeKind(kind),
-        identity=_read_identity(*identity),
+        identity=read_identity(*identity),
         path=path,
         old_path=old_path,
         reason=None if reason is None else _stale_reason(reason),
@@ -343,12 +293,12 @@ def read_run(row: Sequence[Any], sources: dict[str, int]) -> RunRow:
     """A row of RUN_COLUMNS, with the rows of `run_source` that belong to it."""
     row_id, event, pid, comm, started_at, finished_at, outcome, *figures = row
     check_word("the outcome", outcome)
-    check_number("the pid", 0 if pid is None else pid, 0, _INT_MAX)
+    check_number("the pid", 0 if pid is None else pid, 0, INT_MAX)
     for name, figure in zip(STATS, figures, strict=True):
         if name == "reproved_why":
             check_word(name, figure)
         else:
-            check_number(name, figure, 0, _INT64_MAX)
+            check_number(name, figure, 0, INT64_MAX)
     stats = RunStats(**dict(zip(STATS, figures, strict=True)), sources=sources)
     times = from_time(started_at), from_time(finished_at)
     return RunRow(row_id, Event(event), pid, comm, *times, stats, outcome)

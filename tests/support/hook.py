@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 
-__all__ = ["CHECKOUT", "hook_program"]
+__all__ = ["CHECKOUT", "hook_program", "log_until_stored"]
 
 CHECKOUT = Path(__file__).parent.parent.parent
 
@@ -30,3 +31,18 @@ def hook_program(directory: Path) -> Path:
     program.write_text(_PROGRAM.format(python=sys.executable, checkout=str(CHECKOUT)))
     program.chmod(0o755)
     return program
+
+
+def log_until_stored(work: Path, dumps: int = 1) -> list[str]:
+    """The lines of irmapdb.log, when the database has heard of so many dumps, or could not.
+
+    CRIU has its answer before that.
+    """
+    until = time.monotonic() + 60
+    while True:
+        log = work / "irmapdb.log"
+        lines = log.read_text().splitlines() if log.exists() else []
+        if sum("] stored in " in line or "] not stored" in line for line in lines) >= dumps:
+            return lines
+        assert time.monotonic() < until, lines
+        time.sleep(0.01)

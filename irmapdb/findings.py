@@ -1,0 +1,217 @@
+"""What a step found and proved: plain data, before any of it is written."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from irmapdb import handover, history
+from irmapdb.kernel.holders import deleted_holders
+from irmapdb.model import Event, MarkKind, RunStats, format_kdev
+from irmapdb.store.nouns import WatchRow
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from irmapdb.config import Config
+    from irmapdb.engine import Outcome
+    from irmapdb.kernel.root import Root
+    from irmapdb.kernel.survey import Denied
+    from irmapdb.model import CacheEntry, Identity, Mark, Mount, Resolved, WatchFile
+    from irmapdb.search import Search
+    from irmapdb.workdir import News, WorkDir
+
+__all__ = ["FSNOTIFY_NAMES", "Begun", "Findings", "MarkRow", "Tree", "make_findings"]
+
+FSNOTIFY_NAMES = "inotify.img", "fanotify.img"
+
+
+class MarkRow(NamedTuple):
+    """A mark that has no inode, and what it is on."""
+
+    mark: Mark
+    comm: bytes
+    target: bytes
+    """The mount point, or `major:minor` of the filesystem."""
+    mntns: int = 0
+    """As in Mapping: whose mount table the mount point is in."""
+
+    @property
+    def is_dropped(self) -> bool:
+        """Whether CRIU leaves it out of a dump, and says nothing."""
+        return self.mark.kind is not MarkKind.MOUNT
+
+
+@dataclass(slots=True)
+class Begun:
+    """One step's place, time and figures."""
+
+    event: Event
+    place: WorkDir
+    started_at: datetime
+    freezing_us: int = 0
+    frozen_us: int = 0
+    share: RunStats = field(default_factory=RunStats)
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What a step found and proved, before any of it is written."""
+
+    event: Event
+    pid: int
+    comm: bytes
+    started_at: datetime
+    finished_at: datetime
+    place: WorkDir
+    watches: tuple[WatchRow, ...]
+    marks: tuple[MarkRow, ...]
+    denied: tuple[Denied, ...]
+    proved: tuple[Resolved, ...]
+    """Also of what is watched no longer."""
+    story: history.Story
+    stats: RunStats
+    entries: tuple[CacheEntry, ...]
+    """For irmap-cache, in its order."""
+    images: dict[Path, bytes]
+    """The fsnotify images, of a dump."""
+    mounted: dict[int, frozenset[int]]
+    """The devices that each mount namespace had mounted that was looked at; 0: the root task's."""
+    cut: int
+    """Watches without a path because the time was up."""
+    unread: int
+    """Tasks whose descriptors were not all read because the time was up."""
+    unopenable: frozenset[Identity] = frozenset()
+    """What has no path and lies where CRIU can open no handle: the dump fails on it."""
+    news: News | None = None
+    """The irmap-cache that was taken over and is not stored yet."""
+
+
+class Tree(Protocol):
+    """The tasks, as far as findings tell of them."""
+
+    pid: int
+    root: Root
+    denied: tuple[Denied, ...]
+    unread: int
+
+    @property
+    def pids(self) -> list[int]: ...
+    def comm(self, pid: int) -> bytes: ...
+    def mount_of(self, mnt_id: int) -> Mount | None: ...
+    def mntns_of(self, mnt_id: int) -> int: ...
+
+
+def make_findings(
+    config: Config, begun: Begun, tree: Tree, search: Search, watched: Sequence[WatchFile]
+) -> Findings:
+    """Everything that a step found."""
+    outcome = search.outcome
+    handover.spell_root(outcome)
+    watches = _watch_rows(tree, outcome, watched)
+    story = history.tell(search.rows, outcome, search.disprove)
+    current = {row.watch.identity for row in watches}
+    resolved = [answer for answer in outcome.resolved.values() if answer.identity in current]
+    stats = replace(
+        begun.share,
+        freezing_us=begun.freezing_us,
+        frozen_us=begun.frozen_us,
+        resolve_us=search.resolve_us,
+        watches=len(watches),
+        resolved=sum(row.path is not None for row in watches),
+        unresolved=sum(row.path is None for row in watches),
+        hits=story.hits,
+        scanned=search.scanned,
+        sources=dict(Counter(str(answer.source) for answer in resolved)),
+    )
+    images: dict[Path, bytes] = {}
+    if begun.event is Event.DUMP:
+        images = _fsnotify_images(begun.place, tree, outcome, watched)
+    watched_now = (row.watch.identity for row in watches)
+    entries = handover.cache_entries(outcome, watched_now, tree.root, config.may_wait)
+    return Findings(
+        event=begun.event,
+        pid=tree.pid,
+        comm=tree.comm(tree.pid),
+        started_at=begun.started_at,
+        finished_at=datetime.now(UTC),
+        place=begun.place,
+        watches=watches,
+        marks=_mark_rows(tree, watched),
+        denied=tree.denied,
+        proved=tuple(outcome.resolved.values()),
+        story=story,
+        stats=stats,
+        entries=tuple(entries),
+        images=images,
+        mounted=_mounted(tree.root, search),
+        cut=sum(outcome.unresolved[row.watch.identity].cut for row in watches if row.path is None),
+        unread=tree.unread,
+        unopenable=frozenset(
+            row.watch.identity
+            for row in watches
+            if row.path is None and handover.is_unopenable(tree.root, row.watch.identity)
+        ),
+    )
+
+
+def _mounted(root: Root, search: Search) -> dict[int, frozenset[int]]:
+    mounted = {0: frozenset(mount.kdev for mount in root.mounts)}
+    for nested in search.nested_roots:
+        nested.renew()
+        mounted[nested.mntns] = frozenset(mount.kdev for mount in nested.mounts)
+    return mounted
+
+
+def _watch_rows(tree: Tree, outcome: Outcome, watched: Sequence[WatchFile]) -> tuple[WatchRow, ...]:
+    rows = []
+    deleted = [identity for identity, failure in outcome.unresolved.items() if failure.deleted]
+    holders = deleted_holders(tree.root, tree.pids, deleted)
+    for file in watched:
+        comm = tree.comm(file.pid)
+        for watch in file.watches:
+            answer = outcome.resolved.get(watch.identity)
+            if answer is not None:
+                rows.append(WatchRow(watch, comm, answer.path, None, answer.mntns))
+            else:
+                failure = outcome.unresolved[watch.identity]
+                holder = holders.get(watch.identity)
+                why = failure.why if holder is None else f"{failure.why}: {holder}"
+                rows.append(WatchRow(watch, comm, None, why, tried=failure.tried))
+    return tuple(rows)
+
+
+def _mark_rows(tree: Tree, watched: Sequence[WatchFile]) -> tuple[MarkRow, ...]:
+    rows = []
+    for file in watched:
+        for mark in file.marks:
+            mntns = 0
+            if mark.kind is MarkKind.NAMESPACE:
+                target = b"mount namespace %d" % mark.target
+            elif mark.kind is MarkKind.FILESYSTEM:
+                target = format_kdev(mark.target).encode()
+            else:
+                mount, mntns = tree.mount_of(mark.target), tree.mntns_of(mark.target)
+                target = b"mount %d" % mark.target if mount is None else mount.mountpoint
+            rows.append(MarkRow(mark, tree.comm(file.pid), target, mntns))
+    return tuple(rows)
+
+
+def _fsnotify_images(
+    place: WorkDir, tree: Tree, outcome: Outcome, watched: Sequence[WatchFile]
+) -> dict[Path, bytes]:
+    from irmapdb.image import fsnotify  # noqa: PLC0415 for a dump alone
+
+    def path_of(identity: Identity) -> bytes | None:
+        answer = outcome.resolved.get(identity)
+        # CRIU would look a nested namespace's path up in the root task's.
+        return None if answer is None or answer.mntns else answer.path
+
+    inotify, fanotify = FSNOTIFY_NAMES
+    return {
+        place.images / inotify: fsnotify.encode_inotify(watched, path_of),
+        place.images / fanotify: fsnotify.encode_fanotify(watched, path_of, mount_of=tree.mount_of),
+    }
