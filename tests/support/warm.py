@@ -32,10 +32,12 @@ class Warm:
         config = directory / "warm.toml"
         config.write_text(f'[warm]\ndirectory = "{directory}/databases"\nshare = 8\n')
         self.options = ("--run-dir", self.run, "--config", config, *arguments)
+        self._started_s = time.time()
         self.start()
 
     def start(self) -> None:
         """Start it; once more, after its end."""
+        self._started_s = time.time()
         command = [sys.executable, "-m", "irmapdb", "warm", "--interval", "0.2"]
         options = ("--cgroup", "/irmapdb-*", *self.options)
         self.process = subprocess.Popen([*command, *options], cwd=CHECKOUT)
@@ -43,12 +45,11 @@ class Warm:
     def containers(self) -> list[dict[str, Any]]:
         """What the status says."""
         try:
-            found: list[dict[str, Any]] = json.loads((self.run / "status.json").read_text())[
-                "containers"
-            ]
+            status = json.loads((self.run / "status.json").read_text())
         except FileNotFoundError:
             return []
-        return found
+        mine: bool = status["begun_at"] >= self._started_s
+        return list(status["containers"]) if mine else []
 
     def wait_for(self, is_so: Callable[[list[dict[str, Any]]], bool]) -> list[dict[str, Any]]:
         """Wait until the status is so."""

@@ -1,0 +1,149 @@
+"""kill -9 at any moment: of the service, of its children, of the script that asks it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from irmapdb.image.cache import decode_cache
+from tests.support.warm import Asked, Warm
+
+SERVICE_KILLS = 25
+CHILD_KILLS = 150
+HOOK_KILLS = 150
+
+PATHS = {f"/srv/app/file-{index}".encode() for index in range(4)}
+
+
+@pytest.fixture
+def container(node):
+    made = node.container()
+    for path in sorted(PATHS):
+        made.add_inotify(os.fsdecode(path))
+    return made
+
+
+def children_of(pid: int) -> list[int]:
+    with contextlib.suppress(OSError):
+        return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return []
+
+
+def descriptors_of(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def state_of(pid: int) -> str:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return "gone"
+    return stat[stat.rindex(")") + 2]
+
+
+def assert_whole(warm: Warm, tmp_path: Path) -> None:
+    """Every image is whole, and every database opens and is sound."""
+    for image in [*warm.run.glob("image-*"), *tmp_path.glob("work*/irmap-cache")]:
+        with contextlib.suppress(FileNotFoundError):
+            paths = {one.path for one in decode_cache(image.read_bytes(), str(image))}
+            assert paths <= PATHS
+    for path in (tmp_path / "databases").glob("*.db"):
+        with contextlib.closing(sqlite3.connect(path)) as raw:
+            assert raw.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
+def test_its_children(container, warm, hook, tmp_path):
+    warm.wait_ready(len(PATHS))
+    chance = random.Random(12)
+    killed = 0
+    deadline_s = time.monotonic() + 120
+    while killed < CHILD_KILLS and time.monotonic() < deadline_s:
+        # A watch that comes and goes: so that there is work all the time.
+        extra = container.add_inotify("/srv")
+        time.sleep(chance.uniform(0, 0.1))
+        for pid in children_of(warm.process.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+                killed += 1
+        container.remove(extra)
+        assert warm.process.poll() is None
+    assert killed >= CHILD_KILLS
+    assert_whole(warm, tmp_path)
+    warm.end(signal.SIGKILL)
+    warm.start()  # at once: what has failed is tried again only after a while
+    warm.wait_ready(len(PATHS))
+    asked = Asked.ask(hook, container.pid, tmp_path / "work")
+    assert (asked.code, set(asked.paths or ())) == (0, PATHS)
+    assert [pid for pid in children_of(warm.process.pid) if state_of(pid) == "Z"] == []
+    assert state_of(container.pid) in "SR"
+
+
+def test_the_script(container, warm, hook, tmp_path):
+    warm.wait_ready(len(PATHS))
+    chance = random.Random(13)
+    before = descriptors_of(warm.process.pid)
+    for index in range(HOOK_KILLS):
+        work = tmp_path / f"work-{index % 10}"
+        work.mkdir(mode=0o700, exist_ok=True)
+        script = subprocess.Popen(
+            ["/bin/sh", "-c", '"$0"; exit $?', hook],
+            cwd=work,
+            env={
+                "CRTOOLS_SCRIPT_ACTION": "pre-dump",
+                "CRTOOLS_INIT_PID": str(container.pid),
+                "CALLED": str(work / "called"),
+            },
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        time.sleep(chance.uniform(0, 0.08))
+        os.killpg(script.pid, signal.SIGKILL)
+        script.wait()
+    assert warm.process.poll() is None
+    assert_whole(warm, tmp_path)
+    asked = Asked.ask(hook, container.pid, tmp_path / "work")
+    assert asked.code == 0
+    assert asked.alone or set(asked.paths) == PATHS
+    time.sleep(3)  # longer than any answer may take
+    assert descriptors_of(warm.process.pid) <= before + 2
+    assert len(children_of(warm.process.pid)) <= 3
+
+
+def test_the_service(container, warm, hook, tmp_path):
+    chance = random.Random(14)
+    for index in range(SERVICE_KILLS):
+        time.sleep(chance.uniform(0.3, 1.5))
+        script = subprocess.Popen(
+            ["/bin/sh", "-c", '"$0"; exit $?', hook],
+            cwd=tmp_path,
+            env={
+                "CRTOOLS_SCRIPT_ACTION": "pre-dump",
+                "CRTOOLS_INIT_PID": str(container.pid),
+                "CALLED": str(tmp_path / "called"),
+            },
+            stderr=subprocess.DEVNULL,
+        )
+        time.sleep(chance.uniform(0, 0.05))
+        children = children_of(warm.process.pid)
+        warm.end(signal.SIGKILL)
+        assert script.wait(30) == 0  # the dump goes on, whatever happens
+        deadline_s = time.monotonic() + 10
+        while any(state_of(pid) not in {"gone", "Z"} for pid in children):
+            assert time.monotonic() < deadline_s, index
+            time.sleep(0.01)
+        assert_whole(warm, tmp_path)
+        warm.start()
+    warm.wait_ready(len(PATHS))
+    asked = Asked.ask(hook, container.pid, tmp_path / "work")
+    assert (asked.code, asked.alone, set(asked.paths)) == (0, False, PATHS)
+    assert not list(warm.run.glob("work-*"))
+    assert len(list((tmp_path / "databases").glob("*.db"))) == 1
+    assert state_of(container.pid) in "SR"
