@@ -66,6 +66,7 @@ _AFTER_REQUEST_S = 30.0
 _REQUEST_BYTES = 1 << 16
 _MOST_AT_ONCE = {_VERIFY: 2, _KEEP: 2, _SLOW: 1}
 _SLEEP_S = 60.0
+_CALM_S = 2.0
 _RETRY_MOST_S = 3600.0
 _UNHEARD_INTERVALS = 10
 """In every so many intervals what lies where renames are not heard is proved again."""
@@ -160,23 +161,26 @@ class Service:
             self._own_fds = [fifo, stop_fd]
             sources = {stop_fd: _nothing, fifo: lambda: self._take_requests(fifo)}
             notify("READY=1")
-            next_look_s = 0.0
+            next_look_s = shown_s = 0.0
             changed = True
             while not _is_readable(stop_fd):
                 now_s = time.monotonic()
                 if now_s >= next_look_s and not self._pool.count(_LOOK):
                     self._start_look()
                     next_look_s = now_s + self._interval_s
-                elif changed and not self._queue and not self._is_working():
+                elif changed and self._is_calm(now_s - shown_s):
                     self._write_status()
                     self._renew_spare()
-                    changed = False
+                    changed, shown_s = False, time.monotonic()
                 until_s = next_look_s - time.monotonic()
-                changed |= self._step(min(self._wait_s(), max(until_s, 0.05)), sources)
+                wait_s = min(self._wait_s(), max(until_s, 0.05), _CALM_S if changed else _SLEEP_S)
+                changed |= self._step(wait_s, sources)
             notify("STOPPING=1")
 
-    def _is_working(self) -> bool:
-        return any(child.kind in {_LOOK, *_MOST_AT_ONCE} for child in self._pool)
+    def _is_calm(self, since_s: float) -> bool:
+        # Whether nothing is being done; or it has been a while, as work on one may take long.
+        working = any(child.kind in {_LOOK, *_MOST_AT_ONCE} for child in self._pool)
+        return since_s > _CALM_S or not (working or self._queue)
 
     # --- one step ---------------------------------------------------------------------------------
 

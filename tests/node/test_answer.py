@@ -35,25 +35,63 @@ def test_the_service_answers_and_no_program_is_started(node, warm, hook, tmp_pat
         assert hears(container, watched, node.roots[container.id], path)
 
 
-def test_what_was_renamed_since_is_never_answered_wrongly(node, warm, hook, tmp_path, area):
+def _exchange(root):
+    upper = root / "srv" / "upper"
+    (upper / "one").rename(upper / "x")
+    (upper / "two").rename(upper / "one")
+    (upper / "x").rename(upper / "two")
+
+
+def _copy_up(root):
+    with (root / "srv" / "app" / "file-1").open("a") as file:
+        file.write("more")
+
+
+def _link_and_unlink(root):
+    (root / "srv" / "upper" / "link").hardlink_to(root / "srv" / "upper" / "one")
+    (root / "srv" / "upper" / "one").unlink()
+
+
+def _rename_directory(root):
+    (root / "srv" / "upper").rename(root / "srv" / "moved")
+
+
+def _replace_atomically(root):
+    new = root / "srv" / "upper" / "new"
+    new.write_text("new")
+    (root / "srv" / "upper" / "one").rename(root / "srv" / "upper" / "old")
+    new.rename(root / "srv" / "upper" / "one")
+
+
+@pytest.mark.parametrize(
+    "act",
+    [_exchange, _copy_up, _link_and_unlink, _rename_directory, _replace_atomically],
+    ids=lambda act: act.__name__.strip("_"),
+)
+def test_what_changed_since_the_last_look_is_never_answered_wrongly(
+    node, warm, hook, tmp_path, act
+):
     container = node.container()
     root = node.roots[container.id]
     upper = root / "srv" / "upper"
     upper.mkdir()
     for name in ("one", "two", "stays"):
         (upper / name).write_text(name)
-    watches = [container.add_inotify(f"/srv/upper/{name}", IN_OPEN) for name in ("one", "two")]
-    watches.append(container.add_inotify("/srv/upper/stays", IN_OPEN))
-    watches.append(container.add_inotify("/srv/app/file-1", IN_OPEN))
-    warm.wait_ready(4)
+    places = ("upper/one", "upper/two", "upper/stays", "app/file-1")
+    watches = [container.add_inotify(f"/srv/{place}", IN_OPEN) for place in places]
+    for place in places:
+        container.open(f"/srv/{place}")
+    warm.wait_ready(len(places))
     warm.process.send_signal(signal.SIGSTOP)  # no look comes between
-    # Exchanged names: each path is there, and is the other file.
-    (upper / "one").rename(upper / "x")
-    (upper / "two").rename(upper / "one")
-    (upper / "x").rename(upper / "two")
-    (root / "srv" / "app" / "link").hardlink_to(root / "srv" / "app" / "file-1")  # copied up
+    act(root)
+    asking = threading.Thread(
+        target=lambda: answers.append(Asked.ask(hook, container.pid, tmp_path / "work"))
+    )
+    answers: list[Asked] = []
+    asking.start()
     warm.process.send_signal(signal.SIGCONT)
-    asked = Asked.ask(hook, container.pid, tmp_path / "work")
+    asking.join()
+    (asked,) = answers
     assert asked.code == 0
     for path in asked.paths or ():
         heard = [one for one in watches if hears(container, one, root, path)]
