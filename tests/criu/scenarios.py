@@ -40,6 +40,7 @@ __all__ = ["SCENARIOS"]
 
 _IN_ALL = 0xFFF
 _FAN_CLASS_CONTENT = 0x04
+_FAN_OPEN_PERM = 0x10000
 _FAN_UNLIMITED_QUEUE = 0x10
 _FAN_REPORT_MNT = 0x4000
 _FAN_MNT_ATTACH = 0x01000000
@@ -100,6 +101,7 @@ def one_of_two_names(scene: Scene) -> Iterator[dict[str, bool]]:
 
 def removed_directory(scene: Scene) -> Iterator[dict[str, bool]]:
     """A directory is watched, held open and removed; so is a file in its parent, which stays."""
+    scene.dump_options += ["--link-remap"]
     task = scene.task
     task.open(scene.path("going/below"), os.O_RDONLY | os.O_DIRECTORY)
     task.add_inotify(scene.path("going/below"), IN_CREATE)
@@ -107,7 +109,10 @@ def removed_directory(scene: Scene) -> Iterator[dict[str, bool]]:
     task.unlink(scene.path("going/below"))
     assert _masks(task)[parent.wd] & IN_DELETE
     yield {}
-    yield {"created": task.hears(parent, (scene.directory / "going" / "new").touch)}
+    yield {
+        "both watches": _count(task, parent.fd) == 2,
+        "created": task.hears(parent, (scene.directory / "going" / "new").touch),
+    }
 
 
 def child_namespace(scene: Scene) -> Iterator[dict[str, bool]]:
@@ -280,6 +285,21 @@ def fanotify_namespace(scene: Scene) -> Iterator[dict[str, bool]]:
     }
 
 
+def fanotify_permission(scene: Scene) -> Iterator[dict[str, bool]]:
+    """A group that is asked before a file is opened, which nobody does meanwhile."""
+    task = scene.task
+    fd = task.fanotify(flags=_FAN_CLASS_CONTENT)
+    task.add_fanotify(scene.path("file"), _FAN_OPEN_PERM, fd=fd)
+    before = _marks(task, fd)
+    yield {}
+    yield {"as it was": _marks(task, fd) == before and task.events() == []}
+
+
+def _count(task: Task, fd: int) -> int:
+    with open(f"/proc/{task.pid}/fdinfo/{fd}", encoding="ascii") as file:
+        return sum(line.startswith("inotify ") for line in file)
+
+
 def _ignore(task: Task, path: bytes, fd: int, kind: str = "inode") -> None:
     flags = _FAN_MARK_ADD | _FAN_MARK_IGNORED_MASK | _FAN_MARK_IGNORED_SURV_MODIFY
     task.add_fanotify(path, _FAN_ACCESS | FAN_MODIFY, kind, fd=fd, flags=flags)
@@ -312,5 +332,6 @@ SCENARIOS: dict[str, Scenario] = {
         fanotify_by_name,
         fanotify_filesystem,
         fanotify_namespace,
+        fanotify_permission,
     )
 }
