@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["add_to"]
 
+_FINDINGS = 3
+
 Runtime = Literal["criu", "runc", "crun", "podman"]
 
 
@@ -93,9 +95,7 @@ def hook(
         raise UsageError(message, advice="`irmapdb pre-dump --json` tells of each watch")
     if install is not None:
         called = _install(criuconf.Runtime(install), script, criu_dir, as_json=as_json)
-        if not as_json:
-            output.say(f"CRIU calls {output.shown(called)} before each dump")
-            _tell_of_crun(install)
+        _say_who_calls(called, install, as_json=as_json)
     elif uninstall is not None:
         _uninstall(criuconf.Runtime(uninstall), script, criu_dir, as_json=as_json)
     elif print_ is not None:
@@ -182,6 +182,19 @@ def _program() -> Path:
             return program
     message = f"no {HOOK_NAME} is installed"
     raise FileError(message, advice="install irmapdb with pip")
+
+
+def _say_who_calls(called: Path, runtime: Runtime, *, as_json: bool) -> None:
+    """Exit code 3 where the file is written, and the crun of this machine will not read it."""
+    from irmapdb.crun import why_not_read
+
+    why = why_not_read() if runtime in {"crun", "podman"} else ""
+    if why:
+        output.say(f"{why}: crun will not call {output.shown(called)}")
+        output.say("use `irmapdb hook --install criu`, which reaches every runtime")
+        raise typer.Exit(_FINDINGS)
+    if not as_json:
+        output.say(f"CRIU calls {output.shown(called)} before each dump")
 
 
 def _tell_of_crun(runtime: Runtime) -> None:
