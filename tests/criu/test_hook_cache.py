@@ -9,7 +9,7 @@ from contextlib import closing
 import pytest
 
 from irmapdb.image.cache import decode_cache
-from tests.support.hook import hook_program
+from tests.support.hook import hook_program, log_until_stored
 from tests.support.notify import IN_CREATE, IN_OPEN
 
 
@@ -28,6 +28,7 @@ def _kdev(status):
 
 def _mapped(work):
     """What the database knows, (ino, path)."""
+    log_until_stored(work)
     with closing(sqlite3.connect(work / "irmap.db")) as database:
         return set(database.execute("SELECT ino, CAST(path AS BLOB) FROM mapping"))
 
@@ -69,10 +70,10 @@ def test_called_twice_for_one_action_it_works_once(criu, target, hook, tmp_path)
     assert before.count("irmapdb-hook: ") == 1
     # At all other actions it has nothing to say.
     assert "irmapdb-hook: " not in after
-    assert len((done.work / "irmapdb.log").read_text().splitlines()) == 1
+    assert len(log_until_stored(done.work)) == 2
     # The next dump is another one.
     assert criu.dump(target.pid, tmp_path / "images", options=["--config", str(config)]).ok
-    assert len((done.work / "irmapdb.log").read_text().splitlines()) == 2
+    assert len(log_until_stored(done.work, 2)) == 4
 
 
 def test_database_elsewhere(area, criu, target, hook, tmp_path):
@@ -90,6 +91,7 @@ def test_database_elsewhere(area, criu, target, hook, tmp_path):
         )
         assert done.ok, done
         assert f"1 proved ({known} known before)" in done.log
+        log_until_stored(done.work)
         assert not (done.work / "irmap.db").exists()
     (database,) = databases.glob("*.db")
     assert databases.stat().st_mode & 0o777 == 0o700
