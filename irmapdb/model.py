@@ -282,6 +282,7 @@ class Source(enum.StrEnum):
     IMAGE = "image"
     STORED = "stored"
     HANDLE = "handle"
+    OVERLAY = "overlay"
     BTRFS = "btrfs"
     XFS = "xfs"
     OPEN_FILES = "open-files"

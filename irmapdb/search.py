@@ -26,7 +26,16 @@ from irmapdb.kernel.namespaces import open_namespace
 from irmapdb.kernel.root import Root, open_root
 from irmapdb.model import Source, StaleReason, Tried, Unresolved, printable
 from irmapdb.moving import last_of, once_more, were_moving
-from irmapdb.resolvers import BtrfsLookup, Doors, Handles, OpenFiles, Scan, StoredRows, XfsParents
+from irmapdb.resolvers import (
+    BtrfsLookup,
+    Doors,
+    Handles,
+    OpenFiles,
+    OverlayLayers,
+    Scan,
+    StoredRows,
+    XfsParents,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
@@ -56,6 +65,9 @@ _NO_TIME = "the time budget was over"
 
 _QUESTIONS_MORE = 2
 """How often is asked again, while the tasks run, for what was renamed between answer and proof."""
+
+
+_BY_HANDLE = (Source.HANDLE, Source.OVERLAY)
 
 
 class Load(Protocol):
@@ -267,6 +279,7 @@ class Search:
         resolvers = (
             stored,
             Handles(root, doors, self._over),
+            OverlayLayers(root, self._over),
             BtrfsLookup(root, doors, self._over),
             XfsParents(root, doors, self._over),
             OpenFiles(root, self._holders, self._proc, self._over),
@@ -335,7 +348,7 @@ class Search:
         self, place: _Place, outcome: Outcome, moving: MappingABC[Identity, Sequence[Disproved]]
     ) -> None:
         tried = {identity: outcome.unresolved[identity].tried for identity in moving}
-        handles = [one for one in place.resolvers if one.source is Source.HANDLE]
+        handles = [one for one in place.resolvers if one.source in _BY_HANDLE]
         outcome.update(self._ask(place, tried, [*handles, *once_more(moving, moving)]))
 
     def _look_again(self) -> None:
@@ -378,7 +391,7 @@ class Search:
         # is not being renamed, but covered by a mount: a second scan would find no more.
         place = self._place_of(key)
         with place.doors.only_kept():
-            handles = [one for one in place.resolvers if one.source is Source.HANDLE]
+            handles = [one for one in place.resolvers if one.source in _BY_HANDLE]
             outcome = self._ask(place, batch, handles)
         covered = {
             one.identity

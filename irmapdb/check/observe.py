@@ -34,7 +34,7 @@ from irmapdb.check.walks import Walks
 from irmapdb.config import HINTS
 from irmapdb.kernel import syscalls
 from irmapdb.kernel.identity import disproof, proves
-from irmapdb.resolvers import Handles, OpenFiles, Scan
+from irmapdb.resolvers import Handles, OpenFiles, OverlayLayers, Scan
 from irmapdb.resolvers.mountpoints import at_mount_points
 
 if TYPE_CHECKING:
@@ -349,6 +349,7 @@ class Observer:
             [one for one in identities if not config.may_wait(root.on_the_way(one.kdev))],
             (
                 Handles(root),
+                OverlayLayers(root, over),
                 OpenFiles(root, pids),
                 Scan(root, config, pids=pids, progress=self._progress, over=over),
             ),

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from irmapdb.kernel.syscalls import Statx
     from irmapdb.model import Identity, Mount
 
-__all__ = ["Layers", "Wrapped", "is_unique", "layers_of", "unwrap"]
+__all__ = ["Layers", "Wrapped", "is_unique", "layers_of", "unwrap", "unwrap_origin"]
 
 # struct ovl_fh: padding, then struct ovl_fb: version, magic, len, flags, type, uuid; the handle of
 # the file in its layer follows.
@@ -83,6 +83,12 @@ def unwrap(handle: FileHandle | None) -> Wrapped | None:
     _, _, _, flags, kind, uuid = _OVERLAY_HEAD.unpack_from(handle.data)
     inner = FileHandle(kind, handle.data[_OVERLAY_HEAD.size :])
     return Wrapped(bool(flags & _OF_UPPER_LAYER), uuid, inner)
+
+
+def unwrap_origin(attribute: bytes) -> Wrapped | None:
+    """The same of an `overlay.origin` attribute: struct ovl_fb, without padding in front."""
+    padding = bytes(3)
+    return unwrap(FileHandle(_OVERLAY_HANDLE, padding + attribute))
 
 
 def is_unique(root: Root, mount: Mount, wanted: Identity, fd: int) -> bool:

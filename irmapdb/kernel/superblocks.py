@@ -31,6 +31,10 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK
 # struct fsuuid2: u8 len, u8 uuid[16]. _IOR(0x15, 0, struct fsuuid2).
 _FS_IOC_GETFSUUID = 0x80111500
 _FSUUID_BYTES = 17
+_WITHOUT_UUID = frozenset({"iso9660", "ramfs", "rootfs", "squashfs", "udf"})
+# struct btrfs_ioctl_fs_info_args: u64 max_id, u64 num_devices, u8 fsid[16], … (linux/btrfs.h).
+_BTRFS_IOC_FS_INFO = 0x8400941F
+_FS_INFO_BYTES = 1024
 
 LAYER_TYPES = frozenset(
     {"bcachefs", "btrfs", "erofs", "exfat", "ext2", "ext3", "ext4", "f2fs", "iso9660", "jfs"}
@@ -65,7 +69,7 @@ class Superblocks:
         self._found: dict[int, _Found] = {}
         self._open: dict[int, int] = {}
         self._only_kept = False
-        self._complete: bool | None = None
+        self._complete = False
         self._named: dict[tuple[bytes, int], Mount | None] = {}
         self._named_generation = -1
 
@@ -105,9 +109,35 @@ class Superblocks:
         self._renew()
         if not self._is_complete(no_uuid=uuid in {None, NO_UUID}):
             return None
-        if uuid is None or any(one.uuid is None for one in self._found.values()):
-            return {kdev: one.mount for kdev, one in self._found.items()}
-        return {kdev: one.mount for kdev, one in self._found.items() if one.uuid == uuid}
+        return {
+            kdev: one.mount
+            for kdev, one in self._found.items()
+            if uuid is None or one.uuid in {uuid, None}
+        }
+
+    def candidates(self, uuid: bytes) -> list[int]:
+        """The devices that may have that UUID, as far as they can be seen.
+
+        All of them for NO_UUID, which an overlay with uuid=off has of each.
+        """
+        self._renew()
+        return [kdev for kdev, one in self._found.items() if one.uuid in {uuid, None}] + (
+            [kdev for kdev, one in self._found.items() if one.uuid not in {uuid, None}]
+            if uuid == NO_UUID
+            else []
+        )
+
+    @property
+    def may_open(self) -> bool:
+        """Whether directories may be opened now."""
+        return not self._only_kept
+
+    def keep(self) -> None:
+        """Open what may be asked for while nothing may be opened."""
+        self._renew()
+        for kdev in self._found:
+            with contextlib.suppress(OSError):
+                self.descriptor(kdev)
 
     def uuid_of(self, kdev: int) -> bytes | None:
         """The UUID of one; None where this kernel does not tell, or it is not mounted here."""
@@ -167,7 +197,7 @@ class Superblocks:
         if self._generation == root.generation or self._only_kept:
             return
         self._generation = root.generation
-        self._complete = None
+        self._complete = False
         before, self._found = self._found, {}
         mounts = (one for one in root.by_mountpoint.values() if one.fstype in LAYER_TYPES)
         for mount in sorted(mounts, key=lambda one: len(one.root)):
@@ -186,13 +216,13 @@ class Superblocks:
         except OSError:
             return None  # a file that is a mount point
         try:
-            return _Found(mount, _uuid_of(fd))
+            return _Found(mount, _uuid_of(fd, mount.fstype))
         finally:
             os.close(fd)
 
     def _is_complete(self, *, no_uuid: bool) -> bool:
         # A superblock lives on after `umount -l` while it is a layer of an overlay.
-        if self._complete is None:
+        if not self._complete:
             self._complete = all(kdev in self._found for kdev in _listed_devices())
         return self._complete and (
             not no_uuid or all(kdev in self._found for kdev in _attached_loop_devices())
@@ -215,29 +245,25 @@ def _mount_at(root: Root, name: bytes, is_layer: Callable[[int], bool]) -> Mount
     return None if mnt_id is None else root.mount_by_id(mnt_id)
 
 
-def _uuid_of(fd: int) -> bytes | None:
+def _uuid_of(fd: int, fstype: str) -> bytes | None:
+    if fstype == "btrfs":
+        return _btrfs_uuid(fd)
     answer = bytearray(_FSUUID_BYTES)
     try:
         fcntl.ioctl(fd, _FS_IOC_GETFSUUID, answer)
-    except OSError as error:
-        # ENOIOCTLCMD becomes ENOTTY: from 6.9 on that means that it has none.
-        return NO_UUID if error.errno == errno.ENOTTY and _kernel_tells_uuids() else None
+    except OSError:
+        # ENOTTY also where it has one, and does not say how long that is.
+        return NO_UUID if fstype in _WITHOUT_UUID else None
     return bytes(answer[1:])
 
 
-def _kernel_tells_uuids() -> bool:
-    # kernfs gives each of its superblocks a UUID: /sys tells whether the call is known.
+def _btrfs_uuid(fd: int) -> bytes | None:
+    answer = bytearray(_FS_INFO_BYTES)
     try:
-        fd = os.open("/sys", _DIRECTORY | os.O_CLOEXEC)
+        fcntl.ioctl(fd, _BTRFS_IOC_FS_INFO, answer)
     except OSError:
-        return False
-    try:
-        fcntl.ioctl(fd, _FS_IOC_GETFSUUID, bytearray(_FSUUID_BYTES))
-    except OSError:
-        return False
-    finally:
-        os.close(fd)
-    return True
+        return None
+    return bytes(answer[16:32])
 
 
 def _listed_devices() -> Iterator[int]:

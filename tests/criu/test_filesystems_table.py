@@ -207,9 +207,11 @@ def _render(cell: Callable[[str, str], Cell]) -> str:
         lines.append("| | *CRIU* | " + " | ".join(one.criu for one in cells) + " |")
     lines += [
         "",
-        "`handle`: the file handle opened, and the kernel had its name cached. `btrfs`, `xfs`: the",
-        "filesystem itself knows the names of an inode (xfs: with parent pointers). `open-files`:",
-        "a task has it open, or mapped, under that name. `scan`: one walk, for all that is left.",
+        "`handle`: the file handle opened, and the kernel had its name cached. `overlay`: the",
+        "handle within an overlay's handle opened, and told the path in the layer. `btrfs`, `xfs`:",
+        "the filesystem itself knows the names of an inode (xfs: with parent pointers).",
+        "`open-files`: a task has it open, or mapped, under that name. `scan`: one walk, for all",
+        "that is left.",
         "`no path`: procfs makes a new inode of a name that was forgotten; and of what lay in a",
         "cgroup that was removed the kernel does not tell that it is deleted. fuse: with",
         "`--irmap-scan-path`, as nothing that may keep us waiting is walked unasked.",

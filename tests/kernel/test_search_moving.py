@@ -207,6 +207,7 @@ def test_what_is_lost_where_nobody_else_tells_a_path_is_proved_there_again(
 ) -> None:
     """No handle can be opened here, and a stored path alone would not count."""
     top = area.place("overlay-upper").directory / "moving"
+    area.mount("tmpfs", "layers", "tmpfs")  # its layers cannot be seen
     top.mkdir()
     shown = plant(watcher, top / "f")
     stored.add(shown, top / "f")
@@ -226,6 +227,7 @@ def test_what_only_a_scan_finds_is_scanned_for_after_it(
 ) -> None:
     """No handle can be opened here, and the name is a new one each time."""
     top = area.place("overlay-upper").directory / "moving"
+    area.mount("tmpfs", "layers", "tmpfs")  # its layers cannot be seen
     top.mkdir()
     shown = plant(watcher, top / "f")
     search = make(scan_paths=[os.fsencode(top)])

@@ -1,0 +1,300 @@
+"""Overlays by their own handles: the path in the layer, and from it the path on the overlay.
+
+The real handle inside fdinfo's overlay handle opens on a mount of the layer's filesystem in our own
+mount namespace, also with all caches dropped, as the watch holds the overlay inode and that one the
+inode of the layer. What /proc/self/fd says of the descriptor is the path in the layer, of which the
+path on the overlay is the end. Which part in front is to be stripped is tried out once for a layer:
+the names in the mount options may be relative, links, or those of another mount namespace.
+
+What was renamed has its old path there. It lies in the upper layer now, or below a directory that
+does; so that one layer is walked, for the attributes that tell the origin (`irmapdb.resolvers.
+upper_layer`).
+
+An overlay on an overlay has no such handles. Needs CAP_DAC_READ_SEARCH.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import TYPE_CHECKING, NamedTuple
+
+from irmapdb import engine
+from irmapdb.engine import Candidate, Deleted, Note
+from irmapdb.kernel import overlay, syscalls
+from irmapdb.kernel.identity import disproof
+from irmapdb.kernel.syscalls import AT_EMPTY_PATH, AT_HANDLE_FID
+from irmapdb.model import Identity, Source
+from irmapdb.resolvers.btrfs import BtrfsLookup
+from irmapdb.resolvers.mountpoints import at_mount_points
+from irmapdb.resolvers.upper_layer import UpperLayer, read_upper_layer
+from irmapdb.resolvers.xfs import XfsParents
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from irmapdb.engine import Answer, Wanted
+    from irmapdb.kernel.overlay import Wrapped
+    from irmapdb.kernel.root import Root
+
+__all__ = ["OverlayLayers"]
+
+_NO_HANDLE = "its handle is not that of a file in a layer"
+_NO_LAYER = "its layer is on no filesystem that is mounted in our own mount namespace"
+_COLD = "the layer's filesystem does not tell its name"
+_ELSEWHERE = "it is not at the path that it has in its layer"
+_NO_CAPABILITY = "opening handles needs CAP_DAC_READ_SEARCH"
+
+
+class _Found(NamedTuple):
+    """What a layer's filesystem has by a handle."""
+
+    kdev: int
+    path: bytes | None
+    """In our own root; None where no name is cached."""
+    deleted: bool
+
+
+class OverlayLayers:
+    """Every wanted inode of an overlay, by the handle within its handle."""
+
+    source = Source.OVERLAY
+
+    def __init__(self, root: Root, over: Callable[[], bool] = lambda: False) -> None:
+        self._root = root
+        self._over = over
+        self._prefixes: dict[tuple[int, int], list[bytes]] = {}
+        """What was stripped before, by the devices of the overlay and of the layer."""
+
+    def __call__(self, wanted: Wanted) -> Iterator[Answer]:
+        by_kdev: dict[int, list[Identity]] = {}
+        for identity in wanted:
+            mounts = self._root.mounts_of(identity.kdev)
+            if mounts and mounts[0].fstype == "overlay":
+                by_kdev.setdefault(identity.kdev, []).append(identity)
+        for kdev, identities in by_kdev.items():
+            one = _Overlay(self._root, kdev, self._prefixes, self._over)
+            yield from one.answers(identities, wanted)
+
+
+class _Overlay:
+    def __init__(
+        self,
+        root: Root,
+        kdev: int,
+        prefixes: dict[tuple[int, int], list[bytes]],
+        over: Callable[[], bool],
+    ) -> None:
+        self._root = root
+        self._superblocks = root.superblocks
+        self._kdev = kdev
+        self._prefixes = prefixes
+        self._over = over
+        self._mounts = root.mounts_of(kdev)
+
+    def answers(self, identities: list[Identity], wanted: Wanted) -> Iterator[Answer]:
+        left: dict[Identity, list[bytes]] = {}
+        """What was not found, with its paths in layers."""
+        cold: dict[Identity, list[int]] = {}
+        for identity in identities:
+            if self._over():
+                return
+            wrapped = overlay.unwrap(identity.handle)
+            if wrapped is None:
+                yield Note(identity, _NO_HANDLE)
+                continue
+            found = self._open(wrapped)
+            if isinstance(found, str):
+                yield Note(identity, found)
+                continue
+            if wrapped.upper and all(one.deleted for one in found):
+                yield from at_mount_points(self._root, [identity])
+                yield Deleted(identity)
+                continue
+            yield from self._try_all(identity, found, wanted)
+            if identity in wanted:
+                left[identity] = [one.path for one in found if one.path is not None]
+                nameless = [one.kdev for one in found if one.path is None]
+                if nameless:
+                    cold[identity] = nameless
+        yield from self._cold(cold, left, wanted)
+        yield from self._renamed({i: paths for i, paths in left.items() if i in wanted}, wanted)
+
+    def _open(self, wrapped: Wrapped) -> list[_Found] | str:
+        # On all filesystems that may be the layer's, or why on none.
+        why = _NO_LAYER
+        found = []
+        for kdev in self._superblocks.candidates(wrapped.uuid):
+            try:
+                fd = self._superblocks.open_handle(kdev, wrapped.handle)
+            except OSError as error:
+                if error.errno == errno.EPERM:
+                    why = _NO_CAPABILITY
+                continue
+            try:
+                found.append(_look(kdev, fd))
+            except OSError as error:  # a path beyond PATH_MAX, which no link can tell
+                why = f"the kernel does not tell its name: {error.strerror}"
+            finally:
+                os.close(fd)
+        return found or why
+
+    def _try_all(
+        self, identity: Identity, found: list[_Found], wanted: Wanted
+    ) -> Iterator[Candidate]:
+        for one in found:
+            if one.path is not None and identity in wanted:
+                yield from self._try(identity, one.kdev, one.path, wanted)
+
+    def _try(
+        self, identity: Identity, kdev: int, path: bytes, wanted: Wanted
+    ) -> Iterator[Candidate]:
+        known = self._prefixes.setdefault((self._kdev, kdev), [])
+        for prefix in known:
+            if path == prefix or path.startswith(prefix + b"/"):
+                for shown in self._shown_at(path[len(prefix) :] or b"/"):
+                    yield Candidate(identity, shown)
+                    if identity not in wanted:
+                        return
+        for cut in _cuts(path):
+            for shown in self._shown_at(path[cut:] or b"/"):
+                if not self._has_handle(shown, identity):
+                    continue
+                yield Candidate(identity, shown)
+                if identity not in wanted:
+                    if path[:cut] not in known:
+                        known.append(path[:cut])
+                    return
+
+    def _shown_at(self, path: bytes) -> Iterator[bytes]:
+        # Where in this root a path on the overlay can be seen.
+        for mount in self._mounts:
+            below = _below(path, mount.root)
+            if below is not None:
+                yield (mount.mountpoint.rstrip(b"/") + below) or b"/"
+
+    def _has_handle(self, path: bytes, identity: Identity) -> bool:
+        # A guess that is wrong is not worth a proof, which would tell why.
+        mount = self._root.mount_of(path)
+        if mount is None or mount.kdev != identity.kdev:
+            return False
+        try:
+            fd = self._root.open(path)
+        except (OSError, ValueError):
+            return False
+        try:
+            handle, _ = syscalls.name_to_handle_at(fd, b"", AT_EMPTY_PATH | AT_HANDLE_FID)
+        except OSError:
+            return False
+        finally:
+            os.close(fd)
+        return handle == identity.handle
+
+    def _cold(
+        self, cold: dict[Identity, list[int]], left: dict[Identity, list[bytes]], wanted: Wanted
+    ) -> Iterator[Answer]:
+        # Before Linux 6.5 a layer's name can be forgotten: then its filesystem is asked for it.
+        if not cold or not self._superblocks.may_open:
+            for identity in cold:
+                yield Note(identity, _COLD)
+            return
+        own = self._superblocks.root
+        inner: dict[Identity, list[Identity]] = {}
+        for identity, kdevs in cold.items():
+            wrapped = overlay.unwrap(identity.handle)
+            for kdev in kdevs if wrapped is not None else ():
+                key = Identity(kdev, 0, wrapped.handle if wrapped is not None else None)
+                inner.setdefault(key, []).append(identity)
+        resolvers = (BtrfsLookup(own, over=self._over), XfsParents(own, over=self._over))
+        outcome = engine.resolve(
+            inner, resolvers, lambda one, path: disproof(own, one, path), over=self._over
+        )
+        for layer, answer in outcome.resolved.items():
+            for identity in inner[layer]:
+                for path in (answer.path, *answer.other_paths):
+                    yield from self._try(identity, layer.kdev, path, wanted)
+                    left.setdefault(identity, []).append(path)
+        for layer in outcome.unresolved:
+            for identity in inner[layer]:
+                yield Note(identity, _COLD)
+
+    def _renamed(self, left: dict[Identity, list[bytes]], wanted: Wanted) -> Iterator[Answer]:
+        upper = self._upper_layer(left) if left else None
+        for identity, paths in left.items():
+            for path in upper.paths_of(identity, paths) if upper is not None else ():
+                for shown in self._shown_at(path):
+                    if identity in wanted and self._has_handle(shown, identity):
+                        yield Candidate(identity, shown)
+            if identity in wanted:
+                yield Note(identity, _ELSEWHERE)
+
+    def _upper_layer(self, left: dict[Identity, list[bytes]]) -> UpperLayer | None:
+        if not self._superblocks.may_open:
+            return None
+        fd = self._open_upper()
+        if fd is None:
+            return None
+        try:
+            user = b"userxattr" in self._mounts[0].super_options.split(b",")
+            return read_upper_layer(fd, left, user_attributes=user, over=self._over)
+        finally:
+            os.close(fd)
+
+    def _open_upper(self) -> int | None:
+        # The handle of an overlay's root is the upper layer's (ovl_check_encode_origin()).
+        for mount in self._mounts:
+            try:
+                top = self._root.open(mount.mountpoint)
+                try:
+                    handle, _ = syscalls.name_to_handle_at(top, b"", AT_EMPTY_PATH | AT_HANDLE_FID)
+                finally:
+                    os.close(top)
+            except OSError:
+                continue
+            wrapped = overlay.unwrap(handle)
+            if mount.root != b"/" or wrapped is None or not wrapped.upper:
+                continue
+            for kdev in self._superblocks.candidates(wrapped.uuid):
+                try:
+                    return self._superblocks.open_handle(kdev, wrapped.handle)
+                except OSError:
+                    continue
+        return self._open_named_upper()
+
+    def _open_named_upper(self) -> int | None:
+        # Where only a part of the overlay can be seen.
+        name = overlay.layers_of(self._mounts[0].super_options).upper
+        if name is None or not name.startswith(b"/"):
+            return None
+        try:
+            return os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except (OSError, ValueError):
+            return None
+
+
+def _look(kdev: int, fd: int) -> _Found:
+    status = os.fstat(fd)
+    link = os.fsencode(os.readlink(f"/proc/self/fd/{fd}"))
+    deleted = status.st_nlink == 0
+    if deleted or (link == b"/" and not stat.S_ISDIR(status.st_mode)):
+        return _Found(kdev, None, deleted)
+    return _Found(kdev, link, deleted=False)
+
+
+def _cuts(path: bytes) -> Iterator[int]:
+    # Where the part in front may end: before each slash, and behind all of it.
+    cut = 0
+    while cut >= 0:
+        yield cut
+        cut = path.find(b"/", cut + 1)
+    yield len(path)
+
+
+def _below(path: bytes, top: bytes) -> bytes | None:
+    # With a slash in front, or empty for `top` itself; None outside of it.
+    if top == b"/":
+        return b"" if path == b"/" else path
+    if path == top:
+        return b""
+    return path[len(top) :] if path.startswith(top + b"/") else None

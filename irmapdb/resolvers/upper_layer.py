@@ -1,0 +1,133 @@
+"""The upper layer of an overlay, walked for what was renamed: origins and redirects.
+
+What is copied up keeps the handle of the inode that it comes from in the attribute
+`overlay.origin`, and a directory that was renamed its old path in `overlay.redirect`
+(https://docs.kernel.org/filesystems/overlayfs.html; ovl_get_fh() and ovl_get_redirect_xattr() of
+fs/overlayfs). The names in the upper layer are those on the overlay.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from typing import TYPE_CHECKING, NamedTuple
+
+from irmapdb.kernel import overlay, syscalls
+from irmapdb.kernel.root import open_beneath
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator
+
+    from irmapdb.kernel.overlay import Wrapped
+    from irmapdb.model import FileHandle, Identity
+
+__all__ = ["UpperLayer", "read_upper_layer"]
+
+_RESOLVE = (
+    syscalls.RESOLVE_BENEATH
+    | syscalls.RESOLVE_NO_SYMLINKS
+    | syscalls.RESOLVE_NO_MAGICLINKS
+    | syscalls.RESOLVE_NO_XDEV
+)
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK
+
+
+class UpperLayer(NamedTuple):
+    """What the upper layer tells of names that are not the lower layers'."""
+
+    by_origin: dict[tuple[bytes, FileHandle], list[bytes]]
+    """Paths on the overlay, by what they were copied up from."""
+    redirects: list[tuple[bytes, bytes]]
+    """The path of a directory in the lower layers and the one on the overlay."""
+
+    def paths_of(self, identity: Identity, layer_paths: Collection[bytes]) -> Iterator[bytes]:
+        """Where on the overlay an inode may be that has one of these paths in a layer."""
+        wrapped = overlay.unwrap(identity.handle)
+        if wrapped is not None:
+            yield from self.by_origin.get(_key(wrapped), ())
+        # The longest first: a directory below a renamed one may have been renamed too.
+        for old, new in sorted(self.redirects, key=lambda pair: -len(pair[0])):
+            for path in layer_paths:
+                for start in _starts(path, old):
+                    yield new.rstrip(b"/") + path[start + len(old) :]
+
+
+def read_upper_layer(
+    upper_fd: int,
+    wanted: Collection[Identity],
+    *,
+    user_attributes: bool,
+    over: Callable[[], bool] = lambda: False,
+) -> UpperLayer:
+    """Walk the directory `upper_fd`, which may be O_PATH.
+
+    `user_attributes`: the overlay is mounted with userxattr. Where the time is up, it is what was
+    found so far.
+    """
+    space = "user" if user_attributes else "trusted"
+    origin, redirect = f"{space}.overlay.origin", f"{space}.overlay.redirect"
+    keys = {_key(wrapped) for one in wanted if (wrapped := overlay.unwrap(one.handle)) is not None}
+    found = UpperLayer({}, [])
+    pending: deque[tuple[bytes, bytes]] = deque([(b"/", b"/")])
+    while pending and not over():
+        path, below = pending.popleft()
+        for name, entry, directory in _entries(upper_fd, path):
+            here = path.rstrip(b"/") + b"/" + name
+            wrapped = overlay.unwrap_origin(_attribute(entry, origin))
+            if wrapped is not None and _key(wrapped) in keys:
+                found.by_origin.setdefault(_key(wrapped), []).append(here)
+            if directory:
+                lower = _lower_path(below, name, _attribute(entry, redirect))
+                if lower != here:
+                    found.redirects.append((lower, here))
+                pending.append((here, lower))
+    return found
+
+
+def _lower_path(below: bytes, name: bytes, redirect: bytes) -> bytes:
+    if redirect.startswith(b"/"):
+        return redirect
+    return below.rstrip(b"/") + b"/" + (redirect or name)
+
+
+def _entries(upper_fd: int, path: bytes) -> Iterator[tuple[bytes, str, bool]]:
+    # Name, where its attributes can be read, and whether it is a directory.
+    try:
+        fd = open_beneath(upper_fd, path, _DIRECTORY, resolve=_RESOLVE)
+    except OSError:
+        return
+    try:
+        with os.scandir(fd) as entries:
+            for entry in entries:
+                yield (
+                    os.fsencode(entry.name),
+                    f"/proc/self/fd/{fd}/{entry.name}",
+                    entry.is_dir(follow_symlinks=False),
+                )
+    except OSError:
+        return
+    finally:
+        os.close(fd)
+
+
+def _attribute(path: str, name: str) -> bytes:
+    # b"" where it has none.
+    try:
+        return os.getxattr(path, name, follow_symlinks=False)
+    except OSError:
+        return b""
+
+
+def _key(wrapped: Wrapped) -> tuple[bytes, FileHandle]:
+    return wrapped.uuid, wrapped.handle
+
+
+def _starts(path: bytes, directory: bytes) -> Iterator[int]:
+    # Where in a layer's path the path of a directory begins: which part is the layer's own name
+    # is not known.
+    start = path.find(directory)
+    while start >= 0:
+        end = start + len(directory)
+        if end == len(path) or path[end : end + 1] == b"/":
+            yield start
+        start = path.find(directory, start + 1)
