@@ -38,6 +38,10 @@ HANDLE = FileHandle(1, b"\1\2\3\4\5\6\7\10")
 WATCHED = Identity(0x700000, 12, HANDLE)
 FILE = Found(b"/srv/file", right=True)
 OTHER = Found(b"/srv/other", right=False)
+LINK = Found(b"/srv/link", right=True, symlink=True)
+ELSEWHERE = SearchLook(b"/etc/hosts")
+_NO_RESTORE = Verdict.NO_RESTORE, Outcome.NO_PATH
+_NO_PATH = Verdict.NO_PATH, Outcome.NO_PATH
 NAMED = HandleLook(opened=True, found=FILE)
 NAMELESS = HandleLook(opened=True)
 UNOPENED = HandleLook(opened=False, why_not="Stale file handle")
@@ -110,6 +114,42 @@ def facts(fstype: str | None = "ext4", **looks: object) -> Facts:
             Verdict.WRONG_PATH,
             Outcome.WRONG_PATH,
         ),
+        (facts(handle=NAMELESS, search=SearchLook(), own_mounts=False), AS_IT_IS, *_NO_RESTORE),
+        (facts("fuse.sshfs", handle=NAMELESS, search=SearchLook()), AS_IT_IS, *_NO_RESTORE),
+        (facts(handle=HandleLook(opened=True, deleted=True)), AS_IT_IS, *_NO_RESTORE),
+        (facts(handle=HandleLook(opened=True, symlink=True)), AS_IT_IS, *_NO_PATH),
+        (facts(handle=HandleLook(opened=True, too_long=True)), AS_IT_IS, *_NO_PATH),
+        (facts(handle=HandleLook(opened=True, mounted=ELSEWHERE)), AS_IT_IS, *_NO_PATH),
+        (
+            facts(handle=HandleLook(opened=True, deleted=True, mounted=ELSEWHERE)),
+            AS_IT_IS,
+            *_NO_RESTORE,
+        ),
+        (
+            facts("tmpfs", handle=HandleLook(opened=True, mounted=ELSEWHERE)),
+            AS_IT_IS,
+            Verdict.FAILS,
+            Outcome.FAILS,
+        ),
+        (
+            facts("overlay", handle=UNOPENED, overlay=OverlayLook((), 9, 9), search=ELSEWHERE),
+            NEWER,
+            *_NO_RESTORE,
+        ),
+        (
+            facts("overlay", handle=UNOPENED, overlay=OverlayLook((LINK,), 9, 9)),
+            NEWER,
+            Verdict.SYMLINK,
+            Outcome.PATH,
+        ),
+        (facts(handle=NAMELESS, cache=CacheLook(LINK)), FORCED, Verdict.SYMLINK, Outcome.PATH),
+        (
+            facts("overlay", handle=UNOPENED, **NOTHING, search=SearchLook(gave_up="late")),
+            AS_IT_IS,
+            Verdict.UNKNOWN,
+            Outcome.FAILS,
+        ),
+        (facts(unseen=("no", "stop")), AS_IT_IS, Verdict.UNKNOWN, Outcome.UNKNOWN),
         (facts(hopeless=("no", "stop")), AS_IT_IS, Verdict.FAILS, Outcome.FAILS),
         (Facts(WATCHED._replace(handle=None), "overlay"), FORCED, Verdict.FAILS, Outcome.FAILS),
     ],

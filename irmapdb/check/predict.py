@@ -43,6 +43,18 @@ _ELSEWHERE = (
     "remove the watch before the dump"
 )
 
+_APART = (
+    "keep the file on a filesystem of which the tree has no directory mount; with podman, use "
+    "--runtime runc or --security-opt unmask=ALL"
+)
+
+_FORGETFUL = ("fuse", "virtiofs")
+
+_FORGOTTEN = (
+    "a FUSE server forgets the handle when no task uses the file any more, so a restore fails on "
+    "it (unless the server can be exported over NFS)"
+)
+
 _HOST_MOUNTS = (
     "the root task is in CRIU's own mount namespace, so no restore finds it: the images have no "
     "mounts to open the handle through"
@@ -85,7 +97,7 @@ def _reason(reason: tuple[str, str]) -> tuple[str, None, str]:
 def _nameless(facts: Facts, handle: HandleLook, call: Call) -> Prediction | Look:
     if facts.fstype in _NEW_AT_EACH_MOUNT:
         why = _why_nameless(handle)
-        advice = _without_mask(facts) if handle.mounted and not handle.deleted else _GIVE_UP
+        advice = _APART if handle.mounted and not handle.deleted else _GIVE_UP
         advice = _CLOSE if handle.deleted and handle.mounted is None else advice
         why = f"{why}, and on {facts.fstype} CRIU wants a path"
         return replace(_fails(why, advice), deleted=handle.deleted and handle.mounted is None)
@@ -107,14 +119,6 @@ def _why_nameless(handle: HandleLook) -> str:
     if handle.too_long:
         return "its path is longer than the kernel tells (4,095 bytes)"
     return "the kernel has dropped its name"
-
-
-def _without_mask(facts: Facts) -> str:
-    return (
-        f"have it on another filesystem than a directory mount of the container, or on none of "
-        f"{facts.fstype}; podman's /etc/hosts and the like: use --runtime runc, or "
-        "--security-opt unmask=ALL"
-    )
 
 
 def _unopened(facts: Facts, call: Call) -> Prediction | Look:
@@ -342,6 +346,8 @@ def _fails(why: str, advice: str, path: bytes | None = None) -> Prediction:
 def _no_path(facts: Facts, why: str, advice: str, path: bytes | None = None) -> Prediction:
     if not facts.own_mounts:
         return _no_restore(f"{why}; {_HOST_MOUNTS}", advice, path)
+    if facts.fstype is not None and facts.fstype.startswith(_FORGETFUL):
+        return _no_restore(f"{why}; {_FORGOTTEN}", advice, path)
     return Prediction(Verdict.NO_PATH, Outcome.NO_PATH, why, path, advice)
 
 

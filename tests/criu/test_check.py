@@ -229,6 +229,20 @@ def test_in_a_root_of_its_own(criu: Criu, area: MountArea, tmp_path: Path) -> No
         assert {one.prediction.verdict for one in helped.watches} == {Verdict.CACHE}
 
 
+def test_what_is_not_found_in_time_is_not_known(
+    bench: Bench, area: MountArea, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How busy a machine is decides about advice, never about what a watch comes to."""
+    place = area.place("overlay-lower")
+    watched = bench.target.add_inotify(place.directory / "dir" / "file", IN_OPEN)
+    monkeypatch.setattr("irmapdb.check.observe._SEARCH_S", -1.0)
+    late = bench.compare(watched)
+    assert late[:3] == (Verdict.UNKNOWN, Outcome.FAILS, Outcome.FAILS), late
+    monkeypatch.setattr("irmapdb.check.observe._SEARCH_S", 60.0)
+    found = bench.compare(watched)
+    assert found[:3] == (Verdict.OPTIONS, Outcome.FAILS, Outcome.FAILS), found
+
+
 def test_a_chroot_in_another_namespace_is_refused(area: MountArea, tmp_path: Path) -> None:
     directory = area.place("tmpfs").directory
     with Watcher(unshare={"mount"}, chroot=directory) as target:

@@ -9,6 +9,7 @@ import sys
 import tarfile
 from contextlib import ExitStack
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
@@ -26,7 +27,7 @@ from tests.support.programs import SYSTEM_PATH
 from tests.support.runc import Container, fill_rootfs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from irmapdb.check.dump import DumpCheck
     from tests.criu.checking import Bench
@@ -107,7 +108,13 @@ def stack() -> Iterator[ExitStack]:
         yield made
 
 
-def _rig(criu: Criu, area: MountArea, tmp_path: Path, stack: ExitStack) -> Rig:
+def _rig(
+    criu: Criu,
+    area: MountArea,
+    tmp_path: Path,
+    stack: ExitStack,
+    more: Mapping[Path, str] = MappingProxyType({}),
+) -> Rig:
     require_program("runc")
     root = area.ext4("root", size_mib=64).mountpoint
     fill_rootfs(root)
@@ -117,7 +124,7 @@ def _rig(criu: Criu, area: MountArea, tmp_path: Path, stack: ExitStack) -> Rig:
     for name in ("file", "hosts"):
         (data / name).write_text(name)
     (data / "link").symlink_to("file")
-    binds = {data: "/data", data / "hosts": "/etc/hosts"}
+    binds = {data: "/data", data / "hosts": "/etc/hosts", **more}
     path = os.pathsep.join((str(criu.program.parent), SYSTEM_PATH))
     made = Container(tmp_path / "runc", root, binds, path, tmpfs=["/tmp"])
     return Rig(stack.enter_context(made), criu, root, data, tmp_path / "images")
@@ -146,6 +153,47 @@ def test_no_path_in_a_container(
     assert not rig.restore_fails()
     assert rig.container.hears(file, (rig.data / "file").read_bytes)
     assert rig.container.hears(link, lambda: os.utime(rig.data / "link", follow_symlinks=False))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "xfs",
+        "btrfs",
+        "btrfs-subvol-mount",
+        "erofs",
+        "fuse",
+        "overlay-nfs-export",
+        "overlay-two-filesystems",
+    ],
+)
+def test_what_is_dumped_without_a_path_elsewhere(
+    kind: str, each_criu: Criu, area: MountArea, tmp_path: Path, stack: ExitStack
+) -> None:
+    """A restore does what the verdict says: opens the handle (no-path), or fails (no-restore)."""
+    place = area.place(kind)
+    rig = _rig(each_criu, area, tmp_path, stack, {place.mountpoint: "/place"})
+    file = place.directory / "dir" / "file"
+    watched = rig.container.add_inotify(
+        "/place" / file.relative_to(place.mountpoint), IN_OPEN | IN_ATTRIB
+    )
+    drop_caches()
+    (said,) = _check(rig.container.pid, rig.criu, tmp_path).watches
+    verdict = said.prediction.verdict
+    walked = kind == "overlay-two-filesystems"
+    if walked and each_criu.version != "4.3":
+        assert verdict is Verdict.FAILS
+        return
+    rig.checkpoint()
+    assert [one.path for one in rig.criu.dumped_watches(rig.images)] == [None]
+    lost = walked or kind == "fuse"
+    assert verdict is (Verdict.NO_RESTORE if lost else Verdict.NO_PATH)
+    (one,) = check_images(rig.images, rig.root).watches
+    assert one.right != lost
+    assert bool(rig.restore_fails()) == lost
+    if not lost:
+        assert rig.container.hears(watched, file.read_bytes)
 
 
 @pytest.mark.parametrize("replaced", [True, False])
