@@ -65,7 +65,8 @@ def main() -> int:
             _say(f"{line}, no fault")
             continue
         failed = True
-        _say(f"{found.log[-6000:]}\n{name}: FAULT: {found.crash or 'the worker ended'}")
+        _say(f"{found.log[-6000:]}\n{line}")
+        _say(f"FAULT: {found.crash or f'the worker ended with {found.exit_code}'}")
     return 1 if failed else 0
 
 

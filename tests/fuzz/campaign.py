@@ -16,6 +16,7 @@ __all__ = ["Result", "engine", "fuzz"]
 
 _CHECKOUT = Path(__file__).parent.parent.parent
 _DONE = re.compile(r"^Done (\d+) runs in (\d+) second", re.MULTILINE)
+_SO_FAR = re.compile(r"^#(\d+)\t", re.MULTILINE)
 _CRASH = re.compile(r"Test unit written to (\S+)")
 _COVERAGE = re.compile(r" cov: (\d+) ft: (\d+) corp: (\d+)/")
 
@@ -31,10 +32,11 @@ class Result(NamedTuple):
     crash: Path | None
     """The input that failed."""
     log: str
+    exit_code: int
 
     @property
     def ok(self) -> bool:
-        return self.crash is None and self.runs > 0
+        return self.exit_code == 0 and self.crash is None and self.runs > 0
 
 
 def engine() -> str:
@@ -67,9 +69,7 @@ def fuzz(
     log = done.stdout.decode(errors="replace")
     count, crash = _read(log)
     features = max((int(found[2]) for found in _COVERAGE.finditer(log)), default=0)
-    if done.returncode and crash is None:
-        count = 0
-    return Result(name, count, took_s, features, crash, log)
+    return Result(name, count, took_s, features, crash, log, done.returncode)
 
 
 def _read(log: str) -> tuple[int, Path | None]:
@@ -78,4 +78,6 @@ def _read(log: str) -> tuple[int, Path | None]:
         found = json.loads(told[-1])
         return found["runs"], Path(found["crash"]) if found["crash"] else None
     done, crash = _DONE.search(log), _CRASH.search(log)
-    return int(done[1]) if done else 0, Path(crash[1]) if crash else None
+    # Of a run that was ended from outside the last report tells.
+    so_far = max((int(found[1]) for found in _SO_FAR.finditer(log)), default=0)
+    return int(done[1]) if done else so_far, Path(crash[1]) if crash else None

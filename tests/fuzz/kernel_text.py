@@ -40,9 +40,13 @@ def _fdinfo_text(file: WatchFile) -> bytes:
         else:
             lines.append(f"fanotify {place} mflags:{watch.mflags:x} {masks}{_handle(watch)}")
     for mark in file.marks:
-        name = "mnt_id" if mark.kind is MarkKind.MOUNT else "sdev"
+        place = {
+            MarkKind.MOUNT: f"mnt_id:{mark.target:x}",
+            MarkKind.FILESYSTEM: f"sdev:{mark.target:x}",
+            MarkKind.NAMESPACE: f"mnt_ns:{mark.target}",
+        }[mark.kind]
         masks = f"mask:{mark.mask:x} ignored_mask:{mark.ignored_mask:x}"
-        lines.append(f"fanotify {name}:{mark.target:x} mflags:{mark.mflags:x} {masks}")
+        lines.append(f"fanotify {place} mflags:{mark.mflags:x} {masks}")
     return "\n".join(lines).encode() + b"\n"
 
 
@@ -90,6 +94,7 @@ def _fdinfo_seeds() -> Iterator[bytes]:
         text = path.read_bytes()
         yield text
         yield from text.splitlines(keepends=True)
+    yield b"fanotify mnt_ns:4026531841 mflags:0 mask:1000000 ignored_mask:0\n"
 
 
 def _mountinfo_seeds() -> Iterator[bytes]:
