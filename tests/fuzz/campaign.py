@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.fuzz.scratch import PARENT, scratch_parent
+
 __all__ = ["Result", "engine", "fuzz"]
 
 _CHECKOUT = Path(__file__).parent.parent.parent
@@ -56,15 +58,16 @@ def fuzz(
     """Run a target so many times, or so long; crashes are kept below `directory`."""
     command = [sys.executable, "-m", "tests.fuzz.worker", by or engine(), name, str(directory)]
     start = time.monotonic()
-    done = subprocess.run(
-        [*command, str(runs), str(seconds), str(seed)],
-        cwd=_CHECKOUT,
-        env={**os.environ, "PYTHONWARNINGS": "ignore"},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        check=False,
-    )
+    with scratch_parent() as scratch:
+        done = subprocess.run(
+            [*command, str(runs), str(seconds), str(seed)],
+            cwd=_CHECKOUT,
+            env={**os.environ, "PYTHONWARNINGS": "ignore", PARENT: scratch},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
     took_s = time.monotonic() - start
     log = done.stdout.decode(errors="replace")
     count, crash = _read(log)

@@ -6,16 +6,27 @@ import os
 import tempfile
 from pathlib import Path
 
-__all__ = ["scratch"]
+__all__ = ["PARENT", "scratch", "scratch_parent"]
+
+PARENT = "IRMAPDB_FUZZ_SCRATCH"
+"""The variable that names a directory which the caller removes: libFuzzer ends a process without
+giving Python a moment to tidy."""
 
 _SHARED_MEMORY = Path("/dev/shm")
 _KEPT: list[tempfile.TemporaryDirectory[str]] = []
 
 
-def scratch() -> Path:
-    """A directory that goes with this process; in memory where there is some."""
+def scratch_parent() -> tempfile.TemporaryDirectory[str]:
+    """A directory in memory, where there is some."""
     parent = _SHARED_MEMORY if os.access(_SHARED_MEMORY, os.W_OK) else None
     # Not `irmapdb-…`: what is named so is a leftover, which any run of irmapdb removes.
-    kept = tempfile.TemporaryDirectory(prefix="fuzz.", dir=parent)
-    _KEPT.append(kept)
-    return Path(kept.name)
+    return tempfile.TemporaryDirectory(prefix="fuzz.", dir=parent)
+
+
+def scratch() -> Path:
+    """A directory that goes with this process, or with who started it."""
+    given = os.environ.get(PARENT)
+    if given:
+        return Path(tempfile.mkdtemp(dir=given))
+    _KEPT.append(scratch_parent())
+    return Path(_KEPT[-1].name)

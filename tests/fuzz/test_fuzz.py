@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from irmapdb.errors import IrmapError, SqlError
-from tests.fuzz import corpus
+from tests.fuzz import corpus, scratch
 from tests.fuzz.campaign import engine, fuzz
 from tests.fuzz.registry import BY_NAME
 from tests.fuzz.target import Check, check_text
@@ -48,6 +48,15 @@ def test_short_run(name, tmp_path):
     if engine() == "atheris":
         # Without instrumentation there is nothing to reach, and nothing to be guided by.
         assert found.features > 50
+
+
+def test_nothing_is_left_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(scratch, "_SHARED_MEMORY", tmp_path)
+    assert fuzz("config", tmp_path / "run", runs=10, seed=1).ok
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    # The worker, which libFuzzer ends at once, makes its own within what was removed.
+    monkeypatch.setenv(scratch.PARENT, str(tmp_path))
+    assert scratch.scratch().parent == tmp_path
 
 
 @pytest.mark.slow
