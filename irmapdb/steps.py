@@ -28,6 +28,7 @@ from irmapdb.engine import Outcome
 from irmapdb.errors import FreezeError
 from irmapdb.findings import FSNOTIFY_NAMES, Begun, Findings, MarkRow, make_findings
 from irmapdb.kernel import procfs, tasks
+from irmapdb.kernel.fdinfo_files import FdinfoFiles
 from irmapdb.kernel.namespaces import mounted_anywhere
 from irmapdb.kernel.root import Root, open_root
 from irmapdb.kernel.survey import read_survey
@@ -302,7 +303,8 @@ def _confirm_frozen(
 class _Tree:
     """The tasks, their root, and what they watch."""
 
-    def __init__(self, pid: int, root: Root) -> None:
+    def __init__(self, pid: int, root: Root, texts: FdinfoFiles) -> None:
+        self._texts = texts
         self.pid = pid
         self.root = root
         self.denied: tuple[Denied, ...] = ()
@@ -343,7 +345,7 @@ class _Tree:
         self._tasks.update((task.pid, task) for task in found)
         self.rewatched = []
         self.reparsed = 0
-        survey = read_survey(found, over=over)
+        survey = read_survey(found, over=over, texts=self._texts)
         self.denied, self.unread = survey.denied, survey.unread
         self.owners = survey.owners()
         for tid, pid in survey.threads.items():
@@ -398,9 +400,9 @@ def _mount_marks(file: WatchFile) -> Iterator[Mark]:
 @contextlib.contextmanager
 def _tree(options: Options) -> Iterator[_Tree]:
     tasks.task_tree(options.pid)  # before anything is made on its behalf: is it there?
-    with open_root(options.pid) as root:
+    with open_root(options.pid) as root, FdinfoFiles() as texts:
         check_scan_paths(root, options.scan_paths, options.config)
-        yield _Tree(options.pid, root)
+        yield _Tree(options.pid, root, texts)
 
 
 @dataclass(slots=True)
