@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from irmapdb.config import Config
 from irmapdb.kernel import accounts, tasks
 from irmapdb.kernel.accounts import Account
+from irmapdb.kernel.holders import deleted_holders
 from irmapdb.kernel.root import open_root
 from irmapdb.kernel.survey import read_survey
 from irmapdb.model import MarkKind, Watch, WatchKind
@@ -252,13 +253,17 @@ def _paths(
         search.add_owners(survey.owners())
         search.resolve(files)
         outcome = search.outcome
+        deleted = [one for one, failure in outcome.unresolved.items() if failure.deleted]
+        holders = deleted_holders(root, list(comms), deleted, options.proc)
         for file in files:
             comm = comms[file.pid]
             for watch in file.watches:
                 answer = outcome.resolved.get(watch.identity)
                 if answer is None:
                     failure = outcome.unresolved[watch.identity]
-                    row = WatchedPath(watch, comm, None, failure.why, deleted=failure.deleted)
+                    holder = holders.get(watch.identity)
+                    why = failure.why if holder is None else f"{failure.why}: {holder}"
+                    row = WatchedPath(watch, comm, None, why, deleted=failure.deleted)
                     rows.append(row)
                 else:
                     rows.append(WatchedPath(watch, comm, answer.path, None, answer.mntns))

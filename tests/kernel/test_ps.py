@@ -247,10 +247,11 @@ def test_a_watch_without_a_path_is_a_finding(
     gone.unlink()  # a watch does not keep it: the next one is of an open file
     gone.touch()
     watcher.add_inotify(gone)
-    watcher.open(gone)
+    held = watcher.open(gone)
     gone.unlink()
     deleted = _command("-t", pid)
     assert deleted.returncode == 3
+    assert f"it was {gone}; task {pid} holds it as fd {held}" in deleted.stdout
     assert "1 watch without a path (1 of deleted files)\n" in deleted.stderr
     assert _command("-t", pid, "--json").returncode == 3
 
