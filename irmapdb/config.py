@@ -7,6 +7,7 @@ skip-filesystems = ["nfs4"]      # in addition to the built-in ones
 
 [hook]                           # of irmapdb-hook; the environment has the last word:
 timeout = 10                     # seconds                 IRMAPDB_HOOK_TIMEOUT
+paused-timeout = 1               # seconds in a pause      IRMAPDB_HOOK_PAUSED_TIMEOUT
 strict = false                   # may fail the dump       IRMAPDB_HOOK_STRICT
 db = "/var/lib/irmapdb"          # not in the work dir     IRMAPDB_HOOK_DB
 
@@ -107,6 +108,9 @@ class HookConfig:
     """The limit. What was proved is written before it is reached."""
     timeout_is_set: bool = False
     """Else it grows with the number of watches."""
+    paused_timeout_s: float = 1.0
+    """If the tasks stand still already: after this time nothing is walked, and no directory
+    opened."""
     strict: bool = False
     """Whether an error of ours fails CRIU's dump."""
     db: Path | None = None
@@ -169,7 +173,7 @@ class Config:
 
 
 _KNOWN = {
-    "hook": {"db", "strict", "timeout"},
+    "hook": {"db", "paused-timeout", "strict", "timeout"},
     "retention": {"automatic", "keep-rows", "keep-runs", "stale-older-than", "unused-older-than"},
     "scan": {"hints", "paths", "skip-filesystems"},
     "warm": {"directory", "interval", "keep-gone", "share"},
@@ -224,6 +228,9 @@ def _hook(table: dict[str, Any], source: str) -> HookConfig:
         hook = replace(
             hook, timeout_s=_seconds(table["timeout"], f"{source}: timeout"), timeout_is_set=True
         )
+    if "paused-timeout" in table:
+        seconds = _seconds(table["paused-timeout"], f"{source}: paused-timeout")
+        hook = replace(hook, paused_timeout_s=seconds)
     if "strict" in table:
         hook = replace(hook, strict=_truth(table["strict"], f"{source}: strict"))
     if "db" in table:
@@ -297,18 +304,16 @@ _TRUTHS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no
 
 
 def with_environment(hook: HookConfig, environment: MappingABC[str, str]) -> HookConfig:
-    """What IRMAPDB_HOOK_TIMEOUT, _STRICT and _DB say in place of the file; "" says nothing.
+    """What the variables IRMAPDB_HOOK_… say in place of the file; "" says nothing.
 
-    ConfigError names the variable.
+    They are TIMEOUT, PAUSED_TIMEOUT, STRICT and DB. ConfigError names the variable.
     """
     if text := environment.get("IRMAPDB_HOOK_TIMEOUT"):
-        try:
-            seconds: float | str = float(text)
-        except ValueError:
-            seconds = text
-        hook = replace(
-            hook, timeout_s=_seconds(seconds, "IRMAPDB_HOOK_TIMEOUT"), timeout_is_set=True
-        )
+        timeout_s = _seconds_in(text, "IRMAPDB_HOOK_TIMEOUT")
+        hook = replace(hook, timeout_s=timeout_s, timeout_is_set=True)
+    if text := environment.get("IRMAPDB_HOOK_PAUSED_TIMEOUT"):
+        paused_s = _seconds_in(text, "IRMAPDB_HOOK_PAUSED_TIMEOUT")
+        hook = replace(hook, paused_timeout_s=paused_s)
     if text := environment.get("IRMAPDB_HOOK_STRICT"):
         if text.lower() not in _TRUTHS:
             message = f"IRMAPDB_HOOK_STRICT is {text!r}"
@@ -317,6 +322,13 @@ def with_environment(hook: HookConfig, environment: MappingABC[str, str]) -> Hoo
     if text := environment.get("IRMAPDB_HOOK_DB"):
         hook = replace(hook, db=_directory(text, "IRMAPDB_HOOK_DB"))
     return hook
+
+
+def _seconds_in(text: str, where: str) -> float:
+    try:
+        return _seconds(float(text), where)
+    except ValueError:
+        return _seconds(text, where)
 
 
 def _seconds(value: object, where: str) -> float:

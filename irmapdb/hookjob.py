@@ -16,11 +16,14 @@ import os
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from irmapdb import files, steps
 from irmapdb.errors import DatabaseError, FileError, ImageError, IrmapError
+from irmapdb.kernel import tasks
+from irmapdb.kernel.pause import find_pause
 from irmapdb.model import ChangeKind, printable
 from irmapdb.store.mappings import StoredMappings, open_mappings
 from irmapdb.workdir import CACHE_NAME, DATABASE_NAME
@@ -97,6 +100,8 @@ class _State:
         self.old: tuple[CacheEntry, ...] = ()
         self.budget_s = job.hook.timeout_s
         self.soft_end_s = 0.0
+        self.pause = find_pause(job.pid, lambda: _tree_of(job.pid))
+        """By what the tasks are paused; "": they run."""
         self.writing = threading.Lock()
         """Held while irmap-cache is written, and for ever by whoever is the last to do so."""
         self.survey: steps.Survey | None = None
@@ -158,6 +163,9 @@ def _attempt(state: _State) -> Served:
     try:
         kept = _to_keep(state, found)
         stamp = steps.hand_over(found, kept)
+        if state.pause:
+            paused_us = int((time.monotonic() - state.job.started_s) * 1_000_000)
+            found = replace(found, stats=replace(found.stats, paused_us=paused_us))
     except BaseException:
         state.writing.release()
         raise
@@ -167,6 +175,13 @@ def _attempt(state: _State) -> Served:
 def _take_over(state: _State) -> None:
     # If the time is up just now, the other thread is at it, and ends the process.
     state.writing.acquire()
+
+
+def _tree_of(pid: int) -> list[int]:
+    try:
+        return [task.pid for task in tasks.task_tree(pid)]
+    except IrmapError:
+        return []
 
 
 def _find(state: _State) -> tuple[Findings, steps.Options]:
@@ -187,6 +202,7 @@ def _find(state: _State) -> tuple[Findings, steps.Options]:
         wait_s=_KEEP_WAIT_S,
         take_cache=state.take_cache,
         surveyed=state.surveyed,
+        paused_until_s=job.started_s + job.hook.paused_timeout_s if state.pause else None,
     )
     if not (state.read_database and os.path.lexists(state.database)):
         return steps.find(options, StoredMappings()), options
@@ -362,6 +378,8 @@ def _done(state: _State, found: Findings, kept: list[CacheEntry]) -> Done:
         f"{stats.watches} {_plural(stats.watches)}: "
         f"{stats.resolved} proved ({stats.hits} known before), in {took_ms:.0f} ms"
     )
+    if state.pause:
+        summary += f" of a pause ({state.pause})"
     notes = []
     if found.cut or found.unread or state.over():
         text = f"the time budget of {state.budget_s:g} s was over"

@@ -441,5 +441,9 @@ class RunStats:
     """How many for which cause: `renamed 2, not witnessed 5`."""
     frozen_resolve_us: int = 0
     """Of `frozen_us`, and of `resolve_us`: proving again, and resolving what was new."""
+    paused: int = 0
+    """1: a container engine had the tasks paused already."""
+    paused_us: int = 0
+    """Of that pause: until CRIU had its answer."""
     sources: dict[str, int] = field(default_factory=dict)
     """How many identities each resolver answered."""

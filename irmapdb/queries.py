@@ -156,15 +156,15 @@ _ALL = (
     ),
     _saved(
         "frozen",
-        "the dumps that froze the tasks for longest, and what that time went into",
+        "the dumps for which the tasks stood still for longest, and what that time went into",
         """
-        -- Of irmapdb dump. Under the hook CRIU freezes by itself: the file stats-dump in its work
-        -- directory has frozen_time.
-        SELECT run_id, datetime(started_at) AS started_at, freezing_ms, frozen_ms, tasks_frozen,
-            reading_watches_ms, descriptors_changed, asking_what_moved_ms, proved_again, because,
-            proving_ms, rest_ms
+        -- The freeze of irmapdb dump, and the hook's part of an engine's pause. CRIU's own freeze
+        -- comes after that: the file stats-dump in its work directory has frozen_time.
+        SELECT run_id, datetime(started_at) AS started_at, stopped_by, paused_ms, freezing_ms,
+            frozen_ms, tasks_frozen, reading_watches_ms, descriptors_changed,
+            asking_what_moved_ms, proved_again, because, proving_ms, rest_ms
         FROM frozen_dumps
-        ORDER BY frozen_ms DESC
+        ORDER BY max(coalesce(frozen_ms, 0), coalesce(paused_ms, 0)) DESC
         LIMIT :runs
         """,
         if_empty="no irmapdb dump is known; under the hook CRIU freezes by itself: the file "

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from irmapdb.engine import Outcome, Resolver
     from irmapdb.model import Identity, InodeKey, Mapping, WatchFile
 
-__all__ = ["Load", "Search"]
+__all__ = ["Load", "Paused", "Search"]
 
 _log = logging.getLogger(__name__)
 
@@ -62,6 +62,8 @@ _BATCH = 16
 """Of what is asked for once more in the freeze: so many in vain, and the rest can wait."""
 
 _NO_TIME = "the time budget was over"
+_PAUSE_OVER = "the time for a pause was over"
+_LISTENER = "a paused task may be asked before a directory is opened, so none was"
 
 _QUESTIONS_MORE = 2
 """How often is asked again, while the tasks run, for what was renamed between answer and proof."""
@@ -97,6 +99,15 @@ class _Place(NamedTuple):
     """The paths that failed of what was being renamed when it was looked for."""
 
 
+class Paused(NamedTuple):
+    """The tasks stand still already, and what waits for one of them waits in vain."""
+
+    left_s: Callable[[], float]
+    """The time that is left for what may have to wait: to open directories, and to walk them."""
+    may_hold_us: Callable[[], bool]
+    """Whether one of the tasks may be asked before a directory is opened."""
+
+
 class Search:
     """Resolves batches and proves answers again. A context manager: holds the roots open."""
 
@@ -113,6 +124,8 @@ class Search:
         proc: str = "/proc",
     ) -> None:
         self._load = load
+        self.paused: Paused | None = None
+        """Set where the tasks stand still already."""
         self._config = config
         self._scan_paths = tuple(scan_paths)
         self._scans = scan
@@ -315,11 +328,52 @@ class Search:
                 if not outcome.unresolved[identity].deleted:
                     del outcome.unresolved[identity]
             return outcome
+        if self.paused is not None:
+            return self._run_paused(place, quick, aside, self.paused)
         outcome = self._ask_and_scan(place, quick)
         _tell(outcome)
         for batch in aside:
             outcome.update(self._ask_aside(place, batch))
         place.failed.update(were_moving(place.root, outcome))
+        return outcome
+
+    def _run_paused(
+        self,
+        place: _Place,
+        quick: Iterable[Identity],
+        aside: Iterable[list[Identity]],
+        paused: Paused,
+    ) -> Outcome:
+        # No server is asked, and no directory opened; what that leaves is looked for by a child
+        # that can be killed, if it can come to an end at all.
+        with place.doors.only_kept():
+            resolvers = [one for one in place.resolvers if one is not place.scan]
+            outcome = self._ask(place, quick, resolvers)
+        left = [i for i, failure in outcome.unresolved.items() if not failure.deleted]
+        if left:
+            outcome.update(self._ask_in_time(place, left, paused))
+        for batch in aside:
+            kinds = self._config.kinds_that_wait(place.root.on_the_way(batch[0].kdev))
+            outcome.update(_unanswered(batch, f"{kinds}: is not asked in a pause"))
+        _tell(outcome)
+        return outcome
+
+    def _ask_in_time(self, place: _Place, left: list[Identity], paused: Paused) -> Outcome:
+        if paused.may_hold_us():
+            return _unanswered(left, _LISTENER)
+        place.stored.load(left)
+        left_s = paused.left_s()
+        if left_s <= 0 or self._over():
+            return _unanswered(left, _PAUSE_OVER, cut=True)
+
+        def ask() -> tuple[Outcome, int]:
+            return self._ask_and_scan(place, left), place.scan.scanned
+
+        try:
+            outcome, place.scan.scanned = call_aside(ask, left_s, self._over)
+        except (TimeoutError, ChildProcessError) as error:
+            return _unanswered(left, f"{_PAUSE_OVER} ({error})", cut=True)
+        assert isinstance(outcome, engine.Outcome)  # noqa: S101 our own child's
         return outcome
 
     def _ask_and_scan(self, place: _Place, identities: Iterable[Identity]) -> Outcome:

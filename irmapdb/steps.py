@@ -27,14 +27,14 @@ from irmapdb.config import Config
 from irmapdb.engine import Outcome
 from irmapdb.errors import FreezeError
 from irmapdb.findings import FSNOTIFY_NAMES, Begun, Findings, MarkRow, make_findings
-from irmapdb.kernel import procfs, tasks
+from irmapdb.kernel import pause, procfs, tasks
 from irmapdb.kernel.fdinfo_files import FdinfoFiles
 from irmapdb.kernel.namespaces import mounted_anywhere
 from irmapdb.kernel.root import Root, open_root
 from irmapdb.kernel.survey import read_survey
 from irmapdb.model import Event, MarkKind, Resolved, RunStats, Source
 from irmapdb.scanpaths import check_scan_paths
-from irmapdb.search import Search
+from irmapdb.search import Paused, Search
 from irmapdb.workdir import MappingsAndNews, WorkDir
 
 if TYPE_CHECKING:
@@ -95,6 +95,9 @@ class Options:
     """How long to wait for another process's step in the database."""
     take_cache: bool = True
     """Whether to take over what irmap-cache holds, where it is news."""
+    paused_until_s: float | None = None
+    """If the tasks stand still already: until when (time.monotonic()) something that may have to
+    wait for one of them is tried."""
     surveyed: Callable[[Survey], None] = lambda _survey: None
     """Told by `find` what is watched, before any path is looked for."""
 
@@ -158,6 +161,7 @@ def find(options: Options, stored: StoredMappings) -> Findings:
         place = _place(options)
         files.check_replaceable(place.cache)
         begun = Begun(Event.PRE_DUMP, place, datetime.now(UTC))
+        begun.share = RunStats(paused=int(options.paused_until_s is not None))
         news = workdir.read_news(stored.image_seen, place) if options.take_cache else None
         load = MappingsAndNews(stored.load, news, begun.started_at)
         with tree.search(options, load) as search:
@@ -383,7 +387,7 @@ class _Tree:
             return  # gone, or not ours to look at
 
     def search(self, options: Options, load: Load) -> Search:
-        return Search(
+        search = Search(
             self.root,
             load,
             config=options.config,
@@ -391,6 +395,12 @@ class _Tree:
             progress=options.progress,
             over=options.over,
         )
+        if (until_s := options.paused_until_s) is not None:
+            search.paused = Paused(
+                lambda: until_s - time.monotonic(),
+                lambda: pause.has_permission_listener(self.pid, self.pids),
+            )
+        return search
 
 
 def _mount_marks(file: WatchFile) -> Iterator[Mark]:

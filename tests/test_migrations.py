@@ -102,7 +102,8 @@ SHARE = {
     "reproved_why": "renamed 10, not witnessed 4",
     "frozen_resolve_us": 15,
 }
-STATS = RunStats(1, 2, 3, 4, 5, 6, 7, 8, 9, **SHARE, sources={"btrfs": 1, "open-files": 2})
+PAUSE = {"paused": 1, "paused_us": 16}
+STATS = RunStats(1, 2, 3, 4, 5, 6, 7, 8, 9, **SHARE, **PAUSE, sources={"btrfs": 1, "open-files": 2})
 RUNS = [
     RunRow(1, Event.DUMP, 4242, b"sleepy\xff", T0, T1, STATS, "done"),
     RunRow(2, Event.IMPORT, None, None, T1, T2, RunStats(), "irmap-cache: cut off"),
@@ -120,9 +121,12 @@ WATCHES = [
         (Tried("handle", "cannot be opened"), Tried("scan", "not found")),
     ),
 ]
-# 0001 had no place for what each resolver said, nor 0002 for the share of the freeze.
+# 0001 had no place for what each resolver said, nor 0002 for the share of the freeze, nor 0003 for
+# a pause.
 WATCHES_0001 = [row._replace(tried=()) for row in WATCHES]
 NO_SHARE = RunStats(1, 2, 3, 4, 5, 6, 7, 8, 9, sources=STATS.sources)
+NO_PAUSE = RunStats(1, 2, 3, 4, 5, 6, 7, 8, 9, **SHARE, sources=STATS.sources)
+RUNS_0003 = [RUNS[0]._replace(stats=NO_PAUSE), RUNS[1]]
 RUNS_0002 = [RUNS[0]._replace(stats=NO_SHARE), RUNS[1]]
 CHANGES = [
     Change(ChangeKind.MOVED, EXT4, b"/etc/hard\nlink", b"/etc/old\xff", StaleReason.GONE),
@@ -217,7 +221,7 @@ def test_a_released_database_opens_with_nothing_lost(tmp_path, released):
     check_content(
         path,
         WATCHES_0001 if released.stem == "0001" else WATCHES,
-        RUNS_0002 if released.stem < "0003" else RUNS,
+        {"0001": RUNS_0002, "0002": RUNS_0002, "0003": RUNS_0003}.get(released.stem, RUNS),
     )
     write_content(new)
     check_content(new)

@@ -98,6 +98,8 @@ STATS = (
     "reproved",
     "reproved_why",
     "frozen_resolve_us",
+    "paused",
+    "paused_us",
 )
 """The fields of RunStats that are columns of `run`."""
 

@@ -149,6 +149,8 @@ run = Table(
     Column("reproved", Integer, nullable=False, server_default=text("0")),
     Column("reproved_why", Text, nullable=False, server_default=text("''")),
     Column("frozen_resolve_us", Integer, nullable=False, server_default=text("0")),
+    Column("paused", Integer, nullable=False, server_default=text("0")),
+    Column("paused_us", Integer, nullable=False, server_default=text("0")),
 )
 
 # How many identities each resolver answered.

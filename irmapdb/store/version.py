@@ -31,7 +31,7 @@ __all__ = [
 APPLICATION_ID = 0x49524D50
 """`PRAGMA application_id` of our files ("IRMP"): tells a newer schema from a foreign database."""
 
-REVISIONS = ("0001", "0002", "0003")
+REVISIONS = ("0001", "0002", "0003", "0004")
 """Every schema revision, oldest first. Known here so that opening needs no alembic."""
 
 HEAD = REVISIONS[-1]

@@ -450,15 +450,16 @@ FROM run
 ORDER BY id;
 
 CREATE VIEW frozen_dumps AS
--- what the time went into for which each dump kept the tasks frozen; NULL where the irmapdb that
--- wrote it did not measure that
+-- what the time went into for which the tasks stood still: in the freeze of irmapdb dump, and of
+-- an engine's pause the part that the hook took, before CRIU's own freeze. NULL: does not apply, or
+-- the irmapdb that wrote it did not measure it
 SELECT
     run_id,
     started_at,
     process,
     watches,
-    round(freezing_us / 1000.0, 1) AS freezing_ms,
-    round(frozen_us / 1000.0, 1) AS frozen_ms,
+    CASE WHEN NOT paused THEN round(freezing_us / 1000.0, 1) END AS freezing_ms,
+    CASE WHEN NOT paused THEN round(frozen_us / 1000.0, 1) END AS frozen_ms,
     tasks_frozen,
     CASE WHEN measured THEN round(reread_us / 1000.0, 1) END AS reading_watches_ms,
     CASE WHEN measured THEN reparsed END AS descriptors_changed,
@@ -469,17 +470,20 @@ SELECT
     CASE WHEN measured THEN
         round(max(frozen_us - reread_us - confirm_us - frozen_resolve_us, 0) / 1000.0, 1)
     END AS rest_ms,
-    run_id AS rowid
+    run_id AS rowid,
+    CASE WHEN paused THEN 'pause' ELSE 'freeze' END AS stopped_by,
+    CASE WHEN paused THEN round(paused_us / 1000.0, 1) END AS paused_ms
 FROM (
     SELECT
         id AS run_id,
         comm AS process,
+        paused, paused_us,
         nullif(run.tasks_frozen, 0) AS tasks_frozen,
         run.tasks_frozen > 0 AS measured,
         started_at, watches, freezing_us, frozen_us, reread_us, reparsed, confirm_us, reproved,
         reproved_why, frozen_resolve_us
     FROM run
-    WHERE event = 'dump' AND outcome NOT LIKE 'failed:%'
+    WHERE (event = 'dump' OR paused) AND outcome NOT LIKE 'failed:%'
 )
 ORDER BY run_id;
 

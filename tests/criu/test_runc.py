@@ -120,3 +120,22 @@ def test_runc_checkpoint_and_restore_with_the_hook(
     assert restored.ok, (restored.log, (work / "restore.log").read_text(errors="replace")[-3000:])
     for task, watched, act in watches:
         assert task.hears(watched, act)
+
+
+def test_a_paused_container(container, overlay, data, installed, criu, tmp_path, monkeypatch):
+    monkeypatch.setenv("IRMAPDB_HOOK_PAUSED_TIMEOUT", "20")  # enough, on a busy machine as well
+    # As containerd, CRI-O and docker do it: the cgroup is frozen before the runtime calls CRIU.
+    watches = _watch_everywhere(container, overlay, data)
+    images, work = tmp_path / "images", tmp_path / "work"
+    container.pause()
+    done = container.checkpoint(images, work)
+    assert done.ok, (done.log, (work / "dump.log").read_text(errors="replace")[-3000:])
+    assert "5 watches: 5 proved" in (work / "dump.log").read_text(errors="replace")
+    assert "of a pause (frozen cgroup)" in (work / "dump.log").read_text(errors="replace")
+    paths = {dumped.path for dumped in criu.dumped_watches(images)}
+    assert paths == {"/srv/app/settings", "/.", "/srv/state", "/data", "/data/file"}
+    restored = container.restore(images, work)
+    assert restored.ok, (restored.log, (work / "restore.log").read_text(errors="replace")[-3000:])
+    container.resume()
+    for task, watched, act in watches:
+        assert task.hears(watched, act)

@@ -172,6 +172,16 @@ class Container(Task):
         directory = self._directory / "pipes" / f"child-{index}"
         return _Link(directory, lambda: self._host_pid_of_child(index))
 
+    def pause(self) -> None:
+        """`runc pause`: its cgroup is frozen."""
+        done = self._runc("pause", self.id)
+        if not done.ok:
+            raise ProgramError(done.log)
+
+    def resume(self) -> None:
+        """`runc resume`, if it is paused."""
+        self._runc("resume", self.id)
+
     def checkpoint(self, images: Path, work: Path) -> RuncRun:
         """`runc checkpoint`: ok where the container is on disk, and has ended."""
         images.mkdir(parents=True, exist_ok=True)
