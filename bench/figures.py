@@ -83,7 +83,7 @@ class Goal:
     limit: float
     got: float
     unit: str
-    """`s`, `MB` (10^6 bytes) or `times` (the other one's)."""
+    """`s`, `MB` (10^6 bytes), `entries` or `times` (the other one's)."""
 
     @property
     def reached(self) -> bool:
