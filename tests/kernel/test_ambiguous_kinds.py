@@ -12,14 +12,18 @@ from typing import NamedTuple
 
 import pytest
 
+from irmapdb import census, steps
+from irmapdb.config import Config
 from irmapdb.kernel.ambiguous import REASONS, Reason, may_be_another
 from irmapdb.kernel.identity import disproof, identify_fd
 from irmapdb.kernel.root import Root
 from irmapdb.model import FileHandle, Identity, Mount, StaleReason
+from tests.kernel.stepping import new_work_dir
 from tests.kernel.truth import watched_identity
 from tests.support.area import MountArea
 from tests.support.features import has_filesystem, require_filesystem
 from tests.support.filesystems import drop_caches
+from tests.support.fuse_server import ReusingServer
 from tests.support.notify import IN_ATTRIB, IN_OPEN
 from tests.support.programs import run
 from tests.support.watcher import Watcher
@@ -214,6 +218,29 @@ def test_fusectl_is_not_fuse(area: MountArea, root: Root, watcher: Watcher) -> N
     path = connection / "waiting"
     assert disproof(root, watched_identity(watcher, watched), os.fsencode(path)) is None
     assert watcher.hears(watched, lambda: _open(path))
+
+
+def test_a_server_that_gives_one_number_to_two_files(
+    area: MountArea, root: Root, watcher: Watcher, tmp_path: Path
+) -> None:
+    require_filesystem("fuse")
+    top = area.path / "served"
+    with ReusingServer(top) as server:
+        inotify = watcher.add_inotify(top / "one", IN_OPEN)
+        watcher.add_fanotify(top / "one")
+        wanted = watched_identity(watcher, inotify)
+        server.reused = True
+        other = watcher.add_inotify(top / "two", IN_OPEN, fd=watcher.inotify())
+        assert watched_identity(watcher, other) == wanted
+        assert not watcher.hears(inotify, lambda: _open(top / "two"))
+        watcher.remove(other)
+        root.renew()
+        assert disproof(root, wanted, os.fsencode(top / "two")) is StaleReason.AMBIGUOUS
+        options = steps.Options(watcher.pid, new_work_dir(tmp_path), config=Config(hints=()))
+        for report in (steps.pre_dump(options), steps.dump(options, steps.FreezeOptions())):
+            assert {row.path for row in report.watches} == {None}
+        taken = census.take(census.Options(pid=watcher.pid))
+        assert {row.path for row in taken.watches} == {None}
 
 
 def test_a_name_of_proc_that_was_dropped_is_another_file(root: Root, watcher: Watcher) -> None:

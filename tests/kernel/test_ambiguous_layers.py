@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from irmapdb import steps
+from irmapdb import census, steps
 from irmapdb.kernel import overlay
 from irmapdb.kernel.identity import disproof
 from irmapdb.kernel.root import Root
@@ -97,6 +97,8 @@ def test_no_command_answers_with_the_other_layers_file(
     for report in (steps.pre_dump(options), steps.dump(options, FreezeOptions())):
         assert [row.path for row in report.watches] == [None, None]
         assert all("may be another file" in (row.why or "") for row in report.watches)
+    taken = census.take(census.Options(pid=watcher.pid, search=True))
+    assert [row.path for row in taken.watches] == [None, None]
 
 
 def test_a_clone_that_is_no_layer_does_no_harm(

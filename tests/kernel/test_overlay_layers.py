@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +13,8 @@ import pytest
 
 from irmapdb import census, steps
 from irmapdb.engine import resolve
+from irmapdb.kernel.aside import call_aside
+from irmapdb.kernel.identity import disproof
 from irmapdb.kernel.root import Root, open_root
 from irmapdb.model import Identity, Source
 from irmapdb.resolvers import OverlayLayers
@@ -20,9 +23,12 @@ from tests.kernel.stepping import NO_HINTS, new_work_dir, options_for
 from tests.kernel.truth import as_nobody, watched_identity
 from tests.support.area import MountArea
 from tests.support.filesystems import drop_caches, unmount
-from tests.support.notify import IN_OPEN
+from tests.support.notify import FAN_ONDIR, IN_OPEN
 from tests.support.programs import ProgramError, run
 from tests.support.watcher import Watched, Watcher
+
+_FAN_CLASS_CONTENT = 0x04
+_FAN_OPEN_PERM = 0x10000
 
 
 class _Made(NamedTuple):
@@ -340,3 +346,37 @@ def test_in_a_container_whose_layers_only_we_see(area: MountArea, make: Make) ->
         identity = watched_identity(inside, watched)
         drop_caches()
         assert path_by(root, OverlayLayers(root), identity) == b"/a/b/c/file"
+
+
+def test_no_listener_on_the_overlay_is_waited_for(make: Make) -> None:
+    """As in an engine's pause: who is asked before each open has stopped."""
+    made = make()
+    watched = [made.watch(name) for name in ("a/b/file", "a/b/c/file", "a", "file")]
+    (made.top / "file").write_bytes(b"new")
+    (made.top / "file").rename(made.top / "moved")
+    identities = [made.identity(one) for one in watched]
+    with Watcher() as listener:
+        group = listener.fanotify(flags=_FAN_CLASS_CONTENT)
+        mask = _FAN_OPEN_PERM | FAN_ONDIR
+        listener.add_fanotify(made.top, mask, "filesystem", fd=group)
+        drop_caches()
+
+        def resolve_all() -> set[bytes]:
+            outcome = resolve(
+                identities,
+                [OverlayLayers(made.root)],
+                lambda identity, path: disproof(made.root, identity, path),
+            )
+            return {answer.path for answer in outcome.resolved.values()}
+
+        with pytest.raises(TimeoutError):  # the listener does hold who opens
+            call_aside(lambda: os.listdir(made.top / "a"), 0.5)
+        found = call_aside(resolve_all, 20)
+    names = ("a/b/file", "a/b/c/file", "a", "moved")
+    assert found == {os.fsencode(made.top / name) for name in names}
+
+
+def test_it_is_imported_without_what_takes_long() -> None:
+    slow = {"sqlalchemy", "alembic", "typer", "pydantic", "asyncio", "google.protobuf", "sqlite3"}
+    text = f"import irmapdb.resolvers, sys; print(sorted(set(sys.modules) & {slow}))"
+    assert run(sys.executable, "-c", text).strip() == b"[]"
