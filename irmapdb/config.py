@@ -28,10 +28,8 @@ keep-gone = "7d"                 # databases of containers that are gone
 from __future__ import annotations
 
 import contextlib
-import difflib
 import math
 import os
-import tomllib
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -195,6 +193,8 @@ def load_config(path: Path | None = None) -> Config:
             return Config()
         message = f"{printable(source)}: no such file"
         raise ConfigError(message, advice="name a TOML file with --config")
+    import tomllib  # noqa: PLC0415 most machines have no such file
+
     try:
         document = tomllib.loads(text.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -354,6 +354,8 @@ def _refuse_unknown(entries: Iterable[str], known: Iterable[str], source: str, p
     for name in entries:
         if name in known:
             continue
+        import difflib  # noqa: PLC0415
+
         close = difflib.get_close_matches(name, known, n=1)
         advice = (
             f"did you mean {prefix}{close[0]}?" if close else f"known: {', '.join(sorted(known))}"

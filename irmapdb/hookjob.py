@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from irmapdb import files, steps
 from irmapdb.errors import DatabaseError, FileError, ImageError, IrmapError
+from irmapdb.image.cache_bytes import cache_bytes
 from irmapdb.kernel import tasks
 from irmapdb.kernel.pause import find_pause
 from irmapdb.model import ChangeKind, printable
@@ -296,10 +297,8 @@ def _watch_the_time(state: _State) -> None:
             Done(fresh=False, problems=(text,), notes=(), summary=f"not done: {text}")
         )
         return
-    from irmapdb.image import cache  # noqa: PLC0415
-
     try:
-        files.replace_whole(state.work / CACHE_NAME, cache.encode_cache([*kept, *entries]))
+        files.replace_whole(state.work / CACHE_NAME, cache_bytes([*kept, *entries]))
     except IrmapError as error:
         text += f"; {error}"
     summary = (

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from irmapdb import files
 from irmapdb.errors import FileError
+from irmapdb.image.cache_bytes import cache_bytes
 from irmapdb.model import Identity, Mapping, Source, printable
 from irmapdb.store.nouns import FileStamp
 
@@ -169,9 +170,7 @@ class MappingsAndNews:
 
 def write_cache(place: WorkDir, entries: Sequence[CacheEntry]) -> FileStamp:
     """Replace irmap-cache, wholly or not at all."""
-    from irmapdb.image import cache  # noqa: PLC0415
-
-    return FileStamp.of(files.replace_whole(place.cache, cache.encode_cache(entries)))
+    return FileStamp.of(files.replace_whole(place.cache, cache_bytes(entries)))
 
 
 def save_images(

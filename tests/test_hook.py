@@ -268,6 +268,8 @@ def test_nothing_slow_is_imported_before_the_answer(watcher, work, tmp_path):
     )
     environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
     for known in (0, 1):
+        # As under containerd, which removes it: else it would have to be read.
+        (work / "irmap-cache").unlink(missing_ok=True)
         done = subprocess.run(
             [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, check=True
         )
@@ -276,6 +278,7 @@ def test_nothing_slow_is_imported_before_the_answer(watcher, work, tmp_path):
         assert f"1 proved ({known} known before)" in summary
         assert b"stored in" in kept
         slow = {"sqlalchemy", "alembic", "typer", "click", "pydantic", "asyncio", "rich"}
+        slow |= {"google.protobuf", "difflib"}
         assert slow.isdisjoint(modules)
         assert not [name for name in modules if name.startswith("irmapdb.commands")]
 

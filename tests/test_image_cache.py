@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from irmapdb.errors import ImageError
 from irmapdb.image.cache import decode_cache, encode_cache
+from irmapdb.image.cache_bytes import cache_bytes
 from irmapdb.model import CacheEntry
 
 DATA = Path(__file__).parent / "data" / "images"
@@ -190,3 +191,13 @@ def test_what_is_refused_is_named_with_its_offset(image, offset, what):
     error = refused(image)
     assert f": offset {offset}: " in str(error)
     assert what in str(error)
+
+
+@given(st.lists(cache_entries, max_size=20))
+def test_without_protobuf_the_bytes_are_the_same(entries):
+    assert cache_bytes(entries) == encode_cache(entries)
+
+
+def test_without_protobuf_at_the_edges():
+    entries = [CacheEntry(2**32 - 1, 2**64 - 1, b"/" + b"x" * 5000), CacheEntry(127, 128, b"")]
+    assert cache_bytes(entries) == encode_cache(entries)

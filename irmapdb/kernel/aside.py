@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import pickle
 import select
 import signal
 import time
@@ -68,6 +67,8 @@ def call_aside(
         _end(pid)
     if not answer:
         raise ChildProcessError("the child process ended without an answer")
+    import pickle  # noqa: PLC0415 for the few that ask
+
     try:
         result = pickle.loads(answer)  # noqa: S301 our own child wrote it
     except (EOFError, pickle.UnpicklingError) as error:
@@ -123,6 +124,8 @@ def _in_child(call: Callable[[], Any], writable: int, parent: int) -> None:
                 answer = call()
             except Exception as error:  # noqa: BLE001 - the parent has to hear of any
                 answer = _Failed(f"{type(error).__name__}: {error}")
+            import pickle  # noqa: PLC0415
+
             pickle.dump(answer, pipe)
         status = 0
     finally:
