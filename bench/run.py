@@ -17,12 +17,23 @@ from bench import machine, report
 from bench.errors import BenchError
 from bench.figures import Figure, Goal, Row
 from bench.harness import Bench, Settings
-from bench.sections import audit, criu, dump, forms, overlay, pre_dump, reverse, start
+from bench.sections import (
+    audit,
+    criu,
+    dump,
+    equal,
+    forms,
+    hook,
+    overlay,
+    pre_dump,
+    reverse,
+    start,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_MODULES = (start, forms, pre_dump, dump, audit, reverse, overlay, criu)
+_MODULES = (start, forms, pre_dump, dump, equal, hook, audit, reverse, overlay, criu)
 SECTIONS = {section.NAME: section for section in _MODULES}
 
 _EPILOG = """\

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.figures import Beside, Figure, Goal, Samples, Skipped
+from bench.figures import Beside, Figure, Goal, Row, Samples, Skipped
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,29 +20,31 @@ __all__ = ["NAME", "measure"]
 
 NAME = "pre-dump"
 
-# `criu pre-dump --force-irmap --irmap-scan-path TREE`, every handle made useless by
-# CRIU_FAULT=128, warm, on the machine where the goals were set.
-_CRIU_S = {1_000: 5.6, 10_000: 28.5, 100_000: 258.0}
-_GOAL_S = {10_000: 3.5, 100_000: 8.0}
-# Of the scan: what it needs for a tree of any size. Each watch takes about 1.5 kB beside that.
-_SCAN_GOAL_MB = 120
-_SCAN_GOAL_WATCHES = 10_000
-
 _WARM = "from nothing, names known"
 _COLD = "from nothing, one scan"
 _AGAIN = "again, every path stored"
 
+# Times a plain loop in Python: the calls of a proof for each path, or os.scandir over the tree.
+_GOAL_TIMES = {_WARM: 60, _COLD: 4}
+_GOAL_WATCHES = {_WARM: frozenset({10_000, 100_000}), _COLD: frozenset({10_000})}
+# Of the scan: what it needs for a tree of any size. Each watch takes about 1.5 kB beside that.
+_SCAN_GOAL_MB = 120
+_SCAN_GOAL_WATCHES = 10_000
+
 
 def measure(bench: Bench) -> Iterator[Figure]:
     """Each number of watches by turns."""
-    yield from _bare_walk(bench)
+    walk: float | None = None
+    for row in _bare_walk(bench):
+        walk = row.median if row.what.endswith("cold") else walk
+        yield row
     if bench.why_not_cold:
         yield Skipped(NAME, _COLD, bench.why_not_cold)
     for count in bench.settings.watches:
-        yield from _measure(bench, count)
+        yield from _measure(bench, count, walk)
 
 
-def _bare_walk(bench: Bench) -> Iterator[Figure]:
+def _bare_walk(bench: Bench) -> Iterator[Row]:
     # What the scan is to be seen beside: the kernel's listings and Python's loop over them.
     script = Path(__file__).parent.parent / "bare_walk.py"
     states = ("warm",) if bench.why_not_cold else ("warm", "cold")
@@ -59,13 +61,18 @@ def _bare_walk(bench: Bench) -> Iterator[Figure]:
         yield samples.row(NAME, f"os.scandir over the tree, {state}", note=note)
 
 
-def _measure(bench: Bench, count: int) -> Iterator[Figure]:
+def _measure(bench: Bench, count: int, walk: float | None) -> Iterator[Figure]:
     paths = bench.tree.spread(count)
+    (listed := bench.new_directory() / "paths").write_bytes(b"".join(p + b"\0" for p in paths))
+    script = Path(__file__).parent.parent / "bare_proofs.py"
+    proofs = Samples()
     kinds = [_WARM, _AGAIN] if bench.why_not_cold else [_WARM, _AGAIN, _COLD]
     samples = {kind: Samples() for kind in kinds}
     scanned = dict.fromkeys(kinds, 0)
     with bench.watching(paths) as watched:
         for _ in range(bench.settings.repeats):
+            bench.make_warm(paths)
+            proofs.add(float(bench.output(sys.executable, "-I", "-S", script, listed)))
             for kind in kinds:
                 if kind != _AGAIN:
                     work = bench.new_directory()
@@ -79,24 +86,29 @@ def _measure(bench: Bench, count: int) -> Iterator[Figure]:
                 )
                 samples[kind].add_command(timing)
                 scanned[kind] = max(scanned[kind], bench.check(work, paths).scanned)
-    criu = _CRIU_S.get(count) if bench.full_size else None
+    plain = proofs.row(NAME, "open and stat of each path, plain loop", count)
+    yield plain
+    beside = dict.fromkeys(kinds, Beside("the plain loop", plain.median))
+    if walk is not None:
+        beside[_COLD] = Beside("os.scandir, cold", walk)
     for kind in kinds:
         yield samples[kind].row(
             NAME,
             kind,
             count,
-            beside=None if criu is None or kind == _AGAIN else Beside("CRIU's scan", criu),
+            beside=beside[kind],
             note=f"{scanned[kind]:,} scanned" if scanned[kind] else "",
         )
     if bench.full_size:
-        yield from _goals(count, samples)
+        yield from _goals(count, samples, beside)
 
 
-def _goals(count: int, samples: dict[str, Samples]) -> Iterator[Figure]:
-    for kind in (_WARM, _COLD):
-        if kind in samples and count in _GOAL_S:
-            got = samples[kind].row(NAME, kind).median
-            yield Goal(NAME, f"{count:,} watches {kind}", _GOAL_S[count], got, "s")
+def _goals(count: int, samples: dict[str, Samples], beside: dict[str, Beside]) -> Iterator[Figure]:
+    for kind, limit in _GOAL_TIMES.items():
+        if kind in samples and count in _GOAL_WATCHES[kind]:
+            got = samples[kind].row(NAME, kind).median / beside[kind].seconds
+            what = f"{count:,} watches {kind}, of {beside[kind].name}"
+            yield Goal(NAME, what, limit, got, "times")
     if _COLD in samples and count <= _SCAN_GOAL_WATCHES:
         peak = samples[_COLD].peak_bytes / 1e6
         yield Goal(NAME, f"peak memory, {count:,} watches, one scan", _SCAN_GOAL_MB, peak, "MB")

@@ -1,0 +1,188 @@
+"""The hook: at any other action, and at `pre-dump` while a container engine has paused the tasks.
+
+In such a pause the hook's time is the container's downtime. Each figure stands beside the start of
+the smallest program that could do the work: `sh -c :` for an action that is passed over,
+`python -c pass` for one that is served.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.errors import BenchError
+from bench.figures import Beside, Figure, Goal, Samples, Skipped
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from bench.figures import Timing
+    from bench.harness import Bench
+
+__all__ = ["NAME", "measure"]
+
+NAME = "hook"
+
+_WATCHES = 100
+_OTHER_GOAL = 2
+_PAUSED_GOAL = 5
+_REST_S = 10.0
+_STORED_S = 60.0
+_SH, _PYTHON = "sh -c :", "python -c pass"
+_OTHER, _PAUSED = "another action", f"pre-dump in a pause, {_WATCHES} watches on overlay"
+
+
+def measure(bench: Bench) -> Iterator[Figure]:
+    """Turn by turn, so that a busy moment of the machine hits all alike."""
+    yield Skipped(
+        NAME,
+        "a container's standstill in containerd's checkpoint",
+        "this benchmark drives no container engine; docs/criu.md has figures made by hand",
+    )
+    if os.geteuid():
+        yield Skipped(NAME, _PAUSED, "mounting an overlay and freezing a cgroup needs root")
+        return
+    script = _script(bench)
+    with contextlib.ExitStack() as stack:
+        top = stack.enter_context(_overlay(bench.new_directory()))
+        paths = [os.fsencode(top / f"d{number}" / "file") for number in range(_WATCHES)]
+        watched = stack.enter_context(bench.watching(paths))
+        work = bench.new_directory()
+        commands: dict[str, Callable[[], Timing]] = {
+            _SH: lambda: bench.time("env", "sh", "-c", ":"),
+            _PYTHON: lambda: bench.time("env", sys.executable, "-c", "pass"),
+            _OTHER: lambda: _call(bench, script, "post-dump", watched.pid, work),
+        }
+        try:
+            freeze = stack.enter_context(_cgroup(watched.pid))
+        except OSError as error:
+            yield Skipped(NAME, _PAUSED, f"no cgroup can be frozen here: {error}")
+        else:
+            _call(bench, script, "pre-dump", watched.pid, work)  # the database knows them
+            _await_stored(work, 1)
+            stack.enter_context(freeze())
+            commands[_PAUSED] = lambda: _call(bench, script, "pre-dump", watched.pid, work)
+        samples = {what: Samples() for what in commands}
+        for turn in range(bench.settings.start_repeats):
+            for what, run in commands.items():
+                samples[what].add_command(run())
+            if _PAUSED in commands:
+                _await_stored(work, turn + 2)  # the next turn is not to share the core with it
+        if _PAUSED in commands:
+            bench.check(work, paths)
+    yield from _figures(samples)
+
+
+def _figures(samples: dict[str, Samples]) -> Iterator[Figure]:
+    bare = {what: samples[what].row(NAME, what) for what in (_SH, _PYTHON)}
+    yield from bare.values()
+    for what, beside, limit in ((_OTHER, _SH, _OTHER_GOAL), (_PAUSED, _PYTHON, _PAUSED_GOAL)):
+        if what in samples:
+            row = samples[what].row(NAME, what, beside=Beside(beside, bare[beside].median))
+            yield row
+            got = row.median / bare[beside].median
+            yield Goal(NAME, f"{what}, of {beside}", limit, got, "times")
+
+
+def _script(bench: Bench) -> Path:
+    # As `hook --install` writes it, for this checkout, with a run directory of its own.
+    sys.path.insert(0, str(bench.checkout))
+    from irmapdb.hook_script import script_text  # noqa: PLC0415 of the checkout
+    from tests.support.hook import hook_program  # noqa: PLC0415
+
+    place = bench.new_directory()
+    run = place / "run"
+    run.mkdir(mode=0o700)
+    script = place / "hook"
+    script.write_bytes(script_text(hook_program(place), config_file=place / "none", run=run))
+    script.chmod(0o755)
+    return script
+
+
+def _call(bench: Bench, script: Path, action: str, pid: int, work: Path) -> Timing:
+    # A CRIU of its own for each call: what starts it here is a new process every time.
+    settings = (f"CRTOOLS_SCRIPT_ACTION={action}", f"CRTOOLS_INIT_PID={pid}")
+    return bench.time("env", "-C", work, *settings, f"CRTOOLS_IMAGE_DIR={work}", script)
+
+
+def _await_stored(work: Path, runs: int) -> None:
+    # CRIU has its answer before the database has the run.
+    end = time.monotonic() + _STORED_S
+    while _runs_in(work / "irmap.db") < runs:
+        if time.monotonic() > end:
+            raise BenchError(f"{work}: the hook has stored nothing; see irmapdb.log there")
+        time.sleep(0.02)
+
+
+def _runs_in(path: Path) -> int:
+    try:
+        with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
+            return int(database.execute("SELECT count(*) FROM run").fetchone()[0])
+    except sqlite3.Error:
+        return 0
+
+
+@contextlib.contextmanager
+def _overlay(place: Path) -> Iterator[Path]:
+    """A container's root: its files lie in a lower layer."""
+    lower, upper, work, top = (place / name for name in ("lower", "upper", "work", "top"))
+    for directory in (lower, upper, work, top):
+        directory.mkdir()
+    for number in range(_WATCHES):
+        (lower / f"d{number}").mkdir()
+        (lower / f"d{number}" / "file").touch()
+    options = f"lowerdir={lower},upperdir={upper},workdir={work}"
+    subprocess.run(["mount", "-t", "overlay", "-o", options, "overlay", top], check=True)
+    try:
+        yield top
+    finally:
+        subprocess.run(["umount", "--lazy", top], check=True)
+        shutil.rmtree(work, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _cgroup(pid: int) -> Iterator[Callable[[], contextlib.AbstractContextManager[None]]]:
+    """A cgroup for one task: what freezes it, as an engine does. OSError where there is none."""
+    sys.path.insert(0, str(Path(__file__).parent.parent.parent))
+    from irmapdb.kernel import cgroup as cgroups  # noqa: PLC0415 of the checkout
+
+    directory = _freezer_hierarchy() / f"irmapdb-bench-{os.getpid()}"
+    directory.mkdir()
+    procs = directory / "cgroup.procs"
+    try:
+        procs.write_text(str(pid))
+        freezer = cgroups.open_freezer(directory)
+
+        @contextlib.contextmanager
+        def freeze() -> Iterator[None]:
+            freezer.control.write_bytes(freezer.on)
+            try:
+                end = time.monotonic() + _REST_S
+                while not cgroups.is_frozen(freezer) and time.monotonic() < end:
+                    time.sleep(0.001)
+                yield
+            finally:
+                freezer.control.write_bytes(freezer.off)
+
+        yield freeze
+    finally:
+        (directory.parent / "cgroup.procs").write_text(str(pid))
+        directory.rmdir()
+
+
+def _freezer_hierarchy() -> Path:
+    # The root of cgroup v2, or of the v1 hierarchy that has the freezer.
+    for line in Path("/proc/mounts").read_text().splitlines():
+        _, mountpoint, fstype, options = line.split(" ")[:4]
+        freezer = fstype == "cgroup" and "freezer" in options.split(",")
+        if (fstype == "cgroup2" or freezer) and os.access(mountpoint, os.W_OK):
+            return Path(mountpoint)
+    message = "no cgroup hierarchy is mounted here"
+    raise OSError(message)
