@@ -223,6 +223,20 @@ def test_hostile_statements_through_the_command_leave_every_byte(place):
         assert snapshot(place) == before, text
 
 
+def test_one_endless_call_of_a_function_is_ended(place):
+    # SQLite looks at the clock between its steps alone: nothing but the end of the process helps.
+    query = "SELECT printf('%.*c', 2147483647, 'x') || printf('%.*c', 2147483647, 'x')"
+    done = subprocess.run(
+        [sys.executable, "-m", "irmapdb", "sql", "--timeout", "0.5", "-W", str(place), query],
+        capture_output=True,
+        check=False,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("irmapdb: stopped: one call of a function took longer than 0.5 s; ")
+
+
 def test_help_waits_for_nothing():
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "irmapdb", "sql", "--help"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,13 +18,16 @@ from irmapdb.commands.options import AsJson, Database, WorkDirOption, database_p
 from irmapdb.errors import FileError, SqlError, UsageError
 
 if TYPE_CHECKING:
-    from irmapdb.store.ask import Ask, Value
+    from collections.abc import Iterator
+
+    from irmapdb.store.ask import Answer, Ask, Value
 
 __all__ = ["add_to", "parse_parameter", "resolve", "saved_name"]
 
 _FINDINGS = 3
 _LIMIT_ROWS = 10_000
 _TIMEOUT_S = 30.0
+_GRACE_S = 1.0  # SQLite ends by itself what it looks at between its steps
 
 _NAME = re.compile(r"[A-Za-z][\w-]*")
 _INTEGER = re.compile(r"0|-?[1-9]\d{0,18}")
@@ -161,8 +165,9 @@ def _answer(
     from irmapdb import queries
 
     cut = False
+    answers = ask.ask(text, values, limit=limit, timeout_s=timeout_s)
     try:
-        for index, answer in enumerate(ask.ask(text, values, limit=limit, timeout_s=timeout_s)):
+        for index, answer in enumerate(_in_time(answers, timeout_s)):
             if index:
                 print_separator(form)
             print_answer(answer, form)
@@ -180,6 +185,35 @@ def _answer(
             f"{name}: {error.args[0]}", advice=error.advice, place=error.place
         ) from error
     return cut
+
+
+def _in_time(answers: Iterator[Answer], timeout_s: float | None) -> Iterator[Answer]:
+    """Each answer, as long as its statement takes no longer than SQLite lets it.
+
+    SQLite does not look at the clock inside one call of a function. There is no way to end that
+    call but to end the process, which has nothing to undo: it only reads.
+    """
+    while True:
+        timer = threading.Timer((timeout_s or 0) + _GRACE_S, _end_process, (timeout_s,))
+        timer.daemon = True
+        if timeout_s is not None:
+            timer.start()
+        try:
+            answer = next(answers, None)
+        finally:
+            timer.cancel()
+        if answer is None:
+            return
+        yield answer
+
+
+def _end_process(timeout_s: float) -> None:
+    error = SqlError(
+        f"stopped: one call of a function took longer than {timeout_s:g} s",
+        advice="give the function smaller arguments, or the statement more time with --timeout",
+    )
+    output.say(f"irmapdb: {error}")
+    os._exit(error.exit_code)
 
 
 def _name(file: Path | None) -> str:
