@@ -30,15 +30,13 @@ import struct
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
-from irmapdb.kernel import syscalls
 from irmapdb.kernel.layers import shows
 from irmapdb.kernel.superblocks import LAYER_TYPES, NO_UUID
-from irmapdb.model import FileHandle
+from irmapdb.model import FileHandle, kdev_of
 
 if TYPE_CHECKING:
     from irmapdb.kernel.root import Root
     from irmapdb.kernel.superblocks import Superblocks
-    from irmapdb.kernel.syscalls import Statx
     from irmapdb.model import Identity, Mount
 
 __all__ = ["Layers", "Wrapped", "is_unique", "layers_of", "unwrap", "unwrap_origin"]
@@ -98,25 +96,29 @@ def is_unique(root: Root, mount: Mount, wanted: Identity, fd: int) -> bool:
     if wrapped is not None and wrapped.upper:
         return True
     layers = layers_of(mount.super_options)
-    known = syscalls.statx(fd)
-    directory = stat.S_ISDIR(known.mode)
-    renumbered = known.ino != wanted.ino
-    if layers.parts_links and not directory and (renumbered or known.nlink > 1):
+    known = os.fstat(fd)
+    directory = stat.S_ISDIR(known.st_mode)
+    renumbered = known.st_ino != wanted.ino
+    if layers.parts_links and not directory and (renumbered or known.st_nlink > 1):
         return False
     if wrapped is None:
         return not renumbered and _has_own_numbers(superblocks, mount, layers, known, wanted)
     if len(layers.lower) == 1:
         return _nobody_serves(superblocks, wrapped, layers)
-    if not directory and known.st_kdev == mount.kdev:
+    if not directory and _kdev(known) == mount.kdev:
         return not renumbered
     return _is_in_one_layer(root, mount, wrapped, known, wanted)
 
 
+def _kdev(status: os.stat_result) -> int:
+    return kdev_of(os.major(status.st_dev), os.minor(status.st_dev))
+
+
 def _has_own_numbers(
-    superblocks: Superblocks, mount: Mount, layers: Layers, known: Statx, wanted: Identity
+    superblocks: Superblocks, mount: Mount, layers: Layers, known: os.stat_result, wanted: Identity
 ) -> bool:
     # Whether the number alone is an identity. Before Linux 6.6 an overlay has no handles.
-    unified = known.st_kdev == mount.kdev and not stat.S_ISDIR(known.mode)
+    unified = _kdev(known) == mount.kdev and not stat.S_ISDIR(known.st_mode)
     if unified and wanted.handle is None:
         return True
     below = _mounts_of(superblocks, layers, with_upper=True)
@@ -142,7 +144,7 @@ def _nobody_serves(superblocks: Superblocks, wrapped: Wrapped, layers: Layers) -
 
 
 def _is_in_one_layer(
-    root: Root, mount: Mount, wrapped: Wrapped, known: Statx, wanted: Identity
+    root: Root, mount: Mount, wrapped: Wrapped, known: os.stat_result, wanted: Identity
 ) -> bool:
     superblocks, layers = root.superblocks, layers_of(mount.super_options)
     if wrapped.uuid != NO_UUID and wrapped.handle.type in _BTRFS_HANDLES:
@@ -164,8 +166,8 @@ def _is_in_one_layer(
         opened = [mode for kdev in found if (mode := _mode_of(superblocks, kdev, wrapped.handle))]
     except OSError:
         return False
-    directories = all(map(stat.S_ISDIR, [*opened, known.mode]))
-    return len(opened) == 1 or (len(opened) > 1 and directories and known.ino == wanted.ino)
+    directories = all(map(stat.S_ISDIR, [*opened, known.st_mode]))
+    return len(opened) == 1 or (len(opened) > 1 and directories and known.st_ino == wanted.ino)
 
 
 def _layers_that_show(root: Root, mount: Mount, layers: Layers) -> set[int] | None:

@@ -92,6 +92,9 @@ class _Overlay:
         self._prefixes = prefixes
         self._over = over
         self._mounts = root.mounts_of(kdev)
+        self._candidates: dict[bytes, list[int]] = {}
+        self._usual: dict[bytes, int] = {}
+        """The filesystem that had the last one, by the UUID in the handle."""
 
     def answers(self, identities: list[Identity], wanted: Wanted) -> Iterator[Answer]:
         left: dict[Identity, list[bytes]] = {}
@@ -104,7 +107,10 @@ class _Overlay:
             if wrapped is None:
                 yield Note(identity, _NO_HANDLE)
                 continue
-            found = self._open(wrapped)
+            yield from self._try_usual(identity, wrapped, wanted)
+            if identity not in wanted:
+                continue
+            found = self._open(wrapped, self._kdevs(wrapped.uuid))
             if isinstance(found, str):
                 yield Note(identity, found)
                 continue
@@ -112,7 +118,7 @@ class _Overlay:
                 yield from at_mount_points(self._root, [identity])
                 yield Deleted(identity)
                 continue
-            yield from self._try_all(identity, found, wanted)
+            yield from self._try_all(identity, wrapped.uuid, found, wanted)
             if identity in wanted:
                 left[identity] = [one.path for one in found if one.path is not None]
                 nameless = [one.kdev for one in found if one.path is None]
@@ -121,11 +127,25 @@ class _Overlay:
         yield from self._cold(cold, left, wanted)
         yield from self._renamed({i: paths for i, paths in left.items() if i in wanted}, wanted)
 
-    def _open(self, wrapped: Wrapped) -> list[_Found] | str:
+    def _try_usual(
+        self, identity: Identity, wrapped: Wrapped, wanted: Wanted
+    ) -> Iterator[Candidate]:
+        # Mostly one layer's filesystem has all: the others are asked where it does not help.
+        usual = self._usual.get(wrapped.uuid)
+        found = self._open(wrapped, [usual]) if usual is not None else ""
+        if not isinstance(found, str):
+            yield from self._try_all(identity, wrapped.uuid, found, wanted)
+
+    def _kdevs(self, uuid: bytes) -> list[int]:
+        if uuid not in self._candidates:
+            self._candidates[uuid] = self._superblocks.candidates(uuid)
+        return self._candidates[uuid]
+
+    def _open(self, wrapped: Wrapped, kdevs: list[int]) -> list[_Found] | str:
         # On all filesystems that may be the layer's, or why on none.
         why = _NO_LAYER
         found = []
-        for kdev in self._superblocks.candidates(wrapped.uuid):
+        for kdev in kdevs:
             try:
                 fd = self._superblocks.open_handle(kdev, wrapped.handle)
             except OSError as error:
@@ -141,11 +161,13 @@ class _Overlay:
         return found or why
 
     def _try_all(
-        self, identity: Identity, found: list[_Found], wanted: Wanted
+        self, identity: Identity, uuid: bytes, found: list[_Found], wanted: Wanted
     ) -> Iterator[Candidate]:
         for one in found:
             if one.path is not None and identity in wanted:
                 yield from self._try(identity, one.kdev, one.path, wanted)
+                if identity not in wanted:
+                    self._usual[uuid] = one.kdev
 
     def _try(
         self, identity: Identity, kdev: int, path: bytes, wanted: Wanted
