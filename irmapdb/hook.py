@@ -41,7 +41,7 @@ _LEAST_S = 2.0  # no child is killed before, as Python itself needs some time
 _ALONE_S = 120  # for what the child does when CRIU has gone on
 _ALONE_NICE = 10
 _ALONE_BYTES = 4 << 30  # of address space
-_REAP_MS = 1000
+_REAP_S = 1.0
 _LINE_BYTES = 2000
 _PID_DIGITS = 20
 _MOST_FDS = 1 << 30
@@ -296,16 +296,18 @@ def _listen(fd: int, started_s: float, told: dict[str, str]) -> str:
 
 def _reap(child: int) -> int:
     # The exit code, or the signal as a negative number. A child that hangs in the kernel is left
-    # to it: it has been killed, and goes when the call returns.
-    import select
+    # to it: it has been killed, and goes when the call returns. No pidfd: a sandbox may deny it.
     import signal
 
-    pidfd = os.pidfd_open(child)
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    if not poll.poll(_REAP_MS):
-        return -signal.SIGKILL
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    end_s = time.monotonic() + _REAP_S
+    pause_s = 100e-6
+    while time.monotonic() < end_s:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, 0.01)
+    return -signal.SIGKILL
 
 
 def _is_strict(told: dict[str, str] | None = None) -> bool:

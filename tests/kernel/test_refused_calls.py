@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from irmapdb.image.cache import decode_cache
 from tests.kernel.stepping import new_work_dir
+from tests.support.hook import hook_program
 from tests.support.sandbox import NUMBERS
 
 if TYPE_CHECKING:
@@ -69,3 +71,32 @@ def test_a_call_that_is_refused(
             paths = database.execute("SELECT path FROM watch").fetchall()
         assert paths == [(os.fspath(file),)]
     assert watcher.state() in "SR"
+
+
+@pytest.mark.parametrize("call", ["pidfd_open", "kcmp", "fanotify_init"])
+def test_the_hook_does_without(watcher: Watcher, tmp_path: Path, call: str) -> None:
+    if call not in NUMBERS:
+        pytest.skip(f"no table of system calls for {os.uname().machine}")
+    file = tmp_path / "file"
+    file.touch()
+    watcher.add_inotify(file)
+    work = new_work_dir(tmp_path)
+    sandbox = [sys.executable, "-m", "tests.support.sandbox", f"{call}=EPERM", "--"]
+    done = subprocess.run(
+        [*sandbox, "env", "-C", work, hook_program(tmp_path)],
+        env={
+            **os.environ,
+            "CRTOOLS_SCRIPT_ACTION": "pre-dump",
+            "CRTOOLS_INIT_PID": str(watcher.pid),
+            "CRTOOLS_IMAGE_DIR": str(work),
+            "IRMAPDB_HOOK_TIMEOUT": "60",
+        },
+        capture_output=True,
+        check=False,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0
+    assert "1 watch: 1 proved" in done.stderr, done.stderr
+    (entry,) = decode_cache((work / "irmap-cache").read_bytes(), "irmap-cache")
+    assert entry.path == os.fsencode(file)
