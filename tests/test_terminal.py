@@ -85,6 +85,7 @@ def test_what_a_step_says_of_a_watch_at_a_terminal(tmp_path: Path) -> None:
             ("dump", "-t", pid),
             ("pre-dump", "-t", pid, "-v4"),
             ("check", "-t", pid, "-v"),
+            ("check", "-t", pid, "--all-rows"),
             ("ps", "-t", pid),
             ("pre-dump", "-t", pid, "--json"),
             ("check", "-t", pid, "--json"),

@@ -12,6 +12,7 @@ import typer
 from irmapdb.commands import output
 from irmapdb.commands.log import start_log
 from irmapdb.commands.options import (
+    AllRows,
     AsJson,
     ConfigFile,
     CriuWorkDir,
@@ -98,6 +99,7 @@ def check(
         ),
     ] = None,
     config: ConfigFile = None,
+    all_rows: AllRows = False,
     as_json: AsJson = False,
     verbose: Verbose = 0,
     log_file: LogFile = None,
@@ -138,7 +140,8 @@ def check(
             "-o": log_file,
         }
         _refuse_unused(unused, "--images", "it is for a dump that is yet to be made: use -t")
-        _check_images(images, root or Path("/"), as_json=as_json, verbose=verbose)
+        start_log(verbose, None, Path(), ())
+        _check_images(images, root or Path("/"), as_json=as_json, all_rows=all_rows)
     elif pid is not None:
         _refuse_unused({"--root": root}, "-t", "it is for a restore: use --images")
         from irmapdb.check.dump import Options, check_dump
@@ -164,7 +167,7 @@ def check(
         if as_json:
             output.print_json(_dump_document(report))
         else:
-            _print_dump(report, verbose)
+            _print_dump(report, all_rows=all_rows)
         if not report.right:
             raise typer.Exit(_FINDINGS)
 
@@ -177,14 +180,14 @@ def _refuse_unused(options: Mapping[str, object], beside: str, advice: str) -> N
             raise UsageError(message, advice=advice)
 
 
-def _check_images(images: Path, root: Path, *, as_json: bool, verbose: int) -> None:
+def _check_images(images: Path, root: Path, *, as_json: bool, all_rows: bool) -> None:
     from irmapdb.check.restore import check_images
 
     report = check_images(images, root)
     if as_json:
         output.print_json(_restore_document(report))
     else:
-        _print_restore(report, verbose)
+        _print_restore(report, all_rows=all_rows)
     if not report.right:
         raise typer.Exit(_FINDINGS)
 
@@ -193,11 +196,11 @@ _MANY_ROWS = 20
 _MANY_FINDINGS = 20
 
 
-def _print_dump(report: DumpCheck, verbose: int) -> None:
+def _print_dump(report: DumpCheck, *, all_rows: bool) -> None:
     for note in report.notes:  # first: one may be that the CRIU is none that is known
         typer.echo(f"note: {note}")
-    rows = [_watch_row(one) for one in _listed(report.watches, _is_right, verbose)]
-    rows += [_mark_row(one) for one in _listed(report.marks, _is_right_mark, verbose)]
+    rows = [_watch_row(one) for one in _listed(report.watches, _is_right, all_rows=all_rows)]
+    rows += [_mark_row(one) for one in _listed(report.marks, _is_right_mark, all_rows=all_rows)]
     if rows:
         columns = ("pid>", "comm", "fd>", "kind", "wd>", "inode", "verdict", "path")
         output.print_table(columns, rows)
@@ -207,16 +210,18 @@ def _print_dump(report: DumpCheck, verbose: int) -> None:
     ]
     findings += [_Finding("mark", one.why, one.advice) for one in report.marks]
     findings += [_Finding("dump", problem.why, problem.advice) for problem in report.problems]
-    _print_findings(findings, verbose)
+    _print_findings(findings, all_rows=all_rows)
     for denied in report.denied:
         comm = output.printable(denied.task.comm)
         output.say(f"process {denied.task.pid} ({comm}): {denied.why}; run as root to see it")
     typer.echo(_dump_summary(report, unlisted=len(report.watches) + len(report.marks) - len(rows)))
 
 
-def _listed(every: Sequence[_Row], is_right: Callable[[_Row], bool], verbose: int) -> list[_Row]:
+def _listed(
+    every: Sequence[_Row], is_right: Callable[[_Row], bool], *, all_rows: bool
+) -> list[_Row]:
     """All, if they are few; else some of those that are not right."""
-    if verbose or len(every) <= _MANY_ROWS:
+    if all_rows or len(every) <= _MANY_ROWS:
         return list(every)
     return [one for one in every if not is_right(one)][:_MANY_ROWS]
 
@@ -259,19 +264,19 @@ class _Finding(NamedTuple):
     """Empty where nothing is to be done."""
 
 
-def _print_findings(findings: Iterable[_Finding], verbose: int) -> None:
+def _print_findings(findings: Iterable[_Finding], *, all_rows: bool) -> None:
     # One for each reason: of many watches that lack the same, only the paths differ.
     alike: dict[tuple[str, str], list[str]] = {}
     for finding in findings:
         if finding.advice:
             alike.setdefault((finding.what, finding.why), []).append(finding.advice)
-    for (what, why), advice in list(alike.items())[: None if verbose else _MANY_FINDINGS]:
+    for (what, why), advice in list(alike.items())[: None if all_rows else _MANY_FINDINGS]:
         times = f" ({len(advice):,} times)" if len(advice) > 1 else ""
         rest = " (for the others likewise)" if len(set(advice)) > 1 else ""
         typer.echo(f"{what}{times}: {why}")
         typer.echo(f"  → {advice[0]}{rest}")
-    if len(alike) > _MANY_FINDINGS and not verbose:
-        typer.echo(f"… and {len(alike) - _MANY_FINDINGS:,} more findings (-v lists all)")
+    if len(alike) > _MANY_FINDINGS and not all_rows:
+        typer.echo(f"… and {len(alike) - _MANY_FINDINGS:,} more findings (--all-rows lists all)")
 
 
 def _dump_summary(report: DumpCheck, *, unlisted: int) -> str:
@@ -279,7 +284,7 @@ def _dump_summary(report: DumpCheck, *, unlisted: int) -> str:
     verdicts = ", ".join(f"{number:,} {verdict}" for verdict, number in counts.most_common())
     lines = [f"{output.count(len(report.watches), 'watch', 'watches')}: {verdicts or 'nothing'}"]
     if unlisted:
-        lines.append(f"({unlisted:,} more are not listed; -v lists all)")
+        lines.append(f"({unlisted:,} more are not listed; --all-rows lists all)")
     if report.walk_us:
         from irmapdb.durations import format_estimate
 
@@ -315,14 +320,14 @@ def _conclusion(report: DumpCheck) -> str:
 _NOT_LOOKED_AT = "sockets, terminals and the rest of the tasks were not looked at"
 
 
-def _print_restore(report: RestoreCheck, verbose: int) -> None:
-    rows = [_restore_row(one) for one in _listed(report.watches, _comes_back, verbose)]
+def _print_restore(report: RestoreCheck, *, all_rows: bool) -> None:
+    rows = [_restore_row(one) for one in _listed(report.watches, _comes_back, all_rows=all_rows)]
     if rows:
         output.print_table(("file>", "kind", "wd>", "inode", "verdict", "from", "path"), rows)
     findings = (
         _Finding(str(one.verdict), one.why, one.advice) for one in report.watches if one.advice
     )
-    _print_findings(findings, verbose)
+    _print_findings(findings, all_rows=all_rows)
     replaced = [one for one in report.watches if one.verdict.name == "REPLACED"]
     if replaced:
         typer.echo(f"note: {output.count(len(replaced), 'path')}: {replaced[0].why}")
@@ -331,7 +336,7 @@ def _print_restore(report: RestoreCheck, verbose: int) -> None:
     watches = output.count(len(report.watches), "watch", "watches")
     typer.echo(f"{watches} in {output.shown(report.image)}: {verdicts or 'nothing'}")
     if unlisted := len(report.watches) - len(rows):
-        typer.echo(f"({unlisted:,} more are not listed; -v lists all)")
+        typer.echo(f"({unlisted:,} more are not listed; --all-rows lists all)")
 
 
 def _comes_back(one: WatchRestore) -> bool:

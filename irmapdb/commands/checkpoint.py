@@ -11,6 +11,7 @@ import typer
 from irmapdb.commands import output
 from irmapdb.commands.log import start_log
 from irmapdb.commands.options import (
+    AllRows,
     AsJson,
     ConfigFile,
     CriuWorkDir,
@@ -47,6 +48,7 @@ def pre_dump(
     irmap_scan_path: ScanPaths = None,
     db: Database = None,
     config: ConfigFile = None,
+    all_rows: AllRows = False,
     as_json: AsJson = False,
     verbose: Verbose = 0,
     log_file: LogFile = None,
@@ -83,7 +85,7 @@ def pre_dump(
                 progress=progress.scanning,
             )
         )
-    _show(report, as_json=as_json, verbose=verbose)
+    _show(report, as_json=as_json, all_rows=all_rows)
 
 
 def dump(
@@ -115,6 +117,7 @@ def dump(
     ] = False,
     db: Database = None,
     config: ConfigFile = None,
+    all_rows: AllRows = False,
     as_json: AsJson = False,
     verbose: Verbose = 0,
     log_file: LogFile = None,
@@ -150,14 +153,14 @@ def dump(
             ),
             FreezeOptions(freeze_cgroup, timeout, leave_stopped),
         )
-    _show(report, as_json=as_json, verbose=verbose, left_stopped=leave_stopped)
+    _show(report, as_json=as_json, all_rows=all_rows, left_stopped=leave_stopped)
 
 
-def _show(report: Report, *, as_json: bool, verbose: int, left_stopped: bool = False) -> None:
+def _show(report: Report, *, as_json: bool, all_rows: bool, left_stopped: bool = False) -> None:
     if as_json:
         output.print_json(_document(report, left_stopped=left_stopped))
     else:
-        _print_report(report, verbose)
+        _print_report(report, all_rows=all_rows)
         if left_stopped:
             let_go = f"`kill -CONT {report.pid}`, and the same for its descendants"
             typer.echo(f"the tasks are left stopped; {let_go}, lets them go on")
@@ -170,8 +173,8 @@ _LISTED = "a mark without an inode: listed, not resolved"
 _DROPPED = "CRIU leaves it out: have the task set it again after the restore"
 
 
-def _print_report(report: Report, verbose: int) -> None:
-    many = len(report.watches) > _MANY_WATCHES and not verbose
+def _print_report(report: Report, *, all_rows: bool) -> None:
+    many = len(report.watches) > _MANY_WATCHES and not all_rows
     rows = [
         (
             str(row.watch.pid),
@@ -228,7 +231,7 @@ def _summary(report: Report, *, many: bool) -> str:
         parts.append(f"{output.count(stats.scanned, 'entry', 'entries')} scanned")
     lines = [", ".join(parts)]
     if many:
-        lines.append("(only watches without a path are listed; -v lists all)")
+        lines.append("(only watches without a path are listed; --all-rows lists all)")
     times = f"irmap_resolve {stats.resolve_us:,} µs"
     if report.event == "dump":
         times = (

@@ -12,6 +12,7 @@ from irmapdb.errors import UsageError
 
 __all__ = [
     "PID_ADVICE",
+    "AllRows",
     "AsJson",
     "ConfigFile",
     "CriuWorkDir",
@@ -125,6 +126,9 @@ ConfigFile = Annotated[
         help="Configuration (TOML).  [default: /etc/irmapdb.toml where it is]",
         show_default=False,
     ),
+]
+AllRows = Annotated[
+    bool, typer.Option("--all-rows", help="List every watch, however many there are.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 Verbose = Annotated[
