@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from irmapdb.errors import FileError
 from irmapdb.model import printable
+from irmapdb.ownership import open_directory
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -106,12 +107,14 @@ def _closing(fd: int) -> Iterator[int]:
 
 @contextlib.contextmanager
 def _open_regular(path: bytes, *, follow: bool) -> Iterator[int]:
-    # Asked before as well as after: opening a device may do something, opening a FIFO may wait.
-    _refuse_unless_regular("read", path, os.stat(path, follow_symlinks=follow).st_mode)
-    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-    with _closing(os.open(path, flags if follow else flags | os.O_NOFOLLOW)) as fd:
-        _refuse_unless_regular("read", path, os.fstat(fd).st_mode)
-        yield fd
+    # What the name leads to is taken hold of first, and opened only if it is a regular file: to
+    # open a device may do something, and the name may lead elsewhere a moment later.
+    flags = os.O_PATH | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
+    with _closing(os.open(path, flags)) as held:
+        _refuse_unless_regular("read", path, os.fstat(held).st_mode)
+        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+        with _closing(os.open(f"/proc/self/fd/{held}", flags)) as fd:
+            yield fd
 
 
 def _read_up_to(fd: int, size_bytes: int) -> bytes:
@@ -187,15 +190,6 @@ _LEFTOVER = re.compile(rb"\.[^/]*\.[0-9a-f]{16}\.irmapdb-new", re.DOTALL)
 def _new_name(name: bytes) -> bytes:
     # Cut, because the target's own name may already be as long as a name can be (255 bytes).
     return b".%s.%s.irmapdb-new" % (name[:200], os.urandom(8).hex().encode())
-
-
-def _open_directory(path: bytes) -> int:
-    flags = os.O_DIRECTORY | os.O_CLOEXEC
-    try:
-        return os.open(path, os.O_RDONLY | flags)
-    except PermissionError:
-        # One that may be written to and not listed: O_PATH is enough for names in it.
-        return os.open(path, os.O_PATH | flags)
 
 
 def _remove_leftovers(dir_fd: int) -> None:
@@ -332,11 +326,12 @@ def _replaceable(target: bytes) -> Iterator[tuple[int, bytes]]:
     directory, name = os.path.split(target)
     if name in (b"", b".", b".."):
         raise FileError(f"cannot write {printable(target)}: no file name", advice="add a file name")
-    with _closing(_open_directory(directory or b".")) as dir_fd:
+    # By no link that somebody else may have made to lead us to another directory.
+    with open_directory(directory) as found:
         with contextlib.suppress(FileNotFoundError):
-            old = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+            old = os.stat(name, dir_fd=found.fd, follow_symlinks=False)
             _refuse_unless_regular("replace", target, old.st_mode)
-        yield dir_fd, name
+        yield found.fd, name
 
 
 @contextlib.contextmanager

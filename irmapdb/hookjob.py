@@ -319,7 +319,8 @@ def _old_entries(state: _State) -> tuple[CacheEntry, ...]:
     """
     path = state.work / CACHE_NAME
     try:
-        data = files.read_if_there(path, limit_bytes=files.LIMIT_BYTES)
+        # In the cwd, wherever its parents are by now.
+        data = files.read_if_there(Path(CACHE_NAME), limit_bytes=files.LIMIT_BYTES)
     except FileError as error:
         state.problems.append(str(error))
         state.take_cache = False
@@ -335,7 +336,7 @@ def _old_entries(state: _State) -> tuple[CacheEntry, ...]:
     state.take_cache = False
     if not cache.loadable(data):
         try:
-            os.replace(path, state.work / ASIDE_NAME)
+            os.replace(CACHE_NAME, ASIDE_NAME)
             state.problems.append(f"{printable(path)}: renamed to {ASIDE_NAME}")
         except OSError as error:
             state.problems.append(f"cannot rename {printable(path)}: {error.strerror}")

@@ -83,7 +83,8 @@ place_image() {
 	set -- $(ls -ldn . 2>/dev/null)
 	case "${1:-} ${3:-}" in d????-??-*' 0') ;; *) return 1 ;; esac
 	[ ! -d irmap-cache ] || return 1
-	new=irmap-cache.$$
+	# A name that irmapdb removes the next time, should this be killed.
+	new=$(printf '.irmap-cache.%016x.irmapdb-new' $$)
 	(
 		set -C
 		if cat "$image" >"$new" && mv -f "$new" irmap-cache; then exit 0; fi

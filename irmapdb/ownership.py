@@ -3,15 +3,18 @@
 A program that runs as root may use a file by its name only where nobody else can put another one
 under that name. That is so if the directory and each of its parents belong to root or to the
 caller, and nobody else may write to them. A sticky directory, as /tmp, may be a parent: there the
-kernel lets others neither rename nor remove our entries.
+kernel lets others neither rename nor remove our entries. None of them may lie on a FUSE filesystem
+of somebody else, whose server tells whom a file belongs to.
 
-Source: path_resolution(7), openat(2) O_PATH, inode(7) "sticky bit", proc(5) /proc/PID/fd.
+Source: path_resolution(7), openat(2) O_PATH, inode(7) "sticky bit", proc(5) /proc/PID/fd,
+proc_pid_mountinfo(5), mount.fuse3(8) user_id.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +30,7 @@ __all__ = ["Directory", "belongs_to_us", "open_directory"]
 
 _PATH = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+_FUSE_USER = re.compile(rb" - fuse\S* \S+ \S*\buser_id=(\d+)")
 _MOST_LINKS = 40  # MAXSYMLINKS in include/linux/namei.h
 
 
@@ -44,12 +48,12 @@ class Directory:
 
 def belongs_to_us(status: os.stat_result) -> bool:
     """Whether the owner is root or the caller."""
-    return status.st_uid in {0, os.geteuid()}
+    return not _is_other(status.st_uid)
 
 
 @contextmanager
 def open_directory(path: bytes) -> Iterator[Directory]:
-    """Open a directory by an absolute path, once; closed at the end.
+    """Open a directory, once; closed at the end.
 
     FileError if the path leads through a symbolic link of somebody else to a directory that is not
     theirs. OSError if there is no such directory.
@@ -95,7 +99,7 @@ def _walk(path: bytes) -> tuple[int, set[int]]:
     todo = path.split(b"/")[::-1]
     planters: set[int] = set()
     links = 0
-    fd = os.open(b"/", _PATH)
+    fd = os.open(b"/" if path.startswith(b"/") else b".", _PATH)
     try:
         while todo:
             name = todo.pop()
@@ -163,10 +167,12 @@ def _look_up(fd: int) -> Directory:
 def _why_shared_above(fd: int) -> str:
     # By "..", which no rename of a parent meanwhile can lead elsewhere unseen.
     child: os.stat_result | None = None
+    devices: set[int] = set()
     at = os.open(b".", _PATH, dir_fd=fd)
     try:
         while True:
             status = os.fstat(at)
+            devices.add(status.st_dev)
             if why := _why_shared(status, child):
                 return f"{_name(at)} {why}"
             parent = os.open(b"..", _PATH, dir_fd=at)
@@ -177,11 +183,28 @@ def _why_shared_above(fd: int) -> str:
             child = status
         if not os.path.samestat(os.fstat(at), os.stat(b"/")):
             return "it lies outside of our root"
+        return _why_served(devices)
     except OSError as error:
         return f"a parent cannot be looked at: {error.strerror}"
     finally:
         os.close(at)
+
+
+def _why_served(devices: set[int]) -> str:
+    # Whether one of these filesystems is served by a program of somebody else.
+    numbers = {b"0:%d" % os.minor(device) for device in devices if not os.major(device)}
+    if not numbers:
+        return ""
+    with open("/proc/self/mountinfo", "rb") as file:
+        for line in file:
+            found = _FUSE_USER.search(line)
+            if found and line.split(b" ", 3)[2] in numbers and _is_other(int(found[1])):
+                return f"it lies on a FUSE filesystem that uid {int(found[1])} has mounted"
     return ""
+
+
+def _is_other(uid: int) -> bool:
+    return uid not in {0, os.geteuid()}
 
 
 def _why_shared(directory: os.stat_result, entry: os.stat_result | None) -> str:

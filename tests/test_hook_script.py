@@ -15,6 +15,7 @@ import pytest
 
 from irmapdb import hook_script
 from irmapdb.errors import FileError
+from irmapdb.files import replace_whole
 from irmapdb.kernel.tasks import read_task
 from tests.support.features import require_program, require_root
 
@@ -279,6 +280,31 @@ def test_a_slow_service_and_its_last_image(hook: Hook) -> None:
             hook()
             assert hook.starts() == 2 + number
             assert list(hook.work.iterdir()) == []
+
+
+def test_a_script_that_is_killed_leaves_nothing_that_is_not_removed(hook: Hook) -> None:
+    require_root()
+    pid = os.getpid()
+    with service(hook, None):
+        image = hook.run_dir / f"image-{pid}-{read_starttime(pid)}"
+        image.touch()
+        os.truncate(image, 64 << 30)  # takes longer than the test
+        script = subprocess.Popen(
+            [hook.script],
+            cwd=hook.work,
+            env={"CRTOOLS_SCRIPT_ACTION": "pre-dump", "CRTOOLS_INIT_PID": str(pid)},
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        try:
+            while not any(hook.work.iterdir()):
+                assert script.poll() is None
+        finally:
+            os.killpg(script.pid, signal.SIGKILL)
+            script.wait()
+    assert any(hook.work.iterdir())
+    replace_whole(hook.work / "irmap-cache", b"image")
+    assert [path.name for path in hook.work.iterdir()] == ["irmap-cache"]
 
 
 def test_no_service_blocks_nobody(hook: Hook) -> None:

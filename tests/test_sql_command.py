@@ -153,7 +153,7 @@ def test_sql_comes_from_a_file_or_a_pipe(tmp_path):
         f'irmapdb: {file}: line 2: near "FORM": syntax error\n  SELECT * FORM run;\n           ^\n'
     )
     assert irmapdb("sql", "-f", tmp_path / "none").err.startswith(
-        f"irmapdb: {tmp_path}/none: No such"
+        f"irmapdb: cannot read {tmp_path}/none: No such"
     )
 
 

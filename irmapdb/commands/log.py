@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TextIO
 from irmapdb import __version__
 from irmapdb.commands import output
 from irmapdb.errors import FileError, UsageError
+from irmapdb.ownership import open_directory
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -169,7 +170,8 @@ def _open_log(path: Path) -> TextIO:
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
     flags |= os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
     try:
-        fd = os.open(path, flags, 0o600)
+        with open_directory(os.fsencode(path.parent)) as directory:
+            fd = os.open(os.fsencode(path.name), flags, 0o600, dir_fd=directory.fd)
     except OSError as error:
         why = _REFUSALS.get(error.errno or 0, error.strerror)
         raise FileError(f"{output.shown(path)}: {why}", advice=_ADVICE) from error

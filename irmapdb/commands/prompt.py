@@ -1,7 +1,8 @@
 """The prompt of `irmapdb sql`: SQL until a semicolon, and a few commands that begin with a dot.
 
 Line editing, history and completion are prompt_toolkit's. The history is a file of the user's
-own: `sql-history` in `$XDG_STATE_HOME/irmapdb` (default `~/.local/state`), mode 0600.
+own: `sql-history` in `$XDG_STATE_HOME/irmapdb` (default `~/.local/state`), mode 0600. Root has one
+only where nobody else can change what lies there: sudo may leave the user's HOME.
 
 Source: https://specifications.freedesktop.org/basedir-spec/latest/.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import stat
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,7 +30,8 @@ from irmapdb.commands import output
 from irmapdb.commands.answers import Form, print_answer, summary
 from irmapdb.commands.completion import SqlCompleter
 from irmapdb.commands.sql import parse_parameter, resolve, saved_name
-from irmapdb.errors import IrmapError, UsageError
+from irmapdb.errors import FileError, IrmapError, UsageError
+from irmapdb.ownership import open_directory
 from irmapdb.store.ask import FUNCTIONS, Hints
 from irmapdb.store.sqltext import is_complete
 
@@ -71,7 +74,7 @@ def _is_sent(text: str) -> bool:
 
 
 def history_path() -> Path | None:
-    """The history's file, made if need be; None where there is no home, or it cannot be made."""
+    """The history's file, made if need be; None where there is no home of ours, or no file."""
     state = os.environ.get("XDG_STATE_HOME", "")
     if not os.path.isabs(state):
         home = os.path.expanduser("~")
@@ -81,16 +84,32 @@ def history_path() -> Path | None:
     directory = Path(state, "irmapdb")
     path = directory / "sql-history"
     try:
+        if _is_of_somebody_else(directory):
+            return None
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(path, flags, 0o600)
+        fd = os.open(path, flags | os.O_NONBLOCK, 0o600)
         try:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+                return None
             os.fchmod(fd, 0o600)
         finally:
             os.close(fd)
-    except OSError:
+    except (OSError, FileError):
         return None
     return path
+
+
+def _is_of_somebody_else(directory: Path) -> bool:
+    # For root alone: sudo may leave HOME as it was, and all below it can be led elsewhere.
+    if os.geteuid() != 0:
+        return False
+    there = directory
+    while not os.path.lexists(there):
+        there = there.parent
+    with open_directory(os.fsencode(there)) as found:
+        return bool(found.shared_with)
 
 
 class Prompt:

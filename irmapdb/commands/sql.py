@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from irmapdb import files
 from irmapdb.commands import output
 from irmapdb.commands.answers import Form, print_answer, print_separator
 from irmapdb.commands.options import AsJson, Database, WorkDirOption, database_path
@@ -26,6 +27,8 @@ __all__ = ["add_to", "parse_parameter", "resolve", "saved_name"]
 
 _FINDINGS = 3
 _LIMIT_ROWS = 10_000
+_TEXT_LIMIT_BYTES = 16 << 20
+"""The longest text of questions. SQLite takes 1 MiB for each."""
 _TIMEOUT_S = 30.0
 _GRACE_S = 1.0  # SQLite ends by itself what it looks at between its steps
 
@@ -222,13 +225,12 @@ def _name(file: Path | None) -> str:
 
 def _read(file: Path | None) -> str:
     if file is None or str(file) == "-":
-        data = sys.stdin.buffer.read()
+        data = sys.stdin.buffer.read(_TEXT_LIMIT_BYTES + 1)
+        if len(data) > _TEXT_LIMIT_BYTES:
+            message = f"<stdin>: has more than {_TEXT_LIMIT_BYTES} bytes"
+            raise FileError(message, advice="check that it is SQL")
     else:
-        try:
-            data = file.read_bytes()
-        except OSError as error:
-            message = f"{_name(file)}: {error.strerror}"
-            raise FileError(message, advice="name a file with SQL with -f") from error
+        data = files.read_whole(file, limit_bytes=_TEXT_LIMIT_BYTES)
     return data.decode("utf-8", "surrogateescape")
 
 

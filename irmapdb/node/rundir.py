@@ -7,6 +7,7 @@ status.json          what `irmapdb warm --status` shows
 image-PID-STARTTIME  the irmap-cache that was proved last for the container of that root task
 work-PID-STARTTIME/  where the next one is made
 reply-…              FIFOs of the hook's script, each for one reply
+hook-…               marks of the hook's script, each for a dump that has been served
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ __all__ = ["RUN_DIRECTORY", "RunDirectory", "make_private"]
 _LOCK, _PID, _FIFO, _STATUS = "warm.lock", "warm.pid", "warm.fifo", "status.json"
 _OF_CONTAINER = re.compile(r"(?:image|work)-(\d+)-(\d+)")
 _REPLY = re.compile(r"reply-\d+-\d+")
-_REPLY_AGE_S = 60.0
+_OF_SCRIPTS = re.compile(r"reply-\d+-\d+|hook-\d+-\d+-\d+")
+_OF_SCRIPTS_AGE_S = 60.0
 _PRIVATE = 0o700
 _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 _STATUS_LIMIT_BYTES = 64 << 20
@@ -173,13 +175,13 @@ class RunDirectory:
             shutil.rmtree(path, ignore_errors=True)
 
     def clean(self, alive: Collection[tuple[int, int]]) -> None:
-        """Remove what belongs to root tasks that are gone, and what killed scripts have left."""
+        """Remove what belongs to root tasks that are gone, and what scripts have left."""
         for name in os.listdir(self.path):
             path = self.path / name
             if found := _OF_CONTAINER.fullmatch(name):
                 if (int(found[1]), int(found[2])) in alive:
                     continue
-            elif not (_REPLY.fullmatch(name) and _is_older(path, _REPLY_AGE_S)):
+            elif not (_OF_SCRIPTS.fullmatch(name) and _is_older(path, _OF_SCRIPTS_AGE_S)):
                 continue
             with contextlib.suppress(OSError):
                 if name.startswith("work-"):

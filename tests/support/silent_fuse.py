@@ -35,7 +35,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class SilentFuse:
     """One empty directory at `mountpoint`. A context manager: its end frees all who wait."""
 
-    def __init__(self, mountpoint: Path) -> None:
+    def __init__(self, mountpoint: Path, *, user: int = 0) -> None:
+        """`user`: the uid that the kernel is told to have mounted it."""
+        self._user = user
         self._mountpoint = os.fsencode(mountpoint)
         self.silent = False
         self._ended = threading.Event()
@@ -44,7 +46,10 @@ class SilentFuse:
 
     def __enter__(self) -> Self:
         self._fd = os.open("/dev/fuse", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-        options = b"fd=%d,rootmode=40000,user_id=0,group_id=0" % self._fd
+        options = b"fd=%d,rootmode=40000,user_id=%d,group_id=0,allow_other" % (
+            self._fd,
+            self._user,
+        )
         if _libc.mount(b"silent", self._mountpoint, b"fuse", 0, options):
             code = ctypes.get_errno()
             os.close(self._fd)
