@@ -120,14 +120,15 @@ class _Descriptions:
 
     def add(self, raw: RawWatchFile) -> None:
         """One descriptor more: of a description of its own, or a copy."""
-        first = self._alone.setdefault(len(raw.raw), raw)
+        first = self._alone.setdefault(len(raw.raw) - _start_of_shared(raw), raw)
         original = None
         if first is not raw:
-            if first.raw not in self._alike:
-                self._alike[first.raw] = _Alike(first)
-            alike = self._alike.get(raw.raw)
+            known, new = _shared_text(first), _shared_text(raw)
+            if known not in self._alike:
+                self._alike[known] = _Alike(first)
+            alike = self._alike.get(new)
             if alike is None:
-                self._alike[raw.raw] = _Alike(raw)
+                self._alike[new] = _Alike(raw)
             else:
                 original = alike.find_or_add(raw)
         if original is None:
@@ -138,6 +139,16 @@ class _Descriptions:
     def survey(self, denied: Sequence[Denied], unread: int = 0) -> Survey:
         """All of it."""
         return Survey(tuple(self._files), tuple(denied), tuple(self._copies), unread, self.threads)
+
+
+def _start_of_shared(raw: RawWatchFile) -> int:
+    # The line before has flags of the descriptor, O_CLOEXEC, beside those of the description
+    # (fs/proc/fd.c, seq_show). Copies of one description differ there.
+    return max(raw.raw.find(b"\nmnt_id:"), 0)
+
+
+def _shared_text(raw: RawWatchFile) -> bytes:
+    return raw.raw[_start_of_shared(raw) :]
 
 
 class _Comparable(NamedTuple):

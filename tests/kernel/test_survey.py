@@ -64,6 +64,26 @@ def test_an_inherited_descriptor_is_read_once(watcher, tmp_path):
     }
 
 
+def test_copies_that_differ_in_close_on_exec_are_one_description(tmp_path):
+    # dup(2) clears the flag; CRIU dumps the description once.
+    first = syscalls.inotify_init()
+    copy = other = -1
+    try:
+        assert not os.get_inheritable(first)
+        copy = os.dup(first)
+        os.set_inheritable(copy, True)
+        other = syscalls.inotify_init()
+        os.set_inheritable(other, True)
+        for fd in (first, other):
+            syscalls.inotify_add_watch(fd, os.fsencode(tmp_path), IN_CREATE)
+        survey = read_survey([read_task(os.getpid())])
+    finally:
+        for fd in {first, copy, other} - {-1}:
+            os.close(fd)
+    assert [raw.fd for raw in survey.files] == [first, other]
+    assert [(found.fd, found.of.fd) for found in survey.copies] == [(copy, first)]
+
+
 def test_many_instances_without_a_watch_are_not_one(watcher):
     numbers = [watcher.inotify() for _ in range(5)]
     child = watcher.fork()
