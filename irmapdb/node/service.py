@@ -68,7 +68,7 @@ _MOST_AT_ONCE = {_VERIFY: 2, _KEEP: 2, _SLOW: 1}
 _SLEEP_S = 60.0
 _CALM_S = 2.0
 _RETRY_MOST_S = 3600.0
-_UNHEARD_INTERVALS = 10
+_UNHEARD_INTERVALS = 60
 """In every so many intervals what lies where renames are not heard is proved again."""
 _LOOK_SHARE = 0.02
 """Of the time, for the looks at one container: one that takes longer is looked at less often."""
