@@ -13,7 +13,7 @@ from irmapdb.config import Config, WarmConfig
 from irmapdb.node.service import Options
 from tests.support.features import require_program, require_root
 from tests.support.runc import Container, fill_rootfs
-from tests.support.warm import Warm, write_hook
+from tests.support.warm import OURS, Warm, write_hook
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -61,7 +61,11 @@ class Node:
         """Options of a service for the containers of this test alone."""
         warm = WarmConfig(directory=self.path / "databases", share=8.0)
         config = Config(warm=warm)
-        values = {"cgroup": "/irmapdb-*", "run": self.path / "run", "config": config} | rest
+        values = {
+            "cgroup": OURS,
+            "run": self.path / "run",
+            "config": config,
+        } | rest
         return Options(**values)  # type: ignore[arg-type]
 
 

@@ -15,6 +15,7 @@ from irmapdb.node.containers import (
     name_by_cgroup,
     name_by_images,
 )
+from tests.support.warm import OURS
 
 HEX = "0123456789abcdef" * 4
 
@@ -148,7 +149,7 @@ def test_a_task_that_ends_meanwhile_is_left_out(proc):
 def test_a_container_of_runc(node):
     container = node.container()
     child = container.fork()
-    (found,) = find_containers("/irmapdb-*")
+    (found,) = find_containers(OURS)
     assert found.name.id == container.id
     assert found.pid == container.pid
     assert set(found.pids) == {container.pid, child.pid}
@@ -164,7 +165,7 @@ def test_cgroups_without_tasks_and_hundreds_of_them_change_nothing(node):
     try:
         for path in made:
             path.mkdir()
-        assert [one.name.id for one in find_containers("/irmapdb-*")] == [container.id]
+        assert [one.name.id for one in find_containers(OURS)] == [container.id]
     finally:
         for path in made:
             path.rmdir()

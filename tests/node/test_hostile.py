@@ -19,7 +19,7 @@ from irmapdb.node.look import look_around
 from irmapdb.node.rundir import RunDirectory
 from irmapdb.node.service import Service
 from tests.support.notify import FAN_ONDIR, IN_OPEN
-from tests.support.warm import Asked
+from tests.support.warm import OURS, Asked
 from tests.support.watcher import Watcher
 
 FAN_CLASS_CONTENT = 0x04
@@ -143,7 +143,7 @@ def test_a_pid_that_was_given_to_another_task(node, tmp_path):
     options = node.options()
     with Service(options) as service:
         service.once()
-    (seen,) = look_around("/irmapdb-*").seen
+    (seen,) = look_around(OURS).seen
     other = seen._replace(container=seen.container._replace(starttime=seen.container.starttime - 1))
     databases = options.config.warm.directory
     with RunDirectory(tmp_path / "run") as run, Witness() as witness:

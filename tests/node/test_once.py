@@ -15,6 +15,7 @@ from irmapdb.image.cache import decode_cache
 from irmapdb.node.service import Service
 from irmapdb.store.database import Store
 from tests.support.cli import irmapdb
+from tests.support.warm import OURS
 
 
 def image_of(options, document):
@@ -160,7 +161,14 @@ def test_the_command_says_what_has_no_path(node, tmp_path):
     gone.unlink()
     config = tmp_path / "irmapdb.toml"
     config.write_text(f'[warm]\ndirectory = "{tmp_path}/databases"\nshare = 8\n')
-    options = ("--cgroup", "/irmapdb-*", "--run-dir", tmp_path / "run", "--config", config)
+    options = (
+        "--cgroup",
+        OURS,
+        "--run-dir",
+        tmp_path / "run",
+        "--config",
+        config,
+    )
     done = irmapdb("warm", "--once", *options)
     assert done.code == 3, done.said
     assert container.id in done.out

@@ -16,7 +16,7 @@ from irmapdb.hook_script import RUN_DIRECTORY, SCRIPT_PATH
 from tests.support.cli import irmapdb
 from tests.support.hook import CHECKOUT, hook_program
 from tests.support.runc import fill_rootfs, python_homes
-from tests.support.warm import Asked, Warm
+from tests.support.warm import OURS, Asked, Warm
 
 MANIFEST = CHECKOUT / "contrib" / "kubernetes" / "irmapdb-warm.yaml"
 
@@ -54,7 +54,12 @@ class Pod(Warm):
             "process": {
                 "cwd": str(CHECKOUT),
                 "user": {"uid": 0, "gid": 0},
-                "args": [*command, "--cgroup", "/irmapdb-*", *map(str, self.options)],
+                "args": [
+                    *command,
+                    "--cgroup",
+                    OURS,
+                    *map(str, self.options),
+                ],
                 "env": ["LC_ALL=C.UTF-8"],
                 "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), CAPABILITIES),
             },

@@ -18,9 +18,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-__all__ = ["Asked", "Warm", "write_hook"]
+__all__ = ["OURS", "Asked", "Warm", "write_hook"]
 
 WAIT_S = 60.0
+
+OURS = f"/irmapdb-{os.getpid()}-*"
+"""The cgroups of the containers of this test run."""
 
 
 class Warm:
@@ -39,7 +42,7 @@ class Warm:
         """Start it; once more, after its end."""
         self._started_s = time.time()
         command = [sys.executable, "-m", "irmapdb", "warm", "--interval", "0.2"]
-        options = ("--cgroup", "/irmapdb-*", *self.options)
+        options = ("--cgroup", OURS, *self.options)
         self.process = subprocess.Popen([*command, *options], cwd=CHECKOUT)
 
     def containers(self) -> list[dict[str, Any]]:
