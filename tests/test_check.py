@@ -37,6 +37,7 @@ NEWER = Call(7, CRIU_43)
 HANDLE = FileHandle(1, b"\1\2\3\4\5\6\7\10")
 WATCHED = Identity(0x700000, 12, HANDLE)
 FILE = Found(b"/srv/file", right=True)
+MAYBE = Found(b"/srv/file", right=None)
 OTHER = Found(b"/srv/other", right=False)
 LINK = Found(b"/srv/link", right=True, symlink=True)
 ELSEWHERE = SearchLook(b"/etc/hosts")
@@ -56,6 +57,24 @@ def facts(fstype: str | None = "ext4", **looks: object) -> Facts:
     ("known", "call", "verdict", "outcome"),
     [
         (facts(handle=NAMED), FORCED, Verdict.PATH, Outcome.PATH),
+        (
+            facts("fuse", handle=HandleLook(opened=True, found=MAYBE)),
+            AS_IT_IS,
+            Verdict.UNKNOWN,
+            Outcome.PATH,
+        ),
+        (
+            facts("overlay", handle=UNOPENED, cache=CacheLook(MAYBE)),
+            AS_IT_IS,
+            Verdict.UNKNOWN,
+            Outcome.PATH,
+        ),
+        (
+            facts("overlay", handle=UNOPENED, overlay=OverlayLook((MAYBE,), 1000, 1500)),
+            NEWER,
+            Verdict.UNKNOWN,
+            Outcome.PATH,
+        ),
         (
             facts(handle=HandleLook(opened=True, found=OTHER)),
             AS_IT_IS,

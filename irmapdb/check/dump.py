@@ -164,6 +164,7 @@ def check_dump(options: Options) -> DumpCheck:
             scene, call, entries, config=options.config, progress=options.progress
         ) as observer,
     ):
+        scene.root.trust((*options.scan_paths, *options.config.scan_paths))
         other_root = _other_root(scene.root) if scene.foreign and scene.root.prefix else None
         identities = list(
             dict.fromkeys(watch.identity for file in watched for watch in file.watches)

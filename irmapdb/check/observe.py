@@ -33,7 +33,8 @@ from irmapdb.check.verdicts import (
 from irmapdb.check.walks import Walks
 from irmapdb.config import HINTS
 from irmapdb.kernel import syscalls
-from irmapdb.kernel.identity import disproof, proves
+from irmapdb.kernel.identity import disproof, disproof_of_fd
+from irmapdb.model import StaleReason
 from irmapdb.resolvers import Handles, OpenFiles, OverlayLayers, Scan
 from irmapdb.resolvers.mountpoints import at_mount_points
 
@@ -383,11 +384,13 @@ def _is_link(fd: int) -> bool:
     return stat.S_ISLNK(os.fstat(fd).st_mode)
 
 
-def _is(identity: Identity, root: Root, fd: int) -> bool:
+def _is(identity: Identity, root: Root, fd: int) -> bool | None:
+    # As Found has it: None where another file may look the same.
     try:
-        return proves(root, identity, fd)
+        reason = disproof_of_fd(root, identity, fd)
     except OSError:
         return False
+    return None if reason is StaleReason.AMBIGUOUS else reason is None
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from irmapdb.check.verdicts import Look, Outcome, Prediction, ScanAdvice, Verdict
 from irmapdb.durations import format_estimate
-from irmapdb.model import printable
+from irmapdb.model import is_fuse, printable
 
 if TYPE_CHECKING:
     from irmapdb.check.verdicts import Call, Facts, Found, HandleLook, OverlayLook, SearchLook
@@ -73,7 +73,7 @@ def decide(facts: Facts, call: Call) -> Prediction | Look:
     if handle is None:
         return Look.HANDLE
     if handle.found is not None:
-        return _by_name(handle.found, call)
+        return _by_name(handle.found, facts, call)
     return _nameless(facts, handle, call) if handle.opened else _unopened(facts, call)
 
 
@@ -127,7 +127,7 @@ def _unopened(facts: Facts, call: Call) -> Prediction | Look:
     if facts.overlay is None:
         return Look.OVERLAY
     if facts.overlay.hits:
-        return _by_walk(facts.overlay, call)
+        return _by_walk(facts.overlay, facts, call)
     if call.force_irmap:
         return _by_irmap(facts, call)
     return _missed_by_walk(facts, call)
@@ -158,7 +158,9 @@ def _no_handle(facts: Facts, call: Call) -> Prediction:
     return _fails(why, _GIVE_UP)
 
 
-def _by_name(found: Found, call: Call) -> Prediction:
+def _by_name(found: Found, facts: Facts, call: Call) -> Prediction:
+    if found.right is None:
+        return _ambiguous(found, facts)
     if found.right:
         why = "the kernel knows the name that the handle leads to"
         return Prediction(Verdict.PATH, Outcome.PATH, why, found.path)
@@ -169,7 +171,10 @@ def _by_name(found: Found, call: Call) -> Prediction:
     return _wrong(found, why, "unmount what hides the watched file, or have the watch removed")
 
 
-def _right(verdict: Verdict, why: str, found: Found) -> Prediction:
+def _right(verdict: Verdict, why: str, found: Found, facts: Facts) -> Prediction:
+    # As far as anybody can tell.
+    if found.right is None:
+        return _ambiguous(found, facts)
     if found.symlink:
         why = f"{why}; it is a symbolic link, and a restore watches what it leads to, or fails"
         return Prediction(Verdict.SYMLINK, Outcome.PATH, why, found.path, _GIVE_UP)
@@ -212,8 +217,8 @@ def _only_mounted(facts: Facts, handle: HandleLook, mounted: SearchLook, call: C
     return _no_restore(why, advice, mounted.path)
 
 
-def _by_walk(overlay: OverlayLook, call: Call) -> Prediction:
-    wrong = [hit for hit in overlay.hits if not hit.right]
+def _by_walk(overlay: OverlayLook, facts: Facts, call: Call) -> Prediction:
+    wrong = [hit for hit in overlay.hits if hit.right is False]
     if wrong:
         why = f"its inode number is also that of {printable(wrong[0].path)}, on another layer"
         return _wrong(wrong[0], why, _ONE_DEVICE)
@@ -221,7 +226,7 @@ def _by_walk(overlay: OverlayLook, call: Call) -> Prediction:
         f"CRIU {call.version} walks {overlay.entries:,} entries of the overlay for it, with the "
         f"tasks frozen, in about {format_estimate(overlay.walk_us)}"
     )
-    said = _right(Verdict.WALK, why, overlay.hits[0])
+    said = _right(Verdict.WALK, why, overlay.hits[0], facts)
     less = "watch less, or have a smaller tree: this CRIU does not ask irmap-cache first"
     return replace(
         said, advice=said.advice or less, entries=overlay.entries, walk_us=overlay.walk_us
@@ -233,20 +238,19 @@ def _by_irmap(facts: Facts, call: Call) -> Prediction | Look:
         return Look.CACHE
     cached = facts.cache.found
     if cached is not None:
-        if cached.right:
-            return _right(Verdict.CACHE, "irmap-cache has it", cached)
+        if cached.right is not False:
+            return _right(Verdict.CACHE, "irmap-cache has it", cached, facts)
         why = f"irmap-cache has {printable(cached.path)}, another file with the same numbers"
         return _wrong(cached, why, _pre_dump(call))
     if facts.scan is None:
         return Look.SCAN
-    wrong = [found for found in facts.scan if not found.right]
+    wrong = [found for found in facts.scan if found.right is False]
     if wrong:
         why = f"CRIU's scan meets {printable(wrong[0].path)}, another file with the same numbers"
         return _wrong(wrong[0], why, _better_numbers(facts, call))
     if facts.scan:
-        return _right(
-            Verdict.PATH, "CRIU's own scan finds it, with the tasks frozen", facts.scan[0]
-        )
+        why = "CRIU's own scan finds it, with the tasks frozen"
+        return _right(Verdict.PATH, why, facts.scan[0], facts)
     return _not_found(facts, call)
 
 
@@ -353,6 +357,20 @@ def _no_path(facts: Facts, why: str, advice: str, path: bytes | None = None) -> 
 
 def _no_restore(why: str, advice: str, path: bytes | None = None) -> Prediction:
     return Prediction(Verdict.NO_RESTORE, Outcome.NO_PATH, why, path, advice)
+
+
+def _ambiguous(found: Found, facts: Facts) -> Prediction:
+    # CRIU does not compare more than we can.
+    why = (
+        f"CRIU takes {printable(found.path)}; on {facts.fstype} another file can have the same"
+        " number and handle"
+    )
+    trust = (
+        f"where you trust its server, name the mount: {_scan_option(found.path)}"
+        if is_fuse(facts.fstype or "")
+        else "see `ambiguous` in docs/filesystems.md"
+    )
+    return Prediction(Verdict.UNKNOWN, Outcome.PATH, why, found.path, trust)
 
 
 def _wrong(found: Found, why: str, advice: str) -> Prediction:

@@ -121,8 +121,9 @@ class Found(NamedTuple):
     """A path that CRIU takes for the watched file."""
 
     path: bytes
-    right: bool
-    """Whether it is the watched file, by handle; CRIU compares numbers alone."""
+    right: bool | None
+    """Whether it is the watched file, by handle; CRIU compares numbers alone. None: it has the
+    handle, and another file can have the same one."""
     symlink: bool = False
     """Whether it is a symbolic link, which a restore follows."""
 

@@ -25,7 +25,15 @@ if TYPE_CHECKING:
     from irmapdb.kernel.root import Root
     from irmapdb.model import Mount
 
-__all__ = ["disproof", "disproof_of_watch", "identify", "identify_fd", "mount_id", "proves"]
+__all__ = [
+    "disproof",
+    "disproof_of_fd",
+    "disproof_of_watch",
+    "identify",
+    "identify_fd",
+    "mount_id",
+    "proves",
+]
 
 _MAY_WAIT = Config().may_wait
 
@@ -104,7 +112,7 @@ def disproof(
     except OSError as error:
         return _unreadable(error)
     try:
-        return _disproof_fd(root, wanted, fd)
+        return disproof_of_fd(root, wanted, fd)
     except OSError as error:
         return _unreadable(error)
     finally:
@@ -136,10 +144,11 @@ def disproof_of_watch(
 
 def proves(root: Root, wanted: Identity, fd: int) -> bool:
     """Whether an open descriptor is the inode that is wanted, and no other. OSError as above."""
-    return _disproof_fd(root, wanted, fd) is None
+    return disproof_of_fd(root, wanted, fd) is None
 
 
-def _disproof_fd(root: Root, wanted: Identity, fd: int) -> StaleReason | None:
+def disproof_of_fd(root: Root, wanted: Identity, fd: int) -> StaleReason | None:
+    """`disproof` of an open descriptor, O_PATH or not. OSError as `identify_fd`."""
     mount = _mount_by_handle(root, wanted, fd)
     if mount is not None:
         return StaleReason.AMBIGUOUS if may_be_another(root, mount, wanted, fd) else None
