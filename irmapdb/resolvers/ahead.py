@@ -11,7 +11,6 @@ from __future__ import annotations
 import errno
 import os
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
@@ -21,6 +20,7 @@ from irmapdb.kernel.syscalls import current_cpu
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from concurrent.futures import Future
 
     from irmapdb.engine import Answer
     from irmapdb.kernel.root import Root
@@ -69,6 +69,8 @@ def ask_all(
         for one in batch:
             yield from _ask(one, paths)
         return
+    # The hook seldom needs them, and they take a while to import.
+    from concurrent import futures  # noqa: PLC0415
 
     def ask_slice(part: Sequence[Asked[Node]]) -> list[Answer]:
         answers = [answer for one in part if not over() for answer in _ask(one, paths)]
@@ -79,13 +81,13 @@ def ask_all(
 
     slices = (batch[start : start + _SLICE] for start in range(0, len(batch), _SLICE))
     with _on_one_cpu():
-        pool = ThreadPoolExecutor(_THREADS)
+        pool = futures.ThreadPoolExecutor(_THREADS)
 
         def submit(part: Sequence[Asked[Node]]) -> Future[list[Answer]]:
             try:
                 return pool.submit(ask_slice, part)
             except RuntimeError:  # no memory for a thread, or the user has too many
-                done: Future[list[Answer]] = Future()
+                done: Future[list[Answer]] = futures.Future()
                 done.set_result(ask_slice(part))
                 return done
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import re
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from irmapdb.errors import DatabaseError
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["SchemaObject", "check_kinds", "check_objects", "check_texts", "read_objects"]
 
 _MOST_OBJECTS = 1000
+_SCHEMAS = Path(__file__).with_name("schemas")
 # As bytes: no name need be UTF-8.
 _OBJECTS = f"""
 SELECT CAST(type AS TEXT), CAST(name AS BLOB), CAST(tbl_name AS BLOB), CAST(sql AS BLOB)
@@ -136,8 +137,7 @@ def _plain(sql: bytes | None) -> bytes:
 def _texts(revision: str) -> dict[str, bytes]:
     # Tables and indexes by name: those of the revisions before, and what changed since.
     found: dict[str, bytes] = {}
-    directory = files("irmapdb.store") / "schemas"
-    for file in sorted(directory.iterdir(), key=lambda one: one.name):
+    for file in sorted(_SCHEMAS.iterdir(), key=lambda one: one.name):
         if file.name.endswith(".sql") and file.name.removesuffix(".sql") <= revision:
             for match in _STATEMENT.finditer(file.read_text(encoding="utf-8")):
                 found[match[1]] = _plain(match[0].encode())

@@ -29,7 +29,6 @@ from typing import TYPE_CHECKING, NamedTuple
 from irmapdb import files
 from irmapdb.errors import DatabaseError, FileError
 from irmapdb.ownership import belongs_to_us, open_directory
-from irmapdb.scratch import scratch_directory
 from irmapdb.store.failures import explain_full, explain_lock, find_holder, show
 from irmapdb.store.file import (
     SIDECARS,
@@ -261,6 +260,8 @@ def _copied(
     _check_size(path, size, why)
     if old is not None:
         check_readable(directory.fd, name, path)
+    from irmapdb.scratch import scratch_directory  # noqa: PLC0415 seldom needed
+
     scratch = stack.enter_context(scratch_directory("copy", room_bytes=2 * size))
     place = Place(path, directory, os.path.join(scratch, b"irmap.db"), why, wait_s)
     with open(place.work, "xb", opener=lambda file, flags: os.open(file, flags, 0o600)) as copy:

@@ -10,7 +10,7 @@ Source: https://www.sqlite.org/lang_createview.html, https://www.sqlite.org/lang
 from __future__ import annotations
 
 import re
-from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,12 +18,13 @@ if TYPE_CHECKING:
 
 __all__ = ["create", "drop", "statements"]
 
+_FILE = Path(__file__).with_name("views.sql")
 _VIEW = re.compile(r"^CREATE VIEW (\w+) .*?(?=;$)", re.MULTILINE | re.DOTALL)
 
 
 def statements() -> dict[str, str]:
     """`CREATE VIEW …` of each view by its name."""
-    text = files("irmapdb.store").joinpath("views.sql").read_text(encoding="utf-8")
+    text = _FILE.read_text(encoding="utf-8")
     return {found[1]: found[0] for found in _VIEW.finditer(text)}
 
 
