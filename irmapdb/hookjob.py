@@ -346,10 +346,11 @@ def _old_entries(state: _State) -> tuple[CacheEntry, ...]:
 def _to_keep(state: _State, found: Findings) -> list[CacheEntry]:
     """The old entries of what has no proved path: CRIU looks at each of them itself.
 
-    Not those that were found to be wrong, nor any of two watched inodes with one device and
-    number, of which CRIU would believe an entry of the other.
+    Where tasks were not read, also those of what no other task watches. Not those that were found
+    to be wrong, nor any of two watched inodes with one device and number, of which CRIU would
+    believe an entry of the other.
     """
-    if not state.old or not found.stats.unresolved:
+    if not state.old or not (found.stats.unresolved or found.unread):
         return []
     watched = {row.watch.identity for row in found.watches}
     shared = Counter(identity.key for identity in watched)
@@ -358,6 +359,8 @@ def _to_keep(state: _State, found: Findings) -> list[CacheEntry]:
         for row in found.watches
         if row.path is None and shared[row.watch.identity.key] == 1
     }
+    if found.unread:
+        missed |= {entry.key for entry in state.old} - shared.keys()
     wrong = {
         (change.identity.key, change.old_path or change.path)
         for change in found.story.changes
