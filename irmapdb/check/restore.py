@@ -119,7 +119,7 @@ def check_images(images: Path, root: Path) -> RestoreCheck:
     images, or those of a dump that failed, or no root; ImageError where one is damaged.
     """
     image = images / _IMAGE
-    if not (images / _INVENTORY).exists():
+    if files.read_if_there(images / _INVENTORY, limit_bytes=files.LIMIT_BYTES) is None:
         message = f"{printable(images)}: no {_INVENTORY}, so no images of a dump that succeeded"
         raise FileError(message, advice="name the images dir of a dump; dump.log says how it ended")
     data = files.read_whole(image, limit_bytes=files.LIMIT_BYTES)
