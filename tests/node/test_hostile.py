@@ -60,6 +60,7 @@ def states(seen):
     return {one["id"]: (one["resolved"], one["state"]) for one in seen}
 
 
+@pytest.mark.timeout(600)
 def test_a_hundred_thousand_watches(node, warm, hook, tmp_path, area):
     small = node.container()
     small.add_inotify("/srv/app/file-0")
@@ -80,7 +81,8 @@ def test_a_hundred_thousand_watches(node, warm, hook, tmp_path, area):
         warm.wait_for(lambda seen: states(seen).get(small.id) == (1, "ready"))
         asked = Asked.ask(hook, small.pid, tmp_path / "small")
         assert (asked.alone, asked.paths) == (False, [b"/srv/app/file-0"])
-        warm.wait_for(lambda seen: states(seen).get(name) == (len(paths), "ready"))
+        # At idle priority, and on a busy machine only at the second try.
+        warm.wait_for(lambda seen: states(seen).get(name) == (len(paths), "ready"), within_s=400)
         (image,) = warm.run.glob(f"image-{big.pid}-*")
         assert image.read_bytes().count(b"/d") == len(paths)
         asked = Asked.ask(hook, small.pid, tmp_path / "small")

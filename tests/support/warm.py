@@ -54,9 +54,11 @@ class Warm:
         mine: bool = status["begun_at"] >= self._started_s
         return list(status["containers"]) if mine else []
 
-    def wait_for(self, is_so: Callable[[list[dict[str, Any]]], bool]) -> list[dict[str, Any]]:
+    def wait_for(
+        self, is_so: Callable[[list[dict[str, Any]]], bool], within_s: float = WAIT_S
+    ) -> list[dict[str, Any]]:
         """Wait until the status is so."""
-        deadline_s = time.monotonic() + WAIT_S
+        deadline_s = time.monotonic() + within_s
         while not is_so(self.containers()):
             assert self.process.poll() is None, "the service has ended"
             assert time.monotonic() < deadline_s, self.containers()
