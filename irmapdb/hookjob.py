@@ -25,7 +25,7 @@ from irmapdb.errors import DatabaseError, FileError, ImageError, IrmapError
 from irmapdb.image.cache_bytes import cache_bytes
 from irmapdb.kernel import tasks
 from irmapdb.kernel.pause import find_pause
-from irmapdb.model import ChangeKind, printable
+from irmapdb.model import ChangeKind, StaleReason, printable
 from irmapdb.store.mappings import StoredMappings, open_mappings
 from irmapdb.workdir import CACHE_NAME, DATABASE_NAME
 
@@ -348,7 +348,8 @@ def _to_keep(state: _State, found: Findings) -> list[CacheEntry]:
 
     Where tasks were not read, also those of what no other task watches. Not those that were found
     to be wrong, nor any of two watched inodes with one device and number, of which CRIU would
-    believe an entry of the other.
+    believe an entry of the other. What is only ambiguous may be right, and without us CRIU would
+    have it too.
     """
     if not state.old or not (found.stats.unresolved or found.unread):
         return []
@@ -365,6 +366,7 @@ def _to_keep(state: _State, found: Findings) -> list[CacheEntry]:
         (change.identity.key, change.old_path or change.path)
         for change in found.story.changes
         if change.kind in {ChangeKind.STALE, ChangeKind.MOVED}
+        and change.reason is not StaleReason.AMBIGUOUS
     }
     return [
         entry for entry in state.old if entry.key in missed and (entry.key, entry.path) not in wrong

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from irmapdb import files, handover
-from irmapdb.errors import IrmapError, TaskError
-from irmapdb.image.cache import encode_cache
+from irmapdb.errors import FileError, ImageError, IrmapError, TaskError
+from irmapdb.image.cache import decode_cache, encode_cache
 from irmapdb.kernel import tasks
 from irmapdb.kernel.root import open_root
 from irmapdb.kernel.survey import read_survey
@@ -56,6 +56,9 @@ _LINE = re.compile(
 
 _MOST_BYTES = 2000
 """Of a reply: less than PIPE_BUF."""
+
+_OLD_CACHE_BYTES = 16 << 20
+"""A larger one is left to the hook."""
 
 DONE, NOT_SERVED = 0, 2
 """The codes of a reply. 1, by which a script fails the dump, is never sent."""
@@ -93,6 +96,8 @@ class Confirmed(NamedTuple):
     """Inodes that had a path when it was remembered, and have none now."""
     new: int
     """Inodes that were not watched then, and for which no path was found."""
+    missing: frozenset[InodeKey]
+    """All inodes for which no path was found."""
 
 
 def send(run: RunDirectory, name: str, reply: Reply) -> bool:
@@ -138,7 +143,8 @@ def confirm(kept: Kept, config: Config) -> Confirmed:
         handover.spell_root(outcome)
         counts = Counter(watch.identity for file in watched for watch in file.watches)
         entries = handover.cache_entries(outcome, counts.elements(), root, config.may_wait)
-    missing = counts.keys() - outcome.resolved.keys() - kept.without
+    without = counts.keys() - outcome.resolved.keys()
+    missing = without - kept.without
     lost = len(missing & kept.known)
     return Confirmed(
         tuple(entries),
@@ -146,6 +152,7 @@ def confirm(kept: Kept, config: Config) -> Confirmed:
         resolved=sum(counts[identity] for identity in outcome.resolved.keys() & counts.keys()),
         lost=lost,
         new=len(missing) - lost,
+        missing=frozenset(identity.key for identity in without),
     )
 
 
@@ -190,6 +197,8 @@ def answer(request: Request, kept: Kept, config: Config, run: RunDirectory) -> R
             if changed and os.path.lexists(f"{work}/{CACHE_NAME}"):
                 # Its entries may be of use, which the hook knows how to find out.
                 return Reply(NOT_SERVED, _missing(found), changed=True)
+            if found.missing and _has_more(Path(work, CACHE_NAME), found.missing):
+                return Reply(NOT_SERVED, "irmap-cache has entries of what has no path")
             if not run.is_waiting(request.reply):
                 return Reply(NOT_SERVED, "the script waits no more")
             files.replace_whole(Path(work, CACHE_NAME), encode_cache(found.entries))
@@ -205,6 +214,18 @@ def answer(request: Request, kept: Kept, config: Config, run: RunDirectory) -> R
     if found.resolved < found.watches:
         text += f"; {found.watches - found.resolved} without a path"
     return Reply(DONE, text)
+
+
+def _has_more(cache: Path, missing: Collection[InodeKey]) -> bool:
+    # Whether there is an old irmap-cache with which CRIU may find what we do not; or one that
+    # cannot be read.
+    try:
+        data = files.read_if_there(cache, limit_bytes=_OLD_CACHE_BYTES)
+        return data is not None and any(
+            entry.key in missing for entry in decode_cache(data, CACHE_NAME)
+        )
+    except (FileError, ImageError):
+        return True
 
 
 def _missing(found: Confirmed) -> str:

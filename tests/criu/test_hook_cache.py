@@ -9,6 +9,7 @@ from contextlib import closing
 import pytest
 
 from irmapdb.image.cache import decode_cache
+from tests.support.criu import write_cache
 from tests.support.hook import hook_program, log_until_stored
 from tests.support.notify import IN_CREATE, IN_OPEN
 
@@ -96,3 +97,14 @@ def test_database_elsewhere(area, criu, target, hook, tmp_path):
     (database,) = databases.glob("*.db")
     assert databases.stat().st_mode & 0o777 == 0o700
     assert database.stat().st_mode & 0o777 == 0o600
+
+
+def test_an_old_entry_of_what_is_ambiguous_is_left_for_criu(criu, target, hook, tmp_path):
+    """No path of it is proved, and CRIU takes the one that it has: as without us."""
+    watched = target.add_inotify("/proc/meminfo", IN_OPEN)
+    images = tmp_path / "images"
+    for action_script in (None, hook):
+        write_cache(images, [(_kdev(watched), watched.st_ino, b"/proc/meminfo")])
+        assert criu.dump(target.pid, images, action_script=action_script).ok
+    assert [entry.path for entry in _entries(images)] == [b"/proc/meminfo"]
+    assert not criu.dump(target.pid, tmp_path / "without", action_script=hook).ok

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from irmapdb.node.answer import parse_request
+from tests.support.criu import write_cache
 from tests.support.notify import IN_OPEN
 from tests.support.warm import Asked
 
@@ -198,6 +199,29 @@ def test_an_old_image_is_kept_where_something_has_no_path_any_more(node, warm, h
     assert called.returncode == 0
     if (tmp_path / "called").exists():
         assert (work / "irmap-cache").read_bytes() == (tmp_path / "before").read_bytes()
+
+
+@pytest.mark.parametrize("useful", [True, False])
+def test_an_old_image_with_what_has_no_path_is_left_to_the_hook(
+    node, warm, hook, tmp_path, *, useful
+):
+    """CRIU finds what is ambiguous by the old entry: without us the dump would be done."""
+    container = node.container()
+    container.add_inotify("/srv/app/file-0")
+    ambiguous = container.add_inotify("/proc/meminfo")
+    warm.wait_for(
+        lambda seen: (
+            [(one["watches"], one["resolved"], one["state"]) for one in seen] == [(2, 1, "ready")]
+        )
+    )
+    work = tmp_path / "work"
+    work.mkdir(mode=0o700)
+    kdev = os.major(ambiguous.st_dev) << 20 | os.minor(ambiguous.st_dev)
+    ino = ambiguous.st_ino if useful else ambiguous.st_ino + 1
+    write_cache(work, [(kdev, ino, b"/proc/meminfo")])
+    asked = Asked.ask(hook, container.pid, work)
+    assert (asked.code, asked.alone) == (0, useful), asked.said
+    assert asked.paths == ([b"/proc/meminfo"] if useful else [b"/srv/app/file-0"])
 
 
 @pytest.mark.parametrize(
