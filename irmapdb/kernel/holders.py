@@ -10,18 +10,20 @@ import os
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
+from irmapdb.config import Config
 from irmapdb.kernel import identity as kernel_identity
 from irmapdb.kernel import procfs
 from irmapdb.model import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from irmapdb.kernel.root import Root
-    from irmapdb.model import Identity
+    from irmapdb.model import Identity, Mount
 
 __all__ = ["Holder", "deleted_holders"]
 
+_MAY_WAIT = Config().may_wait
 _DELETED = b" (deleted)"
 _DESCRIPTOR = re.compile(r"/fd/(\d+)\Z")
 
@@ -40,15 +42,21 @@ class Holder(NamedTuple):
 
 
 def deleted_holders(
-    root: Root, pids: Sequence[int], wanted: Iterable[Identity], proc: str = "/proc"
+    root: Root,
+    pids: Sequence[int],
+    wanted: Iterable[Identity],
+    proc: str = "/proc",
+    may_wait: Callable[[Iterable[Mount]], bool] = _MAY_WAIT,
 ) -> dict[Identity, Holder]:
     """The first holder among the tasks of each wanted inode that one of them has open.
 
     No filesystem is asked for what is not wanted: the device is that of the descriptor's mount.
+    Nor is one that `may_wait`, as its server could let us wait for ever.
     """
     by_ino: dict[int, list[Identity]] = {}
     for identity in wanted:
-        by_ino.setdefault(identity.ino, []).append(identity)
+        if not may_wait(root.on_the_way(identity.kdev)):
+            by_ino.setdefault(identity.ino, []).append(identity)
     found: dict[Identity, Holder] = {}
     kdevs = {one.kdev for many in by_ino.values() for one in many}
     for pid in pids if by_ino else ():

@@ -6,11 +6,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
-from irmapdb import search, steps
+from irmapdb import findings, search, steps
 from irmapdb.config import Config
 from irmapdb.steps import FreezeOptions, Options
 from tests.kernel.stepping import new_work_dir
@@ -75,6 +76,35 @@ def test_a_fuse_server_that_is_stopped(
     # And when it answers again, what was known before is found again.
     again = {row.watch.wd: row.path for row in steps.pre_dump(options).watches}
     assert again == whole
+
+
+def test_who_holds_a_deleted_file_of_such_a_server_is_not_looked_for(
+    area: MountArea, watcher: Watcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To tell would take one more question, when the child that could be killed has ended."""
+    place = area.place("fuse")
+    path = place.directory / "file"
+    watcher.add_inotify(path)
+    watcher.open(path)
+    path.unlink()
+    server = _server_of(place.mountpoint)
+    find = findings.deleted_holders
+
+    def stopped(*arguments: object) -> object:
+        os.kill(server, signal.SIGSTOP)
+        # It goes on in the end, so that a question ends this test, and not the whole run.
+        again = threading.Timer(20, os.kill, (server, signal.SIGCONT))
+        again.start()
+        try:
+            return find(*arguments)  # type: ignore[arg-type]
+        finally:
+            again.cancel()
+            os.kill(server, signal.SIGCONT)
+
+    monkeypatch.setattr(findings, "deleted_holders", stopped)
+    options = Options(watcher.pid, images_dir=new_work_dir(tmp_path), config=Config(hints=()))
+    (row,) = steps.pre_dump(options).watches
+    assert (row.path, row.why) == (None, "handle: deleted")
 
 
 @pytest.mark.parametrize("scanned", [False, True])
