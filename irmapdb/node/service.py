@@ -148,8 +148,11 @@ class Service:
         self._stack.close()
 
     def once(self) -> dict[str, Any]:
-        """One look, and all work that it finds; the status afterwards."""
-        self._start_look(everything=True)
+        """One look, and all work that it finds; the status afterwards.
+
+        OSError where no process can be made to look.
+        """
+        self._look(everything=True)
         while len(self._pool) or self._queue:
             self._step(self._wait_s())
         return self._write_status()
@@ -169,7 +172,7 @@ class Service:
                     self._start_look()
                     next_look_s = now_s + self._interval_s
                 elif changed and self._is_calm(now_s - shown_s):
-                    self._write_status()
+                    self._show_status()
                     self._renew_spare()
                     changed, shown_s = False, time.monotonic()
                 until_s = next_look_s - time.monotonic()
@@ -229,7 +232,13 @@ class Service:
 
     # --- looking ----------------------------------------------------------------------------------
 
-    def _start_look(self, *, everything: bool = False) -> None:
+    def _start_look(self) -> None:
+        try:
+            self._look()
+        except OSError as error:  # the next look is tried all the same
+            _log.warning("the look at the containers failed: no child: %s", error.strerror)
+
+    def _look(self, *, everything: bool = False) -> None:
         now_s = math.inf if everything else time.monotonic()
         waits = {key for key, known in self._known.items() if known.next_look_s > now_s}
 
@@ -351,14 +360,18 @@ class Service:
         assert seen is not None  # noqa: S101 what was not seen is not due
         time_s = _LONG_S if known.slow else _QUICK_S
         options = KeepOptions(self._run, self._settings.directory, self._options.config, time_s)
-        known.touched = False
-        self._pool.start(
-            kind,
-            known.container.key,
-            lambda: (keep(seen, options, self._witness), self._witness.kdevs),
-            limit_s=time_s + _GRACE_S,
-            memory_bytes=_KEEP_MEMORY_BYTES,
-        )
+        try:
+            self._pool.start(
+                kind,
+                known.container.key,
+                lambda: (keep(seen, options, self._witness), self._witness.kdevs),
+                limit_s=time_s + _GRACE_S,
+                memory_bytes=_KEEP_MEMORY_BYTES,
+            )
+        except OSError as error:
+            self._note_failure(known, f"no child: {error.strerror}")
+        else:
+            known.touched = False
 
     def _take_kept(self, ended: Ended) -> None:
         known = self._known.get(ended.child.key)
@@ -383,13 +396,16 @@ class Service:
     def _start_verify(self, known: _Known) -> None:
         kept = known.kept
         assert kept is not None  # noqa: S101 else it would be worked on
-        self._pool.start(
-            _VERIFY,
-            known.container.key,
-            lambda: confirm(kept, self._options.config),
-            limit_s=_VERIFY_LIMIT_S,
-            memory_bytes=_ANSWER_MEMORY_BYTES,
-        )
+        try:
+            self._pool.start(
+                _VERIFY,
+                known.container.key,
+                lambda: confirm(kept, self._options.config),
+                limit_s=_VERIFY_LIMIT_S,
+                memory_bytes=_ANSWER_MEMORY_BYTES,
+            )
+        except OSError as error:
+            self._note_failure(known, f"no child: {error.strerror}")
 
     def _take_verified(self, ended: Ended) -> None:
         known = self._known.get(ended.child.key)
@@ -515,6 +531,12 @@ class Service:
             self._known[kept.container.key].kept = kept._replace(answers=None, parts=None)
 
     # --- what is shown ----------------------------------------------------------------------------
+
+    def _show_status(self) -> None:
+        try:
+            self._write_status()
+        except FileError as error:  # /run is full
+            _log.warning("%s", error)
 
     def _write_status(self) -> dict[str, Any]:
         document = status_document(

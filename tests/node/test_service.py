@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 
 import pytest
+
+from irmapdb.errors import FileError
+from irmapdb.node.pool import Pool
+from irmapdb.node.rundir import RunDirectory
+from irmapdb.node.service import Service
 
 
 def test_it_follows_what_the_containers_watch(node, warm):
@@ -24,3 +30,53 @@ def test_it_ends_when_it_is_told_to(node, warm, number):
     warm.wait_for(lambda seen: [one["resolved"] for one in seen] == [1])
     assert warm.end(number) == 0
     assert not [name for name in os.listdir(warm.run) if name.startswith("work-")]
+
+
+def test_a_container_for_which_no_process_can_be_made_is_tried_again(node, monkeypatch):
+    container = node.container()
+    container.add_inotify("/srv/app/file-0")
+    start = Pool.start
+
+    def refuse(pool, kind, *arguments, **options):
+        if kind == "keep":
+            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return start(pool, kind, *arguments, **options)
+
+    with Service(node.options(interval_s=1e-6)) as service:
+        monkeypatch.setattr(Pool, "start", refuse)
+        (one,) = service.once()["containers"]
+        assert (one["resolved"], one["state"]) == (0, "failed")
+        assert "no child" in one["problem"]
+        monkeypatch.undo()
+        (one,) = service.once()["containers"]
+        assert (one["resolved"], one["state"], one["problem"]) == (1, "ready", "")
+
+
+def test_a_look_for_which_no_process_can_be_made_is_tried_again(node, monkeypatch):
+    kinds = []
+
+    def refuse(_pool, kind, *_arguments, **_options):
+        kinds.append(kind)
+        if len(kinds) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(Pool, "start", refuse)
+    with Service(node.options(interval_s=0.01)) as service:
+        service.run()
+    assert kinds[:2] == ["look", "look"]
+
+
+def test_a_status_that_cannot_be_written_ends_nothing(node, monkeypatch):
+    written = []
+
+    def refuse(_directory, document):
+        written.append(document)
+        if len(written) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        raise FileError("/run: no room")
+
+    monkeypatch.setattr(RunDirectory, "write_status", refuse)
+    with Service(node.options(interval_s=0.01)) as service:
+        service.run()
+    assert len(written) >= 2
