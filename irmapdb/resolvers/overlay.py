@@ -244,6 +244,8 @@ class _Overlay:
     def _renamed(self, left: dict[Identity, list[bytes]], wanted: Wanted) -> Iterator[Answer]:
         upper = self._upper_layer(left) if left else None
         for identity, paths in left.items():
+            if self._over():
+                return
             for path in upper.paths_of(identity, paths) if upper is not None else ():
                 for shown in self._shown_at(path):
                     if identity in wanted and self._has_handle(shown, identity):

@@ -38,7 +38,8 @@ class UpperLayer(NamedTuple):
     by_origin: dict[tuple[bytes, FileHandle], list[bytes]]
     """Paths on the overlay, by what they were copied up from."""
     redirects: list[tuple[bytes, bytes]]
-    """The path of a directory in the lower layers and the one on the overlay."""
+    """The path of a renamed directory in the lower layers and the one on the overlay; not of those
+    below it that were not renamed themselves."""
 
     def paths_of(self, identity: Identity, layer_paths: Collection[bytes]) -> Iterator[bytes]:
         """Where on the overlay an inode may be that has one of these paths in a layer."""
@@ -72,13 +73,15 @@ def read_upper_layer(
     while pending and not over():
         path, below = pending.popleft()
         for name, entry, directory in _entries(upper_fd, path):
+            if over():  # one directory may have millions of entries
+                break
             here = path.rstrip(b"/") + b"/" + name
             wrapped = overlay.unwrap_origin(_attribute(entry, origin))
             if wrapped is not None and _key(wrapped) in keys:
                 found.by_origin.setdefault(_key(wrapped), []).append(here)
             if directory:
                 lower = _lower_path(below, name, _attribute(entry, redirect))
-                if lower != here:
+                if lower != _lower_path(below, name, b""):
                     found.redirects.append((lower, here))
                 pending.append((here, lower))
     return found
