@@ -217,4 +217,4 @@ def _make_database(destination: Path, entries: Sequence[CacheEntry]) -> None:
         # Of the scratch file, whose name tells nobody anything.
         reason = str(error.args[0]).partition("/new.db: ")[2] or error.args[0]
         message = f"cannot write {printable(destination)}: {reason}"
-        raise FileError(message, advice="make room there, or choose another directory") from error
+        raise FileError(message, advice="free space there, or choose another directory") from error

@@ -79,7 +79,7 @@ ask_service() {
 # Puts the image that the service proved last for the tree of task $1 into the work dir, the cwd.
 place_image() {
 	read_start "$1" && image=$run/image-$1-$start && [ -s "$image" ] || return 1
-	# Only where nobody but root can put a link in the way.
+	# Only if root alone can put a link in the way.
 	set -- $(ls -ldn . 2>/dev/null)
 	case "${1:-} ${3:-}" in d????-??-*' 0') ;; *) return 1 ;; esac
 	[ ! -d irmap-cache ] || return 1
@@ -149,7 +149,7 @@ fi
 
 [ -f "$program" ] && [ -x "$program" ] ||
 	fail "$program is missing: install irmapdb again, or remove this hook from CRIU's configuration"
-# The shell itself has something to say of a program that was killed.
+# The shell prints a message of its own if a program was killed.
 { said=$(IRMAPDB_HOOK_SCRIPT=1 "$program" 2>&1); } 2>/dev/null
 code=$?
 case $code in

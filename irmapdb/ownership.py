@@ -1,4 +1,4 @@
-"""Who can change the entries of a directory: only root and the caller, or somebody else too.
+"""Whether only root and the caller can change the entries of a directory, or other users too.
 
 A program that runs as root may use a file by its name only where nobody else can put another one
 under that name. That is so if the directory and each of its parents belong to root or to the
@@ -43,7 +43,7 @@ class Directory:
     path: bytes
     """Its path without symbolic links; b"" where it has none in our root."""
     shared_with: str
-    """Why somebody else can change its entries, in words; "" if nobody can."""
+    """Why another user can change its entries, in words; "" if none can."""
 
 
 def belongs_to_us(status: os.stat_result) -> bool:

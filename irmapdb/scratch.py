@@ -83,7 +83,7 @@ def _make(purpose: bytes, room_bytes: int) -> tuple[bytes, int]:
     names = os.fsdecode(b", ".join(_PLACES))
     raise FileError(
         f"cannot make a temporary directory in {names}: {error.strerror}",
-        advice="make room in one of them",
+        advice="free space in one of them",
     ) from error
 
 

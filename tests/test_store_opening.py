@@ -410,7 +410,7 @@ def test_what_keeps_a_backup_from_being_made_is_told_of_its_own_name(tmp_path, a
     small = private_tmpfs(area)
     fill_up(small / "ballast")
     said = backup_fails(path, small / "copy.db")
-    assert said == "No space left on device; make room, or name a file elsewhere"
+    assert said == "No space left on device; free disk space, or name a file elsewhere"
     run("mount", "-o", "remount,ro", small)
     assert backup_fails(path, small / "copy.db") == "Read-only file system; name a file elsewhere"
     assert os.listdir(small) == ["ballast"]

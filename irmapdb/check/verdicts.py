@@ -1,4 +1,4 @@
-"""What check says of a watch, and what it has to know for that."""
+"""The verdicts of check on a watch, and the facts that they depend on."""
 
 from __future__ import annotations
 

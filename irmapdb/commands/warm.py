@@ -31,7 +31,7 @@ def add_to(app: typer.Typer) -> None:
 
 def warm(
     once: Annotated[
-        bool, typer.Option("--once", help="Look once, do what there is to do, and end.")
+        bool, typer.Option("--once", help="Look once, prove the paths, and end.")
     ] = False,
     interval: Annotated[
         float | None,
@@ -51,13 +51,13 @@ def warm(
         ),
     ] = None,
     status: Annotated[
-        bool, typer.Option("--status", help="Show each container and what has no path.")
+        bool, typer.Option("--status", help="Show each container, and its watches without a path.")
     ] = False,
     install: Annotated[
-        bool, typer.Option("--install", help="Make a systemd unit of it, and start it.")
+        bool, typer.Option("--install", help="Install a systemd unit, and start the service.")
     ] = False,
     uninstall: Annotated[
-        bool, typer.Option("--uninstall", help="Stop the unit and remove it.")
+        bool, typer.Option("--uninstall", help="Stop the service, and remove the unit.")
     ] = False,
     unit_dir: Annotated[
         Path, typer.Option(readable=False, metavar="DIR", help="Directory of systemd's units.")

@@ -1,4 +1,4 @@
-"""What SQLite says, told as a DatabaseError: the file, what is wrong, what to do.
+"""SQLite's errors as a DatabaseError: the file, the problem, the next step.
 
 Source of the codes: https://www.sqlite.org/rescode.html. Of the lock bytes:
 https://www.sqlite.org/walformat.html#locks and `PENDING_BYTE` in sqlite's src/os.h.
@@ -144,7 +144,7 @@ def explain_full(path: bytes) -> DatabaseError:
     """The error for a disk without room."""
     return DatabaseError(
         f"{show(path)}: the disk is full, nothing was changed",
-        advice="make room, or name a file elsewhere with --db",
+        advice="free disk space, or name a file elsewhere with --db",
     )
 
 

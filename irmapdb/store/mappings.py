@@ -170,7 +170,7 @@ class StoredMappings:
 
 @contextmanager
 def open_mappings(path: AnyPath, *, wait_s: float) -> Iterator[StoredMappings]:
-    """The mappings of a database of this or an older schema, also while somebody writes it.
+    """The mappings of a database of this or an older schema, also while another process writes it.
 
     Raises DatabaseError for what is there and is none. An empty one has no mappings.
     """

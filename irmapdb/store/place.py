@@ -147,7 +147,7 @@ class Place:
                 raise explain_full(self.path) from error
             raise DatabaseError(
                 f"{show(self.path)}: cannot be put back: {error.strerror}",
-                advice="make room there, or name a file elsewhere with --db",
+                advice="free space there, or name a file elsewhere with --db",
             ) from error
 
     def _check_untouched(self) -> None:

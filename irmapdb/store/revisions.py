@@ -123,7 +123,7 @@ def upgrade_place(place: Place, *, wait_s: float) -> Upgrade:
             raise DatabaseError(
                 f"{show(place.path)}: cannot be upgraded from schema {old} to {version.HEAD}, "
                 f"nothing was changed: {why}",
-                advice="make room if the disk is full, else use the irmapdb that wrote it",
+                advice="free disk space if the disk is full, else use the irmapdb that wrote it",
             ) from error
     place.mark_changed()
     place.put_back()
@@ -174,8 +174,8 @@ _NEXT_STEP = {
     errno.ENAMETOOLONG: "give it a shorter name",
     errno.EACCES: "try as root",
     errno.EPERM: "try as root",
-    errno.ENOSPC: "make room",
-    errno.EDQUOT: "make room",
+    errno.ENOSPC: "free disk space",
+    errno.EDQUOT: "free disk space",
 }
 
 

@@ -1,4 +1,4 @@
-"""What SQLite cannot hold as it is, and the form in which it is kept.
+"""The values that SQLite cannot store as they are, and the form in which they are stored.
 
 | in Python | in the file |
 |---|---|
