@@ -25,7 +25,7 @@ from irmapdb.model import printable
 from irmapdb.ownership import open_directory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from typing import BinaryIO
 
 __all__ = [
@@ -363,15 +363,24 @@ def check_replaceable(path: bytes | os.PathLike[str]) -> None:
             raise OSError(errno.EROFS if read_only else errno.EACCES, "")
 
 
-def replace_whole(path: bytes | os.PathLike[str], data: bytes, mode: int = 0o600) -> os.stat_result:
+def replace_whole(
+    path: bytes | os.PathLike[str],
+    data: bytes,
+    mode: int = 0o600,
+    *,
+    is_wanted: Callable[[], bool] = lambda: True,
+) -> os.stat_result:
     """Make `path` a regular file with these bytes and this mode: wholly, or not at all.
 
+    `is_wanted` is asked when the bytes are on the disk, which can take long: FileError if not.
     Returns the new file's stat. Raises FileError, and leaves the old file and nothing else, for
     a target that is there and no regular file (a symbolic link is not followed), a directory
     that is missing, full or read-only, and whatever else keeps the file from being written.
     """
     target = os.fsencode(path)
     with _writing(target), _prepared(target, data, mode) as new:
+        if not is_wanted():
+            raise FileError(f"{printable(target)}: not replaced, because it came too late")
         new.rename()
         _sync_directory(new.dir_fd)
         return os.fstat(new.fd)

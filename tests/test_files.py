@@ -132,6 +132,15 @@ def test_an_old_file_is_replaced_and_not_written_into(tmp_path):
     assert stat.st_mode == 0o100640
 
 
+def test_bytes_that_come_too_late_replace_nothing(tmp_path):
+    target = tmp_path / "image"
+    target.write_bytes(b"old")
+    with pytest.raises(FileError, match="too late"):
+        replace_whole(target, b"new", is_wanted=lambda: False)
+    assert os.listdir(tmp_path) == ["image"]
+    assert target.read_bytes() == b"old"
+
+
 def test_a_name_without_a_directory_and_a_directory_behind_a_link(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     replace_whole(b"here", b"1")

@@ -199,9 +199,12 @@ def answer(request: Request, kept: Kept, config: Config, run: RunDirectory) -> R
                 return Reply(NOT_SERVED, _missing(found), changed=True)
             if found.missing and _has_more(Path(work, CACHE_NAME), found.missing):
                 return Reply(NOT_SERVED, "irmap-cache has entries of what has no path")
-            if not run.is_waiting(request.reply):
-                return Reply(NOT_SERVED, "the script waits no more")
-            files.replace_whole(Path(work, CACHE_NAME), encode_cache(found.entries))
+            files.replace_whole(
+                Path(work, CACHE_NAME),
+                encode_cache(found.entries),
+                # Else the hook has begun alone, and its image may be the better one.
+                is_wanted=lambda: run.is_waiting(request.reply),
+            )
     except (OSError, IrmapError) as error:
         return Reply(NOT_SERVED, str(error))
     if changed:
