@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 from tests.support import packages
 from tests.support.area import MountArea
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
 
 _MARKED = ("kernel", "criu")
 _HERE = Path(__file__).parent
+
+# How long an example may take depends on what else the machine does.
+settings.register_profile("irmapdb", deadline=None)
+settings.load_profile("irmapdb")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
