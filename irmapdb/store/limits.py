@@ -138,11 +138,21 @@ class Bounded(sqlite3.Connection):
     # Python's own do not go through `cursor`.
     def execute(self, sql: str, parameters: Any = (), /) -> Any:  # noqa: ANN401 as sqlite3
         """As sqlite3 has it."""
-        return self.cursor().execute(sql, parameters)
+        return self._on_a_cursor("execute", sql, parameters)
 
     def executemany(self, sql: str, parameters: Iterable[Any], /) -> Any:  # noqa: ANN401
         """As sqlite3 has it."""
-        return self.cursor().executemany(sql, parameters)
+        return self._on_a_cursor("executemany", sql, parameters)
+
+    def _on_a_cursor(self, call: str, sql: str, parameters: Any) -> Any:  # noqa: ANN401
+        cursor = self.cursor()
+        try:
+            return getattr(cursor, call)(sql, parameters)
+        except BaseException:
+            # The error's traceback holds the cursor, and a statement that is not finalized would
+            # keep the file locked after close() (sqlite3_close_v2).
+            cursor.close()
+            raise
 
     def cursor(self, factory: Any = None) -> Any:  # noqa: ANN401 as sqlite3
         """A cursor whose statements are bounded, unless it is one of another class."""
