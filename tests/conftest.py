@@ -11,6 +11,7 @@ from hypothesis import settings
 from tests.support import packages
 from tests.support.area import MountArea
 from tests.support.features import require
+from tests.support.heap import lift_heap_limit
 from tests.support.watcher import Watcher
 
 if TYPE_CHECKING:
@@ -64,3 +65,9 @@ def watcher() -> Iterator[Watcher]:
     """A process that watches what it is told to."""
     with Watcher() as made:
         yield made
+
+
+@pytest.fixture(autouse=True)
+def _heap() -> Iterator[None]:
+    yield
+    lift_heap_limit()
