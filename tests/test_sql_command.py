@@ -414,15 +414,13 @@ def test_a_terminal_gets_a_prompt():
     try:
         until(fd, b"irmapdb>")
         os.write(fd, b"SELECT count(*) AS runs,\rhex_ino(41, 9) AS log FROM run;\r")
-        assert b"29:9" in until(fd, b"1 row (")
-        until(fd, b"irmapdb>")
+        assert b"29:9" in until(fd, b"1 row (", b"irmapdb>")
         numbers = b"WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n FROM c)"
         os.write(fd, numbers + b" SELECT max(n) FROM c;\r")
         until(fd, b"\x1b[?2004l")  # the line is taken
         time.sleep(0.5)
         os.write(fd, b"\x03")
-        until(fd, b"stopped")
-        until(fd, b"irmapdb>")
+        until(fd, b"stopped", b"irmapdb>")
         os.write(fd, b".quit\r")
         with contextlib.suppress(
             OSError, EOFError
@@ -438,9 +436,11 @@ def test_a_terminal_gets_a_prompt():
     assert os.waitstatus_to_exitcode(status) == 0
 
 
-def until(fd, wanted):
+def until(fd, *wanted):
+    """What is read until it has all of these, one after the other: they may come in one read."""
     seen = b""
-    while wanted not in seen:
+    in_order = re.compile(b".*".join(map(re.escape, wanted)), re.DOTALL)
+    while not in_order.search(seen):
         assert select.select([fd], [], [], 60)[0], seen
         some = os.read(fd, 65536)
         if not some:
