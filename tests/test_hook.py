@@ -15,18 +15,16 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from irmapdb import criuconf, hook, hook_script, hookjob, search
 from irmapdb.config import Config, HookConfig, load_config, with_environment
-from irmapdb.criuconf import Did, Runtime
-from irmapdb.errors import ConfigError, FileError
+from irmapdb.criuconf import Runtime
+from irmapdb.errors import ConfigError
 from irmapdb.image.cache import decode_cache
 from irmapdb.node.containers import database_name
 from tests.support.features import require_root
 from tests.support.filesystems import tmpfs
-from tests.support.hook import CHECKOUT, hook_program, log_until_stored
+from tests.support.hook import CHECKOUT, hook_program, log_until_stored, make_executable
 from tests.support.notify import IN_CREATE
 
 
@@ -405,154 +403,7 @@ def test_database_of_no_container_is_named_after_the_images(tmp_path):
     assert database_name(8, str(tmp_path / "dump"), str(tmp_path)) == names[0]
 
 
-# --- its line in CRIU's configuration -------------------------------------------------------------
-
-LINES = st.lists(
-    st.one_of(
-        st.binary(max_size=20).filter(lambda line: b"\n" not in line and b"irmapdb" not in line),
-        st.sampled_from([b"", b"# comment", b"tcp-established", b"action-script /usr/bin/other"]),
-    ),
-    max_size=6,
-)
-
-
-def _is_executable(tmp_path, name="irmapdb-hook"):
-    program = tmp_path / name
-    program.write_text("#!/bin/sh\n")
-    program.chmod(0o755)
-    return program
-
-
-@given(lines=LINES)
-def test_install_and_uninstall_give_every_byte_back(lines, tmp_path_factory):
-    directory = tmp_path_factory.mktemp("criu")
-    program = _is_executable(directory)
-    file = directory / "runc.conf"
-    before = b"\n".join(lines)
-    file.write_bytes(before)
-    file.chmod(0o640)
-    (done,) = criuconf.install(Runtime.RUNC, program, directory)
-    assert done.did is Did.ADDED
-    line = b"action-script %b # for runc" % os.fsencode(program)
-    assert file.read_bytes().split(b"\n").count(line) == 1
-    assert file.read_bytes().replace(line, b"").split() == before.split()
-    assert file.stat().st_mode & 0o777 == 0o640
-
-    (done,) = criuconf.install(Runtime.RUNC, program, directory)
-    assert done.did is Did.KEPT
-    (done,) = criuconf.uninstall(Runtime.RUNC, None, directory)
-    assert done.did is Did.REMOVED
-    assert file.read_bytes() == before
-    (done,) = criuconf.uninstall(Runtime.RUNC, None, directory)
-    assert done.did is Did.NOTHING
-
-
-def test_files_and_directory_that_it_made_are_removed(tmp_path):
-    program, directory = _is_executable(tmp_path), tmp_path / "etc" / "criu"
-    directory.parent.mkdir()
-    for runtime in Runtime:
-        (done,) = criuconf.install(runtime, program, directory)
-        assert done.did is Did.MADE
-        (done,) = criuconf.uninstall(runtime, None, directory)
-        assert done.did is Did.UNMADE
-        assert not directory.exists()
-    # What others have written into such a file meanwhile is theirs.
-    criuconf.install(Runtime.CRIU, program, directory)
-    with (directory / "default.conf").open("a") as file:
-        file.write("tcp-close\n")
-    criuconf.uninstall(Runtime.CRIU, None, directory)
-    assert (directory / "default.conf").read_text() == "tcp-close\n"
-
-
-def test_a_file_of_our_line_alone_gets_empty(tmp_path):
-    file = tmp_path / "default.conf"
-    file.write_text("action-script /usr/bin/irmapdb-hook")
-    (done,) = criuconf.uninstall(Runtime.CRIU, None, tmp_path)
-    assert done == (file, Did.REMOVED, (), (Path("/usr/bin/irmapdb-hook"),))
-    assert file.read_bytes() == b""
-
-
-def test_each_runtime_has_its_file(tmp_path):
-    def names(runtime):
-        return [file.name for file in criuconf.config_files(runtime, tmp_path)]
-
-    assert names(Runtime.CRIU) == ["default.conf"]
-    assert names(Runtime.CRUN) == ["crun.conf"]
-    assert names(Runtime.PODMAN) == ["runc.conf"]
-    (tmp_path / "runc.conf").touch()
-    # A new crun.conf would hide it from crun.
-    assert names(Runtime.CRUN) == ["runc.conf"]
-    (tmp_path / "crun.conf").touch()
-    assert names(Runtime.CRUN) == ["crun.conf"]
-    assert names(Runtime.RUNC) == ["runc.conf"]
-    assert names(Runtime.PODMAN) == ["runc.conf", "crun.conf"]
-
-
-def test_line_of_another_irmapdb_hook_is_replaced(tmp_path):
-    program, file = _is_executable(tmp_path), tmp_path / "runc.conf"
-    old = '  action-script "/old/bin/irmapdb-hook" # ours\n'
-    file.write_text(f"link-remap\n{old}action-script /usr/bin/other\n{old}tcp-close")
-    (done,) = criuconf.install(Runtime.RUNC, program, tmp_path)
-    assert done == (file, Did.REPLACED, ("/usr/bin/other",), ())
-    assert file.read_text() == (
-        f"link-remap\naction-script {program} # for runc\naction-script /usr/bin/other\ntcp-close"
-    )
-
-
-def test_two_runtimes_share_a_file(tmp_path):
-    # podman reads runc's file. Each --uninstall takes out what its own --install put in.
-    program, file = _is_executable(tmp_path), tmp_path / "runc.conf"
-    file.write_text("tcp-close\n")
-    for installed in ((Runtime.RUNC, Runtime.PODMAN), (Runtime.PODMAN, Runtime.RUNC)):
-        for runtime in installed:
-            criuconf.install(runtime, program, tmp_path)
-        assert file.read_text() == f"tcp-close\naction-script {program} # for podman runc\n"
-        (done,) = criuconf.install(Runtime.RUNC, program, tmp_path)
-        assert done.did is Did.KEPT
-        (done,) = criuconf.uninstall(Runtime.PODMAN, None, tmp_path)
-        assert (done.did, done.removed_scripts) == (Did.SHARED, ())
-        assert file.read_text() == f"tcp-close\naction-script {program} # for runc\n"
-        (done,) = criuconf.uninstall(Runtime.PODMAN, None, tmp_path)
-        assert done.did is Did.SHARED
-        (done,) = criuconf.uninstall(Runtime.RUNC, None, tmp_path)
-        assert (done.did, done.removed_scripts) == (Did.REMOVED, (program,))
-        assert file.read_text() == "tcp-close\n"
-
-
-def test_two_runtimes_share_a_new_file(tmp_path):
-    program, directory = _is_executable(tmp_path), tmp_path / "criu"
-    for runtime in (Runtime.CRUN, Runtime.RUNC, Runtime.PODMAN):
-        criuconf.install(runtime, program, directory)
-    # crun got a file of its own, as there was no runc.conf then.
-    criuconf.uninstall(Runtime.RUNC, None, directory)
-    criuconf.uninstall(Runtime.CRUN, None, directory)
-    assert sorted(file.name for file in directory.iterdir()) == ["crun.conf", "runc.conf"]
-    criuconf.uninstall(Runtime.PODMAN, None, directory)
-    assert not directory.exists()
-
-
-def test_what_criu_could_not_execute_is_refused(tmp_path):
-    plain = tmp_path / "plain"
-    plain.write_text("#!/bin/sh\n")
-    failing = _is_executable(tmp_path, "failing")
-    failing.write_text("#!/bin/sh\nexit 3\n")
-    nowhere = _is_executable(tmp_path, "nowhere")
-    nowhere.write_text("#!/no/such/interpreter\n")
-    public = _is_executable(tmp_path, "public")
-    public.chmod(0o777)
-    for program, why in (
-        (plain, "not an executable file"),
-        (tmp_path, "not an executable file"),
-        (tmp_path / "missing", "No such file"),
-        (failing, "exit code 3"),
-        (nowhere, "cannot be executed"),
-        (public, "everybody may write it"),
-        (_is_executable(tmp_path, "with space"), "no path that"),
-        (_is_executable(tmp_path, "with#"), "no path that"),
-    ):
-        with pytest.raises(FileError, match=why):
-            criuconf.install(Runtime.RUNC, program, tmp_path / "criu")
-    assert not (tmp_path / "criu").exists()
+# --- the command ----------------------------------------------------------------------------------
 
 
 def _irmapdb(*arguments, **environment):
@@ -601,7 +452,7 @@ def test_command_installs_the_script(tmp_path):
 def test_command_replaces_the_line_of_before(tmp_path):
     # Until now the line named the program of the Python environment.
     require_root()
-    script, old = tmp_path / "lib" / "irmapdb" / "irmapdb-hook", _is_executable(tmp_path)
+    script, old = tmp_path / "lib" / "irmapdb" / "irmapdb-hook", make_executable(tmp_path)
     criuconf.install(Runtime.RUNC, old, tmp_path)
     where = ("--script", str(script), "--criu-dir", str(tmp_path))
     assert "another irmapdb-hook replaced" in _irmapdb("--install", "runc", *where).stdout
@@ -613,7 +464,7 @@ def test_command_replaces_the_line_of_before(tmp_path):
 
 
 def test_command_installs_a_program_of_the_user(tmp_path):
-    own, criu = _is_executable(tmp_path, "own"), tmp_path / "criu"
+    own, criu = make_executable(tmp_path, "own"), tmp_path / "criu"
     where = ("--script", str(own), "--criu-dir", str(criu))
     before = own.read_bytes()
     assert _irmapdb("--install", "runc", *where).returncode == 0

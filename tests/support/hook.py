@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-__all__ = ["CHECKOUT", "hook_program", "log_until_stored"]
+__all__ = ["CHECKOUT", "hook_program", "log_until_stored", "make_executable"]
 
 CHECKOUT = Path(__file__).parent.parent.parent
 
@@ -46,3 +46,11 @@ def log_until_stored(work: Path, dumps: int = 1) -> list[str]:
             return lines
         assert time.monotonic() < until, lines
         time.sleep(0.01)
+
+
+def make_executable(directory: Path, name: str = "irmapdb-hook") -> Path:
+    """A program that does nothing, which CRIU could execute."""
+    program = directory / name
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    return program
