@@ -396,7 +396,7 @@ def test_many_watches_have_one_scan_path_and_few_rows(
     said = _print_check(*call)
     rows = [line for line in said.splitlines() if " options " in line and "file-" in line]
     assert len(rows) == 20
-    assert "(100 more are not listed; -v lists all)" in said
+    assert "(100 more are not listed; --all-rows lists all)" in said
     assert said.count("--irmap-scan-path") == 1
     assert f"--irmap-scan-path {place.directory}\n" in said
     assert len(json.loads(_print_check(*call, "--json"))["watches"]) == 120
