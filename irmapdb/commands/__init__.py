@@ -67,11 +67,11 @@ def irmapdb(
     and writes `irmap.db` and CRIU's own `irmap-cache` into the work dir. Then
     `criu dump -t PID -D DIR` loads that cache, or `irmapdb dump` shows what would be dumped.
 
-    Exit codes: 0 done; 1 not done; 2 wrong usage; 3 done, with findings: a watch without a
-    path, or one that `check` finds CRIU to lose; a task of the tree that may not be looked at; a
-    mapping that `audit` finds to hold no longer or cannot look at; a key that `lookup` knows
-    nothing of; more rows than `sql` was to print. That a stored path went stale in `pre-dump` or
-    `dump`, and another one was proved, is no finding. 130: interrupted.
+    Exit codes: 0 done; 1 not done; 2 wrong usage; 3 done, with findings: a watch has no path;
+    `check` finds a watch that CRIU will lose; a task of the tree cannot be read; `audit` finds a
+    mapping that is stale or that it cannot check; `lookup` does not know a key; `sql` has more
+    rows than it may print. A file that moved and was found again does not count. 130: interrupted
+    (Ctrl-C).
     """
 
 
