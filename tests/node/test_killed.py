@@ -10,17 +10,22 @@ import sqlite3
 import subprocess
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from irmapdb.image.cache import decode_cache
 from tests.support.warm import Asked, Warm
 
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
 SERVICE_KILLS = 25
 CHILD_KILLS = 150
 HOOK_KILLS = 150
 
 PATHS = {f"/srv/app/file-{index}".encode() for index in range(4)}
+EXTRA = b"/srv"
 
 
 @pytest.fixture
@@ -49,12 +54,16 @@ def state_of(pid: int) -> str:
     return stat[stat.rindex(")") + 2]
 
 
-def assert_whole(warm: Warm, tmp_path: Path) -> None:
-    """Every image is whole, and every database opens and is sound."""
+def assert_whole(warm: Warm, tmp_path: Path, *, also: Collection[bytes] = ()) -> None:
+    """Every image is whole, and every database opens and is sound.
+
+    `also`: paths that were watched for a time. An image has them if it is from that time.
+    """
+    watched = PATHS.union(also)
     for image in [*warm.run.glob("image-*"), *tmp_path.glob("work*/irmap-cache")]:
         with contextlib.suppress(FileNotFoundError):
             paths = {one.path for one in decode_cache(image.read_bytes(), str(image))}
-            assert paths <= PATHS
+            assert paths <= watched
     for path in (tmp_path / "databases").glob("*.db"):
         with contextlib.closing(sqlite3.connect(path)) as raw:
             assert raw.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
@@ -67,7 +76,7 @@ def test_its_children(container, warm, hook, tmp_path):
     deadline_s = time.monotonic() + 120
     while killed < CHILD_KILLS and time.monotonic() < deadline_s:
         # A watch that comes and goes: so that there is work all the time.
-        extra = container.add_inotify("/srv")
+        extra = container.add_inotify(EXTRA)
         time.sleep(chance.uniform(0, 0.1))
         for pid in children_of(warm.process.pid):
             with contextlib.suppress(ProcessLookupError):
@@ -76,7 +85,7 @@ def test_its_children(container, warm, hook, tmp_path):
         container.remove(extra)
         assert warm.process.poll() is None
     assert killed >= CHILD_KILLS
-    assert_whole(warm, tmp_path)
+    assert_whole(warm, tmp_path, also={EXTRA})
     warm.end(signal.SIGKILL)
     warm.start()  # at once: what has failed is tried again only after a while
     warm.wait_ready(len(PATHS))
