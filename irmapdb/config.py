@@ -1,5 +1,7 @@
 """The configuration file: TOML, `/etc/irmapdb.toml` or the one that is named.
 
+--config names it, else IRMAPDB_CONFIG, for the hook as well.
+
 [scan]
 paths = ["/srv"]                 # walked first, like --irmap-scan-path
 hints = ["/etc", "/var/log"]     # in place of the built-in ones
@@ -55,11 +57,13 @@ __all__ = [
     "Retention",
     "WarmConfig",
     "load_config",
+    "path_in",
     "with_environment",
 ]
 
 DEFAULT_PATH = Path("/etc/irmapdb.toml")
 _LIMIT_BYTES = 1 << 20
+_ADVICE = "name a TOML file with --config or IRMAPDB_CONFIG"
 
 HINTS = (
     b"/etc",
@@ -187,12 +191,12 @@ def load_config(path: Path | None = None) -> Config:
     try:
         text = files.read_if_there(source, limit_bytes=_LIMIT_BYTES)
     except FileError as error:
-        raise ConfigError(error.message, advice="name a TOML file with --config") from error
+        raise ConfigError(error.message, advice=_ADVICE) from error
     if text is None:
         if path is None:
             return Config()
         message = f"{printable(source)}: no such file"
-        raise ConfigError(message, advice="name a TOML file with --config")
+        raise ConfigError(message, advice=_ADVICE)
     import tomllib  # noqa: PLC0415 most machines have no such file
 
     try:
@@ -301,6 +305,18 @@ def _span(value: object, where: str) -> timedelta:
 
 
 _TRUTHS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+
+
+def path_in(environment: MappingABC[str, str]) -> Path | None:
+    """The file that IRMAPDB_CONFIG names; None if it is not set, or empty.
+
+    ConfigError for a relative path: the hook's cwd is CRIU's work dir, where others may write.
+    """
+    text = environment.get("IRMAPDB_CONFIG", "")
+    if text and not text.startswith("/"):
+        message = f"IRMAPDB_CONFIG is {text!r}"
+        raise ConfigError(message, advice="give the hook an absolute path")
+    return Path(text) if text else None
 
 
 def with_environment(hook: HookConfig, environment: MappingABC[str, str]) -> HookConfig:

@@ -197,7 +197,7 @@ def _serve(pid: int, images: str, started_s: float, tell_fd: int, log_fd: int | 
     problems = []
     config, hook = configuration.Config(), configuration.HookConfig()
     try:
-        config = configuration.load_config()
+        config = configuration.load_config(configuration.path_in(os.environ))
         hook = config.hook
         hook = configuration.with_environment(hook, os.environ)
     except ConfigError as error:

@@ -1,13 +1,14 @@
 """Where things lie: CRIU's directories, the database, the cache image.
 
 `-D` is the images dir (default "."), `-W` the work dir (default: the images dir); irmap-cache
-and irmap.db lie in the work dir. Where the work dir has no cache, that of the dump before serves:
+and irmap.db lie in the work dir. A step that writes makes either of them, if its parent is there. Where the work dir has no cache, that of the dump before serves:
 `--prev-images-dir`, relative to the images dir as CRIU has it, or what the link `parent` in the
 images dir leads to, which CRIU leaves there (open_irmap_cache() of its criu/irmap.c).
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from dataclasses import dataclass, replace
@@ -17,10 +18,11 @@ from irmapdb import files
 from irmapdb.errors import FileError
 from irmapdb.image.cache_bytes import cache_bytes
 from irmapdb.model import Identity, Mapping, Source, printable
+from irmapdb.ownership import open_directory
 from irmapdb.store.nouns import FileStamp
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
     from contextlib import ExitStack
     from datetime import datetime
     from pathlib import Path
@@ -34,6 +36,7 @@ __all__ = [
     "MappingsAndNews",
     "News",
     "WorkDir",
+    "made_directory",
     "read_news",
     "save_images",
     "write_cache",
@@ -97,6 +100,46 @@ def _no_directory(path: Path) -> str:
     except OSError as error:
         return error.strerror or str(error)
     return "" if stat.S_ISDIR(mode) else "not a directory"
+
+
+@contextlib.contextmanager
+def made_directory(path: Path | None) -> Iterator[None]:
+    """Make a directory with mode 0700, if it is missing and its parent is there.
+
+    If the body raises, the directory is removed again, unless something lies in it. A missing
+    parent is not made: `WorkDir.open` names the directory. FileError if it cannot be made, or if
+    its path leads through a symbolic link of another user.
+    """
+    if path is None or os.path.lexists(path):
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        remove = _make(os.fsencode(path), stack)
+        try:
+            yield
+        except BaseException:
+            remove()
+            raise
+
+
+def _make(path: bytes, stack: contextlib.ExitStack) -> Callable[[], None]:
+    # mkdirat(2) and unlinkat(2) in the parent, which is opened once: another user may be able to
+    # change where its path leads.
+    parent, name = os.path.split(path)
+    try:
+        at = stack.enter_context(open_directory(parent)).fd
+        os.mkdir(name, 0o700, dir_fd=at)
+    except (FileExistsError, FileNotFoundError, NotADirectoryError):
+        return lambda: None
+    except OSError as error:
+        message = f"{printable(path)}: cannot be made: {error.strerror}"
+        raise FileError(message, advice="name another directory") from error
+
+    def remove() -> None:
+        with contextlib.suppress(OSError):  # it is not empty
+            os.rmdir(name, dir_fd=at)
+
+    return remove
 
 
 class News(NamedTuple):

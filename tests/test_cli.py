@@ -524,7 +524,7 @@ _EVIL = os.fsdecode(b"\xff\n\x1b[31mRED")
         "check --images EVIL",
         "hook --print criu --script EVIL",
         "hook --uninstall criu --criu-dir EVIL",
-        "hook -t PID -D EVIL/absent",
+        "hook -t PID -D EVIL/absent/img",
     ],
 )
 def test_a_path_that_was_named_stays_on_its_line(

@@ -1,6 +1,7 @@
 """The configuration file: what it may say, and what a wrong one gets."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -81,6 +82,19 @@ def test_a_wrong_file_is_named_with_the_wrong_entry(load, tmp_path, case):
     assert str(caught.value).startswith(os.fspath(tmp_path / "irmapdb.toml"))
     assert "\n" not in str(caught.value)
     assert caught.value.advice or ": write " in str(caught.value), "the next step"
+
+
+@pytest.mark.parametrize(
+    ("environment", "path"),
+    [({}, None), ({"IRMAPDB_CONFIG": ""}, None), ({"IRMAPDB_CONFIG": "/a"}, Path("/a"))],
+)
+def test_the_environment_names_the_file(environment, path):
+    assert config.path_in(environment) == path
+
+
+def test_the_environment_names_no_file_of_the_work_dir():
+    with pytest.raises(ConfigError, match="IRMAPDB_CONFIG is 'a.toml'; give the hook an absolute"):
+        config.path_in({"IRMAPDB_CONFIG": "a.toml"})
 
 
 def test_only_the_default_file_may_be_missing(tmp_path, monkeypatch):

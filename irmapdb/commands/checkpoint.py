@@ -22,6 +22,7 @@ from irmapdb.commands.options import (
     PrevImagesDir,
     ScanPaths,
     Verbose,
+    named_database,
     positive_seconds,
 )
 from irmapdb.commands.progress import Progress
@@ -70,9 +71,11 @@ def pre_dump(
     from irmapdb.config import load_config
     from irmapdb.steps import Options
     from irmapdb.steps import pre_dump as run
+    from irmapdb.workdir import made_directory
 
-    start_log(verbose, log_file, work_dir or images_dir, (db, config))
-    with Progress() as progress:
+    db = named_database(db, work_dir)
+    with made_directory(images_dir), made_directory(work_dir), Progress() as progress:
+        start_log(verbose, log_file, work_dir or images_dir, (db, config))
         report = run(
             Options(
                 pid=pid,
@@ -137,9 +140,11 @@ def dump(
     from irmapdb.config import load_config
     from irmapdb.steps import FreezeOptions, Options
     from irmapdb.steps import dump as run
+    from irmapdb.workdir import made_directory
 
-    start_log(verbose, log_file, work_dir or images_dir, (db, config))
-    with Progress() as progress:
+    db = named_database(db, work_dir)
+    with made_directory(images_dir), made_directory(work_dir), Progress() as progress:
+        start_log(verbose, log_file, work_dir or images_dir, (db, config))
         report = run(
             Options(
                 pid=pid,

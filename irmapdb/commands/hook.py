@@ -114,6 +114,7 @@ def hook(
 
 def _attend(pid: int | None, images_dir: Path, work_dir: Path | None) -> int:
     from irmapdb import hook
+    from irmapdb.workdir import made_directory
 
     if pid is None:
         if "CRTOOLS_SCRIPT_ACTION" not in os.environ:
@@ -122,12 +123,13 @@ def _attend(pid: int | None, images_dir: Path, work_dir: Path | None) -> int:
         return hook.main()
     images = os.path.abspath(images_dir)
     work = images_dir if work_dir is None else work_dir
-    try:
-        os.chdir(work)
-    except OSError as error:
-        message = f"{output.shown(work)}: {error.strerror}"
-        raise FileError(message, advice="make it, or name another one with -W") from error
-    return hook.attend(pid, images, until_stored=True)
+    with made_directory(images_dir), made_directory(work_dir):
+        try:
+            os.chdir(work)
+        except OSError as error:
+            message = f"{output.shown(work)}: {error.strerror}"
+            raise FileError(message, advice="make it, or name another one with -W") from error
+        return hook.attend(pid, images, until_stored=True)
 
 
 def _called(script: Path | None) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -25,10 +26,10 @@ __all__ = [
     "Verbose",
     "WorkDirOption",
     "database_path",
+    "named_database",
     "positive_pid",
     "positive_seconds",
 ]
-
 
 PID_ADVICE = "give the pid of the tree's root task, as you see it: `pgrep -o NAME` finds it"
 
@@ -62,7 +63,11 @@ Pid = Annotated[
 ImagesDir = Annotated[
     Path,
     typer.Option(
-        "-D", "--images-dir", readable=False, metavar="DIR", help="Directory of the image files."
+        "-D",
+        "--images-dir",
+        readable=False,
+        metavar="DIR",
+        help="Directory of the image files. It is made if its parent exists.",
     ),
 ]
 CriuWorkDir = Annotated[
@@ -113,7 +118,7 @@ Database = Annotated[
         "--db",
         readable=False,
         metavar="FILE",
-        help="The database.  [default: irmap.db in the work dir]",
+        help="The database.  [default: irmap.db in the work dir; without -W, IRMAPDB_DB]",
         show_default=False,
     ),
 ]
@@ -121,9 +126,10 @@ ConfigFile = Annotated[
     Path | None,
     typer.Option(
         "--config",
+        envvar="IRMAPDB_CONFIG",
         readable=False,
         metavar="FILE",
-        help="Configuration (TOML).  [default: /etc/irmapdb.toml where it is]",
+        help="Configuration (TOML).  [default: /etc/irmapdb.toml, if it exists]",
         show_default=False,
     ),
 ]
@@ -158,7 +164,13 @@ LogFile = Annotated[
 
 
 def database_path(database: Path | None, work_dir: Path | None) -> Path:
-    """--db, or irmap.db in the work dir."""
+    """--db, or irmap.db in -W, or IRMAPDB_DB, or irmap.db here."""
     from irmapdb.workdir import DATABASE_NAME
 
-    return (work_dir or Path()) / DATABASE_NAME if database is None else database
+    return named_database(database, work_dir) or (work_dir or Path()) / DATABASE_NAME
+
+
+def named_database(database: Path | None, work_dir: Path | None) -> Path | None:
+    """--db, or IRMAPDB_DB where -W is not given; an empty variable counts as none."""
+    text = os.environ.get("IRMAPDB_DB")
+    return Path(text) if text and database is None and work_dir is None else database
