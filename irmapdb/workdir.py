@@ -1,9 +1,10 @@
 """Where things lie: CRIU's directories, the database, the cache image.
 
 `-D` is the images dir (default "."), `-W` the work dir (default: the images dir); irmap-cache
-and irmap.db lie in the work dir. A step that writes makes either of them, if its parent is there. Where the work dir has no cache, that of the dump before serves:
-`--prev-images-dir`, relative to the images dir as CRIU has it, or what the link `parent` in the
-images dir leads to, which CRIU leaves there (open_irmap_cache() of its criu/irmap.c).
+and irmap.db lie in the work dir. A step that writes makes either directory if its parent is there.
+Where the work dir has no cache, that of the dump before serves: `--prev-images-dir`, relative to
+the images dir as CRIU has it, or what the link `parent` in the images dir leads to, which CRIU
+leaves there (open_irmap_cache() of its criu/irmap.c).
 """
 
 from __future__ import annotations

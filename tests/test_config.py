@@ -93,7 +93,7 @@ def test_the_environment_names_the_file(environment, path):
 
 
 def test_the_environment_names_no_file_of_the_work_dir():
-    with pytest.raises(ConfigError, match="IRMAPDB_CONFIG is 'a.toml'; give the hook an absolute"):
+    with pytest.raises(ConfigError, match=r"IRMAPDB_CONFIG is 'a\.toml'; give"):
         config.path_in({"IRMAPDB_CONFIG": "a.toml"})
 
 

@@ -11,6 +11,7 @@ import typer
 
 from irmapdb.commands import output
 from irmapdb.commands.options import PID_ADVICE
+from irmapdb.commands.suggest import advise_on_option
 from irmapdb.errors import UsageError
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def translated(error: Exception, arguments: Sequence[str], group: TyperGroup) ->
     kind = type(error).__name__
     said = str(getattr(error, "message", error))
     if kind == "NoSuchOption":
-        return _no_such_option(error, command)
+        return _no_such_option(error, command, arguments, group)
     if kind == "MissingParameter":
         return _missing(_name(error, arguments), command, arguments)
     if kind == "BadOptionUsage":
@@ -114,14 +115,19 @@ def _value(error: Any, arguments: Sequence[str]) -> str:  # noqa: ANN401
     return value
 
 
-def _no_such_option(error: Any, command: str) -> UsageError:  # noqa: ANN401
+def _no_such_option(
+    error: Any,  # noqa: ANN401
+    command: str,
+    arguments: Sequence[str],
+    group: TyperGroup,
+) -> UsageError:
     option = output.shown(str(error.option_name))
     if command == "irmapdb":
-        advice = "options go after a command, as in `irmapdb pre-dump -t PID`"
-    elif error.possibilities:
-        advice = f"did you mean {' or '.join(sorted(error.possibilities))}?"
+        name = next((word for word in arguments if word in group.commands), "pre-dump")
+        advice = f"options go after the command: `irmapdb {name} {option} …`"
     else:
-        advice = f"`{command} --help` lists the options"
+        known = [name for one in error.ctx.command.params for name in one.opts]
+        advice = advise_on_option(str(error.option_name), arguments, known, command)
     return UsageError(f"{option}: {command} has no such option", advice=advice)
 
 
@@ -138,6 +144,8 @@ def _no_such_command(name: str, command: str, context: Any) -> UsageError:  # no
     message = f"{output.shown(name)}: no such command of {command}"
     if command == "irmapdb" and re.fullmatch(r"\d+", name):
         return UsageError(message, advice=f"did you mean `irmapdb pre-dump -t {name}`?")
+    if name == "help":
+        return UsageError(message, advice="did you mean `irmapdb COMMAND --help`?")
     if close := difflib.get_close_matches(name, known, n=2):
         return UsageError(message, advice=f"did you mean {' or '.join(close)}?")
     return UsageError(message, advice=f"there are {', '.join(known)}")
@@ -147,12 +155,15 @@ def _extra(words: str, command: str, context: Any) -> UsageError:  # noqa: ANN40
     options = {name for one in context.command.params for name in one.opts} if context else set()
     message = f"{output.shown(words)}: {command} takes no such argument"
     first = words.partition(" ")[0]
+    if f"--{first}" in options:
+        return UsageError(message, advice=f"did you mean --{output.shown(words)}?")
     if "--tree" in options and first.isdecimal():
         return UsageError(message, advice=f"did you mean -t {first}?")
     if "--db" in options and first.endswith((".db", ".sqlite", ".sqlite3")):
         return UsageError(message, advice=f"did you mean --db {output.shown(first)}?")
     if "--work-dir" in options and os.path.isdir(first):
-        return UsageError(message, advice=f"did you mean -W {output.shown(first)}?")
+        letter = "-D" if "--images-dir" in options else "-W"
+        return UsageError(message, advice=f"did you mean {letter} {output.shown(first)}?")
     return UsageError(message, advice=_see_help(command))
 
 

@@ -118,6 +118,8 @@ def test_the_directory_is_made_in_the_parent_that_was_opened(
 
 def test_one_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     name = "x" * 300
-    with pytest.raises(FileError, match="x: cannot be made: File name too long"):
-        with made_directory(tmp_path / name):
-            pass
+    with (
+        pytest.raises(FileError, match="x: cannot be made: File name too long"),
+        made_directory(tmp_path / name),
+    ):
+        pass
