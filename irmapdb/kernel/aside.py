@@ -31,6 +31,8 @@ _LONGEST_PAUSE_S = 10e-3
 _LOOK_MS = 50
 """How often is asked whether the time is up."""
 _STANDARD = frozenset({0, 1, 2})
+_left_behind: set[int] = set()
+"""Children that were killed and had not ended after `_LAST_WAIT_S`."""
 
 
 class _Failed(NamedTuple):
@@ -49,6 +51,7 @@ def call_aside(
     and files that are only read. ChildProcessError where `call` raised something, or there is no
     child, or it was killed.
     """
+    _reap_left_behind()
     readable, writable = os.pipe2(os.O_CLOEXEC)
     parent = os.getpid()
     try:
@@ -86,11 +89,25 @@ def _end(pid: int) -> None:
         # may hold it for ever, and must not hold us.
         deadline = time.monotonic() + _LAST_WAIT_S
         pause_s = _FIRST_PAUSE_S
-        while os.waitpid(pid, os.WNOHANG) == (0, 0) and time.monotonic() < deadline:
+        while os.waitpid(pid, os.WNOHANG) == (0, 0):
+            if time.monotonic() >= deadline:
+                _left_behind.add(pid)
+                return
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
     except (ProcessLookupError, ChildProcessError):
         return  # SIGCHLD is ignored, so the kernel has reaped it
+
+
+def _reap_left_behind() -> None:
+    # Otherwise each stays a zombie for as long as we run.
+    for pid in tuple(_left_behind):
+        try:
+            ended = os.waitpid(pid, os.WNOHANG) != (0, 0)
+        except ChildProcessError:
+            ended = True
+        if ended:
+            _left_behind.discard(pid)
 
 
 def _close_inherited(kept: int) -> None:
@@ -115,6 +132,7 @@ def _is_only_looked_at(fd: int) -> bool:
 
 def _in_child(call: Callable[[], Any], writable: int, parent: int) -> None:
     status = 1
+    _left_behind.clear()  # they are children of the parent
     try:
         # Nobody is there to kill it if the parent is killed first.
         die_with_parent(parent)

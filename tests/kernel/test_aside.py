@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from irmapdb.kernel import syscalls
+from irmapdb.kernel import aside, syscalls
 from irmapdb.kernel.aside import call_aside
 from irmapdb.model import FileHandle, Identity
 
@@ -33,6 +33,30 @@ def line(tmp_path: Path) -> Path:
     path = tmp_path / "line"
     os.mkfifo(path)
     return path
+
+
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The children that this process has forked, of which there may be others."""
+    pids: list[int] = []
+    fork = os.fork
+
+    def recorded() -> int:
+        pid = fork()
+        pids.append(pid)
+        return pid
+
+    monkeypatch.setattr(os, "fork", recorded)
+    return pids
+
+
+def is_reaped(pid: int) -> bool:
+    """Whether the child has ended and was waited for."""
+    try:
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return True
+    return False
 
 
 def hang(line: Path) -> None:
@@ -97,16 +121,36 @@ def test_a_call_holds_nothing_that_others_wait_for(line: Path, tmp_path: Path) -
         os.close(fd)
 
 
-def test_it_works_where_pidfd_open_is_denied(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_works_where_pidfd_open_is_denied(
+    monkeypatch: pytest.MonkeyPatch, forked: list[int]
+) -> None:
     def deny(*_: object) -> int:
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
     monkeypatch.setattr(os, "pidfd_open", deny)
+    monkeypatch.setattr(aside, "_LAST_WAIT_S", 60)
     assert call_aside(lambda: 1, 60) == 1
     with pytest.raises(TimeoutError):
         call_aside(lambda: time.sleep(600), 0.05)
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+    assert list(map(is_reaped, forked)) == [True, True]
+
+
+def test_a_child_that_ends_late_is_reaped_by_the_next_call(
+    monkeypatch: pytest.MonkeyPatch, forked: list[int]
+) -> None:
+    with monkeypatch.context() as patch:
+        # As a child that waits for a server of a hard NFS mount.
+        patch.setattr(os, "kill", lambda *_: None)
+        patch.setattr(aside, "_LAST_WAIT_S", 0)
+        with pytest.raises(TimeoutError):
+            call_aside(lambda: time.sleep(600), 0.05)
+    (late,) = forked
+    assert call_aside(lambda: 1, 60) == 1
+    assert not is_reaped(late)
+    os.kill(late, signal.SIGKILL)
+    os.waitid(os.P_PID, late, os.WEXITED | os.WNOWAIT)
+    assert call_aside(lambda: 2, 60) == 2
+    assert is_reaped(late)
 
 
 def test_no_child_can_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
