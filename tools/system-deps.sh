@@ -1,11 +1,14 @@
 # Installs the programs that the kernel tests need, where apt-get and root can; else names them.
 set -eu
 
-wanted="bindfs btrfs-progs busybox criu debian-archive-keyring e2fsprogs erofs-utils fuse3 runc sqlite3
+wanted="bindfs btrfs-progs busybox criu debian-archive-keyring e2fsprogs erofs-utils fuse3 sqlite3
         squashfs-tools strace uidmap util-linux xfsprogs"
+# The tests of container engines want these programs, of whatever package: docker has some of them
+# in a package of its own, which conflicts with those of Debian.
+engines="containerd podman runc"
 
 if ! command -v apt-get >/dev/null; then
-    echo "system-deps: no apt-get here; the kernel tests want: $(echo $wanted)" >&2
+    echo "system-deps: no apt-get here; the kernel tests want: $(echo $wanted $engines)" >&2
     exit 0
 fi
 
@@ -13,6 +16,9 @@ missing=""
 for package in $wanted; do
     status=$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null || true)
     test "$status" = installed || missing="$missing $package"
+done
+for program in $engines; do
+    PATH=$PATH:/usr/sbin:/sbin command -v "$program" >/dev/null || missing="$missing $program"
 done
 
 if test -z "$missing"; then
@@ -26,5 +32,5 @@ else
     wait="-o DPkg::Lock::Timeout=300"
     apt-get -qq $wait update </dev/null
     # $missing is a list. What goes wrong is on stderr.
-    apt-get -qq $wait install --yes --no-install-recommends $missing </dev/null >/dev/null
+    apt-get -qq $wait install --yes --no-remove --no-install-recommends $missing </dev/null >/dev/null
 fi

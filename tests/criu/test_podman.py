@@ -13,7 +13,7 @@ from tests.support.features import require_program
 from tests.support.hook import CHECKOUT, hook_program
 from tests.support.notify import IN_CREATE, IN_OPEN
 from tests.support.podman import PodmanContainer
-from tests.support.programs import SYSTEM_PATH, ProgramError, find_program
+from tests.support.programs import SYSTEM_PATH, ProgramError
 from tests.support.warm import Warm, write_hook
 
 RUNC_CONF = Path("/etc/criu/runc.conf")
@@ -30,9 +30,7 @@ def _enough_time(monkeypatch):
 @pytest.fixture
 def container(rig, tmp_path):
     require_program("runc")
-    if find_program("podman") is None:
-        # No feature of the kernel: a machine that tests all of those need not have it.
-        pytest.skip("needs the program podman (package podman)")
+    require_program("podman")
     path = os.pathsep.join((str(rig), SYSTEM_PATH))
     with PodmanContainer(tmp_path / "podman", path) as made:
         yield made

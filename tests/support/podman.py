@@ -19,29 +19,14 @@ import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tests.support.programs import SYSTEM_PATH, ProgramError
-from tests.support.runc import fill_rootfs, python_homes
+from tests.support.runc import ContainerLink, fill_rootfs, python_homes
 from tests.support.watcher import Task, TaskDiedError
-from tests.support.watcher_link import PipeLink
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 __all__ = ["PodmanContainer"]
 
 _IMAGE = "localhost/irmapdb-test:1"
-
-
-class _Link(PipeLink):
-    def __init__(self, directory: Path, find_pid: Callable[[], int]) -> None:
-        super().__init__(directory)
-        self._find_pid = find_pid
-
-    @property
-    def sender_pid(self) -> int:  # type: ignore[override]  # a class attribute there, None
-        return self._find_pid()
 
 
 class PodmanContainer(Task):
@@ -55,7 +40,7 @@ class PodmanContainer(Task):
         self.name = f"irmapdb-{os.getpid()}-{time.monotonic_ns()}"
         self._make_image(directory / "rootfs")
         self._link_directory = directory / "pipes"
-        link = _Link(self._link_directory, self._host_pid)
+        link = ContainerLink(self._link_directory, self._host_pid)
         try:
             self._run(link)
             super().__init__(link)
@@ -111,7 +96,7 @@ class PodmanContainer(Task):
             file.add(rootfs, arcname=".")
         self._podman("import", "--quiet", str(tar), _IMAGE)
 
-    def _run(self, link: _Link) -> None:
+    def _run(self, link: ContainerLink) -> None:
         pipes = str(link.directory)
         volumes = [f"{home}:{home}:ro" for home in python_homes()]
         options = [part for volume in (*volumes, f"{pipes}:{pipes}") for part in ("-v", volume)]

@@ -27,7 +27,7 @@ from tests.support.watcher_link import PipeLink
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-__all__ = ["Container", "RuncRun", "fill_rootfs", "python_homes"]
+__all__ = ["Container", "ContainerLink", "RuncRun", "fill_rootfs", "python_homes"]
 
 _PROGRAM = Path(__file__).with_name("watcher_task.py")
 _TIMEOUT_S = 60.0
@@ -56,7 +56,7 @@ class RuncRun(NamedTuple):
     log: str
 
 
-class _Link(PipeLink):
+class ContainerLink(PipeLink):
     """Pipes of a task that counts its pid otherwise than we do."""
 
     def __init__(self, directory: Path, find_pid: Callable[[], int]) -> None:
@@ -87,7 +87,7 @@ class Container(Task):
         self._directory = directory
         self._path = path
         self.id = f"irmapdb-{os.getpid()}-{time.monotonic_ns()}"
-        link = _Link(directory / "pipes", self._host_pid)
+        link = ContainerLink(directory / "pipes", self._host_pid)
         self._bundle = directory / "bundle"
         self._bundle.mkdir(parents=True)
         config = self._config(rootfs, binds, tmpfs, link.config())
@@ -167,10 +167,10 @@ class Container(Task):
         children = Path(f"/proc/{init}/task/{init}/children").read_text().split()
         return int(children[index])
 
-    def _child_link(self) -> _Link:
+    def _child_link(self) -> ContainerLink:
         index = len(self.children)
         directory = self._directory / "pipes" / f"child-{index}"
-        return _Link(directory, lambda: self._host_pid_of_child(index))
+        return ContainerLink(directory, lambda: self._host_pid_of_child(index))
 
     def pause(self) -> None:
         """`runc pause`: its cgroup is frozen."""
