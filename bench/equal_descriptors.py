@@ -11,8 +11,8 @@ import sys
 import time
 
 from irmapdb.kernel import syscalls
-from irmapdb.kernel.survey import read_survey
-from irmapdb.kernel.tasks import require_task
+from irmapdb.kernel.proc.survey import read_survey
+from irmapdb.kernel.proc.tasks import require_task
 
 
 def main() -> None:

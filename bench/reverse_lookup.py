@@ -13,8 +13,8 @@ import time
 
 from irmapdb import engine
 from irmapdb.config import Config
-from irmapdb.kernel import procfs
 from irmapdb.kernel.identity import disproof
+from irmapdb.kernel.proc import fdinfo
 from irmapdb.kernel.root import open_root
 from irmapdb.model import WatchKind
 from irmapdb.resolvers import BtrfsLookup, Scan, XfsParents
@@ -24,7 +24,7 @@ def main() -> None:
     """Read the watches, resolve them, say how long that took."""
     gc.set_threshold(1_000_000, 20, 50)  # as the command does
     method, pid, fd, tree = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
-    raw = procfs.read_raw(pid, fd, WatchKind.INOTIFY)
+    raw = fdinfo.read_raw(pid, fd, WatchKind.INOTIFY)
     assert raw is not None
     identities = {watch.identity for watch in raw.parse().watches}
     with open_root(pid) as root:

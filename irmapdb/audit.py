@@ -5,7 +5,7 @@ hold, stores where it was found, and logs both as a run of its own; each is prov
 
 A verdict comes from three questions. Is the inode at its path (the proof of irmapdb.kernel.
 identity)? Who knows another path of it (its handle, the filesystem, other rows, a scan)? Does the
-filesystem still know it at all (irmapdb.kernel.fate)?
+filesystem still know it at all (irmapdb.kernel.fs.inode_state)?
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from typing import TYPE_CHECKING, NamedTuple
 from irmapdb import engine
 from irmapdb.config import Config
 from irmapdb.errors import TaskError, UsageError
-from irmapdb.kernel import procfs, tasks
-from irmapdb.kernel.aside import call_aside
+from irmapdb.kernel.child_call import call_aside
 from irmapdb.kernel.directory import open_directory_root
-from irmapdb.kernel.fate import Fate, fates
+from irmapdb.kernel.fs.inode_state import Fate, fates
 from irmapdb.kernel.identity import disproof, identify_fd
-from irmapdb.kernel.namespaces import open_namespace
+from irmapdb.kernel.proc import fdinfo, tasks
+from irmapdb.kernel.proc.namespaces import open_namespace
 from irmapdb.kernel.root import Root, open_root
 from irmapdb.model import StaleReason, format_kdev, printable
 from irmapdb.resolvers import BtrfsLookup, Handles, Scan, StoredRows, XfsParents
@@ -357,7 +357,7 @@ class Audit:
         missing = {row.mntns for row in self._rows} - self._namespaces - {0}
         for task in tasks.task_tree(self.options.pid) if missing else ():
             with contextlib.suppress(OSError, TaskError):  # it has ended, or is not ours to see
-                mntns = procfs.mount_namespace(task.pid)
+                mntns = fdinfo.mount_namespace(task.pid)
                 root = open_namespace(mntns) if mntns in missing else None
                 if root is not None:
                     missing.remove(mntns)

@@ -2,7 +2,7 @@
 
 What is counted is what the descriptors of the tasks show. A descriptor that several tasks share
 (fork) is counted once, for the first of them. Whom the kernel charges for it nobody tells: the
-effective user of that task is taken for the one who made it (irmapdb.kernel.accounts).
+effective user of that task is taken for the one who made it (irmapdb.kernel.proc.limits).
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from irmapdb.config import Config
-from irmapdb.kernel import accounts, tasks
-from irmapdb.kernel.accounts import Account
-from irmapdb.kernel.holders import deleted_holders
+from irmapdb.kernel.proc import tasks
+from irmapdb.kernel.proc.holders import deleted_holders
+from irmapdb.kernel.proc.limits import Account, effective_uid, is_unlimited, payer_of, read_limits
+from irmapdb.kernel.proc.survey import read_survey
 from irmapdb.kernel.root import open_root
-from irmapdb.kernel.survey import read_survey
 from irmapdb.model import MarkKind, Watch, WatchKind
 from irmapdb.search import Search
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
     from collections.abc import Mapping as MappingABC
 
-    from irmapdb.kernel.accounts import Payer
-    from irmapdb.kernel.procfs import RawWatchFile
+    from irmapdb.kernel.proc.fdinfo import RawWatchFile
+    from irmapdb.kernel.proc.limits import Payer
+    from irmapdb.kernel.proc.survey import Copy, Survey
+    from irmapdb.kernel.proc.tasks import Task
     from irmapdb.kernel.root import Root
-    from irmapdb.kernel.survey import Copy, Survey
-    from irmapdb.kernel.tasks import Task
     from irmapdb.model import InodeKey, Mapping, Mark
 
 __all__ = ["Census", "Options", "ProcessRow", "Usage", "WatchedPath", "take"]
@@ -138,7 +138,7 @@ def take(options: Options) -> Census:
     shown = everyone if options.pid is None else tree
     survey = read_survey(everyone, proc)
     counted = [_count(raw, survey.threads) for raw in survey.files]
-    limits = accounts.read_limits(proc)
+    limits = read_limits(proc)
     denied = [one.task for one in survey.denied]
     return Census(
         processes=_processes(shown, counted, survey.copies, proc),
@@ -171,7 +171,7 @@ def _count(raw: RawWatchFile, threads: MappingABC[int, int]) -> _Counted:
         lines.count(b"\nfanotify " + word) for word in (b"ino:", b"mnt_id:", b"sdev:", b"mnt_ns:")
     )
     head = raw._replace(raw=raw.raw[:_HEAD_BYTES])
-    free = accounts.is_unlimited(head.parse().faflags)
+    free = is_unlimited(head.parse().faflags)
     return _Counted(pid, raw.kind, marks, 0 if free else marks)
 
 
@@ -190,7 +190,7 @@ def _processes(
         ProcessRow(
             task.pid,
             task.comm,
-            accounts.effective_uid(task.pid, proc),
+            effective_uid(task.pid, proc),
             *(counts[task.pid, what] for what in ProcessRow._fields[3:]),
         )
         for task in shown
@@ -208,7 +208,7 @@ def _users(
     payers: dict[int, Payer] = {}
     for one in counted:
         if one.pid not in payers:
-            payers[one.pid] = accounts.payer_of(one.pid, proc)
+            payers[one.pid] = payer_of(one.pid, proc)
         uid, is_below = payers[one.pid]
         inotify = one.kind is WatchKind.INOTIFY
         charges = (

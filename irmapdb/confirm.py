@@ -1,8 +1,8 @@
 """What was proved while the tasks ran, confirmed when they stand still.
 
 A path that was proved stays proved until some part of it is renamed, removed or mounted over.
-`kernel.renames` tells of the first two, the mount table of the third; only what they touch, and
-what lies where they cannot see, is proved again.
+`kernel.rename_monitor` reports the first two, the mount table the third. Only paths that these
+concern, and paths that neither can see, are proved again.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from irmapdb.config import Config
     from irmapdb.engine import Outcome
-    from irmapdb.kernel.renames import Witness
+    from irmapdb.kernel.rename_monitor import Witness
     from irmapdb.kernel.root import Root
     from irmapdb.model import Identity, Mount, Resolved
 

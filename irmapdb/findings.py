@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from irmapdb import handover, history
-from irmapdb.kernel.holders import deleted_holders
+from irmapdb.kernel.proc.holders import deleted_holders
 from irmapdb.model import Event, MarkKind, RunStats, format_kdev
 from irmapdb.store.nouns import WatchRow
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from irmapdb.config import Config
     from irmapdb.engine import Outcome
+    from irmapdb.kernel.proc.survey import Denied
     from irmapdb.kernel.root import Root
-    from irmapdb.kernel.survey import Denied
     from irmapdb.model import CacheEntry, Identity, Mark, Mount, Resolved, WatchFile
     from irmapdb.search import Search
     from irmapdb.workdir import News, WorkDir

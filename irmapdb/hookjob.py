@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from irmapdb import files, steps
 from irmapdb.errors import DatabaseError, FileError, ImageError, IrmapError
 from irmapdb.image.cache_bytes import cache_bytes
-from irmapdb.kernel import tasks
-from irmapdb.kernel.pause import find_pause
+from irmapdb.kernel.freeze.pause import find_pause
+from irmapdb.kernel.proc import tasks
 from irmapdb.model import ChangeKind, StaleReason, printable
 from irmapdb.store.mappings import StoredMappings, open_mappings
 from irmapdb.workdir import CACHE_NAME, DATABASE_NAME
@@ -256,11 +256,7 @@ def _choose_database(state: _State) -> None:
     job, directory = state.job, state.job.hook.db
     if directory is None and not job.config.warm.directory.is_dir():
         return
-    from irmapdb.node.containers import (  # noqa: PLC0415
-        database_name,
-        find_database,
-        name_by_images,
-    )
+    from irmapdb.kernel.proc.containers import database_name, find_database, name_by_images  # noqa: PLC0415
 
     if directory is None:
         state.database = find_database(job.config.warm.directory, job.pid) or state.database

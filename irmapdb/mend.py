@@ -14,7 +14,7 @@ from irmapdb import history
 from irmapdb.audit import Verdict, open_audit
 from irmapdb.engine import Disproved, Outcome
 from irmapdb.history import Story
-from irmapdb.kernel import tasks
+from irmapdb.kernel.proc import tasks
 from irmapdb.model import ChangeKind, Event, Resolved, RunStats, Source, StaleReason
 from irmapdb.store.database import Store
 

@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, Self, TypeAlias
 from irmapdb import engine
 from irmapdb.engine import Disproved
 from irmapdb.errors import TaskError
-from irmapdb.kernel import procfs, syscalls
-from irmapdb.kernel.aside import call_aside
+from irmapdb.kernel import syscalls
+from irmapdb.kernel.child_call import call_aside
 from irmapdb.kernel.identity import disproof, disproof_of_watch
-from irmapdb.kernel.namespaces import open_namespace
+from irmapdb.kernel.proc import fdinfo
+from irmapdb.kernel.proc.namespaces import open_namespace
 from irmapdb.kernel.root import Root, open_root
 from irmapdb.model import Source, StaleReason, Tried, Unresolved, printable
 from irmapdb.moving import last_of, once_more, were_moving
@@ -548,7 +549,7 @@ class Search:
     def _nested_root(self, pid: int) -> _Key:
         # _MAIN also for one that cannot be looked at.
         try:
-            mntns = procfs.mount_namespace(pid, self._proc)
+            mntns = fdinfo.mount_namespace(pid, self._proc)
             if mntns == self._main.root.mntns:
                 return _MAIN
             if (mntns,) in self._nested:
@@ -586,7 +587,7 @@ class Search:
             for pid in self._pids:
                 if self._over():
                     break
-                for file in procfs.open_files(pid, self._proc):
+                for file in fdinfo.open_files(pid, self._proc):
                     self._open_names.add(self._main.root.strip(file.path))
         names = self._open_names
         return sorted(paths, key=lambda path: (path not in names, len(path), path))

@@ -27,11 +27,12 @@ from irmapdb.config import Config
 from irmapdb.engine import Outcome
 from irmapdb.errors import FreezeError
 from irmapdb.findings import FSNOTIFY_NAMES, Begun, Findings, MarkRow, make_findings
-from irmapdb.kernel import pause, procfs, tasks
-from irmapdb.kernel.fdinfo_files import FdinfoFiles
-from irmapdb.kernel.namespaces import mounted_anywhere
+from irmapdb.kernel.freeze import pause
+from irmapdb.kernel.proc import fdinfo, tasks
+from irmapdb.kernel.proc.fdinfo_files import FdinfoFiles
+from irmapdb.kernel.proc.namespaces import mounted_anywhere
+from irmapdb.kernel.proc.survey import read_survey
 from irmapdb.kernel.root import Root, open_root
-from irmapdb.kernel.survey import read_survey
 from irmapdb.model import Event, MarkKind, Resolved, RunStats, Source
 from irmapdb.scanpaths import check_scan_paths
 from irmapdb.search import Paused, Search
@@ -41,10 +42,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from irmapdb.confirm import Confirmation
-    from irmapdb.kernel.freeze import Frozen
-    from irmapdb.kernel.procfs import RawWatchFile
-    from irmapdb.kernel.survey import Denied
-    from irmapdb.kernel.tasks import Task
+    from irmapdb.kernel.freeze.stop_tree import Frozen
+    from irmapdb.kernel.proc.fdinfo import RawWatchFile
+    from irmapdb.kernel.proc.survey import Denied
+    from irmapdb.kernel.proc.tasks import Task
     from irmapdb.model import (
         CacheEntry,
         Change,
@@ -214,10 +215,10 @@ def dump(options: Options, freezing: FreezeOptions) -> Report:
     still until all is written and committed: whatever goes wrong, also a kill, lets them go.
     """
     from irmapdb.confirm import Confirmation  # noqa: PLC0415 for a dump alone
-    from irmapdb.kernel import freeze  # noqa: PLC0415
-    from irmapdb.kernel.renames import Witness  # noqa: PLC0415
+    from irmapdb.kernel.freeze import stop_tree  # noqa: PLC0415
+    from irmapdb.kernel.rename_monitor import Witness  # noqa: PLC0415
 
-    freeze.check(options.pid, cgroup=freezing.cgroup)
+    stop_tree.check(options.pid, cgroup=freezing.cgroup)
     with (
         _tree(options) as tree,
         contextlib.ExitStack() as left_stopped,
@@ -379,9 +380,9 @@ class _Tree:
 
     def _read_nested_mounts(self, pid: int) -> None:
         try:
-            mntns = procfs.mount_namespace(pid)
+            mntns = fdinfo.mount_namespace(pid)
             if mntns != self.root.mntns:
-                for mount in procfs.read_mountinfo(procfs.living_thread(pid)):
+                for mount in fdinfo.read_mountinfo(fdinfo.living_thread(pid)):
                     self._nested_mounts[mount.mnt_id] = (mount, mntns)
         except OSError:
             return  # gone, or not ours to look at
@@ -493,14 +494,14 @@ def _no_collection() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _frozen(pid: int, freezing: FreezeOptions) -> Iterator[Frozen]:
-    from irmapdb.kernel import freeze  # noqa: PLC0415
+    from irmapdb.kernel.freeze import stop_tree  # noqa: PLC0415
 
     # A ^Z, or a write to the terminal from the background, would stop us, and the tasks with us.
     before = signal.pthread_sigmask(
         signal.SIG_BLOCK, {signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
     )
     try:
-        with freeze.frozen(
+        with stop_tree.frozen(
             pid,
             cgroup=freezing.cgroup,
             timeout_s=freezing.timeout_s,

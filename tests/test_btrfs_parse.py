@@ -7,8 +7,8 @@ import struct
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from irmapdb.kernel import btrfs
-from irmapdb.kernel.btrfs import Inode, Item
+from irmapdb.kernel.fs import btrfs
+from irmapdb.kernel.fs.btrfs import Inode, Item
 from irmapdb.model import FileHandle
 
 _U64 = st.integers(0, (1 << 64) - 1)

@@ -21,7 +21,7 @@ from irmapdb.config import Config, HookConfig, load_config, with_environment
 from irmapdb.criuconf import Runtime
 from irmapdb.errors import ConfigError
 from irmapdb.image.cache import decode_cache
-from irmapdb.node.containers import database_name
+from irmapdb.kernel.proc.containers import database_name
 from tests.support.features import require_root
 from tests.support.filesystems import tmpfs
 from tests.support.hook import CHECKOUT, hook_program, log_until_stored, make_executable

@@ -16,7 +16,7 @@ import pytest
 from irmapdb import hook_script
 from irmapdb.errors import FileError
 from irmapdb.files import replace_whole
-from irmapdb.kernel.tasks import read_task
+from irmapdb.kernel.proc.tasks import read_task
 from tests.support.features import require_program, require_root
 
 if TYPE_CHECKING:

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from irmapdb.kernel import procfs, tasks
 from irmapdb.kernel.identity import identify
+from irmapdb.kernel.proc import fdinfo, tasks
+from irmapdb.kernel.proc.survey import read_survey
 from irmapdb.kernel.root import open_root
-from irmapdb.kernel.survey import read_survey
 from irmapdb.model import (
     FileHandle,
     Identity,
@@ -64,7 +64,7 @@ def lines(text, start):
 
 
 def test_the_thirty_inotify_watches_are_read_exactly():
-    file = procfs.parse_fdinfo(INOTIFY, PID, FD, WatchKind.INOTIFY)
+    file = fdinfo.parse_fdinfo(INOTIFY, PID, FD, WatchKind.INOTIFY)
     expected = tuple(
         Watch(
             pid=PID,
@@ -97,7 +97,7 @@ def test_the_thirty_inotify_watches_are_read_exactly():
 
 
 def test_the_fanotify_marks_are_of_three_kinds():
-    file = procfs.parse_fdinfo(FANOTIFY, PID, FD, WatchKind.FANOTIFY)
+    file = fdinfo.parse_fdinfo(FANOTIFY, PID, FD, WatchKind.FANOTIFY)
     assert (file.flags, file.faflags, file.evflags) == (0o2, 0, 0x8000)
     assert [(watch.wd, watch.mask, watch.ignored_mask, watch.mflags) for watch in file.watches] == [
         (-1, 0x22, 0, 0)
@@ -107,14 +107,14 @@ def test_the_fanotify_marks_are_of_three_kinds():
         Mark(PID, FD, MarkKind.MOUNT, 0x2A, 0x2, 0, 0),
     )
     # Both descriptors watch the same inodes, so both must show the same identities.
-    inotify = procfs.parse_fdinfo(INOTIFY, PID, FD, WatchKind.INOTIFY)
+    inotify = fdinfo.parse_fdinfo(INOTIFY, PID, FD, WatchKind.INOTIFY)
     assert {watch.identity for watch in file.watches} == {
         watch.identity for watch in inotify.watches
     }
 
 
 def test_a_handle_tells_apart_what_the_inode_number_does_not():
-    watches = procfs.parse_fdinfo(INOTIFY, PID, FD, WatchKind.INOTIFY).watches
+    watches = fdinfo.parse_fdinfo(INOTIFY, PID, FD, WatchKind.INOTIFY).watches
     assert len({watch.identity for watch in watches}) == 30
     assert len({(watch.identity.kdev, watch.identity.handle) for watch in watches}) == 30
     by_key = {}
@@ -132,7 +132,7 @@ def test_a_handle_tells_apart_what_the_inode_number_does_not():
 
 
 def test_the_mounts_are_read_exactly_and_explain_every_device():
-    mounts = procfs.parse_mountinfo(MOUNTINFO)
+    mounts = fdinfo.parse_mountinfo(MOUNTINFO)
     assert len(mounts) == MOUNTINFO.count(b"\n") == 12
     assert mounts[8] == Mount(
         mnt_id=45,
@@ -145,7 +145,7 @@ def test_the_mounts_are_read_exactly_and_explain_every_device():
         source=b"/dev/loop2",
         super_options=b"rw,discard=async,space_cache=v2,subvolid=5,subvol=/",
     )
-    watches = procfs.parse_fdinfo(INOTIFY, PID, FD, WatchKind.INOTIFY).watches
+    watches = fdinfo.parse_fdinfo(INOTIFY, PID, FD, WatchKind.INOTIFY).watches
     of_wd = {one["wd"]: one for one in TRUTH}
     # The watch's device is that of the mount that its path is on; what stat says is not always.
     odd = set()
@@ -240,7 +240,7 @@ def text(parts):
 def test_any_inotify_text_is_read_back(watches, flags):
     raw = text(head(flags) + [watch_line(watch) for watch in watches])
     expected = WatchFile(PID, FD, WatchKind.INOTIFY, flags, 0, 0, tuple(watches), ())
-    assert procfs.parse_fdinfo(raw, PID, FD, WatchKind.INOTIFY) == expected
+    assert fdinfo.parse_fdinfo(raw, PID, FD, WatchKind.INOTIFY) == expected
 
 
 @given(found=st.lists(fanotify_watches | marks, max_size=6), group=st.tuples(u32, u32))
@@ -252,7 +252,7 @@ def test_any_fanotify_text_is_read_back(found, group):
             *(watch_line(one) if isinstance(one, Watch) else mark_line(one) for one in found),
         ]
     )
-    assert procfs.parse_fdinfo(raw, PID, FD, WatchKind.FANOTIFY) == WatchFile(
+    assert fdinfo.parse_fdinfo(raw, PID, FD, WatchKind.FANOTIFY) == WatchFile(
         PID,
         FD,
         WatchKind.FANOTIFY,
@@ -267,7 +267,7 @@ def test_any_fanotify_text_is_read_back(found, group):
 def test_text_that_is_cut_off_gives_no_wrong_identity(watches, data):
     raw = text(head(0) + [watch_line(watch) for watch in watches])
     cut = data.draw(st.integers(0, len(raw)))
-    found = procfs.parse_fdinfo(raw[:cut], PID, FD, WatchKind.INOTIFY).watches
+    found = fdinfo.parse_fdinfo(raw[:cut], PID, FD, WatchKind.INOTIFY).watches
     assert list(found[:-1]) == watches[: max(len(found) - 1, 0)]
     for watch, truth in zip(found, watches, strict=False):
         assert watch.identity.key == truth.identity.key
@@ -282,7 +282,7 @@ def test_text_that_is_cut_off_gives_no_wrong_identity(watches, data):
     kind=WatchKind.INOTIFY,
 )
 def test_other_text_is_passed_over(raw, kind):
-    file = procfs.parse_fdinfo(raw, PID, FD, kind)
+    file = fdinfo.parse_fdinfo(raw, PID, FD, kind)
     assert all(watch.identity.handle is None for watch in file.watches)
     assert file.marks == ()
 
@@ -290,14 +290,14 @@ def test_other_text_is_passed_over(raw, kind):
 def test_a_mark_on_a_mount_namespace_is_listed():
     # fs/notify/fdinfo.c since Linux 6.14; its number is decimal.
     raw = b"fanotify flags:1000 event-flags:0\nfanotify mnt_ns:4026531841 mflags:0 mask:1000000"
-    file = procfs.parse_fdinfo(raw + b" ignored_mask:0\n", PID, FD, WatchKind.FANOTIFY)
+    file = fdinfo.parse_fdinfo(raw + b" ignored_mask:0\n", PID, FD, WatchKind.FANOTIFY)
     mark = Mark(PID, FD, MarkKind.NAMESPACE, 4026531841, 0x1000000, 0, 0)
     assert (file.faflags, file.watches, file.marks) == (0x1000, (), (mark,))
 
 
 def test_a_filesystem_whose_server_names_it_badly_stays_on_its_line():
     raw = rb"29 1 0:26 / /m rw - fuse.\377\012\033[2J none rw" + b"\n"
-    assert procfs.parse_mountinfo(raw)[0].fstype == r"fuse.\xff\n\x1b[2J"
+    assert fdinfo.parse_mountinfo(raw)[0].fstype == r"fuse.\xff\n\x1b[2J"
 
 
 names = st.binary(min_size=1, max_size=12).filter(lambda name: b"\0" not in name)
@@ -355,9 +355,9 @@ def test_any_mount_table_is_read_back(found, more, cut):
     expected = tuple(
         mount._replace(super_options=escaped(mount.super_options, more)) for mount, _ in found
     )
-    assert procfs.parse_mountinfo(raw) == expected
+    assert fdinfo.parse_mountinfo(raw) == expected
     # A table that is cut off loses its end and nothing else.
-    shorter = procfs.parse_mountinfo(raw[: len(raw) - cut])
+    shorter = fdinfo.parse_mountinfo(raw[: len(raw) - cut])
     assert shorter[:-1] == expected[: max(len(shorter) - 1, 0)]
 
 
@@ -366,7 +366,7 @@ def test_any_mount_table_is_read_back(found, more, cut):
 @example(raw=b"1 2 3:x / / rw - ext4 /dev/vda rw")
 @example(raw=b"1 2 3:4 / / rw - ext4")
 def test_no_mount_table_stops_the_parser(raw):
-    assert len(procfs.parse_mountinfo(raw)) <= raw.count(b"\n") + 1
+    assert len(fdinfo.parse_mountinfo(raw)) <= raw.count(b"\n") + 1
 
 
 # Real processes
@@ -380,8 +380,8 @@ def test_the_watches_of_a_real_process(watcher, tmp_path):
     for path in paths:
         Path(os.fsdecode(path)).touch()
     watched = [watcher.add_inotify(path, IN_MODIFY | IN_ATTRIB) for path in paths]
-    assert procfs.watch_descriptors(watcher.pid) == [(watched[0].fd, WatchKind.INOTIFY)]
-    raw = procfs.read_raw(watcher.pid, watched[0].fd, WatchKind.INOTIFY)
+    assert fdinfo.watch_descriptors(watcher.pid) == [(watched[0].fd, WatchKind.INOTIFY)]
+    raw = fdinfo.read_raw(watcher.pid, watched[0].fd, WatchKind.INOTIFY)
     assert raw.raw == Path(f"/proc/{watcher.pid}/fdinfo/{watched[0].fd}").read_bytes()
     file = raw.parse()
     assert (file.pid, file.fd, file.flags) == (watcher.pid, watched[0].fd, os.O_NONBLOCK)
@@ -404,8 +404,8 @@ def test_a_file_that_is_deeper_than_a_link_can_tell_hides_no_watch(watcher, tmp_
     fd = watcher.open("file")
     with pytest.raises(OSError, match="too long"):
         os.readlink(f"/proc/{watcher.pid}/fd/{fd}")
-    assert procfs.watch_descriptors(watcher.pid) == [(watched.fd, WatchKind.INOTIFY)]
-    assert all(len(file.path) < 4096 for file in procfs.open_files(watcher.pid))
+    assert fdinfo.watch_descriptors(watcher.pid) == [(watched.fd, WatchKind.INOTIFY)]
+    assert all(len(file.path) < 4096 for file in fdinfo.open_files(watcher.pid))
 
 
 HEADLESS = """
@@ -438,11 +438,11 @@ def headless(tmp_path):
 
 def test_the_watches_of_a_process_whose_first_thread_has_ended(headless, tmp_path):
     assert os.listdir(f"/proc/{headless}/fd") == []
-    (descriptor,) = procfs.watch_descriptors(headless)
-    (watch,) = procfs.read_raw(headless, *descriptor).parse().watches
+    (descriptor,) = fdinfo.watch_descriptors(headless)
+    (watch,) = fdinfo.read_raw(headless, *descriptor).parse().watches
     assert (watch.pid, watch.identity.ino) == (headless, tmp_path.stat().st_ino)
-    assert os.fsencode(tmp_path) in {file.path for file in procfs.open_files(headless)}
-    assert procfs.mount_namespace(headless) == procfs.mount_namespace("self")
+    assert os.fsencode(tmp_path) in {file.path for file in fdinfo.open_files(headless)}
+    assert fdinfo.mount_namespace(headless) == fdinfo.mount_namespace("self")
     assert headless in {task.pid for task in tasks.all_tasks()}
     # Its child has inherited the descriptor: it is one.
     survey = read_survey(tasks.task_tree(headless))
@@ -454,19 +454,19 @@ def test_the_watches_of_a_process_whose_first_thread_has_ended(headless, tmp_pat
 def test_what_vanishes_is_left_out(watcher, tmp_path):
     watched = watcher.add_inotify(tmp_path)
     spare = watcher.inotify()
-    assert [fd for fd, _ in procfs.watch_descriptors(watcher.pid)] == [watched.fd, spare]
+    assert [fd for fd, _ in fdinfo.watch_descriptors(watcher.pid)] == [watched.fd, spare]
     watcher.close_fd(spare)
-    assert procfs.read_raw(watcher.pid, spare, WatchKind.INOTIFY) is None
+    assert fdinfo.read_raw(watcher.pid, spare, WatchKind.INOTIFY) is None
     watcher.kill()
-    assert procfs.read_raw(watcher.pid, watched.fd, WatchKind.INOTIFY) is None
-    assert procfs.namespace_pids(watcher.pid) == ()
-    assert list(procfs.open_files(watcher.pid)) == []
+    assert fdinfo.read_raw(watcher.pid, watched.fd, WatchKind.INOTIFY) is None
+    assert fdinfo.namespace_pids(watcher.pid) == ()
+    assert list(fdinfo.open_files(watcher.pid)) == []
     with pytest.raises(OSError, match="No such"):
-        procfs.watch_descriptors(watcher.pid)
+        fdinfo.watch_descriptors(watcher.pid)
     with pytest.raises(OSError, match="No such"):
-        procfs.read_mountinfo(watcher.pid)
+        fdinfo.read_mountinfo(watcher.pid)
     with pytest.raises(OSError, match="No such"):
-        procfs.mount_namespace(watcher.pid)
+        fdinfo.mount_namespace(watcher.pid)
 
 
 def test_open_files_have_the_bytes_of_their_names(watcher, tmp_path):
@@ -476,7 +476,7 @@ def test_open_files_have_the_bytes_of_their_names(watcher, tmp_path):
     links = {watcher.open(directory + b"/" + name): name for name in ODD_NAMES}
     watcher.chdir(tmp_path)
     watcher.unlink(directory + b"/" + ODD_NAMES[0])
-    found = {file.link: file.path for file in procfs.open_files(watcher.pid)}
+    found = {file.link: file.path for file in fdinfo.open_files(watcher.pid)}
     base = f"/proc/{watcher.pid}"
     for fd, name in links.items():
         deleted = b" (deleted)" if name == ODD_NAMES[0] else b""
@@ -485,28 +485,28 @@ def test_open_files_have_the_bytes_of_their_names(watcher, tmp_path):
     assert found[f"{base}/exe"] == os.fsencode(os.readlink(f"{base}/exe"))
     # Its socket to us, and an inotify instance, have no path.
     watcher.add_inotify(tmp_path)
-    assert all(file.path.startswith(b"/") for file in procfs.open_files(watcher.pid))
+    assert all(file.path.startswith(b"/") for file in fdinfo.open_files(watcher.pid))
 
 
 def test_mapped_files_are_told_once_each_and_not_without_end(watcher, monkeypatch):
-    files = list(procfs.mapped_files(watcher.pid))
+    files = list(fdinfo.mapped_files(watcher.pid))
     paths = [file.path for file in files]
     assert os.fsencode(os.readlink(f"/proc/{watcher.pid}/exe")) in paths
     assert len(set(paths)) == len(paths) < len(os.listdir(f"/proc/{watcher.pid}/map_files"))
     assert all(file.link.startswith(f"/proc/{watcher.pid}/map_files/") for file in files)
-    monkeypatch.setattr(procfs, "_MOST_MAPS", 1)
-    assert len(list(procfs.mapped_files(watcher.pid))) == 1
+    monkeypatch.setattr(fdinfo, "_MOST_MAPS", 1)
+    assert len(list(fdinfo.mapped_files(watcher.pid))) == 1
     watcher.kill()
-    assert list(procfs.mapped_files(watcher.pid)) == []
+    assert list(fdinfo.mapped_files(watcher.pid)) == []
 
 
 def test_a_file_of_proc_is_read_whole(tmp_path):
     large = tmp_path / "large"
     large.write_bytes(os.urandom((1 << 20) + 17))
-    assert procfs.read_file(os.fspath(large)) == large.read_bytes()
+    assert fdinfo.read_file(os.fspath(large)) == large.read_bytes()
     (tmp_path / "empty").touch()
-    assert procfs.read_file(os.fspath(tmp_path / "empty")) == b""
-    status = procfs.read_file("/proc/self/status")
+    assert fdinfo.read_file(os.fspath(tmp_path / "empty")) == b""
+    status = fdinfo.read_file("/proc/self/status")
     nspid = re.search(rb"NSpid:\s*([\d\s]+?)\n", status)[1]
-    assert procfs.namespace_pids(os.getpid()) == tuple(map(int, nspid.split()))
-    assert procfs.mount_namespace("self") == Path("/proc/self/ns/mnt").stat().st_ino
+    assert fdinfo.namespace_pids(os.getpid()) == tuple(map(int, nspid.split()))
+    assert fdinfo.mount_namespace("self") == Path("/proc/self/ns/mnt").stat().st_ino

@@ -18,8 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from irmapdb.errors import TaskError
-from irmapdb.kernel import tasks
-from irmapdb.kernel.tasks import HIDDEN, Task, parse_stat, read_task, task_tree, thread_ids
+from irmapdb.kernel.proc import tasks
+from irmapdb.kernel.proc.tasks import HIDDEN, Task, parse_stat, read_task, task_tree, thread_ids
 from tests.support.features import require_root
 
 PATIENCE_S = 30.0

@@ -7,8 +7,8 @@ import struct
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from irmapdb.kernel import xfs
-from irmapdb.kernel.xfs import Inode
+from irmapdb.kernel.fs import xfs
+from irmapdb.kernel.fs.xfs import Inode
 from irmapdb.model import FileHandle
 
 _INODE = st.builds(Inode, st.integers(0, (1 << 64) - 1), st.integers(0, (1 << 32) - 1))

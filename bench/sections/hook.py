@@ -151,7 +151,7 @@ def _overlay(place: Path) -> Iterator[Path]:
 def _cgroup(pid: int) -> Iterator[Callable[[], contextlib.AbstractContextManager[None]]]:
     """A cgroup for one task: what freezes it, as an engine does. OSError where there is none."""
     sys.path.insert(0, str(Path(__file__).parent.parent.parent))
-    from irmapdb.kernel import cgroup as cgroups  # noqa: PLC0415 of the checkout
+    from irmapdb.kernel.freeze import cgroup as cgroups  # noqa: PLC0415 of the checkout
 
     directory = _freezer_hierarchy() / f"irmapdb-bench-{os.getpid()}"
     directory.mkdir()

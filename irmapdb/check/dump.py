@@ -17,19 +17,19 @@ from irmapdb.check.version import criu_version
 from irmapdb.config import Config
 from irmapdb.errors import FileError
 from irmapdb.image import cache
-from irmapdb.kernel import procfs, tasks
-from irmapdb.kernel.aside import call_aside
-from irmapdb.kernel.holders import deleted_holders
-from irmapdb.kernel.survey import read_survey
+from irmapdb.kernel.child_call import call_aside
+from irmapdb.kernel.proc import fdinfo, tasks
+from irmapdb.kernel.proc.holders import deleted_holders
+from irmapdb.kernel.proc.survey import read_survey
 from irmapdb.model import MarkKind, format_kdev, printable
 from irmapdb.workdir import CACHE_NAME, WorkDir
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from irmapdb.kernel.proc.survey import Denied
+    from irmapdb.kernel.proc.tasks import Task
     from irmapdb.kernel.root import Root
-    from irmapdb.kernel.survey import Denied
-    from irmapdb.kernel.tasks import Task
     from irmapdb.model import CacheEntry, Identity, Mark, Watch
 
 __all__ = ["DumpCheck", "MarkCheck", "Options", "Problem", "WatchCheck", "check_dump"]
@@ -305,7 +305,7 @@ def _answered(ask: Callable[[], bool]) -> bool:
 
 def _has_name(kdev: int, name: bytes) -> bool:
     # Seen from our own mounts, as the restore will see it.
-    for mount in procfs.read_mountinfo("self"):
+    for mount in fdinfo.read_mountinfo("self"):
         below = os.path.relpath(name, mount.root)
         here = mount.kdev == kdev and not below.startswith(b"../")
         if here and os.path.lexists(os.path.join(mount.mountpoint, below)):

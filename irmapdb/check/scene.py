@@ -12,15 +12,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from irmapdb.errors import TaskError
-from irmapdb.kernel import procfs, syscalls
+from irmapdb.kernel import syscalls
 from irmapdb.kernel.identity import identify_fd
+from irmapdb.kernel.proc import fdinfo
 from irmapdb.kernel.root import Root, open_root
 from irmapdb.model import InodeKey, Mount, kdev_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from irmapdb.kernel.tasks import Task
+    from irmapdb.kernel.proc.tasks import Task
 
 __all__ = ["Mountpoints", "Scene", "View", "criu_mounts", "numbers", "open_scene"]
 
@@ -120,7 +121,7 @@ def open_scene(tasks: Sequence[Task]) -> Iterator[Scene]:
         roots: dict[int, Root] = {root.mntns: root}
         for task in tasks[1:]:
             try:
-                mntns = procfs.mount_namespace(task.pid)
+                mntns = fdinfo.mount_namespace(task.pid)
                 if mntns in roots:
                     continue
                 nested = stack.enter_context(open_root(task.pid))
@@ -128,7 +129,7 @@ def open_scene(tasks: Sequence[Task]) -> Iterator[Scene]:
                 continue
             if not nested.prefix:  # else its first task is in a chroot, and CRIU sees nothing
                 roots[mntns] = nested
-        foreign = root.mntns != procfs.mount_namespace("self")
+        foreign = root.mntns != fdinfo.mount_namespace("self")
         views = tuple(
             # From its own namespace CRIU looks everything up in its own root.
             View(one if foreign else root, mount)

@@ -15,8 +15,8 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from irmapdb.check.scene import numbers
+from irmapdb.kernel.fs.walk import walk
 from irmapdb.kernel.root import open_beneath
-from irmapdb.kernel.walk import walk
 from irmapdb.model import is_fuse
 
 if TYPE_CHECKING:

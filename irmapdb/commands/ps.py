@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from irmapdb.census import Census, Usage, WatchedPath
-    from irmapdb.kernel.tasks import Task
+    from irmapdb.kernel.proc.tasks import Task
 
 __all__ = ["add_to"]
 

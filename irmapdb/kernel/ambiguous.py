@@ -19,7 +19,7 @@ filesystems that make a second inode object of one number, or count badly:
 - FUSE, virtiofs: a server may give a number and generation again to a file of another type, and
   the kernel makes a second inode (fuse_iget() of fs/fuse/inode.c). CIFS and 9p (without cache) make
   a second one too.
-- overlay: see `irmapdb.kernel.overlay`.
+- overlay: see `irmapdb.kernel.fs.overlay`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import enum
 import struct
 from typing import TYPE_CHECKING
 
-from irmapdb.kernel import overlay
+from irmapdb.kernel.fs import overlay
 from irmapdb.model import is_fuse
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ import os
 from typing import TYPE_CHECKING
 
 from irmapdb.errors import FileError
-from irmapdb.kernel import procfs, syscalls
+from irmapdb.kernel import syscalls
+from irmapdb.kernel.proc import fdinfo
 from irmapdb.kernel.root import Root
 from irmapdb.model import printable
 
@@ -66,12 +67,12 @@ def open_directory_root(directory: bytes) -> Root:
     with contextlib.ExitStack() as opened:
         opened.callback(os.close, fd)
         own = syscalls.statx(fd).mnt_id
-        if own is not None and own not in {m.mnt_id for m in procfs.read_mountinfo("self")}:
+        if own is not None and own not in {m.mnt_id for m in fdinfo.read_mountinfo("self")}:
             message = f"{name}: lies in another mount namespace"
             raise FileError(message, advice="name one of its tasks with -t")
         prefix = os.fsencode(os.readlink(f"/proc/self/fd/{fd}")).rstrip(b"/")
         table_fd = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
         opened.callback(os.close, table_fd)
-        root = _DirectoryRoot(fd, table_fd, procfs.mount_namespace("self"), prefix)
+        root = _DirectoryRoot(fd, table_fd, fdinfo.mount_namespace("self"), prefix)
         opened.pop_all()
         return root

@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
 from irmapdb.errors import TaskError
-from irmapdb.kernel import procfs, syscalls
-from irmapdb.kernel.superblock import Superblock, superblock_of
-from irmapdb.kernel.superblocks import Superblocks
+from irmapdb.kernel import syscalls
+from irmapdb.kernel.fs.own_mounts import Superblocks
+from irmapdb.kernel.fs.superblock import Superblock, superblock_of
+from irmapdb.kernel.proc import fdinfo
 from irmapdb.kernel.syscalls import AT_EMPTY_PATH
 from irmapdb.model import Mount, is_fuse
 
@@ -115,7 +116,7 @@ class Root:
         self._read()
 
     def _read(self) -> None:
-        self._take(procfs.parse_mountinfo(procfs.read_open(self.table_fd)))
+        self._take(fdinfo.parse_mountinfo(fdinfo.read_open(self.table_fd)))
 
     def renew(self) -> None:
         """Read the mounts again if anything was mounted, moved or unmounted since.
@@ -309,9 +310,9 @@ def open_root(pid: int, proc: str = "/proc") -> Root:
     where there is no such task.
     """
     try:
-        mntns = procfs.mount_namespace(pid, proc)
-        ours = mntns == procfs.mount_namespace("self", proc)
-        who = "self" if ours else str(procfs.living_thread(pid, proc))
+        mntns = fdinfo.mount_namespace(pid, proc)
+        ours = mntns == fdinfo.mount_namespace("self", proc)
+        who = "self" if ours else str(fdinfo.living_thread(pid, proc))
         # Seen from outside, the link of another namespace's root reads "/".
         prefix = os.fsencode(os.readlink(f"{proc}/{who}/root")).rstrip(b"/")
         fd = os.open(f"{proc}/{who}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from irmapdb import files, handover
 from irmapdb.errors import FileError, ImageError, IrmapError, TaskError
 from irmapdb.image.cache import decode_cache, encode_cache
-from irmapdb.kernel import tasks
+from irmapdb.kernel.proc import tasks
+from irmapdb.kernel.proc.survey import read_survey
 from irmapdb.kernel.root import open_root
-from irmapdb.kernel.survey import read_survey
 from irmapdb.model import CacheEntry, Mapping, Source
 from irmapdb.search import Search
 from irmapdb.store.database import Store

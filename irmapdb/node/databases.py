@@ -11,7 +11,7 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from irmapdb.node.containers import is_container_database
+from irmapdb.kernel.proc.containers import is_container_database
 from irmapdb.node.rundir import make_private
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from irmapdb import steps
 from irmapdb.confirm import Confirmation
 from irmapdb.errors import DatabaseError, TaskError
-from irmapdb.kernel import tasks
+from irmapdb.kernel.proc import tasks
+from irmapdb.kernel.proc.survey import read_survey
 from irmapdb.kernel.root import open_root
-from irmapdb.kernel.survey import read_survey
 from irmapdb.model import printable
 from irmapdb.workdir import CACHE_NAME, DATABASE_NAME
 
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from irmapdb.config import Config
-    from irmapdb.kernel.renames import Witness
+    from irmapdb.kernel.proc.containers import Container
+    from irmapdb.kernel.rename_monitor import Witness
     from irmapdb.model import Identity, Resolved
-    from irmapdb.node.containers import Container
     from irmapdb.node.look import Seen
     from irmapdb.node.rundir import RunDirectory
     from irmapdb.steps import Report

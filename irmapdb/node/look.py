@@ -10,8 +10,8 @@ import hashlib
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from irmapdb.kernel import procfs
-from irmapdb.node.containers import Container, find_containers
+from irmapdb.kernel.proc import fdinfo
+from irmapdb.kernel.proc.containers import Container, find_containers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,15 +72,15 @@ def _look_at(container: Container, proc: str) -> Seen:
         try:
             found = [
                 raw.raw
-                for fd, kind in procfs.watch_descriptors(pid, proc)
-                if (raw := procfs.read_raw(pid, fd, kind, proc)) is not None
+                for fd, kind in fdinfo.watch_descriptors(pid, proc)
+                if (raw := fdinfo.read_raw(pid, fd, kind, proc)) is not None
             ]
             if not found:
                 continue
-            mntns = procfs.mount_namespace(pid, proc)
+            mntns = fdinfo.mount_namespace(pid, proc)
             texts.update((mntns, raw) for raw in found)
             if mntns not in tables:
-                tables[mntns] = procfs.read_file(f"{proc}/{pid}/mountinfo")
+                tables[mntns] = fdinfo.read_file(f"{proc}/{pid}/mountinfo")
         except OSError:
             continue  # ended, or execve to another user's file: the next look sees
     digest = hashlib.blake2b(digest_size=16)

@@ -25,14 +25,14 @@ from typing import TYPE_CHECKING, Any, Self
 from irmapdb import files
 from irmapdb.errors import FileError
 from irmapdb.hook_script import RUN_DIRECTORY
-from irmapdb.kernel import tasks
+from irmapdb.kernel.proc import tasks
 from irmapdb.model import printable
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
     from pathlib import Path
 
-    from irmapdb.node.containers import Container
+    from irmapdb.kernel.proc.containers import Container
 
 __all__ = ["RUN_DIRECTORY", "RunDirectory", "make_private"]
 

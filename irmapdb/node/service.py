@@ -23,8 +23,8 @@ from irmapdb.config import Config
 from irmapdb.errors import FileError
 from irmapdb.image.cache import encode_cache
 from irmapdb.kernel.priority import be_idle
-from irmapdb.kernel.renames import Witness
-from irmapdb.kernel.tasks import read_task
+from irmapdb.kernel.proc.tasks import read_task
+from irmapdb.kernel.rename_monitor import Witness
 from irmapdb.model import printable
 from irmapdb.node import databases
 from irmapdb.node.answer import NOT_SERVED, Reply, Request, answer, confirm, parse_request, send
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from irmapdb.node.containers import Container
+    from irmapdb.kernel.proc.containers import Container
     from irmapdb.node.pool import Ended
 
 __all__ = ["Options", "Service"]

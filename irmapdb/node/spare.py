@@ -15,10 +15,11 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from irmapdb.kernel import procfs, syscalls, tasks
+from irmapdb.kernel import syscalls
+from irmapdb.kernel.proc import fdinfo, tasks
+from irmapdb.kernel.proc.containers import Container, ContainerName
 from irmapdb.model import Resolved, Source, WatchKind
 from irmapdb.node.answer import Reply, Request, confirm
-from irmapdb.node.containers import Container, ContainerName
 from irmapdb.node.keep import nothing_to_keep
 from irmapdb.node.look import Seen
 
@@ -100,7 +101,7 @@ def _rehearse(config: Config) -> None:
     inotify = syscalls.inotify_init()
     try:
         syscalls.inotify_add_watch(inotify, path, _IN_DELETE_SELF)
-        raw = procfs.read_raw(me.pid, inotify, WatchKind.INOTIFY)
+        raw = fdinfo.read_raw(me.pid, inotify, WatchKind.INOTIFY)
         assert raw is not None  # noqa: S101 it is open
         (watch,) = raw.parse().watches
         name = ContainerName("rehearsal", "rehearsal")

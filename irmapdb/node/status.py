@@ -10,7 +10,7 @@ from irmapdb.model import format_kdev
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from irmapdb.node.containers import Container
+    from irmapdb.kernel.proc.containers import Container
     from irmapdb.node.keep import Kept
     from irmapdb.node.look import Seen
 

@@ -7,8 +7,8 @@ import itertools
 import os
 from typing import TYPE_CHECKING, NamedTuple, Self
 
-from irmapdb.kernel import btrfs
 from irmapdb.kernel import identity as kernel_identity
+from irmapdb.kernel.fs import btrfs
 from irmapdb.model import Source
 from irmapdb.resolvers.ahead import ask_all, asked
 from irmapdb.resolvers.doors import Doors

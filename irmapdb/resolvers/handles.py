@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from irmapdb.engine import Candidate, Deleted, Note
 from irmapdb.kernel import syscalls
-from irmapdb.kernel.fate import opens_handles
+from irmapdb.kernel.fs.inode_state import opens_handles
 from irmapdb.model import Source, format_kdev
 from irmapdb.resolvers.doors import Doors
 from irmapdb.resolvers.mountpoints import at_mount_points

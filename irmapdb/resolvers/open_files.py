@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from irmapdb.engine import Candidate, Deleted, Note
 from irmapdb.kernel import identity as kernel_identity
-from irmapdb.kernel import procfs
+from irmapdb.kernel.proc import fdinfo
 from irmapdb.model import Source
 from irmapdb.resolvers.mountpoints import at_mount_points
 
@@ -45,7 +45,7 @@ class OpenFiles:
         for identity in wanted:
             by_ino.setdefault(identity.ino, []).append(identity)
         # A task has more maps than descriptors: they are looked at only for what is left.
-        for held_by in (procfs.open_files, procfs.mapped_files):
+        for held_by in (fdinfo.open_files, fdinfo.mapped_files):
             for pid in self._pids if wanted else ():
                 for file in held_by(pid, self._proc):
                     if self._over():

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from irmapdb import engine
 from irmapdb.engine import Candidate, Deleted, Note
-from irmapdb.kernel import overlay, syscalls
+from irmapdb.kernel import syscalls
+from irmapdb.kernel.fs import overlay
 from irmapdb.kernel.identity import disproof
 from irmapdb.kernel.syscalls import AT_EMPTY_PATH, AT_HANDLE_FID
 from irmapdb.model import Identity, Source
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from irmapdb.engine import Answer, Wanted
-    from irmapdb.kernel.overlay import Wrapped
+    from irmapdb.kernel.fs.overlay import Wrapped
     from irmapdb.kernel.root import Root
 
 __all__ = ["OverlayLayers"]

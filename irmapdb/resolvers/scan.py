@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from irmapdb.engine import Candidate, Note
 from irmapdb.kernel import identity as kernel_identity
-from irmapdb.kernel import procfs, syscalls
-from irmapdb.kernel.walk import Hit, walk
+from irmapdb.kernel import syscalls
+from irmapdb.kernel.fs.walk import Hit, walk
+from irmapdb.kernel.proc import fdinfo
 from irmapdb.model import Source, is_fuse, printable
 
 if TYPE_CHECKING:
@@ -265,7 +266,7 @@ class Scan:
     def _pid_names(self) -> frozenset[bytes]:
         # A proc of the container counts pids as its own namespace does.
         return frozenset(
-            str(number).encode() for pid in self._pids for number in procfs.namespace_pids(pid)
+            str(number).encode() for pid in self._pids for number in fdinfo.namespace_pids(pid)
         )
 
     def _tick(self, count: int, top: bytes) -> bool:

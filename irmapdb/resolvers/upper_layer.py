@@ -12,13 +12,14 @@ import os
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
-from irmapdb.kernel import overlay, syscalls
+from irmapdb.kernel import syscalls
+from irmapdb.kernel.fs import overlay
 from irmapdb.kernel.root import open_beneath
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
-    from irmapdb.kernel.overlay import Wrapped
+    from irmapdb.kernel.fs.overlay import Wrapped
     from irmapdb.model import FileHandle, Identity
 
 __all__ = ["UpperLayer", "read_upper_layer"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from irmapdb.kernel import xfs
+from irmapdb.kernel.fs import xfs
 from irmapdb.model import Source
 from irmapdb.resolvers.ahead import ask_all, asked
 from irmapdb.resolvers.doors import Doors

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from irmapdb.kernel import procfs
+from irmapdb.kernel.proc import fdinfo
 from irmapdb.kernel.root import open_root
 from irmapdb.model import Mapping, Source
 from irmapdb.search import Search
@@ -95,9 +95,9 @@ def nested(area: MountArea) -> Iterator[tuple[Watcher, Path]]:
 def files_of(*tasks: Task) -> list[WatchFile]:
     """What these tasks watch with."""
     return [
-        procfs.read_raw(task.pid, fd, kind).parse()
+        fdinfo.read_raw(task.pid, fd, kind).parse()
         for task in tasks
-        for fd, kind in procfs.watch_descriptors(task.pid)
+        for fd, kind in fdinfo.watch_descriptors(task.pid)
     ]
 
 

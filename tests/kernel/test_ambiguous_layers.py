@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from irmapdb import census, steps
-from irmapdb.kernel import overlay
+from irmapdb.kernel.fs import overlay
 from irmapdb.kernel.identity import disproof
 from irmapdb.kernel.root import Root
 from irmapdb.model import FileHandle, StaleReason

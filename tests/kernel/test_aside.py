@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from irmapdb.kernel import aside, syscalls
-from irmapdb.kernel.aside import call_aside
+from irmapdb.kernel import child_call, syscalls
+from irmapdb.kernel.child_call import call_aside
 from irmapdb.model import FileHandle, Identity
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def test_it_works_where_pidfd_open_is_denied(
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
     monkeypatch.setattr(os, "pidfd_open", deny)
-    monkeypatch.setattr(aside, "_LAST_WAIT_S", 60)
+    monkeypatch.setattr(child_call, "_LAST_WAIT_S", 60)
     assert call_aside(lambda: 1, 60) == 1
     with pytest.raises(TimeoutError):
         call_aside(lambda: time.sleep(600), 0.05)
@@ -141,7 +141,7 @@ def test_a_child_that_ends_late_is_reaped_by_the_next_call(
     with monkeypatch.context() as patch:
         # As a child that waits for a server of a hard NFS mount.
         patch.setattr(os, "kill", lambda *_: None)
-        patch.setattr(aside, "_LAST_WAIT_S", 0)
+        patch.setattr(child_call, "_LAST_WAIT_S", 0)
         with pytest.raises(TimeoutError):
             call_aside(lambda: time.sleep(600), 0.05)
     (late,) = forked

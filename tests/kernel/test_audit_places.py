@@ -17,7 +17,7 @@ from irmapdb.audit import Selection, Verdict
 from irmapdb.check import dump as check
 from irmapdb.check.verdicts import CriuVersion
 from irmapdb.check.verdicts import Verdict as Prediction
-from irmapdb.kernel.fate import Fate, fates
+from irmapdb.kernel.fs.inode_state import Fate, fates
 from irmapdb.kernel.identity import identify
 from irmapdb.kernel.root import open_root
 from irmapdb.model import (

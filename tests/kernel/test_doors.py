@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from irmapdb import steps
-from irmapdb.kernel import freeze
+from irmapdb.kernel.freeze import stop_tree
 from irmapdb.model import Source
 from irmapdb.resolvers import Doors
 from irmapdb.steps import FreezeOptions, Options
@@ -74,7 +74,7 @@ def test_a_frozen_listener_that_is_asked_before_each_open(
     place = area.place(kind)
     file, moved = place.directory / "file", place.directory / "dir" / "moved"
     before = open_descriptors()
-    frozen = partial(freeze.frozen, hold_s=3)
+    frozen = partial(stop_tree.frozen, hold_s=3)
 
     def move_then_stop(*args: object, **kwargs: object) -> Any:
         file.rename(moved)
@@ -83,7 +83,7 @@ def test_a_frozen_listener_that_is_asked_before_each_open(
             drop_caches()
         return frozen(*args, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(freeze, "frozen", move_then_stop)
+    monkeypatch.setattr(stop_tree, "frozen", move_then_stop)
     command = [sys.executable, "-c", _LISTENER, place.mountpoint, file]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as listener:
         try:

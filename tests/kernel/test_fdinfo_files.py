@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from irmapdb.kernel import fdinfo_files, procfs
-from irmapdb.kernel.fdinfo_files import FdinfoFiles
+from irmapdb.kernel.proc import fdinfo, fdinfo_files
+from irmapdb.kernel.proc.fdinfo_files import FdinfoFiles
 from irmapdb.model import WatchKind
 from tests.kernel.truth import open_descriptors
 from tests.support.watcher import Watcher
@@ -40,10 +40,10 @@ def test_it_is_read_as_it_is_now(watcher: Watcher, tmp_path: Path, texts: Fdinfo
     kept = len(open_descriptors())
     for look in range(3):
         raw = texts.read(watcher.pid, fd, INOTIFY)
-        assert raw == procfs.read_raw(watcher.pid, fd, INOTIFY)
+        assert raw == fdinfo.read_raw(watcher.pid, fd, INOTIFY)
         assert raw is not None
         assert len(raw.parse().watches) == MANY + look
-        assert texts.read(watcher.pid, small, INOTIFY) == procfs.read_raw(
+        assert texts.read(watcher.pid, small, INOTIFY) == fdinfo.read_raw(
             watcher.pid, small, INOTIFY
         )
         (tmp_path / f"more{look}").touch()

@@ -17,8 +17,8 @@ from typing import Self
 import pytest
 
 from irmapdb.errors import FreezeError, TaskError, UsageError
-from irmapdb.kernel.cgroup import guarded, is_frozen, open_freezer
-from irmapdb.kernel.freeze import frozen
+from irmapdb.kernel.freeze.cgroup import guarded, is_frozen, open_freezer
+from irmapdb.kernel.freeze.stop_tree import frozen
 from tests.kernel.freezing import (
     HELD,
     PATIENCE_S,

@@ -13,9 +13,9 @@ from irmapdb import scanpaths, steps
 from irmapdb import search as search_module
 from irmapdb.config import Config
 from irmapdb.errors import FileError
-from irmapdb.kernel import procfs
-from irmapdb.kernel.aside import call_aside
+from irmapdb.kernel.child_call import call_aside
 from irmapdb.kernel.identity import disproof
+from irmapdb.kernel.proc import fdinfo
 from irmapdb.kernel.root import open_root
 from irmapdb.search import Search
 from irmapdb.steps import Options
@@ -52,8 +52,8 @@ def tenant(rootfs):
 
 def files_of(task):
     return [
-        procfs.read_raw(task.pid, fd, kind).parse()
-        for fd, kind in procfs.watch_descriptors(task.pid)
+        fdinfo.read_raw(task.pid, fd, kind).parse()
+        for fd, kind in fdinfo.watch_descriptors(task.pid)
     ]
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from irmapdb.kernel import identity as kernel_identity
 from irmapdb.kernel import syscalls
-from irmapdb.kernel.aside import call_aside
+from irmapdb.kernel.child_call import call_aside
 from irmapdb.kernel.identity import disproof, identify, identify_fd
 from irmapdb.model import FileHandle, Identity, StaleReason, is_canonical
 from tests.kernel.truth import as_nobody, mount_id, open_descriptors, served, watched_identity

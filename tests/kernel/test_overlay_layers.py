@@ -13,7 +13,7 @@ import pytest
 
 from irmapdb import census, steps
 from irmapdb.engine import resolve
-from irmapdb.kernel.aside import call_aside
+from irmapdb.kernel.child_call import call_aside
 from irmapdb.kernel.identity import disproof
 from irmapdb.kernel.root import Root, open_root
 from irmapdb.model import Identity, Source

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from irmapdb.image.cache import decode_cache
-from irmapdb.kernel.pause import find_pause, has_permission_listener
+from irmapdb.kernel.freeze.pause import find_pause, has_permission_listener
 from tests.kernel.freezing import until
 from tests.support.features import require
 from tests.support.hook import hook_program, log_until_stored

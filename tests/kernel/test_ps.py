@@ -16,8 +16,8 @@ from irmapdb.census import Census, Options, ProcessRow
 from irmapdb.commands.ps import ps
 from irmapdb.config import Config
 from irmapdb.errors import TaskError
-from irmapdb.kernel import accounts
-from irmapdb.kernel.accounts import Account
+from irmapdb.kernel.proc import limits
+from irmapdb.kernel.proc.limits import Account
 from irmapdb.model import Watch
 from tests.kernel.truth import as_nobody
 from tests.support.area import MountArea
@@ -104,13 +104,13 @@ def test_the_limits_are_the_kernels(watcher: Watcher, tree: list[Path]) -> None:
 def test_a_user_namespace_is_charged_to_its_owner(tree: list[Path]) -> None:
     with Watcher(unshare={"user"}) as inside:
         inside.add_inotify(tree[0])
-        assert accounts.payer_of(inside.pid) == (0, True)
+        assert limits.payer_of(inside.pid) == (0, True)
         found = _take(inside.pid)
     below = {one.account: one.below for one in found.users}
     assert below[Account.INOTIFY_INSTANCES] >= 1
     assert below[Account.INOTIFY_WATCHES] >= 1
-    assert accounts.payer_of(os.getpid()) == (os.geteuid(), False)
-    assert accounts.payer_of(inside.pid) == (None, False), "it is gone"
+    assert limits.payer_of(os.getpid()) == (os.geteuid(), False)
+    assert limits.payer_of(inside.pid) == (None, False), "it is gone"
 
 
 def test_another_user_has_an_account_of_its_own(tree: list[Path]) -> None:

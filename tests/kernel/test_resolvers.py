@@ -8,7 +8,7 @@ import os
 import pytest
 
 from irmapdb.config import Config
-from irmapdb.kernel.aside import call_aside
+from irmapdb.kernel.child_call import call_aside
 from irmapdb.kernel.identity import identify
 from irmapdb.kernel.root import open_root
 from irmapdb.model import FileHandle, Source

@@ -11,7 +11,7 @@ import pytest
 
 from irmapdb.errors import TaskError
 from irmapdb.kernel import syscalls
-from irmapdb.kernel.aside import call_aside
+from irmapdb.kernel.child_call import call_aside
 from irmapdb.kernel.identity import disproof, identify
 from irmapdb.kernel.root import open_beneath, open_root
 from irmapdb.model import kdev_of

@@ -10,8 +10,9 @@ import pytest
 from irmapdb import search as search_module
 from irmapdb.engine import Candidate, Disproved, Note
 from irmapdb.errors import TaskError
-from irmapdb.kernel import procfs, syscalls
-from irmapdb.kernel.aside import call_aside
+from irmapdb.kernel import syscalls
+from irmapdb.kernel.child_call import call_aside
+from irmapdb.kernel.proc import fdinfo
 from irmapdb.kernel.root import open_root
 from irmapdb.model import FileHandle, Identity, Mapping, Resolved, Source, StaleReason
 from irmapdb.resolvers import Doors, Handles, OpenFiles, StoredRows
@@ -382,7 +383,7 @@ def test_a_namespace_that_cannot_be_opened_leaks_nothing(watcher, jails, make, m
     """Whichever look at it fails: every descriptor that was opened before is closed."""
     task, place = jails
     task.chroot(place / "jail")
-    module = {"statx": syscalls, "readlink": os}.get(call, procfs)
+    module = {"statx": syscalls, "readlink": os}.get(call, fdinfo)
     works = getattr(module, call)
     calls = 0
 

@@ -14,8 +14,8 @@ import pytest
 
 from irmapdb import census, steps
 from irmapdb.config import Config
-from irmapdb.kernel.survey import read_survey
-from irmapdb.kernel.tasks import read_task
+from irmapdb.kernel.proc.survey import read_survey
+from irmapdb.kernel.proc.tasks import read_task
 from irmapdb.model import MarkKind
 from tests.kernel.searching import mntns_of
 from tests.kernel.stepping import new_work_dir, options_for

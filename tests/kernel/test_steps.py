@@ -17,7 +17,7 @@ import pytest
 from irmapdb import steps
 from irmapdb.errors import FileError, FreezeError
 from irmapdb.image import cache, fsnotify
-from irmapdb.kernel import freeze
+from irmapdb.kernel.freeze import stop_tree
 from irmapdb.model import Change, ChangeKind, MarkKind, StaleReason, WatchKind
 from irmapdb.steps import FreezeOptions, Options, Report
 from irmapdb.store.database import Store
@@ -102,7 +102,7 @@ def test_what_moves_between_prepare_and_freeze_is_found_where_it_is(
 ) -> None:
     watch_all(watcher, tree)
     work = new_work_dir(tmp_path)
-    stop_tasks = freeze.frozen
+    stop_tasks = stop_tree.frozen
 
     def rename_then_stop(*args: object, **kwargs: object) -> object:
         # The last moment at which a path can go wrong unseen: all is proved, nobody is stopped.
@@ -110,7 +110,7 @@ def test_what_moves_between_prepare_and_freeze_is_found_where_it_is(
         (tree / "d2/deep/a").rename(tree / "d2/deep/c")
         return stop_tasks(*args, **kwargs)
 
-    monkeypatch.setattr(freeze, "frozen", rename_then_stop)
+    monkeypatch.setattr(stop_tree, "frozen", rename_then_stop)
     report = steps.dump(options_for(watcher, work, tree), FreezeOptions())
 
     def now(path: bytes) -> bytes:
@@ -125,14 +125,14 @@ def test_a_watch_added_after_prepare_is_dumped_too(
     watcher: Watcher, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watch_all(watcher, tree)
-    stop_tasks = freeze.frozen
+    stop_tasks = stop_tree.frozen
 
     def watch_then_stop(*args: object, **kwargs: object) -> object:
         (tree / "late").write_text("late")
         watcher.add_inotify(tree / "late")
         return stop_tasks(*args, **kwargs)
 
-    monkeypatch.setattr(freeze, "frozen", watch_then_stop)
+    monkeypatch.setattr(stop_tree, "frozen", watch_then_stop)
     report = steps.dump(options_for(watcher, new_work_dir(tmp_path), tree), FreezeOptions())
 
     assert answers_of(report) == truth_of(watcher)
@@ -152,14 +152,14 @@ def test_what_the_time_in_the_freeze_went_into(
     work = new_work_dir(tmp_path)
     quiet = steps.dump(options_for(watcher, work), FreezeOptions()).stats
     assert (quiet.tasks_frozen, quiet.reparsed, quiet.reproved, quiet.reproved_why) == (1, 0, 0, "")
-    stop_tasks = freeze.frozen
+    stop_tasks = stop_tree.frozen
 
     def change_then_stop(*args: object, **kwargs: object) -> object:
         (top / "moves").rename(top / "moved")
         watcher.add_inotify(top / "late")
         return stop_tasks(*args, **kwargs)
 
-    monkeypatch.setattr(freeze, "frozen", change_then_stop)
+    monkeypatch.setattr(stop_tree, "frozen", change_then_stop)
     busy = steps.dump(options_for(watcher, work), FreezeOptions()).stats
     assert (busy.tasks_frozen, busy.reparsed) == (1, 1)
     assert (busy.reproved, busy.reproved_why) == (1, "renamed 1")
@@ -242,7 +242,7 @@ def test_leave_stopped_writes_nothing_where_they_were_let_go_meanwhile(
     work = new_work_dir(tmp_path)
     steps.dump(options_for(watcher, work), FreezeOptions())
     before = {path.name: path.read_bytes() for path in work.glob("*.img")}
-    monkeypatch.setattr(freeze, "frozen", partial(freeze.frozen, hold_s=0.2))
+    monkeypatch.setattr(stop_tree, "frozen", partial(stop_tree.frozen, hold_s=0.2))
     write = steps.handover.cache_entries
 
     def let_go_and_write(*args: object) -> object:

@@ -16,7 +16,7 @@ import pytest
 from irmapdb import steps
 from irmapdb.config import Config
 from irmapdb.image import fsnotify
-from irmapdb.kernel import freeze
+from irmapdb.kernel.freeze import stop_tree
 from irmapdb.model import ChangeKind, StaleReason, kdev_of
 from irmapdb.steps import FreezeOptions, Options
 from irmapdb.store.database import Store
@@ -418,13 +418,13 @@ def test_a_handle_that_is_lost_right_before_the_freeze(
         watcher.add_inotify(two_subvolumes / name).wd: os.fsencode(two_subvolumes / name)
         for name in ("dB", "dA")
     }
-    frozen = freeze.frozen
+    frozen = stop_tree.frozen
 
     def drop_and_freeze(*args, **more):
         drop_caches()
         return frozen(*args, **more)
 
-    monkeypatch.setattr(freeze, "frozen", drop_and_freeze)
+    monkeypatch.setattr(stop_tree, "frozen", drop_and_freeze)
     report = steps.dump(Options(watcher.pid, tmp_path, config=Config(hints=())), FreezeOptions())
     assert {row.watch.wd: row.path for row in report.watches} == truth
     assert all(row.watch.identity.handle for row in report.watches)

@@ -22,7 +22,7 @@ from irmapdb.errors import (
     UsageError,
 )
 from irmapdb.image import cache
-from irmapdb.kernel import freeze
+from irmapdb.kernel.freeze import stop_tree
 from irmapdb.model import Event
 from irmapdb.steps import FreezeOptions, Options
 from irmapdb.store.database import Store
@@ -160,7 +160,7 @@ def test_what_cannot_be_replaced_is_told_before_anything_is_done(
         (work / name).symlink_to(tmp_path)
     else:
         (work / name).mkdir()
-    monkeypatch.setattr(freeze, "frozen", None)
+    monkeypatch.setattr(stop_tree, "frozen", None)
     with pytest.raises(FileError, match=f"cannot replace .*/{name}: it is a"):
         steps.dump(options_for(watcher, work), FreezeOptions(leave_stopped=True))
     assert [path.name for path in work.iterdir()] == [name]

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from irmapdb.kernel import procfs, syscalls
-from irmapdb.kernel.survey import Denied, read_survey
-from irmapdb.kernel.tasks import HIDDEN, Task, read_task, task_tree
+from irmapdb.kernel import syscalls
+from irmapdb.kernel.proc import fdinfo
+from irmapdb.kernel.proc.survey import Denied, read_survey
+from irmapdb.kernel.proc.tasks import HIDDEN, Task, read_task, task_tree
 from irmapdb.model import MarkKind, WatchKind
 from tests.kernel.truth import as_nobody, mount_id, watched_identity
 from tests.support.filesystems import superblock_kdev
@@ -130,7 +131,7 @@ def test_a_description_whose_first_descriptor_is_closed_meanwhile(watcher, monke
     """What was read first may be gone when the next one is compared with it."""
     numbers = sorted(watcher.inotify() for _ in range(8))
     child = watcher.fork()
-    read = procfs.read_raw
+    read = fdinfo.read_raw
 
     def read_and_close(pid, fd, kind, proc="/proc"):
         raw = read(pid, fd, kind, proc)
@@ -139,7 +140,7 @@ def test_a_description_whose_first_descriptor_is_closed_meanwhile(watcher, monke
                 watcher.close_fd(number)
         return raw
 
-    monkeypatch.setattr(procfs, "read_raw", read_and_close)
+    monkeypatch.setattr(fdinfo, "read_raw", read_and_close)
     survey = survey_of(watcher)
     found = [(raw.pid, raw.fd) for raw in survey.files]
     assert found[:8] == [(watcher.pid, fd) for fd in numbers]
@@ -204,7 +205,7 @@ def test_another_proc_may_hide_a_task(area, watcher, tmp_path):
     for directory in [area.path, *area.path.parents]:
         directory.chmod(directory.stat().st_mode | 0o711)
     with as_nobody(), pytest.raises(FileNotFoundError):
-        procfs.watch_descriptors(watcher.pid, proc)
+        fdinfo.watch_descriptors(watcher.pid, proc)
 
 
 def test_a_file_too_deep_for_a_link_does_not_end_the_survey(watcher, tmp_path):
@@ -224,8 +225,8 @@ def test_a_file_too_deep_for_a_link_does_not_end_the_survey(watcher, tmp_path):
 
 def test_the_pids_of_a_namespace(tmp_path):
     with Watcher(unshare={"pid"}) as watcher:
-        assert procfs.namespace_pids(watcher.pid) == (watcher.pid, 1)
+        assert fdinfo.namespace_pids(watcher.pid) == (watcher.pid, 1)
         child = watcher.fork()
-        assert procfs.namespace_pids(child.pid) == (child.pid, child.own_pid)
+        assert fdinfo.namespace_pids(child.pid) == (child.pid, child.own_pid)
         watcher.add_inotify(tmp_path)
         assert [raw.pid for raw in survey_of(watcher).files] == [watcher.pid]

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from irmapdb.kernel.fs.walk import walk
 from irmapdb.kernel.root import open_beneath
-from irmapdb.kernel.walk import walk
 from tests.kernel.truth import as_nobody, open_descriptors
 from tests.support.names import ODD_NAMES
 from tests.support.notify import IN_OPEN

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from irmapdb.node.containers import (
+from irmapdb.kernel.proc.containers import (
     database_name,
     find_containers,
     find_database,

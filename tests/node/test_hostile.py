@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from irmapdb.errors import TaskError
-from irmapdb.kernel.renames import Witness
+from irmapdb.kernel.rename_monitor import Witness
 from irmapdb.node.answer import confirm
 from irmapdb.node.keep import KeepOptions, keep
 from irmapdb.node.look import look_around

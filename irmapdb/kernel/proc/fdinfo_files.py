@@ -11,8 +11,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Self
 
-from irmapdb.kernel import procfs
-from irmapdb.kernel.procfs import RawWatchFile
+from irmapdb.kernel.proc import fdinfo
+from irmapdb.kernel.proc.fdinfo import RawWatchFile
 
 if TYPE_CHECKING:
     from irmapdb.model import WatchKind
@@ -45,27 +45,27 @@ class FdinfoFiles:
         if file is None:
             return self._first(pid, fd, kind)
         try:
-            return RawWatchFile(pid, fd, kind, procfs.read_open(file))
+            return RawWatchFile(pid, fd, kind, fdinfo.read_open(file))
         except OSError:
             # It was closed, or the task has ended: of that very task, whoever has its number now.
             os.close(self._open.pop((pid, fd)))
-            return procfs.read_raw(pid, fd, kind, self._proc)
+            return fdinfo.read_raw(pid, fd, kind, self._proc)
 
     def _first(self, pid: int, fd: int, kind: WatchKind) -> RawWatchFile | None:
         if len(self._open) >= _MOST_OPEN:
-            return procfs.read_raw(pid, fd, kind, self._proc)
+            return fdinfo.read_raw(pid, fd, kind, self._proc)
         try:
             file = os.open(f"{self._proc}/{pid}/fdinfo/{fd}", os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
-            return procfs.read_raw(pid, fd, kind, self._proc)
+            return fdinfo.read_raw(pid, fd, kind, self._proc)
         kept = False
         try:
-            raw = procfs.read_open(file)
+            raw = fdinfo.read_open(file)
             if len(raw) >= _LARGE_BYTES:
                 self._open[pid, fd] = file
                 kept = True
         except OSError:
-            return procfs.read_raw(pid, fd, kind, self._proc)
+            return fdinfo.read_raw(pid, fd, kind, self._proc)
         finally:
             if not kept:
                 os.close(file)

@@ -7,7 +7,7 @@ import re
 from typing import NamedTuple
 
 from irmapdb.kernel import syscalls
-from irmapdb.kernel.aside import call_aside
+from irmapdb.kernel.child_call import call_aside
 
 __all__ = ["Superblock", "superblock_of"]
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from irmapdb.kernel.procfs import read_file, read_mountinfo
+from irmapdb.kernel.proc.fdinfo import read_file, read_mountinfo
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -20,7 +20,7 @@ import re
 import struct
 from typing import TYPE_CHECKING, NamedTuple
 
-from irmapdb.kernel import procfs
+from irmapdb.kernel.proc import fdinfo
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -68,7 +68,7 @@ def read_limits(proc: str = "/proc") -> dict[Account, int]:
 
 def _number(path: str) -> int | None:
     try:
-        return int(procfs.read_file(path))
+        return int(fdinfo.read_file(path))
     except (OSError, ValueError):
         return None
 
@@ -76,7 +76,7 @@ def _number(path: str) -> int | None:
 def effective_uid(pid: int, proc: str = "/proc") -> int | None:
     """The effective user of a task, as our user namespace numbers it; None if it is gone."""
     try:
-        status = procfs.read_file(f"{proc}/{pid}/status")
+        status = fdinfo.read_file(f"{proc}/{pid}/status")
     except OSError:
         return None
     found = re.search(rb"^Uid:\t\d+\t(\d+)", status, re.MULTILINE)

@@ -20,13 +20,13 @@ import stat
 from typing import TYPE_CHECKING, NamedTuple
 
 from irmapdb.errors import TaskError
-from irmapdb.kernel import procfs, tasks
+from irmapdb.kernel.proc import fdinfo, tasks
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
-    from irmapdb.kernel.tasks import Task
+    from irmapdb.kernel.proc.tasks import Task
 
 __all__ = [
     "Container",
@@ -224,7 +224,7 @@ def _mount_namespace(pid: int | str, proc: str) -> int:
         try:
             link = os.readlink(f"{proc}/{pid}/ns/mnt")
         except FileNotFoundError:
-            link = os.readlink(f"{proc}/{procfs.living_thread(pid, proc)}/ns/mnt")
+            link = os.readlink(f"{proc}/{fdinfo.living_thread(pid, proc)}/ns/mnt")
     except OSError:
         return 0
     return int(link[link.index("[") + 1 : -1])
@@ -245,7 +245,7 @@ def _root_mount(pid: int | str, proc: str) -> tuple[bytes, bytes] | None:
     # Device and directory that are mounted on a task's root, as mountinfo has them; None for a
     # chroot to no mount point, and where the task is gone.
     try:
-        raw = procfs.read_file(f"{proc}/{pid}/mountinfo")
+        raw = fdinfo.read_file(f"{proc}/{pid}/mountinfo")
     except OSError:
         return None
     found = None
@@ -260,7 +260,7 @@ def _root_task(candidates: Sequence[Task], proc: str) -> Task:
     # Of the tasks of one mount namespace whose parents are outside: the init of its pid
     # namespace, else the oldest. The others were started by `exec` of the engine.
     def rank(task: Task) -> tuple[bool, int, int]:
-        pids = procfs.namespace_pids(task.pid, proc)
+        pids = fdinfo.namespace_pids(task.pid, proc)
         return len(pids) < 2 or pids[-1] != 1, task.starttime, task.pid  # noqa: PLR2004 nested
 
     return candidates[0] if len(candidates) == 1 else min(candidates, key=rank)
@@ -291,7 +291,7 @@ def _cgroup_paths(pid: int, proc: str) -> dict[str, str]:
     # By hierarchy ("" for cgroup v2), in the order of the file; {} where the task is gone.
     try:
         # By newlines alone: the name of a cgroup may hold a carriage return.
-        lines = procfs.read_file(f"{proc}/{pid}/cgroup").split(b"\n")[:-1]
+        lines = fdinfo.read_file(f"{proc}/{pid}/cgroup").split(b"\n")[:-1]
         fields = [os.fsdecode(line).split(":", 2) for line in lines]
         return {hierarchy: path for _, hierarchy, path in fields}
     except (OSError, ValueError):

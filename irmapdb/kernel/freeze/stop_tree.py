@@ -15,16 +15,16 @@ import time
 from typing import TYPE_CHECKING
 
 from irmapdb.errors import FreezeError, UsageError
-from irmapdb.kernel import cgroup as cgroups
-from irmapdb.kernel import tasks
-from irmapdb.kernel.tracer import Frozen, Tracer
+from irmapdb.kernel.freeze import cgroup as cgroups
+from irmapdb.kernel.freeze.tracer import Frozen, Tracer
+from irmapdb.kernel.proc import tasks
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
     from pathlib import Path
 
-    from irmapdb.kernel.cgroup import Freezer
-    from irmapdb.kernel.tasks import Task
+    from irmapdb.kernel.freeze.cgroup import Freezer
+    from irmapdb.kernel.proc.tasks import Task
 
 __all__ = ["Frozen", "check", "frozen"]
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from irmapdb.config import Config
 from irmapdb.kernel import identity as kernel_identity
-from irmapdb.kernel import procfs
+from irmapdb.kernel.proc import fdinfo
 from irmapdb.model import printable
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def deleted_holders(
     found: dict[Identity, Holder] = {}
     kdevs = {one.kdev for many in by_ino.values() for one in many}
     for pid in pids if by_ino else ():
-        for file in procfs.open_files(pid, proc):
+        for file in fdinfo.open_files(pid, proc):
             if not file.path.endswith(_DELETED):
                 continue
             for identity in _held(root, file.link, by_ino, kdevs):

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from irmapdb.errors import FreezeError, UsageError
-from irmapdb.kernel.procfs import read_file, read_mountinfo
-from irmapdb.kernel.tasks import leader_of
+from irmapdb.kernel.proc.fdinfo import read_file, read_mountinfo
+from irmapdb.kernel.proc.tasks import leader_of
 from irmapdb.model import printable
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from irmapdb.errors import TaskError
-from irmapdb.kernel import procfs
+from irmapdb.kernel.proc import fdinfo
 from irmapdb.kernel.root import Root, open_root
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def mounted_anywhere(kdevs: Collection[int], proc: str = "/proc") -> set[int]:
             # A chroot shows only the mounts below it.
             table = (mntns, os.readlink(f"{proc}/{pid}/root"))
             if table not in seen:
-                missing.difference_update(m.kdev for m in procfs.read_mountinfo(pid, proc))
+                missing.difference_update(m.kdev for m in fdinfo.read_mountinfo(pid, proc))
                 seen.add(table)
         except OSError:
             continue
@@ -52,6 +52,6 @@ def _tasks(proc: str) -> Iterator[tuple[int, int]]:
     for name in os.listdir(proc):
         if name.isdecimal():
             try:
-                yield int(name), procfs.mount_namespace(name, proc)
+                yield int(name), fdinfo.mount_namespace(name, proc)
             except OSError:
                 continue

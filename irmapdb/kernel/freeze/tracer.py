@@ -20,15 +20,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from irmapdb.errors import FreezeError, TaskError
-from irmapdb.kernel import cgroup as cgroups
-from irmapdb.kernel import ptrace, syscalls, tasks
-from irmapdb.kernel.ptrace import Phase
+from irmapdb.kernel import syscalls
+from irmapdb.kernel.freeze import cgroup as cgroups
+from irmapdb.kernel.freeze import ptrace
+from irmapdb.kernel.freeze.ptrace import Phase
+from irmapdb.kernel.proc import tasks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
-    from irmapdb.kernel.cgroup import Freezer, Guard
-    from irmapdb.kernel.tasks import Process, Task
+    from irmapdb.kernel.freeze.cgroup import Freezer, Guard
+    from irmapdb.kernel.proc.tasks import Process, Task
 
 __all__ = ["Frozen", "Tracer"]
 

@@ -10,16 +10,17 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
-from irmapdb.kernel import procfs, syscalls
-from irmapdb.kernel.fdinfo_files import FdinfoFiles
-from irmapdb.kernel.tasks import HIDDEN
+from irmapdb.kernel import syscalls
+from irmapdb.kernel.proc import fdinfo
+from irmapdb.kernel.proc.fdinfo_files import FdinfoFiles
+from irmapdb.kernel.proc.tasks import HIDDEN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from collections.abc import Mapping as MappingABC
 
-    from irmapdb.kernel.procfs import RawWatchFile
-    from irmapdb.kernel.tasks import Task
+    from irmapdb.kernel.proc.fdinfo import RawWatchFile
+    from irmapdb.kernel.proc.tasks import Task
 
 __all__ = ["Copy", "Denied", "Survey", "read_survey"]
 
@@ -83,7 +84,7 @@ def read_survey(
         try:
             if not found.read(task.pid, proc, over):
                 return found.survey(denied, len(tasks) - number)
-            for tid in procfs.threads_apart(task.pid, proc):
+            for tid in fdinfo.threads_apart(task.pid, proc):
                 found.threads[tid] = task.pid
                 found.read(tid, proc, over)
         except PermissionError as error:
@@ -110,7 +111,7 @@ class _Descriptions:
 
         OSError where it is gone or denied.
         """
-        for fd, kind in procfs.watch_descriptors(pid, proc):
+        for fd, kind in fdinfo.watch_descriptors(pid, proc):
             if over():
                 return False
             raw = self._texts.read(pid, fd, kind)
@@ -218,7 +219,7 @@ def _comparable(raw: RawWatchFile) -> _Comparable | None:
     else:
         return _Comparable(raw.pid, raw)
     try:
-        thread = int(procfs.living_thread(raw.pid))
+        thread = int(fdinfo.living_thread(raw.pid))
         syscalls.compare_files(thread, raw.fd, thread, raw.fd)
     except OSError:
         return None

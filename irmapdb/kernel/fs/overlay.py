@@ -30,13 +30,13 @@ import struct
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
-from irmapdb.kernel.layers import shows
-from irmapdb.kernel.superblocks import LAYER_TYPES, NO_UUID
+from irmapdb.kernel.fs.overlay_layers import shows
+from irmapdb.kernel.fs.own_mounts import LAYER_TYPES, NO_UUID
 from irmapdb.model import FileHandle, kdev_of
 
 if TYPE_CHECKING:
+    from irmapdb.kernel.fs.own_mounts import Superblocks
     from irmapdb.kernel.root import Root
-    from irmapdb.kernel.superblocks import Superblocks
     from irmapdb.model import Identity, Mount
 
 __all__ = ["Layers", "Wrapped", "is_unique", "layers_of", "unwrap", "unwrap_origin"]

@@ -1,0 +1,1 @@
+"""Filesystems: btrfs and xfs reverse lookups, overlay and its layers, walks of one mount."""
