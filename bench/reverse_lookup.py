@@ -11,13 +11,12 @@ import gc
 import sys
 import time
 
-from irmapdb import engine
 from irmapdb.config import Config
 from irmapdb.kernel.identity import disproof
 from irmapdb.kernel.proc import fdinfo
 from irmapdb.kernel.root import open_root
 from irmapdb.model import WatchKind
-from irmapdb.resolvers import BtrfsLookup, Scan, XfsParents
+from irmapdb.resolve import BtrfsLookup, Scan, XfsParents, engine
 
 
 def main() -> None:

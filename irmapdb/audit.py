@@ -20,7 +20,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple
 
-from irmapdb import engine
 from irmapdb.config import Config
 from irmapdb.errors import TaskError, UsageError
 from irmapdb.kernel.child_call import call_aside
@@ -31,15 +30,15 @@ from irmapdb.kernel.proc import fdinfo, tasks
 from irmapdb.kernel.proc.namespaces import open_namespace
 from irmapdb.kernel.root import Root, open_root
 from irmapdb.model import StaleReason, format_kdev, printable
-from irmapdb.resolvers import BtrfsLookup, Handles, Scan, StoredRows, XfsParents
+from irmapdb.resolve import BtrfsLookup, Handles, Scan, StoredRows, XfsParents, engine
 from irmapdb.store.database import Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
     from pathlib import Path
 
-    from irmapdb.engine import Outcome
     from irmapdb.model import FileHandle, Identity, InodeKey, Mapping, Source
+    from irmapdb.resolve.engine import Outcome
 
 __all__ = [
     "Audit",

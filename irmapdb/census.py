@@ -18,7 +18,7 @@ from irmapdb.kernel.proc.limits import Account, effective_uid, is_unlimited, pay
 from irmapdb.kernel.proc.survey import read_survey
 from irmapdb.kernel.root import open_root
 from irmapdb.model import MarkKind, Watch, WatchKind
-from irmapdb.search import Search
+from irmapdb.resolve.search import Search
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable

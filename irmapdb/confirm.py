@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from irmapdb.config import Config
-    from irmapdb.engine import Outcome
     from irmapdb.kernel.rename_monitor import Witness
     from irmapdb.kernel.root import Root
     from irmapdb.model import Identity, Mount, Resolved
+    from irmapdb.resolve.engine import Outcome
 
 __all__ = ["Confirmation"]
 

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from irmapdb.config import Config
-    from irmapdb.engine import Outcome
     from irmapdb.kernel.proc.survey import Denied
     from irmapdb.kernel.root import Root
     from irmapdb.model import CacheEntry, Identity, Mark, Mount, Resolved, WatchFile
-    from irmapdb.search import Search
+    from irmapdb.resolve.engine import Outcome
+    from irmapdb.resolve.search import Search
     from irmapdb.workdir import News, WorkDir
 
 __all__ = ["FSNOTIFY_NAMES", "Begun", "Findings", "MarkRow", "Tree", "make_findings"]

@@ -27,9 +27,9 @@ from irmapdb.model import CacheEntry, kdev_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from irmapdb.engine import Outcome
     from irmapdb.kernel.root import Root
     from irmapdb.model import Identity, InodeKey, Mount
+    from irmapdb.resolve.engine import Outcome
 
 __all__ = ["cache_entries", "is_unopenable", "spell_root"]
 

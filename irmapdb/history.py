@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from collections.abc import Mapping as MappingABC
 
-    from irmapdb.engine import Disproved, Outcome
     from irmapdb.model import Identity, InodeKey, Mapping, Resolved
+    from irmapdb.resolve.engine import Disproved, Outcome
 
 __all__ = ["Story", "add_unmounted", "tell"]
 

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from irmapdb import history
 from irmapdb.audit import Verdict, open_audit
-from irmapdb.engine import Disproved, Outcome
 from irmapdb.history import Story
 from irmapdb.kernel.proc import tasks
 from irmapdb.model import ChangeKind, Event, Resolved, RunStats, Source, StaleReason
+from irmapdb.resolve.engine import Disproved, Outcome
 from irmapdb.store.database import Store
 
 if TYPE_CHECKING:

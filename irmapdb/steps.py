@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from irmapdb import files, handover, history, workdir
 from irmapdb.config import Config
-from irmapdb.engine import Outcome
 from irmapdb.errors import FreezeError
 from irmapdb.findings import FSNOTIFY_NAMES, Begun, Findings, MarkRow, make_findings
 from irmapdb.kernel.freeze import pause
@@ -34,8 +33,9 @@ from irmapdb.kernel.proc.namespaces import mounted_anywhere
 from irmapdb.kernel.proc.survey import read_survey
 from irmapdb.kernel.root import Root, open_root
 from irmapdb.model import Event, MarkKind, Resolved, RunStats, Source
+from irmapdb.resolve.engine import Outcome
+from irmapdb.resolve.search import Paused, Search
 from irmapdb.scanpaths import check_scan_paths
-from irmapdb.search import Paused, Search
 from irmapdb.workdir import MappingsAndNews, WorkDir
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
         Mount,
         WatchFile,
     )
-    from irmapdb.search import Load
+    from irmapdb.resolve.search import Load
     from irmapdb.store.mappings import StoredMappings
     from irmapdb.store.nouns import FileStamp, WatchRow
     from irmapdb.store.write import Step

@@ -3,8 +3,6 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from irmapdb import engine
-from irmapdb.engine import Candidate, Deleted, Disproved, Note, Outcome
 from irmapdb.model import (
     FileHandle,
     Identity,
@@ -14,6 +12,8 @@ from irmapdb.model import (
     Tried,
     Unresolved,
 )
+from irmapdb.resolve import engine
+from irmapdb.resolve.engine import Candidate, Deleted, Disproved, Note, Outcome
 
 A, B, C = (Identity(7, ino, FileHandle(1, b"%d" % ino)) for ino in (1, 2, 3))
 EVERYONE = (A, B, C)

@@ -8,10 +8,10 @@ import pytest
 
 from irmapdb import handover
 from irmapdb.config import Config
-from irmapdb.engine import Outcome
 from irmapdb.kernel.identity import identify
 from irmapdb.kernel.root import open_root
 from irmapdb.model import FileHandle, Identity, Resolved, Source
+from irmapdb.resolve.engine import Outcome
 from tests.support.names import deep_file
 
 _NOBODY_WAITS = Config(skip_filesystems=frozenset()).may_wait

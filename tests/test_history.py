@@ -5,8 +5,7 @@ from datetime import UTC, datetime
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from irmapdb import engine, history
-from irmapdb.engine import Candidate, Disproved, Outcome
+from irmapdb import history
 from irmapdb.history import Story
 from irmapdb.model import (
     Change,
@@ -18,6 +17,8 @@ from irmapdb.model import (
     Source,
     StaleReason,
 )
+from irmapdb.resolve import engine
+from irmapdb.resolve.engine import Candidate, Disproved, Outcome
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 A, B = (Identity(7, 100, FileHandle(1, name)) for name in (b"a", b"b"))  # one key, two inodes

@@ -16,12 +16,13 @@ from pathlib import Path
 
 import pytest
 
-from irmapdb import criuconf, hook, hook_script, hookjob, search
+from irmapdb import criuconf, hook, hook_script, hookjob
 from irmapdb.config import Config, HookConfig, load_config, with_environment
 from irmapdb.criuconf import Runtime
 from irmapdb.errors import ConfigError
 from irmapdb.image.cache import decode_cache
 from irmapdb.kernel.proc.containers import database_name
+from irmapdb.resolve import search
 from tests.support.features import require_root
 from tests.support.filesystems import tmpfs
 from tests.support.hook import CHECKOUT, hook_program, log_until_stored, make_executable

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from irmapdb import engine
-from irmapdb.engine import Disproved, Outcome
 from irmapdb.model import FileHandle, Identity, Source, StaleReason, Unresolved
-from irmapdb.moving import last_of, once_more, were_moving
+from irmapdb.resolve import engine
+from irmapdb.resolve.engine import Disproved, Outcome
+from irmapdb.resolve.rename_retry import last_of, once_more, were_moving
 
 A, B = (Identity(7, ino, FileHandle(1, b"%d" % ino)) for ino in (1, 2))
 

@@ -19,7 +19,6 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
-from irmapdb import engine
 from irmapdb.check.scene import Mountpoints, Scene, numbers
 from irmapdb.check.verdicts import (
     CacheLook,
@@ -35,8 +34,8 @@ from irmapdb.config import HINTS
 from irmapdb.kernel import syscalls
 from irmapdb.kernel.identity import disproof, disproof_of_fd
 from irmapdb.model import StaleReason
-from irmapdb.resolvers import Handles, OpenFiles, OverlayLayers, Scan
-from irmapdb.resolvers.mountpoints import at_mount_points
+from irmapdb.resolve import Handles, OpenFiles, OverlayLayers, Scan, engine
+from irmapdb.resolve.mount_points import at_mount_points
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence

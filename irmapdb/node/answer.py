@@ -26,7 +26,7 @@ from irmapdb.kernel.proc import tasks
 from irmapdb.kernel.proc.survey import read_survey
 from irmapdb.kernel.root import open_root
 from irmapdb.model import CacheEntry, Mapping, Source
-from irmapdb.search import Search
+from irmapdb.resolve.search import Search
 from irmapdb.store.database import Store
 from irmapdb.workdir import CACHE_NAME
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from irmapdb.model import InodeKey, Resolved
     from irmapdb.node.keep import Kept
     from irmapdb.node.rundir import RunDirectory
-    from irmapdb.search import Load
+    from irmapdb.resolve.search import Load
 
 __all__ = [
     "NOT_SERVED",

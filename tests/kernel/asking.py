@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from irmapdb import engine
 from irmapdb.kernel.identity import disproof
 from irmapdb.kernel.root import open_root
 from irmapdb.model import FileHandle
+from irmapdb.resolve import engine
 from tests.kernel.truth import open_descriptors, watched_identity
 
 if TYPE_CHECKING:

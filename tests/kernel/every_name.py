@@ -13,13 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from irmapdb.engine import Candidate, Note
 from irmapdb.model import FileHandle, Identity
+from irmapdb.resolve.engine import Candidate, Note
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
-    from irmapdb.engine import Resolver
+    from irmapdb.resolve.engine import Resolver
 
 __all__ = [
     "CAP_DAC_READ_SEARCH",

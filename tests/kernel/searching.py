@@ -11,7 +11,7 @@ import pytest
 from irmapdb.kernel.proc import fdinfo
 from irmapdb.kernel.root import open_root
 from irmapdb.model import Mapping, Source
-from irmapdb.search import Search
+from irmapdb.resolve.search import Search
 from tests.kernel.stepping import NO_HINTS
 from tests.support.watcher import Watcher
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from irmapdb.config import Config
     from irmapdb.kernel.root import Root
     from irmapdb.model import Identity, InodeKey, StaleReason, WatchFile
-    from irmapdb.search import Load
+    from irmapdb.resolve.search import Load
     from tests.support.area import MountArea
     from tests.support.watcher import Task
 

@@ -15,7 +15,7 @@ import pytest
 from irmapdb import steps
 from irmapdb.kernel.freeze import stop_tree
 from irmapdb.model import Source
-from irmapdb.resolvers import Doors
+from irmapdb.resolve import Doors
 from irmapdb.steps import FreezeOptions, Options
 from tests.kernel.stepping import NO_HINTS, new_work_dir
 from tests.kernel.truth import mount_id, open_descriptors

@@ -10,14 +10,14 @@ import sys
 import pytest
 
 from irmapdb import scanpaths, steps
-from irmapdb import search as search_module
 from irmapdb.config import Config
 from irmapdb.errors import FileError
 from irmapdb.kernel.child_call import call_aside
 from irmapdb.kernel.identity import disproof
 from irmapdb.kernel.proc import fdinfo
 from irmapdb.kernel.root import open_root
-from irmapdb.search import Search
+from irmapdb.resolve import search as search_module
+from irmapdb.resolve.search import Search
 from irmapdb.steps import Options
 from tests.kernel.truth import open_descriptors, served, watched_identity
 from tests.support.filesystems import drop_caches

@@ -12,12 +12,12 @@ from typing import NamedTuple
 import pytest
 
 from irmapdb import census, steps
-from irmapdb.engine import resolve
 from irmapdb.kernel.child_call import call_aside
 from irmapdb.kernel.identity import disproof
 from irmapdb.kernel.root import Root, open_root
 from irmapdb.model import Identity, Source
-from irmapdb.resolvers import OverlayLayers
+from irmapdb.resolve import OverlayLayers
+from irmapdb.resolve.engine import resolve
 from tests.kernel.asking import ask, path_by, why_not
 from tests.kernel.stepping import NO_HINTS, new_work_dir, options_for
 from tests.kernel.truth import as_nobody, watched_identity
@@ -378,5 +378,5 @@ def test_no_listener_on_the_overlay_is_waited_for(make: Make) -> None:
 
 def test_it_is_imported_without_what_takes_long() -> None:
     slow = {"sqlalchemy", "alembic", "typer", "pydantic", "asyncio", "google.protobuf", "sqlite3"}
-    text = f"import irmapdb.resolvers, sys; print(sorted(set(sys.modules) & {slow}))"
+    text = f"import irmapdb.resolve, sys; print(sorted(set(sys.modules) & {slow}))"
     assert run(sys.executable, "-c", text).strip() == b"[]"

@@ -10,10 +10,10 @@ import pytest
 
 from irmapdb.config import Config
 from irmapdb.confirm import Confirmation
-from irmapdb.engine import Outcome
 from irmapdb.kernel.identity import disproof, identify
 from irmapdb.kernel.rename_monitor import Witness
 from irmapdb.model import Resolved, Source
+from irmapdb.resolve.engine import Outcome
 from tests.kernel.truth import as_nobody
 from tests.support.filesystems import superblock_kdev, unmount_below
 from tests.support.names import ODD_NAMES

@@ -7,15 +7,15 @@ from datetime import UTC, datetime
 
 import pytest
 
-from irmapdb import search as search_module
-from irmapdb.engine import Candidate, Disproved, Note
 from irmapdb.errors import TaskError
 from irmapdb.kernel import syscalls
 from irmapdb.kernel.child_call import call_aside
 from irmapdb.kernel.proc import fdinfo
 from irmapdb.kernel.root import open_root
 from irmapdb.model import FileHandle, Identity, Mapping, Resolved, Source, StaleReason
-from irmapdb.resolvers import Doors, Handles, OpenFiles, StoredRows
+from irmapdb.resolve import Doors, Handles, OpenFiles, StoredRows
+from irmapdb.resolve import search as search_module
+from irmapdb.resolve.engine import Candidate, Disproved, Note
 from tests.kernel.searching import files_of, mntns_of
 from tests.kernel.truth import open_descriptors, served, watched_identity
 from tests.support.filesystems import drop_caches

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from irmapdb import search as search_module
 from irmapdb.image import fsnotify
 from irmapdb.kernel import identity as kernel_identity
 from irmapdb.kernel import syscalls
 from irmapdb.model import Source
+from irmapdb.resolve import search as search_module
 from tests.kernel.freezing import state, until
 from tests.kernel.searching import files_of, mntns_of
 from tests.kernel.stepping import new_work_dir
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from irmapdb.model import Identity, WatchFile
-    from irmapdb.search import Search
+    from irmapdb.resolve.search import Search
     from tests.kernel.searching import Stored
     from tests.support.area import MountArea
     from tests.support.watcher import Watcher

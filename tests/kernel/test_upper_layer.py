@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from irmapdb.model import FileHandle, Identity
-from irmapdb.resolvers.upper_layer import UpperLayer, read_upper_layer
+from irmapdb.resolve.upper_layer import UpperLayer, read_upper_layer
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from irmapdb.engine import Candidate
 from irmapdb.kernel.root import Root, open_root
 from irmapdb.model import FileHandle, Identity
-from irmapdb.resolvers.ahead import ask_all
-from irmapdb.resolvers.doors import Doors
-from irmapdb.resolvers.upward import Upward
+from irmapdb.resolve.engine import Candidate
+from irmapdb.resolve.mount_fds import Doors
+from irmapdb.resolve.prefetch import ask_all
+from irmapdb.resolve.reverse_lookup import Upward
 from tests.support.area import MountArea
 from tests.support.filesystems import superblock_kdev
 

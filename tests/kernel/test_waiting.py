@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from irmapdb import findings, search, steps
+from irmapdb import findings, steps
 from irmapdb.config import Config
+from irmapdb.resolve import search
 from irmapdb.steps import FreezeOptions, Options
 from tests.kernel.stepping import new_work_dir
 from tests.support.area import MountArea

@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING
 
 from irmapdb.kernel.fs import xfs
 from irmapdb.model import Source
-from irmapdb.resolvers.ahead import ask_all, asked
-from irmapdb.resolvers.doors import Doors
-from irmapdb.resolvers.upward import Upward, by_device
+from irmapdb.resolve.mount_fds import Doors
+from irmapdb.resolve.prefetch import ask_all, asked
+from irmapdb.resolve.reverse_lookup import Upward, by_device
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from irmapdb.engine import Answer, Wanted
     from irmapdb.kernel.root import Root
+    from irmapdb.resolve.engine import Answer, Wanted
 
 __all__ = ["XfsParents"]
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from irmapdb.engine import Candidate
 from irmapdb.kernel import identity as kernel_identity
+from irmapdb.resolve.engine import Candidate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -17,10 +17,10 @@ from irmapdb.kernel import identity as kernel_identity
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from irmapdb.engine import Wanted
     from irmapdb.kernel.root import Root
     from irmapdb.model import FileHandle, Identity, Mount
-    from irmapdb.resolvers.doors import Doors
+    from irmapdb.resolve.engine import Wanted
+    from irmapdb.resolve.mount_fds import Doors
 
 __all__ = ["REFUSALS", "Upward", "by_device", "shows"]
 

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from irmapdb.engine import Candidate
 from irmapdb.model import Source, StaleReason
+from irmapdb.resolve.engine import Candidate
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
 
-    from irmapdb.engine import Disproved, Outcome, Resolver, Wanted
     from irmapdb.kernel.root import Root
     from irmapdb.model import Identity
+    from irmapdb.resolve.engine import Disproved, Outcome, Resolver, Wanted
 
 __all__ = ["last_of", "once_more", "were_moving"]
 

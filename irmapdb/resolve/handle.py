@@ -7,19 +7,19 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from irmapdb.engine import Candidate, Deleted, Note
 from irmapdb.kernel import syscalls
 from irmapdb.kernel.fs.inode_state import opens_handles
 from irmapdb.model import Source, format_kdev
-from irmapdb.resolvers.doors import Doors
-from irmapdb.resolvers.mountpoints import at_mount_points
+from irmapdb.resolve.engine import Candidate, Deleted, Note
+from irmapdb.resolve.mount_fds import Doors
+from irmapdb.resolve.mount_points import at_mount_points
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from irmapdb.engine import Answer, Wanted
     from irmapdb.kernel.root import Root
     from irmapdb.model import FileHandle, Identity, Mount
+    from irmapdb.resolve.engine import Answer, Wanted
 
 __all__ = ["Handles"]
 

@@ -16,8 +16,6 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple, Protocol, Self, TypeAlias
 
-from irmapdb import engine
-from irmapdb.engine import Disproved
 from irmapdb.errors import TaskError
 from irmapdb.kernel import syscalls
 from irmapdb.kernel.child_call import call_aside
@@ -26,8 +24,7 @@ from irmapdb.kernel.proc import fdinfo
 from irmapdb.kernel.proc.namespaces import open_namespace
 from irmapdb.kernel.root import Root, open_root
 from irmapdb.model import Source, StaleReason, Tried, Unresolved, printable
-from irmapdb.moving import last_of, once_more, were_moving
-from irmapdb.resolvers import (
+from irmapdb.resolve import (
     BtrfsLookup,
     Doors,
     Handles,
@@ -36,15 +33,18 @@ from irmapdb.resolvers import (
     Scan,
     StoredRows,
     XfsParents,
+    engine,
 )
+from irmapdb.resolve.engine import Disproved
+from irmapdb.resolve.rename_retry import last_of, once_more, were_moving
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
     from collections.abc import Mapping as MappingABC
 
     from irmapdb.config import Config
-    from irmapdb.engine import Outcome, Resolver
     from irmapdb.model import Identity, InodeKey, Mapping, WatchFile
+    from irmapdb.resolve.engine import Outcome, Resolver
 
 __all__ = ["Load", "Paused", "Search"]
 

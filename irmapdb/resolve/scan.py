@@ -7,20 +7,20 @@ import os
 import stat
 from typing import TYPE_CHECKING, NamedTuple
 
-from irmapdb.engine import Candidate, Note
 from irmapdb.kernel import identity as kernel_identity
 from irmapdb.kernel import syscalls
 from irmapdb.kernel.fs.walk import Hit, walk
 from irmapdb.kernel.proc import fdinfo
 from irmapdb.model import Source, is_fuse, printable
+from irmapdb.resolve.engine import Candidate, Note
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Container, Iterable, Iterator
 
     from irmapdb.config import Config
-    from irmapdb.engine import Answer, Wanted
     from irmapdb.kernel.root import Root
     from irmapdb.model import Identity, Mount
+    from irmapdb.resolve.engine import Answer, Wanted
 
 __all__ = ["Scan"]
 

@@ -7,7 +7,7 @@ path on the overlay is the end. Which part in front is to be stripped is tried o
 the names in the mount options may be relative, links, or those of another mount namespace.
 
 What was renamed has its old path there. It lies in the upper layer now, or below a directory that
-does; so that one layer is walked, for the attributes that tell the origin (`irmapdb.resolvers.
+does; so that one layer is walked, for the attributes that tell the origin (`irmapdb.resolve.
 upper_layer`).
 
 An overlay on an overlay has no such handles. Needs CAP_DAC_READ_SEARCH.
@@ -20,24 +20,24 @@ import os
 import stat
 from typing import TYPE_CHECKING, NamedTuple
 
-from irmapdb import engine
-from irmapdb.engine import Candidate, Deleted, Note
 from irmapdb.kernel import syscalls
 from irmapdb.kernel.fs import overlay
 from irmapdb.kernel.identity import disproof
 from irmapdb.kernel.syscalls import AT_EMPTY_PATH, AT_HANDLE_FID
 from irmapdb.model import Identity, Source
-from irmapdb.resolvers.btrfs import BtrfsLookup
-from irmapdb.resolvers.mountpoints import at_mount_points
-from irmapdb.resolvers.upper_layer import UpperLayer, read_upper_layer
-from irmapdb.resolvers.xfs import XfsParents
+from irmapdb.resolve import engine
+from irmapdb.resolve.btrfs import BtrfsLookup
+from irmapdb.resolve.engine import Candidate, Deleted, Note
+from irmapdb.resolve.mount_points import at_mount_points
+from irmapdb.resolve.upper_layer import UpperLayer, read_upper_layer
+from irmapdb.resolve.xfs import XfsParents
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from irmapdb.engine import Answer, Wanted
     from irmapdb.kernel.fs.overlay import Wrapped
     from irmapdb.kernel.root import Root
+    from irmapdb.resolve.engine import Answer, Wanted
 
 __all__ = ["OverlayLayers"]
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from irmapdb.engine import Candidate, Deleted, Note
 from irmapdb.kernel import identity as kernel_identity
 from irmapdb.kernel.proc import fdinfo
 from irmapdb.model import Source
-from irmapdb.resolvers.mountpoints import at_mount_points
+from irmapdb.resolve.engine import Candidate, Deleted, Note
+from irmapdb.resolve.mount_points import at_mount_points
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
-    from irmapdb.engine import Answer, Wanted
     from irmapdb.kernel.root import Root
     from irmapdb.model import Identity
+    from irmapdb.resolve.engine import Answer, Wanted
 
 __all__ = ["OpenFiles"]
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from irmapdb.engine import Candidate
 from irmapdb.model import Source
+from irmapdb.resolve.engine import Candidate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
 
-    from irmapdb.engine import Answer, Wanted
     from irmapdb.model import Identity, InodeKey, Mapping
+    from irmapdb.resolve.engine import Answer, Wanted
 
 __all__ = ["StoredRows"]
 

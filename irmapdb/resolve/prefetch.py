@@ -15,16 +15,16 @@ from contextlib import contextmanager, suppress
 from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
 
-from irmapdb.engine import Candidate, Note
 from irmapdb.kernel.syscalls import current_cpu
+from irmapdb.resolve.engine import Candidate, Note
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from concurrent.futures import Future
 
-    from irmapdb.engine import Answer
     from irmapdb.kernel.root import Root
     from irmapdb.model import FileHandle, Identity
+    from irmapdb.resolve.engine import Answer
 
 __all__ = ["Asked", "ask_all", "asked"]
 
