@@ -20,20 +20,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from irmapdb import files, steps
+from irmapdb import files
+from irmapdb.checkpoint import steps
+from irmapdb.checkpoint.work_dir import CACHE_NAME, DATABASE_NAME
 from irmapdb.errors import DatabaseError, FileError, ImageError, IrmapError
 from irmapdb.image.cache_bytes import cache_bytes
 from irmapdb.kernel.freeze.pause import find_pause
 from irmapdb.kernel.proc import tasks
 from irmapdb.model import ChangeKind, StaleReason, printable
 from irmapdb.store.mappings import StoredMappings, open_mappings
-from irmapdb.workdir import CACHE_NAME, DATABASE_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from irmapdb.checkpoint.findings import Findings
     from irmapdb.config import Config, HookConfig
-    from irmapdb.findings import Findings
     from irmapdb.model import CacheEntry
     from irmapdb.store.nouns import FileStamp
 

@@ -10,9 +10,8 @@ from collections import Counter
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple
 
-from irmapdb import history
 from irmapdb.audit import Verdict, open_audit
-from irmapdb.history import Story
+from irmapdb.checkpoint.changes import Story, tell
 from irmapdb.kernel.proc import tasks
 from irmapdb.model import ChangeKind, Event, Resolved, RunStats, Source, StaleReason
 from irmapdb.resolve.engine import Disproved, Outcome
@@ -120,7 +119,7 @@ def _rows_now(tx: Step, auditing: Audit, todo: Iterable[Finding]) -> dict[InodeK
 
 
 def _story(rows: dict[InodeKey, list[Mapping]], outcomes: Iterable[Outcome]) -> Story:
-    told = [history.tell(rows, outcome, lambda _identity, _path: None) for outcome in outcomes]
+    told = [tell(rows, outcome, lambda _identity, _path: None) for outcome in outcomes]
     return Story(
         tuple(one for story in told for one in story.stale),
         tuple(one for story in told for one in story.changes),

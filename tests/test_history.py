@@ -5,8 +5,8 @@ from datetime import UTC, datetime
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from irmapdb import history
-from irmapdb.history import Story
+from irmapdb.checkpoint import changes
+from irmapdb.checkpoint.changes import Story
 from irmapdb.model import (
     Change,
     ChangeKind,
@@ -63,25 +63,25 @@ def unasked(identity, path):
 def test_a_row_that_holds_is_a_hit_and_no_news():
     rows = loaded(row(1, A, b"/a"))
     answer = Resolved(A, b"/a", Source.STORED)
-    assert history.tell(rows, outcome(answer), unasked) == Story((), (), 1)
+    assert changes.tell(rows, outcome(answer), unasked) == Story((), (), 1)
 
 
 def test_a_first_path_is_found():
     answer = Resolved(A, b"/a", Source.HANDLE, (b"/hard",))
     found = Change(ChangeKind.FOUND, A, b"/a")
-    assert history.tell({}, outcome(answer), unasked) == Story((), (found,), 0)
+    assert changes.tell({}, outcome(answer), unasked) == Story((), (found,), 0)
 
 
 def test_a_row_that_failed_is_stale_or_moved():
     lost = row(1, A, b"/a")
     gone = failed(A, b"/a", StaleReason.REPLACED)
     stale = Change(ChangeKind.STALE, A, b"/a", reason=StaleReason.REPLACED)
-    assert history.tell(loaded(lost), outcome(disproved=[gone]), unasked) == Story(
+    assert changes.tell(loaded(lost), outcome(disproved=[gone]), unasked) == Story(
         ((lost, StaleReason.REPLACED),), (stale,), 0
     )
     answer = Resolved(A, b"/new", Source.SCAN)
     moved = Change(ChangeKind.MOVED, A, b"/new", b"/a", StaleReason.REPLACED)
-    assert history.tell(loaded(lost), outcome(answer, disproved=[gone, gone]), unasked) == Story(
+    assert changes.tell(loaded(lost), outcome(answer, disproved=[gone, gone]), unasked) == Story(
         ((lost, StaleReason.REPLACED),), (moved,), 0
     )
 
@@ -91,7 +91,7 @@ def test_a_number_alone_has_not_moved():
     bare = A._replace(handle=None)
     rows = loaded(row(1, bare, b"/a"))
     gone = failed(A, b"/a")
-    told = history.tell(rows, outcome(Resolved(A, b"/new", Source.SCAN), disproved=[gone]), unasked)
+    told = changes.tell(rows, outcome(Resolved(A, b"/new", Source.SCAN), disproved=[gone]), unasked)
     assert told.changes == (
         Change(ChangeKind.FOUND, A, b"/new"),
         Change(ChangeKind.STALE, bare, b"/a", reason=StaleReason.GONE),
@@ -100,12 +100,12 @@ def test_a_number_alone_has_not_moved():
     rows = loaded(row(1, A, b"/a"))
     gone = failed(bare, b"/a")
     answer = Resolved(bare, b"/new", Source.SCAN)
-    told = history.tell(rows, outcome(answer, disproved=[gone]), lambda *_: StaleReason.GONE)
+    told = changes.tell(rows, outcome(answer, disproved=[gone]), lambda *_: StaleReason.GONE)
     assert [change.kind for change in told.changes] == [ChangeKind.FOUND, ChangeKind.STALE]
     # Of two lost names the one that is known by its handle has.
     rows = loaded(row(1, A, b"/a"), row(2, bare, b"/b"))
     both = [failed(A, b"/a"), failed(A, b"/b")]
-    told = history.tell(rows, outcome(Resolved(A, b"/new", Source.SCAN), disproved=both), unasked)
+    told = changes.tell(rows, outcome(Resolved(A, b"/new", Source.SCAN), disproved=both), unasked)
     assert told.changes == (
         Change(ChangeKind.MOVED, A, b"/new", b"/a", StaleReason.GONE),
         Change(ChangeKind.STALE, bare, b"/b", reason=StaleReason.GONE),
@@ -115,7 +115,7 @@ def test_a_number_alone_has_not_moved():
 def test_of_several_lost_names_the_best_moved_and_the_others_are_stale():
     rows = loaded(row(1, A, b"/old"), row(2, A, b"/best"))
     answer = Resolved(A, b"/new", Source.HANDLE)
-    told = history.tell(
+    told = changes.tell(
         rows, outcome(answer, disproved=[failed(A, b"/old"), failed(A, b"/best")]), unasked
     )
     assert {one.path for one, _ in told.stale} == {b"/old", b"/best"}
@@ -128,23 +128,23 @@ def test_of_several_lost_names_the_best_moved_and_the_others_are_stale():
 def test_one_of_two_hard_links_went():
     rows = loaded(row(1, A, b"/kept"), row(2, A, b"/gone"))
     answer = Resolved(A, b"/kept", Source.STORED)
-    told = history.tell(rows, outcome(answer, disproved=[failed(A, b"/gone")]), unasked)
+    told = changes.tell(rows, outcome(answer, disproved=[failed(A, b"/gone")]), unasked)
     assert told.changes == (Change(ChangeKind.STALE, A, b"/gone", reason=StaleReason.GONE),)
     assert told.hits == 1
 
 
 def test_a_stale_row_is_history_until_its_path_is_true_again():
     rows = loaded(row(1, A, b"/a", stale=StaleReason.GONE))
-    assert history.tell(rows, outcome(disproved=[failed(A, b"/a")]), unasked) == Story((), (), 0)
+    assert changes.tell(rows, outcome(disproved=[failed(A, b"/a")]), unasked) == Story((), (), 0)
     answer = Resolved(A, b"/a", Source.HANDLE)
     revived = Change(ChangeKind.REVIVED, A, b"/a")
-    assert history.tell(rows, outcome(answer), unasked) == Story((), (revived,), 0)
+    assert changes.tell(rows, outcome(answer), unasked) == Story((), (revived,), 0)
 
 
 def test_a_candidate_that_was_no_row_condemns_none():
     rows = loaded(row(1, A, b"/a"))
     wrong = failed(A, b"/a", source=Source.SCAN)
-    assert history.tell(rows, outcome(disproved=[wrong]), unasked) == Story((), (), 0)
+    assert changes.tell(rows, outcome(disproved=[wrong]), unasked) == Story((), (), 0)
 
 
 def test_only_its_own_inode_condemns_a_row():
@@ -152,7 +152,7 @@ def test_only_its_own_inode_condemns_a_row():
     rows = loaded(row(1, A, b"/a"), row(2, B, b"/b"))
     both = [Resolved(A, b"/a", Source.STORED), Resolved(B, b"/b", Source.STORED)]
     crossed = [failed(B, b"/a", StaleReason.REUSED), failed(A, b"/b", StaleReason.REUSED)]
-    told = history.tell(rows, outcome(*both, disproved=crossed), lambda *_: None)
+    told = changes.tell(rows, outcome(*both, disproved=crossed), lambda *_: None)
     assert told == Story((), (), 2)
     # A is watched no more, and its row is asked about in its own name.
     asked = []
@@ -161,10 +161,10 @@ def test_only_its_own_inode_condemns_a_row():
         asked.append((identity, path))
         return StaleReason.GONE
 
-    told = history.tell(rows, outcome(both[1], disproved=[crossed[0]]), disprove)
+    told = changes.tell(rows, outcome(both[1], disproved=[crossed[0]]), disprove)
     assert asked == [(A, b"/a")]
     assert [(one.id, reason) for one, reason in told.stale] == [(1, StaleReason.GONE)]
-    told = history.tell(rows, outcome(both[1], disproved=[crossed[0]]), lambda *_: None)
+    told = changes.tell(rows, outcome(both[1], disproved=[crossed[0]]), lambda *_: None)
     assert told.stale == ()
 
 
@@ -172,15 +172,15 @@ def test_a_watch_without_a_handle_condemns_no_row_that_has_one():
     """Its number is all that they have in common; the row's own inode is asked for."""
     rows = loaded(row(1, A, b"/a"))
     cold = outcome(disproved=[failed(A._replace(handle=None), b"/a", StaleReason.REUSED)])
-    assert history.tell(rows, cold, lambda *_: None) == Story((), (), 0)
-    gone = history.tell(rows, cold, lambda *_: StaleReason.GONE)
+    assert changes.tell(rows, cold, lambda *_: None) == Story((), (), 0)
+    gone = changes.tell(rows, cold, lambda *_: StaleReason.GONE)
     assert [(one.id, reason) for one, reason in gone.stale] == [(1, StaleReason.GONE)]
 
 
 def test_a_row_that_another_inode_overwrites_is_told_as_reused():
     rows = loaded(row(1, A, b"/x"))
     answer = Resolved(B, b"/x", Source.STORED)
-    told = history.tell(rows, outcome(answer), unasked)
+    told = changes.tell(rows, outcome(answer), unasked)
     assert told.stale == ()  # there is but one row for the path, and it is B's now
     assert told.changes == (
         Change(ChangeKind.STALE, A, b"/x", reason=StaleReason.REUSED),
@@ -188,7 +188,7 @@ def test_a_row_that_another_inode_overwrites_is_told_as_reused():
     )
     # What was stale before is not told again.
     rows = loaded(row(1, A, b"/x", stale=StaleReason.GONE))
-    assert history.tell(rows, outcome(answer), unasked).changes == (
+    assert changes.tell(rows, outcome(answer), unasked).changes == (
         Change(ChangeKind.FOUND, B, b"/x"),
     )
 
@@ -197,7 +197,7 @@ def test_swapped_names_of_one_key_are_told_once_each():
     rows = loaded(row(1, A, b"/x"), row(2, B, b"/y"))
     swapped = [Resolved(A, b"/y", Source.STORED), Resolved(B, b"/x", Source.STORED)]
     wrong = [failed(A, b"/x", StaleReason.REUSED), failed(B, b"/y", StaleReason.REUSED)]
-    told = history.tell(rows, outcome(*swapped, disproved=wrong), unasked)
+    told = changes.tell(rows, outcome(*swapped, disproved=wrong), unasked)
     assert told.changes == (
         Change(ChangeKind.MOVED, A, b"/y", b"/x", StaleReason.REUSED),
         Change(ChangeKind.MOVED, B, b"/x", b"/y", StaleReason.REUSED),
@@ -208,7 +208,7 @@ def test_a_row_that_failed_for_a_while_and_holds_in_the_end_is_no_news():
     # Renamed away while it was looked for, and back before the tasks stood still.
     rows = loaded(row(1, A, b"/a"))
     answer = Resolved(A, b"/a", Source.STORED)
-    told = history.tell(rows, outcome(answer, disproved=[failed(A, b"/a")]), unasked)
+    told = changes.tell(rows, outcome(answer, disproved=[failed(A, b"/a")]), unasked)
     assert told == Story((), (), 1)
 
 
@@ -216,12 +216,12 @@ def test_each_mount_namespace_has_its_own_story():
     rows = loaded(row(1, A, b"/a"), row(2, A, b"/a", mntns=NESTED))
     # Gone in the main root, still there in the nested one.
     answer = Resolved(A, b"/a", Source.STORED, mntns=NESTED)
-    told = history.tell(rows, outcome(answer, disproved=[failed(A, b"/a")]), unasked)
+    told = changes.tell(rows, outcome(answer, disproved=[failed(A, b"/a")]), unasked)
     assert [(one.id, reason) for one, reason in told.stale] == [(1, StaleReason.GONE)]
     assert told.changes == (Change(ChangeKind.STALE, A, b"/a", reason=StaleReason.GONE),)
     # Gone there, found elsewhere there: what is told says where its paths start.
     answer = answer._replace(path=b"/new", source=Source.SCAN)
-    told = history.tell(
+    told = changes.tell(
         loaded(row(2, A, b"/a", mntns=NESTED)),
         outcome(answer, disproved=[failed(A, b"/a", mntns=NESTED)]),
         unasked,
@@ -229,7 +229,7 @@ def test_each_mount_namespace_has_its_own_story():
     assert told.changes == (
         Change(ChangeKind.MOVED, A, b"/new", b"/a", StaleReason.GONE, mntns=NESTED),
     )
-    told = history.tell({}, outcome(answer), unasked)
+    told = changes.tell({}, outcome(answer), unasked)
     assert told.changes == (Change(ChangeKind.FOUND, A, b"/new", mntns=NESTED),)
 
 
@@ -291,7 +291,7 @@ def test_every_story_agrees_with_the_world(before, rows_of, watched, after):
     resolvers = [Rows(rows), Everywhere()]
     seen = engine.resolve(watched, resolvers, proof_in(before))
     seen.update(engine.resolve(watched, resolvers, proof_in(after)))
-    story = history.tell(rows, seen, proof_in(after))
+    story = changes.tell(rows, seen, proof_in(after))
     check_rows(every_row, story, watched, after)
     check_changes(every_row, story, after)
 

@@ -14,6 +14,7 @@ from irmapdb.check.predict import decide, scan_below
 from irmapdb.check.scene import Scene, open_scene
 from irmapdb.check.verdicts import Call, CriuVersion, Facts, Look, Outcome, Prediction
 from irmapdb.check.version import criu_version
+from irmapdb.checkpoint.work_dir import CACHE_NAME, WorkDir
 from irmapdb.config import Config
 from irmapdb.errors import FileError
 from irmapdb.image import cache
@@ -22,7 +23,6 @@ from irmapdb.kernel.proc import fdinfo, tasks
 from irmapdb.kernel.proc.holders import deleted_holders
 from irmapdb.kernel.proc.survey import read_survey
 from irmapdb.model import MarkKind, format_kdev, printable
-from irmapdb.workdir import CACHE_NAME, WorkDir
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -28,7 +28,7 @@ from irmapdb.commands.options import (
 from irmapdb.commands.progress import Progress
 
 if TYPE_CHECKING:
-    from irmapdb.steps import Report
+    from irmapdb.checkpoint.steps import Report
 
 __all__ = ["add_to", "dump", "pre_dump"]
 
@@ -68,10 +68,10 @@ def pre_dump(
         irmapdb pre-dump -t 4711 --json | jq '.watches[] | select(.path == null)'
 
     """
+    from irmapdb.checkpoint.steps import Options
+    from irmapdb.checkpoint.steps import pre_dump as run
+    from irmapdb.checkpoint.work_dir import made_directory
     from irmapdb.config import load_config
-    from irmapdb.steps import Options
-    from irmapdb.steps import pre_dump as run
-    from irmapdb.workdir import made_directory
 
     db = named_database(db, work_dir)
     with made_directory(images_dir), made_directory(work_dir), Progress() as progress:
@@ -137,10 +137,10 @@ def dump(
         irmapdb dump -t 4711 -D img --freeze-cgroup /sys/fs/cgroup/app --json
 
     """
+    from irmapdb.checkpoint.steps import FreezeOptions, Options
+    from irmapdb.checkpoint.steps import dump as run
+    from irmapdb.checkpoint.work_dir import made_directory
     from irmapdb.config import load_config
-    from irmapdb.steps import FreezeOptions, Options
-    from irmapdb.steps import dump as run
-    from irmapdb.workdir import made_directory
 
     db = named_database(db, work_dir)
     with made_directory(images_dir), made_directory(work_dir), Progress() as progress:

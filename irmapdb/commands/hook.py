@@ -114,7 +114,7 @@ def hook(
 
 def _attend(pid: int | None, images_dir: Path, work_dir: Path | None) -> int:
     from irmapdb import hook
-    from irmapdb.workdir import made_directory
+    from irmapdb.checkpoint.work_dir import made_directory
 
     if pid is None:
         if "CRTOOLS_SCRIPT_ACTION" not in os.environ:

@@ -92,8 +92,8 @@ def export(
         irmapdb export --db irmap.db - | crit decode
 
     """
+    from irmapdb.checkpoint.work_dir import CACHE_NAME
     from irmapdb.convert import encode, export_image, read_database
-    from irmapdb.workdir import CACHE_NAME
 
     database = database_path(db, work_dir)
     if str(image) == "-":

@@ -165,7 +165,7 @@ LogFile = Annotated[
 
 def database_path(database: Path | None, work_dir: Path | None) -> Path:
     """--db, or irmap.db in -W, or IRMAPDB_DB, or irmap.db here."""
-    from irmapdb.workdir import DATABASE_NAME
+    from irmapdb.checkpoint.work_dir import DATABASE_NAME
 
     return named_database(database, work_dir) or (work_dir or Path()) / DATABASE_NAME
 

@@ -19,7 +19,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from irmapdb import files, handover
+from irmapdb import files
+from irmapdb.checkpoint import criu_cache
+from irmapdb.checkpoint.work_dir import CACHE_NAME
 from irmapdb.errors import FileError, ImageError, IrmapError, TaskError
 from irmapdb.image.cache import decode_cache, encode_cache
 from irmapdb.kernel.proc import tasks
@@ -28,7 +30,6 @@ from irmapdb.kernel.root import open_root
 from irmapdb.model import CacheEntry, Mapping, Source
 from irmapdb.resolve.search import Search
 from irmapdb.store.database import Store
-from irmapdb.workdir import CACHE_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
@@ -140,9 +141,9 @@ def confirm(kept: Kept, config: Config) -> Confirmed:
         with Search(root, load, config=config, scan=False) as search:
             search.resolve(watched, at_once=True)
             outcome = search.outcome
-        handover.spell_root(outcome)
+        criu_cache.spell_root(outcome)
         counts = Counter(watch.identity for file in watched for watch in file.watches)
-        entries = handover.cache_entries(outcome, counts.elements(), root, config.may_wait)
+        entries = criu_cache.cache_entries(outcome, counts.elements(), root, config.may_wait)
     without = counts.keys() - outcome.resolved.keys()
     missing = without - kept.without
     lost = len(missing & kept.known)

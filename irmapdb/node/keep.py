@@ -11,25 +11,25 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from irmapdb import steps
-from irmapdb.confirm import Confirmation
+from irmapdb.checkpoint import steps
+from irmapdb.checkpoint.confirm import Confirmation
+from irmapdb.checkpoint.work_dir import CACHE_NAME, DATABASE_NAME
 from irmapdb.errors import DatabaseError, TaskError
 from irmapdb.kernel.proc import tasks
 from irmapdb.kernel.proc.survey import read_survey
 from irmapdb.kernel.root import open_root
 from irmapdb.model import printable
-from irmapdb.workdir import CACHE_NAME, DATABASE_NAME
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from irmapdb.checkpoint.steps import Report
     from irmapdb.config import Config
     from irmapdb.kernel.proc.containers import Container
     from irmapdb.kernel.rename_monitor import Witness
     from irmapdb.model import Identity, Resolved
     from irmapdb.node.look import Seen
     from irmapdb.node.rundir import RunDirectory
-    from irmapdb.steps import Report
 
 __all__ = ["KeepOptions", "Kept", "NoPath", "keep", "nothing_to_keep"]
 

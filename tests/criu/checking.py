@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from irmapdb import steps
 from irmapdb.check.dump import DumpCheck, Options, check_dump
 from irmapdb.check.verdicts import Outcome, Prediction
 from irmapdb.check.version import parse_version
+from irmapdb.checkpoint import steps
 from irmapdb.image.fsnotify import decode_files_img
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from irmapdb import steps
+from irmapdb.checkpoint import steps
 from tests.support.notify import (
     FAN_MODIFY,
     FAN_ONDIR,

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from irmapdb import steps
 from irmapdb.check.dump import DumpCheck, Options, check_dump
 from irmapdb.check.restore import RestoreVerdict, check_images
 from irmapdb.check.verdicts import CriuVersion, Outcome, Verdict
 from irmapdb.check.version import criu_version
+from irmapdb.checkpoint import steps
 from irmapdb.errors import ImageError
 from irmapdb.image.framing import join_frames
 from irmapdb.image.magic import MOUNTS

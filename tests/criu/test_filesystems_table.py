@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 import pytest
 
-from irmapdb import steps
+from irmapdb.checkpoint import steps
+from irmapdb.checkpoint.steps import Options
 from irmapdb.config import Config
-from irmapdb.steps import Options
 from tests.support.area import PLACES, MountArea, Place
 from tests.support.criu import Criu
 from tests.support.filesystems import drop_caches

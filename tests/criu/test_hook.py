@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from irmapdb import steps
+from irmapdb.checkpoint import steps
 from tests.criu.test_baseline import FAILS, PATH, TABLE
 from tests.support.filesystems import drop_caches
 from tests.support.hook import hook_program

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 import pytest
 
-from irmapdb import audit, steps
+from irmapdb import audit
 from irmapdb.audit import Finding, Verdict
+from irmapdb.checkpoint import steps
+from irmapdb.checkpoint.steps import FreezeOptions, Options
 from irmapdb.config import Config
 from irmapdb.model import (
     Change,
@@ -26,7 +28,6 @@ from irmapdb.model import (
     Resolved,
     Source,
 )
-from irmapdb.steps import FreezeOptions, Options
 from irmapdb.store.database import Store
 from tests.support.filesystems import drop_caches
 

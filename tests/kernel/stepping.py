@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from irmapdb.checkpoint.steps import Options
 from irmapdb.config import Config
 from irmapdb.model import WatchKind
-from irmapdb.steps import Options
 from tests.support.notify import InotifyEvent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from irmapdb.steps import Report
+    from irmapdb.checkpoint.steps import Report
     from tests.support.watcher import Watcher
 
 # Nothing but what a test names is walked: the machine's own trees are none of its business.

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from irmapdb import audit, steps
+from irmapdb import audit
 from irmapdb.audit import Verdict
+from irmapdb.checkpoint import steps
 from irmapdb.kernel.identity import disproof
 from irmapdb.kernel.root import Root
 from irmapdb.model import Identity, StaleReason

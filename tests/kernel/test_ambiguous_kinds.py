@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import pytest
 
-from irmapdb import census, steps
+from irmapdb import census
+from irmapdb.checkpoint import steps
 from irmapdb.config import Config
 from irmapdb.kernel.ambiguous import REASONS, Reason, may_be_another
 from irmapdb.kernel.identity import disproof, identify_fd

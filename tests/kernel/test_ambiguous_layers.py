@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from irmapdb import census, steps
+from irmapdb import census
+from irmapdb.checkpoint import steps
+from irmapdb.checkpoint.steps import FreezeOptions
 from irmapdb.kernel.fs import overlay
 from irmapdb.kernel.identity import disproof
 from irmapdb.kernel.root import Root
 from irmapdb.model import FileHandle, StaleReason
-from irmapdb.steps import FreezeOptions
 from tests.kernel.stepping import new_work_dir, options_for
 from tests.kernel.truth import watched_identity
 from tests.support.area import MountArea

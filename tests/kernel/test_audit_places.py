@@ -12,11 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from irmapdb import audit, mend, steps
+from irmapdb import audit, mend
 from irmapdb.audit import Selection, Verdict
 from irmapdb.check import dump as check
 from irmapdb.check.verdicts import CriuVersion
 from irmapdb.check.verdicts import Verdict as Prediction
+from irmapdb.checkpoint import steps
+from irmapdb.checkpoint.steps import Options
 from irmapdb.kernel.fs.inode_state import Fate, fates
 from irmapdb.kernel.identity import identify
 from irmapdb.kernel.root import open_root
@@ -25,7 +27,6 @@ from irmapdb.model import (
     ChangeKind,
     StaleReason,
 )
-from irmapdb.steps import Options
 from irmapdb.store.database import Store
 from tests.kernel.garden import NO_HINTS, Garden, live, replayed, store_row
 from tests.kernel.truth import served

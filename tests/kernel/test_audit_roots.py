@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from irmapdb import audit, mend, steps
+from irmapdb import audit, mend
+from irmapdb.checkpoint import steps
+from irmapdb.checkpoint.steps import Options
 from irmapdb.config import Config
 from irmapdb.errors import FileError, UsageError
 from irmapdb.kernel.directory import open_directory_root
@@ -16,7 +18,6 @@ from irmapdb.kernel.root import open_root
 from irmapdb.model import (
     ChangeKind,
 )
-from irmapdb.steps import Options
 from irmapdb.store.database import Store
 from tests.kernel.garden import NO_HINTS, Garden, store_row
 from tests.support.area import MountArea

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from irmapdb import steps
+from irmapdb.checkpoint import steps
+from irmapdb.checkpoint.steps import Options
 from irmapdb.config import Config
 from irmapdb.kernel.identity import disproof
 from irmapdb.kernel.root import Root
 from irmapdb.model import Identity, Source
 from irmapdb.resolve import BtrfsLookup, engine
-from irmapdb.steps import Options
 from tests.kernel.every_name import (
     CAP_DAC_READ_SEARCH,
     CAP_SYS_ADMIN,

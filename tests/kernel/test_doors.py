@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from irmapdb import steps
+from irmapdb.checkpoint import steps
+from irmapdb.checkpoint.steps import FreezeOptions, Options
 from irmapdb.kernel.freeze import stop_tree
 from irmapdb.model import Source
 from irmapdb.resolve import Doors
-from irmapdb.steps import FreezeOptions, Options
 from tests.kernel.stepping import NO_HINTS, new_work_dir
 from tests.kernel.truth import mount_id, open_descriptors
 from tests.support.filesystems import drop_caches, superblock_kdev

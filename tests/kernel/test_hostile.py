@@ -9,7 +9,8 @@ import sys
 
 import pytest
 
-from irmapdb import scanpaths, steps
+from irmapdb.checkpoint import scan_paths, steps
+from irmapdb.checkpoint.steps import Options
 from irmapdb.config import Config
 from irmapdb.errors import FileError
 from irmapdb.kernel.child_call import call_aside
@@ -18,7 +19,6 @@ from irmapdb.kernel.proc import fdinfo
 from irmapdb.kernel.root import open_root
 from irmapdb.resolve import search as search_module
 from irmapdb.resolve.search import Search
-from irmapdb.steps import Options
 from tests.kernel.truth import open_descriptors, served, watched_identity
 from tests.support.filesystems import drop_caches
 from tests.support.names import ODD_NAMES
@@ -280,7 +280,7 @@ def test_a_server_on_the_way_that_never_answers(area, watcher, monkeypatch):
 
 
 def test_a_named_place_that_never_answers(area, watcher, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(scanpaths, "_PATIENCE_S", 0.5)
+    monkeypatch.setattr(scan_paths, "_PATIENCE_S", 0.5)
     (area.path / "source" / "below").mkdir(parents=True)
     (area.path / "beside").touch()
     watcher.add_inotify(area.path / "beside")

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from irmapdb import steps
+from irmapdb.checkpoint import steps
+from irmapdb.checkpoint.steps import FreezeOptions, Options
 from irmapdb.config import Config
 from irmapdb.image import cache
-from irmapdb.steps import FreezeOptions, Options
 from irmapdb.store.database import Store
 from tests.support.watcher import Watcher
 

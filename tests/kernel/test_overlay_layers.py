@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import pytest
 
-from irmapdb import census, steps
+from irmapdb import census
+from irmapdb.checkpoint import steps
 from irmapdb.kernel.child_call import call_aside
 from irmapdb.kernel.identity import disproof
 from irmapdb.kernel.root import Root, open_root

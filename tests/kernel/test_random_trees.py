@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from irmapdb import steps
+from irmapdb.checkpoint import steps
+from irmapdb.checkpoint.steps import FreezeOptions, Options, Report
 from irmapdb.config import Config
 from irmapdb.image import cache
 from irmapdb.model import InodeKey
-from irmapdb.steps import FreezeOptions, Options, Report
 from irmapdb.store.database import Store
 from tests.support.area import PLACES, MountArea
 from tests.support.filesystems import drop_caches

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from irmapdb.checkpoint.confirm import Confirmation
 from irmapdb.config import Config
-from irmapdb.confirm import Confirmation
 from irmapdb.kernel.identity import disproof, identify
 from irmapdb.kernel.rename_monitor import Witness
 from irmapdb.model import Resolved, Source

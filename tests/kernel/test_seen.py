@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from irmapdb import census, steps
+from irmapdb import census
+from irmapdb.checkpoint import steps
 from irmapdb.config import Config
 from irmapdb.kernel.proc.survey import read_survey
 from irmapdb.kernel.proc.tasks import read_task

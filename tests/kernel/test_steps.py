@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from irmapdb import steps
+from irmapdb.checkpoint import steps
+from irmapdb.checkpoint.steps import FreezeOptions, Options, Report
 from irmapdb.errors import FileError, FreezeError
 from irmapdb.image import cache, fsnotify
 from irmapdb.kernel.freeze import stop_tree
 from irmapdb.model import Change, ChangeKind, MarkKind, StaleReason, WatchKind
-from irmapdb.steps import FreezeOptions, Options, Report
 from irmapdb.store.database import Store
 from tests.kernel.freezing import state, until
 from tests.kernel.stepping import (

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from irmapdb import workdir
+from irmapdb.checkpoint import work_dir
+from irmapdb.checkpoint.work_dir import made_directory
 from irmapdb.errors import FileError
-from irmapdb.workdir import made_directory
 from tests.support.cli import irmapdb
 from tests.support.features import require_root
 from tests.support.watcher import Watcher
@@ -110,7 +110,7 @@ def test_the_directory_is_made_in_the_parent_that_was_opened(
         parent.symlink_to(ours)
         mkdir(*arguments, **named)
 
-    monkeypatch.setattr(workdir.os, "mkdir", swap_first)
+    monkeypatch.setattr(work_dir.os, "mkdir", swap_first)
     with made_directory(parent / "img"):
         assert (tmp_path / "moved" / "img").is_dir()
     assert not list(ours.iterdir())

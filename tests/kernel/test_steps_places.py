@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from irmapdb import steps
+from irmapdb.checkpoint import steps
+from irmapdb.checkpoint.steps import FreezeOptions, Options
 from irmapdb.config import Config
 from irmapdb.image import fsnotify
 from irmapdb.kernel.freeze import stop_tree
 from irmapdb.model import ChangeKind, StaleReason, kdev_of
-from irmapdb.steps import FreezeOptions, Options
 from irmapdb.store.database import Store
 from tests.kernel.freezing import until
 from tests.kernel.stepping import NO_HINTS, new_work_dir, options_for

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from irmapdb import steps
+from irmapdb.checkpoint import steps
+from irmapdb.checkpoint.steps import FreezeOptions, Options
 from irmapdb.errors import (
     DatabaseError,
     FileError,
@@ -24,7 +25,6 @@ from irmapdb.errors import (
 from irmapdb.image import cache
 from irmapdb.kernel.freeze import stop_tree
 from irmapdb.model import Event
-from irmapdb.steps import FreezeOptions, Options
 from irmapdb.store.database import Store
 from tests.kernel.stepping import NO_HINTS, new_work_dir, options_for
 from tests.support.area import MountArea

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from irmapdb import audit, census, steps
+from irmapdb import audit, census
 from irmapdb.audit import Verdict as AuditVerdict
 from irmapdb.check.dump import Options, check_dump
 from irmapdb.check.observe import Observer
 from irmapdb.check.verdicts import CriuVersion, Look, Outcome, Verdict
-from irmapdb.steps import FreezeOptions
+from irmapdb.checkpoint import steps
+from irmapdb.checkpoint.steps import FreezeOptions
 from tests.kernel.stepping import new_work_dir, options_for
 from tests.support.filesystems import drop_caches
 from tests.support.names import deep_file

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 import irmapdb as package
-from irmapdb import steps
+from irmapdb.checkpoint import steps
+from irmapdb.checkpoint.steps import Options
 from irmapdb.config import Config
 from irmapdb.errors import TaskError
-from irmapdb.steps import Options
 from irmapdb.store import views
 from tests.support.cli import irmapdb
 from tests.support.watcher import Watcher

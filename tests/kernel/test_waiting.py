@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from irmapdb import findings, steps
+from irmapdb.checkpoint import findings, steps
+from irmapdb.checkpoint.steps import FreezeOptions, Options
 from irmapdb.config import Config
 from irmapdb.resolve import search
-from irmapdb.steps import FreezeOptions, Options
 from tests.kernel.stepping import new_work_dir
 from tests.support.area import MountArea
 from tests.support.filesystems import drop_caches

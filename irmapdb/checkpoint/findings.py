@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from irmapdb import handover, history
+from irmapdb.checkpoint import changes, criu_cache
 from irmapdb.kernel.proc.holders import deleted_holders
 from irmapdb.model import Event, MarkKind, RunStats, format_kdev
 from irmapdb.store.nouns import WatchRow
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from irmapdb.checkpoint.work_dir import News, WorkDir
     from irmapdb.config import Config
     from irmapdb.kernel.proc.survey import Denied
     from irmapdb.kernel.root import Root
     from irmapdb.model import CacheEntry, Identity, Mark, Mount, Resolved, WatchFile
     from irmapdb.resolve.engine import Outcome
     from irmapdb.resolve.search import Search
-    from irmapdb.workdir import News, WorkDir
 
 __all__ = ["FSNOTIFY_NAMES", "Begun", "Findings", "MarkRow", "Tree", "make_findings"]
 
@@ -72,7 +72,7 @@ class Findings:
     denied: tuple[Denied, ...]
     proved: tuple[Resolved, ...]
     """Also of what is watched no longer."""
-    story: history.Story
+    story: changes.Story
     stats: RunStats
     entries: tuple[CacheEntry, ...]
     """For irmap-cache, in its order."""
@@ -110,9 +110,9 @@ def make_findings(
 ) -> Findings:
     """Everything that a step found."""
     outcome = search.outcome
-    handover.spell_root(outcome)
+    criu_cache.spell_root(outcome)
     watches = _watch_rows(tree, outcome, watched)
-    story = history.tell(search.rows, outcome, search.disprove)
+    story = changes.tell(search.rows, outcome, search.disprove)
     current = {row.watch.identity for row in watches}
     resolved = [answer for answer in outcome.resolved.values() if answer.identity in current]
     stats = replace(
@@ -131,7 +131,7 @@ def make_findings(
     if begun.event is Event.DUMP:
         images = _fsnotify_images(begun.place, tree, outcome, watched)
     watched_now = (row.watch.identity for row in watches)
-    entries = handover.cache_entries(outcome, watched_now, tree.root, config.may_wait)
+    entries = criu_cache.cache_entries(outcome, watched_now, tree.root, config.may_wait)
     return Findings(
         event=begun.event,
         pid=tree.pid,
@@ -153,7 +153,7 @@ def make_findings(
         unopenable=frozenset(
             row.watch.identity
             for row in watches
-            if row.path is None and handover.is_unopenable(tree.root, row.watch.identity)
+            if row.path is None and criu_cache.is_unopenable(tree.root, row.watch.identity)
         ),
     )
 

@@ -22,10 +22,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from irmapdb import files, handover, history, workdir
+from irmapdb import files
+from irmapdb.checkpoint import criu_cache, work_dir
+from irmapdb.checkpoint.changes import add_unmounted
+from irmapdb.checkpoint.findings import FSNOTIFY_NAMES, Begun, Findings, MarkRow, make_findings
+from irmapdb.checkpoint.scan_paths import check_scan_paths
+from irmapdb.checkpoint.work_dir import MappingsAndNews, WorkDir
 from irmapdb.config import Config
 from irmapdb.errors import FreezeError
-from irmapdb.findings import FSNOTIFY_NAMES, Begun, Findings, MarkRow, make_findings
 from irmapdb.kernel.freeze import pause
 from irmapdb.kernel.proc import fdinfo, tasks
 from irmapdb.kernel.proc.fdinfo_files import FdinfoFiles
@@ -35,13 +39,11 @@ from irmapdb.kernel.root import Root, open_root
 from irmapdb.model import Event, MarkKind, Resolved, RunStats, Source
 from irmapdb.resolve.engine import Outcome
 from irmapdb.resolve.search import Paused, Search
-from irmapdb.scanpaths import check_scan_paths
-from irmapdb.workdir import MappingsAndNews, WorkDir
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from irmapdb.confirm import Confirmation
+    from irmapdb.checkpoint.confirm import Confirmation
     from irmapdb.kernel.freeze.stop_tree import Frozen
     from irmapdb.kernel.proc.fdinfo import RawWatchFile
     from irmapdb.kernel.proc.survey import Denied
@@ -163,7 +165,7 @@ def find(options: Options, stored: StoredMappings) -> Findings:
         files.check_replaceable(place.cache)
         begun = Begun(Event.PRE_DUMP, place, datetime.now(UTC))
         begun.share = RunStats(paused=int(options.paused_until_s is not None))
-        news = workdir.read_news(stored.image_seen, place) if options.take_cache else None
+        news = work_dir.read_news(stored.image_seen, place) if options.take_cache else None
         load = MappingsAndNews(stored.load, news, begun.started_at)
         with tree.search(options, load) as search:
             watched = tree.read(options.over)
@@ -178,8 +180,8 @@ def _survey(options: Options, tree: _Tree, search: Search, watched: list[WatchFi
     def entries() -> list[CacheEntry]:
         found = search.proved.copy()  # at once: the other thread goes on
         proved = Outcome({i: Resolved(i, path, Source.STORED) for i, path in found.items()})
-        handover.spell_root(proved)
-        return handover.cache_entries(proved, identities, tree.root, options.config.may_wait)
+        criu_cache.spell_root(proved)
+        return criu_cache.cache_entries(proved, identities, tree.root, options.config.may_wait)
 
     return Survey(len(identities), entries)
 
@@ -189,7 +191,7 @@ def hand_over(found: Findings, further: Sequence[CacheEntry] = ()) -> FileStamp 
 
     Returns what `keep` is to remember of the file: None where it is not all ours.
     """
-    stamp = workdir.write_cache(found.place, [*further, *found.entries])
+    stamp = work_dir.write_cache(found.place, [*further, *found.entries])
     return None if further else stamp
 
 
@@ -214,7 +216,7 @@ def dump(options: Options, freezing: FreezeOptions) -> Report:
     The tasks run again before anything is written. If they are to be left stopped, they stand
     still until all is written and committed: whatever goes wrong, also a kill, lets them go.
     """
-    from irmapdb.confirm import Confirmation  # noqa: PLC0415 for a dump alone
+    from irmapdb.checkpoint.confirm import Confirmation  # noqa: PLC0415 for a dump alone
     from irmapdb.kernel.freeze import stop_tree  # noqa: PLC0415
     from irmapdb.kernel.rename_monitor import Witness  # noqa: PLC0415
 
@@ -472,7 +474,7 @@ def _transaction(options: Options, event: Event) -> Iterator[_Transaction]:
 def _load_cache(options: Options, step: _Transaction) -> int:
     if not options.take_cache:
         return 0
-    news = workdir.read_news(step.tx.image_seen, step.place)
+    news = work_dir.read_news(step.tx.image_seen, step.place)
     if news is not None:
         step.tx.import_entries(news.entries, step.started_at)
         step.tx.set_image_seen(news.path, news.stamp)
@@ -515,7 +517,7 @@ def _frozen(pid: int, freezing: FreezeOptions) -> Iterator[Frozen]:
 def _write(options: Options, step: _Transaction, found: Findings, loaded: int) -> Report:
     """Everything that a step found, into the database and the images."""
     report = _store(options, step, found, loaded)
-    workdir.save_images(
+    work_dir.save_images(
         step.tx, step.place, found.entries, found.images.items(), step.until_committed
     )
     return report
@@ -523,7 +525,7 @@ def _write(options: Options, step: _Transaction, found: Findings, loaded: int) -
 
 def _store(options: Options, step: _Transaction, found: Findings, loaded: int) -> Report:
     now = found.finished_at
-    story = history.add_unmounted(found.story, _unmounted(step.tx, found.mounted))
+    story = add_unmounted(found.story, _unmounted(step.tx, found.mounted))
     stats = replace(found.stats, stale=len(story.stale))
     step.tx.flag_all()
     step.tx.mark_stale(story.stale, now)
