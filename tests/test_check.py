@@ -10,8 +10,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from irmapdb.check.predict import decide
-from irmapdb.check.verdicts import (
+from irmapdb.criu.check.predict import decide
+from irmapdb.criu.check.verdicts import (
     CacheLook,
     Call,
     CriuVersion,
@@ -25,7 +25,7 @@ from irmapdb.check.verdicts import (
     SearchLook,
     Verdict,
 )
-from irmapdb.check.version import ASSUMED, criu_version, parse_version
+from irmapdb.criu.check.version import ASSUMED, criu_version, parse_version
 from irmapdb.errors import UsageError
 from irmapdb.model import FileHandle, Identity
 

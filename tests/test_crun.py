@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from irmapdb.crun import why_not_read
+from irmapdb.criu.crun import why_not_read
 
 _NEW = b"\x7fELF criu_set_config_file\0"
 _OLD = b"\x7fELF criu_set_images_dir_fd\0"

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from irmapdb import criuconf, hook, hook_script, hookjob
 from irmapdb.config import Config, HookConfig, load_config, with_environment
-from irmapdb.criuconf import Runtime
+from irmapdb.criu import config_files, hook, hook_job, hook_script
+from irmapdb.criu.config_files import Runtime
 from irmapdb.errors import ConfigError
 from irmapdb.image.cache import decode_cache
 from irmapdb.kernel.proc.containers import database_name
@@ -59,14 +59,15 @@ def _call(program, work, action, pid=None, **environment):
 def test_other_actions_load_and_leave_nothing(action, work):
     code = (
         "import sys; before = set(sys.modules)\n"
-        "from irmapdb.hook import main\n"
+        "from irmapdb.criu.hook import main\n"
         "code = main(); print(code, *sorted(set(sys.modules) - before))"
     )
     command = [sys.executable, "-c", code]
     environment = {**os.environ, "CRTOOLS_SCRIPT_ACTION": action, "PYTHONPATH": str(CHECKOUT)}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     # `time` is built in and `stat` is there since Python started.
-    assert set(done.stdout.split()) <= {"0", "__future__", "irmapdb", "irmapdb.hook", "time"}
+    own = {"irmapdb", "irmapdb.criu", "irmapdb.criu.hook"}
+    assert set(done.stdout.split()) <= {"0", "__future__", "time"} | own
     assert list(work.iterdir()) == []
 
 
@@ -233,7 +234,7 @@ def test_what_was_proved_in_time_is_written(watcher, work, tmp_path):
         path.touch()
         watcher.add_inotify(path)
     asked = iter(range(30))
-    job = hookjob.Job(
+    job = hook_job.Job(
         watcher.pid,
         "",
         Config(),
@@ -241,7 +242,7 @@ def test_what_was_proved_in_time_is_written(watcher, work, tmp_path):
         time.monotonic(),
         abandoned=lambda: next(asked, None) is None,
     )
-    done = hookjob.serve(job).done
+    done = hook_job.serve(job).done
     assert done.fresh
     (problem,) = done.problems
     assert problem.startswith("the time budget of 10.06 s was over: ")
@@ -298,7 +299,7 @@ def test_what_was_proved_is_written_when_a_search_hangs(watcher, work, tmp_path,
         return prove(*arguments)
 
     monkeypatch.setattr(search, "disproof_of_watch", prove_once)
-    job = hookjob.Job(
+    job = hook_job.Job(
         watcher.pid,
         "",
         Config(),
@@ -306,7 +307,7 @@ def test_what_was_proved_is_written_when_a_search_hangs(watcher, work, tmp_path,
         time.monotonic(),
         too_late=told.put,
     )
-    threading.Thread(target=hookjob.serve, args=[job], daemon=True).start()
+    threading.Thread(target=hook_job.serve, args=[job], daemon=True).start()
     done = told.get(timeout=60)
     assert done.fresh
     assert "2 watches: 1 entries for CRIU; the limit of 1 s was reached" in done.summary
@@ -320,10 +321,10 @@ def test_the_limit_grows_with_the_watches(watcher, work, tmp_path):
         watcher.add_inotify(tmp_path / f"file-{number}")
     told = []
     for hook_config in (HookConfig(), HookConfig(10.0, timeout_is_set=True)):
-        job = hookjob.Job(
+        job = hook_job.Job(
             watcher.pid, "", Config(), hook_config, time.monotonic(), tell_budget=told.append
         )
-        hookjob.serve(job)
+        hook_job.serve(job)
     assert told == [10.1]
 
 
@@ -454,7 +455,7 @@ def test_command_replaces_the_line_of_before(tmp_path):
     # Until now the line named the program of the Python environment.
     require_root()
     script, old = tmp_path / "lib" / "irmapdb" / "irmapdb-hook", make_executable(tmp_path)
-    criuconf.install(Runtime.RUNC, old, tmp_path)
+    config_files.install(Runtime.RUNC, old, tmp_path)
     where = ("--script", str(script), "--criu-dir", str(tmp_path))
     assert "another irmapdb-hook replaced" in _irmapdb("--install", "runc", *where).stdout
     assert (tmp_path / "runc.conf").read_text().split("\n")[1:] == [

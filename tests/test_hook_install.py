@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from irmapdb import criuconf
-from irmapdb.criuconf import Did, Runtime
+from irmapdb.criu import config_files
+from irmapdb.criu.config_files import Did, Runtime
 from irmapdb.errors import FileError
 from tests.support.hook import make_executable
 
@@ -31,19 +31,19 @@ def test_install_and_uninstall_give_every_byte_back(lines, tmp_path_factory):
     before = b"\n".join(lines)
     file.write_bytes(before)
     file.chmod(0o640)
-    (done,) = criuconf.install(Runtime.RUNC, program, directory)
+    (done,) = config_files.install(Runtime.RUNC, program, directory)
     assert done.did is Did.ADDED
     line = b"action-script %b # for runc" % os.fsencode(program)
     assert file.read_bytes().split(b"\n").count(line) == 1
     assert file.read_bytes().replace(line, b"").split() == before.split()
     assert file.stat().st_mode & 0o777 == 0o640
 
-    (done,) = criuconf.install(Runtime.RUNC, program, directory)
+    (done,) = config_files.install(Runtime.RUNC, program, directory)
     assert done.did is Did.KEPT
-    (done,) = criuconf.uninstall(Runtime.RUNC, None, directory)
+    (done,) = config_files.uninstall(Runtime.RUNC, None, directory)
     assert done.did is Did.REMOVED
     assert file.read_bytes() == before
-    (done,) = criuconf.uninstall(Runtime.RUNC, None, directory)
+    (done,) = config_files.uninstall(Runtime.RUNC, None, directory)
     assert done.did is Did.NOTHING
 
 
@@ -51,30 +51,30 @@ def test_files_and_directory_that_it_made_are_removed(tmp_path):
     program, directory = make_executable(tmp_path), tmp_path / "etc" / "criu"
     directory.parent.mkdir()
     for runtime in Runtime:
-        (done,) = criuconf.install(runtime, program, directory)
+        (done,) = config_files.install(runtime, program, directory)
         assert done.did is Did.MADE
-        (done,) = criuconf.uninstall(runtime, None, directory)
+        (done,) = config_files.uninstall(runtime, None, directory)
         assert done.did is Did.UNMADE
         assert not directory.exists()
     # What others have written into such a file meanwhile is theirs.
-    criuconf.install(Runtime.CRIU, program, directory)
+    config_files.install(Runtime.CRIU, program, directory)
     with (directory / "default.conf").open("a") as file:
         file.write("tcp-close\n")
-    criuconf.uninstall(Runtime.CRIU, None, directory)
+    config_files.uninstall(Runtime.CRIU, None, directory)
     assert (directory / "default.conf").read_text() == "tcp-close\n"
 
 
 def test_a_file_of_our_line_alone_gets_empty(tmp_path):
     file = tmp_path / "default.conf"
     file.write_text("action-script /usr/bin/irmapdb-hook")
-    (done,) = criuconf.uninstall(Runtime.CRIU, None, tmp_path)
+    (done,) = config_files.uninstall(Runtime.CRIU, None, tmp_path)
     assert done == (file, Did.REMOVED, (), (Path("/usr/bin/irmapdb-hook"),))
     assert file.read_bytes() == b""
 
 
 def test_each_runtime_has_its_file(tmp_path):
     def names(runtime):
-        return [file.name for file in criuconf.config_files(runtime, tmp_path)]
+        return [file.name for file in config_files.of_runtime(runtime, tmp_path)]
 
     assert names(Runtime.CRIU) == ["default.conf"]
     assert names(Runtime.CRUN) == ["crun.conf"]
@@ -92,7 +92,7 @@ def test_line_of_another_irmapdb_hook_is_replaced(tmp_path):
     program, file = make_executable(tmp_path), tmp_path / "runc.conf"
     old = '  action-script "/old/bin/irmapdb-hook" # ours\n'
     file.write_text(f"link-remap\n{old}action-script /usr/bin/other\n{old}tcp-close")
-    (done,) = criuconf.install(Runtime.RUNC, program, tmp_path)
+    (done,) = config_files.install(Runtime.RUNC, program, tmp_path)
     assert done == (file, Did.REPLACED, ("/usr/bin/other",), ())
     assert file.read_text() == (
         f"link-remap\naction-script {program} # for runc\naction-script /usr/bin/other\ntcp-close"
@@ -105,16 +105,16 @@ def test_two_runtimes_share_a_file(tmp_path):
     file.write_text("tcp-close\n")
     for installed in ((Runtime.RUNC, Runtime.PODMAN), (Runtime.PODMAN, Runtime.RUNC)):
         for runtime in installed:
-            criuconf.install(runtime, program, tmp_path)
+            config_files.install(runtime, program, tmp_path)
         assert file.read_text() == f"tcp-close\naction-script {program} # for podman runc\n"
-        (done,) = criuconf.install(Runtime.RUNC, program, tmp_path)
+        (done,) = config_files.install(Runtime.RUNC, program, tmp_path)
         assert done.did is Did.KEPT
-        (done,) = criuconf.uninstall(Runtime.PODMAN, None, tmp_path)
+        (done,) = config_files.uninstall(Runtime.PODMAN, None, tmp_path)
         assert (done.did, done.removed_scripts) == (Did.SHARED, ())
         assert file.read_text() == f"tcp-close\naction-script {program} # for runc\n"
-        (done,) = criuconf.uninstall(Runtime.PODMAN, None, tmp_path)
+        (done,) = config_files.uninstall(Runtime.PODMAN, None, tmp_path)
         assert done.did is Did.SHARED
-        (done,) = criuconf.uninstall(Runtime.RUNC, None, tmp_path)
+        (done,) = config_files.uninstall(Runtime.RUNC, None, tmp_path)
         assert (done.did, done.removed_scripts) == (Did.REMOVED, (program,))
         assert file.read_text() == "tcp-close\n"
 
@@ -122,12 +122,12 @@ def test_two_runtimes_share_a_file(tmp_path):
 def test_two_runtimes_share_a_new_file(tmp_path):
     program, directory = make_executable(tmp_path), tmp_path / "criu"
     for runtime in (Runtime.CRUN, Runtime.RUNC, Runtime.PODMAN):
-        criuconf.install(runtime, program, directory)
+        config_files.install(runtime, program, directory)
     # crun got a file of its own, as there was no runc.conf then.
-    criuconf.uninstall(Runtime.RUNC, None, directory)
-    criuconf.uninstall(Runtime.CRUN, None, directory)
+    config_files.uninstall(Runtime.RUNC, None, directory)
+    config_files.uninstall(Runtime.CRUN, None, directory)
     assert sorted(file.name for file in directory.iterdir()) == ["crun.conf", "runc.conf"]
-    criuconf.uninstall(Runtime.PODMAN, None, directory)
+    config_files.uninstall(Runtime.PODMAN, None, directory)
     assert not directory.exists()
 
 
@@ -151,5 +151,5 @@ def test_what_criu_could_not_execute_is_refused(tmp_path):
         (make_executable(tmp_path, "with#"), "no path that"),
     ):
         with pytest.raises(FileError, match=why):
-            criuconf.install(Runtime.RUNC, program, tmp_path / "criu")
+            config_files.install(Runtime.RUNC, program, tmp_path / "criu")
     assert not (tmp_path / "criu").exists()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from irmapdb import hook_script
+from irmapdb.criu import hook_script
 from irmapdb.errors import FileError
 from irmapdb.files import replace_whole
 from irmapdb.kernel.proc.tasks import read_task
@@ -366,7 +366,7 @@ def test_the_last_file_that_calls_it_takes_it_along(tmp_path: Path) -> None:
 
 def test_a_program_of_others_is_never_removed(tmp_path: Path) -> None:
     program = tmp_path / "irmapdb-hook"
-    program.write_text("#!/usr/bin/python3\nfrom irmapdb.hook import main\n")
+    program.write_text("#!/usr/bin/python3\nfrom irmapdb.criu.hook import main\n")
     assert not hook_script.release_script(program, tmp_path / "runc.conf")
     assert program.exists()
 

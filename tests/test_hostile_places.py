@@ -9,9 +9,10 @@ from time import monotonic
 
 import pytest
 
-from irmapdb import files, hookjob
+from irmapdb import files
 from irmapdb.commands.prompt import history_path
 from irmapdb.config import Config, HookConfig
+from irmapdb.criu import hook_job
 from irmapdb.errors import FileError
 from irmapdb.node.rundir import RunDirectory
 from irmapdb.ownership import open_directory
@@ -127,12 +128,12 @@ def test_the_hook_sets_a_broken_cache_aside_in_its_work_dir_alone(
         (directory / "irmap-cache").write_bytes(b"\xff broken")
     give_away(tenant)
     monkeypatch.chdir(work)
-    state = hookjob._State(hookjob.Job(1, "", Config(), HookConfig(), monotonic()))
+    state = hook_job._State(hook_job.Job(1, "", Config(), HookConfig(), monotonic()))
     work.rename(tenant / "moved")
     lead_to(ours, work)
-    assert hookjob._old_entries(state) == ()
+    assert hook_job._old_entries(state) == ()
     assert os.listdir(ours) == ["irmap-cache"]
-    assert os.listdir(tenant / "moved") == [hookjob.ASIDE_NAME]
+    assert os.listdir(tenant / "moved") == [hook_job.ASIDE_NAME]
 
 
 def test_the_prompt_keeps_no_history_where_a_tenant_could_lead_it(

@@ -94,7 +94,7 @@ def _figures(samples: dict[str, Samples]) -> Iterator[Figure]:
 def _script(bench: Bench) -> Path:
     # As `hook --install` writes it, for this checkout, with a run directory of its own.
     sys.path.insert(0, str(bench.checkout))
-    from irmapdb.hook_script import script_text  # noqa: PLC0415 of the checkout
+    from irmapdb.criu.hook_script import script_text  # noqa: PLC0415 of the checkout
     from tests.support.hook import hook_program  # noqa: PLC0415
 
     place = bench.new_directory()

@@ -28,8 +28,8 @@ from irmapdb.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from irmapdb.check.dump import DumpCheck, MarkCheck, WatchCheck
-    from irmapdb.check.restore import RestoreCheck, WatchRestore
+    from irmapdb.criu.check.dump import DumpCheck, MarkCheck, WatchCheck
+    from irmapdb.criu.check.restore import RestoreCheck, WatchRestore
 
 __all__ = ["add_to", "check"]
 
@@ -144,9 +144,9 @@ def check(
         _check_images(images, root or Path("/"), as_json=as_json, all_rows=all_rows)
     elif pid is not None:
         _refuse_unused({"--root": root}, "-t", "it is for a restore: use --images")
-        from irmapdb.check.dump import Options, check_dump
-        from irmapdb.check.version import parse_version
         from irmapdb.config import load_config
+        from irmapdb.criu.check.dump import Options, check_dump
+        from irmapdb.criu.check.version import parse_version
 
         directory = images_dir or Path()
         start_log(verbose, log_file, work_dir or directory, (config,))
@@ -181,7 +181,7 @@ def _refuse_unused(options: Mapping[str, object], beside: str, advice: str) -> N
 
 
 def _check_images(images: Path, root: Path, *, as_json: bool, all_rows: bool) -> None:
-    from irmapdb.check.restore import check_images
+    from irmapdb.criu.check.restore import check_images
 
     report = check_images(images, root)
     if as_json:

@@ -15,8 +15,8 @@ from irmapdb.commands.options import AsJson, CriuWorkDir, ImagesDir, positive_pi
 from irmapdb.errors import FileError, UsageError
 
 if TYPE_CHECKING:
-    from irmapdb import criuconf
-    from irmapdb.criuconf import Done
+    from irmapdb.criu import config_files
+    from irmapdb.criu.config_files import Done
 
 __all__ = ["add_to"]
 
@@ -84,7 +84,7 @@ def hook(
         irmapdb hook -t 4711 -D img
 
     """
-    from irmapdb import criuconf
+    from irmapdb.criu import config_files
 
     wanted = [one for one in (install, uninstall, print_) if one is not None]
     if len(wanted) > 1 or (wanted and pid is not None):
@@ -94,13 +94,13 @@ def hook(
         message = "--json goes with --install, --uninstall or --print"
         raise UsageError(message, advice="`irmapdb pre-dump --json` tells of each watch")
     if install is not None:
-        called = _install(criuconf.Runtime(install), script, criu_dir, as_json=as_json)
+        called = _install(config_files.Runtime(install), script, criu_dir, as_json=as_json)
         _say_who_calls(called, install, as_json=as_json)
     elif uninstall is not None:
-        _uninstall(criuconf.Runtime(uninstall), script, criu_dir, as_json=as_json)
+        _uninstall(config_files.Runtime(uninstall), script, criu_dir, as_json=as_json)
     elif print_ is not None:
-        line = criuconf.line_for(_called(script), [criuconf.Runtime(print_)])
-        files = criuconf.config_files(criuconf.Runtime(print_), criu_dir)
+        line = config_files.line_for(_called(script), [config_files.Runtime(print_)])
+        files = config_files.of_runtime(config_files.Runtime(print_), criu_dir)
         if as_json:
             output.print_json([{"file": str(file), "line": line} for file in files])
             return
@@ -113,8 +113,8 @@ def hook(
 
 
 def _attend(pid: int | None, images_dir: Path, work_dir: Path | None) -> int:
-    from irmapdb import hook
     from irmapdb.checkpoint.work_dir import made_directory
+    from irmapdb.criu import hook
 
     if pid is None:
         if "CRTOOLS_SCRIPT_ACTION" not in os.environ:
@@ -133,35 +133,35 @@ def _attend(pid: int | None, images_dir: Path, work_dir: Path | None) -> int:
 
 
 def _called(script: Path | None) -> Path:
-    from irmapdb import hook_script
+    from irmapdb.criu import hook_script
 
     return hook_script.SCRIPT_PATH if script is None else Path(os.path.abspath(script))
 
 
 def _install(
-    runtime: criuconf.Runtime, script: Path | None, criu_dir: Path, *, as_json: bool
+    runtime: config_files.Runtime, script: Path | None, criu_dir: Path, *, as_json: bool
 ) -> Path:
     # Our script, or a program of the user's own, which is left as it is.
-    from irmapdb import criuconf, hook_script
+    from irmapdb.criu import config_files, hook_script
 
     called = _called(script)
-    criuconf.line_for(called)
+    config_files.line_for(called)
     if not called.exists() or hook_script.is_script(called):
         program = _program()
-        criuconf.check_hook(program)
-        for file in criuconf.config_files(runtime, Path(os.path.abspath(criu_dir))):
+        config_files.check_hook(program)
+        for file in config_files.of_runtime(runtime, Path(os.path.abspath(criu_dir))):
             hook_script.write_script(called, program, file)
-    _show(criuconf.install(runtime, called, criu_dir), as_json=as_json)
+    _show(config_files.install(runtime, called, criu_dir), as_json=as_json)
     return called
 
 
 def _uninstall(
-    runtime: criuconf.Runtime, script: Path | None, criu_dir: Path, *, as_json: bool
+    runtime: config_files.Runtime, script: Path | None, criu_dir: Path, *, as_json: bool
 ) -> None:
-    from irmapdb import criuconf, hook_script
+    from irmapdb.criu import config_files, hook_script
 
     own = None if script is None else _called(script)
-    done = criuconf.uninstall(runtime, own, Path(os.path.abspath(criu_dir)))
+    done = config_files.uninstall(runtime, own, Path(os.path.abspath(criu_dir)))
     _show(done, as_json=as_json)
     for one in done:
         for called in one.removed_scripts:
@@ -173,8 +173,8 @@ def _program() -> Path:
     # The `irmapdb-hook` of this Python environment.
     import sysconfig
 
-    from irmapdb.criuconf import HOOK_NAME
-    from irmapdb.hook_script import is_script
+    from irmapdb.criu.config_files import HOOK_NAME
+    from irmapdb.criu.hook_script import is_script
 
     beside = (os.path.dirname(sys.argv[0]), sysconfig.get_path("scripts"))
     found = [Path(os.path.abspath(directory), HOOK_NAME) for directory in beside if directory]
@@ -188,7 +188,7 @@ def _program() -> Path:
 
 def _say_who_calls(called: Path, runtime: Runtime, *, as_json: bool) -> None:
     """Exit code 3 where the file is written, and the crun of this machine will not read it."""
-    from irmapdb.crun import why_not_read
+    from irmapdb.criu.crun import why_not_read
 
     why = why_not_read() if runtime in {"crun", "podman"} else ""
     if why:

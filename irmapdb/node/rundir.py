@@ -23,8 +23,8 @@ import time
 from typing import TYPE_CHECKING, Any, Self
 
 from irmapdb import files
+from irmapdb.criu.hook_script import RUN_DIRECTORY
 from irmapdb.errors import FileError
-from irmapdb.hook_script import RUN_DIRECTORY
 from irmapdb.kernel.proc import tasks
 from irmapdb.model import printable
 

@@ -6,16 +6,16 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from irmapdb.check.dump import DumpCheck, Options, check_dump
-from irmapdb.check.verdicts import Outcome, Prediction
-from irmapdb.check.version import parse_version
 from irmapdb.checkpoint import steps
+from irmapdb.criu.check.dump import DumpCheck, Options, check_dump
+from irmapdb.criu.check.verdicts import Outcome, Prediction
+from irmapdb.criu.check.version import parse_version
 from irmapdb.image.fsnotify import decode_files_img
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from irmapdb.check.verdicts import Verdict
+    from irmapdb.criu.check.verdicts import Verdict
     from tests.support.criu import Criu, CriuRun
     from tests.support.watcher import Watched, Watcher
 

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from irmapdb.check.dump import DumpCheck, Options, check_dump
-from irmapdb.check.restore import RestoreVerdict, check_images
-from irmapdb.check.verdicts import CriuVersion, Outcome, Verdict
-from irmapdb.check.version import criu_version
 from irmapdb.checkpoint import steps
+from irmapdb.criu.check.dump import DumpCheck, Options, check_dump
+from irmapdb.criu.check.restore import RestoreVerdict, check_images
+from irmapdb.criu.check.verdicts import CriuVersion, Outcome, Verdict
+from irmapdb.criu.check.version import criu_version
 from irmapdb.errors import ImageError
 from irmapdb.image.framing import join_frames
 from irmapdb.image.magic import MOUNTS
@@ -236,10 +236,10 @@ def test_what_is_not_found_in_time_is_not_known(
     """How busy a machine is decides about advice, never about what a watch comes to."""
     place = area.place("overlay-lower")
     watched = bench.target.add_inotify(place.directory / "dir" / "file", IN_OPEN)
-    monkeypatch.setattr("irmapdb.check.observe._SEARCH_S", -1.0)
+    monkeypatch.setattr("irmapdb.criu.check.observe._SEARCH_S", -1.0)
     late = bench.compare(watched)
     assert late[:3] == (Verdict.UNKNOWN, Outcome.FAILS, Outcome.FAILS), late
-    monkeypatch.setattr("irmapdb.check.observe._SEARCH_S", 60.0)
+    monkeypatch.setattr("irmapdb.criu.check.observe._SEARCH_S", 60.0)
     found = bench.compare(watched)
     assert found[:3] == (Verdict.OPTIONS, Outcome.FAILS, Outcome.FAILS), found
 

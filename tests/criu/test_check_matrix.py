@@ -19,7 +19,7 @@ from tests.support.notify import IN_ATTRIB, IN_OPEN
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from irmapdb.check.verdicts import Outcome, Verdict
+    from irmapdb.criu.check.verdicts import Outcome, Verdict
     from tests.criu.checking import Bench
     from tests.support.area import MountArea, Place
     from tests.support.criu import CriuRun

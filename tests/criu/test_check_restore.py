@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from irmapdb.check.dump import Options, check_dump
-from irmapdb.check.restore import RestoreVerdict, WatchRestore, check_images
-from irmapdb.check.verdicts import Verdict
-from irmapdb.check.version import parse_version
+from irmapdb.criu.check.dump import Options, check_dump
+from irmapdb.criu.check.restore import RestoreVerdict, WatchRestore, check_images
+from irmapdb.criu.check.verdicts import Verdict
+from irmapdb.criu.check.version import parse_version
 from irmapdb.errors import FileError
 from tests.criu.checking import TRIES
 from tests.support.features import require_program
@@ -29,7 +29,7 @@ from tests.support.runc import Container, fill_rootfs
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from irmapdb.check.dump import DumpCheck
+    from irmapdb.criu.check.dump import DumpCheck
     from tests.criu.checking import Bench
     from tests.support.area import MountArea
     from tests.support.criu import Criu

@@ -14,11 +14,11 @@ import pytest
 
 from irmapdb import audit, mend
 from irmapdb.audit import Selection, Verdict
-from irmapdb.check import dump as check
-from irmapdb.check.verdicts import CriuVersion
-from irmapdb.check.verdicts import Verdict as Prediction
 from irmapdb.checkpoint import steps
 from irmapdb.checkpoint.steps import Options
+from irmapdb.criu.check import dump as check
+from irmapdb.criu.check.verdicts import CriuVersion
+from irmapdb.criu.check.verdicts import Verdict as Prediction
 from irmapdb.kernel.fs.inode_state import Fate, fates
 from irmapdb.kernel.identity import identify
 from irmapdb.kernel.root import open_root

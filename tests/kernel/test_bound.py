@@ -9,11 +9,11 @@ import pytest
 
 from irmapdb import audit
 from irmapdb.audit import Verdict
-from irmapdb.check import dump as check
-from irmapdb.check.verdicts import Verdict as Prediction
-from irmapdb.check.version import CriuVersion
 from irmapdb.checkpoint import steps
 from irmapdb.checkpoint.steps import FreezeOptions, Options
+from irmapdb.criu.check import dump as check
+from irmapdb.criu.check.verdicts import Verdict as Prediction
+from irmapdb.criu.check.version import CriuVersion
 from tests.kernel.binding import Bound
 from tests.kernel.stepping import NO_HINTS, events_of, new_work_dir, options_for
 from tests.support.area import MountArea

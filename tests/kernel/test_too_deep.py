@@ -11,11 +11,11 @@ import pytest
 
 from irmapdb import audit, census
 from irmapdb.audit import Verdict as AuditVerdict
-from irmapdb.check.dump import Options, check_dump
-from irmapdb.check.observe import Observer
-from irmapdb.check.verdicts import CriuVersion, Look, Outcome, Verdict
 from irmapdb.checkpoint import steps
 from irmapdb.checkpoint.steps import FreezeOptions
+from irmapdb.criu.check.dump import Options, check_dump
+from irmapdb.criu.check.observe import Observer
+from irmapdb.criu.check.verdicts import CriuVersion, Look, Outcome, Verdict
 from tests.kernel.stepping import new_work_dir, options_for
 from tests.support.filesystems import drop_caches
 from tests.support.names import deep_file
@@ -23,7 +23,7 @@ from tests.support.names import deep_file
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from irmapdb.check.verdicts import Facts
+    from irmapdb.criu.check.verdicts import Facts
     from tests.support.area import MountArea
     from tests.support.watcher import Watcher
 
@@ -95,7 +95,7 @@ def test_an_error_while_one_watch_is_looked_at(
 
     real = os.readlink
     identities["bad"] = watcher.watched[1].st_ino
-    monkeypatch.setattr("irmapdb.check.observe.os.readlink", readlink)
+    monkeypatch.setattr("irmapdb.criu.check.observe.os.readlink", readlink)
     said = check_dump(Options(watcher.pid, tmp_path, version=CriuVersion(4, 1))).watches
     found = {one.watch.wd: one.prediction for one in said}
     assert found[1].verdict is Verdict.PATH

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from irmapdb.config import WarmConfig
-from irmapdb.hook_script import RUN_DIRECTORY, SCRIPT_PATH
+from irmapdb.criu.hook_script import RUN_DIRECTORY, SCRIPT_PATH
 from tests.support.cli import irmapdb
 from tests.support.hook import CHECKOUT, hook_program
 from tests.support.runc import fill_rootfs, python_homes

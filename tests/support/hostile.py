@@ -18,7 +18,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from irmapdb import commands, hook
+from irmapdb import commands
+from irmapdb.criu import hook
 from irmapdb.image.cache import encode_cache
 from irmapdb.model import CacheEntry
 from irmapdb.store.database import Store

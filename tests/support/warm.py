@@ -10,7 +10,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from irmapdb.hook_script import script_text
+from irmapdb.criu.hook_script import script_text
 from irmapdb.image.cache import decode_cache
 from tests.support.hook import CHECKOUT
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 
-from irmapdb.check.verdicts import CriuVersion
+from irmapdb.criu.check.verdicts import CriuVersion
 from irmapdb.errors import UsageError
 
 __all__ = ["ASSUMED", "criu_version", "parse_version"]

@@ -16,12 +16,12 @@ import string
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from irmapdb.check.verdicts import Look, Outcome, Prediction, ScanAdvice, Verdict
+from irmapdb.criu.check.verdicts import Look, Outcome, Prediction, ScanAdvice, Verdict
 from irmapdb.durations import format_estimate
 from irmapdb.model import is_fuse, printable
 
 if TYPE_CHECKING:
-    from irmapdb.check.verdicts import Call, Facts, Found, HandleLook, OverlayLook, SearchLook
+    from irmapdb.criu.check.verdicts import Call, Facts, Found, HandleLook, OverlayLook, SearchLook
 
 __all__ = ["decide", "scan_below"]
 

@@ -19,8 +19,9 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
-from irmapdb.check.scene import Mountpoints, Scene, numbers
-from irmapdb.check.verdicts import (
+from irmapdb.config import HINTS
+from irmapdb.criu.check.criu_view import Mountpoints, Scene, numbers
+from irmapdb.criu.check.verdicts import (
     CacheLook,
     Facts,
     Found,
@@ -29,8 +30,7 @@ from irmapdb.check.verdicts import (
     OverlayLook,
     SearchLook,
 )
-from irmapdb.check.walks import Walks
-from irmapdb.config import HINTS
+from irmapdb.criu.check.walks import Walks
 from irmapdb.kernel import syscalls
 from irmapdb.kernel.identity import disproof, disproof_of_fd
 from irmapdb.model import StaleReason
@@ -40,8 +40,8 @@ from irmapdb.resolve.mount_points import at_mount_points
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from irmapdb.check.verdicts import Call
     from irmapdb.config import Config
+    from irmapdb.criu.check.verdicts import Call
     from irmapdb.kernel.root import Root
     from irmapdb.model import CacheEntry, Identity, InodeKey
 

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from irmapdb import files
-from irmapdb.check.observe import Observer
-from irmapdb.check.predict import decide, scan_below
-from irmapdb.check.scene import Scene, open_scene
-from irmapdb.check.verdicts import Call, CriuVersion, Facts, Look, Outcome, Prediction
-from irmapdb.check.version import criu_version
 from irmapdb.checkpoint.work_dir import CACHE_NAME, WorkDir
 from irmapdb.config import Config
+from irmapdb.criu.check.criu_view import Scene, open_scene
+from irmapdb.criu.check.observe import Observer
+from irmapdb.criu.check.predict import decide, scan_below
+from irmapdb.criu.check.verdicts import Call, CriuVersion, Facts, Look, Outcome, Prediction
+from irmapdb.criu.check.version import criu_version
 from irmapdb.errors import FileError
 from irmapdb.image import cache
 from irmapdb.kernel.child_call import call_aside

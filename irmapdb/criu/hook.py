@@ -5,9 +5,9 @@ CRTOOLS_IMAGE_DIR in the environment, its work dir as the cwd, its log as stdout
 exit code but 0 fails the dump. Facts: criu(8); run_shell_scripts() of criu/action-scripts.c and
 cr_system_userns() of criu/util.c.
 
-This process only waits; a child does the work (`irmapdb.hookjob`). Whatever becomes of the child,
-an import that fails, a crash, a system call that never returns, CRIU gets its 0. That, and that
-every other action ends at once, is why so little is imported here.
+This process only waits; a child does the work (`irmapdb.criu.hook_job`). If the child cannot import
+a module, crashes, or hangs in a system call, CRIU still gets exit code 0. For that reason, and
+because every other action ends at once, so little is imported here.
 
 CRIU has its answer as soon as the child has written irmap-cache. The child goes on alone and
 stores what it found: in a session of its own, with nothing of CRIU's open, bounded in time and
@@ -205,7 +205,7 @@ def _serve(pid: int, images: str, started_s: float, tell_fd: int, log_fd: int | 
     _tell(tell_fd, "budget", str(hook.timeout_s))
     _tell(tell_fd, "strict", str(int(hook.strict)))
 
-    from irmapdb.hookjob import Done, Job, serve
+    from irmapdb.criu.hook_job import Done, Job, serve
 
     gc.freeze()
     gc.enable()

@@ -32,9 +32,9 @@ __all__ = [
     "Done",
     "Runtime",
     "check_hook",
-    "config_files",
     "install",
     "line_for",
+    "of_runtime",
     "uninstall",
 ]
 
@@ -83,7 +83,7 @@ class Done(NamedTuple):
     """The scripts of ours that were named in the lines that are gone."""
 
 
-def config_files(runtime: Runtime, directory: Path = DIRECTORY) -> tuple[Path, ...]:
+def of_runtime(runtime: Runtime, directory: Path = DIRECTORY) -> tuple[Path, ...]:
     """The files in which a line reaches CRIU when this runtime starts it.
 
     crun reads crun.conf where there is one, else runc.conf; podman uses either runtime.
@@ -150,7 +150,7 @@ def install(runtime: Runtime, hook: Path, directory: Path = DIRECTORY) -> list[D
     """
     line_for(hook)
     check_hook(hook)
-    return [_install(file, hook, runtime) for file in config_files(runtime, directory)]
+    return [_install(file, hook, runtime) for file in of_runtime(runtime, directory)]
 
 
 def uninstall(runtime: Runtime, hook: Path | None, directory: Path = DIRECTORY) -> list[Done]:
@@ -158,7 +158,7 @@ def uninstall(runtime: Runtime, hook: Path | None, directory: Path = DIRECTORY) 
 
     A line that another runtime was given as well stays, for that one.
     """
-    return [_uninstall(file, hook, runtime) for file in config_files(runtime, directory)]
+    return [_uninstall(file, hook, runtime) for file in of_runtime(runtime, directory)]
 
 
 def _install(file: Path, hook: Path, runtime: Runtime) -> Done:

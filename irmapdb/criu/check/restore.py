@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from irmapdb import files
-from irmapdb.check.brought import read_brought
-from irmapdb.check.scene import Mountpoints, View, criu_mounts
+from irmapdb.criu.check.brought import read_brought
+from irmapdb.criu.check.criu_view import Mountpoints, View, criu_mounts
 from irmapdb.errors import FileError
 from irmapdb.image import fsnotify
 from irmapdb.image.fsnotify import FsnotifyWatch, MountMark
@@ -30,7 +30,7 @@ from irmapdb.model import printable
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from irmapdb.check.brought import Brought, Origin
+    from irmapdb.criu.check.brought import Brought, Origin
     from irmapdb.image.fsnotify import FsnotifyFile
     from irmapdb.model import Identity
 

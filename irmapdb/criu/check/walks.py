@@ -14,7 +14,7 @@ import stat
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from irmapdb.check.scene import numbers
+from irmapdb.criu.check.criu_view import numbers
 from irmapdb.kernel.fs.walk import walk
 from irmapdb.kernel.root import open_beneath
 from irmapdb.model import is_fuse
@@ -22,7 +22,7 @@ from irmapdb.model import is_fuse
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Container, Iterable, Iterator
 
-    from irmapdb.check.scene import Scene
+    from irmapdb.criu.check.criu_view import Scene
     from irmapdb.model import Identity, Mount
 
 __all__ = ["Candidate", "Walks"]
