@@ -30,8 +30,8 @@ from irmapdb.model import format_kdev, kdev_of
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from irmapdb.audit import Evidence, Finding, Options, Report, Selection
-    from irmapdb.mend import Mended
+    from irmapdb.audit.check import Evidence, Finding, Options, Report, Selection
+    from irmapdb.audit.fix import Mended
     from irmapdb.model import Identity, Mapping
 
 __all__ = ["add_to"]
@@ -150,9 +150,9 @@ def audit(
         irmapdb audit --json | jq '.mappings[] | select(.verdict == "moved") | .moved_to'
 
     """
-    from irmapdb.audit import Options
+    from irmapdb.audit.check import Options
+    from irmapdb.audit.fix import mend
     from irmapdb.config import load_config
-    from irmapdb.mend import mend
 
     if as_json and as_csv:
         message = "--json and --csv are two forms"
@@ -200,8 +200,8 @@ def audit(
 
 
 def _only_audit(options: Options) -> Mended:
-    from irmapdb.audit import audit as run
-    from irmapdb.mend import Mended
+    from irmapdb.audit.check import audit as run
+    from irmapdb.audit.fix import Mended
 
     return Mended(run(options), None, ())
 
@@ -228,7 +228,7 @@ def _say_why_nothing(report: Report) -> None:
 def _selection(
     only: list[str] | None, paths: list[str] | None, devices: list[str] | None, span: str | None
 ) -> Selection:
-    from irmapdb.audit import Selection, Verdict
+    from irmapdb.audit.check import Selection, Verdict
     from irmapdb.durations import before, parse_duration
 
     for word in only or ():

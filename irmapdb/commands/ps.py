@@ -16,8 +16,8 @@ from irmapdb.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from irmapdb.census import Census, Usage, WatchedPath
     from irmapdb.kernel.proc.tasks import Task
+    from irmapdb.node.ps import Census, Usage, WatchedPath
 
 __all__ = ["add_to"]
 
@@ -68,8 +68,8 @@ def ps(
         irmapdb ps --json | jq '.users[] | select(.used > .limit * 0.8)'
 
     """
-    from irmapdb.census import Options, take
     from irmapdb.config import load_config
+    from irmapdb.node.ps import Options, take
 
     if search and tree is None:
         message = "--search without -t"

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 import pytest
 
-from irmapdb import audit
-from irmapdb.audit import Finding, Verdict
+from irmapdb.audit import check
+from irmapdb.audit.check import Finding, Verdict
 from irmapdb.checkpoint import steps
 from irmapdb.checkpoint.steps import FreezeOptions, Options
 from irmapdb.config import Config
@@ -136,13 +136,13 @@ class Garden:
         options = Options(self.watcher.pid, images_dir=self.work, config=NO_HINTS)
         return steps.dump(options, FreezeOptions()) if freeze else steps.pre_dump(options)
 
-    def options(self, **kwargs: object) -> audit.Options:
-        return audit.Options(self.database, config=NO_HINTS, **kwargs)
+    def options(self, **kwargs: object) -> check.Options:
+        return check.Options(self.database, config=NO_HINTS, **kwargs)
 
     def audit(self, **kwargs: object) -> dict[bytes, Finding]:
         return {
             finding.mapping.path: finding
-            for finding in audit.audit(self.options(**kwargs)).findings
+            for finding in check.audit(self.options(**kwargs)).findings
         }
 
     def truth(self, mapping: Mapping) -> Verdict:

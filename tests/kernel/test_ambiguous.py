@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from irmapdb import audit
-from irmapdb.audit import Verdict
+from irmapdb.audit import check
+from irmapdb.audit.check import Verdict
 from irmapdb.checkpoint import steps
 from irmapdb.kernel.identity import disproof
 from irmapdb.kernel.root import Root
@@ -195,8 +195,8 @@ def test_audit_does_not_call_such_a_path_another_file(
     top = (os.fsencode(place.mountpoint),)
     steps.pre_dump(steps.Options(watcher.pid, work, scan_paths=top, config=NO_HINTS))
     (place.directory / "second").hardlink_to(file)
-    options = audit.Options(work / "irmap.db", config=NO_HINTS)
-    (finding,) = audit.audit(options).findings
+    options = check.Options(work / "irmap.db", config=NO_HINTS)
+    (finding,) = check.audit(options).findings
     assert (finding.verdict, finding.evidence.reason) == (
         Verdict.UNREACHABLE,
         StaleReason.AMBIGUOUS,

@@ -12,13 +12,13 @@ from typing import NamedTuple
 
 import pytest
 
-from irmapdb import census
 from irmapdb.checkpoint import steps
 from irmapdb.config import Config
 from irmapdb.kernel.ambiguous import REASONS, Reason, may_be_another
 from irmapdb.kernel.identity import disproof, identify_fd
 from irmapdb.kernel.root import Root
 from irmapdb.model import FileHandle, Identity, Mount, StaleReason
+from irmapdb.node import ps
 from tests.kernel.stepping import new_work_dir
 from tests.kernel.truth import watched_identity
 from tests.support.area import MountArea
@@ -240,7 +240,7 @@ def test_a_server_that_gives_one_number_to_two_files(
         options = steps.Options(watcher.pid, new_work_dir(tmp_path), config=Config(hints=()))
         for report in (steps.pre_dump(options), steps.dump(options, steps.FreezeOptions())):
             assert {row.path for row in report.watches} == {None}
-        taken = census.take(census.Options(pid=watcher.pid))
+        taken = ps.take(ps.Options(pid=watcher.pid))
         assert {row.path for row in taken.watches} == {None}
 
 

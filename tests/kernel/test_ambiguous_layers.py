@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from irmapdb import census
 from irmapdb.checkpoint import steps
 from irmapdb.checkpoint.steps import FreezeOptions
 from irmapdb.kernel.fs import overlay
 from irmapdb.kernel.identity import disproof
 from irmapdb.kernel.root import Root
 from irmapdb.model import FileHandle, StaleReason
+from irmapdb.node import ps
 from tests.kernel.stepping import new_work_dir, options_for
 from tests.kernel.truth import watched_identity
 from tests.support.area import MountArea
@@ -98,7 +98,7 @@ def test_no_command_answers_with_the_other_layers_file(
     for report in (steps.pre_dump(options), steps.dump(options, FreezeOptions())):
         assert [row.path for row in report.watches] == [None, None]
         assert all("may be another file" in (row.why or "") for row in report.watches)
-    taken = census.take(census.Options(pid=watcher.pid, search=True))
+    taken = ps.take(ps.Options(pid=watcher.pid, search=True))
     assert [row.path for row in taken.watches] == [None, None]
 
 

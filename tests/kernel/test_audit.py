@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from irmapdb import audit, mend
-from irmapdb.audit import Finding, Verdict
+from irmapdb.audit import check, fix
+from irmapdb.audit.check import Finding, Verdict
 from irmapdb.model import (
     ChangeKind,
     Event,
@@ -28,7 +28,7 @@ def _contents(directory: Path) -> dict[str, bytes]:
 
 def _check(garden: Garden, **kwargs: object) -> dict[bytes, Finding]:
     before = _contents(garden.work)
-    findings = audit.audit(garden.options(**kwargs)).findings
+    findings = check.audit(garden.options(**kwargs)).findings
     assert _contents(garden.work) == before, "the audit wrote"
     assert [one.mapping for one in findings] == garden.mappings()
     for one in findings:
@@ -108,7 +108,7 @@ def test_the_whole_story(garden: Garden) -> None:
     ]
 
     # Nobody watches these two any more, so no step has looked; the audit does.
-    mended = mend.mend(garden.options())
+    mended = fix.mend(garden.options())
     assert {(change.kind, change.path, change.reason) for change in mended.changes} == {
         (ChangeKind.STALE, raw["replaced"], StaleReason.REPLACED),
         (ChangeKind.STALE, raw["dies"], StaleReason.DELETED),
@@ -117,7 +117,7 @@ def test_the_whole_story(garden: Garden) -> None:
         (*_, last) = store.runs()
     assert (last.id, last.event, last.outcome) == (3, Event.AUDIT_FIX, "2 stale")
     assert not any(one.is_news for one in _check(garden).values())
-    assert mend.mend(garden.options()).run_id is None, "there was nothing left to do"
+    assert fix.mend(garden.options()).run_id is None, "there was nothing left to do"
     assert live(garden) == replayed(garden)
 
 
@@ -140,7 +140,7 @@ def test_a_remount_on_another_device(garden: Garden, area: MountArea, tmp_path: 
     assert File.of(gone.evidence.found) == File.of(gone.mapping.identity)
     assert "its handle at the path" in gone.evidence.note
     assert found[os.fsencode(here)].verdict is Verdict.VALID
-    (change,) = mend.mend(there.options()).changes
+    (change,) = fix.mend(there.options()).changes
     assert (change.kind, change.reason) == (ChangeKind.STALE, StaleReason.UNMOUNTED)
 
 
@@ -207,7 +207,7 @@ def test_random_stories(garden: Garden, seed: int) -> None:
         for _ in range(10):
             chance.step()
         if number % 4 == 3:
-            mend.mend(garden.options())
+            fix.mend(garden.options())
         else:
             garden.step(freeze=number % 3 == 2)
         _check(garden)

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from irmapdb import audit, mend
-from irmapdb.audit import Selection, Verdict
+from irmapdb.audit import check as audit
+from irmapdb.audit import fix
+from irmapdb.audit.check import Selection, Verdict
 from irmapdb.checkpoint import steps
 from irmapdb.checkpoint.steps import Options
 from irmapdb.criu.check import dump as check
@@ -54,13 +55,13 @@ def test_what_nobody_knows_is_scanned_for_where_asked(garden: Garden, tmp_path: 
     assert "--search" in blind.evidence.note
     copy = tmp_path / "copy.db"
     shutil.copy(garden.database, copy)
-    (lost,) = mend.mend(audit.Options(copy, config=NO_HINTS)).changes
+    (lost,) = fix.mend(audit.Options(copy, config=NO_HINTS)).changes
     assert (lost.kind, lost.reason) == (ChangeKind.STALE, StaleReason.MOVED)
     seen = garden.audit(search=True)[os.fsencode(path)]
     assert (seen.verdict, seen.evidence.moved_to) == (Verdict.MOVED, (os.fsencode(moved),))
 
     garden.forget()
-    mended = mend.mend(garden.options(search=True))
+    mended = fix.mend(garden.options(search=True))
     assert [(change.kind, change.path) for change in mended.changes] == [
         (ChangeKind.MOVED, os.fsencode(moved))
     ]
@@ -182,7 +183,7 @@ def test_nothing_is_replaced_by_nothing(garden: Garden, area: MountArea) -> None
     assert found[os.fsencode(moves)].evidence.moved_to == (os.fsencode(other / "moves"),)
     dead = found[os.fsencode(dies)]
     assert (dead.verdict, dead.evidence.found, dead.evidence.unseen) == (Verdict.DELETED, None, "")
-    changes = mend.mend(garden.options()).changes
+    changes = fix.mend(garden.options()).changes
     assert {change.reason for change in changes if change.kind is ChangeKind.STALE} == {
         StaleReason.DELETED
     }
@@ -249,7 +250,7 @@ def test_a_server_that_never_answers(
         before = {one.mapping.path: one.verdict for one in audit.audit(options).findings}
         with server.silent():
             found = {one.mapping.path: one for one in audit.audit(options).findings}
-            assert mend.mend(options).run_id is None
+            assert fix.mend(options).run_id is None
     assert before[os.fsencode(far)] is Verdict.VALID
     assert found[os.fsencode(near)].verdict is Verdict.VALID
     assert found[os.fsencode(far)].verdict is Verdict.UNREACHABLE
@@ -334,7 +335,7 @@ def test_what_changes_between_audit_and_writing_is_left_alone(
         return report
 
     monkeypatch.setattr(audit.Audit, "report", report_then_change)
-    result = mend.mend(garden.options())
+    result = fix.mend(garden.options())
     assert result.report.lost == 2
     assert (result.run_id, result.changes) == (None, ())
     assert live(garden) == replayed(garden)
@@ -347,7 +348,7 @@ def test_what_holds_again_is_live_again(garden: Garden) -> None:
     away = garden.rename(path, path.with_name("away"))
     garden.step()
     garden.rename(away, path)
-    (change,) = mend.mend(garden.options()).changes
+    (change,) = fix.mend(garden.options()).changes
     assert (change.kind, change.old_path) == (ChangeKind.MOVED, os.fsencode(away))
     assert live(garden) == replayed(garden)
 
@@ -357,7 +358,7 @@ def test_what_holds_again_is_live_again(garden: Garden) -> None:
         (row,) = (one for one in tx.all_mappings() if not one.stale)
         tx.mark_stale([(row, StaleReason.UNMOUNTED)], now)
     assert garden.audit()[row.path].verdict is Verdict.VALID
-    (change,) = mend.mend(garden.options()).changes
+    (change,) = fix.mend(garden.options()).changes
     assert (change.kind, change.path) == (ChangeKind.REVIVED, row.path)
     assert {path for _, path in live(garden)} == {row.path}
 
@@ -381,7 +382,7 @@ def test_what_the_audit_knows_to_be_no_more_is_not_scanned_for(garden: Garden) -
             return plain.execute(statement).fetchall()
 
     assert asked("SELECT * FROM next_scan") == [], "it does not look at the filesystem"
-    mend.mend(garden.options())
+    fix.mend(garden.options())
     top = os.fspath(garden.top)
     assert dict(asked("SELECT path, stale_reason FROM stale_mappings")) == {
         f"{top}/moves": "gone",

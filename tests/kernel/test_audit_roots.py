@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from irmapdb import audit, mend
+from irmapdb.audit import check, fix
 from irmapdb.checkpoint import steps
 from irmapdb.checkpoint.steps import Options
 from irmapdb.config import Config
@@ -99,11 +99,11 @@ def test_a_container_from_outside(area: MountArea, tmp_path: Path) -> None:
     with Watcher(unshare={"mount"}, rootfs=rootfs) as task:
         task.add_inotify("/etc/conf")
         steps.pre_dump(Options(task.pid, images_dir=work, config=NO_HINTS))
-        options = audit.Options(work / "irmap.db", config=NO_HINTS)
+        options = check.Options(work / "irmap.db", config=NO_HINTS)
 
         def verdicts(**kwargs: object) -> set[str]:
-            told = audit.Options(options.database, config=NO_HINTS, **kwargs)
-            return {one.verdict.value for one in audit.audit(told).findings}
+            told = check.Options(options.database, config=NO_HINTS, **kwargs)
+            return {one.verdict.value for one in check.audit(told).findings}
 
         assert verdicts(pid=task.pid) == {"valid"}
         assert verdicts(root=os.fsencode(rootfs)) == {"valid"}
@@ -135,7 +135,7 @@ def test_a_nested_namespace_is_audited_where_it_is_named(
         store_row(database, identity, far.path, mntns)
 
         def verdicts(pid: int | None) -> tuple[dict[bytes, str], int]:
-            report = audit.audit(audit.Options(database, pid=pid, config=NO_HINTS))
+            report = check.audit(check.Options(database, pid=pid, config=NO_HINTS))
             found = {one.mapping.path: one.verdict.value for one in report.findings}
             assert (report.lost, report.unseen) == (0, int(pid is None))
             return found, report.left_out
@@ -175,7 +175,7 @@ def test_what_has_moved_in_a_nested_namespace_is_mended_there(
             new = hidden / "new"
             (inside / os.path.relpath(old, b"/").decode()).rename(inside / new.relative_to("/"))
 
-        done = mend.mend(audit.Options(database, pid=os.getpid(), config=NO_HINTS, search=True))
+        done = fix.mend(check.Options(database, pid=os.getpid(), config=NO_HINTS, search=True))
 
         (change,) = done.changes
         assert (change.kind, change.mntns) == (ChangeKind.MOVED, mntns)
@@ -197,14 +197,14 @@ def test_what_has_moved_in_two_namespaces_is_mended_in_both(tmp_path: Path) -> N
         for namespace in (0, mntns):
             store_row(database, identity, os.fsencode(tmp_path / "x"), namespace)
         (tmp_path / "x").rename(tmp_path / "y")
-        options = audit.Options(
+        options = check.Options(
             database,
             pid=os.getpid(),
             search=True,
             config=Config(hints=(os.fsencode(tmp_path),)),
         )
-        told = mend.mend(options).changes
-        assert mend.mend(options).changes == ()
+        told = fix.mend(options).changes
+        assert fix.mend(options).changes == ()
     moved = os.fsencode(tmp_path / "y")
     assert {(one.kind, one.mntns, one.path) for one in told} == {
         (ChangeKind.MOVED, 0, moved),

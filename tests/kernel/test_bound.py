@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from irmapdb import audit
-from irmapdb.audit import Verdict
+from irmapdb.audit import check as audit
+from irmapdb.audit.check import Verdict
 from irmapdb.checkpoint import steps
 from irmapdb.checkpoint.steps import FreezeOptions, Options
 from irmapdb.criu.check import dump as check

@@ -11,12 +11,12 @@ from typing import NamedTuple
 
 import pytest
 
-from irmapdb import census
 from irmapdb.checkpoint import steps
 from irmapdb.kernel.child_call import call_aside
 from irmapdb.kernel.identity import disproof
 from irmapdb.kernel.root import Root, open_root
 from irmapdb.model import Identity, Source
+from irmapdb.node import ps
 from irmapdb.resolve import OverlayLayers
 from irmapdb.resolve.engine import resolve
 from tests.kernel.asking import ask, path_by, why_not
@@ -331,7 +331,7 @@ def test_the_commands_scan_nothing(make: Make, tmp_path: Path) -> None:
     (tmp_path / "again").mkdir()
     again = steps.pre_dump(options_for(made.watcher, tmp_path / "again"))
     assert again.stats.sources == {Source.OVERLAY: 4}
-    taken = census.take(census.Options(pid=made.watcher.pid, config=NO_HINTS))
+    taken = ps.take(ps.Options(pid=made.watcher.pid, config=NO_HINTS))
     assert {row.path for row in taken.watches} == expected
 
 

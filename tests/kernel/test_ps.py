@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from irmapdb import census
-from irmapdb.census import Census, Options, ProcessRow
 from irmapdb.commands.ps import ps
 from irmapdb.config import Config
 from irmapdb.errors import TaskError
 from irmapdb.kernel.proc import limits
 from irmapdb.kernel.proc.limits import Account
 from irmapdb.model import Watch
+from irmapdb.node import ps as census
+from irmapdb.node.ps import Census, Options, ProcessRow
 from tests.kernel.truth import as_nobody
 from tests.support.area import MountArea
 from tests.support.filesystems import drop_caches

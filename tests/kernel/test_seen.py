@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from irmapdb import census
 from irmapdb.checkpoint import steps
 from irmapdb.config import Config
 from irmapdb.kernel.proc.survey import read_survey
 from irmapdb.kernel.proc.tasks import read_task
 from irmapdb.model import MarkKind
+from irmapdb.node import ps
 from tests.kernel.searching import mntns_of
 from tests.kernel.stepping import new_work_dir, options_for
 from tests.support.area import MountArea
@@ -79,7 +79,7 @@ def test_a_descriptor_that_only_a_thread_has(tmp_path: Path) -> None:
             ((row),) = report.watches
             assert (row.watch.pid, row.path) == (int(tid), os.fsencode(file))
             assert row.comm == task.comm
-        taken = census.take(census.Options(pid=pid))
+        taken = ps.take(ps.Options(pid=pid))
         assert [row.path for row in taken.watches] == [os.fsencode(file)]
         assert [(row.pid, row.watches) for row in taken.processes] == [(pid, 1)]
 
@@ -124,7 +124,7 @@ def test_a_mark_on_a_mount_namespace(tmp_path: Path) -> None:
             assert (row.mark.fd, row.mark.mask) == (int(fd), 0x3000000)
             assert row.target == b"mount namespace %d" % mine
             assert row.is_dropped
-        taken = census.take(census.Options(pid=pid))
+        taken = ps.take(ps.Options(pid=pid))
         (mark,) = taken.watches
         assert f"mount namespace {mine}" in (mark.why or "")
         assert [(row.pid, row.groups, row.marks) for row in taken.processes] == [(pid, 1, 1)]
@@ -169,7 +169,7 @@ def test_an_inherited_descriptor_is_looked_for_in_each_owners_root(
             assert {row.mntns for row in report.watches} == {
                 os.stat(f"/proc/{child}/ns/mnt").st_ino
             }
-            taken = census.take(census.Options(pid=pid, search=True))
+            taken = ps.take(ps.Options(pid=pid, search=True))
             assert [one.path for one in taken.watches] == [row.path]
         finally:
             os.kill(int(child), 9)
@@ -208,7 +208,7 @@ def test_what_only_a_child_has_mounted(mounted_by_a_child: tuple[int, int], tmp_
         ((row),) = report.watches
         assert row.path == os.fsencode(tmp_path / "place" / "dir"), row.why
         assert row.mntns == os.stat(f"/proc/{child}/ns/mnt").st_ino
-    taken = census.take(census.Options(pid=pid, search=True))
+    taken = ps.take(ps.Options(pid=pid, search=True))
     assert [row.path for row in taken.watches] == [os.fsencode(tmp_path / "place" / "dir")]
 
 

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from irmapdb import audit, census
-from irmapdb.audit import Verdict as AuditVerdict
+from irmapdb.audit import check
+from irmapdb.audit.check import Verdict as AuditVerdict
 from irmapdb.checkpoint import steps
 from irmapdb.checkpoint.steps import FreezeOptions
 from irmapdb.criu.check.dump import Options, check_dump
 from irmapdb.criu.check.observe import Observer
 from irmapdb.criu.check.verdicts import CriuVersion, Look, Outcome, Verdict
+from irmapdb.node import ps
 from tests.kernel.stepping import new_work_dir, options_for
 from tests.support.filesystems import drop_caches
 from tests.support.names import deep_file
@@ -57,14 +58,12 @@ def test_a_step(
 def test_an_audit_and_ps(paths: list[bytes], watcher: Watcher, tmp_path: Path) -> None:
     options = options_for(watcher, new_work_dir(tmp_path), Path(os.fsdecode(paths[0])).parent)
     steps.pre_dump(options)
-    shown = census.take(
-        census.Options(
-            watcher.pid, search=True, scan_paths=options.scan_paths, config=options.config
-        )
+    shown = ps.take(
+        ps.Options(watcher.pid, search=True, scan_paths=options.scan_paths, config=options.config)
     )
     assert {row.path for row in shown.watches} == set(paths)
     database = options.images_dir / "irmap.db"
-    findings = audit.audit(audit.Options(database=database, pid=watcher.pid)).findings
+    findings = check.audit(check.Options(database=database, pid=watcher.pid)).findings
     assert {one.mapping.path for one in findings} == set(paths)
     assert {one.verdict for one in findings} == {AuditVerdict.VALID}
 

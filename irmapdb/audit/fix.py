@@ -10,7 +10,7 @@ from collections import Counter
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple
 
-from irmapdb.audit import Verdict, open_audit
+from irmapdb.audit.check import Verdict, open_audit
 from irmapdb.checkpoint.changes import Story, tell
 from irmapdb.kernel.proc import tasks
 from irmapdb.model import ChangeKind, Event, Resolved, RunStats, Source, StaleReason
@@ -20,7 +20,7 @@ from irmapdb.store.database import Store
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from irmapdb.audit import Audit, Finding, Options, Report
+    from irmapdb.audit.check import Audit, Finding, Options, Report
     from irmapdb.model import CacheEntry, Change, Identity, InodeKey, Mapping
     from irmapdb.store.write import Step
 
