@@ -95,6 +95,10 @@ filesystems: venv ## write docs/filesystems.md from a test run
 	IRMAPDB_REQUIRE_KERNEL=1 IRMAPDB_WRITE_TABLE=docs/filesystems.md \
 		$(BIN)/python -m pytest -q tests/criu/test_filesystems_table.py
 
+.PHONY: man
+man: venv ## write the man pages into build/man (look at one: man -l build/man/irmapdb.1)
+	$(BIN)/python tools/manpages.py build/man
+
 # --- generated code -----------------------------------------------------------------------------
 
 .PHONY: protos

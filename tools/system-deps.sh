@@ -1,14 +1,14 @@
-# Installs the programs that the kernel tests need, where apt-get and root can; else names them.
+# Installs the programs that the tests need, where apt-get and root can; else names them.
 set -eu
 
-wanted="bindfs btrfs-progs busybox criu debian-archive-keyring e2fsprogs erofs-utils fuse3 sqlite3
-        squashfs-tools strace uidmap util-linux xfsprogs"
+wanted="bindfs btrfs-progs busybox criu debian-archive-keyring e2fsprogs erofs-utils fish fuse3 man-db
+        sqlite3 squashfs-tools strace uidmap util-linux xfsprogs zsh"
 # The tests of container engines want these programs, of whatever package: docker has some of them
 # in a package of its own, which conflicts with those of Debian.
 engines="containerd podman runc"
 
 if ! command -v apt-get >/dev/null; then
-    echo "system-deps: no apt-get here; the kernel tests want: $(echo $wanted $engines)" >&2
+    echo "system-deps: no apt-get here; the tests want: $(echo $wanted $engines)" >&2
     exit 0
 fi
 
