@@ -75,18 +75,7 @@ class DatabaseError(IrmapError):
 
 
 class SqlError(IrmapError):
-    """A question to the database that SQLite does not understand, or that may not be asked.
-
-    `place` is the line of the question with a caret below it, empty where none is to blame.
-    """
-
-    def __init__(self, message: str, *, advice: str = "", place: str = "") -> None:
-        super().__init__(message, advice=advice)
-        self.place = place
-
-    def __str__(self) -> str:
-        said = super().__str__()
-        return f"{said}\n{self.place}" if self.place else said
+    """A question to the database that SQLite does not understand, or that may not be asked."""
 
 
 class TaskError(IrmapError):

@@ -10,7 +10,6 @@ from time import monotonic
 import pytest
 
 from irmapdb import files
-from irmapdb.commands.prompt import history_path
 from irmapdb.config import Config, HookConfig
 from irmapdb.criu import hook_job
 from irmapdb.errors import FileError
@@ -134,37 +133,6 @@ def test_the_hook_sets_a_broken_cache_aside_in_its_work_dir_alone(
     assert hook_job._old_entries(state) == ()
     assert os.listdir(ours) == ["irmap-cache"]
     assert os.listdir(tenant / "moved") == [hook_job.ASIDE_NAME]
-
-
-def test_the_prompt_keeps_no_history_where_a_tenant_could_lead_it(
-    tenant: Path, ours: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lead_to(ours, tenant / ".local")
-    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
-    monkeypatch.setenv("HOME", str(tenant))
-    assert history_path() is None
-    assert os.listdir(ours) == []
-    assert os.listdir(tenant) == [".local"]
-
-
-@pytest.mark.parametrize("kind", ["hard link", "FIFO"])
-def test_a_history_that_is_another_file_is_none(
-    ours: Path, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
-    history, other = ours / "irmapdb" / "sql-history", ours / "other"
-    history.parent.mkdir()
-    other.write_text("")
-    other.chmod(0o644)
-    if kind == "FIFO":
-        os.mkfifo(history)
-        reader = os.open(history, os.O_RDONLY | os.O_NONBLOCK)
-    else:
-        history.hardlink_to(other)
-        reader = os.open(other, os.O_RDONLY)
-    monkeypatch.setenv("XDG_STATE_HOME", str(ours))
-    assert history_path() is None
-    assert stat.S_IMODE(other.stat().st_mode) == 0o644
-    os.close(reader)
 
 
 @pytest.mark.parametrize("kind", ["FIFO", "endless device", "large"])

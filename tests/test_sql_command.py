@@ -1,34 +1,22 @@
-"""`irmapdb sql` and its prompt, as a person or a program meets them."""
+"""`irmapdb sql`, as a person or a program meets it."""
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
 import json
 import os
-import pty
 import re
-import select
-import signal
-import stat
 import subprocess
 import sys
-import time
 
 import pytest
-from prompt_toolkit.completion import CompleteEvent
-from prompt_toolkit.document import Document
-from prompt_toolkit.input import create_pipe_input
-from prompt_toolkit.output import DummyOutput
 
 from irmapdb import queries
-from irmapdb.commands.completion import SqlCompleter, propose
-from irmapdb.commands.prompt import Prompt, history_path
-from irmapdb.store.ask import Ask
 from irmapdb.store.database import Store
 from tests.support.cli import irmapdb
 from tests.support.scenario import write_scenario
+from tests.support.terminal import at_terminal
 from tests.test_ask import HOSTILE, snapshot
 
 
@@ -40,9 +28,8 @@ def place(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def here(place, monkeypatch, tmp_path):
+def here(place, monkeypatch):
     monkeypatch.chdir(place)
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
 
 
 def test_every_saved_query_is_listed_shown_and_run():
@@ -149,25 +136,20 @@ def test_sql_comes_from_a_file_or_a_pipe(tmp_path):
     file.write_text("SELECT 1;\nSELECT * FORM run;\n")
     done = irmapdb("sql", "-f", file)
     assert done.code == 1
-    assert done.err == (
-        f'irmapdb: {file}: line 2: near "FORM": syntax error\n  SELECT * FORM run;\n           ^\n'
-    )
+    assert done.err == f'irmapdb: {file}: line 2: near "FORM": syntax error\n'
     assert irmapdb("sql", "-f", tmp_path / "none").err.startswith(
         f"irmapdb: cannot read {tmp_path}/none: No such"
     )
 
 
 @pytest.mark.parametrize("text", [b"SELECT 'caf\xe9';", b"\x7fELF\x02\xff;\x00\xfe;"])
-def test_sql_that_is_no_utf8_is_refused_in_a_line(tmp_path, text, capsys):
+def test_sql_that_is_no_utf8_is_refused_in_a_line(tmp_path, text):
     file = tmp_path / "latin-1.sql"
     file.write_bytes(text)
     ways = [irmapdb("sql", "-f", file), irmapdb("sql", "-f", "-", stdin=text)]
     if b"\0" not in text:
         ways.append(irmapdb("sql", os.fsdecode(text)))
         ways.append(irmapdb("sql", os.fsdecode(text), "--print"))
-        shown = session(f"{os.fsdecode(text)}\rSELECT 6 * 7;\r.quit\r", capsys)
-        assert "not UTF-8" in shown.err
-        assert "42" in shown.out
     for done in ways:
         assert "Traceback" not in done.err
         assert done.code == (0 if done.out else 1)
@@ -246,204 +228,14 @@ def test_help_waits_for_nothing():
         cwd=os.path.dirname(os.path.dirname(__file__)),
     )
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert not {"sqlalchemy", "alembic", "prompt_toolkit", "pygments.lexers.sql"} & imported
+    assert not {"sqlalchemy", "alembic"} & imported
 
 
-# The prompt
-
-
-def session(typed, capsys, **how):
-    with Ask.open("irmap.db") as ask, create_pipe_input() as source:
-        source.send_bytes(os.fsencode(typed))
-        Prompt(ask, source=source, sink=DummyOutput(), **how).run()
-    return capsys.readouterr()
-
-
-def test_a_statement_ends_with_its_semicolon(capsys):
-    shown = session("SELECT 1 AS a,\r';' AS b\r;\r.quit\r", capsys)
-    assert shown.out.splitlines()[1:] == ["A  B", "1  ;"]
-    assert shown.err.startswith("1 row (")
-
-
-def test_the_commands_of_the_prompt(capsys):
-    typed = (
-        ".HELP\r.tables\r.Schema MAPPING\r.queries\r.run history inode=fe00000:2e3\rstale\r"
-        ".mode csv\rSELECT 1 AS x;\r.limit 1\rSELECT id FROM run;\r.timeout 5\r"
-    )
-    shown = session(f"{typed}.quit\r", capsys)
-    for wanted in (
-        ".timeout SECONDS",
-        "kdev('254:0')",
-        "watches_by_directory",
-        "CREATE TABLE mapping",
-        "next-scan",
-        "imported",
-        "STALE_FOR",
-        "x\r\n1",
-        "id\r\n1\r\n",
-    ):
-        assert wanted in shown.out
-    assert "1 row, and there are more" in shown.err
-
-
-def test_an_error_at_the_prompt_ends_nothing(capsys):
-    typed = (
-        ".nonsense\r.mode x\r.limit x\r.timeout -1\r.schema nowhere\r.run stael\r"
-        "SELECT * FORM run;\rDELETE FROM run;\rSELECT 7 AS seven;\r\x04"
-    )
-    shown = session(typed, capsys)
-    for wanted in (
-        ".nonsense: no such command",
-        ".mode x: no such form",
-        ".limit x: not a number",
-        ".timeout -1: not a number",
-        "nowhere: no such table or view",
-        "did you mean stale?",
-        "           ^",
-        "DELETE is refused",
-    ):
-        assert wanted in shown.err
-    assert "SEVEN" in shown.out
-
-
-def test_the_prompt_speaks_of_itself(capsys):
-    typed = (
-        "stael\rstael;\r.run\r.run history\r.run stale x=1\r.run history inode\r.run 'x\r"
-        "history\r.limit 1.5\rSELECT :path;\rSELECT 'caf\udce9';\r.timeout 0.01\r"
-        "WITH\rRECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n FROM c) SELECT max(n) FROM c;\r"
-        ".run history inode='fe00000:2e3'\r.quit\r"
-    )
-    shown = session(typed, capsys)
-    lines = shown.err.splitlines()
-    for place, wanted in enumerate(
-        (
-            "stael: no saved query; did you mean stale? there are cache",
-            "stael: no saved query; did you mean stale? there are cache",
-            ".run: the name of a saved query is missing; .queries lists them",
-            "the saved query history needs inode; .run history inode=VALUE",
-            "x: the saved query stale has no parameter",
-            "inode: not NAME=VALUE; write days=7 for :days",
-            ".run 'x: No closing quotation",
-            "the saved query history needs inode; .run history inode=VALUE",
-            ".limit 1.5: not a whole number",
-            ":path has no value; write the value itself",
-        )
-    ):
-        assert lines[place].startswith(wanted)
-    assert "longer than 0.01 s; narrow the question, or give it more with .timeout" in shown.err
-    assert "imported" in shown.out
-    assert not {"-p", "--timeout"} & set(shown.err.split())
-
-
-@pytest.mark.parametrize(
-    ("before", "wanted"),
-    [
-        ("", True),
-        ("next", True),
-        ("next-sc", True),
-        ("n", True),
-        ("SELECT n", False),
-        (";n", False),
-    ],
-)
-def test_saved_queries_are_completed_where_one_may_stand(before, wanted):
-    completer = SqlCompleter(COLUMNS, ["kdev"], [".run"], queries.SAVED)
-    found = completer.get_completions(Document(before), CompleteEvent())
-    filled = [before[: len(before) + one.start_position] + one.text for one in found]
-    assert ("next-scan" in filled) == wanted
-
-
-def test_the_history_is_ones_own(tmp_path, monkeypatch, capsys):
-    session("SELECT 'remember me';\r.quit\r", capsys)
-    path = history_path()
-    assert path == tmp_path / "state" / "irmapdb" / "sql-history"
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
-    assert "remember me" in path.read_text()
-    path.chmod(0o644)
-    history_path()
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    path.unlink()
-    path.symlink_to(tmp_path / "elsewhere")
-    assert history_path() is None
-    assert not (tmp_path / "elsewhere").exists()
-    monkeypatch.setenv("XDG_STATE_HOME", "relative")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert history_path() == tmp_path / ".local" / "state" / "irmapdb" / "sql-history"
-
-
-COLUMNS = {
-    "mapping": ("id", "dev", "path"),
-    "run": ("id", "event"),
-    "stale_mappings": ("path", "moved_to"),
-}
-
-
-@pytest.mark.parametrize(
-    ("before", "wanted"),
-    [
-        ("SEL", ["SELECT"]),
-        ("sel", ["select"]),
-        ("SELECT * FROM ", ["mapping", "run", "stale_mappings"]),
-        ("SELECT * FROM map", ["mapping"]),
-        ("SELECT * FROM run JOIN st", ["stale_mappings"]),
-        ("SELECT * FROM run r, map", ["mapping"]),
-        ("SELECT * FROM run WHERE ev", ["event"]),
-        ("SELECT * FROM stale_mappings WHERE mov", ["moved_to"]),
-        ("SELECT * FROM mapping AS m WHERE m.p", ["m.path"]),
-        ("SELECT * FROM mapping m, run WHERE run.", ["run.id", "run.event"]),
-        ("SELECT kd", ["kdev("]),
-        ("SELECT x.", []),
-        ("SELECT ", []),
-    ],
-)
-def test_what_may_come_next(before, wanted):
-    assert list(propose(before, COLUMNS, ["kdev", "hex_ino"])) == wanted
-
-
-def test_a_terminal_gets_a_prompt():
-    pid, fd = pty.fork()
-    if pid == 0:
-        environ = {
-            **os.environ,
-            "PROMPT_TOOLKIT_NO_CPR": "1",
-            "TERM": "xterm",
-            "PYTHONPATH": os.path.dirname(os.path.dirname(__file__)),
-        }
-        os.execve(sys.executable, [sys.executable, "-m", "irmapdb", "sql"], environ)
-    try:
-        until(fd, b"irmapdb>")
-        os.write(fd, b"SELECT count(*) AS runs,\rhex_ino(41, 9) AS log FROM run;\r")
-        assert b"29:9" in until(fd, b"1 row (", b"irmapdb>")
-        numbers = b"WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n FROM c)"
-        os.write(fd, numbers + b" SELECT max(n) FROM c;\r")
-        until(fd, b"\x1b[?2004l")  # the line is taken
-        time.sleep(0.5)
-        os.write(fd, b"\x03")
-        until(fd, b"stopped", b"irmapdb>")
-        os.write(fd, b".quit\r")
-        with contextlib.suppress(
-            OSError, EOFError
-        ):  # the terminal goes with the last who has it open
-            until(fd, b"never")
-        _, status = os.waitpid(pid, 0)
-    except BaseException:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-        raise
-    finally:
-        os.close(fd)
-    assert os.waitstatus_to_exitcode(status) == 0
-
-
-def until(fd, *wanted):
-    """What is read until it has all of these, one after the other: they may come in one read."""
-    seen = b""
-    in_order = re.compile(b".*".join(map(re.escape, wanted)), re.DOTALL)
-    while not in_order.search(seen):
-        assert select.select([fd], [], [], 60)[0], seen
-        some = os.read(fd, 65536)
-        if not some:
-            raise EOFError(seen)
-        seen += some
-    return seen
+@pytest.mark.parametrize("form", [(), ("--json",)])
+def test_a_terminal_without_a_query_gets_the_saved_ones_and_other_tools(form, place):
+    code, shown = at_terminal("sql", *form, cwd=place, stdin_too=True)
+    text = shown.decode()
+    assert code == 0
+    assert text.startswith(irmapdb("sql", "--list", *form).out)
+    for tool in ("sqlite3 -readonly", "litecli", "datasette"):
+        assert f"    {tool} irmap.db\n" in text

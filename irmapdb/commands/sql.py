@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from irmapdb.store.ask import Answer, Ask, Value
 
-__all__ = ["add_to", "parse_parameter", "resolve", "saved_name"]
+__all__ = ["add_to", "parse_parameter", "resolve"]
 
 _FINDINGS = 3
 _LIMIT_ROWS = 10_000
@@ -31,6 +31,12 @@ _TEXT_LIMIT_BYTES = 16 << 20
 """The longest text of questions. SQLite takes 1 MiB for each."""
 _TIMEOUT_S = 30.0
 _GRACE_S = 1.0  # SQLite ends by itself what it looks at between its steps
+
+_OTHER_TOOLS = """
+`irmapdb sql NAME` runs one of these, `irmapdb sql 'SELECT …'` any other query. For a session:
+    sqlite3 -readonly {database}
+    litecli {database}
+    datasette {database}"""
 
 _NAME = re.compile(r"[A-Za-z][\w-]*")
 _INTEGER = re.compile(r"0|-?[1-9]\d{0,18}")
@@ -52,7 +58,7 @@ def sql(
         str | None,
         typer.Argument(
             metavar="[QUERY]",
-            help="SQL, or the name of a saved query.  [default: stdin, or a prompt]",
+            help="SQL, or the name of a saved query.  [default: stdin]",
             show_default=False,
         ),
     ] = None,
@@ -101,10 +107,11 @@ def sql(
     Nothing is ever changed: the file is opened for reading, and what would write, attach another
     file or load an extension is refused. It may be in use meanwhile.
 
-    Tables and views are in `docs/sql.md`, and in the file itself (`.schema` at the prompt).
-    Functions beside SQLite's own: kdev('254:0') ↔ 266338304, hex_ino(dev, ino) as CRIU's log has
-    it, path_text(path). Without QUERY and at a terminal there is a prompt, with history and
-    completion.
+    Tables and views are in `docs/sql.md`. Functions beside SQLite's own: kdev('254:0') ↔ 266338304,
+    hex_ino(dev, ino) as CRIU's log has it, path_text(path).
+
+    Without QUERY and FILE, the SQL comes from stdin. If stdin is a terminal, the saved queries are
+    listed. For a session with the database, use `sqlite3 -readonly`, `litecli` or `datasette`.
 
     Exit code 3: there were more rows than --limit.
 
@@ -124,8 +131,12 @@ def sql(
         message = "--json and --csv are two forms"
         raise UsageError(message, advice="give one of them")
     form = Form.JSON if as_json else Form.CSV if as_csv else Form.TABLE
-    if list_saved:
+    asks_nothing = query is None and file is None and sys.stdin.isatty()
+    if list_saved or asks_nothing:
         _print_saved(as_json=as_json)
+        if asks_nothing and not list_saved:
+            sys.stdout.flush()
+            output.say(_OTHER_TOOLS.format(database=output.shown(database_path(db, work_dir))))
         return
     if query is not None and not query.strip():
         message = "an empty query"
@@ -134,9 +145,6 @@ def sql(
         message = "a query and a file"
         raise UsageError(message, advice="give one of them")
     values = dict(map(parse_parameter, parameter or ()))
-    if query is None and file is None and sys.stdin.isatty():
-        _prompt(database_path(db, work_dir), form, limit or None, timeout or None)
-        return
     name = "" if query is not None else _name(file)
     text = _read(file) if query is None else query
     text, values = resolve(text, values)
@@ -184,9 +192,7 @@ def _answer(
     except SqlError as error:
         if not name:
             raise
-        raise SqlError(
-            f"{name}: {error.args[0]}", advice=error.advice, place=error.place
-        ) from error
+        raise SqlError(f"{name}: {error.args[0]}", advice=error.advice) from error
     return cut
 
 
@@ -234,37 +240,28 @@ def _read(file: Path | None) -> str:
     return data.decode("utf-8", "surrogateescape")
 
 
-def saved_name(text: str) -> str | None:
-    """The one word that a text is, unless it is SQL; nobody need have saved it."""
-    word = text.strip().removesuffix(";").strip()
-    return word if _NAME.fullmatch(word) and word.upper() not in _BARE_STATEMENTS else None
-
-
-def resolve(
-    text: str, values: dict[str, Value], *, at_prompt: bool = False
-) -> tuple[str, dict[str, Value]]:
+def resolve(text: str, values: dict[str, Value]) -> tuple[str, dict[str, Value]]:
     """The statement of a saved query with its parameters; any other text as it is.
 
     UsageError for a name that nobody saved, and for a parameter that it does not have.
     """
     from irmapdb import queries
 
-    word = saved_name(text)
-    if word is None:
+    word = text.strip().removesuffix(";").strip()
+    if not _NAME.fullmatch(word) or word.upper() in _BARE_STATEMENTS:
         return text, values
     saved = queries.find(word)
     for name in values:
         if name not in saved.parameters:
             known = ", ".join(saved.parameters) or "no parameter"
-            message = f"{_flag(at_prompt)}{output.shown(name)}: the saved query {word} has {known}"
+            message = f"-p {output.shown(name)}: the saved query {word} has {known}"
             raise UsageError(message)
     for name, default in saved.parameters.items():
         if default is None and name not in values:
             message = f"the saved query {word} needs {name}"
-            how = f".run {word} " if at_prompt else _flag(at_prompt)
-            raise UsageError(message, advice=f"{how}{name}=VALUE")
+            raise UsageError(message, advice=f"-p {name}=VALUE")
     given = {
-        name: _checked(f"{_flag(at_prompt)}{name}", value, saved.parameters[name])
+        name: _checked(f"-p {name}", value, saved.parameters[name])
         for name, value in values.items()
     }
     return saved.sql, {**saved.parameters, **given}
@@ -297,13 +294,12 @@ def _inode(shown: str, value: Value) -> Value:
     return ino if ino < 1 << 63 else str(ino)
 
 
-def parse_parameter(text: str, *, at_prompt: bool = False) -> tuple[str, Value]:
+def parse_parameter(text: str) -> tuple[str, Value]:
     """`NAME=VALUE`. A number is a number; text that is no UTF-8 is a BLOB, as paths are."""
     name, equals, value = text.partition("=")
     if not equals or not name.isidentifier():
-        flag = _flag(at_prompt)
-        message = f"{flag}{output.shown(text)}: not NAME=VALUE"
-        raise UsageError(message, advice=f"write {flag}days=7 for :days")
+        message = f"-p {output.shown(text)}: not NAME=VALUE"
+        raise UsageError(message, advice="write -p days=7 for :days")
     if _INTEGER.fullmatch(value) and -(1 << 63) <= int(value) < 1 << 63:
         return name, int(value)
     raw = os.fsencode(value)
@@ -311,10 +307,6 @@ def parse_parameter(text: str, *, at_prompt: bool = False) -> tuple[str, Value]:
         return name, raw.decode()
     except UnicodeDecodeError:
         return name, raw
-
-
-def _flag(at_prompt: bool) -> str:
-    return "" if at_prompt else "-p "
 
 
 def _print_saved(*, as_json: bool) -> None:
@@ -347,10 +339,3 @@ def _print_saved(*, as_json: bool) -> None:
             for one in queries.SAVED.values()
         ],
     )
-
-
-def _prompt(database: Path, form: Form, limit: int | None, timeout_s: float | None) -> None:
-    from irmapdb.commands.prompt import Prompt
-
-    with _open(database) as ask:
-        Prompt(ask, form, limit, timeout_s).run()

@@ -16,15 +16,15 @@ import re
 import sqlite3
 import time
 from contextlib import ExitStack, closing, suppress
-from typing import TYPE_CHECKING, NamedTuple, Self, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, NoReturn, Self, TypeAlias
 
 from irmapdb.errors import SqlError
 from irmapdb.model import InodeKey, format_kdev, kdev_of
-from irmapdb.store import sqltext
 from irmapdb.store.failures import explain, primary_code, show, translated
 from irmapdb.store.limits import VALUE_BYTES
 from irmapdb.store.place import open_place
 from irmapdb.store.raw import check_unchanged, connect_raw
+from irmapdb.store.sqltext import split
 from irmapdb.store.values import from_ino
 from irmapdb.store.version import check_newest
 
@@ -33,9 +33,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from irmapdb.store.file import AnyPath
-    from irmapdb.store.sqltext import Piece
 
-__all__ = ["FUNCTIONS", "Answer", "Ask", "Hints", "Value"]
+__all__ = ["FUNCTIONS", "Answer", "Ask", "Value"]
 
 Value: TypeAlias = str | bytes | int | float | None
 """What a cell holds. TEXT that another tool has spoilt has its odd bytes as lone surrogates."""
@@ -57,6 +56,8 @@ _BYTES_A_CELL = 8
 _MESSAGE_WIDTH = 200
 _STEPS_BETWEEN_LOOKS = 500
 
+_WORD = re.compile(r"\w+")
+_MISSING = re.compile(r'no such (?P<kind>column|table|function): "?(?P<name>[^"()]+)')
 _DEVICE = re.compile(r"(\d{1,20}):(\d{1,20})", re.ASCII)
 
 _ALLOWED = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_RECURSIVE}
@@ -78,14 +79,6 @@ _QUESTION_AT_FAULT = {
 }
 
 
-class Hints(NamedTuple):
-    """What to do next, in the words of the place where the question was asked."""
-
-    time: str = "give it more with --timeout"
-    value: str = "-p {name}=VALUE"
-    odd_path: str = "write a path that is no UTF-8 as x'2f…', or give it with -p path=…"
-
-
 class Answer(NamedTuple):
     """What one statement gave."""
 
@@ -102,7 +95,6 @@ class Ask:
     def __init__(self, raw: sqlite3.Connection, path: bytes, wait_s: float) -> None:
         self.path = path
         """The file, absolute."""
-        self.hints = Hints()
         self._raw = raw
         self._wait_s = wait_s
         self._stack = ExitStack()
@@ -155,10 +147,15 @@ class Ask:
         for what SQLite does not understand, what takes too long or gives more than 64 MiB, and
         what would not only read.
         """
-        values = dict(parameters or {})
-        for piece in sqltext.split(text):
-            self._check_parameters(text, piece, values)
-            yield self._run(text, piece, values, limit, timeout_s)
+        values = _Values(parameters or {})
+        for statement in split(text):
+            try:
+                yield self._run(statement.text, values, limit, timeout_s)
+            except SqlError as error:
+                if "\n" not in text.strip():
+                    raise
+                message = f"line {statement.line}: {error.message}"
+                raise SqlError(message, advice=error.advice) from error
 
     def columns(self) -> dict[str, tuple[str, ...]]:
         """The columns of every table and view, tables first."""
@@ -173,16 +170,6 @@ class Ask:
                     rows = self._execute(columns, {"name": name})
                     found[name] = tuple(column for (column,) in rows)
         return found
-
-    def schema(self, name: str | None = None) -> list[str]:
-        """The statements that made a table or view and its indexes, or all of them."""
-        made = (
-            "SELECT sql FROM sqlite_master WHERE sql IS NOT NULL "
-            "AND (:name IS NULL OR tbl_name = :name COLLATE NOCASE) ORDER BY rowid"
-        )
-        with suppress(UnicodeEncodeError), translated(self.path, self._wait_s):
-            return [f"{sql};" for (sql,) in self._execute(made, {"name": name})]
-        return []  # no name has a byte that is no UTF-8
 
     def close(self) -> None:
         """Give the file back. A second time does nothing."""
@@ -201,15 +188,10 @@ class Ask:
 
     def _execute(self, sql: str, values: Mapping[str, Value] | None = None) -> sqlite3.Cursor:
         # A plain cursor: the time of a question is not that of our own statements.
-        return self._raw.cursor(sqlite3.Cursor).execute(sql, values or {})
+        return self._raw.cursor(sqlite3.Cursor).execute(sql, () if values is None else values)
 
     def _run(
-        self,
-        text: str,
-        piece: Piece,
-        values: dict[str, Value],
-        limit: int | None,
-        timeout_s: float | None,
+        self, statement: str, values: _Values, limit: int | None, timeout_s: float | None
     ) -> Answer:
         self._refused = self._function_said = ""
         self._over = self._interrupted = False
@@ -217,11 +199,11 @@ class Ask:
         self._deadline = None if timeout_s is None else start + timeout_s
         try:
             # Closed in any case: an open statement would hold up who wants to tidy the log.
-            with closing(self._execute(piece.text, values)) as cursor:
+            with closing(self._execute(statement, values)) as cursor:
                 columns = tuple(column[0] for column in cursor.description or ())
                 rows = self._fetch(cursor, limit, timeout_s)
         except (sqlite3.Error, ValueError, OverflowError, MemoryError) as error:
-            raise self._explain(error, text, piece, timeout_s) from error
+            raise self._explain(error, statement, timeout_s) from error
         finally:
             self._deadline = None
         check_unchanged(self._raw)
@@ -246,18 +228,6 @@ class Ask:
                 message = f"stopped: the answer has more than {_BYTES_AN_ANSWER >> 20} MiB"
                 raise SqlError(message, advice="ask for fewer columns, or LIMIT the rows")
         return rows
-
-    def _check_parameters(self, text: str, piece: Piece, values: Mapping[str, Value]) -> None:
-        for token in sqltext.tokens(piece.text):
-            if token.kind != "parameter" or token.text[1:] in values:
-                continue
-            place = sqltext.excerpt(text, piece.start + token.start)
-            if token.text.startswith("?"):
-                advice = "write :NAME, and give its value by that name"
-                raise SqlError(f"{token.text} has no name", advice=advice, place=place)
-            name = token.text[1:]
-            advice = self.hints.value.format(name=name)
-            raise SqlError(f"{token.text} has no value", advice=advice, place=place)
 
     def _authorize(self, action: int, one: str | None, two: str | None, *_where: str | None) -> int:
         if action in _ALLOWED:
@@ -284,38 +254,33 @@ class Ask:
         self._over = self._deadline is not None and time.monotonic() > self._deadline
         return self._over
 
-    def _explain(
-        self, error: Exception, text: str, piece: Piece, timeout_s: float | None
-    ) -> BaseException:
+    def _explain(self, error: Exception, statement: str, timeout_s: float | None) -> BaseException:
         """The error to raise for a statement that failed."""
-        if isinstance(error, UnicodeEncodeError):
-            place = sqltext.excerpt(text, piece.start + error.start)
-            return SqlError("not UTF-8", advice=self.hints.odd_path, place=place)
-        if isinstance(error, UnicodeDecodeError):  # SQLite quotes bytes of the file
-            return SqlError(_one_line(show(error.object)))
         stopped = self._why_stopped(error, timeout_s)
         if stopped is not None:
             return stopped
-        if not isinstance(error, sqlite3.Error):
-            return SqlError(str(error))
+        if isinstance(error, sqlite3.Error):
+            return self._explain_sqlites(error, statement)
+        if isinstance(error, UnicodeEncodeError):
+            advice = "write a path that is no UTF-8 as x'2f…', or give it with -p path=…"
+            return SqlError("not UTF-8", advice=advice)
+        if isinstance(error, UnicodeDecodeError):  # SQLite quotes bytes of the file
+            return SqlError(_one_line(show(error.object)))
+        return SqlError(str(error))
+
+    def _explain_sqlites(self, error: sqlite3.Error, statement: str) -> BaseException:
         code = primary_code(error)
         if code == sqlite3.SQLITE_TOOBIG:
             message = f"stopped: a value has more than {VALUE_BYTES >> 20} MiB"
             return SqlError(message, advice="ask for a part of it, as substr(path, 1, 100) does")
         if self._refused or code == sqlite3.SQLITE_READONLY:
-            return self._refusal(text, piece)
+            return self._refusal(statement)
         if code is not None and code not in _QUESTION_AT_FAULT:
             return explain(self.path, error, self._wait_s)
-        if self._function_said:
-            message = self._function_said
-            name = message.partition(":")[0]
-            offset = sqltext.find_name(name, piece.text)
-        else:
-            message = str(error)
-            offset = sqltext.locate(message, piece.text, self._complaint)
-        place = "" if offset is None else sqltext.excerpt(text, piece.start + offset)
-        said = _at_line(text, piece, offset) + _one_line(message)
-        return SqlError(said, advice=self._advise(message), place=place)
+        if isinstance(error, sqlite3.ProgrammingError):  # "Binding 1 has no name, …"
+            return SqlError(str(error), advice="write :NAME, and give its value with -p NAME=VALUE")
+        message = self._function_said or str(error)
+        return SqlError(_one_line(message), advice=self._advise(message))
 
     def _why_stopped(self, error: Exception, timeout_s: float | None) -> BaseException | None:
         if isinstance(error, MemoryError):
@@ -330,35 +295,21 @@ class Ask:
         return KeyboardInterrupt() if at_work or self._interrupted else None
 
     def _stopped(self, timeout_s: float | None) -> SqlError:
-        advice = f"narrow the question, or {self.hints.time}"
+        advice = "narrow the question, or give it more with --timeout"
         return SqlError(f"stopped: it took longer than {timeout_s or 0:g} s", advice=advice)
 
-    def _refusal(self, text: str, piece: Piece) -> SqlError:
-        first = next(sqltext.tokens(piece.text))
-        what = first.text.upper()
-        if what in {"SELECT", "VALUES", "WITH", "EXPLAIN", "PRAGMA"}:
+    def _refusal(self, statement: str) -> SqlError:
+        first = _WORD.match(statement)
+        what = first[0].upper() if first else ""
+        if what in {"", "SELECT", "VALUES", "WITH", "EXPLAIN", "PRAGMA"}:
             what = self._refused or what
-        advice = "irmapdb sql only reads"
-        place = sqltext.excerpt(text, piece.start)
-        return SqlError(f"{what} is refused", advice=advice, place=place)
-
-    def _complaint(self, text: str) -> str:
-        # EXPLAIN: understood, but not run.
-        first = next(sqltext.tokens(text), None)
-        explained = text if first and first.text.upper() == "EXPLAIN" else f"EXPLAIN {text}"
-        try:
-            self._execute(explained, _Nulls()).close()
-        except sqlite3.Error as error:
-            return str(error)
-        except UnicodeDecodeError as error:
-            return show(error.object)
-        return ""
+        return SqlError(f"{what} is refused", advice="irmapdb sql only reads")
 
     def _advise(self, message: str) -> str:
-        missing = sqltext.name_in(message)
+        missing = _MISSING.match(message)
         if missing is None:
             return ""
-        kind, name = missing
+        kind, name = missing["kind"], missing["name"].rpartition(".")[2]
         columns = self.columns()
         known = {
             "table": list(columns),
@@ -383,11 +334,11 @@ class Ask:
         self._raw.create_function(name, arguments, told, deterministic=True)
 
 
-class _Nulls(dict[str, None]):
-    """A value for every parameter."""
+class _Values(dict[str, "Value"]):
+    """The values of a question's parameters. A parameter without one is an error of ours."""
 
-    def __missing__(self, key: str) -> None:
-        return None
+    def __missing__(self, key: str) -> NoReturn:
+        raise SqlError(f":{key} has no value", advice=f"-p {key}=VALUE")
 
 
 _WRITES = {
@@ -411,14 +362,6 @@ def _one_line(message: str) -> str:
     # A string that is not closed is quoted to its end.
     shown = "".join(one if one.isprintable() else " " for one in message)
     return shown if len(shown) <= _MESSAGE_WIDTH else f"{shown[:_MESSAGE_WIDTH]}…"
-
-
-def _at_line(text: str, piece: Piece, offset: int | None) -> str:
-    # Where the text has several lines, and only then.
-    if "\n" not in text.strip():
-        return ""
-    line = text.count("\n", 0, piece.start + (offset or 0)) + 1
-    return f"line {line}: "
 
 
 def _kdev(value: Value) -> Value:

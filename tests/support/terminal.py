@@ -16,13 +16,22 @@ if TYPE_CHECKING:
 __all__ = ["at_terminal"]
 
 
-def at_terminal(*words: str | os.PathLike[str], cwd: Path) -> tuple[int, bytes]:
-    """The exit code of `irmapdb WORDS`, and all that it wrote to stdout and stderr, a terminal."""
+def at_terminal(
+    *words: str | os.PathLike[str], cwd: Path, stdin_too: bool = False
+) -> tuple[int, bytes]:
+    """The exit code of `irmapdb WORDS`, and all that it wrote to stdout and stderr, a terminal.
+
+    `stdin_too`: stdin is that terminal as well, not /dev/null. Nothing is typed.
+    """
     ours, theirs = pty.openpty()
     tty.setraw(theirs)  # no "\\r" that nobody wrote
     command = [sys.executable, "-m", "irmapdb", *map(os.fspath, words)]
     with subprocess.Popen(
-        command, cwd=cwd, stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs
+        command,
+        cwd=cwd,
+        stdin=theirs if stdin_too else subprocess.DEVNULL,
+        stdout=theirs,
+        stderr=theirs,
     ) as task:
         os.close(theirs)
         said = b""
