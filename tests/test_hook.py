@@ -258,11 +258,11 @@ def test_nothing_slow_is_imported_before_the_answer(watcher, work, tmp_path):
     watcher.add_inotify(tmp_path, IN_CREATE)
     code = (
         "import json, sys, time\n"
-        "from irmapdb import hookjob\n"
+        "from irmapdb.criu import hook_job\n"
         "from irmapdb.config import Config, HookConfig, load_config\n"
         "load_config()\n"
-        f"job = hookjob.Job({watcher.pid}, '', Config(), HookConfig(), time.monotonic())\n"
-        "served = hookjob.serve(job)\n"
+        f"job = hook_job.Job({watcher.pid}, '', Config(), HookConfig(), time.monotonic())\n"
+        "served = hook_job.serve(job)\n"
         "print(json.dumps([served.done.summary, sorted(sys.modules)]))\n"
         "print(served.keep())"
     )
