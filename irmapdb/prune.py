@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-__all__ = ["Options", "Report", "describe", "prune"]
+__all__ = ["PruneOptions", "PruneReport", "describe", "prune"]
 
 _ROWS_A_TRANSACTION = 20_000
 """So that nobody who wants to write waits for long, and the log does not become as large as the
@@ -23,7 +23,7 @@ database."""
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class PruneOptions:
     """What is to be kept, and how."""
 
     database: Path
@@ -38,7 +38,7 @@ class Options:
     """How long to wait for another process's step in the database."""
 
 
-class Report(NamedTuple):
+class PruneReport(NamedTuple):
     """What was taken out; with `dry_run`, what would be."""
 
     pruned: Pruned
@@ -54,13 +54,13 @@ class Report(NamedTuple):
     """The revision of the schema that it had before; None where that is the newest."""
 
 
-def prune(options: Options) -> Report:
+def prune(options: PruneOptions) -> PruneReport:
     """Take out what need not be kept, in several transactions; the last one adds a run for it."""
     now = datetime.now(UTC)
     if options.dry_run:
         with Store.open_readonly(options.database, wait_s=options.wait_s) as store:
             pruned = store.prunable(options.keep, now)
-            return Report(pruned, None, *store.size(), private_copy=store.why_copied)
+            return PruneReport(pruned, None, *store.size(), private_copy=store.why_copied)
     with Store.open(options.database, create=False, wait_s=options.wait_s) as store:
         pruned = _prune_all(store, options, now)
         # Not for one run alone: it may be that of the prune before, and so on for ever.
@@ -69,10 +69,10 @@ def prune(options: Options) -> Report:
         if options.vacuum:
             store.vacuum()
         old = None if store.upgraded is None else store.upgraded.old
-        return Report(pruned, run_id, *store.size(), store.why_copied, old)
+        return PruneReport(pruned, run_id, *store.size(), store.why_copied, old)
 
 
-def _prune_all(store: Store, options: Options, now: datetime) -> Pruned:
+def _prune_all(store: Store, options: PruneOptions, now: datetime) -> Pruned:
     total = Pruned()
     while True:
         with store.step(more=True) as tx:

@@ -14,16 +14,16 @@ from irmapdb.criu.check.predict import decide
 from irmapdb.criu.check.verdicts import (
     CacheLook,
     Call,
+    CriuOutcome,
     CriuVersion,
     Facts,
     Found,
     HandleLook,
     Look,
-    Outcome,
     OverlayLook,
     Prediction,
     SearchLook,
-    Verdict,
+    WatchVerdict,
 )
 from irmapdb.criu.check.version import ASSUMED, criu_version, parse_version
 from irmapdb.errors import UsageError
@@ -41,8 +41,8 @@ MAYBE = Found(b"/srv/file", right=None)
 OTHER = Found(b"/srv/other", right=False)
 LINK = Found(b"/srv/link", right=True, symlink=True)
 ELSEWHERE = SearchLook(b"/etc/hosts")
-_NO_RESTORE = Verdict.NO_RESTORE, Outcome.NO_PATH
-_NO_PATH = Verdict.NO_PATH, Outcome.NO_PATH
+_NO_RESTORE = WatchVerdict.NO_RESTORE, CriuOutcome.NO_PATH
+_NO_PATH = WatchVerdict.NO_PATH, CriuOutcome.NO_PATH
 NAMED = HandleLook(opened=True, found=FILE)
 NAMELESS = HandleLook(opened=True)
 UNOPENED = HandleLook(opened=False, why_not="Stale file handle")
@@ -56,52 +56,62 @@ def facts(fstype: str | None = "ext4", **looks: object) -> Facts:
 @pytest.mark.parametrize(
     ("known", "call", "verdict", "outcome"),
     [
-        (facts(handle=NAMED), FORCED, Verdict.PATH, Outcome.PATH),
+        (facts(handle=NAMED), FORCED, WatchVerdict.PATH, CriuOutcome.PATH),
         (
             facts("fuse", handle=HandleLook(opened=True, found=MAYBE)),
             AS_IT_IS,
-            Verdict.UNKNOWN,
-            Outcome.PATH,
+            WatchVerdict.UNKNOWN,
+            CriuOutcome.PATH,
         ),
         (
             facts("overlay", handle=UNOPENED, cache=CacheLook(MAYBE)),
             AS_IT_IS,
-            Verdict.UNKNOWN,
-            Outcome.PATH,
+            WatchVerdict.UNKNOWN,
+            CriuOutcome.PATH,
         ),
         (
             facts("overlay", handle=UNOPENED, overlay=OverlayLook((MAYBE,), 1000, 1500)),
             NEWER,
-            Verdict.UNKNOWN,
-            Outcome.PATH,
+            WatchVerdict.UNKNOWN,
+            CriuOutcome.PATH,
         ),
         (
             facts(handle=HandleLook(opened=True, found=OTHER)),
             AS_IT_IS,
-            Verdict.WRONG_PATH,
-            Outcome.WRONG_PATH,
+            WatchVerdict.WRONG_PATH,
+            CriuOutcome.WRONG_PATH,
         ),
-        (facts(handle=NAMELESS, search=SearchLook()), AS_IT_IS, Verdict.NO_PATH, Outcome.NO_PATH),
-        (facts("btrfs", handle=NAMELESS), AS_IT_IS, Verdict.NO_PATH, Outcome.NO_PATH),
-        (facts("tmpfs", handle=NAMELESS), AS_IT_IS, Verdict.FAILS, Outcome.FAILS),
-        (facts(handle=NAMELESS, cache=CacheLook(FILE)), FORCED, Verdict.CACHE, Outcome.PATH),
+        (
+            facts(handle=NAMELESS, search=SearchLook()),
+            AS_IT_IS,
+            WatchVerdict.NO_PATH,
+            CriuOutcome.NO_PATH,
+        ),
+        (facts("btrfs", handle=NAMELESS), AS_IT_IS, WatchVerdict.NO_PATH, CriuOutcome.NO_PATH),
+        (facts("tmpfs", handle=NAMELESS), AS_IT_IS, WatchVerdict.FAILS, CriuOutcome.FAILS),
+        (
+            facts(handle=NAMELESS, cache=CacheLook(FILE)),
+            FORCED,
+            WatchVerdict.CACHE,
+            CriuOutcome.PATH,
+        ),
         (
             facts(handle=NAMELESS, cache=CacheLook(OTHER)),
             FORCED,
-            Verdict.WRONG_PATH,
-            Outcome.WRONG_PATH,
+            WatchVerdict.WRONG_PATH,
+            CriuOutcome.WRONG_PATH,
         ),
         (
             facts(handle=NAMELESS, cache=CacheLook(), scan=(FILE,)),
             FORCED,
-            Verdict.PATH,
-            Outcome.PATH,
+            WatchVerdict.PATH,
+            CriuOutcome.PATH,
         ),
         (
             facts("overlay", handle=UNOPENED, cache=CacheLook(), scan=(FILE, OTHER)),
             AS_IT_IS,
-            Verdict.WRONG_PATH,
-            Outcome.WRONG_PATH,
+            WatchVerdict.WRONG_PATH,
+            CriuOutcome.WRONG_PATH,
         ),
         (
             facts(
@@ -111,27 +121,27 @@ def facts(fstype: str | None = "ext4", **looks: object) -> Facts:
                 search=SearchLook(b"/srv/file", acceptable=True),
             ),
             AS_IT_IS,
-            Verdict.OPTIONS,
-            Outcome.FAILS,
+            WatchVerdict.OPTIONS,
+            CriuOutcome.FAILS,
         ),
         (
             facts("overlay", handle=UNOPENED, **NOTHING, search=SearchLook(b"/srv/file")),
             AS_IT_IS,
-            Verdict.FAILS,
-            Outcome.FAILS,
+            WatchVerdict.FAILS,
+            CriuOutcome.FAILS,
         ),
-        (facts("btrfs", handle=NAMELESS, **NOTHING), FORCED, Verdict.FAILS, Outcome.FAILS),
+        (facts("btrfs", handle=NAMELESS, **NOTHING), FORCED, WatchVerdict.FAILS, CriuOutcome.FAILS),
         (
             facts("overlay", handle=UNOPENED, overlay=OverlayLook((FILE,), 1000, 1500)),
             NEWER,
-            Verdict.WALK,
-            Outcome.PATH,
+            WatchVerdict.WALK,
+            CriuOutcome.PATH,
         ),
         (
             facts("overlay", handle=UNOPENED, overlay=OverlayLook((FILE, OTHER), 1000, 1500)),
             NEWER,
-            Verdict.WRONG_PATH,
-            Outcome.WRONG_PATH,
+            WatchVerdict.WRONG_PATH,
+            CriuOutcome.WRONG_PATH,
         ),
         (facts(handle=NAMELESS, search=SearchLook(), own_mounts=False), AS_IT_IS, *_NO_RESTORE),
         (facts("fuse.sshfs", handle=NAMELESS, search=SearchLook()), AS_IT_IS, *_NO_RESTORE),
@@ -147,8 +157,8 @@ def facts(fstype: str | None = "ext4", **looks: object) -> Facts:
         (
             facts("tmpfs", handle=HandleLook(opened=True, mounted=ELSEWHERE)),
             AS_IT_IS,
-            Verdict.FAILS,
-            Outcome.FAILS,
+            WatchVerdict.FAILS,
+            CriuOutcome.FAILS,
         ),
         (
             facts("overlay", handle=UNOPENED, overlay=OverlayLook((), 9, 9), search=ELSEWHERE),
@@ -158,22 +168,32 @@ def facts(fstype: str | None = "ext4", **looks: object) -> Facts:
         (
             facts("overlay", handle=UNOPENED, overlay=OverlayLook((LINK,), 9, 9)),
             NEWER,
-            Verdict.SYMLINK,
-            Outcome.PATH,
+            WatchVerdict.SYMLINK,
+            CriuOutcome.PATH,
         ),
-        (facts(handle=NAMELESS, cache=CacheLook(LINK)), FORCED, Verdict.SYMLINK, Outcome.PATH),
+        (
+            facts(handle=NAMELESS, cache=CacheLook(LINK)),
+            FORCED,
+            WatchVerdict.SYMLINK,
+            CriuOutcome.PATH,
+        ),
         (
             facts("overlay", handle=UNOPENED, **NOTHING, search=SearchLook(gave_up="late")),
             AS_IT_IS,
-            Verdict.UNKNOWN,
-            Outcome.FAILS,
+            WatchVerdict.UNKNOWN,
+            CriuOutcome.FAILS,
         ),
-        (facts(unseen=("no", "stop")), AS_IT_IS, Verdict.UNKNOWN, Outcome.UNKNOWN),
-        (facts(hopeless=("no", "stop")), AS_IT_IS, Verdict.FAILS, Outcome.FAILS),
-        (Facts(WATCHED._replace(handle=None), "overlay"), FORCED, Verdict.FAILS, Outcome.FAILS),
+        (facts(unseen=("no", "stop")), AS_IT_IS, WatchVerdict.UNKNOWN, CriuOutcome.UNKNOWN),
+        (facts(hopeless=("no", "stop")), AS_IT_IS, WatchVerdict.FAILS, CriuOutcome.FAILS),
+        (
+            Facts(WATCHED._replace(handle=None), "overlay"),
+            FORCED,
+            WatchVerdict.FAILS,
+            CriuOutcome.FAILS,
+        ),
     ],
 )
-def test_verdict(known: Facts, call: Call, verdict: Verdict, outcome: Outcome) -> None:
+def test_verdict(known: Facts, call: Call, verdict: WatchVerdict, outcome: CriuOutcome) -> None:
     said = decide(known, call)
     assert isinstance(said, Prediction)
     assert (said.verdict, said.outcome) == (verdict, outcome)
@@ -260,10 +280,10 @@ def test_every_decision_ends_and_looks_only_forward(everything: Facts, call: Cal
         known = replace(known, **{FIELDS[step]: getattr(everything, FIELDS[step])})
         step = decide(known, call)
     assert step == decide(everything, call)
-    linked = step.verdict is Verdict.SYMLINK
-    assert (step.verdict.right or linked) == (step.outcome is Outcome.PATH)
-    assert (step.verdict is Verdict.WRONG_PATH) == (step.outcome is Outcome.WRONG_PATH)
-    assert everything.own_mounts or step.verdict is not Verdict.NO_PATH
+    linked = step.verdict is WatchVerdict.SYMLINK
+    assert (step.verdict.right or linked) == (step.outcome is CriuOutcome.PATH)
+    assert (step.verdict is WatchVerdict.WRONG_PATH) == (step.outcome is CriuOutcome.WRONG_PATH)
+    assert everything.own_mounts or step.verdict is not WatchVerdict.NO_PATH
     # Whoever reads that something is not right is told what to do.
     assert step.why
     assert step.verdict.right or step.advice

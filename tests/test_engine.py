@@ -13,7 +13,7 @@ from irmapdb.model import (
     Unresolved,
 )
 from irmapdb.resolve import engine
-from irmapdb.resolve.engine import Candidate, Deleted, Disproved, Note, Outcome
+from irmapdb.resolve.engine import Candidate, Deleted, Disproved, Note, Resolution
 
 A, B, C = (Identity(7, ino, FileHandle(1, b"%d" % ino)) for ino in (1, 2, 3))
 EVERYONE = (A, B, C)
@@ -51,7 +51,7 @@ def test_the_cheapest_that_proves_it_answers_and_nobody_else_is_asked():
     second = Script(Source.HANDLE, Note(B, "no name"), Candidate(B, b"/b"))
     third = Script(Source.SCAN, Candidate(A, b"/wrong"))
     outcome = engine.resolve([A, B], [first, second, third], prove)
-    assert outcome == Outcome(
+    assert outcome == Resolution(
         resolved={
             A: Resolved(A, b"/a", Source.STORED),
             B: Resolved(B, b"/b", Source.HANDLE),
@@ -138,18 +138,18 @@ def test_when_time_is_up_what_was_proved_is_the_result():
 def test_nobody_is_asked_for_nothing():
     prove, _ = proof({})
     script = Script(Source.STORED)
-    assert engine.resolve([], [script], prove) == Outcome()
+    assert engine.resolve([], [script], prove) == Resolution()
     assert script.saw == []
     assert engine.resolve([A], [], prove).unresolved == {A: Unresolved(A, ())}
 
 
 def test_a_later_batch_knows_better():
-    early = Outcome(
+    early = Resolution(
         resolved={A: Resolved(A, b"/a", Source.STORED), B: Resolved(B, b"/b", Source.SCAN)},
         unresolved={C: Unresolved(C, ())},
         disproved=[Disproved(C, b"/c", Source.STORED, StaleReason.GONE)],
     )
-    late = Outcome(
+    late = Resolution(
         resolved={C: Resolved(C, b"/c2", Source.SCAN)},
         unresolved={A: Unresolved(A, ())},
         disproved=[Disproved(A, b"/a", Source.STORED, StaleReason.REPLACED)],

@@ -11,7 +11,7 @@ from irmapdb.config import Config
 from irmapdb.kernel.identity import identify
 from irmapdb.kernel.root import open_root
 from irmapdb.model import FileHandle, Identity, Resolved, Source
-from irmapdb.resolve.engine import Outcome
+from irmapdb.resolve.engine import Resolution
 from tests.support.names import deep_file
 
 _NOBODY_WAITS = Config(skip_filesystems=frozenset()).may_wait
@@ -24,7 +24,7 @@ def root():
 
 
 def _outcome(*answers):
-    return Outcome(
+    return Resolution(
         resolved={
             identity: Resolved(identity, paths[0], Source.SCAN, tuple(paths[1:]))
             for identity, *paths in answers

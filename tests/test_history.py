@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from irmapdb.checkpoint import changes
-from irmapdb.checkpoint.changes import Story
+from irmapdb.checkpoint.changes import ChangeSet
 from irmapdb.model import (
     Change,
     ChangeKind,
@@ -18,7 +18,7 @@ from irmapdb.model import (
     StaleReason,
 )
 from irmapdb.resolve import engine
-from irmapdb.resolve.engine import Candidate, Disproved, Outcome
+from irmapdb.resolve.engine import Candidate, Disproved, Resolution
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 A, B = (Identity(7, 100, FileHandle(1, name)) for name in (b"a", b"b"))  # one key, two inodes
@@ -48,7 +48,7 @@ def loaded(*rows):
 
 
 def outcome(*resolved, disproved=()):
-    return Outcome({answer.identity: answer for answer in resolved}, {}, list(disproved))
+    return Resolution({answer.identity: answer for answer in resolved}, {}, list(disproved))
 
 
 def failed(identity, path, reason=StaleReason.GONE, source=Source.STORED, mntns=0):
@@ -63,27 +63,27 @@ def unasked(identity, path):
 def test_a_row_that_holds_is_a_hit_and_no_news():
     rows = loaded(row(1, A, b"/a"))
     answer = Resolved(A, b"/a", Source.STORED)
-    assert changes.tell(rows, outcome(answer), unasked) == Story((), (), 1)
+    assert changes.diff(rows, outcome(answer), unasked) == ChangeSet((), (), 1)
 
 
 def test_a_first_path_is_found():
     answer = Resolved(A, b"/a", Source.HANDLE, (b"/hard",))
     found = Change(ChangeKind.FOUND, A, b"/a")
-    assert changes.tell({}, outcome(answer), unasked) == Story((), (found,), 0)
+    assert changes.diff({}, outcome(answer), unasked) == ChangeSet((), (found,), 0)
 
 
 def test_a_row_that_failed_is_stale_or_moved():
     lost = row(1, A, b"/a")
     gone = failed(A, b"/a", StaleReason.REPLACED)
     stale = Change(ChangeKind.STALE, A, b"/a", reason=StaleReason.REPLACED)
-    assert changes.tell(loaded(lost), outcome(disproved=[gone]), unasked) == Story(
+    assert changes.diff(loaded(lost), outcome(disproved=[gone]), unasked) == ChangeSet(
         ((lost, StaleReason.REPLACED),), (stale,), 0
     )
     answer = Resolved(A, b"/new", Source.SCAN)
     moved = Change(ChangeKind.MOVED, A, b"/new", b"/a", StaleReason.REPLACED)
-    assert changes.tell(loaded(lost), outcome(answer, disproved=[gone, gone]), unasked) == Story(
-        ((lost, StaleReason.REPLACED),), (moved,), 0
-    )
+    assert changes.diff(
+        loaded(lost), outcome(answer, disproved=[gone, gone]), unasked
+    ) == ChangeSet(((lost, StaleReason.REPLACED),), (moved,), 0)
 
 
 def test_a_number_alone_has_not_moved():
@@ -91,7 +91,7 @@ def test_a_number_alone_has_not_moved():
     bare = A._replace(handle=None)
     rows = loaded(row(1, bare, b"/a"))
     gone = failed(A, b"/a")
-    told = changes.tell(rows, outcome(Resolved(A, b"/new", Source.SCAN), disproved=[gone]), unasked)
+    told = changes.diff(rows, outcome(Resolved(A, b"/new", Source.SCAN), disproved=[gone]), unasked)
     assert told.changes == (
         Change(ChangeKind.FOUND, A, b"/new"),
         Change(ChangeKind.STALE, bare, b"/a", reason=StaleReason.GONE),
@@ -100,12 +100,12 @@ def test_a_number_alone_has_not_moved():
     rows = loaded(row(1, A, b"/a"))
     gone = failed(bare, b"/a")
     answer = Resolved(bare, b"/new", Source.SCAN)
-    told = changes.tell(rows, outcome(answer, disproved=[gone]), lambda *_: StaleReason.GONE)
+    told = changes.diff(rows, outcome(answer, disproved=[gone]), lambda *_: StaleReason.GONE)
     assert [change.kind for change in told.changes] == [ChangeKind.FOUND, ChangeKind.STALE]
     # Of two lost names the one that is known by its handle has.
     rows = loaded(row(1, A, b"/a"), row(2, bare, b"/b"))
     both = [failed(A, b"/a"), failed(A, b"/b")]
-    told = changes.tell(rows, outcome(Resolved(A, b"/new", Source.SCAN), disproved=both), unasked)
+    told = changes.diff(rows, outcome(Resolved(A, b"/new", Source.SCAN), disproved=both), unasked)
     assert told.changes == (
         Change(ChangeKind.MOVED, A, b"/new", b"/a", StaleReason.GONE),
         Change(ChangeKind.STALE, bare, b"/b", reason=StaleReason.GONE),
@@ -115,7 +115,7 @@ def test_a_number_alone_has_not_moved():
 def test_of_several_lost_names_the_best_moved_and_the_others_are_stale():
     rows = loaded(row(1, A, b"/old"), row(2, A, b"/best"))
     answer = Resolved(A, b"/new", Source.HANDLE)
-    told = changes.tell(
+    told = changes.diff(
         rows, outcome(answer, disproved=[failed(A, b"/old"), failed(A, b"/best")]), unasked
     )
     assert {one.path for one, _ in told.stale} == {b"/old", b"/best"}
@@ -128,23 +128,25 @@ def test_of_several_lost_names_the_best_moved_and_the_others_are_stale():
 def test_one_of_two_hard_links_went():
     rows = loaded(row(1, A, b"/kept"), row(2, A, b"/gone"))
     answer = Resolved(A, b"/kept", Source.STORED)
-    told = changes.tell(rows, outcome(answer, disproved=[failed(A, b"/gone")]), unasked)
+    told = changes.diff(rows, outcome(answer, disproved=[failed(A, b"/gone")]), unasked)
     assert told.changes == (Change(ChangeKind.STALE, A, b"/gone", reason=StaleReason.GONE),)
     assert told.hits == 1
 
 
 def test_a_stale_row_is_history_until_its_path_is_true_again():
     rows = loaded(row(1, A, b"/a", stale=StaleReason.GONE))
-    assert changes.tell(rows, outcome(disproved=[failed(A, b"/a")]), unasked) == Story((), (), 0)
+    assert changes.diff(rows, outcome(disproved=[failed(A, b"/a")]), unasked) == ChangeSet(
+        (), (), 0
+    )
     answer = Resolved(A, b"/a", Source.HANDLE)
     revived = Change(ChangeKind.REVIVED, A, b"/a")
-    assert changes.tell(rows, outcome(answer), unasked) == Story((), (revived,), 0)
+    assert changes.diff(rows, outcome(answer), unasked) == ChangeSet((), (revived,), 0)
 
 
 def test_a_candidate_that_was_no_row_condemns_none():
     rows = loaded(row(1, A, b"/a"))
     wrong = failed(A, b"/a", source=Source.SCAN)
-    assert changes.tell(rows, outcome(disproved=[wrong]), unasked) == Story((), (), 0)
+    assert changes.diff(rows, outcome(disproved=[wrong]), unasked) == ChangeSet((), (), 0)
 
 
 def test_only_its_own_inode_condemns_a_row():
@@ -152,8 +154,8 @@ def test_only_its_own_inode_condemns_a_row():
     rows = loaded(row(1, A, b"/a"), row(2, B, b"/b"))
     both = [Resolved(A, b"/a", Source.STORED), Resolved(B, b"/b", Source.STORED)]
     crossed = [failed(B, b"/a", StaleReason.REUSED), failed(A, b"/b", StaleReason.REUSED)]
-    told = changes.tell(rows, outcome(*both, disproved=crossed), lambda *_: None)
-    assert told == Story((), (), 2)
+    told = changes.diff(rows, outcome(*both, disproved=crossed), lambda *_: None)
+    assert told == ChangeSet((), (), 2)
     # A is watched no more, and its row is asked about in its own name.
     asked = []
 
@@ -161,10 +163,10 @@ def test_only_its_own_inode_condemns_a_row():
         asked.append((identity, path))
         return StaleReason.GONE
 
-    told = changes.tell(rows, outcome(both[1], disproved=[crossed[0]]), disprove)
+    told = changes.diff(rows, outcome(both[1], disproved=[crossed[0]]), disprove)
     assert asked == [(A, b"/a")]
     assert [(one.id, reason) for one, reason in told.stale] == [(1, StaleReason.GONE)]
-    told = changes.tell(rows, outcome(both[1], disproved=[crossed[0]]), lambda *_: None)
+    told = changes.diff(rows, outcome(both[1], disproved=[crossed[0]]), lambda *_: None)
     assert told.stale == ()
 
 
@@ -172,15 +174,15 @@ def test_a_watch_without_a_handle_condemns_no_row_that_has_one():
     """Its number is all that they have in common; the row's own inode is asked for."""
     rows = loaded(row(1, A, b"/a"))
     cold = outcome(disproved=[failed(A._replace(handle=None), b"/a", StaleReason.REUSED)])
-    assert changes.tell(rows, cold, lambda *_: None) == Story((), (), 0)
-    gone = changes.tell(rows, cold, lambda *_: StaleReason.GONE)
+    assert changes.diff(rows, cold, lambda *_: None) == ChangeSet((), (), 0)
+    gone = changes.diff(rows, cold, lambda *_: StaleReason.GONE)
     assert [(one.id, reason) for one, reason in gone.stale] == [(1, StaleReason.GONE)]
 
 
 def test_a_row_that_another_inode_overwrites_is_told_as_reused():
     rows = loaded(row(1, A, b"/x"))
     answer = Resolved(B, b"/x", Source.STORED)
-    told = changes.tell(rows, outcome(answer), unasked)
+    told = changes.diff(rows, outcome(answer), unasked)
     assert told.stale == ()  # there is but one row for the path, and it is B's now
     assert told.changes == (
         Change(ChangeKind.STALE, A, b"/x", reason=StaleReason.REUSED),
@@ -188,7 +190,7 @@ def test_a_row_that_another_inode_overwrites_is_told_as_reused():
     )
     # What was stale before is not told again.
     rows = loaded(row(1, A, b"/x", stale=StaleReason.GONE))
-    assert changes.tell(rows, outcome(answer), unasked).changes == (
+    assert changes.diff(rows, outcome(answer), unasked).changes == (
         Change(ChangeKind.FOUND, B, b"/x"),
     )
 
@@ -197,7 +199,7 @@ def test_swapped_names_of_one_key_are_told_once_each():
     rows = loaded(row(1, A, b"/x"), row(2, B, b"/y"))
     swapped = [Resolved(A, b"/y", Source.STORED), Resolved(B, b"/x", Source.STORED)]
     wrong = [failed(A, b"/x", StaleReason.REUSED), failed(B, b"/y", StaleReason.REUSED)]
-    told = changes.tell(rows, outcome(*swapped, disproved=wrong), unasked)
+    told = changes.diff(rows, outcome(*swapped, disproved=wrong), unasked)
     assert told.changes == (
         Change(ChangeKind.MOVED, A, b"/y", b"/x", StaleReason.REUSED),
         Change(ChangeKind.MOVED, B, b"/x", b"/y", StaleReason.REUSED),
@@ -208,20 +210,20 @@ def test_a_row_that_failed_for_a_while_and_holds_in_the_end_is_no_news():
     # Renamed away while it was looked for, and back before the tasks stood still.
     rows = loaded(row(1, A, b"/a"))
     answer = Resolved(A, b"/a", Source.STORED)
-    told = changes.tell(rows, outcome(answer, disproved=[failed(A, b"/a")]), unasked)
-    assert told == Story((), (), 1)
+    told = changes.diff(rows, outcome(answer, disproved=[failed(A, b"/a")]), unasked)
+    assert told == ChangeSet((), (), 1)
 
 
 def test_each_mount_namespace_has_its_own_story():
     rows = loaded(row(1, A, b"/a"), row(2, A, b"/a", mntns=NESTED))
     # Gone in the main root, still there in the nested one.
     answer = Resolved(A, b"/a", Source.STORED, mntns=NESTED)
-    told = changes.tell(rows, outcome(answer, disproved=[failed(A, b"/a")]), unasked)
+    told = changes.diff(rows, outcome(answer, disproved=[failed(A, b"/a")]), unasked)
     assert [(one.id, reason) for one, reason in told.stale] == [(1, StaleReason.GONE)]
     assert told.changes == (Change(ChangeKind.STALE, A, b"/a", reason=StaleReason.GONE),)
     # Gone there, found elsewhere there: what is told says where its paths start.
     answer = answer._replace(path=b"/new", source=Source.SCAN)
-    told = changes.tell(
+    told = changes.diff(
         loaded(row(2, A, b"/a", mntns=NESTED)),
         outcome(answer, disproved=[failed(A, b"/a", mntns=NESTED)]),
         unasked,
@@ -229,7 +231,7 @@ def test_each_mount_namespace_has_its_own_story():
     assert told.changes == (
         Change(ChangeKind.MOVED, A, b"/new", b"/a", StaleReason.GONE, mntns=NESTED),
     )
-    told = changes.tell({}, outcome(answer), unasked)
+    told = changes.diff({}, outcome(answer), unasked)
     assert told.changes == (Change(ChangeKind.FOUND, A, b"/new", mntns=NESTED),)
 
 
@@ -291,14 +293,14 @@ def test_every_story_agrees_with_the_world(before, rows_of, watched, after):
     resolvers = [Rows(rows), Everywhere()]
     seen = engine.resolve(watched, resolvers, proof_in(before))
     seen.update(engine.resolve(watched, resolvers, proof_in(after)))
-    story = changes.tell(rows, seen, proof_in(after))
-    check_rows(every_row, story, watched, after)
-    check_changes(every_row, story, after)
+    change_set = changes.diff(rows, seen, proof_in(after))
+    check_rows(every_row, change_set, watched, after)
+    check_changes(every_row, change_set, after)
 
 
-def check_rows(every_row, story, watched, world):
+def check_rows(every_row, change_set, watched, world):
     # A row is condemned if it was tried and does not hold in the end, and for no other reason.
-    condemned = {one.id for one, _ in story.stale}
+    condemned = {one.id for one, _ in change_set.stale}
     for one in every_row:
         holds = world.get(one.path) == one.identity
         tried = any(identity.key == one.identity.key for identity in watched)
@@ -308,9 +310,9 @@ def check_rows(every_row, story, watched, world):
             assert one.id in condemned
 
 
-def check_changes(every_row, story, world):
+def check_changes(every_row, change_set, world):
     ended, begun = [], []
-    for change in story.changes:
+    for change in change_set.changes:
         if change.kind is ChangeKind.STALE:
             ended.append((change.identity, change.path))
             continue
@@ -319,7 +321,7 @@ def check_changes(every_row, story, world):
             ended.append((change.identity, change.old_path))
     # What no longer holds is told once, and all that is condemned is told.
     assert len(set(ended)) == len(ended)
-    assert {(one.identity, one.path) for one, _ in story.stale} <= set(ended)
+    assert {(one.identity, one.path) for one, _ in change_set.stale} <= set(ended)
     assert all(world.get(path) != identity for identity, path in ended)
     # What is found is where it is said to be, and was not known to be there.
     assert len(set(begun)) == len(begun)

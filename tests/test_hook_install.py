@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from irmapdb.criu import config_files
-from irmapdb.criu.config_files import Did, Runtime
+from irmapdb.criu.config_files import ChangeKind, Runtime
 from irmapdb.errors import FileError
 from tests.support.hook import make_executable
 
@@ -32,19 +32,19 @@ def test_install_and_uninstall_give_every_byte_back(lines, tmp_path_factory):
     file.write_bytes(before)
     file.chmod(0o640)
     (done,) = config_files.install(Runtime.RUNC, program, directory)
-    assert done.did is Did.ADDED
+    assert done.did is ChangeKind.ADDED
     line = b"action-script %b # for runc" % os.fsencode(program)
     assert file.read_bytes().split(b"\n").count(line) == 1
     assert file.read_bytes().replace(line, b"").split() == before.split()
     assert file.stat().st_mode & 0o777 == 0o640
 
     (done,) = config_files.install(Runtime.RUNC, program, directory)
-    assert done.did is Did.KEPT
+    assert done.did is ChangeKind.KEPT
     (done,) = config_files.uninstall(Runtime.RUNC, None, directory)
-    assert done.did is Did.REMOVED
+    assert done.did is ChangeKind.REMOVED
     assert file.read_bytes() == before
     (done,) = config_files.uninstall(Runtime.RUNC, None, directory)
-    assert done.did is Did.NOTHING
+    assert done.did is ChangeKind.NOTHING
 
 
 def test_files_and_directory_that_it_made_are_removed(tmp_path):
@@ -52,9 +52,9 @@ def test_files_and_directory_that_it_made_are_removed(tmp_path):
     directory.parent.mkdir()
     for runtime in Runtime:
         (done,) = config_files.install(runtime, program, directory)
-        assert done.did is Did.MADE
+        assert done.did is ChangeKind.MADE
         (done,) = config_files.uninstall(runtime, None, directory)
-        assert done.did is Did.UNMADE
+        assert done.did is ChangeKind.UNMADE
         assert not directory.exists()
     # What others have written into such a file meanwhile is theirs.
     config_files.install(Runtime.CRIU, program, directory)
@@ -68,7 +68,7 @@ def test_a_file_of_our_line_alone_gets_empty(tmp_path):
     file = tmp_path / "default.conf"
     file.write_text("action-script /usr/bin/irmapdb-hook")
     (done,) = config_files.uninstall(Runtime.CRIU, None, tmp_path)
-    assert done == (file, Did.REMOVED, (), (Path("/usr/bin/irmapdb-hook"),))
+    assert done == (file, ChangeKind.REMOVED, (), (Path("/usr/bin/irmapdb-hook"),))
     assert file.read_bytes() == b""
 
 
@@ -93,7 +93,7 @@ def test_line_of_another_irmapdb_hook_is_replaced(tmp_path):
     old = '  action-script "/old/bin/irmapdb-hook" # ours\n'
     file.write_text(f"link-remap\n{old}action-script /usr/bin/other\n{old}tcp-close")
     (done,) = config_files.install(Runtime.RUNC, program, tmp_path)
-    assert done == (file, Did.REPLACED, ("/usr/bin/other",), ())
+    assert done == (file, ChangeKind.REPLACED, ("/usr/bin/other",), ())
     assert file.read_text() == (
         f"link-remap\naction-script {program} # for runc\naction-script /usr/bin/other\ntcp-close"
     )
@@ -108,14 +108,14 @@ def test_two_runtimes_share_a_file(tmp_path):
             config_files.install(runtime, program, tmp_path)
         assert file.read_text() == f"tcp-close\naction-script {program} # for podman runc\n"
         (done,) = config_files.install(Runtime.RUNC, program, tmp_path)
-        assert done.did is Did.KEPT
+        assert done.did is ChangeKind.KEPT
         (done,) = config_files.uninstall(Runtime.PODMAN, None, tmp_path)
-        assert (done.did, done.removed_scripts) == (Did.SHARED, ())
+        assert (done.did, done.removed_scripts) == (ChangeKind.SHARED, ())
         assert file.read_text() == f"tcp-close\naction-script {program} # for runc\n"
         (done,) = config_files.uninstall(Runtime.PODMAN, None, tmp_path)
-        assert done.did is Did.SHARED
+        assert done.did is ChangeKind.SHARED
         (done,) = config_files.uninstall(Runtime.RUNC, None, tmp_path)
-        assert (done.did, done.removed_scripts) == (Did.REMOVED, (program,))
+        assert (done.did, done.removed_scripts) == (ChangeKind.REMOVED, (program,))
         assert file.read_text() == "tcp-close\n"
 
 

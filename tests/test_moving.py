@@ -8,7 +8,7 @@ import pytest
 
 from irmapdb.model import FileHandle, Identity, Source, StaleReason, Unresolved
 from irmapdb.resolve import engine
-from irmapdb.resolve.engine import Disproved, Outcome
+from irmapdb.resolve.engine import Disproved, Resolution
 from irmapdb.resolve.rename_retry import last_of, once_more, were_moving
 
 A, B = (Identity(7, ino, FileHandle(1, b"%d" % ino)) for ino in (1, 2))
@@ -23,8 +23,8 @@ def _failed(path: bytes, source: Source, reason: StaleReason) -> Disproved:
     return Disproved(A, path, source, reason)
 
 
-def _outcome(*disproved: Disproved, deleted: bool = False) -> Outcome:
-    return Outcome(unresolved={A: Unresolved(A, (), deleted=deleted)}, disproved=[*disproved])
+def _outcome(*disproved: Disproved, deleted: bool = False) -> Resolution:
+    return Resolution(unresolved={A: Unresolved(A, (), deleted=deleted)}, disproved=[*disproved])
 
 
 @pytest.mark.parametrize("reason", list(StaleReason))
@@ -41,7 +41,7 @@ def test_a_name_that_went_while_we_looked(source: Source, reason: StaleReason) -
 def test_what_is_deleted_or_found_in_the_end_is_not_asked_for() -> None:
     gone = _failed(b"/a", Source.SCAN, StaleReason.GONE)
     assert not were_moving(_root(7), _outcome(gone, deleted=True))
-    assert not were_moving(_root(7), Outcome(disproved=[gone]))
+    assert not were_moving(_root(7), Resolution(disproved=[gone]))
 
 
 def test_the_last_paths_come_again_until_one_holds() -> None:

@@ -37,7 +37,7 @@ from irmapdb.model import (
     Watch,
     WatchKind,
 )
-from irmapdb.prune import Options, prune
+from irmapdb.prune import PruneOptions, prune
 from irmapdb.store.database import Store
 from irmapdb.store.nouns import WatchRow
 from irmapdb.store.retention import _EVERY, _FEW, Pruned
@@ -128,7 +128,7 @@ def counts(path: Path) -> dict[str, int]:
 
 def pruned(path: Path, **kwargs: object) -> Pruned:
     """By hand; a dry run before it says the same and writes nothing."""
-    options = Options(path, keep=replace(EVERYTHING, **kwargs))
+    options = PruneOptions(path, keep=replace(EVERYTHING, **kwargs))
     before = path.read_bytes()
     foretold = prune(replace(options, dry_run=True))
     assert path.read_bytes() == before
@@ -369,9 +369,9 @@ def test_a_year_of_a_hook_that_runs_every_minute(tmp_path: Path) -> None:
 def test_it_is_made_smaller_when_asked(life: Life) -> None:
     live_steps(life, 300, apart=timedelta(minutes=1), replaced=3)
     keep = replace(EVERYTHING, keep_runs=1, keep_rows=1)
-    done = prune(Options(life.path, keep=keep))
+    done = prune(PruneOptions(life.path, keep=keep))
     assert done.free > done.size / 2
-    smaller = prune(Options(life.path, keep=keep, vacuum=True))
+    smaller = prune(PruneOptions(life.path, keep=keep, vacuum=True))
     assert (smaller.free, smaller.run_id) == (0, None)
     assert smaller.size < done.size / 2
     with Store.open_readonly(life.path) as store:

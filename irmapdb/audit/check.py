@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from irmapdb.config import Config
 from irmapdb.errors import TaskError, UsageError
-from irmapdb.kernel.child_call import call_aside
+from irmapdb.kernel.child_call import call_in_child
 from irmapdb.kernel.directory import open_directory_root
-from irmapdb.kernel.fs.inode_state import Fate, fates
+from irmapdb.kernel.fs.inode_state import InodeState, fates
 from irmapdb.kernel.identity import disproof, identify_fd
 from irmapdb.kernel.proc import fdinfo, tasks
 from irmapdb.kernel.proc.namespaces import open_namespace
@@ -38,16 +38,16 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from irmapdb.model import FileHandle, Identity, InodeKey, Mapping, Source
-    from irmapdb.resolve.engine import Outcome
+    from irmapdb.resolve.engine import Resolution
 
 __all__ = [
     "Audit",
+    "AuditFinding",
+    "AuditOptions",
+    "AuditReport",
+    "AuditVerdict",
     "Evidence",
-    "Finding",
-    "Options",
-    "Report",
     "Selection",
-    "Verdict",
     "audit",
     "open_audit",
 ]
@@ -58,7 +58,7 @@ _MAPPINGS_ASIDE = 1000
 _TICK = 512
 
 
-class Verdict(enum.StrEnum):
+class AuditVerdict(enum.StrEnum):
     """What a mapping is worth now. Their order is that of the tables."""
 
     VALID = "valid"
@@ -109,11 +109,11 @@ class _Sight(NamedTuple):
     unseen: str = ""
 
 
-class Finding(NamedTuple):
+class AuditFinding(NamedTuple):
     """A mapping as it is stored, and what it is worth."""
 
     mapping: Mapping
-    verdict: Verdict
+    verdict: AuditVerdict
     evidence: Evidence | None = None
     """None for `valid`."""
 
@@ -125,7 +125,7 @@ class Finding(NamedTuple):
     @property
     def is_news(self) -> bool:
         """Whether the database takes it for true, and it is not, or nobody knows."""
-        return self.verdict is not Verdict.VALID and not self.mapping.stale
+        return self.verdict is not AuditVerdict.VALID and not self.mapping.stale
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +137,7 @@ class Selection:
     kdevs: frozenset[int] = frozenset()
     unproved_since: datetime | None = None
     """Those that were not proved at this time or later."""
-    verdicts: frozenset[Verdict] = frozenset()
+    verdicts: frozenset[AuditVerdict] = frozenset()
 
     def takes(self, mapping: Mapping) -> bool:
         """Whether a mapping is to be checked."""
@@ -150,13 +150,13 @@ class Selection:
         path = mapping.path
         return not self.paths or any(fnmatch.fnmatchcase(path, one) for one in self.paths)
 
-    def shows(self, finding: Finding) -> bool:
+    def shows(self, finding: AuditFinding) -> bool:
         """Whether what came out is to be told."""
         return not self.verdicts or finding.verdict in self.verdicts
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class AuditOptions:
     """What the audit is told."""
 
     database: Path
@@ -178,12 +178,12 @@ class Options:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class AuditReport:
     """What came out, by the ids of the mappings."""
 
-    findings: tuple[Finding, ...]
+    findings: tuple[AuditFinding, ...]
     """Of all that were checked."""
-    shown: tuple[Finding, ...]
+    shown: tuple[AuditFinding, ...]
     """Those of them whose verdict was asked for."""
     stored: int
     """How many mappings there are, checked or not."""
@@ -205,17 +205,17 @@ class Report:
     @property
     def unseen(self) -> int:
         """How many it takes for true that could not be looked at."""
-        return sum(one.is_news and one.verdict is Verdict.UNREACHABLE for one in self.findings)
+        return sum(one.is_news and one.verdict is AuditVerdict.UNREACHABLE for one in self.findings)
 
 
-def audit(options: Options) -> Report:
+def audit(options: AuditOptions) -> AuditReport:
     """Check every selected mapping. Nothing is written."""
     with open_audit(options) as auditing:
         return auditing.report()
 
 
 @contextlib.contextmanager
-def open_audit(options: Options) -> Iterator[Audit]:
+def open_audit(options: AuditOptions) -> Iterator[Audit]:
     """The same step by step, for who does something with it; holds the root open."""
     if options.root is not None and options.pid is not None:
         message = "--root and -t each name a root"
@@ -225,7 +225,7 @@ def open_audit(options: Options) -> Iterator[Audit]:
         yield Audit(root, options, opened)
 
 
-def _open_root(options: Options) -> Root:
+def _open_root(options: AuditOptions) -> Root:
     if options.root is not None:
         return open_directory_root(options.root)
     return open_root(os.getpid() if options.pid is None else options.pid)
@@ -234,7 +234,7 @@ def _open_root(options: Options) -> Root:
 class Audit:
     """One audit: its root, and the rows as they are stored. `opened` closes what it opens."""
 
-    def __init__(self, root: Root, options: Options, opened: contextlib.ExitStack) -> None:
+    def __init__(self, root: Root, options: AuditOptions, opened: contextlib.ExitStack) -> None:
         self.root = root
         self.options = options
         self.scan = Scan(root, options.config, progress=options.on_scanned)
@@ -247,7 +247,7 @@ class Audit:
         self._left_out = 0
         self._done = self._total = 0
 
-    def report(self) -> Report:
+    def report(self) -> AuditReport:
         """Read the database, check, and say what came out."""
         start = time.monotonic_ns()
         with Store.open_readonly(self.options.database, wait_s=self.options.wait_s) as store:
@@ -258,7 +258,7 @@ class Audit:
         select = self.options.select
         findings = self._judge([row for row in self._rows if select.takes(row)])
         findings.sort(key=lambda finding: finding.mapping.id or 0)
-        return Report(
+        return AuditReport(
             findings=tuple(findings),
             shown=tuple(filter(select.shows, findings)),
             stored=len(self._rows),
@@ -294,7 +294,9 @@ class Audit:
     ) -> dict[tuple[Identity, bytes], StaleReason | None]:
         answers: dict[tuple[Identity, bytes], StaleReason | None]
         try:
-            answers = call_aside(lambda: {one: self._disproof(*one) for one in batch}, _PATIENCE_S)
+            answers = call_in_child(
+                lambda: {one: self._disproof(*one) for one in batch}, _PATIENCE_S
+            )
         except (TimeoutError, ChildProcessError):
             return dict.fromkeys(batch, StaleReason.UNREACHABLE)
         return answers
@@ -313,9 +315,9 @@ class Audit:
 
     # Which namespace, which device
 
-    def _judge(self, mappings: list[Mapping]) -> list[Finding]:
+    def _judge(self, mappings: list[Mapping]) -> list[AuditFinding]:
         self._total = len(mappings)
-        findings: list[Finding] = []
+        findings: list[AuditFinding] = []
         by_kdev: dict[int, list[Mapping]] = {}
         elsewhere: dict[int, list[Mapping]] = {}
         for mapping in mappings:
@@ -369,7 +371,7 @@ class Audit:
         nested._name = f"the root of mount namespace {root.mntns}"
         return nested
 
-    def _unmounted(self, mapping: Mapping) -> Finding:
+    def _unmounted(self, mapping: Mapping) -> AuditFinding:
         found, changed_at, unseen = self._trace(mapping.path)
         kdev, handle = mapping.identity.kdev, mapping.identity.handle
         device = format_kdev(kdev)
@@ -381,9 +383,9 @@ class Audit:
         elif found is not None and handle is not None and found.handle == handle:
             note = f"{note}; {format_kdev(found.kdev)} has a file with its handle at the path"
         evidence = Evidence(StaleReason.UNMOUNTED, found, changed_at, unseen=unseen, note=note)
-        return Finding(mapping, Verdict.UNMOUNTED, evidence)
+        return AuditFinding(mapping, AuditVerdict.UNMOUNTED, evidence)
 
-    def _judge_aside(self, kdev: int, group: list[Mapping]) -> Iterator[Finding]:
+    def _judge_aside(self, kdev: int, group: list[Mapping]) -> Iterator[AuditFinding]:
         kinds = self.options.config.kinds_that_wait(self.root.on_the_way(kdev))
         why = ""
         for start in range(0, len(group), _MAPPINGS_ASIDE):
@@ -397,23 +399,23 @@ class Audit:
                     why = f"{kinds}: {error}"
             for mapping in some:
                 evidence = Evidence(StaleReason.UNREACHABLE, unseen=why)
-                yield Finding(mapping, Verdict.UNREACHABLE, evidence)
+                yield AuditFinding(mapping, AuditVerdict.UNREACHABLE, evidence)
 
-    def _answers_aside(self, kdev: int, some: list[Mapping]) -> list[Finding]:
-        answers: list[Finding]
-        answers = call_aside(lambda: self._judge_device(kdev, some), _PATIENCE_S)
+    def _answers_aside(self, kdev: int, some: list[Mapping]) -> list[AuditFinding]:
+        answers: list[AuditFinding]
+        answers = call_in_child(lambda: self._judge_device(kdev, some), _PATIENCE_S)
         return answers
 
     # One device
 
-    def _judge_device(self, kdev: int, group: list[Mapping]) -> list[Finding]:
-        findings: list[Finding] = []
+    def _judge_device(self, kdev: int, group: list[Mapping]) -> list[AuditFinding]:
+        findings: list[AuditFinding] = []
         lost: list[tuple[Mapping, StaleReason]] = []
-        valid = Verdict.VALID
+        valid = AuditVerdict.VALID
         for number, mapping in enumerate(group, 1):
             reason = self._disproof(mapping.identity, mapping.path)
             if reason is None:
-                findings.append(Finding(mapping, valid))
+                findings.append(AuditFinding(mapping, valid))
             else:
                 lost.append((mapping, reason))
             if number % _TICK == 0:
@@ -428,8 +430,8 @@ class Audit:
         self.options.on_checked(self._done, self._total)
 
     def _judge_lost(
-        self, kdev: int, lost: list[tuple[Mapping, StaleReason]], valid: list[Finding]
-    ) -> list[Finding]:
+        self, kdev: int, lost: list[tuple[Mapping, StaleReason]], valid: list[AuditFinding]
+    ) -> list[AuditFinding]:
         # Who has no handle is not looked for: a number found elsewhere proves nothing.
         wanted = {m.identity for m, _ in lost if m.identity.handle is not None}
         outcome = self._resolve(wanted)
@@ -444,7 +446,7 @@ class Audit:
         known = fates(self.root, kdev, unknown)
         return [self._weigh(mapping, reason, outcome, known) for mapping, reason in lost]
 
-    def _resolve(self, wanted: Collection[Identity]) -> Outcome:
+    def _resolve(self, wanted: Collection[Identity]) -> Resolution:
         root = self.root
         keys = {identity.key for identity in wanted}
         rows: dict[InodeKey, list[Mapping]] = {}
@@ -471,58 +473,61 @@ class Audit:
         self,
         mapping: Mapping,
         reason: StaleReason,
-        outcome: Outcome,
-        known: dict[FileHandle, Fate],
-    ) -> Finding:
+        outcome: Resolution,
+        known: dict[FileHandle, InodeState],
+    ) -> AuditFinding:
         identity, path = mapping.identity, mapping.path
         if reason is StaleReason.AMBIGUOUS:
             shared = Evidence(reason, unseen="the kernel shows the same of several files there")
-            return Finding(mapping, Verdict.UNREACHABLE, shared)
+            return AuditFinding(mapping, AuditVerdict.UNREACHABLE, shared)
         found, changed_at, unseen = self._trace(path)
         if reason is StaleReason.UNREACHABLE:
             # What can be looked at now was not to be looked at before.
             unseen = unseen or "the first look at it failed"
-            return Finding(mapping, Verdict.UNREACHABLE, Evidence(reason, unseen=unseen))
+            return AuditFinding(mapping, AuditVerdict.UNREACHABLE, Evidence(reason, unseen=unseen))
         if reason is StaleReason.GONE:
             unseen = ""  # the proof has looked, where `_look` would rather not
         answer = outcome.resolved.get(identity)
         if answer is not None:
             names = (answer.path, *answer.other_paths)
             if path in names:
-                return Finding(mapping, Verdict.VALID)  # it was put back while we looked
+                return AuditFinding(mapping, AuditVerdict.VALID)  # it was put back while we looked
             evidence = Evidence(reason, found, changed_at, names, answer.source, unseen)
-            return Finding(mapping, Verdict.MOVED, evidence)
+            return AuditFinding(mapping, AuditVerdict.MOVED, evidence)
         if reason is StaleReason.UNMOUNTED and not self.root.mounts_of(identity.kdev):
             return self._unmounted(mapping)
         fate, note = self._fate(identity, outcome, known)
-        verdict = _LOST.get(reason, Verdict.REPLACED)
-        if fate is Fate.NAMED:
+        verdict = _LOST.get(reason, AuditVerdict.REPLACED)
+        if fate is InodeState.NAMED:
             # Where the root shows a part of the device alone, the name may be outside of it.
-            verdict = Verdict.MOVED if self._shows_all_of(identity.kdev) else verdict
-        elif verdict in {Verdict.GONE, Verdict.UNMOUNTED} and fate is not Fate.UNKNOWN:
-            verdict = Verdict.DELETED
-        if verdict is Verdict.UNMOUNTED:
+            verdict = AuditVerdict.MOVED if self._shows_all_of(identity.kdev) else verdict
+        elif (
+            verdict in {AuditVerdict.GONE, AuditVerdict.UNMOUNTED}
+            and fate is not InodeState.UNKNOWN
+        ):
+            verdict = AuditVerdict.DELETED
+        if verdict is AuditVerdict.UNMOUNTED:
             note = f"{format_kdev(identity.kdev)} is mounted elsewhere, not at the path; {note}"
         evidence = Evidence(reason, found, changed_at, unseen=unseen, note=note)
-        return Finding(mapping, verdict, evidence)
+        return AuditFinding(mapping, verdict, evidence)
 
     def _fate(
-        self, identity: Identity, outcome: Outcome, known: dict[FileHandle, Fate]
-    ) -> tuple[Fate, str]:
+        self, identity: Identity, outcome: Resolution, known: dict[FileHandle, InodeState]
+    ) -> tuple[InodeState, str]:
         # Of what nobody knows a path of; and what there is to say about it.
         if identity.handle is None:
-            return Fate.UNKNOWN, "no handle was stored to look for it by"
+            return InodeState.UNKNOWN, "no handle was stored to look for it by"
         failure = outcome.unresolved[identity]
-        fate = Fate.UNLINKED if failure.deleted else known[identity.handle]
+        fate = InodeState.UNLINKED if failure.deleted else known[identity.handle]
         note = _FATE_NOTES.get(fate, failure.why)
-        partly = fate is Fate.NAMED and not self._shows_all_of(identity.kdev)
+        partly = fate is InodeState.NAMED and not self._shows_all_of(identity.kdev)
         if partly:
             nowhere = f"at no known path below {self._name}"
             note = f"it is there on its device, but {nowhere} ({failure.why})"
         if not self.options.search:
-            if fate is Fate.NAMED and not partly:
+            if fate is InodeState.NAMED and not partly:
                 note = "it is there, under a name that nobody knows: --search scans for it"
-            elif partly or fate is Fate.UNKNOWN:
+            elif partly or fate is InodeState.UNKNOWN:
                 note = f"{note}; --search scans for it"
         return fate, note
 
@@ -557,7 +562,7 @@ class Audit:
             os.close(fd)
 
 
-def _root_name(options: Options) -> str:
+def _root_name(options: AuditOptions) -> str:
     if options.root is not None:
         return printable(options.root)
     return "our own root" if options.pid is None else f"the root of process {options.pid}"
@@ -565,16 +570,16 @@ def _root_name(options: Options) -> str:
 
 # What the proof's reason comes to where nobody knows of another path.
 _LOST = {
-    StaleReason.GONE: Verdict.GONE,
-    StaleReason.BAD_PATH: Verdict.GONE,
-    StaleReason.REPLACED: Verdict.REPLACED,
-    StaleReason.SYMLINK: Verdict.REPLACED,
-    StaleReason.REUSED: Verdict.REUSED,
-    StaleReason.UNMOUNTED: Verdict.UNMOUNTED,
+    StaleReason.GONE: AuditVerdict.GONE,
+    StaleReason.BAD_PATH: AuditVerdict.GONE,
+    StaleReason.REPLACED: AuditVerdict.REPLACED,
+    StaleReason.SYMLINK: AuditVerdict.REPLACED,
+    StaleReason.REUSED: AuditVerdict.REUSED,
+    StaleReason.UNMOUNTED: AuditVerdict.UNMOUNTED,
 }
 _FATE_NOTES = {
-    Fate.GONE: "the filesystem does not know its handle any more",
-    Fate.UNLINKED: "it has no name left, but somebody holds it open",
+    InodeState.GONE: "the filesystem does not know its handle any more",
+    InodeState.UNLINKED: "it has no name left, but somebody holds it open",
 }
 
 
@@ -584,9 +589,9 @@ def _why_unseen(error: OSError) -> str:
     return os.strerror(error.errno or 0)
 
 
-def _foreign(mapping: Mapping) -> Finding:
+def _foreign(mapping: Mapping) -> AuditFinding:
     note = f"of mount namespace {mapping.mntns}: name one of its tasks with -t"
     if not mapping.mntns:
         note = "of the root task's mount namespace: name that task with -t"
     evidence = Evidence(unseen="the path starts at another root", note=note)
-    return Finding(mapping, Verdict.UNREACHABLE, evidence)
+    return AuditFinding(mapping, AuditVerdict.UNREACHABLE, evidence)

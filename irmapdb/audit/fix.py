@@ -10,17 +10,17 @@ from collections import Counter
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple
 
-from irmapdb.audit.check import Verdict, open_audit
-from irmapdb.checkpoint.changes import Story, tell
+from irmapdb.audit.check import AuditVerdict, open_audit
+from irmapdb.checkpoint.changes import ChangeSet, diff
 from irmapdb.kernel.proc import tasks
 from irmapdb.model import ChangeKind, Event, Resolved, RunStats, Source, StaleReason
-from irmapdb.resolve.engine import Disproved, Outcome
+from irmapdb.resolve.engine import Disproved, Resolution
 from irmapdb.store.database import Store
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from irmapdb.audit.check import Audit, Finding, Options, Report
+    from irmapdb.audit.check import Audit, AuditFinding, AuditOptions, AuditReport
     from irmapdb.model import CacheEntry, Change, Identity, InodeKey, Mapping
     from irmapdb.store.write import Step
 
@@ -30,13 +30,13 @@ __all__ = ["Mended", "mend"]
 class Mended(NamedTuple):
     """What was found, and what was done about it."""
 
-    report: Report
+    report: AuditReport
     run_id: int | None
     """None where there was nothing to do: then nothing was written."""
     changes: tuple[Change, ...]
 
 
-def mend(options: Options) -> Mended:
+def mend(options: AuditOptions) -> Mended:
     """Audit, then write. What could not be looked at stays as it is.
 
     A mapping that was marked stale and holds again is live again.
@@ -54,13 +54,13 @@ def mend(options: Options) -> Mended:
             return _write(tx, auditing, report, todo, started_at)
 
 
-def _is_to_be_written(finding: Finding) -> bool:
-    if finding.verdict is Verdict.UNREACHABLE:
+def _is_to_be_written(finding: AuditFinding) -> bool:
+    if finding.verdict is AuditVerdict.UNREACHABLE:
         return False
     return finding.is_news or _is_found(finding)
 
 
-def _is_found(finding: Finding) -> bool:
+def _is_found(finding: AuditFinding) -> bool:
     # A stale one that holds again, or whose inode has a path. Not by its number alone.
     if finding.by_number:
         return False
@@ -70,19 +70,19 @@ def _is_found(finding: Finding) -> bool:
 
 
 def _write(
-    tx: Step, auditing: Audit, report: Report, todo: list[Finding], started_at: datetime
+    tx: Step, auditing: Audit, report: AuditReport, todo: list[AuditFinding], started_at: datetime
 ) -> Mended:
     rows = _rows_now(tx, auditing, todo)
     outcomes = _prove_again(auditing, todo, {row.id: row for some in rows.values() for row in some})
-    story = _story(rows, outcomes)
+    change_set = _story(rows, outcomes)
     resolved = [answer for outcome in outcomes for answer in outcome.resolved.values()]
-    if not story.changes and not story.stale:
+    if not change_set.changes and not change_set.stale:
         return Mended(report, None, ())
     now = datetime.now(UTC)
     held = tx.image_entries()
-    tx.mark_stale(story.stale, now)
+    tx.mark_stale(change_set.stale, now)
     tx.prove(resolved, now, used=False)
-    entries = _entries(held, story)
+    entries = _entries(held, change_set)
     if entries != held:
         tx.set_image(entries)
     pid = auditing.options.pid
@@ -96,20 +96,22 @@ def _write(
         stats=RunStats(
             resolve_us=report.took_us,
             resolved=len(resolved),
-            stale=len(story.stale),
+            stale=len(change_set.stale),
             scanned=report.scanned,
             sources=dict(Counter(str(one.source) for one in resolved)),
         ),
-        outcome=_outcome(story.changes),
+        outcome=_outcome(change_set.changes),
     )
-    tx.add_changes(run_id, story.changes, now)
+    tx.add_changes(run_id, change_set.changes, now)
     keep = auditing.options.config.retention
     if keep.automatic:
-        tx.prune(keep, now, len(story.changes))
-    return Mended(report, run_id, story.changes)
+        tx.prune(keep, now, len(change_set.changes))
+    return Mended(report, run_id, change_set.changes)
 
 
-def _rows_now(tx: Step, auditing: Audit, todo: Iterable[Finding]) -> dict[InodeKey, list[Mapping]]:
+def _rows_now(
+    tx: Step, auditing: Audit, todo: Iterable[AuditFinding]
+) -> dict[InodeKey, list[Mapping]]:
     keys = {finding.mapping.identity.key for finding in todo}
     rows: dict[InodeKey, list[Mapping]] = {}
     for mntns in (0, auditing.root.mntns, *auditing.nested):
@@ -118,18 +120,18 @@ def _rows_now(tx: Step, auditing: Audit, todo: Iterable[Finding]) -> dict[InodeK
     return rows
 
 
-def _story(rows: dict[InodeKey, list[Mapping]], outcomes: Iterable[Outcome]) -> Story:
-    told = [tell(rows, outcome, lambda _identity, _path: None) for outcome in outcomes]
-    return Story(
-        tuple(one for story in told for one in story.stale),
-        tuple(one for story in told for one in story.changes),
-        sum(story.hits for story in told),
+def _story(rows: dict[InodeKey, list[Mapping]], outcomes: Iterable[Resolution]) -> ChangeSet:
+    told = [diff(rows, outcome, lambda _identity, _path: None) for outcome in outcomes]
+    return ChangeSet(
+        tuple(one for change_set in told for one in change_set.stale),
+        tuple(one for change_set in told for one in change_set.changes),
+        sum(change_set.hits for change_set in told),
     )
 
 
 def _prove_again(
-    auditing: Audit, todo: list[Finding], rows: dict[int | None, Mapping]
-) -> list[Outcome]:
+    auditing: Audit, todo: list[AuditFinding], rows: dict[int | None, Mapping]
+) -> list[Resolution]:
     """One for each mount namespace: an inode may have a path in several."""
     same = [finding for finding in todo if _is_unchanged(finding, rows)]
     asked: dict[int, list[tuple[Identity, bytes]]] = {}
@@ -140,7 +142,7 @@ def _prove_again(
             paths += finding.evidence.moved_to
         asked.setdefault(row.mntns, []).extend((row.identity, path) for path in paths)
     answers = {mntns: auditing.of(mntns).disproofs(some) for mntns, some in asked.items()}
-    outcomes = {mntns: Outcome() for mntns in asked}
+    outcomes = {mntns: Resolution() for mntns in asked}
     for finding in same:
         row = finding.mapping
         outcome = outcomes[row.mntns]
@@ -161,18 +163,18 @@ def _prove_again(
     return list(outcomes.values())
 
 
-def _what_to_store(finding: Finding, reason: StaleReason) -> StaleReason:
+def _what_to_store(finding: AuditFinding, reason: StaleReason) -> StaleReason:
     # What became of the inode says more than what is at its path, if that is still the same.
     evidence = finding.evidence
     if evidence is None or evidence.reason is not reason:
         return reason
-    if finding.verdict is Verdict.DELETED:
+    if finding.verdict is AuditVerdict.DELETED:
         return StaleReason.DELETED
-    nameless = finding.verdict is Verdict.MOVED and not evidence.moved_to
+    nameless = finding.verdict is AuditVerdict.MOVED and not evidence.moved_to
     return StaleReason.MOVED if nameless else reason
 
 
-def _is_unchanged(finding: Finding, rows: dict[int | None, Mapping]) -> bool:
+def _is_unchanged(finding: AuditFinding, rows: dict[int | None, Mapping]) -> bool:
     then, now = finding.mapping, rows.get(finding.mapping.id)
     return now is not None and (now.identity, now.path, now.stale_at) == (
         then.identity,
@@ -181,7 +183,7 @@ def _is_unchanged(finding: Finding, rows: dict[int | None, Mapping]) -> bool:
     )
 
 
-def _add(outcome: Outcome, row: Mapping, names: list[bytes], source: Source) -> None:
+def _add(outcome: Resolution, row: Mapping, names: list[bytes], source: Source) -> None:
     if not names:
         return
     known = outcome.resolved.get(row.identity)
@@ -192,11 +194,11 @@ def _add(outcome: Outcome, row: Mapping, names: list[bytes], source: Source) -> 
     outcome.resolved[row.identity] = Resolved(row.identity, best, source, tuple(others), row.mntns)
 
 
-def _entries(entries: Iterable[CacheEntry], story: Story) -> list[CacheEntry]:
+def _entries(entries: Iterable[CacheEntry], change_set: ChangeSet) -> list[CacheEntry]:
     """What irmap-cache is to hold: the new path of what moved in the place of the old one."""
     moved: dict[tuple[InodeKey, bytes | None], bytes] = {
         (change.identity.key, change.old_path): change.path
-        for change in story.changes
+        for change in change_set.changes
         if change.kind is ChangeKind.MOVED and not change.mntns
     }
     return [

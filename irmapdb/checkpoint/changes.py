@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping as MappingABC
 
     from irmapdb.model import Identity, InodeKey, Mapping, Resolved
-    from irmapdb.resolve.engine import Disproved, Outcome
+    from irmapdb.resolve.engine import Disproved, Resolution
 
-__all__ = ["Story", "add_unmounted", "tell"]
+__all__ = ["ChangeSet", "add_unmounted", "diff"]
 
 
-class Story(NamedTuple):
+class ChangeSet(NamedTuple):
     """What the store has to be told."""
 
     stale: tuple[tuple[Mapping, StaleReason], ...]
@@ -28,12 +28,12 @@ class Story(NamedTuple):
     """Identities that a stored row answered."""
 
 
-def tell(
+def diff(
     rows: MappingABC[InodeKey, Iterable[Mapping]],
-    outcome: Outcome,
+    outcome: Resolution,
     disprove: Callable[[Identity, bytes], StaleReason | None],
     unmounted: Iterable[Mapping] = (),
-) -> Story:
+) -> ChangeSet:
     """Compare what was stored with what was proved. `unmounted`: rows of devices that are gone.
 
     `disprove` is asked (in the root task's own namespace) about a row that failed for one inode
@@ -69,16 +69,16 @@ def tell(
             told.update(row.id for row in lost if row.path == change.old_path)
     condemned = tuple((row, reason) for row, reason in failed.values())
     changes += [_stale(row, reason) for row, reason in condemned if row.id not in told]
-    return Story(condemned, tuple(changes), hits)
+    return ChangeSet(condemned, tuple(changes), hits)
 
 
-def add_unmounted(story: Story, unmounted: Iterable[Mapping]) -> Story:
+def add_unmounted(change_set: ChangeSet, unmounted: Iterable[Mapping]) -> ChangeSet:
     """The same, with rows of devices that are gone."""
-    known = {row.id for row, _ in story.stale}
+    known = {row.id for row, _ in change_set.stale}
     gone = [(row, StaleReason.UNMOUNTED) for row in unmounted if row.id not in known]
-    return story._replace(
-        stale=(*story.stale, *gone),
-        changes=(*story.changes, *(_stale(row, reason) for row, reason in gone)),
+    return change_set._replace(
+        stale=(*change_set.stale, *gone),
+        changes=(*change_set.changes, *(_stale(row, reason) for row, reason in gone)),
     )
 
 

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from irmapdb.config import Config
-    from irmapdb.kernel.rename_monitor import Witness
+    from irmapdb.kernel.rename_monitor import RenameMonitor
     from irmapdb.kernel.root import Root
     from irmapdb.model import Identity, Mount, Resolved
-    from irmapdb.resolve.engine import Outcome
+    from irmapdb.resolve.engine import Resolution
 
 __all__ = ["Confirmation"]
 
@@ -39,9 +39,9 @@ class Confirmation:
     often as needed; each call speaks of the time since the one before.
     """
 
-    def __init__(self, root: Root, witness: Witness, config: Config) -> None:
+    def __init__(self, root: Root, monitor: RenameMonitor, config: Config) -> None:
         self._root = root
-        self._witness = witness
+        self._monitor = monitor
         self._config = config
         self._mounts = dict(root.by_mountpoint)
         self._generation = root.generation
@@ -51,7 +51,7 @@ class Confirmation:
         """Of the last suspects: how many there were for which cause."""
 
     def cover(self, kdevs: Iterable[int]) -> None:
-        """Have the kernel witness these devices, before the first proof on them."""
+        """Have the kernel monitor these devices, before the first proof on them."""
         for kdev in set(kdevs):
             mounts = self._root.mounts_of(kdev)
             # What other hosts and FUSE servers rename, this kernel does not see.
@@ -64,11 +64,11 @@ class Confirmation:
         except OSError:
             return
         try:
-            self._witness.watch(kdev, fd)
+            self._monitor.watch(kdev, fd)
         finally:
             os.close(fd)
 
-    def index(self, outcome: Outcome) -> None:
+    def index(self, outcome: Resolution) -> None:
         """Take in the answers, while the tasks still run: asking is cheap afterwards."""
         answers = tuple(outcome.resolved.values())
         before = self._indexed
@@ -81,7 +81,7 @@ class Confirmation:
                     self._parts.update(path.split(b"/"))
         self._indexed = answers
 
-    def suspects(self, outcome: Outcome, rewatched: Iterable[Identity] = ()) -> list[Identity]:
+    def suspects(self, outcome: Resolution, rewatched: Iterable[Identity] = ()) -> list[Identity]:
         """The answers that have to be proved again.
 
         `rewatched`: whose watch may have been added since the proof. One that was there all the
@@ -90,16 +90,16 @@ class Confirmation:
         """
         self.causes = Counter()
         self.index(outcome)  # what was proved again may have another path now
-        names = self._witness.names()
+        names = self._monitor.names()
         generation = self._generation
         mountpoints = self._changed_mountpoints()
-        if self._witness.blind:
-            self._witness.blind = False
+        if self._monitor.blind:
+            self._monitor.blind = False
             self.causes[_OVERFLOW] = len(outcome.resolved)
             return list(outcome.resolved)
         renewed = generation != self._generation
         kdevs = {identity.kdev for identity in outcome.resolved}
-        unseen = {kdev for kdev in kdevs - self._witness.kdevs if not self._may_wait(kdev)}
+        unseen = {kdev for kdev in kdevs - self._monitor.kdevs if not self._may_wait(kdev)}
         nested = any(answer.mntns for answer in outcome.resolved.values())
         mounted = {_last_part(point) for point in mountpoints}
         touched = (names | mounted) & self._parts
@@ -142,9 +142,9 @@ class Confirmation:
         ]
         if self._generation != self._root.generation:
             self._generation = self._root.generation
-            # The witness of a filesystem goes with it, and its number to the next one.
-            kdevs = set(self._witness.kdevs)
-            self._witness.kdevs.clear()
+            # The monitor of a filesystem goes with it, and its number to the next one.
+            kdevs = set(self._monitor.kdevs)
+            self._monitor.kdevs.clear()
             self.cover(kdevs)
         return changed
 

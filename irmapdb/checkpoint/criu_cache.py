@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from irmapdb.kernel.root import Root
     from irmapdb.model import Identity, InodeKey, Mount
-    from irmapdb.resolve.engine import Outcome
+    from irmapdb.resolve.engine import Resolution
 
 __all__ = ["cache_entries", "is_unopenable", "spell_root"]
 
@@ -45,7 +45,7 @@ _PATH_MAX = 4096
 _ROOT, _ROOT_FOR_CRIU = b"/", b"/."
 
 
-def spell_root(outcome: Outcome) -> None:
+def spell_root(outcome: Resolution) -> None:
     """Give the root directory the second name by which CRIU finds it."""
     for identity, answer in outcome.resolved.items():
         names = (answer.path, *answer.other_paths)
@@ -55,7 +55,7 @@ def spell_root(outcome: Outcome) -> None:
 
 
 def cache_entries(
-    outcome: Outcome,
+    outcome: Resolution,
     watched: Iterable[Identity],
     root: Root,
     may_wait: Callable[[Iterable[Mount]], bool],

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from irmapdb.kernel.proc.survey import Denied
     from irmapdb.kernel.root import Root
     from irmapdb.model import CacheEntry, Identity, Mark, Mount, Resolved, WatchFile
-    from irmapdb.resolve.engine import Outcome
+    from irmapdb.resolve.engine import Resolution
     from irmapdb.resolve.search import Search
 
 __all__ = ["FSNOTIFY_NAMES", "Begun", "Findings", "MarkRow", "Tree", "make_findings"]
@@ -72,7 +72,7 @@ class Findings:
     denied: tuple[Denied, ...]
     proved: tuple[Resolved, ...]
     """Also of what is watched no longer."""
-    story: changes.Story
+    change_set: changes.ChangeSet
     stats: RunStats
     entries: tuple[CacheEntry, ...]
     """For irmap-cache, in its order."""
@@ -112,7 +112,7 @@ def make_findings(
     outcome = search.outcome
     criu_cache.spell_root(outcome)
     watches = _watch_rows(tree, outcome, watched)
-    story = changes.tell(search.rows, outcome, search.disprove)
+    change_set = changes.diff(search.rows, outcome, search.disprove)
     current = {row.watch.identity for row in watches}
     resolved = [answer for answer in outcome.resolved.values() if answer.identity in current]
     stats = replace(
@@ -123,7 +123,7 @@ def make_findings(
         watches=len(watches),
         resolved=sum(row.path is not None for row in watches),
         unresolved=sum(row.path is None for row in watches),
-        hits=story.hits,
+        hits=change_set.hits,
         scanned=search.scanned,
         sources=dict(Counter(str(answer.source) for answer in resolved)),
     )
@@ -143,7 +143,7 @@ def make_findings(
         marks=_mark_rows(tree, watched),
         denied=tree.denied,
         proved=tuple(outcome.resolved.values()),
-        story=story,
+        change_set=change_set,
         stats=stats,
         entries=tuple(entries),
         images=images,
@@ -166,7 +166,9 @@ def _mounted(root: Root, search: Search) -> dict[int, frozenset[int]]:
     return mounted
 
 
-def _watch_rows(tree: Tree, outcome: Outcome, watched: Sequence[WatchFile]) -> tuple[WatchRow, ...]:
+def _watch_rows(
+    tree: Tree, outcome: Resolution, watched: Sequence[WatchFile]
+) -> tuple[WatchRow, ...]:
     rows = []
     deleted = [identity for identity, failure in outcome.unresolved.items() if failure.deleted]
     holders = deleted_holders(tree.root, tree.pids, deleted)
@@ -201,7 +203,7 @@ def _mark_rows(tree: Tree, watched: Sequence[WatchFile]) -> tuple[MarkRow, ...]:
 
 
 def _fsnotify_images(
-    place: WorkDir, tree: Tree, outcome: Outcome, watched: Sequence[WatchFile]
+    place: WorkDir, tree: Tree, outcome: Resolution, watched: Sequence[WatchFile]
 ) -> dict[Path, bytes]:
     from irmapdb.image import fsnotify  # noqa: PLC0415 for a dump alone
 

@@ -8,7 +8,7 @@ import stat
 from typing import TYPE_CHECKING, NamedTuple
 
 from irmapdb.errors import FileError
-from irmapdb.kernel.child_call import call_aside
+from irmapdb.kernel.child_call import call_in_child
 from irmapdb.model import printable
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def _trouble(root: Root, path: bytes, config: Config) -> _Trouble | None:
     if not kinds:
         return _trouble_at(root, path)
     try:
-        found: _Trouble | None = call_aside(lambda: _trouble_at(root, path), _PATIENCE_S)
+        found: _Trouble | None = call_in_child(lambda: _trouble_at(root, path), _PATIENCE_S)
     except (TimeoutError, ChildProcessError) as error:
         advice = "see to the server of that filesystem, or leave the path out"
         return _Trouble(f"{kinds}: {error}", advice)

@@ -37,7 +37,7 @@ from irmapdb.kernel.proc.namespaces import mounted_anywhere
 from irmapdb.kernel.proc.survey import read_survey
 from irmapdb.kernel.root import Root, open_root
 from irmapdb.model import Event, MarkKind, Resolved, RunStats, Source
-from irmapdb.resolve.engine import Outcome
+from irmapdb.resolve.engine import Resolution
 from irmapdb.resolve.search import Paused, Search
 
 if TYPE_CHECKING:
@@ -66,8 +66,8 @@ __all__ = [
     "Findings",
     "FreezeOptions",
     "MarkRow",
-    "Options",
-    "Report",
+    "StepOptions",
+    "StepReport",
     "Survey",
     "dump",
     "find",
@@ -80,7 +80,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class StepOptions:
     """What pre-dump and dump are told."""
 
     pid: int
@@ -123,7 +123,7 @@ class FreezeOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class StepReport:
     """What a step came to."""
 
     event: Event
@@ -148,7 +148,7 @@ class Report:
     """Why SQLite worked on a private copy of the database; "" where it did not."""
 
 
-def pre_dump(options: Options) -> Report:
+def pre_dump(options: StepOptions) -> StepReport:
     """Find, prove and store the paths of a tree's watches, without stopping anyone."""
     with _tree(options) as tree, _transaction(options, Event.PRE_DUMP) as step:
         loaded = _load_cache(options, step)
@@ -158,7 +158,7 @@ def pre_dump(options: Options) -> Report:
         return _write(options, step, found, loaded)
 
 
-def find(options: Options, stored: StoredMappings) -> Findings:
+def find(options: StepOptions, stored: StoredMappings) -> Findings:
     """The first half of pre-dump: find and prove, and write nothing."""
     with _tree(options) as tree:
         place = _place(options)
@@ -174,12 +174,12 @@ def find(options: Options, stored: StoredMappings) -> Findings:
             return replace(make_findings(options.config, begun, tree, search, watched), news=news)
 
 
-def _survey(options: Options, tree: _Tree, search: Search, watched: list[WatchFile]) -> Survey:
+def _survey(options: StepOptions, tree: _Tree, search: Search, watched: list[WatchFile]) -> Survey:
     identities = [watch.identity for file in watched for watch in file.watches]
 
     def entries() -> list[CacheEntry]:
         found = search.proved.copy()  # at once: the other thread goes on
-        proved = Outcome({i: Resolved(i, path, Source.STORED) for i, path in found.items()})
+        proved = Resolution({i: Resolved(i, path, Source.STORED) for i, path in found.items()})
         criu_cache.spell_root(proved)
         return criu_cache.cache_entries(proved, identities, tree.root, options.config.may_wait)
 
@@ -195,7 +195,7 @@ def hand_over(found: Findings, further: Sequence[CacheEntry] = ()) -> FileStamp 
     return None if further else stamp
 
 
-def keep(options: Options, found: Findings, stamp: FileStamp | None) -> Report:
+def keep(options: StepOptions, found: Findings, stamp: FileStamp | None) -> StepReport:
     """The second half: store what was found and handed over."""
     with _transaction(options, found.event) as step:
         loaded = 0
@@ -210,7 +210,7 @@ def keep(options: Options, found: Findings, stamp: FileStamp | None) -> Report:
         return report
 
 
-def dump(options: Options, freezing: FreezeOptions) -> Report:
+def dump(options: StepOptions, freezing: FreezeOptions) -> StepReport:
     """The same, confirmed with the tasks stopped, and CRIU's fsnotify images written.
 
     The tasks run again before anything is written. If they are to be left stopped, they stand
@@ -218,7 +218,7 @@ def dump(options: Options, freezing: FreezeOptions) -> Report:
     """
     from irmapdb.checkpoint.confirm import Confirmation  # noqa: PLC0415 for a dump alone
     from irmapdb.kernel.freeze import stop_tree  # noqa: PLC0415
-    from irmapdb.kernel.rename_monitor import Witness  # noqa: PLC0415
+    from irmapdb.kernel.rename_monitor import RenameMonitor  # noqa: PLC0415
 
     stop_tree.check(options.pid, cgroup=freezing.cgroup)
     with (
@@ -227,9 +227,9 @@ def dump(options: Options, freezing: FreezeOptions) -> Report:
         _transaction(options, Event.DUMP) as step,
     ):
         loaded = _load_cache(options, step)
-        with tree.search(options, step.tx.load) as search, Witness() as witness:
+        with tree.search(options, step.tx.load) as search, RenameMonitor() as monitor:
             search.freeze_follows = True
-            confirmation = Confirmation(tree.root, witness, options.config)
+            confirmation = Confirmation(tree.root, monitor, options.config)
             watched = tree.read()
             confirmation.cover(w.identity.kdev for file in watched for w in file.watches)
             watched = _resolve(tree, search, watched)
@@ -389,7 +389,7 @@ class _Tree:
         except OSError:
             return  # gone, or not ours to look at
 
-    def search(self, options: Options, load: Load) -> Search:
+    def search(self, options: StepOptions, load: Load) -> Search:
         search = Search(
             self.root,
             load,
@@ -411,7 +411,7 @@ def _mount_marks(file: WatchFile) -> Iterator[Mark]:
 
 
 @contextlib.contextmanager
-def _tree(options: Options) -> Iterator[_Tree]:
+def _tree(options: StepOptions) -> Iterator[_Tree]:
     tasks.task_tree(options.pid)  # before anything is made on its behalf: is it there?
     with open_root(options.pid) as root, FdinfoFiles() as texts:
         check_scan_paths(root, options.scan_paths, options.config)
@@ -428,7 +428,7 @@ class _Transaction(Begun):
     private_copy: str = ""
 
 
-def _place(options: Options) -> WorkDir:
+def _place(options: StepOptions) -> WorkDir:
     return WorkDir.open(
         options.images_dir,
         options.work_dir,
@@ -438,7 +438,7 @@ def _place(options: Options) -> WorkDir:
 
 
 @contextlib.contextmanager
-def _transaction(options: Options, event: Event) -> Iterator[_Transaction]:
+def _transaction(options: StepOptions, event: Event) -> Iterator[_Transaction]:
     from irmapdb.store.database import Store  # noqa: PLC0415 imports SQLAlchemy
 
     place = _place(options)
@@ -471,7 +471,7 @@ def _transaction(options: Options, event: Event) -> Iterator[_Transaction]:
             raise
 
 
-def _load_cache(options: Options, step: _Transaction) -> int:
+def _load_cache(options: StepOptions, step: _Transaction) -> int:
     if not options.take_cache:
         return 0
     news = work_dir.read_news(step.tx.image_seen, step.place)
@@ -514,7 +514,7 @@ def _frozen(pid: int, freezing: FreezeOptions) -> Iterator[Frozen]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _write(options: Options, step: _Transaction, found: Findings, loaded: int) -> Report:
+def _write(options: StepOptions, step: _Transaction, found: Findings, loaded: int) -> StepReport:
     """Everything that a step found, into the database and the images."""
     report = _store(options, step, found, loaded)
     work_dir.save_images(
@@ -523,12 +523,12 @@ def _write(options: Options, step: _Transaction, found: Findings, loaded: int) -
     return report
 
 
-def _store(options: Options, step: _Transaction, found: Findings, loaded: int) -> Report:
+def _store(options: StepOptions, step: _Transaction, found: Findings, loaded: int) -> StepReport:
     now = found.finished_at
-    story = add_unmounted(found.story, _unmounted(step.tx, found.mounted))
-    stats = replace(found.stats, stale=len(story.stale))
+    change_set = add_unmounted(found.change_set, _unmounted(step.tx, found.mounted))
+    stats = replace(found.stats, stale=len(change_set.stale))
     step.tx.flag_all()
-    step.tx.mark_stale(story.stale, now)
+    step.tx.mark_stale(change_set.stale, now)
     step.tx.prove(found.proved, now)
     run_id = step.tx.add_run(
         found.event,
@@ -540,18 +540,18 @@ def _store(options: Options, step: _Transaction, found: Findings, loaded: int) -
         outcome=_in_words(stats, found.cut, found.unread),
     )
     step.tx.add_watches(run_id, found.watches)
-    step.tx.add_changes(run_id, story.changes, now)
+    step.tx.add_changes(run_id, change_set.changes, now)
     if options.config.retention.automatic:
-        step.tx.prune(options.config.retention, now, len(found.watches) + len(story.changes))
+        step.tx.prune(options.config.retention, now, len(found.watches) + len(change_set.changes))
     current = {row.watch.identity for row in found.watches}
-    return Report(
+    return StepReport(
         event=found.event,
         pid=found.pid,
         run_id=run_id,
         watches=found.watches,
         marks=found.marks,
         denied=found.denied,
-        changes=story.changes,
+        changes=change_set.changes,
         stats=stats,
         loaded=loaded,
         cut=found.cut,

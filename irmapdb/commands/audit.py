@@ -30,7 +30,7 @@ from irmapdb.model import format_kdev, kdev_of
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from irmapdb.audit.check import Evidence, Finding, Options, Report, Selection
+    from irmapdb.audit.check import AuditFinding, AuditOptions, AuditReport, Evidence, Selection
     from irmapdb.audit.fix import Mended
     from irmapdb.model import Identity, Mapping
 
@@ -150,7 +150,7 @@ def audit(
         irmapdb audit --json | jq '.mappings[] | select(.verdict == "moved") | .moved_to'
 
     """
-    from irmapdb.audit.check import Options
+    from irmapdb.audit.check import AuditOptions
     from irmapdb.audit.fix import mend
     from irmapdb.config import load_config
 
@@ -166,7 +166,7 @@ def audit(
     select = _selection(only, path, dev, older_than)
     start_log(verbose, None, work_dir or Path(), ())
     with Progress() as progress:
-        options = Options(
+        options = AuditOptions(
             database=database_path(db, work_dir),
             root=None if root is None else os.fsencode(root),
             pid=tree,
@@ -199,14 +199,14 @@ def audit(
         raise typer.Exit(_FINDINGS)
 
 
-def _only_audit(options: Options) -> Mended:
+def _only_audit(options: AuditOptions) -> Mended:
     from irmapdb.audit.check import audit as run
     from irmapdb.audit.fix import Mended
 
     return Mended(run(options), None, ())
 
 
-def _is_of_interest(finding: Finding, *, chosen: bool) -> bool:
+def _is_of_interest(finding: AuditFinding, *, chosen: bool) -> bool:
     # What the database does not know: a live one that does not hold, a stale one that does. Of
     # what was asked for by its verdict, every live one.
     if finding.mapping.stale:
@@ -214,7 +214,7 @@ def _is_of_interest(finding: Finding, *, chosen: bool) -> bool:
     return finding.is_news or chosen
 
 
-def _say_why_nothing(report: Report) -> None:
+def _say_why_nothing(report: AuditReport) -> None:
     if report.left_out:
         return  # told anyway
     if report.stored:
@@ -228,7 +228,7 @@ def _say_why_nothing(report: Report) -> None:
 def _selection(
     only: list[str] | None, paths: list[str] | None, devices: list[str] | None, span: str | None
 ) -> Selection:
-    from irmapdb.audit.check import Selection, Verdict
+    from irmapdb.audit.check import AuditVerdict, Selection
     from irmapdb.durations import before, parse_duration
 
     for word in only or ():
@@ -246,7 +246,7 @@ def _selection(
         paths=tuple(one for path in paths or () for one in spellings(os.fsencode(path))),
         kdevs=frozenset(map(_kdev, devices or ())),
         unproved_since=since,
-        verdicts=frozenset(map(Verdict, only or ())),
+        verdicts=frozenset(map(AuditVerdict, only or ())),
     )
 
 
@@ -265,7 +265,7 @@ def _kdev(word: str) -> int:
 # For people
 
 
-def _counts(findings: Iterable[Finding]) -> dict[str, tuple[int, int]]:
+def _counts(findings: Iterable[AuditFinding]) -> dict[str, tuple[int, int]]:
     """Of each verdict that occurs how many are live, and how many were marked stale before."""
     counts = Counter((str(one.verdict), one.mapping.stale) for one in findings)
     return {
@@ -275,7 +275,7 @@ def _counts(findings: Iterable[Finding]) -> dict[str, tuple[int, int]]:
     }
 
 
-def _print_counts(report: Report) -> None:
+def _print_counts(report: AuditReport) -> None:
     rows = [
         (verdict, f"{live:,}" if live else "", f"{marked:,}" if marked else "")
         for verdict, (live, marked) in _counts(report.findings).items()
@@ -283,7 +283,7 @@ def _print_counts(report: Report) -> None:
     output.print_table(("verdict", "mappings>", "marked stale>"), rows)
 
 
-def _print_findings(findings: list[Finding], *, evidence: bool) -> None:
+def _print_findings(findings: list[AuditFinding], *, evidence: bool) -> None:
     if not findings:
         return
     findings = sorted(findings, key=lambda one: _VERDICTS.index(one.verdict))
@@ -308,7 +308,7 @@ def _print_findings(findings: list[Finding], *, evidence: bool) -> None:
     )
 
 
-def _path_cell(finding: Finding) -> str:
+def _path_cell(finding: AuditFinding) -> str:
     mapping, evidence = finding.mapping, finding.evidence
     cell = output.in_namespace(mapping.path, mapping.mntns)
     said = []
@@ -332,7 +332,7 @@ def _path_cell(finding: Finding) -> str:
     return f"{cell} ({'; '.join(said)})" if said else cell
 
 
-def _evidence(finding: Finding) -> str:
+def _evidence(finding: AuditFinding) -> str:
     mapping, evidence = finding.mapping, finding.evidence
     lines = [f"{finding.verdict}  {output.in_namespace(mapping.path, mapping.mntns)}"]
 
@@ -372,7 +372,9 @@ def _time(at: datetime | None) -> str | None:
     return None if at is None else at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
-def _print_summary(done: Mended, options: Options, listed: list[Finding], *, fix: bool) -> None:
+def _print_summary(
+    done: Mended, options: AuditOptions, listed: list[AuditFinding], *, fix: bool
+) -> None:
     report = done.report
     typer.echo()
     for change in done.changes:
@@ -395,7 +397,7 @@ def _print_summary(done: Mended, options: Options, listed: list[Finding], *, fix
         output.say("most are not there: paths of a container's tasks are looked for with -t PID")
 
 
-def _how_many_hold(report: Report) -> str:
+def _how_many_hold(report: AuditReport) -> str:
     said = []
     if report.lost:
         said.append("1 no longer holds" if report.lost == 1 else f"{report.lost:,} no longer hold")
@@ -406,7 +408,7 @@ def _how_many_hold(report: Report) -> str:
     return ", ".join(said) or "all live ones hold"
 
 
-def _how_many_shown(listed: list[Finding]) -> str:
+def _how_many_shown(listed: list[AuditFinding]) -> str:
     counts = Counter(str(one.verdict) for one in listed)
     return ", ".join(f"{counts[one]:,} {one}" for one in _VERDICTS if one in counts) or "none"
 
@@ -414,7 +416,7 @@ def _how_many_shown(listed: list[Finding]) -> str:
 # For programs
 
 
-def _document(done: Mended, listed: list[Finding], *, fix: bool) -> dict[str, Any]:
+def _document(done: Mended, listed: list[AuditFinding], *, fix: bool) -> dict[str, Any]:
     report = done.report
     document: dict[str, Any] = {
         "root": report.root,
@@ -438,7 +440,7 @@ def _document(done: Mended, listed: list[Finding], *, fix: bool) -> dict[str, An
     return document
 
 
-def _as_json(finding: Finding) -> dict[str, Any]:
+def _as_json(finding: AuditFinding) -> dict[str, Any]:
     evidence = finding.evidence
     return {
         "verdict": finding.verdict,
@@ -494,7 +496,7 @@ _CSV_COLUMNS = (
 )
 
 
-def _print_csv(findings: list[Finding]) -> None:
+def _print_csv(findings: list[AuditFinding]) -> None:
     rows = (_flat(_as_json(finding)) for finding in findings)
     output.print_csv(_CSV_COLUMNS, ([row[name] for name in _CSV_COLUMNS] for row in rows))
 

@@ -145,14 +145,14 @@ def check(
     elif pid is not None:
         _refuse_unused({"--root": root}, "-t", "it is for a restore: use --images")
         from irmapdb.config import load_config
-        from irmapdb.criu.check.dump import Options, check_dump
+        from irmapdb.criu.check.dump import DumpCheckOptions, check_dump
         from irmapdb.criu.check.version import parse_version
 
         directory = images_dir or Path()
         start_log(verbose, log_file, work_dir or directory, (config,))
         with Progress() as progress:
             report = check_dump(
-                Options(
+                DumpCheckOptions(
                     pid=pid,
                     images_dir=directory,
                     work_dir=work_dir,

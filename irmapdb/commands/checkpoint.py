@@ -28,7 +28,7 @@ from irmapdb.commands.options import (
 from irmapdb.commands.progress import Progress
 
 if TYPE_CHECKING:
-    from irmapdb.checkpoint.steps import Report
+    from irmapdb.checkpoint.steps import StepReport
 
 __all__ = ["add_to", "dump", "pre_dump"]
 
@@ -68,7 +68,7 @@ def pre_dump(
         irmapdb pre-dump -t 4711 --json | jq '.watches[] | select(.path == null)'
 
     """
-    from irmapdb.checkpoint.steps import Options
+    from irmapdb.checkpoint.steps import StepOptions
     from irmapdb.checkpoint.steps import pre_dump as run
     from irmapdb.checkpoint.work_dir import made_directory
     from irmapdb.config import load_config
@@ -77,7 +77,7 @@ def pre_dump(
     with made_directory(images_dir), made_directory(work_dir), Progress() as progress:
         start_log(verbose, log_file, work_dir or images_dir, (db, config))
         report = run(
-            Options(
+            StepOptions(
                 pid=pid,
                 images_dir=images_dir,
                 work_dir=work_dir,
@@ -137,7 +137,7 @@ def dump(
         irmapdb dump -t 4711 -D img --freeze-cgroup /sys/fs/cgroup/app --json
 
     """
-    from irmapdb.checkpoint.steps import FreezeOptions, Options
+    from irmapdb.checkpoint.steps import FreezeOptions, StepOptions
     from irmapdb.checkpoint.steps import dump as run
     from irmapdb.checkpoint.work_dir import made_directory
     from irmapdb.config import load_config
@@ -146,7 +146,7 @@ def dump(
     with made_directory(images_dir), made_directory(work_dir), Progress() as progress:
         start_log(verbose, log_file, work_dir or images_dir, (db, config))
         report = run(
-            Options(
+            StepOptions(
                 pid=pid,
                 images_dir=images_dir,
                 work_dir=work_dir,
@@ -161,7 +161,7 @@ def dump(
     _show(report, as_json=as_json, all_rows=all_rows, left_stopped=leave_stopped)
 
 
-def _show(report: Report, *, as_json: bool, all_rows: bool, left_stopped: bool = False) -> None:
+def _show(report: StepReport, *, as_json: bool, all_rows: bool, left_stopped: bool = False) -> None:
     if as_json:
         output.print_json(_document(report, left_stopped=left_stopped))
     else:
@@ -178,7 +178,7 @@ _LISTED = "a mark without an inode: listed, not resolved"
 _DROPPED = "CRIU leaves it out: have the task set it again after the restore"
 
 
-def _print_report(report: Report, *, all_rows: bool) -> None:
+def _print_report(report: StepReport, *, all_rows: bool) -> None:
     many = len(report.watches) > _MANY_WATCHES and not all_rows
     rows = [
         (
@@ -219,7 +219,7 @@ def _print_report(report: Report, *, all_rows: bool) -> None:
     typer.echo(_summary(report, many=many))
 
 
-def _summary(report: Report, *, many: bool) -> str:
+def _summary(report: StepReport, *, many: bool) -> str:
     stats = report.stats
     nested = sum(row.path is not None and row.mntns != 0 for row in report.watches)
     where = f" ({nested:,} of them in another mount namespace: not handed to CRIU)"
@@ -247,7 +247,7 @@ def _summary(report: Report, *, many: bool) -> str:
     return "\n".join(lines)
 
 
-def _document(report: Report, *, left_stopped: bool) -> dict[str, Any]:
+def _document(report: StepReport, *, left_stopped: bool) -> dict[str, Any]:
     stats = report.stats
     return {
         "event": report.event,

@@ -16,7 +16,7 @@ from irmapdb.errors import FileError, UsageError
 
 if TYPE_CHECKING:
     from irmapdb.criu import config_files
-    from irmapdb.criu.config_files import Done
+    from irmapdb.criu.config_files import LineChange
 
 __all__ = ["add_to"]
 
@@ -207,7 +207,7 @@ def _tell_of_crun(runtime: Runtime) -> None:
         )
 
 
-def _show(done: list[Done], *, as_json: bool) -> None:
+def _show(done: list[LineChange], *, as_json: bool) -> None:
     if as_json:
         output.print_json(
             [

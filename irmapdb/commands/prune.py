@@ -15,7 +15,7 @@ from irmapdb.errors import UsageError
 if TYPE_CHECKING:
     from datetime import timedelta
 
-    from irmapdb.prune import Report
+    from irmapdb.prune import PruneReport
 
 __all__ = ["add_to"]
 
@@ -90,7 +90,7 @@ def prune(
 
     """
     from irmapdb.config import load_config
-    from irmapdb.prune import Options
+    from irmapdb.prune import PruneOptions
     from irmapdb.prune import prune as run
 
     keep = load_config(config).retention
@@ -104,7 +104,7 @@ def prune(
         keep = replace(keep, unused_older_than=_span("--unused-older-than", unused_older_than))
     with Progress() as progress:
         report = run(
-            Options(
+            PruneOptions(
                 database=database_path(db, work_dir),
                 keep=keep,
                 dry_run=dry_run,
@@ -125,7 +125,7 @@ def _span(option: str, text: str) -> timedelta:
         raise UsageError(message) from error
 
 
-def _show(report: Report, *, dry_run: bool, as_json: bool) -> None:
+def _show(report: PruneReport, *, dry_run: bool, as_json: bool) -> None:
     from irmapdb.prune import describe
 
     if as_json:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from irmapdb.kernel.proc.tasks import Task
-    from irmapdb.node.ps import Census, Usage, WatchedPath
+    from irmapdb.node.ps import Usage, WatchedPath, WatchList
 
 __all__ = ["add_to"]
 
@@ -69,7 +69,7 @@ def ps(
 
     """
     from irmapdb.config import load_config
-    from irmapdb.node.ps import Options, take
+    from irmapdb.node.ps import PsOptions, take
 
     if search and tree is None:
         message = "--search without -t"
@@ -79,8 +79,8 @@ def ps(
         raise UsageError(message, advice="add --search: nothing is scanned without it")
 
     with Progress() as progress:
-        census = take(
-            Options(
+        watch_list = take(
+            PsOptions(
                 pid=tree,
                 search=search,
                 scan_paths=tuple(map(os.fsencode, irmap_scan_path or ())),
@@ -89,22 +89,22 @@ def ps(
             )
         )
     if as_json:
-        output.print_json(_document(census))
+        output.print_json(_document(watch_list))
     else:
-        _print(census)
-        _say_what_is_missing(census, searched=search)
-    if not census.complete:
+        _print(watch_list)
+        _say_what_is_missing(watch_list, searched=search)
+    if not watch_list.complete:
         raise typer.Exit(_FINDINGS)
 
 
-def _print(census: Census) -> None:
-    if census.watches:
-        _print_watches(census)
+def _print(watch_list: WatchList) -> None:
+    if watch_list.watches:
+        _print_watches(watch_list)
         typer.echo()
-    _print_processes(census)
-    if census.users or census.limits:
+    _print_processes(watch_list)
+    if watch_list.users or watch_list.limits:
         typer.echo()
-        _print_users(census)
+        _print_users(watch_list)
 
 
 def _user(uid: int | None) -> str:
@@ -116,7 +116,7 @@ def _user(uid: int | None) -> str:
         return str(uid)
 
 
-def _print_watches(census: Census) -> None:
+def _print_watches(watch_list: WatchList) -> None:
     output.print_table(
         ("pid>", "comm", "fd>", "kind", "wd>", "inode", "path"),
         [
@@ -127,7 +127,7 @@ def _print_watches(census: Census) -> None:
                 *_what(row),
                 f"- ({row.why})" if row.path is None else output.in_namespace(row.path, row.mntns),
             )
-            for row in census.watches
+            for row in watch_list.watches
         ],
     )
 
@@ -142,7 +142,7 @@ def _what(row: WatchedPath) -> tuple[str, str, str]:
     return "fanotify", "-", str(watch.kind)
 
 
-def _print_processes(census: Census) -> None:
+def _print_processes(watch_list: WatchList) -> None:
     rows = [
         (
             str(row.pid),
@@ -150,13 +150,13 @@ def _print_processes(census: Census) -> None:
             *(f"{number:,}" if number else "" for number in row[3:]),
             output.printable(row.comm),
         )
-        for row in census.processes
+        for row in watch_list.processes
     ]
     columns = ("pid>", "user", "instances>", "watches>", "groups>", "marks>", "shared>", "comm")
     output.print_table(columns, rows)
 
 
-def _print_users(census: Census) -> None:
+def _print_users(watch_list: WatchList) -> None:
     rows = [
         (
             _user(usage.uid),
@@ -166,10 +166,10 @@ def _print_users(census: Census) -> None:
             _share(usage),
             f"{usage.below:,} of it in user namespaces" if usage.below else "",
         )
-        for usage in census.users
+        for usage in watch_list.users
     ] or [
         ("any", f"fs.{account.replace('/', '.')}", "0", f"{limit:,}", "0%", "")
-        for account, limit in census.limits.items()
+        for account, limit in watch_list.limits.items()
     ]
     output.print_table(("user", "limit", "used>", "of>", "share>", ""), rows)
 
@@ -178,13 +178,13 @@ def _share(usage: Usage) -> str:
     return f"{usage.used / usage.limit:.0%}" if usage.limit else ""
 
 
-def _say_what_is_missing(census: Census, *, searched: bool) -> None:
-    if census.hidden:
-        tasks = output.count(len(census.hidden), "process", "processes")
+def _say_what_is_missing(watch_list: WatchList, *, searched: bool) -> None:
+    if watch_list.hidden:
+        tasks = output.count(len(watch_list.hidden), "process", "processes")
         advice = "" if os.geteuid() == 0 else "; run as root to see them"
-        output.say(f"{tasks} could not be looked at ({_some(census.hidden)}){advice}")
-    unknown = len(census.unresolved)
-    deleted = sum(row.deleted for row in census.unresolved)
+        output.say(f"{tasks} could not be looked at ({_some(watch_list.hidden)}){advice}")
+    unknown = len(watch_list.unresolved)
+    deleted = sum(row.deleted for row in watch_list.unresolved)
     if unknown:
         what = f"{output.count(unknown, 'watch', 'watches')} without a path"
         if deleted:
@@ -197,7 +197,7 @@ def _some(tasks: Sequence[Task]) -> str:
     return ", ".join([*named, "…"] if len(tasks) > _A_FEW else named)
 
 
-def _document(census: Census) -> dict[str, Any]:
+def _document(watch_list: WatchList) -> dict[str, Any]:
     from irmapdb.model import Watch
 
     return {
@@ -207,7 +207,7 @@ def _document(census: Census) -> dict[str, Any]:
                 "comm": output.json_path(row.comm),
                 "user": _user(row.uid),
             }
-            for row in census.processes
+            for row in watch_list.processes
         ],
         "users": [
             {
@@ -218,15 +218,15 @@ def _document(census: Census) -> dict[str, Any]:
                 "limit": usage.limit,
                 "in_user_namespaces": usage.below,
             }
-            for usage in census.users
+            for usage in watch_list.users
         ],
         "limits": {
-            f"fs.{account.replace('/', '.')}": limit for account, limit in census.limits.items()
+            f"fs.{account.replace('/', '.')}": limit for account, limit in watch_list.limits.items()
         },
         "denied": [
-            {"pid": task.pid, "comm": output.json_path(task.comm)} for task in census.denied
+            {"pid": task.pid, "comm": output.json_path(task.comm)} for task in watch_list.denied
         ],
-        "hidden": len(census.hidden),
+        "hidden": len(watch_list.hidden),
         "watches": [
             {
                 "pid": row.watch.pid,
@@ -241,7 +241,7 @@ def _document(census: Census) -> dict[str, Any]:
                 "why": row.why,
                 "mntns": row.mntns,
             }
-            for row in census.watches
+            for row in watch_list.watches
         ],
     }
 

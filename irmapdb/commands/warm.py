@@ -92,7 +92,7 @@ def warm(
     """
     from irmapdb.config import load_config
     from irmapdb.node.rundir import RunDirectory
-    from irmapdb.node.service import Options, Service
+    from irmapdb.node.service import Service, ServiceOptions
 
     if once + status + install + uninstall > 1:
         message = "--once, --status, --install and --uninstall do not go together"
@@ -108,7 +108,7 @@ def warm(
         arguments = _arguments(interval, cgroup, config)
         _switch(arguments, load_config(config).warm.directory, unit_dir, on=install)
         return
-    options = Options(run_dir, load_config(config), interval, cgroup)
+    options = ServiceOptions(run_dir, load_config(config), interval, cgroup)
     with Service(options) as service:
         if not once:
             service.run()

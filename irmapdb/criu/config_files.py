@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 __all__ = [
     "DIRECTORY",
     "HOOK_NAME",
-    "Did",
-    "Done",
+    "ChangeKind",
+    "LineChange",
     "Runtime",
     "check_hook",
     "install",
@@ -59,7 +59,7 @@ class Runtime(enum.StrEnum):
     PODMAN = "podman"
 
 
-class Did(enum.StrEnum):
+class ChangeKind(enum.StrEnum):
     """What became of a file."""
 
     ADDED = "line added"
@@ -72,11 +72,11 @@ class Did(enum.StrEnum):
     NOTHING = "nothing of ours in it"
 
 
-class Done(NamedTuple):
+class LineChange(NamedTuple):
     """One file, and what was done to it."""
 
     file: Path
-    did: Did
+    did: ChangeKind
     other_scripts: tuple[str, ...]
     """Action scripts of other people in it: CRIU calls them as well."""
     removed_scripts: tuple[Path, ...] = ()
@@ -143,7 +143,7 @@ def check_hook(hook: Path) -> None:
         raise FileError(f"{name}: ends with exit code {tried.returncode}", advice=advice)
 
 
-def install(runtime: Runtime, hook: Path, directory: Path = DIRECTORY) -> list[Done]:
+def install(runtime: Runtime, hook: Path, directory: Path = DIRECTORY) -> list[LineChange]:
     """Have CRIU call the hook. Everything else in the files stays, byte for byte.
 
     FileError where the hook is none, or a file cannot be written or is a symbolic link.
@@ -153,7 +153,7 @@ def install(runtime: Runtime, hook: Path, directory: Path = DIRECTORY) -> list[D
     return [_install(file, hook, runtime) for file in of_runtime(runtime, directory)]
 
 
-def uninstall(runtime: Runtime, hook: Path | None, directory: Path = DIRECTORY) -> list[Done]:
+def uninstall(runtime: Runtime, hook: Path | None, directory: Path = DIRECTORY) -> list[LineChange]:
     """Undo `install`: take out every irmapdb-hook, and `hook` whatever its name is.
 
     A line that another runtime was given as well stays, for that one.
@@ -161,21 +161,21 @@ def uninstall(runtime: Runtime, hook: Path | None, directory: Path = DIRECTORY) 
     return [_uninstall(file, hook, runtime) for file in of_runtime(runtime, directory)]
 
 
-def _install(file: Path, hook: Path, runtime: Runtime) -> Done:
+def _install(file: Path, hook: Path, runtime: Runtime) -> LineChange:
     line = line_for(hook, [runtime]).encode()
     old = files.read_if_there(file, limit_bytes=_LIMIT_BYTES)
     if old is None:
         header = _MADE_FILE if file.parent.exists() else _MADE_ALL
         _make_directory(file.parent)
         files.replace_whole(file, b"\n".join((header, line, b"")), mode=0o644)
-        return Done(file, Did.MADE, ())
+        return LineChange(file, ChangeKind.MADE, ())
     lines = old.split(b"\n")
     ours = [one for one in lines if _is_ours(one, _script(line))]
     others = _others(lines, _script(line))
     runtimes = {runtime}.union(*map(_runtimes, ours))
     line = line_for(hook, runtimes).encode()
     if [_script(one) for one in ours] == [_script(line)] and _runtimes(ours[0]) == runtimes:
-        return Done(file, Did.KEPT, others)
+        return LineChange(file, ChangeKind.KEPT, others)
     if ours:
         # In the place of the first.
         lines[lines.index(ours[0])] = line
@@ -186,12 +186,12 @@ def _install(file: Path, hook: Path, runtime: Runtime) -> Done:
         lines.append(line)  # the last line had no end, and ours has none: to be undone exactly
     _rewrite(file, lines)
     if not ours:
-        return Done(file, Did.ADDED, others)
+        return LineChange(file, ChangeKind.ADDED, others)
     same = all(_script(one) == _script(line) for one in ours)
-    return Done(file, Did.KEPT if same else Did.REPLACED, others)
+    return LineChange(file, ChangeKind.KEPT if same else ChangeKind.REPLACED, others)
 
 
-def _uninstall(file: Path, hook: Path | None, runtime: Runtime) -> Done:
+def _uninstall(file: Path, hook: Path | None, runtime: Runtime) -> LineChange:
     old = files.read_if_there(file, limit_bytes=_LIMIT_BYTES)
     lines = [] if old is None else old.split(b"\n")
     own = b"" if hook is None else os.fsencode(hook)
@@ -201,7 +201,7 @@ def _uninstall(file: Path, hook: Path | None, runtime: Runtime) -> Done:
         shared = any(_is_ours(one, own) for one in kept)
         if kept != lines:
             _rewrite(file, kept)
-        return Done(file, Did.SHARED if shared else Did.NOTHING, others)
+        return LineChange(file, ChangeKind.SHARED if shared else ChangeKind.NOTHING, others)
     gone = {_script(one) for one in lines if _is_ours(one, own)} - set(map(_script, kept))
     scripts = tuple(Path(os.fsdecode(script)) for script in sorted(gone))
     header = kept[0] if kept else b""  # our line alone, without an end
@@ -212,9 +212,9 @@ def _uninstall(file: Path, hook: Path | None, runtime: Runtime) -> Done:
             if header == _MADE_ALL:
                 with contextlib.suppress(OSError):  # somebody else uses it by now
                     file.parent.rmdir()
-            return Done(file, Did.UNMADE, others, scripts)
+            return LineChange(file, ChangeKind.UNMADE, others, scripts)
     _rewrite(file, kept)
-    return Done(file, Did.REMOVED, others, scripts)
+    return LineChange(file, ChangeKind.REMOVED, others, scripts)
 
 
 def _without(line: bytes, own: bytes, runtime: Runtime) -> bytes | None:

@@ -186,7 +186,7 @@ def _tree_of(pid: int) -> list[int]:
         return []
 
 
-def _find(state: _State) -> tuple[Findings, steps.Options]:
+def _find(state: _State) -> tuple[Findings, steps.StepOptions]:
     job = state.job
     # What fails late leaves a bit for the next attempt.
     budget_s = state.budget_s * _TO_SEARCH
@@ -194,7 +194,7 @@ def _find(state: _State) -> tuple[Findings, steps.Options]:
     images = Path(os.path.realpath(job.images or "."))
     if not images.is_dir():
         images = state.work
-    options = steps.Options(
+    options = steps.StepOptions(
         pid=job.pid,
         images_dir=images,
         work_dir=state.work,
@@ -227,7 +227,7 @@ def _make_way(state: _State, error: Exception) -> bool:
     return before != (state.take_cache, state.read_database)
 
 
-def _keep(options: steps.Options, found: Findings, stamp: FileStamp | None) -> tuple[str, ...]:
+def _keep(options: steps.StepOptions, found: Findings, stamp: FileStamp | None) -> tuple[str, ...]:
     from irmapdb.scratch import remove_leftovers  # noqa: PLC0415 not before the answer
 
     warnings: list[str] = []
@@ -361,7 +361,7 @@ def _to_keep(state: _State, found: Findings) -> list[CacheEntry]:
         missed |= {entry.key for entry in state.old} - shared.keys()
     wrong = {
         (change.identity.key, change.old_path or change.path)
-        for change in found.story.changes
+        for change in found.change_set.changes
         if change.kind in {ChangeKind.STALE, ChangeKind.MOVED}
         and change.reason is not StaleReason.AMBIGUOUS
     }

@@ -22,7 +22,7 @@ from irmapdb.kernel.syscalls import die_with_parent
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["call_aside"]
+__all__ = ["call_in_child"]
 
 _CHUNK_BYTES = 1 << 16
 _LAST_WAIT_S = 1.0
@@ -41,7 +41,7 @@ class _Failed(NamedTuple):
     why: str
 
 
-def call_aside(
+def call_in_child(
     call: Callable[[], Any], timeout_s: float, over: Callable[[], bool] = lambda: False
 ) -> Any:  # noqa: ANN401 what call gives
     """What `call` returns in a forked child. TimeoutError: it did not in time, and was killed.

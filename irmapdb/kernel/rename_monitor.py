@@ -1,4 +1,4 @@
-"""A witness of renames: which names moved on the filesystems since we looked.
+"""A monitor of renames: which names moved on the filesystems since we looked.
 
 Paths are proved while the tasks run and needed when they are frozen. To prove each again in the
 freeze would cost as much as the first time; instead the kernel is asked beforehand to tell of
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Self
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["Witness"]
+__all__ = ["RenameMonitor"]
 
 _FAN_CLOEXEC = 0x1
 _FAN_NONBLOCK = 0x2
@@ -69,7 +69,7 @@ _fanotify_mark.argtypes = (
 
 
 @dataclass(slots=True)
-class Witness:
+class RenameMonitor:
     """Tells which names moved. A context manager; without the rights it witnesses nothing."""
 
     fd: int | None = None
@@ -83,7 +83,7 @@ class Witness:
         fd = _fanotify_init(flags, os.O_RDONLY)
         if fd >= 0:
             self.fd = fd
-        return self  # EPERM, EINVAL, ENOSYS: no witness, so all is proved again
+        return self  # EPERM, EINVAL, ENOSYS: no monitor, so all is proved again
 
     def __exit__(self, *_: object) -> None:
         if self.fd is not None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Self
 
 from irmapdb.errors import TaskError
 from irmapdb.kernel import syscalls
-from irmapdb.kernel.fs.own_mounts import Superblocks
+from irmapdb.kernel.fs.own_mounts import OwnMounts
 from irmapdb.kernel.fs.superblock import Superblock, superblock_of
 from irmapdb.kernel.proc import fdinfo
 from irmapdb.kernel.syscalls import AT_EMPTY_PATH
@@ -87,7 +87,7 @@ class Root:
     """Whether the table lacks the mount that the root directory lies on."""
     _own: Superblock | None = None
     """What the root directory lies on, where the table lacks it."""
-    superblocks: Superblocks = field(default_factory=lambda: Superblocks(_open_own_root))
+    superblocks: OwnMounts = field(default_factory=lambda: OwnMounts(_open_own_root))
     """Where layers of the overlays in it lie: what is mounted in our own mount namespace."""
     trusted: set[int] = field(default_factory=set)
     """Devices whose server (FUSE) the user has named, and so answers for."""

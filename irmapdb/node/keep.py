@@ -23,10 +23,10 @@ from irmapdb.model import printable
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from irmapdb.checkpoint.steps import Report
+    from irmapdb.checkpoint.steps import StepReport
     from irmapdb.config import Config
     from irmapdb.kernel.proc.containers import Container
-    from irmapdb.kernel.rename_monitor import Witness
+    from irmapdb.kernel.rename_monitor import RenameMonitor
     from irmapdb.model import Identity, Resolved
     from irmapdb.node.look import Seen
     from irmapdb.node.rundir import RunDirectory
@@ -96,17 +96,17 @@ class Kept(NamedTuple):
         return frozenset(one.identity for one in self.answers or () if not one.mntns)
 
 
-def keep(seen: Seen, options: KeepOptions, witness: Witness) -> Kept:
+def keep(seen: Seen, options: KeepOptions, monitor: RenameMonitor) -> Kept:
     """Prove every path of a container; raises TaskError where it ended meanwhile."""
     container = seen.container
     begun_s = time.monotonic()
     end_s = begun_s + options.time_s
     _require(container)
-    known = frozenset(witness.kdevs)
-    _cover(container, options.config, witness)
+    known = frozenset(monitor.kdevs)
+    _cover(container, options.config, monitor)
     problem = ""
     with options.run.work(container) as work:
-        step = steps.Options(
+        step = steps.StepOptions(
             pid=container.pid,
             images_dir=work,
             database=options.databases / f"{container.name.file_stem}.db",
@@ -123,7 +123,7 @@ def keep(seen: Seen, options: KeepOptions, witness: Witness) -> Kept:
             report = steps.pre_dump(_without(step, work))
         _require(container)  # else it is the image of another one, to which the number was given
         os.replace(work / CACHE_NAME, options.run.image(*container.key))
-    return _kept(seen, report, begun_s, end_s, frozenset(witness.kdevs) | known, problem)
+    return _kept(seen, report, begun_s, end_s, frozenset(monitor.kdevs) | known, problem)
 
 
 def nothing_to_keep(seen: Seen) -> Kept:
@@ -146,7 +146,7 @@ def nothing_to_keep(seen: Seen) -> Kept:
     )
 
 
-def _without(step: steps.Options, work: Path) -> steps.Options:
+def _without(step: steps.StepOptions, work: Path) -> steps.StepOptions:
     return replace(step, database=work / DATABASE_NAME)
 
 
@@ -157,17 +157,22 @@ def _require(container: Container) -> None:
         raise TaskError(message)
 
 
-def _cover(container: Container, config: Config, witness: Witness) -> None:
+def _cover(container: Container, config: Config, monitor: RenameMonitor) -> None:
     # Before the first proof: what is renamed from now on is heard of.
     with open_root(container.pid) as root, contextlib.suppress(TaskError):
-        confirmation = Confirmation(root, witness, config)
+        confirmation = Confirmation(root, monitor, config)
         files = read_survey(tasks.task_tree(container.pid)).files
         kdevs = {watch.identity.kdev for raw in files for watch in raw.parse().watches}
-        confirmation.cover(kdevs - witness.kdevs)
+        confirmation.cover(kdevs - monitor.kdevs)
 
 
 def _kept(
-    seen: Seen, report: Report, begun_s: float, end_s: float, heard: frozenset[int], problem: str
+    seen: Seen,
+    report: StepReport,
+    begun_s: float,
+    end_s: float,
+    heard: frozenset[int],
+    problem: str,
 ) -> Kept:
     rows = report.watches
     kdevs = {row.watch.identity.kdev for row in rows}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from irmapdb.config import Config
 from irmapdb.kernel.proc import tasks
 from irmapdb.kernel.proc.holders import deleted_holders
-from irmapdb.kernel.proc.limits import Account, effective_uid, is_unlimited, payer_of, read_limits
+from irmapdb.kernel.proc.limits import LimitKind, effective_uid, is_unlimited, payer_of, read_limits
 from irmapdb.kernel.proc.survey import read_survey
 from irmapdb.kernel.root import open_root
 from irmapdb.model import MarkKind, Watch, WatchKind
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping as MappingABC
 
     from irmapdb.kernel.proc.fdinfo import RawWatchFile
-    from irmapdb.kernel.proc.limits import Payer
-    from irmapdb.kernel.proc.survey import Copy, Survey
+    from irmapdb.kernel.proc.limits import ChargedUser
+    from irmapdb.kernel.proc.survey import SharedDescriptor, Survey
     from irmapdb.kernel.proc.tasks import Task
     from irmapdb.kernel.root import Root
     from irmapdb.model import InodeKey, Mapping, Mark
 
-__all__ = ["Census", "Options", "ProcessRow", "Usage", "WatchedPath", "take"]
+__all__ = ["ProcessRow", "PsOptions", "Usage", "WatchList", "WatchedPath", "take"]
 
 _HEAD_BYTES = 512
 """The lines of an fdinfo that come before the first mark are fewer."""
@@ -57,7 +57,7 @@ class Usage(NamedTuple):
 
     uid: int | None
     """The user who is charged; None where that could not be seen."""
-    account: Account
+    account: LimitKind
     used: int
     limit: int | None
     """None where this kernel has no such limit."""
@@ -80,8 +80,8 @@ class WatchedPath(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
-    """What the census is told."""
+class PsOptions:
+    """The options of `take`."""
 
     pid: int | None = None
     """The root of a tree; None: all tasks of the machine."""
@@ -94,7 +94,7 @@ class Options:
 
 
 @dataclass(frozen=True, slots=True)
-class Census:
+class WatchList:
     """What was counted."""
 
     processes: tuple[ProcessRow, ...]
@@ -102,7 +102,7 @@ class Census:
     users: tuple[Usage, ...]
     """Counted from all tasks of the machine, the one nearest to its limit first; of each user that
     has anything, all limits."""
-    limits: dict[Account, int]
+    limits: dict[LimitKind, int]
     denied: tuple[Task, ...]
     """Tasks that may not be looked at: of the tree, or of the machine."""
     hidden: tuple[Task, ...]
@@ -128,7 +128,7 @@ class Census:
         return self.of_machine or not (self.denied or self.unresolved)
 
 
-def take(options: Options) -> Census:
+def take(options: PsOptions) -> WatchList:
     """Count. TaskError where the task is gone or its root may not be looked into."""
     proc = options.proc
     tree = () if options.pid is None else tasks.task_tree(options.pid, proc)
@@ -140,7 +140,7 @@ def take(options: Options) -> Census:
     counted = [_count(raw, survey.threads) for raw in survey.files]
     limits = read_limits(proc)
     denied = [one.task for one in survey.denied]
-    return Census(
+    return WatchList(
         processes=_processes(shown, counted, survey.copies, proc),
         users=_users(shown, counted, limits, proc),
         limits=limits,
@@ -176,7 +176,10 @@ def _count(raw: RawWatchFile, threads: MappingABC[int, int]) -> _Counted:
 
 
 def _processes(
-    shown: Iterable[Task], counted: Iterable[_Counted], copies: Iterable[Copy], proc: str
+    shown: Iterable[Task],
+    counted: Iterable[_Counted],
+    copies: Iterable[SharedDescriptor],
+    proc: str,
 ) -> tuple[ProcessRow, ...]:
     counts: Counter[tuple[int, str]] = Counter()
     for one in counted:
@@ -201,19 +204,19 @@ def _processes(
 
 
 def _users(
-    shown: Iterable[Task], counted: Iterable[_Counted], limits: dict[Account, int], proc: str
+    shown: Iterable[Task], counted: Iterable[_Counted], limits: dict[LimitKind, int], proc: str
 ) -> tuple[Usage, ...]:
-    used: Counter[tuple[int | None, Account]] = Counter()
-    below: Counter[tuple[int | None, Account]] = Counter()
-    payers: dict[int, Payer] = {}
+    used: Counter[tuple[int | None, LimitKind]] = Counter()
+    below: Counter[tuple[int | None, LimitKind]] = Counter()
+    payers: dict[int, ChargedUser] = {}
     for one in counted:
         if one.pid not in payers:
             payers[one.pid] = payer_of(one.pid, proc)
         uid, is_below = payers[one.pid]
         inotify = one.kind is WatchKind.INOTIFY
         charges = (
-            (Account.INOTIFY_INSTANCES if inotify else Account.FANOTIFY_GROUPS, 1),
-            (Account.INOTIFY_WATCHES if inotify else Account.FANOTIFY_MARKS, one.charged),
+            (LimitKind.INOTIFY_INSTANCES if inotify else LimitKind.FANOTIFY_GROUPS, 1),
+            (LimitKind.INOTIFY_WATCHES if inotify else LimitKind.FANOTIFY_MARKS, one.charged),
         )
         for account, number in charges:
             used[uid, account] += number
@@ -223,7 +226,7 @@ def _users(
     rows = [
         Usage(uid, account, used[uid, account], limits.get(account), below[uid, account])
         for uid in wanted
-        for account in Account
+        for account in LimitKind
         if account in limits or used[uid, account]
     ]
     rows.sort(key=lambda row: -row.used / row.limit if row.limit else 0.0)
@@ -231,7 +234,7 @@ def _users(
 
 
 def _paths(
-    options: Options, pid: int, tree: Iterable[Task], survey: Survey
+    options: PsOptions, pid: int, tree: Iterable[Task], survey: Survey
 ) -> tuple[WatchedPath, ...]:
     comms = {task.pid: task.comm for task in tree}
     comms.update((tid, comms[pid]) for tid, pid in survey.threads.items() if pid in comms)

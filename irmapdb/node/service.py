@@ -24,7 +24,7 @@ from irmapdb.errors import FileError
 from irmapdb.image.cache import encode_cache
 from irmapdb.kernel.priority import be_idle
 from irmapdb.kernel.proc.tasks import read_task
-from irmapdb.kernel.rename_monitor import Witness
+from irmapdb.kernel.rename_monitor import RenameMonitor
 from irmapdb.model import printable
 from irmapdb.node import databases
 from irmapdb.node.answer import NOT_SERVED, Reply, Request, answer, confirm, parse_request, send
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from irmapdb.kernel.proc.containers import Container
     from irmapdb.node.pool import Ended
 
-__all__ = ["Options", "Service"]
+__all__ = ["Service", "ServiceOptions"]
 
 _log = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ _BURST_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class ServiceOptions:
     """How the service works."""
 
     run: Path = RUN_DIRECTORY
@@ -112,7 +112,7 @@ class _Known:
 class Service:
     """The service. A context manager: takes what it needs, and gives it back."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: ServiceOptions) -> None:
         self._options = options
         self._settings = options.config.warm
         self._interval_s = options.interval_s or self._settings.interval_s
@@ -120,7 +120,7 @@ class Service:
         self._queue: dict[tuple[int, int], None] = {}
         self._stack = contextlib.ExitStack()
         self._pool = Pool(self._in_child)
-        self._witness = Witness()
+        self._monitor = RenameMonitor()
         self._debt_s = 0.0
         self._debt_at_s = time.monotonic()
         self._begun_at_s = time.time()
@@ -137,7 +137,7 @@ class Service:
             self._run = self._stack.enter_context(RunDirectory(self._options.run))
             self._run.lock()
             databases.make_directory(self._settings.directory)
-            self._stack.enter_context(self._witness)
+            self._stack.enter_context(self._monitor)
             self._stack.callback(self._pool.close)
         except BaseException:
             self._stack.close()
@@ -246,7 +246,7 @@ class Service:
             seen = look_around(
                 self._options.cgroup, lambda one: one.key not in waits, self._options.proc
             )
-            return seen, self._witness.names(), self._witness.blind
+            return seen, self._monitor.names(), self._monitor.blind
 
         self._pool.start(_LOOK, None, look, limit_s=_LOOK_LIMIT_S, memory_bytes=_LOOK_MEMORY_BYTES)
         # What is worked on meanwhile cannot tell which of the names it has seen.
@@ -284,7 +284,7 @@ class Service:
         del self._known[key]
         self._queue.pop(key, None)
         used = {kdev for known in self._known.values() if known.kept for kdev in known.kept.kdevs}
-        self._witness.kdevs &= used  # the next filesystem may get the number
+        self._monitor.kdevs &= used  # the next filesystem may get the number
 
     def _is_due(self, known: _Known, now_s: float) -> bool:
         kept, seen = known.kept, known.seen
@@ -364,7 +364,7 @@ class Service:
             self._pool.start(
                 kind,
                 known.container.key,
-                lambda: (keep(seen, options, self._witness), self._witness.kdevs),
+                lambda: (keep(seen, options, self._monitor), self._monitor.kdevs),
                 limit_s=time_s + _GRACE_S,
                 memory_bytes=_KEEP_MEMORY_BYTES,
             )
@@ -382,7 +382,7 @@ class Service:
             known.slow = known.slow or ended.child.killed
             return
         kept, kdevs = ended.result
-        self._witness.kdevs |= kdevs
+        self._monitor.kdevs |= kdevs
         known.kept, known.problem = kept, kept.problem
         known.verified_s = time.monotonic()
         if kept.cut:

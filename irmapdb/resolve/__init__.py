@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from irmapdb.resolve.btrfs import BtrfsLookup
 from irmapdb.resolve.handle import Handles
-from irmapdb.resolve.mount_fds import Doors
+from irmapdb.resolve.mount_fds import MountFds
 from irmapdb.resolve.open_files import OpenFiles
 from irmapdb.resolve.overlay import OverlayLayers
 from irmapdb.resolve.scan import Scan
@@ -18,8 +18,8 @@ from irmapdb.resolve.xfs import XfsParents
 
 __all__ = [
     "BtrfsLookup",
-    "Doors",
     "Handles",
+    "MountFds",
     "OpenFiles",
     "OverlayLayers",
     "Scan",

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 from irmapdb.kernel import identity as kernel_identity
 from irmapdb.kernel.fs import btrfs
 from irmapdb.model import Source
-from irmapdb.resolve.mount_fds import Doors
+from irmapdb.resolve.mount_fds import MountFds
 from irmapdb.resolve.prefetch import ask_all, asked
-from irmapdb.resolve.reverse_lookup import Upward, by_device, shows
+from irmapdb.resolve.reverse_lookup import ReverseLookup, by_device, shows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -34,19 +34,24 @@ class BtrfsLookup:
     source = Source.BTRFS
 
     def __init__(
-        self, root: Root, doors: Doors | None = None, over: Callable[[], bool] = lambda: False
+        self,
+        root: Root,
+        mount_fds: MountFds | None = None,
+        over: Callable[[], bool] = lambda: False,
     ) -> None:
         self._root = root
-        self._doors = doors or Doors(root)
+        self._mount_fds = mount_fds or MountFds(root)
         self._over = over
 
     def __call__(self, wanted: Wanted) -> Iterator[Answer]:
         for kdev, identities in by_device(self._root, wanted, "btrfs").items():
             batch, notes = asked(identities, btrfs.inode_of)
             yield from notes
-            with Upward(self._root, self._doors, kdev, btrfs.inode_of, btrfs.names) as upward:
+            with ReverseLookup(
+                self._root, self._mount_fds, kdev, btrfs.inode_of, btrfs.names
+            ) as upward:
                 for tree, members in itertools.groupby(batch, key=lambda one: one[0].tree):
-                    with _Subvolume(self._root, self._doors, upward, tree) as subvolume:
+                    with _Subvolume(self._root, self._mount_fds, upward, tree) as subvolume:
                         yield from ask_all(self._root, list(members), subvolume.paths, self._over)
 
 
@@ -62,9 +67,11 @@ class _View(NamedTuple):
 class _Subvolume:
     """One subvolume and all places that show it. A context manager: holds it open."""
 
-    def __init__(self, root: Root, doors: Doors, upward: Upward[btrfs.Inode], tree: int) -> None:
+    def __init__(
+        self, root: Root, mount_fds: MountFds, upward: ReverseLookup[btrfs.Inode], tree: int
+    ) -> None:
         self._root = root
-        self._doors = doors
+        self._mount_fds = mount_fds
         self._upward = upward
         self._views: list[_View] = []
         self._fd: int | None = None
@@ -111,7 +118,7 @@ class _Subvolume:
         self._views.append(_View(prefix, at, mount))
 
     def _open(self, tree: int, at: bytes) -> int:
-        fd = self._doors.open(at)
+        fd = self._mount_fds.open(at)
         try:
             handle = kernel_identity.identify_fd(self._root, fd).handle
         except OSError:

@@ -27,9 +27,9 @@ __all__ = [
     "Deleted",
     "Disproved",
     "Note",
-    "Outcome",
     "Prefer",
     "Prove",
+    "Resolution",
     "Resolver",
     "Wanted",
     "resolve",
@@ -98,7 +98,7 @@ class Disproved(NamedTuple):
 
 
 @dataclass(slots=True)
-class Outcome:
+class Resolution:
     """What a batch came to: every identity is in one of the first two."""
 
     resolved: dict[Identity, Resolved] = field(default_factory=dict)
@@ -110,7 +110,7 @@ class Outcome:
         """How many have no path because the time was up."""
         return sum(failure.cut for failure in self.unresolved.values())
 
-    def update(self, later: Outcome) -> None:
+    def update(self, later: Resolution) -> None:
         """Take over what a later batch came to; it knows better."""
         for identity in later.resolved:
             self.unresolved.pop(identity, None)
@@ -128,7 +128,7 @@ def resolve(
     *,
     prefer: Prefer = lambda paths: sorted(paths, key=len),
     over: Callable[[], bool] = lambda: False,
-) -> Outcome:
+) -> Resolution:
     """Find a proved path for each identity, or say what was tried.
 
     One resolver may prove several names of an inode; all are kept. `over` tells that the time
@@ -193,8 +193,8 @@ class _Batch:
             if len(said) < _MOST_TRIED and tried not in said:
                 said.append(tried)
 
-    def outcome(self, prefer: Prefer, *, cut: bool) -> Outcome:
-        outcome = Outcome(self._resolved, disproved=self._disproved)
+    def outcome(self, prefer: Prefer, *, cut: bool) -> Resolution:
+        outcome = Resolution(self._resolved, disproved=self._disproved)
         for identity, further in self._further.items():
             known = self._resolved[identity]
             best, *others = prefer([known.path, *further])

@@ -11,7 +11,7 @@ from irmapdb.kernel import syscalls
 from irmapdb.kernel.fs.inode_state import opens_handles
 from irmapdb.model import Source, format_kdev
 from irmapdb.resolve.engine import Candidate, Deleted, Note
-from irmapdb.resolve.mount_fds import Doors
+from irmapdb.resolve.mount_fds import MountFds
 from irmapdb.resolve.mount_points import at_mount_points
 
 if TYPE_CHECKING:
@@ -37,10 +37,13 @@ class Handles:
     source = Source.HANDLE
 
     def __init__(
-        self, root: Root, doors: Doors | None = None, over: Callable[[], bool] = lambda: False
+        self,
+        root: Root,
+        mount_fds: MountFds | None = None,
+        over: Callable[[], bool] = lambda: False,
     ) -> None:
         self._root = root
-        self._doors = doors or Doors(root)
+        self._mount_fds = mount_fds or MountFds(root)
         self._over = over
 
     def __call__(self, wanted: Wanted) -> Iterator[Answer]:
@@ -71,7 +74,7 @@ class Handles:
     ) -> Iterator[Candidate]:
         try:
             # A mount point that is a file cannot be opened like this and is passed over.
-            mount_fd = self._doors.open(mount.mountpoint)
+            mount_fd = self._mount_fds.open(mount.mountpoint)
         except OSError:
             return
         try:

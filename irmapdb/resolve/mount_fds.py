@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from irmapdb.kernel.root import Root
 
-__all__ = ["Doors"]
+__all__ = ["MountFds"]
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK
 
@@ -27,7 +27,7 @@ _MOST_OF_A_DEVICE = 8
 """Of the thousands of places where it may be mounted."""
 
 
-class Doors:
+class MountFds:
     """The directories of one root that filesystems are asked through."""
 
     def __init__(self, root: Root) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from irmapdb.kernel.root import Root
     from irmapdb.model import Identity
-    from irmapdb.resolve.engine import Disproved, Outcome, Resolver, Wanted
+    from irmapdb.resolve.engine import Disproved, Resolution, Resolver, Wanted
 
 __all__ = ["last_of", "once_more", "were_moving"]
 
@@ -31,7 +31,7 @@ def last_of(failures: Sequence[Disproved]) -> list[Disproved]:
     return list(failures[-_PATHS:])
 
 
-def were_moving(root: Root, outcome: Outcome) -> dict[Identity, list[Disproved]]:
+def were_moving(root: Root, outcome: Resolution) -> dict[Identity, list[Disproved]]:
     """What has no path and had one just before, with the paths that failed.
 
     Not what lies below a mount of another device: that is no rename, and the next proof would say

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from irmapdb.kernel.root import Root
     from irmapdb.model import FileHandle, Identity, Mount
     from irmapdb.resolve.engine import Wanted
-    from irmapdb.resolve.mount_fds import Doors
+    from irmapdb.resolve.mount_fds import MountFds
 
-__all__ = ["REFUSALS", "Upward", "by_device", "shows"]
+__all__ = ["REFUSALS", "ReverseLookup", "by_device", "shows"]
 
 REFUSALS = frozenset({errno.ENOTTY, errno.EOPNOTSUPP, errno.EPERM})
 """The kernel or the filesystem cannot tell, or we may not ask: so it is for every inode."""
@@ -68,7 +68,7 @@ class _Places(NamedTuple):
     places below it."""
 
 
-class Upward(Generic[Node]):
+class ReverseLookup(Generic[Node]):
     """One device of one root. A context manager: holds a directory of the device open.
 
     `node_of` gives the inode that a handle names; `names`, from a descriptor on the device, every
@@ -78,13 +78,13 @@ class Upward(Generic[Node]):
     def __init__(
         self,
         root: Root,
-        doors: Doors,
+        mount_fds: MountFds,
         kdev: int,
         node_of: Callable[[FileHandle], Node | None],
         names: Callable[[int, Node], Sequence[tuple[Node, bytes]]],
     ) -> None:
         self._root = root
-        self._doors = doors
+        self._mount_fds = mount_fds
         self._node_of = node_of
         self._names = names
         self._parents: dict[Node, tuple[Node, bytes] | None] = {}
@@ -121,7 +121,7 @@ class Upward(Generic[Node]):
         self.tops.setdefault(node, []).append(mount)
         if self._fd is None:
             try:
-                self._fd = self._doors.open(mount.mountpoint)
+                self._fd = self._mount_fds.open(mount.mountpoint)
             except OSError:
                 return  # a file bound over another; or not now
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, Self, TypeAlias
 
 from irmapdb.errors import TaskError
 from irmapdb.kernel import syscalls
-from irmapdb.kernel.child_call import call_aside
+from irmapdb.kernel.child_call import call_in_child
 from irmapdb.kernel.identity import disproof, disproof_of_watch
 from irmapdb.kernel.proc import fdinfo
 from irmapdb.kernel.proc.namespaces import open_namespace
@@ -26,8 +26,8 @@ from irmapdb.kernel.root import Root, open_root
 from irmapdb.model import Source, StaleReason, Tried, Unresolved, printable
 from irmapdb.resolve import (
     BtrfsLookup,
-    Doors,
     Handles,
+    MountFds,
     OpenFiles,
     OverlayLayers,
     Scan,
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
     from irmapdb.config import Config
     from irmapdb.model import Identity, InodeKey, Mapping, WatchFile
-    from irmapdb.resolve.engine import Outcome, Resolver
+    from irmapdb.resolve.engine import Resolution, Resolver
 
 __all__ = ["Load", "Paused", "Search"]
 
@@ -94,7 +94,7 @@ class _Place(NamedTuple):
     mntns: int
     stored: StoredRows
     scan: Scan
-    doors: Doors
+    mount_fds: MountFds
     resolvers: Sequence[Resolver]
     failed: dict[Identity, list[Disproved]]
     """The paths that failed of what was being renamed when it was looked for."""
@@ -145,7 +145,7 @@ class Search:
         self._found_in: dict[Identity, _Key] = {}
         self._put_off: dict[_Key, list[Identity]] = {}
         self._chroots_only: set[int] = set()
-        self.outcome = engine.Outcome()
+        self.outcome = engine.Resolution()
         self.proved: dict[Identity, bytes] = {}
         """In the main root, from the moment of the proof on: before a batch is through."""
         self.resolve_us = 0
@@ -196,7 +196,7 @@ class Search:
         for key in (_MAIN, *self._nested):
             place = self._place_of(key)
             wanted = kdevs.get(key, set()) | {identity.kdev for identity in place.failed}
-            left -= place.doors.keep(sorted(wanted - self._that_wait(place, wanted)), left)
+            left -= place.mount_fds.keep(sorted(wanted - self._that_wait(place, wanted)), left)
 
     def resolve(self, files: Iterable[WatchFile], *, at_once: bool = False) -> None:
         """Resolve what the files watch and is neither resolved nor given up yet.
@@ -288,18 +288,18 @@ class Search:
             progress=self._progress,
             over=self._over,
         )
-        doors = Doors(root)
-        self._stack.callback(doors.close)
+        mount_fds = MountFds(root)
+        self._stack.callback(mount_fds.close)
         resolvers = (
             stored,
-            Handles(root, doors, self._over),
+            Handles(root, mount_fds, self._over),
             OverlayLayers(root, self._over),
-            BtrfsLookup(root, doors, self._over),
-            XfsParents(root, doors, self._over),
+            BtrfsLookup(root, mount_fds, self._over),
+            XfsParents(root, mount_fds, self._over),
             OpenFiles(root, self._holders, self._proc, self._over),
             *((scan,) if self._scans else ()),
         )
-        return _Place(root, mntns, stored, scan, doors, resolvers, {})
+        return _Place(root, mntns, stored, scan, mount_fds, resolvers, {})
 
     def _place_of(self, key: _Key) -> _Place:
         return self._nested[key] if key else self._main
@@ -315,7 +315,7 @@ class Search:
 
     def _run(
         self, place: _Place, identities: Iterable[Identity], *, at_once: bool = False
-    ) -> Outcome:
+    ) -> Resolution:
         by_kdev: dict[int, list[Identity]] = {}
         for identity in identities:
             by_kdev.setdefault(identity.kdev, []).append(identity)
@@ -323,7 +323,7 @@ class Search:
         quick = itertools.chain.from_iterable(by_kdev.values())
         if at_once:
             resolvers = [one for one in place.resolvers if one is not place.scan]
-            with place.doors.only_kept():
+            with place.mount_fds.only_kept():
                 outcome = self._ask(place, quick, resolvers)
             for identity in [*outcome.unresolved]:
                 if not outcome.unresolved[identity].deleted:
@@ -344,10 +344,10 @@ class Search:
         quick: Iterable[Identity],
         aside: Iterable[list[Identity]],
         paused: Paused,
-    ) -> Outcome:
+    ) -> Resolution:
         # No server is asked, and no directory opened; what that leaves is looked for by a child
         # that can be killed, if it can come to an end at all.
-        with place.doors.only_kept():
+        with place.mount_fds.only_kept():
             resolvers = [one for one in place.resolvers if one is not place.scan]
             outcome = self._ask(place, quick, resolvers)
         left = [i for i, failure in outcome.unresolved.items() if not failure.deleted]
@@ -359,7 +359,7 @@ class Search:
         _tell(outcome)
         return outcome
 
-    def _ask_in_time(self, place: _Place, left: list[Identity], paused: Paused) -> Outcome:
+    def _ask_in_time(self, place: _Place, left: list[Identity], paused: Paused) -> Resolution:
         if paused.may_hold_us():
             return _unanswered(left, _LISTENER)
         place.stored.load(left)
@@ -367,17 +367,17 @@ class Search:
         if left_s <= 0 or self._over():
             return _unanswered(left, _PAUSE_OVER, cut=True)
 
-        def ask() -> tuple[Outcome, int]:
+        def ask() -> tuple[Resolution, int]:
             return self._ask_and_scan(place, left), place.scan.scanned
 
         try:
-            outcome, place.scan.scanned = call_aside(ask, left_s, self._over)
+            outcome, place.scan.scanned = call_in_child(ask, left_s, self._over)
         except (TimeoutError, ChildProcessError) as error:
             return _unanswered(left, f"{_PAUSE_OVER} ({error})", cut=True)
-        assert isinstance(outcome, engine.Outcome)  # noqa: S101 our own child's
+        assert isinstance(outcome, engine.Resolution)  # noqa: S101 our own child's
         return outcome
 
-    def _ask_and_scan(self, place: _Place, identities: Iterable[Identity]) -> Outcome:
+    def _ask_and_scan(self, place: _Place, identities: Iterable[Identity]) -> Resolution:
         # A walk of the whole root is for what nobody else knows. What was being renamed when it
         # was looked for is known to be there: a second question is enough, at rest at the latest.
         outcome = self._ask(
@@ -400,7 +400,7 @@ class Search:
         return outcome
 
     def _ask_moving(
-        self, place: _Place, outcome: Outcome, moving: MappingABC[Identity, Sequence[Disproved]]
+        self, place: _Place, outcome: Resolution, moving: MappingABC[Identity, Sequence[Disproved]]
     ) -> None:
         tried = {identity: outcome.unresolved[identity].tried for identity in moving}
         handles = [one for one in place.resolvers if one.source in _BY_HANDLE]
@@ -445,7 +445,7 @@ class Search:
         # open files are too many to look through. What is told the very path that failed before
         # is not being renamed, but covered by a mount: a second scan would find no more.
         place = self._place_of(key)
-        with place.doors.only_kept():
+        with place.mount_fds.only_kept():
             handles = [one for one in place.resolvers if one.source in _BY_HANDLE]
             outcome = self._ask(place, batch, handles)
         covered = {
@@ -462,13 +462,13 @@ class Search:
         self.outcome.update(outcome)
         return {one for one in batch if self._is_missing(one)} - covered
 
-    def _ask_aside(self, place: _Place, identities: list[Identity]) -> Outcome:
+    def _ask_aside(self, place: _Place, identities: list[Identity]) -> Resolution:
         # The child has no business with our database: what it may need is loaded before.
         place.stored.load(identities)
         if self._over():
             return _unanswered(identities, _NO_TIME, cut=True)
         try:
-            answer: Outcome = call_aside(
+            answer: Resolution = call_in_child(
                 lambda: self._ask_inside(place, identities), _PATIENCE_S, self._over
             )
         except (TimeoutError, ChildProcessError) as error:
@@ -477,10 +477,10 @@ class Search:
             return _unanswered(identities, f"{kinds}: {error}", cut=self._over())
         return answer
 
-    def _ask_inside(self, place: _Place, identities: list[Identity]) -> Outcome:
+    def _ask_inside(self, place: _Place, identities: list[Identity]) -> Resolution:
         # A child that waits for ever is left behind, and is not to keep what others unmount.
         for one in self._places():
-            one.doors.close()
+            one.mount_fds.close()
         return self._ask(place, identities, place.resolvers)
 
     def _ask(
@@ -488,7 +488,7 @@ class Search:
         place: _Place,
         identities: Iterable[Identity] | MappingABC[Identity, Sequence[Tried]],
         resolvers: Iterable[Resolver],
-    ) -> Outcome:
+    ) -> Resolution:
         may_wait = self._config.may_wait
 
         def prove(identity: Identity, path: bytes) -> StaleReason | None:
@@ -601,14 +601,14 @@ def _parted(
     return deleted, {i: why for i, why in unresolved.items() if not why.deleted}
 
 
-def _unanswered(identities: Iterable[Identity], why: str, *, cut: bool = False) -> Outcome:
+def _unanswered(identities: Iterable[Identity], why: str, *, cut: bool = False) -> Resolution:
     tried = (Tried("engine", why),)
-    return engine.Outcome(
+    return engine.Resolution(
         unresolved={identity: Unresolved(identity, tried, cut=cut) for identity in identities}
     )
 
 
-def _tell(outcome: Outcome) -> None:
+def _tell(outcome: Resolution) -> None:
     if _log.isEnabledFor(logging.DEBUG):
         for answer in outcome.resolved.values():
             _log.debug("%s: %s by %s", answer.identity, printable(answer.path), answer.source)

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from irmapdb.kernel.fs import xfs
 from irmapdb.model import Source
-from irmapdb.resolve.mount_fds import Doors
+from irmapdb.resolve.mount_fds import MountFds
 from irmapdb.resolve.prefetch import ask_all, asked
-from irmapdb.resolve.reverse_lookup import Upward, by_device
+from irmapdb.resolve.reverse_lookup import ReverseLookup, by_device
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,15 +25,20 @@ class XfsParents:
     source = Source.XFS
 
     def __init__(
-        self, root: Root, doors: Doors | None = None, over: Callable[[], bool] = lambda: False
+        self,
+        root: Root,
+        mount_fds: MountFds | None = None,
+        over: Callable[[], bool] = lambda: False,
     ) -> None:
         self._root = root
-        self._doors = doors or Doors(root)
+        self._mount_fds = mount_fds or MountFds(root)
         self._over = over
 
     def __call__(self, wanted: Wanted) -> Iterator[Answer]:
         for kdev, identities in by_device(self._root, wanted, "xfs").items():
             batch, notes = asked(identities, xfs.inode_of)
             yield from notes
-            with Upward(self._root, self._doors, kdev, xfs.inode_of, xfs.parents) as upward:
+            with ReverseLookup(
+                self._root, self._mount_fds, kdev, xfs.inode_of, xfs.parents
+            ) as upward:
                 yield from ask_all(self._root, batch, upward.paths, self._over)

@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from irmapdb.checkpoint import steps
-from irmapdb.criu.check.dump import DumpCheck, Options, check_dump
-from irmapdb.criu.check.verdicts import Outcome, Prediction
+from irmapdb.criu.check.dump import DumpCheck, DumpCheckOptions, check_dump
+from irmapdb.criu.check.verdicts import CriuOutcome, Prediction
 from irmapdb.criu.check.version import parse_version
 from irmapdb.image.fsnotify import decode_files_img
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from irmapdb.criu.check.verdicts import Verdict
+    from irmapdb.criu.check.verdicts import WatchVerdict
     from tests.support.criu import Criu, CriuRun
     from tests.support.watcher import Watched, Watcher
 
@@ -28,9 +28,9 @@ TRIES = 6
 class Compared(NamedTuple):
     """A prediction, and what came of it."""
 
-    verdict: Verdict
-    predicted: Outcome
-    did: Outcome
+    verdict: WatchVerdict
+    predicted: CriuOutcome
+    did: CriuOutcome
     path: bytes | None
     """The predicted path."""
     run: CriuRun
@@ -50,7 +50,7 @@ class Bench:
     def pre_dump(self) -> bytes:
         """The irmap-cache that pre-dump writes."""
         work = self.new(None)
-        steps.pre_dump(steps.Options(self.target.pid, images_dir=work))
+        steps.pre_dump(steps.StepOptions(self.target.pid, images_dir=work))
         return (work / "irmap-cache").read_bytes()
 
     def new(self, cache: bytes | None) -> Path:
@@ -66,7 +66,7 @@ class Bench:
         self, work: Path, *, forced: bool = False, scan_paths: Sequence[Path] = ()
     ) -> DumpCheck:
         return check_dump(
-            Options(
+            DumpCheckOptions(
                 self.target.pid,
                 images_dir=work,
                 version=self.version,
@@ -101,16 +101,16 @@ class Bench:
                 break
         return Compared(said.verdict, said.outcome, did, said.path, run, said)
 
-    def outcome(self, run: CriuRun, watched: Watched) -> Outcome:
+    def outcome(self, run: CriuRun, watched: Watched) -> CriuOutcome:
         """What CRIU did with the only watch: a path is right if the watch hears what is there."""
         if not run.ok:
-            return Outcome.FAILS
+            return CriuOutcome.FAILS
         data = (run.images / "files.img").read_bytes()
         ((dumped,),) = (file.watches for file in decode_files_img(data, "files.img"))
         if dumped.path is None:
-            return Outcome.NO_PATH
+            return CriuOutcome.NO_PATH
         path = Path(os.fsdecode(dumped.path))
-        return Outcome.PATH if self.leads_to(path, watched) else Outcome.WRONG_PATH
+        return CriuOutcome.PATH if self.leads_to(path, watched) else CriuOutcome.WRONG_PATH
 
     def leads_to(self, path: Path, watched: Watched) -> bool:
         """Whether the watch hears what happens to the file at the path.

@@ -67,20 +67,20 @@ def _touch(path: Path) -> None:
         path.read_bytes()
 
 
-def deleted_file(scene: Scene) -> Iterator[dict[str, bool]]:
+def deleted_file(criu_view: Scene) -> Iterator[dict[str, bool]]:
     """A file is watched, held open and deleted, and so is its directory; then a new one comes."""
-    scene.dump_options += ["--link-remap"]
-    task, mask = scene.task, IN_DELETE | IN_CLOSE_WRITE | IN_CREATE
-    held = task.open(scene.path("file"), os.O_RDWR)
-    directory = task.add_inotify(scene.base, mask)
-    file = task.add_inotify(scene.path("file"), mask)
-    task.unlink(scene.path("file"))
+    criu_view.dump_options += ["--link-remap"]
+    task, mask = criu_view.task, IN_DELETE | IN_CLOSE_WRITE | IN_CREATE
+    held = task.open(criu_view.path("file"), os.O_RDWR)
+    directory = task.add_inotify(criu_view.base, mask)
+    file = task.add_inotify(criu_view.path("file"), mask)
+    task.unlink(criu_view.path("file"))
     assert _masks(task)[directory.wd] & IN_DELETE
     yield {}
     _masks(task)
     task.close_fd(held)
     closed = _masks(task)
-    task.write(scene.path("file"))
+    task.write(criu_view.path("file"))
     made = _masks(task)
     yield {
         "closed": any(one & IN_CLOSE_WRITE for one in closed.values()),
@@ -89,92 +89,95 @@ def deleted_file(scene: Scene) -> Iterator[dict[str, bool]]:
     }
 
 
-def one_of_two_names(scene: Scene) -> Iterator[dict[str, bool]]:
+def one_of_two_names(criu_view: Scene) -> Iterator[dict[str, bool]]:
     """A file has two names; it was watched by the one that is gone."""
-    task = scene.task
-    (scene.directory / "second").hardlink_to(scene.directory / "file")
-    watched = task.add_inotify(scene.path("file"), IN_OPEN)
-    task.unlink(scene.path("file"))
+    task = criu_view.task
+    (criu_view.directory / "second").hardlink_to(criu_view.directory / "file")
+    watched = task.add_inotify(criu_view.path("file"), IN_OPEN)
+    task.unlink(criu_view.path("file"))
     yield {}
-    yield {"opened": task.hears(watched, (scene.directory / "second").read_bytes)}
+    yield {"opened": task.hears(watched, (criu_view.directory / "second").read_bytes)}
 
 
-def removed_directory(scene: Scene) -> Iterator[dict[str, bool]]:
+def removed_directory(criu_view: Scene) -> Iterator[dict[str, bool]]:
     """A directory is watched, held open and removed; so is a file in its parent, which stays."""
-    scene.dump_options += ["--link-remap"]
-    task = scene.task
-    task.open(scene.path("going/below"), os.O_RDONLY | os.O_DIRECTORY)
-    task.add_inotify(scene.path("going/below"), IN_CREATE)
-    parent = task.add_inotify(scene.path("going"), IN_CREATE | IN_DELETE)
-    task.unlink(scene.path("going/below"))
+    criu_view.dump_options += ["--link-remap"]
+    task = criu_view.task
+    task.open(criu_view.path("going/below"), os.O_RDONLY | os.O_DIRECTORY)
+    task.add_inotify(criu_view.path("going/below"), IN_CREATE)
+    parent = task.add_inotify(criu_view.path("going"), IN_CREATE | IN_DELETE)
+    task.unlink(criu_view.path("going/below"))
     assert _masks(task)[parent.wd] & IN_DELETE
     yield {}
     yield {
         "both watches": _count(task, parent.fd) == 2,
-        "created": task.hears(parent, (scene.directory / "going" / "new").touch),
+        "created": task.hears(parent, (criu_view.directory / "going" / "new").touch),
     }
 
 
-def child_namespace(scene: Scene) -> Iterator[dict[str, bool]]:
+def child_namespace(criu_view: Scene) -> Iterator[dict[str, bool]]:
     """A child has a mount namespace with a tmpfs of its own, which the parent watches."""
-    task = scene.task
+    task = criu_view.task
     child = task.fork()
     child.unshare_mounts()
-    child.mount("tmpfs", scene.path("mountpoint"), "tmpfs")
-    held = child.open(scene.path("mountpoint"), os.O_RDONLY | os.O_DIRECTORY)
+    child.mount("tmpfs", criu_view.path("mountpoint"), "tmpfs")
+    held = child.open(criu_view.path("mountpoint"), os.O_RDONLY | os.O_DIRECTORY)
     way = f"/proc/{child.pid}/fd/{held}"
-    child.write(scene.path("mountpoint/file"))
+    child.write(criu_view.path("mountpoint/file"))
     watched = task.add_inotify(way, IN_CREATE, fd=task.inotify())
     file = task.add_inotify(f"{way}/file", IN_CLOSE_WRITE, fd=task.inotify())
     yield {}
     yield {
-        "created": task.hears(watched, lambda: child.write(scene.path("mountpoint/new"))),
-        "written": task.hears(file, lambda: child.write(scene.path("mountpoint/file"))),
+        "created": task.hears(watched, lambda: child.write(criu_view.path("mountpoint/new"))),
+        "written": task.hears(file, lambda: child.write(criu_view.path("mountpoint/file"))),
     }
 
 
-def many_directories(scene: Scene) -> Iterator[dict[str, bool]]:
+def many_directories(criu_view: Scene) -> Iterator[dict[str, bool]]:
     """64 directories on one instance; all of them come back with their numbers."""
-    names = sorted(os.listdir(scene.directory / "dirs"))
+    names = sorted(os.listdir(criu_view.directory / "dirs"))
     watches = {
-        name: scene.task.add_inotify(scene.path(f"dirs/{name}"), IN_CREATE) for name in names
+        name: criu_view.task.add_inotify(criu_view.path(f"dirs/{name}"), IN_CREATE)
+        for name in names
     }
     yield {}
     yield {
         "all": all(
-            scene.task.hears(watched, (scene.directory / "dirs" / name / "new").touch)
+            criu_view.task.hears(watched, (criu_view.directory / "dirs" / name / "new").touch)
             for name, watched in watches.items()
         )
     }
 
 
-def nothing_queued_by_us(scene: Scene) -> Iterator[dict[str, bool]]:
+def nothing_queued_by_us(criu_view: Scene) -> Iterator[dict[str, bool]]:
     """Two instances watch one file for everything: neither a dump nor a restore is an event."""
-    task = scene.task
-    first = task.add_inotify(scene.path("file"), _IN_ALL, fd=task.inotify())
-    second = task.add_inotify(scene.path("file"), _IN_ALL, fd=task.inotify())
-    directory = task.add_inotify(scene.base, _IN_ALL, fd=task.inotify())
+    task = criu_view.task
+    first = task.add_inotify(criu_view.path("file"), _IN_ALL, fd=task.inotify())
+    second = task.add_inotify(criu_view.path("file"), _IN_ALL, fd=task.inotify())
+    directory = task.add_inotify(criu_view.base, _IN_ALL, fd=task.inotify())
     yield {}
     quiet = task.events() == []
-    (scene.directory / "file").read_bytes()
+    (criu_view.directory / "file").read_bytes()
     heard = {(event.fd, event.wd) for event in task.events() if isinstance(event, InotifyEvent)}
     watches = (first, second, directory)
     yield {"quiet": quiet, "opened": heard == {(one.fd, one.wd) for one in watches}}
 
 
-def queued_events(scene: Scene) -> Iterator[dict[str, bool]]:
+def queued_events(criu_view: Scene) -> Iterator[dict[str, bool]]:
     """Events wait in the queue when the dump comes. CRIU drops them; the watches stay."""
-    task = scene.task
-    watched = task.add_inotify(scene.base, IN_CREATE | IN_OPEN)
-    file = task.add_inotify(scene.path("file"), IN_OPEN)
-    (scene.directory / "before").touch()
-    (scene.directory / "file").read_bytes()
+    task = criu_view.task
+    watched = task.add_inotify(criu_view.base, IN_CREATE | IN_OPEN)
+    file = task.add_inotify(criu_view.path("file"), IN_OPEN)
+    (criu_view.directory / "before").touch()
+    (criu_view.directory / "file").read_bytes()
     yield {}
     kept = task.events()
     yield {
         "kept": bool(kept),
-        "created": task.hears(watched, lambda: os.mkdir(scene.directory / "after")),
-        "opened": bool(_heard_opening(task, scene.directory / "file").get(file.wd, 0) & IN_OPEN),
+        "created": task.hears(watched, lambda: os.mkdir(criu_view.directory / "after")),
+        "opened": bool(
+            _heard_opening(task, criu_view.directory / "file").get(file.wd, 0) & IN_OPEN
+        ),
     }
 
 
@@ -184,112 +187,114 @@ def _heard_opening(task: Task, path: Path) -> dict[int, int]:
     return _masks(task)
 
 
-def swapped_names(scene: Scene) -> Iterator[dict[str, bool]]:
+def swapped_names(criu_view: Scene) -> Iterator[dict[str, bool]]:
     """Two files swap names between two pre-dumps and again before the dump; no handle opens."""
-    task = scene.task
-    scene.env["CRIU_FAULT"] = "128"
-    scene.force_irmap = True
-    one = task.add_inotify(scene.path("one"), IN_OPEN)
-    two = task.add_inotify(scene.path("two"), IN_OPEN)
-    scene.dump_options += ["--irmap-scan-path", os.fsdecode(scene.base)]
+    task = criu_view.task
+    criu_view.env["CRIU_FAULT"] = "128"
+    criu_view.force_irmap = True
+    one = task.add_inotify(criu_view.path("one"), IN_OPEN)
+    two = task.add_inotify(criu_view.path("two"), IN_OPEN)
+    criu_view.dump_options += ["--irmap-scan-path", os.fsdecode(criu_view.base)]
 
     def swap() -> None:
-        task.rename(scene.path("one"), scene.path("tmp"))
-        task.rename(scene.path("two"), scene.path("one"))
-        task.rename(scene.path("tmp"), scene.path("two"))
+        task.rename(criu_view.path("one"), criu_view.path("tmp"))
+        task.rename(criu_view.path("two"), criu_view.path("one"))
+        task.rename(criu_view.path("tmp"), criu_view.path("two"))
 
     for _ in range(2):
-        scene.images.mkdir(exist_ok=True)
-        steps.pre_dump(steps.Options(task.pid, images_dir=scene.images))
+        criu_view.images.mkdir(exist_ok=True)
+        steps.pre_dump(steps.StepOptions(task.pid, images_dir=criu_view.images))
         swap()
     yield {}
     yield {
-        "one": task.hears(one, (scene.directory / "one").read_bytes),
-        "two": task.hears(two, (scene.directory / "two").read_bytes),
+        "one": task.hears(one, (criu_view.directory / "one").read_bytes),
+        "two": task.hears(two, (criu_view.directory / "two").read_bytes),
     }
 
 
-def symbolic_link(scene: Scene) -> Iterator[dict[str, bool]]:
+def symbolic_link(criu_view: Scene) -> Iterator[dict[str, bool]]:
     """A symbolic link itself is watched, and what it leads to."""
-    task = scene.task
-    link = task.add_inotify(scene.path("link"), IN_ATTRIB | IN_DONT_FOLLOW, fd=task.inotify())
-    file = task.add_inotify(scene.path("other"), IN_OPEN, fd=task.inotify())
+    task = criu_view.task
+    link = task.add_inotify(criu_view.path("link"), IN_ATTRIB | IN_DONT_FOLLOW, fd=task.inotify())
+    file = task.add_inotify(criu_view.path("other"), IN_OPEN, fd=task.inotify())
     yield {}
-    path = os.fsencode(scene.directory / "link")
+    path = os.fsencode(criu_view.directory / "link")
     yield {
-        "file": task.hears(file, (scene.directory / "other").read_bytes),
+        "file": task.hears(file, (criu_view.directory / "other").read_bytes),
         "link": task.hears(link, lambda: os.utime(path, follow_symlinks=False)),
     }
 
 
-def fanotify_inodes(scene: Scene) -> Iterator[dict[str, bool]]:
+def fanotify_inodes(criu_view: Scene) -> Iterator[dict[str, bool]]:
     """Inode marks on a file and on a directory, in two groups, with an ignored mask."""
-    task = scene.task
+    task = criu_view.task
     fd = task.fanotify(flags=_FAN_UNLIMITED_QUEUE)
-    file = task.add_fanotify(scene.path("file"), FAN_OPEN, fd=fd)
-    _ignore(task, scene.path("file"), fd)
-    directory = task.add_fanotify(scene.path("dirs/00"), FAN_OPEN | FAN_ONDIR, fd=task.fanotify())
+    file = task.add_fanotify(criu_view.path("file"), FAN_OPEN, fd=fd)
+    _ignore(task, criu_view.path("file"), fd)
+    directory = task.add_fanotify(
+        criu_view.path("dirs/00"), FAN_OPEN | FAN_ONDIR, fd=task.fanotify()
+    )
     before = _marks(task, fd)
     yield {}
     yield {
-        "file": _is_heard(task, file, scene.directory / "file"),
-        "directory": _is_heard(task, directory, scene.directory / "dirs" / "00"),
+        "file": _is_heard(task, file, criu_view.directory / "file"),
+        "directory": _is_heard(task, directory, criu_view.directory / "dirs" / "00"),
         "as it was": _marks(task, fd) == before,
     }
 
 
-def fanotify_mount(scene: Scene) -> Iterator[dict[str, bool]]:
+def fanotify_mount(criu_view: Scene) -> Iterator[dict[str, bool]]:
     """A mark on a mount, and an ignored mask that outlives a write."""
-    task = scene.task
+    task = criu_view.task
     fd = task.fanotify()
-    mark = task.add_fanotify(scene.base, FAN_OPEN | FAN_ONDIR, "mount", fd=fd)
-    _ignore(task, scene.base, fd, "mount")
+    mark = task.add_fanotify(criu_view.base, FAN_OPEN | FAN_ONDIR, "mount", fd=fd)
+    _ignore(task, criu_view.base, fd, "mount")
     yield {}
     # Of its own mount: a task in another namespace opens through another one.
-    yield {"opened": task.hears_any(mark.fd, lambda: task.open(scene.path("file")))}
+    yield {"opened": task.hears_any(mark.fd, lambda: task.open(criu_view.path("file")))}
 
 
-def fanotify_by_name(scene: Scene) -> Iterator[dict[str, bool]]:
+def fanotify_by_name(criu_view: Scene) -> Iterator[dict[str, bool]]:
     """A group whose events carry handles in place of descriptors (FAN_REPORT_FID)."""
-    task = scene.task
+    task = criu_view.task
     fd = task.fanotify(flags=FAN_REPORT_FID)
-    task.add_fanotify(scene.path("dirs/00"), IN_CREATE | FAN_ONDIR, fd=fd)
+    task.add_fanotify(criu_view.path("dirs/00"), IN_CREATE | FAN_ONDIR, fd=fd)
     yield {}
-    yield {"created": task.hears_any(fd, (scene.directory / "dirs" / "00" / "new").touch)}
+    yield {"created": task.hears_any(fd, (criu_view.directory / "dirs" / "00" / "new").touch)}
 
 
-def fanotify_filesystem(scene: Scene) -> Iterator[dict[str, bool]]:
+def fanotify_filesystem(criu_view: Scene) -> Iterator[dict[str, bool]]:
     """A mark on a filesystem, beside one on an inode."""
-    task = scene.task
+    task = criu_view.task
     fd = task.fanotify()
-    task.add_fanotify(scene.base, FAN_OPEN, "filesystem", fd=fd)
-    file = task.add_fanotify(scene.path("file"), FAN_OPEN, fd=task.fanotify())
+    task.add_fanotify(criu_view.base, FAN_OPEN, "filesystem", fd=fd)
+    file = task.add_fanotify(criu_view.path("file"), FAN_OPEN, fd=task.fanotify())
     yield {}
     yield {
-        "file": _is_heard(task, file, scene.directory / "file"),
-        "filesystem": task.hears_any(fd, (scene.directory / "other").read_bytes),
+        "file": _is_heard(task, file, criu_view.directory / "file"),
+        "filesystem": task.hears_any(fd, (criu_view.directory / "other").read_bytes),
     }
 
 
-def fanotify_namespace(scene: Scene) -> Iterator[dict[str, bool]]:
+def fanotify_namespace(criu_view: Scene) -> Iterator[dict[str, bool]]:
     """A mark on a mount namespace (Linux 6.15), beside one on an inode."""
-    task = scene.task
+    task = criu_view.task
     fd = task.fanotify(flags=_FAN_REPORT_MNT)
     task.add_fanotify("/proc/self/ns/mnt", _FAN_MNT_ATTACH, "mntns", fd=fd)
-    file = task.add_fanotify(scene.path("file"), FAN_OPEN, fd=task.fanotify())
+    file = task.add_fanotify(criu_view.path("file"), FAN_OPEN, fd=task.fanotify())
     before = _marks(task, fd)
     yield {}
     yield {
-        "file": _is_heard(task, file, scene.directory / "file"),
+        "file": _is_heard(task, file, criu_view.directory / "file"),
         "namespace": len(_marks(task, fd)) == len(before),
     }
 
 
-def fanotify_permission(scene: Scene) -> Iterator[dict[str, bool]]:
+def fanotify_permission(criu_view: Scene) -> Iterator[dict[str, bool]]:
     """A group that is asked before a file is opened, which nobody does meanwhile."""
-    task = scene.task
+    task = criu_view.task
     fd = task.fanotify(flags=_FAN_CLASS_CONTENT)
-    task.add_fanotify(scene.path("file"), _FAN_OPEN_PERM, fd=fd)
+    task.add_fanotify(criu_view.path("file"), _FAN_OPEN_PERM, fd=fd)
     before = _marks(task, fd)
     yield {}
     yield {"as it was": _marks(task, fd) == before and task.events() == []}

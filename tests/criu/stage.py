@@ -175,8 +175,8 @@ def play(
     pipes, images = directory / f"pipes-{name}", directory / f"images-{name}"
     with ExitStack() as stack:
         task = stack.enter_context(where.task(pipes))
-        scene = Scene(task, where.root / name, where.seen(where.root / name), images)
-        steps = scenario(scene)
+        criu_view = Scene(task, where.root / name, where.seen(where.root / name), images)
+        steps = scenario(criu_view)
         next(steps)
         pinned = stack.enter_context(ExitStack())
         _pin(where.root / name, pinned)
@@ -184,10 +184,10 @@ def play(
             task.pid,
             images,
             leave_running=False,
-            force_irmap=scene.force_irmap,
+            force_irmap=criu_view.force_irmap,
             action_script=hook,
-            options=[*where.dump_options(pipes), *scene.dump_options],
-            env=scene.env,
+            options=[*where.dump_options(pipes), *criu_view.dump_options],
+            env=criu_view.env,
         )
         pinned.close()
         if not dump.ok:

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from irmapdb.checkpoint import steps
-from irmapdb.criu.check.dump import DumpCheck, Options, check_dump
+from irmapdb.criu.check.dump import DumpCheck, DumpCheckOptions, check_dump
 from irmapdb.criu.check.restore import RestoreVerdict, check_images
-from irmapdb.criu.check.verdicts import CriuVersion, Outcome, Verdict
+from irmapdb.criu.check.verdicts import CriuOutcome, CriuVersion, WatchVerdict
 from irmapdb.criu.check.version import criu_version
 from irmapdb.errors import ImageError
 from irmapdb.image.framing import join_frames
@@ -39,14 +39,14 @@ if TYPE_CHECKING:
 @pytest.mark.parametrize(
     ("kind", "forced", "verdict"),
     [
-        ("ext4", False, Verdict.NO_RESTORE),
-        ("ext4", True, Verdict.FAILS),
-        ("tmpfs", False, Verdict.FAILS),
-        ("overlay-upper", False, Verdict.FAILS),
+        ("ext4", False, WatchVerdict.NO_RESTORE),
+        ("ext4", True, WatchVerdict.FAILS),
+        ("tmpfs", False, WatchVerdict.FAILS),
+        ("overlay-upper", False, WatchVerdict.FAILS),
     ],
 )
 def test_deleted_file(
-    kind: str, verdict: Verdict, bench: Bench, area: MountArea, *, forced: bool
+    kind: str, verdict: WatchVerdict, bench: Bench, area: MountArea, *, forced: bool
 ) -> None:
     file = area.place(kind).directory / "file"
     watched = bench.target.add_inotify(file, IN_OPEN)
@@ -86,8 +86,8 @@ def test_wrong_path_by_an_overlay_of_two_filesystems(each_bench: Bench, area: Mo
     assert len(twins) == 2, "the directories' numbers run past the file's"
 
     verdict, said, did, path, run, _ = each_bench.compare(watched, scan_paths=[overlay])
-    assert (verdict, said) == (Verdict.WRONG_PATH, did), run
-    assert did is Outcome.WRONG_PATH
+    assert (verdict, said) == (WatchVerdict.WRONG_PATH, did), run
+    assert did is CriuOutcome.WRONG_PATH
     assert path != os.fsencode(overlay / "file")
 
 
@@ -106,7 +106,7 @@ def test_wrong_path_below_a_mount_that_hides_the_file(bench: Bench, area: MountA
         verdict, said, did, _, run, _ = bench.compare(watched)
     finally:
         os.close(held)
-    assert (verdict, said, did) == (Verdict.WRONG_PATH, said, Outcome.WRONG_PATH), run
+    assert (verdict, said, did) == (WatchVerdict.WRONG_PATH, said, CriuOutcome.WRONG_PATH), run
 
 
 def test_a_name_that_may_be_another_file_is_not_called_right(bench: Bench, area: MountArea) -> None:
@@ -115,8 +115,8 @@ def test_a_name_that_may_be_another_file_is_not_called_right(bench: Bench, area:
     for scan_path in (place.linked, place.directory / "dir" / "hard"):
         verdict, said, did, _, run, _ = bench.compare(watched, scan_paths=[scan_path])
         # CRIU records the path; whether it is the file's, nothing can tell.
-        assert (verdict, said) == (Verdict.UNKNOWN, Outcome.PATH), run
-        assert did in {Outcome.PATH, Outcome.WRONG_PATH}, run
+        assert (verdict, said) == (WatchVerdict.UNKNOWN, CriuOutcome.PATH), run
+        assert did in {CriuOutcome.PATH, CriuOutcome.WRONG_PATH}, run
 
 
 @pytest.mark.parametrize("named", ["file", "directory"])
@@ -125,9 +125,9 @@ def test_scan_path_makes_the_difference(named: str, bench: Bench, area: MountAre
     watched = bench.target.add_inotify(place.directory / "dir" / "file", IN_OPEN)
     start = place.directory / "dir" / "file" if named == "file" else place.mountpoint
     without = bench.compare(watched)
-    assert without[:3] == (Verdict.OPTIONS, Outcome.FAILS, Outcome.FAILS), without
+    assert without[:3] == (WatchVerdict.OPTIONS, CriuOutcome.FAILS, CriuOutcome.FAILS), without
     with_path = bench.compare(watched, scan_paths=[start])
-    assert with_path[:3] == (Verdict.PATH, Outcome.PATH, Outcome.PATH), with_path
+    assert with_path[:3] == (WatchVerdict.PATH, CriuOutcome.PATH, CriuOutcome.PATH), with_path
 
 
 def test_a_scan_path_that_is_not_there_is_noted(bench: Bench, area: MountArea) -> None:
@@ -143,7 +143,7 @@ def test_a_scan_path_that_is_not_there_is_noted(bench: Bench, area: MountArea) -
     assert note.startswith(f"--irmap-scan-path {gone}: No such file or directory in the root")
     # To see that it is there gives CRIU no name that it would not have had.
     same = bench.compare(watched, prepare=drop_caches, scan_paths=[file])
-    assert same[:3] == (Verdict.NO_RESTORE, Outcome.NO_PATH, Outcome.NO_PATH), same
+    assert same[:3] == (WatchVerdict.NO_RESTORE, CriuOutcome.NO_PATH, CriuOutcome.NO_PATH), same
 
 
 def test_entry_of_another_file_is_refused(bench: Bench, area: MountArea, tmp_path: Path) -> None:
@@ -154,18 +154,18 @@ def test_entry_of_another_file_is_refused(bench: Bench, area: MountArea, tmp_pat
     link = place.directory / "link"
     link.symlink_to("dir")
 
-    def with_entries(*paths: bytes) -> tuple[Verdict, Outcome, Outcome]:
+    def with_entries(*paths: bytes) -> tuple[WatchVerdict, CriuOutcome, CriuOutcome]:
         entries = [(kdev, watched.st_ino, path) for path in paths]
         image = write_cache(tmp_path / "work", entries).read_bytes()
         verdict, said, did, _, run, _ = bench.compare(watched, cache=image)
         assert said is did, (paths, run)
         return verdict, said, did
 
-    assert with_entries(os.fsencode(place.directory / "file"))[0] is Verdict.OPTIONS
-    assert with_entries(right[1:])[0] is Verdict.OPTIONS, "without its slash"
-    assert with_entries(b"/")[0] is Verdict.OPTIONS
-    assert with_entries(right, os.fsencode(place.directory / "gone"))[0] is Verdict.CACHE
-    assert with_entries(os.fsencode(link / "file"))[0] is Verdict.CACHE, "by way of a link"
+    assert with_entries(os.fsencode(place.directory / "file"))[0] is WatchVerdict.OPTIONS
+    assert with_entries(right[1:])[0] is WatchVerdict.OPTIONS, "without its slash"
+    assert with_entries(b"/")[0] is WatchVerdict.OPTIONS
+    assert with_entries(right, os.fsencode(place.directory / "gone"))[0] is WatchVerdict.CACHE
+    assert with_entries(os.fsencode(link / "file"))[0] is WatchVerdict.CACHE, "by way of a link"
 
 
 def test_cache_of_the_parent_images(bench: Bench, area: MountArea) -> None:
@@ -185,7 +185,7 @@ def test_the_last_of_several_mounts_is_tried_first(bench: Bench, area: MountArea
         area.bind(place.mountpoint, area.path / name)
     watched = bench.target.add_inotify(place.directory / "dir", IN_OPEN)
     verdict, said, did, path, run, _ = bench.compare(watched)
-    assert (verdict, said) == (Verdict.PATH, did)
+    assert (verdict, said) == (WatchVerdict.PATH, did)
     (dumped,) = bench.criu.dumped_watches(run.images)
     assert dumped.path is not None
     assert os.fsencode(dumped.path) == path == os.fsencode(area.path / "two" / "dir")
@@ -222,12 +222,14 @@ def test_in_a_root_of_its_own(criu: Criu, area: MountArea, tmp_path: Path) -> No
 
         for path in ("/", "/etc", "/etc/passwd"):
             target.add_inotify(path)
-        assert {one.prediction.verdict for one in same().watches} == {Verdict.PATH}, "by the hints"
+        assert {one.prediction.verdict for one in same().watches} == {WatchVerdict.PATH}, (
+            "by the hints"
+        )
         target.add_inotify("/usr/bin")
         assert same().fails
         assert not same(Path("/usr/bin")).fails
         helped = same(cache=bench.pre_dump())
-        assert {one.prediction.verdict for one in helped.watches} == {Verdict.CACHE}
+        assert {one.prediction.verdict for one in helped.watches} == {WatchVerdict.CACHE}
 
 
 def test_what_is_not_found_in_time_is_not_known(
@@ -238,19 +240,19 @@ def test_what_is_not_found_in_time_is_not_known(
     watched = bench.target.add_inotify(place.directory / "dir" / "file", IN_OPEN)
     monkeypatch.setattr("irmapdb.criu.check.observe._SEARCH_S", -1.0)
     late = bench.compare(watched)
-    assert late[:3] == (Verdict.UNKNOWN, Outcome.FAILS, Outcome.FAILS), late
+    assert late[:3] == (WatchVerdict.UNKNOWN, CriuOutcome.FAILS, CriuOutcome.FAILS), late
     monkeypatch.setattr("irmapdb.criu.check.observe._SEARCH_S", 60.0)
     found = bench.compare(watched)
-    assert found[:3] == (Verdict.OPTIONS, Outcome.FAILS, Outcome.FAILS), found
+    assert found[:3] == (WatchVerdict.OPTIONS, CriuOutcome.FAILS, CriuOutcome.FAILS), found
 
 
 def test_a_chroot_in_another_namespace_is_refused(area: MountArea, tmp_path: Path) -> None:
     directory = area.place("tmpfs").directory
     with Watcher(unshare={"mount"}, chroot=directory) as target:
         target.add_inotify("/file")
-        report = check_dump(Options(target.pid, tmp_path, version=CriuVersion(4, 1)))
+        report = check_dump(DumpCheckOptions(target.pid, tmp_path, version=CriuVersion(4, 1)))
     assert report.fails
-    assert [one.prediction.verdict for one in report.watches] == [Verdict.FAILS]
+    assert [one.prediction.verdict for one in report.watches] == [WatchVerdict.FAILS]
     assert os.fsencode(directory) in os.fsencode(report.problems[0].why)
 
 
@@ -258,10 +260,10 @@ def test_walk_of_an_overlay_is_counted(bench: Bench, area: MountArea) -> None:
     place = area.place("overlay-lower")
     bench.target.add_inotify(place.directory / "dir" / "file")
     bench.target.add_inotify(place.directory / "dir")
-    options = Options(bench.target.pid, bench.directory, version=CriuVersion(4, 3))
+    options = DumpCheckOptions(bench.target.pid, bench.directory, version=CriuVersion(4, 3))
     report = check_dump(options)
     entries = sum(1 for _ in place.mountpoint.rglob("*"))
-    assert [one.prediction.verdict for one in report.watches] == [Verdict.WALK] * 2
+    assert [one.prediction.verdict for one in report.watches] == [WatchVerdict.WALK] * 2
     assert [one.prediction.entries for one in report.watches] == [entries] * 2
     assert report.right
     assert report.walk_us == sum(one.prediction.walk_us for one in report.watches) > 0
@@ -320,9 +322,9 @@ def test_marks_and_damage(bench: Bench, area: MountArea) -> None:
     # What is said to help does help, and nothing less.
     assert "remove or rename it" in damaged.problems[0].advice
     with pytest.raises(ImageError, match="is empty"):
-        steps.pre_dump(steps.Options(bench.target.pid, images_dir=work))
+        steps.pre_dump(steps.StepOptions(bench.target.pid, images_dir=work))
     (work / "irmap-cache").rename(work / "irmap-cache.old")
-    steps.pre_dump(steps.Options(bench.target.pid, images_dir=work))
+    steps.pre_dump(steps.StepOptions(bench.target.pid, images_dir=work))
     assert not bench.check(work).fails
     assert bench.criu.dump(bench.target.pid, work).ok
 
@@ -332,7 +334,7 @@ def test_version_is_asked(
 ) -> None:
     monkeypatch.setenv("PATH", str(criu.program.parent), prepend=os.pathsep)
     assert criu_version()[:2] == (4, 1)
-    report = check_dump(Options(target.pid, images_dir=tmp_path))
+    report = check_dump(DumpCheckOptions(target.pid, images_dir=tmp_path))
     assert report.call.version.source == "criu --version"
     assert report.right, "nothing is watched"
 
@@ -410,7 +412,7 @@ def test_a_task_whose_first_thread_has_ended(criu: Criu, tmp_path: Path) -> None
     ) as task:
         try:
             until(lambda: "Z" in states([task.pid]), "its first thread has ended")
-            options = Options(task.pid, images_dir=tmp_path, version=CriuVersion(4, 1))
+            options = DumpCheckOptions(task.pid, images_dir=tmp_path, version=CriuVersion(4, 1))
             checked = check_dump(options)
             assert not criu.dump(task.pid, tmp_path).ok
         finally:

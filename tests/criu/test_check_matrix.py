@@ -19,7 +19,7 @@ from tests.support.notify import IN_ATTRIB, IN_OPEN
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from irmapdb.criu.check.verdicts import Outcome, Verdict
+    from irmapdb.criu.check.verdicts import CriuOutcome, WatchVerdict
     from tests.criu.checking import Bench
     from tests.support.area import MountArea, Place
     from tests.support.criu import CriuRun
@@ -73,9 +73,9 @@ class Cell(NamedTuple):
 
     name: str
     state: State
-    verdict: Verdict
-    predicted: Outcome
-    did: Outcome
+    verdict: WatchVerdict
+    predicted: CriuOutcome
+    did: CriuOutcome
     run: CriuRun
 
 

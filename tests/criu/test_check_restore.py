@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from irmapdb.criu.check.dump import Options, check_dump
+from irmapdb.criu.check.dump import DumpCheckOptions, check_dump
 from irmapdb.criu.check.restore import RestoreVerdict, WatchRestore, check_images
-from irmapdb.criu.check.verdicts import Verdict
+from irmapdb.criu.check.verdicts import WatchVerdict
 from irmapdb.criu.check.version import parse_version
 from irmapdb.errors import FileError
 from tests.criu.checking import TRIES
@@ -39,7 +39,7 @@ _IN_DONT_FOLLOW = 0x02000000
 
 
 def _check(pid: int, criu: Criu, work: Path) -> DumpCheck:
-    return check_dump(Options(pid, work, version=parse_version(criu.version)))
+    return check_dump(DumpCheckOptions(pid, work, version=parse_version(criu.version)))
 
 
 def _by_name(images: Path, root: Path = Path("/")) -> dict[str, WatchRestore]:
@@ -66,7 +66,7 @@ def test_no_path_in_the_namespace_of_criu(
         assert done.ok, done
         if criu.dumped_watches(images)[0].path is None:
             break
-    assert said.prediction.verdict is Verdict.NO_RESTORE
+    assert said.prediction.verdict is WatchVerdict.NO_RESTORE
     assert "mount namespace" in said.prediction.why
     assert _by_name(images)["-"].verdict is RestoreVerdict.NO_RESTORE
 
@@ -145,7 +145,7 @@ def test_no_path_in_a_container(
     }
     rig.checkpoint()
     assert [one.path for one in rig.criu.dumped_watches(rig.images)] == [None, None]
-    assert {one.verdict for one in said.values()} == {Verdict.NO_PATH}
+    assert {one.verdict for one in said.values()} == {WatchVerdict.NO_PATH}
     assert "symbolic link" in said[link.wd].why
     report = check_images(rig.images, rig.root)
     assert [one.verdict for one in report.watches] == [RestoreVerdict.BY_HANDLE] * 2
@@ -183,12 +183,12 @@ def test_what_is_dumped_without_a_path_elsewhere(
     verdict = said.prediction.verdict
     walked = kind == "overlay-two-filesystems"
     if walked and each_criu.version != "4.3":
-        assert verdict is Verdict.FAILS
+        assert verdict is WatchVerdict.FAILS
         return
     rig.checkpoint()
     assert [one.path for one in rig.criu.dumped_watches(rig.images)] == [None]
     lost = walked or kind == "fuse"
-    assert verdict is (Verdict.NO_RESTORE if lost else Verdict.NO_PATH)
+    assert verdict is (WatchVerdict.NO_RESTORE if lost else WatchVerdict.NO_PATH)
     (one,) = check_images(rig.images, rig.root).watches
     assert one.right != lost
     assert bool(rig.restore_fails()) == lost
@@ -302,7 +302,7 @@ def test_a_symbolic_link_with_its_path(
     images = bench.new(cache)
     (said,) = bench.check(images).watches
     assert (said.prediction.verdict, said.prediction.path) == (
-        Verdict.SYMLINK,
+        WatchVerdict.SYMLINK,
         os.fsencode(link),
     )
     assert bench.criu.dump(bench.target.pid, images, leave_running=False).ok
@@ -328,7 +328,7 @@ def test_a_deleted_file_is_named_before_and_in_the_images(
     held = child.open(file)
     file.unlink()
     (said,) = bench.check(tmp_path).watches
-    assert said.prediction.verdict is Verdict.NO_RESTORE
+    assert said.prediction.verdict is WatchVerdict.NO_RESTORE
     assert f"it was {file}; task {child.pid} holds it as fd {held}" in said.prediction.why
     images = tmp_path / "images"
     assert bench.criu.dump(bench.target.pid, images).ok
@@ -358,16 +358,18 @@ def test_a_file_mounted_beside_a_directory(kind: str, each_bench: Bench, area: M
         for helped in (False, True):
             said = each_bench.compare(watched, cache=cache if helped else None, forced=forced)
             assert said.predicted is said.did, said
-            assert said.verdict is Verdict.CACHE or f"mounted at {hosts}" in said.prediction.why
+            assert (
+                said.verdict is WatchVerdict.CACHE or f"mounted at {hosts}" in said.prediction.why
+            )
             verdicts[forced, helped] = said.verdict
     if kind == "tmpfs":
-        assert set(verdicts.values()) == {Verdict.FAILS}
+        assert set(verdicts.values()) == {WatchVerdict.FAILS}
     else:
         assert list(verdicts.values()) == [
-            Verdict.NO_RESTORE,
-            Verdict.NO_RESTORE,
-            Verdict.OPTIONS,
-            Verdict.CACHE,
+            WatchVerdict.NO_RESTORE,
+            WatchVerdict.NO_RESTORE,
+            WatchVerdict.OPTIONS,
+            WatchVerdict.CACHE,
         ]
 
 

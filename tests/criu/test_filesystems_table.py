@@ -14,7 +14,7 @@ from typing import NamedTuple
 import pytest
 
 from irmapdb.checkpoint import steps
-from irmapdb.checkpoint.steps import Options
+from irmapdb.checkpoint.steps import StepOptions
 from irmapdb.config import Config
 from tests.support.area import PLACES, MountArea, Place
 from tests.support.criu import Criu
@@ -161,7 +161,7 @@ def _ask_irmapdb(
     may_be_lost: bool = False,
 ) -> str:
     work.mkdir()
-    options = Options(target.pid, work, scan_paths=scan_paths, config=Config(hints=()))
+    options = StepOptions(target.pid, work, scan_paths=scan_paths, config=Config(hints=()))
     report = steps.pre_dump(options)
     (row,) = report.watches
     if not names or (may_be_lost and row.path is None):

@@ -81,5 +81,5 @@ def test_what_nobody_can_restore_is_in_the_log(area, criu, target, hook, tmp_pat
     assert f"it was {file}; task {target.pid} holds it as fd {held}" in log
     assert "CRIU leaves out the fanotify mark on all of" in log
     assert f"fd {marked.fd} of {target.pid}" in log
-    by_hand = steps.pre_dump(steps.Options(target.pid, images_dir=tmp_path / "images"))
+    by_hand = steps.pre_dump(steps.StepOptions(target.pid, images_dir=tmp_path / "images"))
     assert [(row.mark.fd, row.is_dropped) for row in by_hand.marks] == [(marked.fd, True)]

@@ -191,7 +191,7 @@ def _fsnotify(data: bytes) -> None:
         _check_written(files, encode, decode)
         check(
             fsnotify.decode_files_img(_wrapped(data, field), _NAME) == files,
-            "files.img tells another story than the image of one kind",
+            "files.img tells another change_set than the image of one kind",
         )
 
 

@@ -41,7 +41,7 @@ def watched(watcher: Watcher) -> Callable[..., Identity]:
     return watch
 
 
-def ask(root: Root, resolver: engine.Resolver, *identities: Identity) -> engine.Outcome:
+def ask(root: Root, resolver: engine.Resolver, *identities: Identity) -> engine.Resolution:
     """What it comes to; no descriptor is left open."""
     root.renew()
     before = open_descriptors()

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 import pytest
 
 from irmapdb.audit import check
-from irmapdb.audit.check import Finding, Verdict
+from irmapdb.audit.check import AuditFinding, AuditVerdict
 from irmapdb.checkpoint import steps
-from irmapdb.checkpoint.steps import FreezeOptions, Options
+from irmapdb.checkpoint.steps import FreezeOptions, StepOptions
 from irmapdb.config import Config
 from irmapdb.model import (
     Change,
@@ -132,29 +132,29 @@ class Garden:
     def names_of(self, file: File) -> set[bytes]:
         return {os.fsencode(path) for path, one in self.names.items() if one == file}
 
-    def step(self, *, freeze: bool = False) -> steps.Report:
-        options = Options(self.watcher.pid, images_dir=self.work, config=NO_HINTS)
+    def step(self, *, freeze: bool = False) -> steps.StepReport:
+        options = StepOptions(self.watcher.pid, images_dir=self.work, config=NO_HINTS)
         return steps.dump(options, FreezeOptions()) if freeze else steps.pre_dump(options)
 
-    def options(self, **kwargs: object) -> check.Options:
-        return check.Options(self.database, config=NO_HINTS, **kwargs)
+    def options(self, **kwargs: object) -> check.AuditOptions:
+        return check.AuditOptions(self.database, config=NO_HINTS, **kwargs)
 
-    def audit(self, **kwargs: object) -> dict[bytes, Finding]:
+    def audit(self, **kwargs: object) -> dict[bytes, AuditFinding]:
         return {
             finding.mapping.path: finding
             for finding in check.audit(self.options(**kwargs)).findings
         }
 
-    def truth(self, mapping: Mapping) -> Verdict:
+    def truth(self, mapping: Mapping) -> AuditVerdict:
         file, path = File.of(mapping.identity), mapping.path
         if path in self.names_of(file):
-            return Verdict.VALID
+            return AuditVerdict.VALID
         if self.names_of(file):
-            return Verdict.MOVED
+            return AuditVerdict.MOVED
         other = self.names.get(Path(os.fsdecode(path)))
         if other is None:
-            return Verdict.DELETED
-        return Verdict.REUSED if other.ino == file.ino else Verdict.REPLACED
+            return AuditVerdict.DELETED
+        return AuditVerdict.REUSED if other.ino == file.ino else AuditVerdict.REPLACED
 
     def mappings(self) -> list[Mapping]:
         with Store.open_readonly(self.database) as store:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from irmapdb.checkpoint.steps import Options
+from irmapdb.checkpoint.steps import StepOptions
 from irmapdb.config import Config
 from irmapdb.model import WatchKind
 from tests.support.notify import InotifyEvent
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from irmapdb.checkpoint.steps import Report
+    from irmapdb.checkpoint.steps import StepReport
     from tests.support.watcher import Watcher
 
 # Nothing but what a test names is walked: the machine's own trees are none of its business.
 NO_HINTS = Config(hints=())
 
 
-def options_for(watcher: Watcher, work: Path, *scan: Path) -> Options:
+def options_for(watcher: Watcher, work: Path, *scan: Path) -> StepOptions:
     """A step on the watcher, in a work dir."""
     paths = tuple(os.fsencode(path) for path in scan)
-    return Options(watcher.pid, images_dir=work, scan_paths=paths, config=NO_HINTS)
+    return StepOptions(watcher.pid, images_dir=work, scan_paths=paths, config=NO_HINTS)
 
 
 def new_work_dir(tmp_path: Path) -> Path:
@@ -37,7 +37,7 @@ def new_work_dir(tmp_path: Path) -> Path:
     return work
 
 
-def answers_of(report: Report) -> dict[tuple[WatchKind, int, int], bytes | None]:
+def answers_of(report: StepReport) -> dict[tuple[WatchKind, int, int], bytes | None]:
     """The path that each watch got, by kind, wd and inode number."""
     return {
         (row.watch.kind, row.watch.wd, row.watch.identity.ino): row.path for row in report.watches

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from irmapdb.audit import check
-from irmapdb.audit.check import Verdict
+from irmapdb.audit.check import AuditVerdict
 from irmapdb.checkpoint import steps
 from irmapdb.kernel.identity import disproof
 from irmapdb.kernel.root import Root
@@ -193,12 +193,12 @@ def test_audit_does_not_call_such_a_path_another_file(
     work = tmp_path / "work"
     work.mkdir()
     top = (os.fsencode(place.mountpoint),)
-    steps.pre_dump(steps.Options(watcher.pid, work, scan_paths=top, config=NO_HINTS))
+    steps.pre_dump(steps.StepOptions(watcher.pid, work, scan_paths=top, config=NO_HINTS))
     (place.directory / "second").hardlink_to(file)
-    options = check.Options(work / "irmap.db", config=NO_HINTS)
+    options = check.AuditOptions(work / "irmap.db", config=NO_HINTS)
     (finding,) = check.audit(options).findings
     assert (finding.verdict, finding.evidence.reason) == (
-        Verdict.UNREACHABLE,
+        AuditVerdict.UNREACHABLE,
         StaleReason.AMBIGUOUS,
     )
 

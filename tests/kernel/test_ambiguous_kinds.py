@@ -237,10 +237,10 @@ def test_a_server_that_gives_one_number_to_two_files(
         watcher.remove(other)
         root.renew()
         assert disproof(root, wanted, os.fsencode(top / "two")) is StaleReason.AMBIGUOUS
-        options = steps.Options(watcher.pid, new_work_dir(tmp_path), config=Config(hints=()))
+        options = steps.StepOptions(watcher.pid, new_work_dir(tmp_path), config=Config(hints=()))
         for report in (steps.pre_dump(options), steps.dump(options, steps.FreezeOptions())):
             assert {row.path for row in report.watches} == {None}
-        taken = ps.take(ps.Options(pid=watcher.pid))
+        taken = ps.take(ps.PsOptions(pid=watcher.pid))
         assert {row.path for row in taken.watches} == {None}
 
 

@@ -98,7 +98,7 @@ def test_no_command_answers_with_the_other_layers_file(
     for report in (steps.pre_dump(options), steps.dump(options, FreezeOptions())):
         assert [row.path for row in report.watches] == [None, None]
         assert all("may be another file" in (row.why or "") for row in report.watches)
-    taken = ps.take(ps.Options(pid=watcher.pid, search=True))
+    taken = ps.take(ps.PsOptions(pid=watcher.pid, search=True))
     assert [row.path for row in taken.watches] == [None, None]
 
 

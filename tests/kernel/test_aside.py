@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from irmapdb.kernel import child_call, syscalls
-from irmapdb.kernel.child_call import call_aside
+from irmapdb.kernel.child_call import call_in_child
 from irmapdb.model import FileHandle, Identity
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
 def test_the_result_comes_back() -> None:
     identity = Identity(1, 2**64 - 1, FileHandle(1, b"\xff"))
-    assert call_aside(lambda: {identity: [b"/x" * 100_000]}, 60) == {identity: [b"/x" * 100_000]}
+    assert call_in_child(lambda: {identity: [b"/x" * 100_000]}, 60) == {identity: [b"/x" * 100_000]}
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_a_call_that_hangs_is_killed(line: Path) -> None:
     read = os.open(line, os.O_RDONLY | os.O_NONBLOCK)
     os.set_blocking(read, True)
     with pytest.raises(TimeoutError):
-        call_aside(lambda: hang(line), 1)
+        call_in_child(lambda: hang(line), 1)
     os.read(read, 1)
     assert os.read(read, 1) == b"", "the child is gone: nobody holds the other end"
     os.close(read)
@@ -88,7 +88,7 @@ def test_the_time_may_be_up_sooner(line: Path) -> None:
             return False
 
     with pytest.raises(TimeoutError):
-        call_aside(lambda: hang(line), 3600, over)
+        call_in_child(lambda: hang(line), 3600, over)
     assert asked
     os.close(read)
 
@@ -112,7 +112,7 @@ def test_a_call_holds_nothing_that_others_wait_for(line: Path, tmp_path: Path) -
         return found
 
     before = links()
-    inside = call_aside(links, 60)
+    inside = call_in_child(links, 60)
     for fd in (looked_at, listed, table):
         assert inside[fd] == before[fd]
     for fd in (0, 1, 2, written, inotify, *ends):
@@ -129,9 +129,9 @@ def test_it_works_where_pidfd_open_is_denied(
 
     monkeypatch.setattr(os, "pidfd_open", deny)
     monkeypatch.setattr(child_call, "_LAST_WAIT_S", 60)
-    assert call_aside(lambda: 1, 60) == 1
+    assert call_in_child(lambda: 1, 60) == 1
     with pytest.raises(TimeoutError):
-        call_aside(lambda: time.sleep(600), 0.05)
+        call_in_child(lambda: time.sleep(600), 0.05)
     assert list(map(is_reaped, forked)) == [True, True]
 
 
@@ -143,13 +143,13 @@ def test_a_child_that_ends_late_is_reaped_by_the_next_call(
         patch.setattr(os, "kill", lambda *_: None)
         patch.setattr(child_call, "_LAST_WAIT_S", 0)
         with pytest.raises(TimeoutError):
-            call_aside(lambda: time.sleep(600), 0.05)
+            call_in_child(lambda: time.sleep(600), 0.05)
     (late,) = forked
-    assert call_aside(lambda: 1, 60) == 1
+    assert call_in_child(lambda: 1, 60) == 1
     assert not is_reaped(late)
     os.kill(late, signal.SIGKILL)
     os.waitid(os.P_PID, late, os.WEXITED | os.WNOWAIT)
-    assert call_aside(lambda: 2, 60) == 2
+    assert call_in_child(lambda: 2, 60) == 2
     assert is_reaped(late)
 
 
@@ -160,7 +160,7 @@ def test_no_child_can_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
     before = os.listdir("/proc/self/fd")
     monkeypatch.setattr(os, "fork", fail)
     with pytest.raises(ChildProcessError, match="fork: Resource temporarily unavailable"):
-        call_aside(lambda: 1, 60)
+        call_in_child(lambda: 1, 60)
     assert os.listdir("/proc/self/fd") == before
 
 
@@ -169,7 +169,7 @@ def test_a_call_that_fails_is_told() -> None:
         os._exit(7)
 
     with pytest.raises(ChildProcessError):
-        call_aside(fail, 60)
+        call_in_child(fail, 60)
 
 
 class _Killing:
@@ -182,13 +182,13 @@ class _Killing:
 
 def test_an_answer_that_is_cut_short_is_none() -> None:
     with pytest.raises(ChildProcessError, match="killed while it answered"):
-        call_aside(lambda: [b"x" * 1_000_000, _Killing()], 60)
+        call_in_child(lambda: [b"x" * 1_000_000, _Killing()], 60)
 
 
 def test_it_dies_with_who_has_asked(line: Path) -> None:
     asking = os.fork()
     if not asking:
-        call_aside(lambda: hang(line), 600)
+        call_in_child(lambda: hang(line), 600)
         os._exit(0)
     read = os.open(line, os.O_RDONLY)
     assert os.read(read, 1) == b"."

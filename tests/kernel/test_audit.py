@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from irmapdb.audit import check, fix
-from irmapdb.audit.check import Finding, Verdict
+from irmapdb.audit.check import AuditFinding, AuditVerdict
 from irmapdb.model import (
     ChangeKind,
     Event,
@@ -26,17 +26,17 @@ def _contents(directory: Path) -> dict[str, bytes]:
     return {one.name: one.read_bytes() for one in directory.iterdir()}
 
 
-def _check(garden: Garden, **kwargs: object) -> dict[bytes, Finding]:
+def _check(garden: Garden, **kwargs: object) -> dict[bytes, AuditFinding]:
     before = _contents(garden.work)
     findings = check.audit(garden.options(**kwargs)).findings
     assert _contents(garden.work) == before, "the audit wrote"
     assert [one.mapping for one in findings] == garden.mappings()
     for one in findings:
         assert (one.mapping.path, one.verdict) == (one.mapping.path, garden.truth(one.mapping))
-        if one.verdict is Verdict.MOVED:
+        if one.verdict is AuditVerdict.MOVED:
             assert one.evidence.moved_to
             assert set(one.evidence.moved_to) <= garden.names_of(File.of(one.mapping.identity))
-        if one.verdict in {Verdict.REPLACED, Verdict.REUSED}:
+        if one.verdict in {AuditVerdict.REPLACED, AuditVerdict.REUSED}:
             there = garden.names[Path(os.fsdecode(one.mapping.path))]
             assert File.of(one.evidence.found) == there
     return {one.mapping.path: one for one in findings}
@@ -62,7 +62,7 @@ def test_the_whole_story(garden: Garden) -> None:
     for path in paths.values():
         garden.watch(path)
     garden.step()
-    assert {one.verdict for one in _check(garden).values()} == {Verdict.VALID}
+    assert {one.verdict for one in _check(garden).values()} == {AuditVerdict.VALID}
 
     garden.rename(paths["moves"], garden.top / "moved")
     garden.link(paths["linked"], garden.top / "other")
@@ -93,12 +93,12 @@ def test_the_whole_story(garden: Garden) -> None:
     garden.step(freeze=True)
     _check(garden)
 
-    story = [
+    change_set = [
         (run_id, change.kind, change.path.rpartition(b"/")[2].decode(), change.reason)
         for run_id, change in garden.changes()
     ]
-    assert sorted(story[: len(names)]) == sorted((1, "found", name, None) for name in names)
-    assert sorted(story[len(names) :], key=lambda one: one[2]) == [
+    assert sorted(change_set[: len(names)]) == sorted((1, "found", name, None) for name in names)
+    assert sorted(change_set[len(names) :], key=lambda one: one[2]) == [
         (2, "stale", "again", StaleReason.REUSED),
         (2, "found", "again", None),
         (2, "moved", "moved", StaleReason.GONE),
@@ -135,11 +135,11 @@ def test_a_remount_on_another_device(garden: Garden, area: MountArea, tmp_path: 
     found = there.audit()
 
     gone = found[os.fsencode(path)]
-    assert (gone.verdict, gone.evidence.reason) == (Verdict.UNMOUNTED, StaleReason.UNMOUNTED)
+    assert (gone.verdict, gone.evidence.reason) == (AuditVerdict.UNMOUNTED, StaleReason.UNMOUNTED)
     assert gone.evidence.found.kdev != gone.mapping.identity.kdev
     assert File.of(gone.evidence.found) == File.of(gone.mapping.identity)
     assert "its handle at the path" in gone.evidence.note
-    assert found[os.fsencode(here)].verdict is Verdict.VALID
+    assert found[os.fsencode(here)].verdict is AuditVerdict.VALID
     (change,) = fix.mend(there.options()).changes
     assert (change.kind, change.reason) == (ChangeKind.STALE, StaleReason.UNMOUNTED)
 

@@ -14,13 +14,13 @@ import pytest
 
 from irmapdb.audit import check as audit
 from irmapdb.audit import fix
-from irmapdb.audit.check import Selection, Verdict
+from irmapdb.audit.check import AuditVerdict, Selection
 from irmapdb.checkpoint import steps
-from irmapdb.checkpoint.steps import Options
+from irmapdb.checkpoint.steps import StepOptions
 from irmapdb.criu.check import dump as check
 from irmapdb.criu.check.verdicts import CriuVersion
-from irmapdb.criu.check.verdicts import Verdict as Prediction
-from irmapdb.kernel.fs.inode_state import Fate, fates
+from irmapdb.criu.check.verdicts import WatchVerdict as Prediction
+from irmapdb.kernel.fs.inode_state import InodeState, fates
 from irmapdb.kernel.identity import identify
 from irmapdb.kernel.root import open_root
 from irmapdb.model import (
@@ -51,14 +51,14 @@ def test_what_nobody_knows_is_scanned_for_where_asked(garden: Garden, tmp_path: 
     garden.forget()
 
     blind = garden.audit()[os.fsencode(path)]
-    assert (blind.verdict, blind.evidence.moved_to) == (Verdict.MOVED, ())
+    assert (blind.verdict, blind.evidence.moved_to) == (AuditVerdict.MOVED, ())
     assert "--search" in blind.evidence.note
     copy = tmp_path / "copy.db"
     shutil.copy(garden.database, copy)
-    (lost,) = fix.mend(audit.Options(copy, config=NO_HINTS)).changes
+    (lost,) = fix.mend(audit.AuditOptions(copy, config=NO_HINTS)).changes
     assert (lost.kind, lost.reason) == (ChangeKind.STALE, StaleReason.MOVED)
     seen = garden.audit(search=True)[os.fsencode(path)]
-    assert (seen.verdict, seen.evidence.moved_to) == (Verdict.MOVED, (os.fsencode(moved),))
+    assert (seen.verdict, seen.evidence.moved_to) == (AuditVerdict.MOVED, (os.fsencode(moved),))
 
     garden.forget()
     mended = fix.mend(garden.options(search=True))
@@ -81,7 +81,7 @@ def test_filesystems_that_know(
     work.mkdir()
     names = {os.fsencode(place.directory / "dir" / name) for name in ("file", "hard")}
     watched = watcher.add_inotify(place.directory / "dir" / "file")
-    steps.pre_dump(Options(watcher.pid, images_dir=work, config=NO_HINTS))
+    steps.pre_dump(StepOptions(watcher.pid, images_dir=work, config=NO_HINTS))
     watcher.remove(watched)
     with Store.open_readonly(work / "irmap.db") as store:
         (known,) = (row.path for row in store.all_mappings())
@@ -90,9 +90,9 @@ def test_filesystems_that_know(
     run("sync")
     drop_caches()
 
-    (lost,) = audit.audit(audit.Options(work / "irmap.db", config=NO_HINTS)).findings
+    (lost,) = audit.audit(audit.AuditOptions(work / "irmap.db", config=NO_HINTS)).findings
 
-    assert (lost.mapping.path, lost.verdict) == (known, Verdict.MOVED)
+    assert (lost.mapping.path, lost.verdict) == (known, AuditVerdict.MOVED)
     assert set(lost.evidence.moved_to) == names - {known} | {moved}
 
 
@@ -105,15 +105,15 @@ def test_where_no_handle_opens_nothing_is_said_to_be_deleted(
     database = _audited_by_name(tmp_path, watcher, old)
     old.rename(new)
 
-    (blind,) = audit.audit(audit.Options(database, config=NO_HINTS)).findings
-    assert blind.verdict is Verdict.GONE
+    (blind,) = audit.audit(audit.AuditOptions(database, config=NO_HINTS)).findings
+    assert blind.verdict is AuditVerdict.GONE
     assert "cannot open handles" in blind.evidence.note
     assert "--search" in blind.evidence.note
-    (seen,) = audit.audit(audit.Options(database, search=True, config=NO_HINTS)).findings
-    assert (seen.verdict, seen.evidence.moved_to) == (Verdict.MOVED, (os.fsencode(new),))
+    (seen,) = audit.audit(audit.AuditOptions(database, search=True, config=NO_HINTS)).findings
+    assert (seen.verdict, seen.evidence.moved_to) == (AuditVerdict.MOVED, (os.fsencode(new),))
     new.unlink()
-    (seen,) = audit.audit(audit.Options(database, search=True, config=NO_HINTS)).findings
-    assert seen.verdict is Verdict.GONE
+    (seen,) = audit.audit(audit.AuditOptions(database, search=True, config=NO_HINTS)).findings
+    assert seen.verdict is AuditVerdict.GONE
     assert "scan: not found" in seen.evidence.note
 
 
@@ -122,7 +122,7 @@ def _audited_by_name(tmp_path: Path, watcher: Watcher, path: Path) -> Path:
     work = tmp_path / "work"
     work.mkdir()
     watched = watcher.add_inotify(path)
-    options = Options(
+    options = StepOptions(
         watcher.pid, images_dir=work, scan_paths=(os.fsencode(path.parent),), config=NO_HINTS
     )
     steps.pre_dump(options)
@@ -133,14 +133,14 @@ def _audited_by_name(tmp_path: Path, watcher: Watcher, path: Path) -> Path:
 @pytest.mark.parametrize(
     ("path", "fate"),
     [
-        (b"/proc/version", Fate.UNKNOWN),
-        (b"/sys/kernel", Fate.UNKNOWN),
-        (b"/dev/pts/ptmx", Fate.UNKNOWN),
-        (None, Fate.NAMED),
+        (b"/proc/version", InodeState.UNKNOWN),
+        (b"/sys/kernel", InodeState.UNKNOWN),
+        (b"/dev/pts/ptmx", InodeState.UNKNOWN),
+        (None, InodeState.NAMED),
     ],
 )
 def test_a_fate_is_only_told_where_handles_open(
-    area: MountArea, path: bytes | None, fate: Fate
+    area: MountArea, path: bytes | None, fate: InodeState
 ) -> None:
     path = os.fsencode(area.ext4().mountpoint) if path is None else path
     with open_root(os.getpid()) as root:
@@ -158,12 +158,12 @@ def test_links_and_hidden_mounts(garden: Garden, area: MountArea) -> None:
     directory.symlink_to("real")
 
     moved = garden.audit()[os.fsencode(inside)]
-    assert (moved.verdict, moved.evidence.reason) == (Verdict.MOVED, StaleReason.SYMLINK)
+    assert (moved.verdict, moved.evidence.reason) == (AuditVerdict.MOVED, StaleReason.SYMLINK)
     assert moved.evidence.moved_to == (os.fsencode(garden.top / "real" / "file"),)
 
     area.mount("tmpfs", "ext4", "tmpfs")  # upon the ext4 itself
     hidden = garden.audit()
-    assert {one.verdict for one in hidden.values()} == {Verdict.UNMOUNTED}
+    assert {one.verdict for one in hidden.values()} == {AuditVerdict.UNMOUNTED}
     assert "hidden" in hidden[os.fsencode(outside)].evidence.note
 
 
@@ -182,7 +182,11 @@ def test_nothing_is_replaced_by_nothing(garden: Garden, area: MountArea) -> None
 
     assert found[os.fsencode(moves)].evidence.moved_to == (os.fsencode(other / "moves"),)
     dead = found[os.fsencode(dies)]
-    assert (dead.verdict, dead.evidence.found, dead.evidence.unseen) == (Verdict.DELETED, None, "")
+    assert (dead.verdict, dead.evidence.found, dead.evidence.unseen) == (
+        AuditVerdict.DELETED,
+        None,
+        "",
+    )
     changes = fix.mend(garden.options()).changes
     assert {change.reason for change in changes if change.kind is ChangeKind.STALE} == {
         StaleReason.DELETED
@@ -200,27 +204,27 @@ def test_a_place_that_is_mounted_no_more_while_the_device_is(
     with Store.open(garden.database, create=True) as store, store.step() as tx:
         tx.import_entries([entry], datetime.now(UTC))
 
-    def verdict() -> tuple[Verdict, tuple[bytes, ...], str]:
+    def verdict() -> tuple[AuditVerdict, tuple[bytes, ...], str]:
         found = garden.audit()[entry.path]
         evidence = found.evidence
         assert evidence is not None
         assert evidence.reason is StaleReason.UNMOUNTED
         return found.verdict, evidence.moved_to, evidence.note
 
-    assert garden.audit()[entry.path].verdict is Verdict.VALID
+    assert garden.audit()[entry.path].verdict is AuditVerdict.VALID
     run("umount", elsewhere)
     by_number = verdict()
-    assert by_number[:2] == (Verdict.UNMOUNTED, ())
+    assert by_number[:2] == (AuditVerdict.UNMOUNTED, ())
     assert "is mounted elsewhere, not at the path; no handle was stored" in by_number[2]
 
     with open_root(os.getpid()) as root:
         identity = identify(root, os.fsencode(path))
     store_row(garden.database, identity, entry.path, 0)
     holding = os.open(path, os.O_RDONLY)
-    assert verdict()[:2] == (Verdict.MOVED, (os.fsencode(path),))
+    assert verdict()[:2] == (AuditVerdict.MOVED, (os.fsencode(path),))
     garden.remove(path)
     os.close(holding)
-    assert verdict()[:2] == (Verdict.DELETED, ())
+    assert verdict()[:2] == (AuditVerdict.DELETED, ())
 
 
 def test_a_server_that_never_answers(
@@ -238,7 +242,7 @@ def test_a_server_that_never_answers(
         watcher.add_inotify(near)
         watcher.add_inotify(far)
         steps.pre_dump(
-            Options(
+            StepOptions(
                 watcher.pid,
                 images_dir=work,
                 scan_paths=(os.fsencode(far.parent),),
@@ -246,14 +250,14 @@ def test_a_server_that_never_answers(
             )
         )
         named = replace(NO_HINTS, scan_paths=(os.fsencode(far.parent),))
-        options = audit.Options(work / "irmap.db", config=named)
+        options = audit.AuditOptions(work / "irmap.db", config=named)
         before = {one.mapping.path: one.verdict for one in audit.audit(options).findings}
         with server.silent():
             found = {one.mapping.path: one for one in audit.audit(options).findings}
             assert fix.mend(options).run_id is None
-    assert before[os.fsencode(far)] is Verdict.VALID
-    assert found[os.fsencode(near)].verdict is Verdict.VALID
-    assert found[os.fsencode(far)].verdict is Verdict.UNREACHABLE
+    assert before[os.fsencode(far)] is AuditVerdict.VALID
+    assert found[os.fsencode(near)].verdict is AuditVerdict.VALID
+    assert found[os.fsencode(far)].verdict is AuditVerdict.UNREACHABLE
     assert "no answer in time" in found[os.fsencode(far)].evidence.unseen
 
 
@@ -267,28 +271,28 @@ def test_who_waits_on_the_way_to_a_mount_is_not_waited_for(
     work = tmp_path / "work"
     work.mkdir()
     place = area.path / "served" / "below"
-    options = audit.Options(work / "irmap.db", config=NO_HINTS)
+    options = audit.AuditOptions(work / "irmap.db", config=NO_HINTS)
     with served(tmp_path / "source", place.parent) as server:
         run("mount", "-t", "tmpfs", "below", place)
         (place / "file").touch()
         watcher.add_inotify(place / "file")
-        steps.pre_dump(Options(watcher.pid, images_dir=work, config=NO_HINTS))
+        steps.pre_dump(StepOptions(watcher.pid, images_dir=work, config=NO_HINTS))
         (mapping,) = (one.mapping for one in audit.audit(options).findings)
         with server.silent():
             (found,) = audit.audit(options).findings
             (row,) = check.check_dump(
-                check.Options(watcher.pid, work, version=CriuVersion(4, 1))
+                check.DumpCheckOptions(watcher.pid, work, version=CriuVersion(4, 1))
             ).watches
             # Also where a row of a device that is gone leads there.
             with closing(sqlite3.connect(work / "irmap.db")) as raw, raw:
                 raw.execute("UPDATE mapping SET dev = 999")
             (lost,) = audit.audit(options).findings
         run("umount", place)
-    assert (found.mapping.path, found.verdict) == (mapping.path, Verdict.UNREACHABLE)
+    assert (found.mapping.path, found.verdict) == (mapping.path, AuditVerdict.UNREACHABLE)
     assert found.evidence.unseen.startswith("fuse: no answer")
     assert row.prediction.verdict is Prediction.UNKNOWN
     assert "its fuse gave no answer" in row.prediction.why
-    assert lost.verdict is Verdict.UNMOUNTED
+    assert lost.verdict is AuditVerdict.UNMOUNTED
     assert lost.evidence.unseen == "fuse may not answer"
 
 
@@ -305,8 +309,8 @@ def test_imported_mappings_are_compared_by_number(garden: Garden) -> None:
         tx.import_entries(entries, datetime.now(UTC))
     found = garden.audit(search=True)
     valid, lost = found[os.fsencode(path)], found[os.fsencode(gone)]
-    assert (valid.verdict, valid.by_number) == (Verdict.VALID, True)
-    assert (lost.verdict, lost.evidence.moved_to) == (Verdict.GONE, ())
+    assert (valid.verdict, valid.by_number) == (AuditVerdict.VALID, True)
+    assert (lost.verdict, lost.evidence.moved_to) == (AuditVerdict.GONE, ())
     assert "no handle" in lost.evidence.note
 
 
@@ -328,7 +332,7 @@ def test_what_changes_between_audit_and_writing_is_left_alone(
     away = [garden.rename(path, path.with_suffix(".old")) for path in (back, mended)]
     look = audit.Audit.report
 
-    def report_then_change(self: audit.Audit) -> audit.Report:
+    def report_then_change(self: audit.Audit) -> audit.AuditReport:
         report = look(self)
         garden.rename(away[0], back)
         garden.step()
@@ -357,7 +361,7 @@ def test_what_holds_again_is_live_again(garden: Garden) -> None:
     with Store.open(garden.database, create=False) as store, store.step() as tx:
         (row,) = (one for one in tx.all_mappings() if not one.stale)
         tx.mark_stale([(row, StaleReason.UNMOUNTED)], now)
-    assert garden.audit()[row.path].verdict is Verdict.VALID
+    assert garden.audit()[row.path].verdict is AuditVerdict.VALID
     (change,) = fix.mend(garden.options()).changes
     assert (change.kind, change.path) == (ChangeKind.REVIVED, row.path)
     assert {path for _, path in live(garden)} == {row.path}
@@ -412,7 +416,7 @@ def test_selections(garden: Garden) -> None:
     assert chosen() == chosen(kdevs=frozenset({kdev, 1})) == everything
     assert chosen(kdevs=frozenset({kdev + 1})) == set()
     assert chosen(paths=(b"*/a", b"*caf\xe9?")) == {b"a", b"caf\xe9\n"}
-    assert chosen(verdicts=frozenset({Verdict.DELETED})) == {b"a"}
+    assert chosen(verdicts=frozenset({AuditVerdict.DELETED})) == {b"a"}
     proved = garden.mappings()[0].validated_at
     assert chosen(unproved_since=proved) == set()
     assert chosen(unproved_since=proved.replace(year=proved.year + 1)) == everything
@@ -424,5 +428,5 @@ def test_without_its_database_beside_it(garden: Garden, tmp_path: Path) -> None:
     lonely = tmp_path / "lonely"
     lonely.mkdir()
     shutil.copy(garden.database, lonely / "irmap.db")
-    (finding,) = audit.audit(audit.Options(lonely / "irmap.db")).findings
-    assert finding.verdict is Verdict.VALID
+    (finding,) = audit.audit(audit.AuditOptions(lonely / "irmap.db")).findings
+    assert finding.verdict is AuditVerdict.VALID

@@ -9,7 +9,7 @@ import pytest
 
 from irmapdb.audit import check, fix
 from irmapdb.checkpoint import steps
-from irmapdb.checkpoint.steps import Options
+from irmapdb.checkpoint.steps import StepOptions
 from irmapdb.config import Config
 from irmapdb.errors import FileError, UsageError
 from irmapdb.kernel.directory import open_directory_root
@@ -98,11 +98,11 @@ def test_a_container_from_outside(area: MountArea, tmp_path: Path) -> None:
     work.mkdir()
     with Watcher(unshare={"mount"}, rootfs=rootfs) as task:
         task.add_inotify("/etc/conf")
-        steps.pre_dump(Options(task.pid, images_dir=work, config=NO_HINTS))
-        options = check.Options(work / "irmap.db", config=NO_HINTS)
+        steps.pre_dump(StepOptions(task.pid, images_dir=work, config=NO_HINTS))
+        options = check.AuditOptions(work / "irmap.db", config=NO_HINTS)
 
         def verdicts(**kwargs: object) -> set[str]:
-            told = check.Options(options.database, config=NO_HINTS, **kwargs)
+            told = check.AuditOptions(options.database, config=NO_HINTS, **kwargs)
             return {one.verdict.value for one in check.audit(told).findings}
 
         assert verdicts(pid=task.pid) == {"valid"}
@@ -131,11 +131,11 @@ def test_a_nested_namespace_is_audited_where_it_is_named(
         far = other.add_inotify(hidden / "far")
         with open_root(other.pid) as root:
             identity, mntns = identify(root, far.path), root.mntns
-        steps.pre_dump(Options(watcher.pid, images_dir=work, config=NO_HINTS))
+        steps.pre_dump(StepOptions(watcher.pid, images_dir=work, config=NO_HINTS))
         store_row(database, identity, far.path, mntns)
 
         def verdicts(pid: int | None) -> tuple[dict[bytes, str], int]:
-            report = check.audit(check.Options(database, pid=pid, config=NO_HINTS))
+            report = check.audit(check.AuditOptions(database, pid=pid, config=NO_HINTS))
             found = {one.mapping.path: one.verdict.value for one in report.findings}
             assert (report.lost, report.unseen) == (0, int(pid is None))
             return found, report.left_out
@@ -166,7 +166,7 @@ def test_what_has_moved_in_a_nested_namespace_is_mended_there(
     with Watcher(unshare={"mount"}) as other:
         other.mount("tmpfs", hidden, "tmpfs")
         other.write(hidden / "old")
-        steps.pre_dump(Options(other.pid, images_dir=work, config=NO_HINTS))
+        steps.pre_dump(StepOptions(other.pid, images_dir=work, config=NO_HINTS))
         with open_root(other.pid) as root:
             old = os.fsencode(hidden / "old")
             identity, mntns = identify(root, old), root.mntns
@@ -175,7 +175,7 @@ def test_what_has_moved_in_a_nested_namespace_is_mended_there(
             new = hidden / "new"
             (inside / os.path.relpath(old, b"/").decode()).rename(inside / new.relative_to("/"))
 
-        done = fix.mend(check.Options(database, pid=os.getpid(), config=NO_HINTS, search=True))
+        done = fix.mend(check.AuditOptions(database, pid=os.getpid(), config=NO_HINTS, search=True))
 
         (change,) = done.changes
         assert (change.kind, change.mntns) == (ChangeKind.MOVED, mntns)
@@ -197,7 +197,7 @@ def test_what_has_moved_in_two_namespaces_is_mended_in_both(tmp_path: Path) -> N
         for namespace in (0, mntns):
             store_row(database, identity, os.fsencode(tmp_path / "x"), namespace)
         (tmp_path / "x").rename(tmp_path / "y")
-        options = check.Options(
+        options = check.AuditOptions(
             database,
             pid=os.getpid(),
             search=True,

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from irmapdb.audit import check as audit
-from irmapdb.audit.check import Verdict
+from irmapdb.audit.check import AuditVerdict
 from irmapdb.checkpoint import steps
-from irmapdb.checkpoint.steps import FreezeOptions, Options
+from irmapdb.checkpoint.steps import FreezeOptions, StepOptions
 from irmapdb.criu.check import dump as check
-from irmapdb.criu.check.verdicts import Verdict as Prediction
+from irmapdb.criu.check.verdicts import WatchVerdict as Prediction
 from irmapdb.criu.check.version import CriuVersion
 from tests.kernel.binding import Bound
 from tests.kernel.stepping import NO_HINTS, events_of, new_work_dir, options_for
@@ -49,9 +49,9 @@ def test_audit_and_check_do_not_say_deleted(bound: Bound, watcher: Watcher, tmp_
     steps.pre_dump(options_for(watcher, work))
     bound.remove()
 
-    found = audit.audit(audit.Options(work / "irmap.db", config=NO_HINTS)).findings
+    found = audit.audit(audit.AuditOptions(work / "irmap.db", config=NO_HINTS)).findings
     # Stored was the one name or the other.
-    assert {finding.verdict for finding in found} <= {Verdict.VALID, Verdict.MOVED}
+    assert {finding.verdict for finding in found} <= {AuditVerdict.VALID, AuditVerdict.MOVED}
     assert {
         finding.evidence.moved_to[0] if finding.evidence else finding.mapping.path
         for finding in found
@@ -59,7 +59,9 @@ def test_audit_and_check_do_not_say_deleted(bound: Bound, watcher: Watcher, tmp_
 
     for forced, verdict in ((False, Prediction.NO_RESTORE), (True, Prediction.OPTIONS)):
         said = check.check_dump(
-            check.Options(watcher.pid, tmp_path, version=_CRIU, force_irmap=forced, config=NO_HINTS)
+            check.DumpCheckOptions(
+                watcher.pid, tmp_path, version=_CRIU, force_irmap=forced, config=NO_HINTS
+            )
         )
         assert {one.prediction.path for one in said.watches} == {
             os.fsencode(path) for path in (bound.file, bound.directory)
@@ -70,7 +72,7 @@ def test_audit_and_check_do_not_say_deleted(bound: Bound, watcher: Watcher, tmp_
     # What the steps have found since is what --force-irmap needs.
     steps.pre_dump(options_for(watcher, work))
     said = check.check_dump(
-        check.Options(watcher.pid, work, version=_CRIU, force_irmap=True, config=NO_HINTS)
+        check.DumpCheckOptions(watcher.pid, work, version=_CRIU, force_irmap=True, config=NO_HINTS)
     )
     assert [one.prediction.verdict for one in said.watches] == [Prediction.CACHE] * 2
 
@@ -100,13 +102,13 @@ def test_in_a_nested_mount_namespace(area: MountArea, tmp_path: Path) -> None:
         nested.mount(source, target, "none", flags=MS_BIND)
         nested.add_inotify(target)
         source.unlink()
-        options = Options(os.getpid(), images_dir=new_work_dir(tmp_path), config=NO_HINTS)
+        options = StepOptions(os.getpid(), images_dir=new_work_dir(tmp_path), config=NO_HINTS)
         report = steps.dump(options_for(nested, options.images_dir), FreezeOptions())
         assert [row.path for row in report.watches] == [os.fsencode(target)]  # in its own root
         report = steps.pre_dump(options)
         (mine,) = (row for row in report.watches if row.watch.pid == nested.pid)
         said = check.check_dump(
-            check.Options(os.getpid(), tmp_path, version=_CRIU, config=NO_HINTS)
+            check.DumpCheckOptions(os.getpid(), tmp_path, version=_CRIU, config=NO_HINTS)
         )
         (one,) = (one for one in said.watches if one.watch.pid == nested.pid)
     assert (mine.path, mine.mntns) == (os.fsencode(target), mntns)

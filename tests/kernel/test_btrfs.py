@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from irmapdb.checkpoint import steps
-from irmapdb.checkpoint.steps import Options
+from irmapdb.checkpoint.steps import StepOptions
 from irmapdb.config import Config
 from irmapdb.kernel.identity import disproof
 from irmapdb.kernel.root import Root
@@ -110,7 +110,7 @@ def test_a_cold_watch_needs_no_scan(area: MountArea, watcher: Watcher, tmp_path:
     file = os.fsencode(place.directory / "dir" / "file")
     watched = watcher.add_inotify(file)
     drop_caches()
-    options = Options(watcher.pid, images_dir=tmp_path, config=Config(hints=()))
+    options = StepOptions(watcher.pid, images_dir=tmp_path, config=Config(hints=()))
     report = steps.pre_dump(options)
     assert report.stats.sources == {"btrfs": 1}
     assert report.stats.scanned == 0

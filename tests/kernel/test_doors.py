@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from irmapdb.checkpoint import steps
-from irmapdb.checkpoint.steps import FreezeOptions, Options
+from irmapdb.checkpoint.steps import FreezeOptions, StepOptions
 from irmapdb.kernel.freeze import stop_tree
 from irmapdb.model import Source
-from irmapdb.resolve import Doors
+from irmapdb.resolve import MountFds
 from tests.kernel.stepping import NO_HINTS, new_work_dir
 from tests.kernel.truth import mount_id, open_descriptors
 from tests.support.filesystems import drop_caches, superblock_kdev
@@ -89,7 +89,7 @@ def test_a_frozen_listener_that_is_asked_before_each_open(
         try:
             assert listener.stdout is not None
             assert listener.stdout.readline() == b"ready\n"
-            options = Options(listener.pid, images_dir=new_work_dir(tmp_path), config=NO_HINTS)
+            options = StepOptions(listener.pid, images_dir=new_work_dir(tmp_path), config=NO_HINTS)
             report = steps.dump(options, FreezeOptions())
         finally:
             listener.kill()
@@ -102,31 +102,31 @@ def test_a_frozen_listener_that_is_asked_before_each_open(
 def test_what_is_kept_is_the_mount_that_a_lookup_meets(area: MountArea, root: Root) -> None:
     place = area.ext4().mountpoint
     root.refresh()
-    doors = Doors(root)
+    mount_fds = MountFds(root)
     path = os.fsencode(place)
     before = open_descriptors()
-    doors.keep([superblock_kdev(place)], 128)
-    with doors.only_kept():
-        fd = doors.open(path)
+    mount_fds.keep([superblock_kdev(place)], 128)
+    with mount_fds.only_kept():
+        fd = mount_fds.open(path)
         assert (os.fstat(fd).st_ino, _mount_of(fd)) == (os.stat(place).st_ino, mount_id(place))
         os.close(fd)
         # The same directory on another mount, over the one that is kept, is another one.
         run("mount", "--bind", place, place)
         with pytest.raises(BlockingIOError) as refused:
-            doors.open(path)
+            mount_fds.open(path)
         assert refused.value.errno == errno.EAGAIN
-    other = doors.open(path)
+    other = mount_fds.open(path)
     assert _mount_of(other) == mount_id(place)
     os.close(other)
     run("umount", place)
-    with doors.only_kept():
-        os.close(doors.open(path))
+    with mount_fds.only_kept():
+        os.close(mount_fds.open(path))
     with pytest.raises(ProgramError, match="busy"):
         run("umount", place)
-    doors.close()
+    mount_fds.close()
     assert open_descriptors() == before
-    with doors.only_kept(), pytest.raises(BlockingIOError):
-        doors.open(path)
+    with mount_fds.only_kept(), pytest.raises(BlockingIOError):
+        mount_fds.open(path)
 
 
 def test_so_many_are_kept_and_no_more(area: MountArea, root: Root) -> None:
@@ -142,21 +142,21 @@ def test_so_many_are_kept_and_no_more(area: MountArea, root: Root) -> None:
     root.refresh()
     kdev = superblock_kdev(area.path / "directory0")
     before = open_descriptors()
-    doors = Doors(root)
-    assert doors.keep([kdev], 2) == 2
-    doors.close()
-    assert doors.keep([kdev], 128) == 8
-    with doors.only_kept():
-        os.close(doors.open(os.fsencode(area.path / "directory0")))
-    doors.close()
+    mount_fds = MountFds(root)
+    assert mount_fds.keep([kdev], 2) == 2
+    mount_fds.close()
+    assert mount_fds.keep([kdev], 128) == 8
+    with mount_fds.only_kept():
+        os.close(mount_fds.open(os.fsencode(area.path / "directory0")))
+    mount_fds.close()
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     os.close(free := os.dup(0))
     resource.setrlimit(resource.RLIMIT_NOFILE, (free + 4, limits[1]))
     try:
-        assert 0 < doors.keep([kdev], 128) < 8
+        assert 0 < mount_fds.keep([kdev], 128) < 8
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-    doors.close()
+    mount_fds.close()
     assert open_descriptors() == before
 
 

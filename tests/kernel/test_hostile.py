@@ -10,10 +10,10 @@ import sys
 import pytest
 
 from irmapdb.checkpoint import scan_paths, steps
-from irmapdb.checkpoint.steps import Options
+from irmapdb.checkpoint.steps import StepOptions
 from irmapdb.config import Config
 from irmapdb.errors import FileError
-from irmapdb.kernel.child_call import call_aside
+from irmapdb.kernel.child_call import call_in_child
 from irmapdb.kernel.identity import disproof
 from irmapdb.kernel.proc import fdinfo
 from irmapdb.kernel.root import open_root
@@ -72,7 +72,7 @@ def searched(task, **more):
         assert len(open_descriptors()) == before
         return found.outcome
 
-    return call_aside(search, PATIENCE_S)
+    return call_in_child(search, PATIENCE_S)
 
 
 def test_names_that_mean_something_elsewhere(rootfs, tenant):
@@ -286,10 +286,10 @@ def test_a_named_place_that_never_answers(area, watcher, tmp_path, monkeypatch, 
     watcher.add_inotify(area.path / "beside")
     place = os.fsencode(area.path / "served" / "below")
     with served(area.path / "source", area.path / "served") as server, server.silent():
-        named = Options(watcher.pid, tmp_path, scan_paths=(place,), config=Config(hints=()))
+        named = StepOptions(watcher.pid, tmp_path, scan_paths=(place,), config=Config(hints=()))
         with pytest.raises(FileError, match="fuse: no answer in time"):
             steps.pre_dump(named)
         configured = Config(hints=(), scan_paths=(place,))
-        report = steps.pre_dump(Options(watcher.pid, tmp_path, config=configured))
+        report = steps.pre_dump(StepOptions(watcher.pid, tmp_path, config=configured))
     assert [row.path for row in report.watches] == [os.fsencode(area.path / "beside")]
     assert "fuse: no answer in time; not scanned" in caplog.text

@@ -10,7 +10,7 @@ import pytest
 
 from irmapdb.kernel import identity as kernel_identity
 from irmapdb.kernel import syscalls
-from irmapdb.kernel.child_call import call_aside
+from irmapdb.kernel.child_call import call_in_child
 from irmapdb.kernel.identity import disproof, identify, identify_fd
 from irmapdb.model import FileHandle, Identity, StaleReason, is_canonical
 from tests.kernel.truth import as_nobody, mount_id, open_descriptors, served, watched_identity
@@ -259,7 +259,7 @@ def test_what_may_wait_is_not_looked_up_for_a_reason(area, root, file):
     with served(source, area.path / "served") as server:
         there = raw(area.path / "served" / "dir" / "file")
         with server.silent():
-            asked = call_aside(lambda: disproof(root, shown, there), 10)
+            asked = call_in_child(lambda: disproof(root, shown, there), 10)
         assert asked is StaleReason.UNMOUNTED
         assert disproof(root, shown, there, lambda _: False) is StaleReason.REPLACED
 
@@ -377,10 +377,10 @@ def test_a_mount_of_another_device_is_not_entered(area, root, file):
             raw(path.parent) + b"/../../" + name + b"/dir/file",
             b"/" + top + b"/" + name + b"/dir/file",
         )
-        refused = call_aside(lambda: [disproof(root, shown, way) for way in ways], 10)
+        refused = call_in_child(lambda: [disproof(root, shown, way) for way in ways], 10)
         assert refused == [StaleReason.UNMOUNTED] + [StaleReason.BAD_PATH] * 4
         with pytest.raises(TimeoutError):  # the server would be waited for
-            call_aside(lambda: os.stat(mountpoint / "dir" / "file"), 0.2)
+            call_in_child(lambda: os.stat(mountpoint / "dir" / "file"), 0.2)
 
 
 # Kernels with less

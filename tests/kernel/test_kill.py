@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from irmapdb.checkpoint import steps
-from irmapdb.checkpoint.steps import FreezeOptions, Options
+from irmapdb.checkpoint.steps import FreezeOptions, StepOptions
 from irmapdb.config import Config
 from irmapdb.image import cache
 from irmapdb.store.database import Store
@@ -63,7 +63,7 @@ def test_a_kill_leaves_everything_whole(watcher: Watcher, tmp_path: Path, name: 
         watcher.add_inotify(path)
     work = tmp_path / "work"
     work.mkdir()
-    options = Options(watcher.pid, images_dir=work, config=Config(hints=()))
+    options = StepOptions(watcher.pid, images_dir=work, config=Config(hints=()))
     pre_dump = partial(steps.pre_dump, options)
     step = pre_dump if name == "pre-dump" else partial(steps.dump, options, FreezeOptions())
     whole_s = _whole_run_s(step)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pytest
 
 from irmapdb.checkpoint import steps
-from irmapdb.kernel.child_call import call_aside
+from irmapdb.kernel.child_call import call_in_child
 from irmapdb.kernel.identity import disproof
 from irmapdb.kernel.root import Root, open_root
 from irmapdb.model import Identity, Source
@@ -331,7 +331,7 @@ def test_the_commands_scan_nothing(make: Make, tmp_path: Path) -> None:
     (tmp_path / "again").mkdir()
     again = steps.pre_dump(options_for(made.watcher, tmp_path / "again"))
     assert again.stats.sources == {Source.OVERLAY: 4}
-    taken = ps.take(ps.Options(pid=made.watcher.pid, config=NO_HINTS))
+    taken = ps.take(ps.PsOptions(pid=made.watcher.pid, config=NO_HINTS))
     assert {row.path for row in taken.watches} == expected
 
 
@@ -371,8 +371,8 @@ def test_no_listener_on_the_overlay_is_waited_for(make: Make) -> None:
             return {answer.path for answer in outcome.resolved.values()}
 
         with pytest.raises(TimeoutError):  # the listener does hold who opens
-            call_aside(lambda: os.listdir(made.top / "a"), 0.5)
-        found = call_aside(resolve_all, 20)
+            call_in_child(lambda: os.listdir(made.top / "a"), 0.5)
+        found = call_in_child(resolve_all, 20)
     names = ("a/b/file", "a/b/c/file", "a", "moved")
     assert found == {os.fsencode(made.top / name) for name in names}
 

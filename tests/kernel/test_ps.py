@@ -15,10 +15,9 @@ from irmapdb.commands.ps import ps
 from irmapdb.config import Config
 from irmapdb.errors import TaskError
 from irmapdb.kernel.proc import limits
-from irmapdb.kernel.proc.limits import Account
+from irmapdb.kernel.proc.limits import LimitKind
 from irmapdb.model import Watch
-from irmapdb.node import ps as census
-from irmapdb.node.ps import Census, Options, ProcessRow
+from irmapdb.node.ps import ProcessRow, PsOptions, WatchList, take
 from tests.kernel.truth import as_nobody
 from tests.support.area import MountArea
 from tests.support.filesystems import drop_caches
@@ -29,16 +28,16 @@ _NO_HINTS = Config(hints=())
 _SYS_FS = Path("/proc/sys/fs")
 
 
-def _take(pid: int | None = None, **kwargs: object) -> Census:
-    return census.take(Options(pid, config=_NO_HINTS, **kwargs))
+def _take(pid: int | None = None, **kwargs: object) -> WatchList:
+    return take(PsOptions(pid, config=_NO_HINTS, **kwargs))
 
 
-def _row(found: Census, pid: int) -> ProcessRow:
+def _row(found: WatchList, pid: int) -> ProcessRow:
     (row,) = (row for row in found.processes if row.pid == pid)
     return row
 
 
-def _used(found: Census, uid: int | None = 0) -> dict[Account, int]:
+def _used(found: WatchList, uid: int | None = 0) -> dict[LimitKind, int]:
     return {one.account: one.used for one in found.users if one.uid == uid and one.used}
 
 
@@ -64,7 +63,7 @@ def test_instances_watches_groups_and_marks(watcher: Watcher, tree: list[Path]) 
     row = _row(found, watcher.pid)
     assert row[3:] == (2, 4, 1, 3, 0)
     assert row.uid == 0
-    assert _used(found).keys() == set(Account)
+    assert _used(found).keys() == set(LimitKind)
     sizes = [one.watches + one.marks for one in found.processes]
     assert sizes == sorted(sizes, reverse=True)
 
@@ -92,11 +91,11 @@ def test_the_limits_are_the_kernels(watcher: Watcher, tree: list[Path]) -> None:
             int((_SYS_FS / account).read_text()),
             int(Path("/proc/sys/user", f"max_{account.replace('/max_user', '')}").read_text()),
         )
-        for account in Account
+        for account in LimitKind
     }
     for one in found.users:
         assert one.limit == found.limits[one.account]
-    assert {one.account for one in found.users} == set(Account), "those of nobody too"
+    assert {one.account for one in found.users} == set(LimitKind), "those of nobody too"
     shares = [one.used / one.limit for one in found.users]
     assert shares == sorted(shares, reverse=True)
 
@@ -107,8 +106,8 @@ def test_a_user_namespace_is_charged_to_its_owner(tree: list[Path]) -> None:
         assert limits.payer_of(inside.pid) == (0, True)
         found = _take(inside.pid)
     below = {one.account: one.below for one in found.users}
-    assert below[Account.INOTIFY_INSTANCES] >= 1
-    assert below[Account.INOTIFY_WATCHES] >= 1
+    assert below[LimitKind.INOTIFY_INSTANCES] >= 1
+    assert below[LimitKind.INOTIFY_WATCHES] >= 1
     assert limits.payer_of(os.getpid()) == (os.geteuid(), False)
     assert limits.payer_of(inside.pid) == (None, False), "it is gone"
 
@@ -130,7 +129,7 @@ def test_another_user_has_an_account_of_its_own(tree: list[Path]) -> None:
         assert other.stdout.readline() == b"ready\n"
         found = _take(other.pid)
         other.communicate()
-    assert _used(found, 12345) == {Account.INOTIFY_INSTANCES: 1, Account.INOTIFY_WATCHES: 1}
+    assert _used(found, 12345) == {LimitKind.INOTIFY_INSTANCES: 1, LimitKind.INOTIFY_WATCHES: 1}
     assert {one.uid for one in found.users} == {12345}, "of the others nobody was asked"
 
 
@@ -157,8 +156,8 @@ def test_marks_without_a_limit_are_not_charged(tree: list[Path], flags: int, cha
         found = _take(other.pid)
         other.communicate()
     assert _row(found, other.pid).marks == 1
-    assert _used(found, 12346).get(Account.FANOTIFY_MARKS, 0) == charged
-    assert _used(found, 12346)[Account.FANOTIFY_GROUPS] == 1
+    assert _used(found, 12346).get(LimitKind.FANOTIFY_MARKS, 0) == charged
+    assert _used(found, 12346)[LimitKind.FANOTIFY_GROUPS] == 1
 
 
 def test_a_tree_has_paths(watcher: Watcher, tree: list[Path]) -> None:
@@ -217,7 +216,7 @@ def test_the_command(watcher: Watcher, tree: list[Path], tmp_path: Path) -> None
         assert limit in shown_by("-t", str(watcher.pid))
     with Watcher() as idle:
         shown = shown_by("-t", str(idle.pid))
-        assert all(f"any   fs.{limit.replace('/', '.')}" in shown for limit in Account)
+        assert all(f"any   fs.{limit.replace('/', '.')}" in shown for limit in LimitKind)
     pid = str(watcher.pid)
     assert str(tree[0]) in shown_by("-t", pid)
     table = shown_by()

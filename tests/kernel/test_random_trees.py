@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from irmapdb.checkpoint import steps
-from irmapdb.checkpoint.steps import FreezeOptions, Options, Report
+from irmapdb.checkpoint.steps import FreezeOptions, StepOptions, StepReport
 from irmapdb.config import Config
 from irmapdb.image import cache
 from irmapdb.model import InodeKey
@@ -174,7 +174,7 @@ class Gardener:
 
 
 def _check(
-    report: Report, tree: Tree, watched: dict[int, Node], below: set[Node], hint: str
+    report: StepReport, tree: Tree, watched: dict[int, Node], below: set[Node], hint: str
 ) -> None:
     seen = {row.watch.wd: row for row in report.watches}
     for wd, node in watched.items():
@@ -190,7 +190,7 @@ def _check(
 
 
 def _check_written(
-    report: Report, work: Path, tree: Tree, watched: dict[int, Node], kind: str, hint: str
+    report: StepReport, work: Path, tree: Tree, watched: dict[int, Node], kind: str, hint: str
 ) -> None:
     """Every further name that the database and CRIU's cache have is a true one as well."""
     names = {row.watch.identity: tree.names(watched[row.watch.wd]) for row in report.watches}
@@ -229,7 +229,7 @@ def test_every_answer_is_true(area: MountArea, watcher: Watcher, tmp_path: Path,
         gardener.change()
     work = tmp_path / "work"
     work.mkdir()
-    options = Options(
+    options = StepOptions(
         watcher.pid,
         images_dir=work,
         scan_paths=(os.fsencode(place.mountpoint),),

@@ -1,4 +1,4 @@
-"""What moved since we looked: the witness of names, and the answers that it casts doubt on."""
+"""What moved since we looked: the monitor of names, and the answers that it casts doubt on."""
 
 import ctypes
 import os
@@ -11,9 +11,9 @@ import pytest
 from irmapdb.checkpoint.confirm import Confirmation
 from irmapdb.config import Config
 from irmapdb.kernel.identity import disproof, identify
-from irmapdb.kernel.rename_monitor import Witness
+from irmapdb.kernel.rename_monitor import RenameMonitor
 from irmapdb.model import Resolved, Source
-from irmapdb.resolve.engine import Outcome
+from irmapdb.resolve.engine import Resolution
 from tests.kernel.truth import as_nobody
 from tests.support.filesystems import superblock_kdev, unmount_below
 from tests.support.names import ODD_NAMES
@@ -32,44 +32,44 @@ def exchange(one, other):
     assert done == 0, os.strerror(ctypes.get_errno())
 
 
-def watch(witness, directory):
+def watch(monitor, directory):
     fd = os.open(directory, os.O_PATH | os.O_DIRECTORY)
     try:
-        return witness.watch(superblock_kdev(directory), fd)
+        return monitor.watch(superblock_kdev(directory), fd)
     finally:
         os.close(fd)
 
 
 @pytest.fixture
-def witness():
-    with Witness() as made:
+def monitor():
+    with RenameMonitor() as made:
         yield made
 
 
-# The witness
+# The monitor
 
 
 @pytest.mark.parametrize("kind", ["ext4", "tmpfs"])
-def test_every_way_to_lose_a_name_is_told(area, witness, kind):
+def test_every_way_to_lose_a_name_is_told(area, monitor, kind):
     place = area.place(kind)
     top = place.directory
     for name in ("a", "b", "c", "over"):
         (top / name).touch()
     (top / "empty").mkdir()
-    assert watch(witness, place.mountpoint)
-    assert witness.kdevs == {superblock_kdev(place.mountpoint)}
-    assert witness.names() == frozenset()
+    assert watch(monitor, place.mountpoint)
+    assert monitor.kdevs == {superblock_kdev(place.mountpoint)}
+    assert monitor.names() == frozenset()
     (top / "a").rename(top / "a2")
     (top / "dir").rename(top / "dir2")
-    assert witness.names() == {b"a", b"a2", b"dir", b"dir2"}
+    assert monitor.names() == {b"a", b"a2", b"dir", b"dir2"}
     (top / "b").rename(top / "over")
-    assert witness.names() == {b"b", b"over"}
+    assert monitor.names() == {b"b", b"over"}
     exchange(top / "c", top / "dir2")
-    assert witness.names() == {b"c", b"dir2"}
+    assert monitor.names() == {b"c", b"dir2"}
     (top / "over").unlink()
     (top / "empty").rmdir()
     (top / "c" / "hard").unlink()
-    assert witness.names() == {b"over", b"empty", b"hard"}
+    assert monitor.names() == {b"over", b"empty", b"hard"}
     # What is new, written to, linked or opened loses nobody a name.
     (top / "new").mkdir()
     (top / "new" / "file").write_bytes(b"x")
@@ -77,21 +77,21 @@ def test_every_way_to_lose_a_name_is_told(area, witness, kind):
     (top / "link").hardlink_to(top / "new" / "file")
     (top / "symlink").symlink_to("new")
     (top / "new").chmod(0o700)
-    assert witness.names() == frozenset()
-    assert not witness.blind
+    assert monitor.names() == frozenset()
+    assert not monitor.blind
 
 
-def test_every_name_comes_through(area, witness):
+def test_every_name_comes_through(area, monitor):
     top = os.fsencode(area.tmpfs())
     for name in ODD_NAMES:
         os.mknod(top + b"/" + name)
-    watch(witness, os.fsdecode(top))
+    watch(monitor, os.fsdecode(top))
     for name in ODD_NAMES:
         os.unlink(top + b"/" + name)
-    assert witness.names() == set(ODD_NAMES)
+    assert monitor.names() == set(ODD_NAMES)
 
 
-def test_several_filesystems_and_every_mount_of_each(area, witness):
+def test_several_filesystems_and_every_mount_of_each(area, monitor):
     one, other, unseen = area.tmpfs("one"), area.tmpfs("other"), area.tmpfs("unseen")
     bound = area.path / "bound"
     bound.mkdir()
@@ -99,63 +99,63 @@ def test_several_filesystems_and_every_mount_of_each(area, witness):
     area.bind(one / "sub", bound)
     for name in ("one/sub/x", "other/y", "unseen/z"):
         (area.path / name).touch()
-    assert watch(witness, one)
-    assert watch(witness, other)
+    assert watch(monitor, one)
+    assert watch(monitor, other)
     (bound / "x").rename(bound / "x2")
     (other / "y").unlink()
     (unseen / "z").unlink()
-    assert witness.names() == {b"x", b"x2", b"y"}
+    assert monitor.names() == {b"x", b"x2", b"y"}
     # Also what is done in another mount namespace.
     with Watcher(unshare={"mount"}) as elsewhere:
         elsewhere.rename(one / "sub" / "x2", one / "sub" / "x3")
-        assert witness.names() == {b"x2", b"x3"}
+        assert monitor.names() == {b"x2", b"x3"}
 
 
-def test_what_cannot_be_witnessed_is_not_said_to_be(area, witness):
+def test_what_cannot_be_witnessed_is_not_said_to_be(area, monitor):
     overlay = area.place("overlay-lower").mountpoint
-    assert not watch(witness, overlay)
+    assert not watch(monitor, overlay)
     proc = os.open("/proc/self", os.O_PATH)
-    assert not witness.watch(0, proc)
+    assert not monitor.watch(0, proc)
     os.close(proc)
-    assert witness.kdevs == set()
-    with as_nobody(), Witness() as powerless:
+    assert monitor.kdevs == set()
+    with as_nobody(), RenameMonitor() as powerless:
         assert not watch_quietly(powerless, "/")
         assert powerless.names() == frozenset()
-    closed = Witness()
+    closed = RenameMonitor()
     assert closed.names() == frozenset()
     assert not watch_quietly(closed, "/")
 
 
-def watch_quietly(witness, directory):
+def watch_quietly(monitor, directory):
     fd = os.open(directory, os.O_PATH)
     try:
-        return witness.watch(1, fd)
+        return monitor.watch(1, fd)
     finally:
         os.close(fd)
 
 
-def test_when_the_queue_runs_over_the_witness_is_blind(area, witness):
+def test_when_the_queue_runs_over_the_witness_is_blind(area, monitor):
     top = area.tmpfs()
     limit = int(Path("/proc/sys/fs/fanotify/max_queued_events").read_text())
-    watch(witness, top)
+    watch(monitor, top)
     here = os.open(top, os.O_RDONLY)
     os.mknod("0", dir_fd=here)
     for number in range(limit):
         os.rename(str(number), str(number + 1), src_dir_fd=here, dst_dir_fd=here)
     os.close(here)
-    assert len(witness.names()) > limit // 4
-    assert witness.blind
-    witness.blind = False
+    assert len(monitor.names()) > limit // 4
+    assert monitor.blind
+    monitor.blind = False
     (top / str(limit)).unlink()
-    assert witness.names() == {b"%d" % limit}
-    assert not witness.blind
+    assert monitor.names() == {b"%d" % limit}
+    assert not monitor.blind
 
 
-def test_who_renames_without_end_does_not_keep_us(area, witness):
+def test_who_renames_without_end_does_not_keep_us(area, monitor):
     """Each read is answered by another rename: only what was there at first is read."""
     top = area.tmpfs()
     (top / "0").touch()
-    watch(witness, top)
+    watch(monitor, top)
     done = []
 
     def rename(_frame, event, what):
@@ -169,12 +169,12 @@ def test_who_renames_without_end_does_not_keep_us(area, witness):
     before = sys.getprofile()
     sys.setprofile(rename)
     try:
-        names = witness.names()
+        names = monitor.names()
     finally:
         sys.setprofile(before)
     assert b"first" in names
     assert 0 < len(done) < 5
-    assert witness.names() >= {b"0", b"1"} - names
+    assert monitor.names() >= {b"0", b"1"} - names
 
 
 # What may be wrong
@@ -183,12 +183,12 @@ def test_who_renames_without_end_does_not_keep_us(area, witness):
 class Told:
     """Answers about files of some directories, and a Confirmation that speaks of them."""
 
-    def __init__(self, root, witness, mountpoints, config=None):
+    def __init__(self, root, monitor, mountpoints, config=None):
         self.root = root
         self.kdevs = [superblock_kdev(mountpoint) for mountpoint in mountpoints]
         root.renew()
-        self.confirmation = Confirmation(root, witness, config or Config())
-        self.outcome = Outcome()
+        self.confirmation = Confirmation(root, monitor, config or Config())
+        self.outcome = Resolution()
 
     def prove(self, paths):
         self.confirmation.cover(self.kdevs)
@@ -224,12 +224,12 @@ class Told:
         return found
 
 
-def test_only_what_was_touched_is_suspect(area, root, witness):
+def test_only_what_was_touched_is_suspect(area, root, monitor):
     top = area.ext4().mountpoint
     for name in ("a", "b", "dir/c", "dir/sub/d"):
         (top / name).parent.mkdir(parents=True, exist_ok=True)
         (top / name).touch()
-    told = Told(root, witness, [top])
+    told = Told(root, monitor, [top])
     told.prove([top / name for name in ("a", "b", "dir/c", "dir/sub/d", "dir")])
     assert told.suspects() == set()
     (top / "unknown").touch()
@@ -252,10 +252,10 @@ def test_only_what_was_touched_is_suspect(area, root, witness):
     assert told.suspects() == {told.at(top / "b")}
 
 
-def test_an_answer_that_was_found_anew_is_watched_by_its_new_path(area, root, witness):
+def test_an_answer_that_was_found_anew_is_watched_by_its_new_path(area, root, monitor):
     top = area.tmpfs()
     (top / "first").touch()
-    told = Told(root, witness, [top])
+    told = Told(root, monitor, [top])
     told.prove([top / "first"])
     (top / "first").rename(top / "second")
     assert len(told.suspects()) == 1
@@ -270,21 +270,21 @@ def test_an_answer_that_was_found_anew_is_watched_by_its_new_path(area, root, wi
     assert told.suspects() == {late}
 
 
-def test_what_nobody_witnesses_is_always_suspect(area, root, witness):
+def test_what_nobody_witnesses_is_always_suspect(area, root, monitor):
     overlay = area.place("overlay-lower")
     top = area.tmpfs()
     (top / "file").touch()
-    told = Told(root, witness, [overlay.mountpoint, top])
+    told = Told(root, monitor, [overlay.mountpoint, top])
     told.prove([overlay.directory / "file", top / "file"])
     for _ in range(2):
         assert told.suspects() == {told.at(overlay.directory / "file")}
         assert told.causes() == {"not witnessed": 1}
 
 
-def test_another_namespaces_answers_are_always_suspect(area, root, witness):
+def test_another_namespaces_answers_are_always_suspect(area, root, monitor):
     top = area.tmpfs()
     (top / "file").touch()
-    told = Told(root, witness, [top])
+    told = Told(root, monitor, [top])
     told.prove([])
     identity = identify(root, os.fsencode(top / "file"))
     told.outcome.resolved[identity] = Resolved(
@@ -294,23 +294,23 @@ def test_another_namespaces_answers_are_always_suspect(area, root, witness):
     assert told.causes() == {"other namespace": 1}
 
 
-def test_after_an_overflow_everything_is_suspect_once(area, root, witness):
+def test_after_an_overflow_everything_is_suspect_once(area, root, monitor):
     top = area.tmpfs()
     (top / "file").touch()
-    told = Told(root, witness, [top])
+    told = Told(root, monitor, [top])
     told.prove([top / "file"])
-    witness.blind = True
+    monitor.blind = True
     assert told.suspects() == set(told.outcome.resolved)
     assert told.causes() == {"queue overflow": 1}
     assert told.suspects() == set()
 
 
-def test_mounts_over_and_away(area, root, witness):
+def test_mounts_over_and_away(area, root, monitor):
     top = area.tmpfs()
     for name in ("over/file", "beside/file", "bound"):
         (top / name).parent.mkdir(exist_ok=True)
         (top / name).touch()
-    told = Told(root, witness, [top])
+    told = Told(root, monitor, [top])
     told.prove([top / "over" / "file", top / "beside" / "file", top / "bound"])
     over, bound = told.at(top / "over/file"), told.at(top / "bound")
     run("mount", "-t", "tmpfs", "x", top / "over")
@@ -329,13 +329,13 @@ def test_mounts_over_and_away(area, root, witness):
     assert told.suspects() == {bound}
 
 
-def test_a_mount_that_moves_with_its_directory(area, root, witness):
+def test_a_mount_that_moves_with_its_directory(area, root, monitor):
     """The rename is on a filesystem that nobody witnesses, the mount table tells of it."""
     base = area.tmpfs("base")
     (base / "dir" / "place").mkdir(parents=True)
     run("mount", "-t", "tmpfs", "top", base / "dir" / "place")
     (base / "dir" / "place" / "file").touch()
-    told = Told(root, witness, [base / "dir" / "place"])
+    told = Told(root, monitor, [base / "dir" / "place"])
     told.prove([base / "dir" / "place" / "file"])
     assert told.suspects() == set()
     (base / "dir").rename(base / "moved")
@@ -343,12 +343,12 @@ def test_a_mount_that_moves_with_its_directory(area, root, witness):
     run("umount", base / "moved" / "place")
 
 
-def test_a_device_number_that_is_used_again_has_a_witness_again(area, root, witness):
+def test_a_device_number_that_is_used_again_has_a_witness_again(area, root, monitor):
     place = area.path / "place"
     place.mkdir()
     run("mount", "-t", "tmpfs", "one", place)
     kdev = superblock_kdev(place)
-    told = Told(root, witness, [place])
+    told = Told(root, monitor, [place])
     told.prove([])
     for _ in range(50):
         run("umount", place)
@@ -366,13 +366,13 @@ def test_a_device_number_that_is_used_again_has_a_witness_again(area, root, witn
     run("umount", place)
 
 
-def test_filesystems_that_others_change_are_neither_witnessed_nor_asked(area, root, witness):
+def test_filesystems_that_others_change_are_neither_witnessed_nor_asked(area, root, monitor):
     top = area.tmpfs()
     (top / "file").touch()
     slow = Config(skip_filesystems=frozenset({"tmpfs"}))
-    told = Told(root, witness, [top], slow)
+    told = Told(root, monitor, [top], slow)
     told.prove([top / "file"])
-    assert witness.kdevs == set()
+    assert monitor.kdevs == set()
     (top / "file").rename(top / "file2")
     assert told.suspects() == set()  # in the freeze one of the frozen may have to answer
 
@@ -435,8 +435,8 @@ def test_whatever_changes_every_wrong_answer_is_a_suspect(area, root, kind, seed
     top.mkdir()
     changes = Changes(top, seed)
     for _ in range(12):
-        with Witness() as witness:
-            told = Told(root, witness, [place.mountpoint])
+        with RenameMonitor() as monitor:
+            told = Told(root, monitor, [place.mountpoint])
             kdev = told.kdevs[0]
             told.prove(
                 [p for p in changes.everything() if identify(root, os.fsencode(p)).kdev == kdev]

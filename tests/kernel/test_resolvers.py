@@ -8,7 +8,7 @@ import os
 import pytest
 
 from irmapdb.config import Config
-from irmapdb.kernel.child_call import call_aside
+from irmapdb.kernel.child_call import call_in_child
 from irmapdb.kernel.identity import identify
 from irmapdb.kernel.root import open_root
 from irmapdb.model import FileHandle, Source
@@ -290,8 +290,8 @@ def test_nobody_is_asked_on_a_filesystem_that_nobody_wants(area, root, watcher, 
         watcher.open(top / "file")
         root.renew()
         with server.silent():
-            answer = call_aside(lambda: path_by(root, OpenFiles(root, [watcher.pid]), shown), 10)
-            scanned = call_aside(lambda: path_by(root, Scan(root, NO_HINTS), shown), 10)
+            answer = call_in_child(lambda: path_by(root, OpenFiles(root, [watcher.pid]), shown), 10)
+            scanned = call_in_child(lambda: path_by(root, Scan(root, NO_HINTS), shown), 10)
         watcher.chdir("/")
         watcher.close_fd(fd)
     assert answer == scanned == os.fsencode(top / "file")

@@ -11,7 +11,7 @@ import pytest
 
 from irmapdb.errors import TaskError
 from irmapdb.kernel import syscalls
-from irmapdb.kernel.child_call import call_aside
+from irmapdb.kernel.child_call import call_in_child
 from irmapdb.kernel.identity import disproof, identify
 from irmapdb.kernel.root import open_beneath, open_root
 from irmapdb.model import kdev_of
@@ -315,7 +315,7 @@ def test_a_forked_child_does_not_take_the_news_from_us(area):
             return place in root.by_mountpoint
 
         before = root.generation
-        assert call_aside(look, 10)
+        assert call_in_child(look, 10)
         assert place not in root.by_mountpoint
         root.renew()
         assert place in root.by_mountpoint

@@ -9,11 +9,11 @@ import pytest
 
 from irmapdb.errors import TaskError
 from irmapdb.kernel import syscalls
-from irmapdb.kernel.child_call import call_aside
+from irmapdb.kernel.child_call import call_in_child
 from irmapdb.kernel.proc import fdinfo
 from irmapdb.kernel.root import open_root
 from irmapdb.model import FileHandle, Identity, Mapping, Resolved, Source, StaleReason
-from irmapdb.resolve import Doors, Handles, OpenFiles, StoredRows
+from irmapdb.resolve import Handles, MountFds, OpenFiles, StoredRows
 from irmapdb.resolve import search as search_module
 from irmapdb.resolve.engine import Candidate, Disproved, Note
 from tests.kernel.searching import files_of, mntns_of
@@ -174,7 +174,7 @@ def test_a_source_that_finds_nothing_stops_in_time(area, watcher, source):
         identities = [one._replace(ino=2**63, handle=None) for one in identities]
     clock = Clock(5)
     with open_root(watcher.pid) as root:
-        more = (Doors(root),) if source is Handles else ([watcher.pid], "/proc")
+        more = (MountFds(root),) if source is Handles else ([watcher.pid], "/proc")
         answers = list(source(root, *more, clock)(dict.fromkeys(identities).keys()))
     assert all(isinstance(answer, Note) for answer in answers)
     assert clock.late < 5
@@ -483,5 +483,5 @@ def test_nobody_is_waited_for_in_a_nested_namespace_either(area, watcher, make, 
         assert answer is not None
         assert (answer.path, answer.mntns) == (os.fsencode(mountpoint / "file"), mntns_of(task))
         with server.silent():
-            call_aside(lambda: search.prove_again([shown]), 10)
+            call_in_child(lambda: search.prove_again([shown]), 10)
         run("umount", mountpoint)

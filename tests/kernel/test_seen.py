@@ -74,12 +74,12 @@ def test_a_descriptor_that_only_a_thread_has(tmp_path: Path) -> None:
         survey = read_survey([task])
         assert [(raw.pid, raw.fd) for raw in survey.files] == [(int(tid), int(fd))]
         assert survey.threads == {int(tid): pid}
-        options = steps.Options(pid, new_work_dir(tmp_path), config=Config(hints=()))
+        options = steps.StepOptions(pid, new_work_dir(tmp_path), config=Config(hints=()))
         for report in (steps.pre_dump(options), steps.dump(options, steps.FreezeOptions())):
             ((row),) = report.watches
             assert (row.watch.pid, row.path) == (int(tid), os.fsencode(file))
             assert row.comm == task.comm
-        taken = ps.take(ps.Options(pid=pid))
+        taken = ps.take(ps.PsOptions(pid=pid))
         assert [row.path for row in taken.watches] == [os.fsencode(file)]
         assert [(row.pid, row.watches) for row in taken.processes] == [(pid, 1)]
 
@@ -116,7 +116,7 @@ def _knows_namespace_marks() -> bool:
 def test_a_mark_on_a_mount_namespace(tmp_path: Path) -> None:
     require(_knows_namespace_marks(), "FAN_REPORT_MNT (Linux 6.14)")
     with _program(_ON_NAMESPACE) as (pid, (fd,)):
-        options = steps.Options(pid, new_work_dir(tmp_path), config=Config(hints=()))
+        options = steps.StepOptions(pid, new_work_dir(tmp_path), config=Config(hints=()))
         mine = os.stat(f"/proc/{pid}/ns/mnt").st_ino
         for report in (steps.pre_dump(options), steps.dump(options, steps.FreezeOptions())):
             (row,) = report.marks
@@ -124,7 +124,7 @@ def test_a_mark_on_a_mount_namespace(tmp_path: Path) -> None:
             assert (row.mark.fd, row.mark.mask) == (int(fd), 0x3000000)
             assert row.target == b"mount namespace %d" % mine
             assert row.is_dropped
-        taken = ps.take(ps.Options(pid=pid))
+        taken = ps.take(ps.PsOptions(pid=pid))
         (mark,) = taken.watches
         assert f"mount namespace {mine}" in (mark.why or "")
         assert [(row.pid, row.groups, row.marks) for row in taken.processes] == [(pid, 1, 1)]
@@ -162,14 +162,14 @@ def test_an_inherited_descriptor_is_looked_for_in_each_owners_root(
         try:
             # The parent's root loses it.
             area.bind(area.path / "seen", top)
-            options = steps.Options(pid, new_work_dir(tmp_path), config=Config(hints=()))
+            options = steps.StepOptions(pid, new_work_dir(tmp_path), config=Config(hints=()))
             report = steps.pre_dump(options)
             ((row),) = report.watches
             assert row.path in {os.fsencode(top / "dir/file"), os.fsencode(area.path / "seen/file")}
             assert {row.mntns for row in report.watches} == {
                 os.stat(f"/proc/{child}/ns/mnt").st_ino
             }
-            taken = ps.take(ps.Options(pid=pid, search=True))
+            taken = ps.take(ps.PsOptions(pid=pid, search=True))
             assert [one.path for one in taken.watches] == [row.path]
         finally:
             os.kill(int(child), 9)
@@ -203,12 +203,12 @@ ready(child)
 
 def test_what_only_a_child_has_mounted(mounted_by_a_child: tuple[int, int], tmp_path: Path) -> None:
     pid, child = mounted_by_a_child
-    options = steps.Options(pid, new_work_dir(tmp_path), config=Config(hints=()))
+    options = steps.StepOptions(pid, new_work_dir(tmp_path), config=Config(hints=()))
     for report in (steps.pre_dump(options), steps.dump(options, steps.FreezeOptions())):
         ((row),) = report.watches
         assert row.path == os.fsencode(tmp_path / "place" / "dir"), row.why
         assert row.mntns == os.stat(f"/proc/{child}/ns/mnt").st_ino
-    taken = ps.take(ps.Options(pid=pid, search=True))
+    taken = ps.take(ps.PsOptions(pid=pid, search=True))
     assert [row.path for row in taken.watches] == [os.fsencode(tmp_path / "place" / "dir")]
 
 

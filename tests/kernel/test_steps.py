@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from irmapdb.checkpoint import steps
-from irmapdb.checkpoint.steps import FreezeOptions, Options, Report
+from irmapdb.checkpoint.steps import FreezeOptions, StepOptions, StepReport
 from irmapdb.errors import FileError, FreezeError
 from irmapdb.image import cache, fsnotify
 from irmapdb.kernel.freeze import stop_tree
@@ -78,7 +78,7 @@ def test_dump_writes_images_that_tell_the_same(
     images.mkdir()
 
     report = steps.dump(
-        Options(watcher.pid, images_dir=images, work_dir=work, config=NO_HINTS), FreezeOptions()
+        StepOptions(watcher.pid, images_dir=images, work_dir=work, config=NO_HINTS), FreezeOptions()
     )
 
     truth = truth_of(watcher)
@@ -275,7 +275,7 @@ def test_the_scenario_of_criu_test_inotify_irmap(watcher: Watcher, tmp_path: Pat
         two.rename(one)
         spare.rename(two)
 
-    def paths(report: Report) -> dict[int, bytes | None]:
+    def paths(report: StepReport) -> dict[int, bytes | None]:
         return {row.watch.wd: row.path for row in report.watches}
 
     assert paths(steps.pre_dump(options)) == here
@@ -285,9 +285,9 @@ def test_the_scenario_of_criu_test_inotify_irmap(watcher: Watcher, tmp_path: Pat
     assert paths(steps.dump(options, FreezeOptions())) == here
 
     with Store.open_readonly(work / "irmap.db") as store:
-        story = [(row.run_id, row.change) for row in store.changes()]
+        change_set = [(row.run_id, row.change) for row in store.changes()]
         live = {(row.identity.ino, row.path) for row in store.all_mappings() if not row.stale}
-    assert [(run, change.kind) for run, change in story] == [
+    assert [(run, change.kind) for run, change in change_set] == [
         (1, ChangeKind.FOUND),
         (1, ChangeKind.FOUND),
         (2, ChangeKind.MOVED),
@@ -295,7 +295,7 @@ def test_the_scenario_of_criu_test_inotify_irmap(watcher: Watcher, tmp_path: Pat
         (3, ChangeKind.MOVED),
         (3, ChangeKind.MOVED),
     ]
-    moves = {(change.old_path, change.path, change.reason) for _, change in story[2:]}
+    moves = {(change.old_path, change.path, change.reason) for _, change in change_set[2:]}
     assert moves == {
         (os.fsencode(one), os.fsencode(two), StaleReason.REPLACED),
         (os.fsencode(two), os.fsencode(one), StaleReason.REPLACED),
@@ -336,7 +336,7 @@ def test_the_cache_of_the_previous_images_serves(
     (previous / "irmap-cache").write_bytes(cache.encode_cache([entry]))
 
     report = steps.pre_dump(
-        Options(watcher.pid, images_dir=images, prev_images_dir=Path("../1"), config=NO_HINTS)
+        StepOptions(watcher.pid, images_dir=images, prev_images_dir=Path("../1"), config=NO_HINTS)
     )
 
     assert (report.loaded, report.stats.sources) == (1, {"stored": 1})
@@ -352,7 +352,7 @@ def test_the_cache_behind_the_link_that_criu_makes_serves(
     (tmp_path / "1" / "irmap-cache").write_bytes(cache.encode_cache([entry]))
     for number in ("2", "3"):
         (tmp_path / number / "parent").symlink_to("../1")
-    options = Options(watcher.pid, images_dir=tmp_path / "2", config=NO_HINTS)
+    options = StepOptions(watcher.pid, images_dir=tmp_path / "2", config=NO_HINTS)
 
     report = steps.pre_dump(options)
     assert (report.loaded, report.stats.sources) == (1, {"stored": 1})
@@ -410,7 +410,7 @@ libc.syscall({"x86_64": 60}.get(os.uname().machine, 93), 0)
             assert process.stdout is not None
             process.stdout.readline()
             until(lambda: state(process.pid) == "Z", "its first thread has ended")
-            options = Options(process.pid, images_dir=new_work_dir(tmp_path), config=NO_HINTS)
+            options = StepOptions(process.pid, images_dir=new_work_dir(tmp_path), config=NO_HINTS)
             for report in (steps.pre_dump(options), steps.dump(options, FreezeOptions())):
                 assert [(row.watch.pid, row.path) for row in report.watches] == [
                     (process.pid, os.fsencode(tree))

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from irmapdb.checkpoint import steps
-from irmapdb.checkpoint.steps import FreezeOptions, Options
+from irmapdb.checkpoint.steps import FreezeOptions, StepOptions
 from irmapdb.config import Config
 from irmapdb.image import fsnotify
 from irmapdb.kernel.freeze import stop_tree
@@ -63,11 +63,11 @@ def test_what_another_mount_namespace_has_is_told_as_its_own(
             assert root.stdout is not None
             pid, st_dev = map(int, root.stdout.readline().split())
             mntns = os.stat(f"/proc/{pid}/ns/mnt").st_ino
-            options = Options(root.pid, images_dir=work, config=NO_HINTS)
+            options = StepOptions(root.pid, images_dir=work, config=NO_HINTS)
             report = steps.dump(options, FreezeOptions())
             said = irmapdb("dump", "-t", str(root.pid), "-D", work)
             as_json = json.loads(irmapdb("pre-dump", "-t", str(root.pid), "-D", work, "--json").out)
-            census = irmapdb("ps", "-t", str(root.pid))
+            watch_list = irmapdb("ps", "-t", str(root.pid))
             check = irmapdb("check", "-t", str(root.pid), "-D", work, "--criu-version", "4.2")
         finally:
             os.killpg(root.pid, signal.SIGKILL)
@@ -94,9 +94,9 @@ def test_what_another_mount_namespace_has_is_told_as_its_own(
     assert "deleted" not in check.out
     assert "not find it" not in check.out
     # Whoever shows the path later says the same of it.
-    assert census.code == 0
-    assert f"{place}/own (in mount namespace {mntns})\n" in census.out
-    assert f"{common}\n" in census.out
+    assert watch_list.code == 0
+    assert f"{place}/own (in mount namespace {mntns})\n" in watch_list.out
+    assert f"{common}\n" in watch_list.out
     known = irmapdb("lookup", place / "own", "-W", work).out
     assert f"found: {place}/own (in mount namespace {mntns})\n" in known
     (who,) = json.loads(irmapdb("sql", "who", "-p", "path=*/own", "-W", work, "--json").out)
@@ -227,9 +227,9 @@ def test_what_a_nested_namespace_has_unmounted_is_stale(
         assert root.stdin is not None
         assert root.stdout is not None
         mntns = int(root.stdout.readline())
-        options = Options(root.pid, images_dir=work, config=NO_HINTS)
+        options = StepOptions(root.pid, images_dir=work, config=NO_HINTS)
 
-        def step(options: Options) -> set[tuple[bytes | None, StaleReason | None, int]]:
+        def step(options: StepOptions) -> set[tuple[bytes | None, StaleReason | None, int]]:
             changes = steps.pre_dump(options).changes
             return {(change.path, change.reason, change.mntns) for change in changes}
 
@@ -381,11 +381,11 @@ def test_a_watch_without_a_handle_leaves_the_row_of_its_namesake_alone(
     with Watcher() as other:
         other.add_inotify(two_subvolumes / "dA")
         config = Config(hints=())
-        steps.pre_dump(Options(other.pid, tmp_path, config=config))
+        steps.pre_dump(StepOptions(other.pid, tmp_path, config=config))
         watcher.add_inotify(two_subvolumes / "dB")
         drop_caches()
         # Its candidates are those of its number: the stored row of dA is one, and is right.
-        report = steps.pre_dump(Options(watcher.pid, tmp_path, config=config))
+        report = steps.pre_dump(StepOptions(watcher.pid, tmp_path, config=config))
         found = os.fsencode(two_subvolumes / "dB")
         assert [row.path for row in report.watches] == [found]
         assert [(one.kind, one.path) for one in report.changes] == [(ChangeKind.FOUND, found)]
@@ -403,7 +403,7 @@ def test_one_number_in_two_subvolumes_below_an_overlay(
     }
     if cold:
         drop_caches()
-    options = Options(watcher.pid, tmp_path, config=Config(hints=()))
+    options = StepOptions(watcher.pid, tmp_path, config=Config(hints=()))
     if event == "pre-dump":
         report = steps.pre_dump(options)
     else:
@@ -425,7 +425,9 @@ def test_a_handle_that_is_lost_right_before_the_freeze(
         return frozen(*args, **more)
 
     monkeypatch.setattr(stop_tree, "frozen", drop_and_freeze)
-    report = steps.dump(Options(watcher.pid, tmp_path, config=Config(hints=())), FreezeOptions())
+    report = steps.dump(
+        StepOptions(watcher.pid, tmp_path, config=Config(hints=())), FreezeOptions()
+    )
     assert {row.watch.wd: row.path for row in report.watches} == truth
     assert all(row.watch.identity.handle for row in report.watches)
 
@@ -477,7 +479,7 @@ def test_what_another_task_of_the_tree_holds_deleted_is_not_searched_for(
             else:
                 (top / "new").touch()
                 (top / "new").rename(path)
-            options = Options(
+            options = StepOptions(
                 task.pid,
                 images_dir=new_work_dir(tmp_path),
                 scan_paths=(os.fsencode(top),),

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from irmapdb.checkpoint import steps
-from irmapdb.checkpoint.steps import FreezeOptions, Options
+from irmapdb.checkpoint.steps import FreezeOptions, StepOptions
 from irmapdb.errors import (
     DatabaseError,
     FileError,
@@ -39,7 +39,7 @@ def test_a_missing_task_changes_nothing(tmp_path: Path) -> None:
     gone.wait()
     work = new_work_dir(tmp_path)
     with pytest.raises(TaskError, match=str(gone.pid)):
-        steps.pre_dump(Options(gone.pid, images_dir=work))
+        steps.pre_dump(StepOptions(gone.pid, images_dir=work))
     assert list(work.iterdir()) == []
 
 
@@ -49,7 +49,7 @@ def test_a_missing_task_changes_nothing(tmp_path: Path) -> None:
 def test_a_bad_scan_path(watcher: Watcher, tmp_path: Path, scan: bytes, message: str) -> None:
     work = new_work_dir(tmp_path)
     with pytest.raises(FileError, match=message):
-        steps.pre_dump(Options(watcher.pid, images_dir=work, scan_paths=(scan,)))
+        steps.pre_dump(StepOptions(watcher.pid, images_dir=work, scan_paths=(scan,)))
     assert list(work.iterdir()) == []
 
 
@@ -61,7 +61,7 @@ def test_a_scan_path_that_is_a_symbolic_link_is_refused(
     for spelled in (b"/link", b"/link/"):
         path = os.fsencode(tmp_path) + spelled
         with pytest.raises(FileError, match=r"link/?: is a symbolic link.*; name its target"):
-            steps.pre_dump(Options(watcher.pid, images_dir=work, scan_paths=(path,)))
+            steps.pre_dump(StepOptions(watcher.pid, images_dir=work, scan_paths=(path,)))
     assert list(work.iterdir()) == []
 
 
@@ -72,7 +72,9 @@ def test_a_scan_path_of_the_configuration_that_is_no_use_is_told(
     watched = watcher.add_inotify(tree / "d0")
     paths = (b"/nowhere/at/all", os.fsencode(tmp_path / "link"), b"relative", os.fsencode(tree))
     config = replace(NO_HINTS, scan_paths=paths)
-    report = steps.pre_dump(Options(watcher.pid, images_dir=new_work_dir(tmp_path), config=config))
+    report = steps.pre_dump(
+        StepOptions(watcher.pid, images_dir=new_work_dir(tmp_path), config=config)
+    )
     assert [row.path for row in report.watches] == [watched.path]
     missing = "No such file or directory in the root of the tasks"
     assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
@@ -84,7 +86,7 @@ def test_a_scan_path_of_the_configuration_that_is_no_use_is_told(
 
 def test_a_work_dir_that_is_not_there(watcher: Watcher, tmp_path: Path) -> None:
     with pytest.raises(FileError, match="no such directory"):
-        steps.pre_dump(Options(watcher.pid, images_dir=tmp_path / "none"))
+        steps.pre_dump(StepOptions(watcher.pid, images_dir=tmp_path / "none"))
 
 
 def test_a_cut_image_is_refused_and_left(watcher: Watcher, tmp_path: Path) -> None:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from irmapdb.audit import check
-from irmapdb.audit.check import Verdict as AuditVerdict
+from irmapdb.audit.check import AuditVerdict
 from irmapdb.checkpoint import steps
 from irmapdb.checkpoint.steps import FreezeOptions
-from irmapdb.criu.check.dump import Options, check_dump
+from irmapdb.criu.check.dump import DumpCheckOptions, check_dump
 from irmapdb.criu.check.observe import Observer
-from irmapdb.criu.check.verdicts import CriuVersion, Look, Outcome, Verdict
+from irmapdb.criu.check.verdicts import CriuOutcome, CriuVersion, Look, WatchVerdict
 from irmapdb.node import ps
 from tests.kernel.stepping import new_work_dir, options_for
 from tests.support.filesystems import drop_caches
@@ -59,11 +59,11 @@ def test_an_audit_and_ps(paths: list[bytes], watcher: Watcher, tmp_path: Path) -
     options = options_for(watcher, new_work_dir(tmp_path), Path(os.fsdecode(paths[0])).parent)
     steps.pre_dump(options)
     shown = ps.take(
-        ps.Options(watcher.pid, search=True, scan_paths=options.scan_paths, config=options.config)
+        ps.PsOptions(watcher.pid, search=True, scan_paths=options.scan_paths, config=options.config)
     )
     assert {row.path for row in shown.watches} == set(paths)
     database = options.images_dir / "irmap.db"
-    findings = check.audit(check.Options(database=database, pid=watcher.pid)).findings
+    findings = check.audit(check.AuditOptions(database=database, pid=watcher.pid)).findings
     assert {one.mapping.path for one in findings} == set(paths)
     assert {one.verdict for one in findings} == {AuditVerdict.VALID}
 
@@ -71,12 +71,12 @@ def test_an_audit_and_ps(paths: list[bytes], watcher: Watcher, tmp_path: Path) -
 @pytest.mark.parametrize("forced", [False, True])
 def test_check(paths: list[bytes], watcher: Watcher, tmp_path: Path, *, forced: bool) -> None:
     said = check_dump(
-        Options(watcher.pid, tmp_path, version=CriuVersion(4, 1), force_irmap=forced)
+        DumpCheckOptions(watcher.pid, tmp_path, version=CriuVersion(4, 1), force_irmap=forced)
     ).watches
     found = {one.watch.wd: one.prediction for one in said}
-    assert (found[1].verdict, found[1].path) == (Verdict.PATH, paths[0])
+    assert (found[1].verdict, found[1].path) == (WatchVerdict.PATH, paths[0])
     for wd in (2, 3):
-        assert found[wd].verdict is (Verdict.FAILS if forced else Verdict.NO_RESTORE)
+        assert found[wd].verdict is (WatchVerdict.FAILS if forced else WatchVerdict.NO_RESTORE)
         assert "4,095" in found[wd].why
 
 
@@ -95,12 +95,12 @@ def test_an_error_while_one_watch_is_looked_at(
     real = os.readlink
     identities["bad"] = watcher.watched[1].st_ino
     monkeypatch.setattr("irmapdb.criu.check.observe.os.readlink", readlink)
-    said = check_dump(Options(watcher.pid, tmp_path, version=CriuVersion(4, 1))).watches
+    said = check_dump(DumpCheckOptions(watcher.pid, tmp_path, version=CriuVersion(4, 1))).watches
     found = {one.watch.wd: one.prediction for one in said}
-    assert found[1].verdict is Verdict.PATH
-    assert (found[2].verdict, found[2].outcome) == (Verdict.UNKNOWN, Outcome.UNKNOWN)
+    assert found[1].verdict is WatchVerdict.PATH
+    assert (found[2].verdict, found[2].outcome) == (WatchVerdict.UNKNOWN, CriuOutcome.UNKNOWN)
     assert "Input/output error" in found[2].why
-    assert found[3].verdict is Verdict.NO_RESTORE
+    assert found[3].verdict is WatchVerdict.NO_RESTORE
 
 
 def test_an_error_of_a_look_for_all(
@@ -118,9 +118,9 @@ def test_an_error_of_a_look_for_all(
         return take(self, look, batch)
 
     monkeypatch.setattr(Observer, "take", failing)
-    report = check_dump(Options(watcher.pid, tmp_path, version=CriuVersion(4, 1)))
+    report = check_dump(DumpCheckOptions(watcher.pid, tmp_path, version=CriuVersion(4, 1)))
     found = {one.watch.wd: one.prediction.verdict for one in report.watches}
-    assert found == {1: Verdict.UNKNOWN, 2: Verdict.PATH}
+    assert found == {1: WatchVerdict.UNKNOWN, 2: WatchVerdict.PATH}
     assert report.uncertain
     assert not report.fails
     assert not report.right

@@ -15,7 +15,7 @@ import pytest
 
 import irmapdb as package
 from irmapdb.checkpoint import steps
-from irmapdb.checkpoint.steps import Options
+from irmapdb.checkpoint.steps import StepOptions
 from irmapdb.config import Config
 from irmapdb.errors import TaskError
 from irmapdb.store import views
@@ -82,7 +82,7 @@ def test_own_tasks_are_resolved_by_scan(place: Path) -> None:
             assert libc.inotify_add_watch(inotify, os.fsencode(path), _IN_MODIFY) > 0
         hidden.chmod(0)
         report = steps.pre_dump(
-            Options(
+            StepOptions(
                 os.getpid(),
                 images_dir=work,
                 scan_paths=(os.fsencode(place),),
@@ -120,7 +120,9 @@ def test_a_check_says_why_what_is_right_may_not_be(place: Path) -> None:
 
 def test_another_users_task_is_refused_with_advice(place: Path) -> None:
     with Watcher() as watcher:
-        answer = _as_nobody(lambda: steps.pre_dump(Options(watcher.pid, images_dir=place)).run_id)
+        answer = _as_nobody(
+            lambda: steps.pre_dump(StepOptions(watcher.pid, images_dir=place)).run_id
+        )
     assert TaskError.__name__ in str(answer)
     assert "run as root" in str(answer)
     assert not list(place.iterdir())

@@ -15,9 +15,9 @@ import pytest
 from irmapdb.kernel.root import Root, open_root
 from irmapdb.model import FileHandle, Identity
 from irmapdb.resolve.engine import Candidate
-from irmapdb.resolve.mount_fds import Doors
+from irmapdb.resolve.mount_fds import MountFds
 from irmapdb.resolve.prefetch import ask_all
-from irmapdb.resolve.reverse_lookup import Upward
+from irmapdb.resolve.reverse_lookup import ReverseLookup
 from tests.support.area import MountArea
 from tests.support.filesystems import superblock_kdev
 
@@ -41,11 +41,11 @@ def root(top: Path) -> Iterator[Root]:
         yield opened
 
 
-def _upward(root: Root, top: Path, names: Names) -> Upward[Number]:
+def _upward(root: Root, top: Path, names: Names) -> ReverseLookup[Number]:
     def node_of(_: FileHandle) -> Number:
         return _TOP
 
-    return Upward(root, Doors(root), superblock_kdev(top), node_of, names)
+    return ReverseLookup(root, MountFds(root), superblock_kdev(top), node_of, names)
 
 
 def _told(told: dict[int, list[tuple[int, bytes]]]) -> Names:
@@ -143,7 +143,7 @@ def test_where_only_a_file_is_mounted_there_is_nothing_to_ask_through(
     area.mount("none", "tmpfs", "tmpfs")  # hides the whole
     root.refresh()
     kdev = superblock_kdev(target)
-    with Upward(root, Doors(root), kdev, lambda _: _TOP, _told({})) as upward:
+    with ReverseLookup(root, MountFds(root), kdev, lambda _: _TOP, _told({})) as upward:
         found = upward.paths(_TOP)
         assert next(found) == os.fsencode(target)
         with pytest.raises(NotADirectoryError):

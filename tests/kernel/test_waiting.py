@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from irmapdb.checkpoint import findings, steps
-from irmapdb.checkpoint.steps import FreezeOptions, Options
+from irmapdb.checkpoint.steps import FreezeOptions, StepOptions
 from irmapdb.config import Config
 from irmapdb.resolve import search
 from tests.kernel.stepping import new_work_dir
@@ -49,7 +49,7 @@ def test_a_fuse_server_that_is_stopped(
     watcher.add_inotify(place.directory / "file")
     work = tmp_path / "work"
     work.mkdir()
-    options = Options(
+    options = StepOptions(
         watcher.pid,
         images_dir=work,
         scan_paths=(os.fsencode(place.mountpoint),),
@@ -103,7 +103,7 @@ def test_who_holds_a_deleted_file_of_such_a_server_is_not_looked_for(
             os.kill(server, signal.SIGCONT)
 
     monkeypatch.setattr(findings, "deleted_holders", stopped)
-    options = Options(watcher.pid, images_dir=new_work_dir(tmp_path), config=Config(hints=()))
+    options = StepOptions(watcher.pid, images_dir=new_work_dir(tmp_path), config=Config(hints=()))
     (row,) = steps.pre_dump(options).watches
     assert (row.path, row.why) == (None, "handle: deleted")
 

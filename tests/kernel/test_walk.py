@@ -215,7 +215,7 @@ def test_pruned_directories_are_not_opened(wide, watcher):
     )
     assert {hit.path.split(b"/")[0] for hit in entries} == {b"", b"3"}
     assert walked(wide, prune={b""}) == []
-    # The walk does open what it is not to pass over, so the witness would have seen it.
+    # The walk does open what it is not to pass over, so the monitor would have seen it.
     assert watcher.hears(opening, lambda: walked(wide))
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from irmapdb.config import Config, WarmConfig
-from irmapdb.node.service import Options
+from irmapdb.node.service import ServiceOptions
 from tests.support.features import require_program, require_root
 from tests.support.runc import Container, fill_rootfs
 from tests.support.warm import OURS, Warm, write_hook
@@ -57,7 +57,7 @@ class Node:
         """Delete a container."""
         self.stacks[container.id].close()
 
-    def options(self, **rest: object) -> Options:
+    def options(self, **rest: object) -> ServiceOptions:
         """Options of a service for the containers of this test alone."""
         warm = WarmConfig(directory=self.path / "databases", share=8.0)
         config = Config(warm=warm)
@@ -66,7 +66,7 @@ class Node:
             "run": self.path / "run",
             "config": config,
         } | rest
-        return Options(**values)  # type: ignore[arg-type]
+        return ServiceOptions(**values)  # type: ignore[arg-type]
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from irmapdb.errors import TaskError
-from irmapdb.kernel.rename_monitor import Witness
+from irmapdb.kernel.rename_monitor import RenameMonitor
 from irmapdb.node.answer import confirm
 from irmapdb.node.keep import KeepOptions, keep
 from irmapdb.node.look import look_around
@@ -148,11 +148,11 @@ def test_a_pid_that_was_given_to_another_task(node, tmp_path):
     (seen,) = look_around(OURS).seen
     other = seen._replace(container=seen.container._replace(starttime=seen.container.starttime - 1))
     databases = options.config.warm.directory
-    with RunDirectory(tmp_path / "run") as run, Witness() as witness:
+    with RunDirectory(tmp_path / "run") as run, RenameMonitor() as monitor:
         how = KeepOptions(run, databases, options.config, 10.0)
         with pytest.raises(TaskError, match="has ended"):
-            keep(other, how, witness)
-        kept = keep(seen, how, witness)
+            keep(other, how, monitor)
+        kept = keep(seen, how, monitor)
         assert confirm(kept, options.config).resolved == 1
         with pytest.raises(TaskError, match="another one"):
             confirm(kept._replace(container=other.container), options.config)

@@ -1,4 +1,4 @@
-"""A database with a story: what some runs on a small tree of tasks would have written.
+"""A database with a change_set: what some runs on a small tree of tasks would have written.
 
 Times and inode numbers are chosen, so that docs/sql.md can show what the questions answer. Every
 kind of row is in it, a name that is no UTF-8 and an inode number above 2^63 among them.
@@ -200,7 +200,7 @@ def _first_pre_dump(store: Store, at: datetime) -> None:
 
 def _dump(store: Store, at: datetime) -> None:
     # in.csv was rotated and app.conf replaced in the moment before the freeze, by a job that
-    # renamed so much else that the witness of renames could not follow.
+    # renamed so much else that the monitor of renames could not follow.
     watches = [*_watches(b"/srv/data/in.csv.1", _NEW_CONF), *_backup_watches()]
     with store.step() as step:
         step.flag_all()

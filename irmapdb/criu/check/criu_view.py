@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
     from irmapdb.kernel.proc.tasks import Task
 
-__all__ = ["Mountpoints", "Scene", "View", "criu_mounts", "numbers", "open_scene"]
+__all__ = ["CriuMount", "CriuView", "Mountpoints", "criu_mounts", "numbers", "open_criu_view"]
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK
 
 
-class View(NamedTuple):
+class CriuMount(NamedTuple):
     """A mount of CRIU's list, and the root in which CRIU looks its mount point up."""
 
     root: Root
@@ -53,16 +53,16 @@ class View(NamedTuple):
 class Mountpoints:
     """Descriptors to open handles through, each opened once, until `close`."""
 
-    def __init__(self, views: Iterable[View]) -> None:
+    def __init__(self, views: Iterable[CriuMount]) -> None:
         self._views = tuple(views)
-        self._opened: dict[int, list[tuple[View, int]]] = {}
+        self._opened: dict[int, list[tuple[CriuMount, int]]] = {}
         self._stack = contextlib.ExitStack()
 
     def close(self) -> None:
         """Close them all."""
         self._stack.close()
 
-    def of(self, kdev: int) -> list[tuple[View, int]]:
+    def of(self, kdev: int) -> list[tuple[CriuMount, int]]:
         """The mounts of a device that can be reached, in their order."""
         found = self._opened.get(kdev)
         if found is None:
@@ -76,12 +76,12 @@ class Mountpoints:
 
 
 @dataclass(frozen=True, slots=True)
-class Scene:
+class CriuView:
     """What CRIU sees of one task tree."""
 
     root: Root
     """The root task's; that of CRIU, and of us, where they share the mount namespace."""
-    views: tuple[View, ...]
+    views: tuple[CriuMount, ...]
     """In the order in which CRIU tries them."""
     foreign: bool
     """Whether the root task has a mount namespace of its own."""
@@ -110,7 +110,7 @@ def numbers(fd: int) -> InodeKey:
 
 
 @contextlib.contextmanager
-def open_scene(tasks: Sequence[Task]) -> Iterator[Scene]:
+def open_criu_view(tasks: Sequence[Task]) -> Iterator[CriuView]:
     """What CRIU would see of these tasks, the root task first. TaskError as `open_root`.
 
     A namespace's mounts are tried from the last to the first, and of several namespaces those
@@ -132,12 +132,12 @@ def open_scene(tasks: Sequence[Task]) -> Iterator[Scene]:
         foreign = root.mntns != fdinfo.mount_namespace("self")
         views = tuple(
             # From its own namespace CRIU looks everything up in its own root.
-            View(one if foreign else root, mount)
+            CriuMount(one if foreign else root, mount)
             for one in reversed(roots.values())
             for mount in criu_mounts(one)
         )
         pids = tuple(task.pid for task in tasks)
-        yield Scene(root, views, foreign, pids, tuple(roots.values())[1:])
+        yield CriuView(root, views, foreign, pids, tuple(roots.values())[1:])
 
 
 def criu_mounts(root: Root) -> list[Mount]:

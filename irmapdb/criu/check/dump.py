@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 from irmapdb import files
 from irmapdb.checkpoint.work_dir import CACHE_NAME, WorkDir
 from irmapdb.config import Config
-from irmapdb.criu.check.criu_view import Scene, open_scene
+from irmapdb.criu.check.criu_view import CriuView, open_criu_view
 from irmapdb.criu.check.observe import Observer
 from irmapdb.criu.check.predict import decide, scan_below
-from irmapdb.criu.check.verdicts import Call, CriuVersion, Facts, Look, Outcome, Prediction
+from irmapdb.criu.check.verdicts import Call, CriuOutcome, CriuVersion, Facts, Look, Prediction
 from irmapdb.criu.check.version import criu_version
 from irmapdb.errors import FileError
 from irmapdb.image import cache
-from irmapdb.kernel.child_call import call_aside
+from irmapdb.kernel.child_call import call_in_child
 from irmapdb.kernel.proc import fdinfo, tasks
 from irmapdb.kernel.proc.holders import deleted_holders
 from irmapdb.kernel.proc.survey import read_survey
@@ -32,14 +32,14 @@ if TYPE_CHECKING:
     from irmapdb.kernel.root import Root
     from irmapdb.model import CacheEntry, Identity, Mark, Watch
 
-__all__ = ["DumpCheck", "MarkCheck", "Options", "Problem", "WatchCheck", "check_dump"]
+__all__ = ["DumpCheck", "DumpCheckOptions", "MarkCheck", "Problem", "WatchCheck", "check_dump"]
 
 _PATIENCE_S = 5.0
 """How long a filesystem may take that waits for somebody else."""
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class DumpCheckOptions:
     """What CRIU will be told, and where it will run."""
 
     pid: int
@@ -72,13 +72,13 @@ class MarkCheck(NamedTuple):
     comm: bytes
     target: bytes
     """The mount point, or `major:minor` of the filesystem."""
-    outcome: Outcome
+    outcome: CriuOutcome
     why: str
     advice: str
 
     @property
     def right(self) -> bool:
-        return self.outcome is Outcome.PATH
+        return self.outcome is CriuOutcome.PATH
 
 
 class Problem(NamedTuple):
@@ -111,8 +111,8 @@ class DumpCheck:
         """Whether CRIU will end with an error: one watch is enough."""
         return (
             any(problem.fatal for problem in self.problems)
-            or any(one.prediction.outcome is Outcome.FAILS for one in self.watches)
-            or any(one.outcome is Outcome.FAILS for one in self.marks)
+            or any(one.prediction.outcome is CriuOutcome.FAILS for one in self.watches)
+            or any(one.outcome is CriuOutcome.FAILS for one in self.marks)
         )
 
     @property
@@ -130,7 +130,7 @@ class DumpCheck:
     @property
     def uncertain(self) -> bool:
         """Whether of some watch it is not known what CRIU will do."""
-        return any(one.prediction.outcome is Outcome.UNKNOWN for one in self.watches)
+        return any(one.prediction.outcome is CriuOutcome.UNKNOWN for one in self.watches)
 
     @property
     def walk_us(self) -> int:
@@ -138,7 +138,7 @@ class DumpCheck:
         return sum(one.prediction.walk_us for one in self.watches)
 
 
-def check_dump(options: Options) -> DumpCheck:
+def check_dump(options: DumpCheckOptions) -> DumpCheck:
     """Predict what CRIU, called like this, will do. Nobody is stopped, and nothing is written.
 
     TaskError where the root task is missing or may not be looked at; FileError for a directory
@@ -159,13 +159,15 @@ def check_dump(options: Options) -> DumpCheck:
     comms = {task.pid: task.comm for task in found}
     path, entries, damage = _load_cache(place)
     with (
-        open_scene(found) as scene,
+        open_criu_view(found) as criu_view,
         Observer(
-            scene, call, entries, config=options.config, progress=options.progress
+            criu_view, call, entries, config=options.config, progress=options.progress
         ) as observer,
     ):
-        scene.root.trust((*options.scan_paths, *options.config.scan_paths))
-        other_root = _other_root(scene.root) if scene.foreign and scene.root.prefix else None
+        criu_view.root.trust((*options.scan_paths, *options.config.scan_paths))
+        other_root = (
+            _other_root(criu_view.root) if criu_view.foreign and criu_view.root.prefix else None
+        )
         identities = list(
             dict.fromkeys(watch.identity for file in watched for watch in file.watches)
         )
@@ -173,8 +175,8 @@ def check_dump(options: Options) -> DumpCheck:
             hopeless = (Facts(identity, hopeless=other_root[:2]) for identity in identities)
             settled = _settle(hopeless, observer, call)
         else:
-            settled = _settle_all(identities, observer, scene.root, options.config, call)
-        settled = _scan_once(_with_holders(settled, scene))
+            settled = _settle_all(identities, observer, criu_view.root, options.config, call)
+        settled = _scan_once(_with_holders(settled, criu_view))
         denied = _DENIED if observer.denied else None
         return DumpCheck(
             call=call,
@@ -184,53 +186,55 @@ def check_dump(options: Options) -> DumpCheck:
                 for watch in file.watches
             ),
             marks=tuple(
-                _check_mark(mark, comms[mark.pid], scene) for file in watched for mark in file.marks
+                _check_mark(mark, comms[mark.pid], criu_view)
+                for file in watched
+                for mark in file.marks
             ),
             denied=survey.denied,
             problems=(
                 *filter(None, (other_root, damage, denied, _headless(found))),
-                *_removed_mounts(scene),
+                *_removed_mounts(criu_view),
             ),
             cache=path,
             entries=len(entries),
-            notes=tuple(_notes(scene, call, options.config)),  # last, as they look
+            notes=tuple(_notes(criu_view, call, options.config)),  # last, as they look
         )
 
 
-def _notes(scene: Scene, call: Call, config: Config) -> Iterator[str]:
+def _notes(criu_view: CriuView, call: Call, config: Config) -> Iterator[str]:
     if not call.version.is_known:
         yield f"CRIU {call.version} may do otherwise: this was learnt from CRIU 4.1.1 to 4.3"
     for path in call.scan_paths:
-        if config.kinds_that_wait(scene.root.mounts_to(path)):
+        if config.kinds_that_wait(criu_view.root.mounts_to(path)):
             continue
-        if why := _why_missing_aside(scene, path):
+        if why := _why_missing_aside(criu_view, path):
             yield (
                 f"--irmap-scan-path {printable(path)}: {why} in the root of the tasks, so CRIU "
                 "scans nothing there; irmapdb pre-dump refuses it"
             )
 
 
-def _why_missing_aside(scene: Scene, path: bytes) -> str:
+def _why_missing_aside(criu_view: CriuView, path: bytes) -> str:
     # CRIU follows links, so a tenant may lead it to a mount that does not answer.
     why: str
     try:
-        why = call_aside(lambda: _why_missing(scene, path), _PATIENCE_S)
+        why = call_in_child(lambda: _why_missing(criu_view, path), _PATIENCE_S)
     except (TimeoutError, ChildProcessError):
         return ""
     return why
 
 
-def _why_missing(scene: Scene, path: bytes) -> str:
+def _why_missing(criu_view: CriuView, path: bytes) -> str:
     # By its directory's listing: to look up what is there would give its name to the kernel.
     parent, _, name = path.rstrip(b"/").rpartition(b"/")
     try:
-        fd = scene.lookup(parent[1:] or b".", os.O_RDONLY | os.O_DIRECTORY, root=scene.root)
+        fd = criu_view.lookup(parent[1:] or b".", os.O_RDONLY | os.O_DIRECTORY, root=criu_view.root)
         try:
             if name in {b"", *map(os.fsencode, os.listdir(fd))}:
                 return ""
         finally:
             os.close(fd)
-        os.close(scene.lookup(path[1:], root=scene.root))  # not all that is there is listed
+        os.close(criu_view.lookup(path[1:], root=criu_view.root))  # not all that is there is listed
     except (OSError, ValueError) as error:
         return str(error.strerror if isinstance(error, OSError) else error)
     return ""
@@ -245,9 +249,9 @@ def _headless(found: Iterable[Task]) -> Problem | None:
     return None
 
 
-def _with_holders(settled: _Settled, scene: Scene) -> _Settled:
+def _with_holders(settled: _Settled, criu_view: CriuView) -> _Settled:
     deleted = [one for one, (_, prediction) in settled.items() if prediction.deleted]
-    holders = deleted_holders(scene.root, scene.pids, deleted)
+    holders = deleted_holders(criu_view.root, criu_view.pids, deleted)
     named = dict(settled)
     for identity, holder in holders.items():
         fstype, prediction = settled[identity]
@@ -273,14 +277,14 @@ def _scan_once(settled: _Settled) -> _Settled:
 _REMOVED = b"//deleted"
 
 
-def _removed_mounts(scene: Scene) -> Iterator[Problem]:
+def _removed_mounts(criu_view: CriuView) -> Iterator[Problem]:
     """Bind mounts whose source was removed or replaced: a subPath file of Kubernetes, say.
 
     CRIU dumps them. Its restore makes the source anew under the old name, and fails where something
     has that name by then; a container runtime mounts what has it, and fails where nothing does.
     """
-    removed = [mount for mount in scene.root.mounts if mount.root.endswith(_REMOVED)]
-    if not removed or not scene.foreign:  # the machine's own mounts are not dumped
+    removed = [mount for mount in criu_view.root.mounts if mount.root.endswith(_REMOVED)]
+    if not removed or not criu_view.foreign:  # the machine's own mounts are not dumped
         return
     for mount in removed:
         name = mount.root.removesuffix(_REMOVED)
@@ -298,7 +302,7 @@ def _removed_mounts(scene: Scene) -> Iterator[Problem]:
 def _answered(ask: Callable[[], bool]) -> bool:
     # Somewhere on the way may be a filesystem that does not answer.
     try:
-        return bool(call_aside(ask, _PATIENCE_S))
+        return bool(call_in_child(ask, _PATIENCE_S))
     except (TimeoutError, ChildProcessError):
         return False
 
@@ -383,7 +387,7 @@ def _settle_aside(
         return _settle(map(observer.facts, batch), observer, call)
 
     try:
-        settled: _Settled = call_aside(settle, _PATIENCE_S)
+        settled: _Settled = call_in_child(settle, _PATIENCE_S)
     except (TimeoutError, ChildProcessError):
         why = (
             f"its {fstype} gave no answer within {_PATIENCE_S:g} s, and CRIU would wait for it "
@@ -436,13 +440,13 @@ _TOGETHER = {Look.OVERLAY, Look.SCAN, Look.SEARCH}
 """Looks for a whole batch: which watch an error is of cannot be told."""
 
 
-def _check_mark(mark: Mark, comm: bytes, scene: Scene) -> MarkCheck:
+def _check_mark(mark: Mark, comm: bytes, criu_view: CriuView) -> MarkCheck:
     if mark.kind is MarkKind.NAMESPACE:
         return MarkCheck(
             mark,
             comm,
             b"mount namespace %d" % mark.target,
-            Outcome.NO_PATH,
+            CriuOutcome.NO_PATH,
             "CRIU knows no marks on mount namespaces",
             "have the task set the mark again after the restore",
         )
@@ -451,19 +455,19 @@ def _check_mark(mark: Mark, comm: bytes, scene: Scene) -> MarkCheck:
             mark,
             comm,
             format_kdev(mark.target).encode(),
-            Outcome.NO_PATH,
+            CriuOutcome.NO_PATH,
             "CRIU leaves marks on whole filesystems out, and says nothing",
             "have the task set the mark again after the restore",
         )
-    for view in scene.views:
+    for view in criu_view.views:
         if view.mount.mnt_id == mark.target:
             known = "CRIU knows the mount"
-            return MarkCheck(mark, comm, view.mount.mountpoint, Outcome.PATH, known, "")
+            return MarkCheck(mark, comm, view.mount.mountpoint, CriuOutcome.PATH, known, "")
     return MarkCheck(
         mark,
         comm,
         b"mount %d" % mark.target,
-        Outcome.FAILS,
+        CriuOutcome.FAILS,
         "CRIU does not see the mount",
         "have the task remove the mark before the dump",
     )

@@ -20,7 +20,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
 from irmapdb.config import HINTS
-from irmapdb.criu.check.criu_view import Mountpoints, Scene, numbers
+from irmapdb.criu.check.criu_view import CriuView, Mountpoints, numbers
 from irmapdb.criu.check.verdicts import (
     CacheLook,
     Facts,
@@ -64,23 +64,23 @@ class Observer:
 
     def __init__(
         self,
-        scene: Scene,
+        criu_view: CriuView,
         call: Call,
         entries: Iterable[CacheEntry],
         *,
         config: Config,
         progress: Callable[[int, bytes], None] = lambda _scanned, _top: None,
     ) -> None:
-        self._scene = scene
-        self._root = scene.root
+        self._criu_view = criu_view
+        self._root = criu_view.root
         self._call = call
         self._config = config
         self._progress = progress
-        self._walks = Walks(scene, progress)
+        self._walks = Walks(criu_view, progress)
         self._entries: dict[InodeKey, list[bytes]] = {}
         for entry in entries:
             self._entries.setdefault(entry.key, []).append(entry.path)
-        self._mountpoints = Mountpoints(scene.views)
+        self._mountpoints = Mountpoints(criu_view.views)
         self.denied = False
         """Whether a handle was not opened for want of CAP_DAC_READ_SEARCH."""
 
@@ -94,7 +94,7 @@ class Observer:
         """What is known before the first look."""
         opened = self._mountpoints.of(identity.kdev)
         fstype = opened[0][0].mount.fstype if opened else None
-        return Facts(identity, fstype, own_mounts=self._scene.foreign)
+        return Facts(identity, fstype, own_mounts=self._criu_view.foreign)
 
     def take(self, look: Look, batch: Sequence[Facts]) -> Iterator[Facts]:
         """The facts of a batch with one look more."""
@@ -139,7 +139,7 @@ class Observer:
     def _mounted(self, identity: Identity) -> SearchLook | None:
         may_wait = self._config.may_wait
         nested = (
-            root for root in self._scene.nested if not may_wait(root.on_the_way(identity.kdev))
+            root for root in self._criu_view.nested if not may_wait(root.on_the_way(identity.kdev))
         )
         for root in (self._root, *nested):
             for candidate in at_mount_points(root, [identity]):
@@ -152,7 +152,7 @@ class Observer:
     def _named(self, root: Root, identity: Identity, link: bytes) -> Found | None:
         # Only the inode number is compared, and a link at the end is followed.
         try:
-            fd = self._scene.lookup(link[1:] or b".", os.O_PATH, root=root)
+            fd = self._criu_view.lookup(link[1:] or b".", os.O_PATH, root=root)
         except OSError:
             return None
         try:
@@ -181,7 +181,7 @@ class Observer:
         # A C string ends at the first NUL, and its first byte is taken for the slash.
         name = path.partition(b"\0")[0]
         try:
-            fd = self._scene.lookup(name[1:], root=self._root)
+            fd = self._criu_view.lookup(name[1:], root=self._root)
         except OSError:
             return None
         try:
@@ -199,7 +199,7 @@ class Observer:
     def _scan(self, identities: Iterable[Identity]) -> dict[Identity, list[Found]]:
         found: dict[Identity, list[Found]] = {identity: [] for identity in identities}
         # On btrfs no st_dev is that of the superblock.
-        pending = [one for one in found if not self._scene.is_on(one.kdev, "btrfs")]
+        pending = [one for one in found if not self._criu_view.is_on(one.kdev, "btrfs")]
         for start in (*self._call.scan_paths, *HINTS, _ROOT_HINT):
             done: set[Identity] = set()
             for identity, path in self._walks.below(start, pending, done):
@@ -208,7 +208,7 @@ class Observer:
                     continue
                 found[identity].append(hit)
                 # Several files of an overlay may have the same numbers: each of them counts.
-                if not self._scene.is_on(identity.kdev, "overlay"):
+                if not self._criu_view.is_on(identity.kdev, "overlay"):
                     done.add(identity)
             pending = [identity for identity in pending if not found[identity]]
         return found
@@ -289,7 +289,7 @@ class Observer:
 
     def _search(self, batch: Sequence[Facts]) -> Iterator[Facts]:
         # By any means: no handle opens there, so it does not matter what gets a cached name.
-        root, pids = self._root, self._scene.pids
+        root, pids = self._root, self._criu_view.pids
         paths = self._call.scan_paths
         deadline = time.monotonic() + _SEARCH_S
 
@@ -327,7 +327,7 @@ class Observer:
         # In the tree's other mount namespaces, where pre-dump looks as well, and CRIU does not.
         found: dict[Identity, SearchLook] = {}
         left = list(identities)
-        for root in self._scene.nested:
+        for root in self._criu_view.nested:
             here = [one for one in left if root.mounts_of(one.kdev)]
             outcome = self._resolve_in(root, here, over)
             for identity, answer in outcome.resolved.items():
@@ -343,8 +343,8 @@ class Observer:
 
     def _resolve_in(
         self, root: Root, identities: Iterable[Identity], over: Callable[[], bool]
-    ) -> engine.Outcome:
-        pids, config = self._scene.pids, self._config
+    ) -> engine.Resolution:
+        pids, config = self._criu_view.pids, self._config
         return engine.resolve(
             [one for one in identities if not config.may_wait(root.on_the_way(one.kdev))],
             (

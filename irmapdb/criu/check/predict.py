@@ -16,7 +16,7 @@ import string
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from irmapdb.criu.check.verdicts import Look, Outcome, Prediction, ScanAdvice, Verdict
+from irmapdb.criu.check.verdicts import CriuOutcome, Look, Prediction, ScanAdvice, WatchVerdict
 from irmapdb.durations import format_estimate
 from irmapdb.model import is_fuse, printable
 
@@ -66,7 +66,7 @@ def decide(facts: Facts, call: Call) -> Prediction | Look:
     if facts.hopeless:
         return _fails(*facts.hopeless)
     if facts.unseen:
-        return Prediction(Verdict.UNKNOWN, Outcome.UNKNOWN, *_reason(facts.unseen))
+        return Prediction(WatchVerdict.UNKNOWN, CriuOutcome.UNKNOWN, *_reason(facts.unseen))
     handle = facts.handle
     if facts.identity.handle is None:
         return _no_handle(facts, call)
@@ -163,7 +163,7 @@ def _by_name(found: Found, facts: Facts, call: Call) -> Prediction:
         return _ambiguous(found, facts)
     if found.right:
         why = "the kernel knows the name that the handle leads to"
-        return Prediction(Verdict.PATH, Outcome.PATH, why, found.path)
+        return Prediction(WatchVerdict.PATH, CriuOutcome.PATH, why, found.path)
     why = f"the handle leads to {printable(found.path)}, another file with the same inode number"
     if found.path == b"/":
         # What has no cached name reads as "/".
@@ -171,14 +171,14 @@ def _by_name(found: Found, facts: Facts, call: Call) -> Prediction:
     return _wrong(found, why, "unmount what hides the watched file, or have the watch removed")
 
 
-def _right(verdict: Verdict, why: str, found: Found, facts: Facts) -> Prediction:
+def _right(verdict: WatchVerdict, why: str, found: Found, facts: Facts) -> Prediction:
     # As far as anybody can tell.
     if found.right is None:
         return _ambiguous(found, facts)
     if found.symlink:
         why = f"{why}; it is a symbolic link, and a restore watches what it leads to, or fails"
-        return Prediction(Verdict.SYMLINK, Outcome.PATH, why, found.path, _GIVE_UP)
-    return Prediction(verdict, Outcome.PATH, why, found.path)
+        return Prediction(WatchVerdict.SYMLINK, CriuOutcome.PATH, why, found.path, _GIVE_UP)
+    return Prediction(verdict, CriuOutcome.PATH, why, found.path)
 
 
 def _without_path(facts: Facts, handle: HandleLook, call: Call) -> Prediction | Look:
@@ -226,7 +226,7 @@ def _by_walk(overlay: OverlayLook, facts: Facts, call: Call) -> Prediction:
         f"CRIU {call.version} walks {overlay.entries:,} entries of the overlay for it, with the "
         f"tasks frozen, in about {format_estimate(overlay.walk_us)}"
     )
-    said = _right(Verdict.WALK, why, overlay.hits[0], facts)
+    said = _right(WatchVerdict.WALK, why, overlay.hits[0], facts)
     less = "watch less, or have a smaller tree: this CRIU does not ask irmap-cache first"
     return replace(
         said, advice=said.advice or less, entries=overlay.entries, walk_us=overlay.walk_us
@@ -239,7 +239,7 @@ def _by_irmap(facts: Facts, call: Call) -> Prediction | Look:
     cached = facts.cache.found
     if cached is not None:
         if cached.right is not False:
-            return _right(Verdict.CACHE, "irmap-cache has it", cached, facts)
+            return _right(WatchVerdict.CACHE, "irmap-cache has it", cached, facts)
         why = f"irmap-cache has {printable(cached.path)}, another file with the same numbers"
         return _wrong(cached, why, _pre_dump(call))
     if facts.scan is None:
@@ -250,7 +250,7 @@ def _by_irmap(facts: Facts, call: Call) -> Prediction | Look:
         return _wrong(wrong[0], why, _better_numbers(facts, call))
     if facts.scan:
         why = "CRIU's own scan finds it, with the tasks frozen"
-        return _right(Verdict.PATH, why, facts.scan[0], facts)
+        return _right(WatchVerdict.PATH, why, facts.scan[0], facts)
     return _not_found(facts, call)
 
 
@@ -276,7 +276,7 @@ def _not_found(facts: Facts, call: Call) -> Prediction | Look:
         lead = f"{_pre_dump(call)}; or call CRIU with "
         advice = f"{lead}{_scan_option(search.path)}"
         scan = None if search.path is None else ScanAdvice(lead, search.path)
-        return Prediction(Verdict.OPTIONS, Outcome.FAILS, why, search.path, advice, scan)
+        return Prediction(WatchVerdict.OPTIONS, CriuOutcome.FAILS, why, search.path, advice, scan)
     return _out_of_reach(facts, call, search, why)
 
 
@@ -297,7 +297,7 @@ def _out_of_reach(facts: Facts, call: Call, search: SearchLook, why: str) -> Pre
         # Whether it has a path that would help is what was not found out.
         advice = f"{_pre_dump(call)}, with the --irmap-scan-path that it is below"
         why = f"{why}, so CRIU fails as it is called; where the file is: {search.gave_up}"
-        return Prediction(Verdict.UNKNOWN, Outcome.FAILS, why, advice=advice)
+        return Prediction(WatchVerdict.UNKNOWN, CriuOutcome.FAILS, why, advice=advice)
     return _fails(f"{why}, and irmapdb does not find it either", _CLOSE)
 
 
@@ -344,7 +344,7 @@ def _quoted(path: bytes) -> str:
 
 
 def _fails(why: str, advice: str, path: bytes | None = None) -> Prediction:
-    return Prediction(Verdict.FAILS, Outcome.FAILS, why, path, advice)
+    return Prediction(WatchVerdict.FAILS, CriuOutcome.FAILS, why, path, advice)
 
 
 def _no_path(facts: Facts, why: str, advice: str, path: bytes | None = None) -> Prediction:
@@ -352,11 +352,11 @@ def _no_path(facts: Facts, why: str, advice: str, path: bytes | None = None) -> 
         return _no_restore(f"{why}; {_HOST_MOUNTS}", advice, path)
     if facts.fstype is not None and facts.fstype.startswith(_FORGETFUL):
         return _no_restore(f"{why}; {_FORGOTTEN}", advice, path)
-    return Prediction(Verdict.NO_PATH, Outcome.NO_PATH, why, path, advice)
+    return Prediction(WatchVerdict.NO_PATH, CriuOutcome.NO_PATH, why, path, advice)
 
 
 def _no_restore(why: str, advice: str, path: bytes | None = None) -> Prediction:
-    return Prediction(Verdict.NO_RESTORE, Outcome.NO_PATH, why, path, advice)
+    return Prediction(WatchVerdict.NO_RESTORE, CriuOutcome.NO_PATH, why, path, advice)
 
 
 def _ambiguous(found: Found, facts: Facts) -> Prediction:
@@ -370,8 +370,8 @@ def _ambiguous(found: Found, facts: Facts) -> Prediction:
         if is_fuse(facts.fstype or "")
         else "see `ambiguous` in docs/filesystems.md"
     )
-    return Prediction(Verdict.UNKNOWN, Outcome.PATH, why, found.path, trust)
+    return Prediction(WatchVerdict.UNKNOWN, CriuOutcome.PATH, why, found.path, trust)
 
 
 def _wrong(found: Found, why: str, advice: str) -> Prediction:
-    return Prediction(Verdict.WRONG_PATH, Outcome.WRONG_PATH, why, found.path, advice)
+    return Prediction(WatchVerdict.WRONG_PATH, CriuOutcome.WRONG_PATH, why, found.path, advice)

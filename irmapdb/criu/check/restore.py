@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 from irmapdb import files
 from irmapdb.criu.check.brought import read_brought
-from irmapdb.criu.check.criu_view import Mountpoints, View, criu_mounts
+from irmapdb.criu.check.criu_view import CriuMount, Mountpoints, criu_mounts
 from irmapdb.errors import FileError
 from irmapdb.image import fsnotify
 from irmapdb.image.fsnotify import FsnotifyWatch, MountMark
@@ -161,7 +161,9 @@ class _Eyes:
         self._root_fd = root_fd
         self._brought = brought
         self._here = open_root(os.getpid())
-        self._mountpoints = Mountpoints(View(self._here, one) for one in criu_mounts(self._here))
+        self._mountpoints = Mountpoints(
+            CriuMount(self._here, one) for one in criu_mounts(self._here)
+        )
 
     def __enter__(self) -> Self:
         return self

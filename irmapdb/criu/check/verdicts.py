@@ -12,21 +12,21 @@ if TYPE_CHECKING:
 __all__ = [
     "CacheLook",
     "Call",
+    "CriuOutcome",
     "CriuVersion",
     "Facts",
     "Found",
     "HandleLook",
     "Look",
-    "Outcome",
     "OverlayLook",
     "Prediction",
     "ScanAdvice",
     "SearchLook",
-    "Verdict",
+    "WatchVerdict",
 ]
 
 
-class Outcome(enum.StrEnum):
+class CriuOutcome(enum.StrEnum):
     """What CRIU, called as it is, makes of one watch."""
 
     PATH = "dumped with its path"
@@ -36,7 +36,7 @@ class Outcome(enum.StrEnum):
     UNKNOWN = "not known"
 
 
-class Verdict(enum.StrEnum):
+class WatchVerdict(enum.StrEnum):
     """What that means to who wants the checkpoint."""
 
     PATH = "path"
@@ -63,7 +63,7 @@ class Verdict(enum.StrEnum):
     @property
     def right(self) -> bool:
         """Whether the watch comes back wherever the path is there."""
-        return self in {Verdict.PATH, Verdict.CACHE, Verdict.WALK}
+        return self in {WatchVerdict.PATH, WatchVerdict.CACHE, WatchVerdict.WALK}
 
 
 class CriuVersion(NamedTuple):
@@ -213,8 +213,8 @@ class ScanAdvice(NamedTuple):
 class Prediction:
     """What CRIU will do with one watch."""
 
-    verdict: Verdict
-    outcome: Outcome
+    verdict: WatchVerdict
+    outcome: CriuOutcome
     why: str
     """One line for people: how CRIU gets there."""
     path: bytes | None = None

@@ -22,16 +22,16 @@ from irmapdb.model import is_fuse
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Container, Iterable, Iterator
 
-    from irmapdb.criu.check.criu_view import Scene
+    from irmapdb.criu.check.criu_view import CriuView
     from irmapdb.model import Identity, Mount
 
-__all__ = ["Candidate", "Walks"]
+__all__ = ["WalkHit", "Walks"]
 
 _NO_CHILDREN = b"/."
 """CRIU's last hint: the root, but nothing below it."""
 
 
-class Candidate(NamedTuple):
+class WalkHit(NamedTuple):
     """A path by whose listing an inode could be the one."""
 
     identity: Identity
@@ -39,11 +39,11 @@ class Candidate(NamedTuple):
 
 
 class Walks:
-    """Walks in one scene. What the caller counts as `done` is looked for no further."""
+    """Walks in one criu_view. What the caller counts as `done` is looked for no further."""
 
-    def __init__(self, scene: Scene, progress: Callable[[int, bytes], None]) -> None:
-        self._scene = scene
-        self._root = scene.root
+    def __init__(self, criu_view: CriuView, progress: Callable[[int, bytes], None]) -> None:
+        self._criu_view = criu_view
+        self._root = criu_view.root
         self._progress = progress
         self._deadline = math.inf
         self.entries = 0
@@ -63,15 +63,15 @@ class Walks:
 
     def below(
         self, start: bytes, identities: Collection[Identity], done: Container[Identity]
-    ) -> Iterator[Candidate]:
+    ) -> Iterator[WalkHit]:
         """Where CRIU's scan starts, and what lies below, also on other mounts."""
         try:
-            top_fd = self._scene.lookup(start[1:], root=self._root)
+            top_fd = self._criu_view.lookup(start[1:], root=self._root)
         except OSError:
             return
         try:
             key = numbers(top_fd)
-            yield from (Candidate(one, start) for one in identities if one.key == key)
+            yield from (WalkHit(one, start) for one in identities if one.key == key)
             if start == _NO_CHILDREN or not _is_directory(top_fd):
                 return
             top = None
@@ -96,7 +96,7 @@ class Walks:
         identities: Iterable[Identity],
         done: Container[Identity] = (),
         spelled: bytes | None = None,
-    ) -> Iterator[Candidate]:
+    ) -> Iterator[WalkHit]:
         """All of a visible mount; `spelled` is another way to write its mount point."""
         wanted = [one for one in identities if one.kdev == mount.kdev and one not in done]
         if not wanted:
@@ -110,7 +110,7 @@ class Walks:
             if _is_directory(fd):
                 yield from self._directory(fd, mount, top, wanted, done)
             else:  # a file bound over another
-                yield from (Candidate(one, top) for one in wanted)
+                yield from (WalkHit(one, top) for one in wanted)
         finally:
             os.close(fd)
 
@@ -121,7 +121,7 @@ class Walks:
         top: bytes,
         identities: Iterable[Identity],
         done: Container[Identity],
-    ) -> Iterator[Candidate]:
+    ) -> Iterator[WalkHit]:
         inos: dict[int, list[Identity]] = {}
         for identity in identities:
             if identity.kdev == mount.kdev and identity not in done:
@@ -135,7 +135,7 @@ class Walks:
             path = b"%b/%b" % (top.rstrip(b"/"), hit.path) if hit.path else top
             ino = _ino_below(top_fd, hit.path) if every else hit.ino
             for identity in inos.get(ino, ()):
-                yield Candidate(identity, path)
+                yield WalkHit(identity, path)
             left = [identity for identity in inos.pop(ino, ()) if identity not in done]
             if left:
                 inos[ino] = left

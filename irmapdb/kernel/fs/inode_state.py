@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from irmapdb.kernel.root import Root
     from irmapdb.model import FileHandle
 
-__all__ = ["Fate", "fates", "opens_handles"]
+__all__ = ["InodeState", "fates", "opens_handles"]
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
-class Fate(enum.Enum):
+class InodeState(enum.Enum):
     """What became of an inode."""
 
     NAMED = "named"
@@ -54,7 +54,7 @@ def opens_handles(fd: int) -> bool:
     return True
 
 
-def fates(root: Root, kdev: int, handles: Iterable[FileHandle]) -> dict[FileHandle, Fate]:
+def fates(root: Root, kdev: int, handles: Iterable[FileHandle]) -> dict[FileHandle, InodeState]:
     """What became of inodes of one device, asked through any mount of it in this root."""
     for mount in root.mounts_of(kdev):
         try:
@@ -69,18 +69,18 @@ def fates(root: Root, kdev: int, handles: Iterable[FileHandle]) -> dict[FileHand
             return {handle: _fate(fd, handle, forgets=forgets) for handle in handles}
         finally:
             os.close(fd)
-    return dict.fromkeys(handles, Fate.UNKNOWN)
+    return dict.fromkeys(handles, InodeState.UNKNOWN)
 
 
-def _fate(mount_fd: int, handle: FileHandle, *, forgets: bool) -> Fate:
+def _fate(mount_fd: int, handle: FileHandle, *, forgets: bool) -> InodeState:
     try:
         fd = syscalls.open_by_handle_at(mount_fd, handle, os.O_PATH)
     except OSError as error:
         gone = error.errno == errno.ESTALE and not forgets
-        return Fate.GONE if gone else Fate.UNKNOWN
+        return InodeState.GONE if gone else InodeState.UNKNOWN
     try:
-        return Fate.NAMED if os.fstat(fd).st_nlink else Fate.UNLINKED
+        return InodeState.NAMED if os.fstat(fd).st_nlink else InodeState.UNLINKED
     except OSError:
-        return Fate.UNKNOWN
+        return InodeState.UNKNOWN
     finally:
         os.close(fd)

@@ -35,7 +35,7 @@ from irmapdb.kernel.fs.own_mounts import LAYER_TYPES, NO_UUID
 from irmapdb.model import FileHandle, kdev_of
 
 if TYPE_CHECKING:
-    from irmapdb.kernel.fs.own_mounts import Superblocks
+    from irmapdb.kernel.fs.own_mounts import OwnMounts
     from irmapdb.kernel.root import Root
     from irmapdb.model import Identity, Mount
 
@@ -115,7 +115,7 @@ def _kdev(status: os.stat_result) -> int:
 
 
 def _has_own_numbers(
-    superblocks: Superblocks, mount: Mount, layers: Layers, known: os.stat_result, wanted: Identity
+    superblocks: OwnMounts, mount: Mount, layers: Layers, known: os.stat_result, wanted: Identity
 ) -> bool:
     # Whether the number alone is an identity. Before Linux 6.6 an overlay has no handles.
     unified = _kdev(known) == mount.kdev and not stat.S_ISDIR(known.st_mode)
@@ -127,7 +127,7 @@ def _has_own_numbers(
     return unified or len(below) == 1
 
 
-def _counts_once(superblocks: Superblocks, mount: Mount) -> bool:
+def _counts_once(superblocks: OwnMounts, mount: Mount) -> bool:
     # Whether a layer there can have no number twice. An overlay can, from several filesystems.
     if mount.fstype != "overlay":
         return mount.fstype in LAYER_TYPES
@@ -135,7 +135,7 @@ def _counts_once(superblocks: Superblocks, mount: Mount) -> bool:
     return len(below) == 1 and all(one.fstype in LAYER_TYPES for one in below.values())
 
 
-def _nobody_serves(superblocks: Superblocks, wrapped: Wrapped, layers: Layers) -> bool:
+def _nobody_serves(superblocks: OwnMounts, wrapped: Wrapped, layers: Layers) -> bool:
     # FUSE and network filesystems have no UUID, and handles of other types.
     if wrapped.uuid != NO_UUID or wrapped.handle.type in _NUMBER_AND_GENERATION | _BTRFS_HANDLES:
         return True
@@ -197,7 +197,7 @@ def _layers_that_show(root: Root, mount: Mount, layers: Layers) -> set[int] | No
 
 
 def _is_on_the_one(
-    superblocks: Superblocks, wrapped: Wrapped, named: dict[int, Mount] | None
+    superblocks: OwnMounts, wrapped: Wrapped, named: dict[int, Mount] | None
 ) -> bool:
     if named is None or len(named) != 1 or wrapped.uuid == NO_UUID:
         return False
@@ -210,7 +210,7 @@ def _is_on_the_one(
         return False
 
 
-def _mode_of(superblocks: Superblocks, kdev: int, handle: FileHandle) -> int:
+def _mode_of(superblocks: OwnMounts, kdev: int, handle: FileHandle) -> int:
     # 0: it knows no such inode.
     try:
         fd = superblocks.open_handle(kdev, handle)
@@ -225,7 +225,7 @@ def _mode_of(superblocks: Superblocks, kdev: int, handle: FileHandle) -> int:
 
 
 def _mounts_of(
-    superblocks: Superblocks, layers: Layers, *, with_upper: bool = False
+    superblocks: OwnMounts, layers: Layers, *, with_upper: bool = False
 ) -> dict[int, Mount] | None:
     # By device; None where a layer's name leads nowhere in our own mount namespace.
     found = {}

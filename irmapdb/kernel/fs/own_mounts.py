@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from irmapdb.kernel.root import Root
     from irmapdb.model import FileHandle, Mount
 
-__all__ = ["LAYER_TYPES", "NO_UUID", "Superblocks"]
+__all__ = ["LAYER_TYPES", "NO_UUID", "OwnMounts"]
 
 NO_UUID = bytes(16)
 
@@ -57,7 +57,7 @@ class _Found(NamedTuple):
     """None: this kernel does not tell."""
 
 
-class Superblocks:
+class OwnMounts:
     """The superblocks of our own mount namespace. Opened when first asked; closed by `close`.
 
     What it opens are directories of mount points in our own namespace, none of a tenant's.

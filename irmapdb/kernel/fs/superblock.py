@@ -7,7 +7,7 @@ import re
 from typing import NamedTuple
 
 from irmapdb.kernel import syscalls
-from irmapdb.kernel.child_call import call_aside
+from irmapdb.kernel.child_call import call_in_child
 
 __all__ = ["Superblock", "superblock_of"]
 
@@ -54,7 +54,7 @@ def superblock_of(fd: int) -> Superblock | None:
     child, as a filesystem that is somebody's program may keep us waiting.
     """
     try:
-        found: Superblock | None = call_aside(lambda: _look(fd), _PATIENCE_S)
+        found: Superblock | None = call_in_child(lambda: _look(fd), _PATIENCE_S)
     except (TimeoutError, ChildProcessError):
         return None
     return found

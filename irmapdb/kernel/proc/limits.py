@@ -25,10 +25,10 @@ from irmapdb.kernel.proc import fdinfo
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Account", "Payer", "effective_uid", "is_unlimited", "payer_of", "read_limits"]
+__all__ = ["ChargedUser", "LimitKind", "effective_uid", "is_unlimited", "payer_of", "read_limits"]
 
 
-class Account(enum.StrEnum):
+class LimitKind(enum.StrEnum):
     """What is counted, by the name of its sysctl."""
 
     INOTIFY_INSTANCES = "inotify/max_user_instances"
@@ -39,10 +39,10 @@ class Account(enum.StrEnum):
 
 # The same limits below /proc/sys/user, since Linux 4.10 and 5.13.
 _BY_NAMESPACE = {
-    Account.INOTIFY_INSTANCES: "max_inotify_instances",
-    Account.INOTIFY_WATCHES: "max_inotify_watches",
-    Account.FANOTIFY_GROUPS: "max_fanotify_groups",
-    Account.FANOTIFY_MARKS: "max_fanotify_marks",
+    LimitKind.INOTIFY_INSTANCES: "max_inotify_instances",
+    LimitKind.INOTIFY_WATCHES: "max_inotify_watches",
+    LimitKind.FANOTIFY_GROUPS: "max_fanotify_groups",
+    LimitKind.FANOTIFY_MARKS: "max_fanotify_marks",
 }
 
 # include/uapi/linux/nsfs.h, include/uapi/linux/fanotify.h
@@ -52,13 +52,13 @@ _FAN_UNLIMITED_MARKS = 0x20
 _UID = struct.Struct("=I")
 
 
-def read_limits(proc: str = "/proc") -> dict[Account, int]:
+def read_limits(proc: str = "/proc") -> dict[LimitKind, int]:
     """How much each user may have, in our own user namespace and in the first one.
 
     An account that this kernel does not have (fanotify's, before Linux 5.13) is left out.
     """
-    limits: dict[Account, int] = {}
-    for account in Account:
+    limits: dict[LimitKind, int] = {}
+    for account in LimitKind:
         files = f"{proc}/sys/fs/{account}", f"{proc}/sys/user/{_BY_NAMESPACE[account]}"
         numbers = [number for number in map(_number, files) if number is not None]
         if numbers:
@@ -83,7 +83,7 @@ def effective_uid(pid: int, proc: str = "/proc") -> int | None:
     return int(found[1]) if found else None
 
 
-class Payer(NamedTuple):
+class ChargedUser(NamedTuple):
     """Who is charged in our user namespace for what a task makes."""
 
     uid: int | None
@@ -92,7 +92,7 @@ class Payer(NamedTuple):
     """Whether the task is in a user namespace within ours: then this is the owner of that."""
 
 
-def payer_of(pid: int, proc: str = "/proc") -> Payer:
+def payer_of(pid: int, proc: str = "/proc") -> ChargedUser:
     """Whose account a task's new instances are charged to."""
     owner = None
     try:
@@ -101,13 +101,13 @@ def payer_of(pid: int, proc: str = "/proc") -> Payer:
         for namespace in _upwards(fd):
             if os.fstat(namespace).st_ino == own:
                 uid = effective_uid(pid, proc) if owner is None else owner
-                return Payer(uid, owner is not None)
+                return ChargedUser(uid, owner is not None)
             answer = bytearray(_UID.size)
             fcntl.ioctl(namespace, _NS_GET_OWNER_UID, answer)
             (owner,) = _UID.unpack(answer)
     except OSError:
-        return Payer(None, is_below=False)
-    return Payer(None, is_below=False)
+        return ChargedUser(None, is_below=False)
+    return ChargedUser(None, is_below=False)
 
 
 def _upwards(fd: int) -> Iterator[int]:

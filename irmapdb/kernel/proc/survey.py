@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from irmapdb.kernel.proc.fdinfo import RawWatchFile
     from irmapdb.kernel.proc.tasks import Task
 
-__all__ = ["Copy", "Denied", "Survey", "read_survey"]
+__all__ = ["Denied", "SharedDescriptor", "Survey", "read_survey"]
 
 
 class Denied(NamedTuple):
@@ -32,7 +32,7 @@ class Denied(NamedTuple):
     why: str
 
 
-class Copy(NamedTuple):
+class SharedDescriptor(NamedTuple):
     """A descriptor that shares its open file description with one that was read."""
 
     pid: int
@@ -45,7 +45,7 @@ class Survey(NamedTuple):
 
     files: tuple[RawWatchFile, ...]
     denied: tuple[Denied, ...]
-    copies: tuple[Copy, ...] = ()
+    copies: tuple[SharedDescriptor, ...] = ()
     unread: int = 0
     """How many tasks were not looked at to the end because the time was up."""
     threads: MappingABC[int, int] = MappingProxyType({})
@@ -101,7 +101,7 @@ class _Descriptions:
         self._texts = texts
         self.threads: dict[int, int] = {}
         self._files: list[RawWatchFile] = []
-        self._copies: list[Copy] = []
+        self._copies: list[SharedDescriptor] = []
         # Unequal text is another description. A text alone of its size need not be hashed.
         self._alone: dict[int, RawWatchFile] = {}
         self._alike: dict[bytes, _Alike] = {}
@@ -135,7 +135,7 @@ class _Descriptions:
         if original is None:
             self._files.append(raw)
         else:
-            self._copies.append(Copy(raw.pid, raw.fd, original))
+            self._copies.append(SharedDescriptor(raw.pid, raw.fd, original))
 
     def survey(self, denied: Sequence[Denied], unread: int = 0) -> Survey:
         """All of it."""
