@@ -229,6 +229,8 @@ class _Content(NamedTuple):
     mode: int
     owner: tuple[int, int] | None = None
     """User and group; None: as a new file of this process has them."""
+    synced: bool = True
+    """Whether the bytes are on the disk before the file is anywhere."""
 
 
 def _fill(fd: int, content: _Content) -> None:
@@ -245,7 +247,8 @@ def _fill(fd: int, content: _Content) -> None:
         left = memoryview(content.data)
         while left:
             left = left[os.write(fd, left) :]
-    os.fsync(fd)
+    if content.synced:
+        os.fsync(fd)
 
 
 def _make_nameless(dir_fd: int, name: bytes, content: _Content) -> tuple[int, bytes]:
@@ -335,8 +338,8 @@ def _replaceable(target: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 @contextlib.contextmanager
-def _prepared(target: bytes, data: bytes, mode: int) -> Iterator[_New]:
-    content = _Content(data, mode)
+def _prepared(target: bytes, data: bytes, mode: int, *, synced: bool = True) -> Iterator[_New]:
+    content = _Content(data, mode, synced=synced)
     with _replaceable(target) as (dir_fd, name), _made(target, dir_fd, name, content) as new:
         yield new
 
@@ -369,19 +372,25 @@ def replace_whole(
     mode: int = 0o600,
     *,
     is_wanted: Callable[[], bool] = lambda: True,
+    in_place: Callable[[], None] | None = None,
 ) -> os.stat_result:
     """Make `path` a regular file with these bytes and this mode: wholly, or not at all.
 
     `is_wanted` is asked when the bytes are on the disk, which can take long: FileError if not.
+    `in_place` is called when readers see the new file, and with it the bytes go to the disk only
+    after that: for a reader that waits, and a file that is worth nothing after a power loss.
     Returns the new file's stat. Raises FileError, and leaves the old file and nothing else, for
     a target that is there and no regular file (a symbolic link is not followed), a directory
     that is missing, full or read-only, and whatever else keeps the file from being written.
     """
     target = os.fsencode(path)
-    with _writing(target), _prepared(target, data, mode) as new:
+    with _writing(target), _prepared(target, data, mode, synced=in_place is None) as new:
         if not is_wanted():
             raise FileError(f"{printable(target)}: not replaced, because it came too late")
         new.rename()
+        if in_place is not None:
+            in_place()
+            os.fsync(new.fd)
         _sync_directory(new.dir_fd)
         return os.fstat(new.fd)
 

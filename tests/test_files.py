@@ -141,6 +141,26 @@ def test_bytes_that_come_too_late_replace_nothing(tmp_path):
     assert target.read_bytes() == b"old"
 
 
+def test_a_reader_that_waits_is_told_before_the_disk_has_the_bytes(tmp_path, monkeypatch):
+    target = tmp_path / "image"
+    target.write_bytes(b"old")
+    events = []
+    sync = os.fsync
+
+    def note(fd):
+        events.append("synced")
+        sync(fd)
+
+    monkeypatch.setattr(os, "fsync", note)
+    replace_whole(target, b"new", in_place=lambda: events.append(target.read_bytes()))
+    assert events == [b"new", "synced", "synced"]  # the file, the directory
+    events.clear()
+    with pytest.raises(FileError, match="too late"):
+        replace_whole(target, b"", is_wanted=lambda: False, in_place=lambda: events.append(b""))
+    assert events == []
+    assert contents(tmp_path) == {"image": b"new"}
+
+
 def test_a_name_without_a_directory_and_a_directory_behind_a_link(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     replace_whole(b"here", b"1")

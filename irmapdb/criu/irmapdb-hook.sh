@@ -62,18 +62,31 @@ ask_service() {
 	is_number "$images" || images=-
 	name=reply-$$-$criu_start
 	{ mkfifo -m 600 "$run/$name"; } 2>/dev/null || return 1
+	reply=''
 	# Opened for reading and writing, a FIFO never makes the opener wait.
-	reply=$(
-		timeout -k 1 "$wait_s" /bin/sh -c '
-			exec 3<>"$1" 4<>"$2" || exit
-			printf "%s\n" "$3" >&4
-			IFS= read -r reply <&3 && printf "%s\n" "$reply"
-		' sh "$run/$name" "$run/warm.fifo" "1 pre-dump $1 $PPID $criu_start $images $name"
-	) 2>/dev/null
-	rm -f "$run/$name" 2>/dev/null
+	{ converse "1 pre-dump $1 $PPID $criu_start $images $name" 4<"$run/$name"; } 3<>"$run/$name"
+	# The service removes it when it replies.
+	[ ! -p "$run/$name" ] || rm -f "$run/$name" 2>/dev/null
 	code=${reply%% *}
 	said=${reply#* }
 	is_number "$code" || return 2
+}
+
+# Writes the request $1, and reads one line of the FIFO in $reply. Each process that is started
+# takes as long as the service does: so there is no more than one, which does nothing but wait.
+converse() {
+	# Another process, as the FIFO of a stopped service may be full.
+	{
+		exec 3>&- 4<&- 1<>"$run/warm.fifo" 2>&1
+		printf '%s\n' "$1"
+	} &
+	sender=$!
+	# The FIFO is at its end when nobody has it open for writing any more.
+	sleep "$wait_s" >&3 2>&3 4<&- &
+	timer=$!
+	exec 3>&-
+	IFS= read -r reply <&4
+	kill -PIPE "$sender" "$timer" 2>/dev/null
 }
 
 # Puts the image that the service proved last for the tree of task $1 into the work dir, the cwd.

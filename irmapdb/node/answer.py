@@ -32,7 +32,7 @@ from irmapdb.resolve.search import Search
 from irmapdb.store.database import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
     from irmapdb.config import Config
     from irmapdb.model import InodeKey, Resolved
@@ -110,6 +110,7 @@ def send(run: RunDirectory, name: str, reply: Reply) -> bool:
     except (OSError, ValueError):
         return False
     try:
+        run.remove_reply(name)
         return os.write(fd, line) == len(line)
     except OSError:
         return False
@@ -188,27 +189,42 @@ class _Memory:
         return {key: self._rows[key] for key in keys if key in self._rows}
 
 
-def answer(request: Request, kept: Kept, config: Config, run: RunDirectory) -> Reply:
-    """Confirm, and write irmap-cache into the work dir of CRIU."""
+def answer(
+    request: Request, kept: Kept, config: Config, run: RunDirectory, tell: Callable[[Reply], object]
+) -> Reply:
+    """Confirm, write irmap-cache into the work dir of CRIU, and `tell` the script, once."""
     begun_s = time.monotonic()
+    told: list[Reply] = []
+
+    def end(reply: Reply) -> None:
+        if not told:
+            told.append(reply)
+            tell(reply)
+
     try:
         with _work_dir(request, kept) as work:
             found = confirm(kept, config)
             changed = bool(found.lost or found.new)
             if changed and os.path.lexists(f"{work}/{CACHE_NAME}"):
                 # Its entries may be of use, which the hook knows how to find out.
-                return Reply(NOT_SERVED, _missing(found), changed=True)
-            if found.missing and _has_more(Path(work, CACHE_NAME), found.missing):
-                return Reply(NOT_SERVED, "irmap-cache has entries of what has no path")
-            files.replace_whole(
-                Path(work, CACHE_NAME),
-                encode_cache(found.entries),
-                # Else the hook has begun alone, and its image may be the better one.
-                is_wanted=lambda: run.is_waiting(request.reply),
-            )
+                end(Reply(NOT_SERVED, _missing(found), changed=True))
+            elif found.missing and _has_more(Path(work, CACHE_NAME), found.missing):
+                end(Reply(NOT_SERVED, "irmap-cache has entries of what has no path"))
+            else:
+                files.replace_whole(
+                    Path(work, CACHE_NAME),
+                    encode_cache(found.entries),
+                    # Else the hook has begun alone, and its image may be the better one.
+                    is_wanted=lambda: run.is_waiting(request.reply),
+                    in_place=lambda: end(_reply(found, begun_s)),
+                )
     except (OSError, IrmapError) as error:
-        return Reply(NOT_SERVED, str(error))
-    if changed:
+        end(Reply(NOT_SERVED, str(error)))
+    return told[0]
+
+
+def _reply(found: Confirmed, begun_s: float) -> Reply:
+    if found.lost or found.new:
         return Reply(NOT_SERVED, _missing(found), changed=True)
     took_ms = (time.monotonic() - begun_s) * 1000
     text = (
@@ -252,6 +268,11 @@ def _work_dir(request: Request, kept: Kept) -> Iterator[str]:
             raise TaskError(message)
         fd = os.open(f"/proc/{request.criu}/cwd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
+            poll = select.poll()
+            poll.register(pidfd, select.POLLIN)
+            if poll.poll(0):  # then it may be the cwd of another one
+                message = "CRIU has ended"
+                raise TaskError(message)
             found = os.fstat(fd)
             if found.st_uid != 0 or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
                 message = "others than root may write to the work dir"
@@ -259,10 +280,5 @@ def _work_dir(request: Request, kept: Kept) -> Iterator[str]:
             yield f"/proc/self/fd/{fd}"
         finally:
             os.close(fd)
-        poll = select.poll()
-        poll.register(pidfd, select.POLLIN)
-        if poll.poll(0):
-            message = "CRIU has ended"
-            raise TaskError(message)
     finally:
         os.close(pidfd)

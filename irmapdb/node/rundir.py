@@ -159,6 +159,10 @@ class RunDirectory:
             raise ValueError(message)
         return fd
 
+    def remove_reply(self, name: str) -> None:
+        """Remove the FIFO of `open_reply`: the script, which has it open, need not."""
+        (self.path / name).unlink(missing_ok=True)
+
     def image(self, pid: int, starttime: int) -> Path:
         """The irmap-cache that was proved last for the container of a root task."""
         return self.path / f"image-{pid}-{starttime}"

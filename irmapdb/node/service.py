@@ -477,9 +477,13 @@ class Service:
 
     def _answer(self, request: Request, kept: Kept) -> Reply:
         gc.disable()
-        reply = answer(request, kept, self._options.config, self._run)
-        send(self._run, request.reply, reply)
-        return reply
+        return answer(
+            request,
+            kept,
+            self._options.config,
+            self._run,
+            tell=lambda reply: send(self._run, request.reply, reply),
+        )
 
     def _drop_spare(self) -> None:
         if self._spare is not None:

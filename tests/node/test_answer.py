@@ -32,6 +32,7 @@ def test_the_service_answers_and_no_program_is_started(node, warm, hook, tmp_pat
     assert (asked.code, asked.alone) == (0, False), asked.said
     assert "10 proved by the service" in asked.said
     assert sorted(asked.paths) == sorted(os.fsencode(path) for path in watches)
+    assert not list(warm.run.glob("reply-*"))
     for path, watched in watches.items():
         assert hears(container, watched, node.roots[container.id], path)
 
