@@ -95,6 +95,10 @@ filesystems: venv ## write docs/filesystems.md from a test run
 	IRMAPDB_REQUIRE_KERNEL=1 IRMAPDB_WRITE_TABLE=docs/filesystems.md \
 		$(BIN)/python -m pytest -q tests/criu/test_filesystems_table.py
 
+.PHONY: json-docs
+json-docs: venv ## write the tables of docs/json.md from irmapdb/schemas
+	$(BIN)/python tools/json_docs.py docs/json.md
+
 .PHONY: man
 man: venv ## write the man pages into build/man (look at one: man -l build/man/irmapdb.1)
 	$(BIN)/python tools/manpages.py build/man

@@ -9,12 +9,15 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from irmapdb import commands
+from tests.support.json_contract import check_json
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterator
 
 __all__ = ["Done", "irmapdb"]
+
+_WITH_A_RESULT = {0, 3}
 
 
 class Done(NamedTuple):
@@ -31,7 +34,10 @@ class Done(NamedTuple):
 
 
 def irmapdb(*arguments: str | os.PathLike[str], stdin: bytes = b"") -> Done:
-    """Run `irmapdb` with these arguments. Standard input is no terminal."""
+    """Run `irmapdb` with these arguments. Standard input is no terminal.
+
+    JSON is compared with its schema: AssertionError, or jsonschema's ValidationError.
+    """
     out, err = _stream(), _stream()
     with _replaced(["irmapdb", *map(str, arguments)], _stream(stdin), out, err):
         try:
@@ -39,7 +45,10 @@ def irmapdb(*arguments: str | os.PathLike[str], stdin: bytes = b"") -> Done:
             code = 0
         except SystemExit as ended:
             code = int(ended.code or 0)
-    return Done(code, _text(out), _text(err))
+    done = Done(code, _text(out), _text(err))
+    if "--json" in arguments and code in _WITH_A_RESULT:
+        check_json(list(map(str, arguments)), done.out)
+    return done
 
 
 def _stream(data: bytes = b"") -> io.TextIOWrapper:
