@@ -243,6 +243,25 @@ def test_the_services_code(hook: Hook, code: int, exit_code: int, starts: int) -
     assert hook.starts() == starts
 
 
+SEARCHED = "3 the service searches\n0 the service: 3 watches"
+
+
+@pytest.mark.parametrize("state", ["missing", "no interpreter", "not executable"])
+def test_a_host_without_python_waits_for_the_search(hook: Hook, state: str) -> None:
+    hook.write_program()
+    FAILURES[state](hook.program)
+    with service(hook, SEARCHED) as requests:
+        done = hook()
+    assert (done.returncode, done.stderr) == (0, "irmapdb-hook: the service: 3 watches\n")
+    ((_, action, *_),) = requests
+    assert action == "search"
+    with service(hook, "3 the service searches\n2 why"):
+        hook.forget()
+        done = hook()
+    assert done.stderr.startswith(LINE)
+    assert len(done.stderr.splitlines()) == 1
+
+
 @pytest.mark.parametrize("reply", ["", "garbage", "0x1 y", "-1 z"])
 def test_a_service_that_talks_nonsense(hook: Hook, reply: str) -> None:
     hook.write_program()

@@ -69,6 +69,9 @@ class Job(NamedTuple):
     too_late: Callable[[Done], None] = lambda _done: None
     """Called by another thread when the time is up and `serve` has not returned; what was proved
     until then is in irmap-cache."""
+    work: Path | None = None
+    """A name of the cwd; None: the one that getcwd(2) gives, which another mount namespace's
+    directory does not have."""
 
 
 class Done(NamedTuple):
@@ -92,7 +95,7 @@ class Served(NamedTuple):
 class _State:
     def __init__(self, job: Job) -> None:
         self.job = job
-        self.work = Path.cwd()
+        self.work = job.work or Path.cwd()
         self.problems: list[str] = []
         self.warnings: list[str] = []
         """What the library warned of."""
@@ -191,7 +194,7 @@ def _find(state: _State) -> tuple[Findings, steps.StepOptions]:
     # What fails late leaves a bit for the next attempt.
     budget_s = state.budget_s * _TO_SEARCH
     state.soft_end_s = max(job.started_s + budget_s, time.monotonic() + budget_s / 8)
-    images = Path(os.path.realpath(job.images or "."))
+    images = Path(os.path.realpath(job.images)) if job.images else state.work
     if not images.is_dir():
         images = state.work
     options = steps.StepOptions(

@@ -9,6 +9,7 @@ program=@program@
 config=@config@
 run=@run@
 wait_s=1
+search_wait_s=10
 
 PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 export PATH
@@ -51,6 +52,18 @@ remember() {
 	printf '%s\n' "$now" >"$mark"
 } 2>/dev/null
 
+# Whether $program and its interpreter are there: a node need not have Python.
+can_start() {
+	[ -f "$program" ] && [ -x "$program" ] || return 1
+	{ IFS= read -r line <"$program"; } 2>/dev/null || return 0
+	case $line in
+	'#!'*)
+		set -- ${line#??}
+		[ -x "${1:-}" ]
+		;;
+	esac
+}
+
 # Asks the service about the tree of task $1: its reply in $code and $said.
 # Returns 1 if no service runs, 2 if it does not reply in time.
 ask_service() {
@@ -62,9 +75,10 @@ ask_service() {
 	is_number "$images" || images=-
 	name=reply-$$-$criu_start
 	{ mkfifo -m 600 "$run/$name"; } 2>/dev/null || return 1
-	reply=''
+	reply='' action=pre-dump
+	can_start || action=search
 	# Opened for reading and writing, a FIFO never makes the opener wait.
-	{ converse "1 pre-dump $1 $PPID $criu_start $images $name" 4<"$run/$name"; } 3<>"$run/$name"
+	{ converse "1 $action $1 $PPID $criu_start $images $name" 4<"$run/$name"; } 3<>"$run/$name"
 	# The service removes it when it replies.
 	[ ! -p "$run/$name" ] || rm -f "$run/$name" 2>/dev/null
 	code=${reply%% *}
@@ -86,6 +100,17 @@ converse() {
 	timer=$!
 	exec 3>&-
 	IFS= read -r reply <&4
+	if [ "${reply%% *}" = 3 ]; then
+		# It searches, as there is no program that could.
+		kill -PIPE "$sender" 2>/dev/null
+		sender=$timer
+		{
+			sleep "$search_wait_s" >&3 2>&3 4<&- &
+			timer=$!
+		} 3<>"$run/$name"
+		reply=''
+		IFS= read -r reply <&4
+	fi
 	kill -PIPE "$sender" "$timer" 2>/dev/null
 }
 
@@ -140,7 +165,7 @@ fail() {
 	end $((! $?))
 }
 
-init=${CRTOOLS_INIT_PID:-}
+init=${CRTOOLS_INIT_PID:-} said=''
 if is_number "$init"; then
 	is_done "$init" && exit 0
 	ask_service "$init"
@@ -161,7 +186,7 @@ if is_number "$init"; then
 fi
 
 [ -f "$program" ] && [ -x "$program" ] ||
-	fail "$program is missing: install irmapdb again, or remove this hook from CRIU's configuration"
+	fail "${said:+the service: $said; }$program is missing: install irmapdb again, or remove this hook from CRIU's configuration"
 # The shell prints a message of its own if a program was killed.
 { said=$(IRMAPDB_HOOK_SCRIPT=1 "$program" 2>&1); } 2>/dev/null
 code=$?

@@ -41,18 +41,21 @@ if TYPE_CHECKING:
     from irmapdb.resolve.search import Load
 
 __all__ = [
+    "DONE",
     "NOT_SERVED",
+    "SEARCHES",
     "Confirmed",
     "Reply",
     "Request",
     "answer",
     "confirm",
+    "open_work_dir",
     "parse_request",
     "send",
 ]
 
 _LINE = re.compile(
-    r"1 pre-dump (\d{1,9}) (\d{1,9}) (\d{1,20}) (\d{1,9}|-) (reply-(\d{1,9})-\d{1,20})"
+    r"1 (pre-dump|search) (\d{1,9}) (\d{1,9}) (\d{1,20}) (\d{1,9}|-) (reply-(\d{1,9})-\d{1,20})"
 )
 
 _MOST_BYTES = 2000
@@ -61,8 +64,9 @@ _MOST_BYTES = 2000
 _OLD_CACHE_BYTES = 16 << 20
 """A larger one is left to the hook."""
 
-DONE, NOT_SERVED = 0, 2
-"""The codes of a reply. 1, by which a script fails the dump, is never sent."""
+DONE, NOT_SERVED, SEARCHES = 0, 2, 3
+"""The codes of a reply. 1, by which a script fails the dump, is never sent. After SEARCHES another
+reply follows."""
 
 
 class Request(NamedTuple):
@@ -75,6 +79,8 @@ class Request(NamedTuple):
     """The name of the FIFO that the script waits at."""
     script: int
     """The process that waits."""
+    alone: bool = False
+    """Whether it has no program to start if the service finds no path: then it waits longer."""
 
 
 class Reply(NamedTuple):
@@ -110,7 +116,8 @@ def send(run: RunDirectory, name: str, reply: Reply) -> bool:
     except (OSError, ValueError):
         return False
     try:
-        run.remove_reply(name)
+        if reply.code != SEARCHES:
+            run.remove_reply(name)
         return os.write(fd, line) == len(line)
     except OSError:
         return False
@@ -123,8 +130,9 @@ def parse_request(line: bytes) -> Request | None:
     found = _LINE.fullmatch(line.decode("ascii", "replace"))
     if found is None:
         return None
-    pid, criu, starttime, _, reply, script = found.groups()
-    return Request(int(pid), int(criu), int(starttime), reply, int(script))
+    action, pid, criu, starttime, _, reply, script = found.groups()
+    alone = action == "search"
+    return Request(int(pid), int(criu), int(starttime), reply, int(script), alone)
 
 
 def confirm(kept: Kept, config: Config) -> Confirmed:
@@ -202,7 +210,7 @@ def answer(
             tell(reply)
 
     try:
-        with _work_dir(request, kept) as work:
+        with open_work_dir(request, kept.container.pids) as work:
             found = confirm(kept, config)
             changed = bool(found.lost or found.new)
             if changed and os.path.lexists(f"{work}/{CACHE_NAME}"):
@@ -253,9 +261,12 @@ def _missing(found: Confirmed) -> str:
 
 
 @contextlib.contextmanager
-def _work_dir(request: Request, kept: Kept) -> Iterator[str]:
-    # The cwd of CRIU, if the process is the one that executes the script that has asked, and is
-    # none of the container's, and the directory is one that root alone can write to.
+def open_work_dir(request: Request, pids: Collection[int]) -> Iterator[str]:
+    """The cwd of CRIU, as a path through a descriptor of ours.
+
+    TaskError unless the process is the one that executes the script that has asked, and none of
+    the container's, which are `pids`, and root alone can write to the directory.
+    """
     pidfd = os.pidfd_open(request.criu)
     try:
         criu = tasks.require_task(request.criu)
@@ -263,7 +274,7 @@ def _work_dir(request: Request, kept: Kept) -> Iterator[str]:
         if criu.starttime != request.criu_starttime or script.ppid != request.criu:
             message = f"task {request.criu} is not CRIU, which executes the hook"
             raise TaskError(message)
-        if request.criu in kept.container.pids:
+        if request.criu in pids:
             message = f"task {request.criu} is one of the container's"
             raise TaskError(message)
         fd = os.open(f"/proc/{request.criu}/cwd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -35,6 +35,7 @@ from irmapdb.node.pool import Pool
 from irmapdb.node.rundir import RUN_DIRECTORY, RunDirectory
 from irmapdb.node.spare import Spare
 from irmapdb.node.status import status_document
+from irmapdb.node.whole_search import search
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -59,6 +60,8 @@ _KEEP_MEMORY_BYTES = 2 << 30
 _VERIFY_LIMIT_S = 10.0
 _ANSWER_LIMIT_S = 2.0
 """The script does not wait for as long."""
+_SEARCH_LIMIT_S = 9.5
+"""The same if the script has no program to start; `whole_search` ends before."""
 _ANSWER_MEMORY_BYTES = 1 << 30
 _MOST_ANSWERED_AT_ONCE = 16
 _AFTER_REQUEST_S = 30.0
@@ -432,13 +435,14 @@ class Service:
 
     def _take_request(self, request: Request) -> None:
         known = self._find(request.pid)
-        if known is None or known.kept is None:
+        if (known is None or known.kept is None) and not request.alone:
             send(self._run, request.reply, Reply(NOT_SERVED, "the tree is not known yet"))
         elif self._pool.count(_ANSWER) >= _MOST_ANSWERED_AT_ONCE:
             send(self._run, request.reply, Reply(NOT_SERVED, "too many requests at once"))
         else:
-            self._leave_alone(known)
-            self._start_answer(request, known.kept)
+            if known is not None:
+                self._leave_alone(known)
+            self._start_answer(request, known.kept if known is not None else None)
 
     def _find(self, pid: int) -> _Known | None:
         for (known_pid, starttime), known in self._known.items():
@@ -455,11 +459,12 @@ class Service:
         if self._pool.kill(key, {_VERIFY, _KEEP, _SLOW}):
             known.touched = True
 
-    def _start_answer(self, request: Request, kept: Kept) -> None:
-        key = kept.container.key
+    def _start_answer(self, request: Request, kept: Kept | None) -> None:
+        key = kept.container.key if kept is not None else None
+        limit_s = _SEARCH_LIMIT_S if request.alone else _ANSWER_LIMIT_S
         spare, self._spare = self._spare, None
-        if spare is not None and spare.knows.get(key) is kept:
-            spare.ask(request, key, _ANSWER_LIMIT_S)
+        if spare is not None and key is not None and spare.knows.get(key) is kept:
+            spare.ask(request, key, limit_s)
             return
         self._spare = spare
         try:
@@ -467,7 +472,7 @@ class Service:
                 _ANSWER,
                 (request, key),
                 lambda: self._answer(request, kept),
-                limit_s=_ANSWER_LIMIT_S,
+                limit_s=limit_s,
                 memory_bytes=_ANSWER_MEMORY_BYTES,
             )
         except OSError as error:
@@ -475,15 +480,27 @@ class Service:
         else:
             _log.debug("request of %d: child %d", request.pid, child.pid)
 
-    def _answer(self, request: Request, kept: Kept) -> Reply:
+    def _answer(self, request: Request, kept: Kept | None) -> Reply:
         gc.disable()
-        return answer(
-            request,
-            kept,
-            self._options.config,
-            self._run,
-            tell=lambda reply: send(self._run, request.reply, reply),
-        )
+        config = self._options.config
+
+        def tell(reply: Reply) -> None:
+            send(self._run, request.reply, reply)
+
+        if not request.alone and kept is not None:
+            return answer(request, kept, config, self._run, tell)
+        if kept is not None:
+            # What it cannot serve is for the search.
+            reply = answer(
+                request,
+                kept,
+                config,
+                self._run,
+                lambda reply: None if reply.code == NOT_SERVED else tell(reply),
+            )
+            if reply.code != NOT_SERVED:
+                return reply
+        return search(request, config, self._run, tell)
 
     def _drop_spare(self) -> None:
         if self._spare is not None:

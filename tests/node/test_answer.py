@@ -236,6 +236,7 @@ def test_an_old_image_with_what_has_no_path_is_left_to_the_hook(
         b"1 pre-dump -1 2 3 - reply-1-2",
         b"1 pre-dump 1 2 3 x reply-1-2",
         b"1 post-dump 1 2 3 - reply-1-2",
+        b"1 searches 1 2 3 - reply-1-2",
         b"1 pre-dump 99999999999999999999 2 3 - reply-1-2",
         "1 pre-dump \u0661 2 3 - reply-1-2".encode(),
         b"\xff" * 100,
@@ -249,6 +250,9 @@ def test_a_line():
     request = parse_request(b"1 pre-dump 10 20 30 5 reply-40-30")
     assert request is not None
     assert (request.pid, request.criu, request.criu_starttime, request.script) == (10, 20, 30, 40)
+    assert not request.alone
+    alone = parse_request(b"1 search 10 20 30 5 reply-40-30")
+    assert alone == request._replace(alone=True)
 
 
 def test_nonsense_in_the_fifo_stops_nothing(node, warm, hook, tmp_path):

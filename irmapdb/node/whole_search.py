@@ -1,0 +1,83 @@
+"""The whole search for a script that has no program to start, as on a host without Python.
+
+A child of the service does in CRIU's work dir what the hook would do there: it knows of pauses, of
+the time limit and of an old irmap-cache (`criu.hook_job`). Nothing is stored: the service looks at
+the container again after the request.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from irmapdb.criu.hook_job import Job, serve
+from irmapdb.errors import IrmapError
+from irmapdb.kernel.proc import tasks
+from irmapdb.node.answer import DONE, NOT_SERVED, SEARCHES, Reply, Request, open_work_dir
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from irmapdb.config import Config
+    from irmapdb.criu.hook_job import Done
+    from irmapdb.node.rundir import RunDirectory
+
+__all__ = ["search"]
+
+_LIMIT_S = 8.0
+"""Of the 10 s for which the script waits."""
+
+
+def search(
+    request: Request, config: Config, run: RunDirectory, tell: Callable[[Reply], object]
+) -> Reply:
+    """Search, write irmap-cache into the work dir of CRIU, and `tell` the script, twice.
+
+    Changes the cwd. If the time is up, the process ends here, after what was proved is written.
+    """
+    tell(Reply(SEARCHES, "the service searches"))
+    try:
+        pids = {task.pid for task in tasks.task_tree(request.pid)}
+        with open_work_dir(request, pids) as work:
+            os.chdir(work)
+            reply = _search(request, Path(work), config, run, tell)
+    except (OSError, IrmapError) as error:
+        reply = Reply(NOT_SERVED, str(error))
+    tell(reply)
+    return reply
+
+
+def _search(
+    request: Request,
+    work: Path,
+    config: Config,
+    run: RunDirectory,
+    tell: Callable[[Reply], object],
+) -> Reply:
+    limit_s = min(config.hook.timeout_s, _LIMIT_S)
+
+    def too_late(done: Done) -> None:
+        tell(_reply(done))
+        os._exit(0)
+
+    served = serve(
+        Job(
+            request.pid,
+            "",
+            config,
+            replace(config.hook, timeout_s=limit_s, timeout_is_set=True),
+            time.monotonic(),
+            abandoned=lambda: not run.is_waiting(request.reply),
+            too_late=too_late,
+            work=work,
+        )
+    )
+    return _reply(served.done)
+
+
+def _reply(done: Done) -> Reply:
+    text = "; ".join((done.summary, *done.problems))
+    return Reply(DONE if done.fresh else NOT_SERVED, f"the service: {text}", changed=True)
