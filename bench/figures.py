@@ -83,8 +83,8 @@ class Goal:
     limit: float
     got: float
     unit: str
-    """`times` (the bare machine's, in the same run), `entries` or `MB` (10^6 bytes): no seconds,
-    which would judge the machine."""
+    """`times` (the bare machine's, in the same run), `entries`, `MB` (10^6 bytes), or `% CPU` (of
+    one core): no seconds, which would judge the machine."""
 
     @property
     def reached(self) -> bool:

@@ -129,8 +129,11 @@ class Bench:
         """An empty directory beside the tree."""
         return Path(tempfile.mkdtemp(dir=self._scratch))
 
-    def time(self, *command: str | Path) -> Timing:
-        """Run a command; BenchError with what it said last where its exit code is not 0."""
+    def time(self, *command: str | Path, cwd: Path | None = None) -> Timing:
+        """Run a command; BenchError with what it said last where its exit code is not 0.
+
+        `cwd`: of the command and of its parent; else a directory beside the tree.
+        """
         output = self._scratch / "output"
         words = [os.fspath(word) for word in command]
         core = str(self.settings.core)
@@ -138,7 +141,7 @@ class Bench:
         done = subprocess.run(
             [*stopwatch, *words],
             stdout=subprocess.PIPE,
-            cwd=self._scratch,
+            cwd=self._scratch if cwd is None else cwd,
             env=self._environment,
             check=True,
         )
@@ -168,6 +171,12 @@ class Bench:
     def irmapdb(self, *arguments: str | Path) -> Timing:
         """Run irmapdb, which has to succeed."""
         return self.time(*self.settings.irmapdb, *arguments)
+
+    def start_irmapdb(self, *arguments: str | Path) -> subprocess.Popen[bytes]:
+        """Start irmapdb on the core, and do not wait for it."""
+        core = str(self.settings.core)
+        command = ["taskset", "--cpu-list", core, *self.settings.irmapdb, *map(str, arguments)]
+        return subprocess.Popen(command, cwd=self._scratch, env=self._environment)
 
     @contextlib.contextmanager
     def watching(self, paths: Sequence[bytes]) -> Iterator[Watched]:

@@ -28,12 +28,13 @@ from bench.sections import (
     pre_dump,
     reverse,
     start,
+    warm,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_MODULES = (start, forms, pre_dump, dump, equal, hook, audit, reverse, overlay, criu)
+_MODULES = (start, forms, pre_dump, dump, equal, hook, audit, reverse, overlay, criu, warm)
 SECTIONS = {section.NAME: section for section in _MODULES}
 
 _EPILOG = """\

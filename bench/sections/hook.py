@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from bench.figures import Timing
     from bench.harness import Bench
 
-__all__ = ["NAME", "measure"]
+__all__ = ["NAME", "freezer_hierarchy", "measure"]
 
 NAME = "hook"
 
@@ -153,7 +153,7 @@ def _cgroup(pid: int) -> Iterator[Callable[[], contextlib.AbstractContextManager
     sys.path.insert(0, str(Path(__file__).parent.parent.parent))
     from irmapdb.kernel.freeze import cgroup as cgroups  # noqa: PLC0415 of the checkout
 
-    directory = _freezer_hierarchy() / f"irmapdb-bench-{os.getpid()}"
+    directory = freezer_hierarchy() / f"irmapdb-bench-{os.getpid()}"
     directory.mkdir()
     procs = directory / "cgroup.procs"
     try:
@@ -177,8 +177,8 @@ def _cgroup(pid: int) -> Iterator[Callable[[], contextlib.AbstractContextManager
         directory.rmdir()
 
 
-def _freezer_hierarchy() -> Path:
-    # The root of cgroup v2, or of the v1 hierarchy that has the freezer.
+def freezer_hierarchy() -> Path:
+    """The root of cgroup v2, or of the v1 hierarchy that has the freezer. OSError for neither."""
     for line in Path("/proc/mounts").read_text().splitlines():
         _, mountpoint, fstype, options = line.split(" ")[:4]
         freezer = fstype == "cgroup" and "freezer" in options.split(",")
