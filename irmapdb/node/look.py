@@ -14,7 +14,7 @@ from irmapdb.kernel.proc import fdinfo
 from irmapdb.kernel.proc.containers import Container, find_containers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 __all__ = ["Look", "Seen", "look_around"]
 
@@ -50,15 +50,16 @@ def look_around(
 ) -> Look:
     """Look at every container that `is_due`."""
     seen, skipped = [], []
-    for container in find_containers(pattern, proc):
+    tables: dict[int, bytes] = {}
+    for container in find_containers(pattern, proc, tables):
         if is_due(container):
-            seen.append(_look_at(container, proc))
+            seen.append(_look_at(container, tables, proc))
         else:
             skipped.append(container.key)
     return Look(tuple(seen), tuple(skipped))
 
 
-def _look_at(container: Container, proc: str) -> Seen:
+def _look_at(container: Container, read: Mapping[int, bytes], proc: str) -> Seen:
     begun_s = time.monotonic()
     # A descriptor that is inherited, or a task that ends while another starts, changes nothing:
     # only what is watched in which mount namespace counts.
@@ -80,7 +81,8 @@ def _look_at(container: Container, proc: str) -> Seen:
             mntns = fdinfo.mount_namespace(pid, proc)
             texts.update((mntns, raw) for raw in found)
             if mntns not in tables:
-                tables[mntns] = fdinfo.read_file(f"{proc}/{pid}/mountinfo")
+                table = read.get(mntns)
+                tables[mntns] = table or fdinfo.read_file(f"{proc}/{pid}/mountinfo")
         except OSError:
             continue  # ended, or execve to another user's file: the next look sees
     digest = hashlib.blake2b(digest_size=16)

@@ -21,7 +21,7 @@ from irmapdb.errors import IrmapError
 from irmapdb.kernel.syscalls import die_with_parent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Iterator
 
 __all__ = ["Child", "Ended", "Pool"]
 
@@ -122,9 +122,9 @@ class Pool:
         self._left = [child for child in self._left if not _reap(child)[0]]
         return ended
 
-    def kill(self, key: Any, kinds: Collection[str]) -> bool:  # noqa: ANN401 the caller's
-        """Kill what works on something, and forget it; whether there was any."""
-        found = [child for child in self if child.key == key and child.kind in kinds]
+    def kill(self, is_meant: Callable[[Child], bool]) -> bool:
+        """Kill the children that are meant, and forget them; whether there was any."""
+        found = [child for child in self if is_meant(child)]
         for child in found:
             self._kill(child)
             self._end(child, "killed")

@@ -12,7 +12,6 @@ import logging
 import math
 import os
 import select
-import signal
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from irmapdb import files
 from irmapdb.config import Config
-from irmapdb.errors import FileError
+from irmapdb.errors import FileError, IrmapError
 from irmapdb.image.cache import encode_cache
 from irmapdb.kernel.priority import be_idle
 from irmapdb.kernel.proc.tasks import read_task
@@ -29,20 +28,21 @@ from irmapdb.model import printable
 from irmapdb.node import databases
 from irmapdb.node.answer import NOT_SERVED, Reply, Request, answer, confirm, parse_request, send
 from irmapdb.node.keep import KeepOptions, Kept, keep, nothing_to_keep
+from irmapdb.node.known import Known, is_touched
 from irmapdb.node.look import Look, Seen, look_around
 from irmapdb.node.notify import notify
 from irmapdb.node.pool import Pool
 from irmapdb.node.rundir import RUN_DIRECTORY, RunDirectory
 from irmapdb.node.spare import Spare
 from irmapdb.node.status import status_document
+from irmapdb.node.stop_signals import is_readable, stop_signals
 from irmapdb.node.whole_search import search
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
-    from irmapdb.kernel.proc.containers import Container
-    from irmapdb.node.pool import Ended
+    from irmapdb.node.pool import Child, Ended
 
 __all__ = ["Service", "ServiceOptions"]
 
@@ -58,6 +58,8 @@ _GRACE_S = 10.0
 """To write what was proved, after that time."""
 _KEEP_MEMORY_BYTES = 2 << 30
 _VERIFY_LIMIT_S = 10.0
+_MOST_VERIFIED_AT_ONCE = 16
+"""In one child, as to fork one takes longer than to prove the paths of one container again."""
 _ANSWER_LIMIT_S = 2.0
 """The script does not wait for as long."""
 _SEARCH_LIMIT_S = 9.5
@@ -92,26 +94,6 @@ class ServiceOptions:
     proc: str = "/proc"
 
 
-@dataclass(slots=True)
-class _Known:
-    """What is remembered of one container."""
-
-    container: Container
-    seen: Seen | None = None
-    kept: Kept | None = None
-    next_look_s: float = 0.0
-    """Not before this time (time.monotonic())."""
-    retry_s: float = 0.0
-    """Not before this time is work that failed tried again."""
-    failures: int = 0
-    problem: str = ""
-    touched: bool = True
-    """Whether a name in a path of it was moved since it was proved."""
-    slow: bool = False
-    verified_s: float = 0.0
-    """When its paths were proved last (time.monotonic())."""
-
-
 class Service:
     """The service. A context manager: takes what it needs, and gives it back."""
 
@@ -119,7 +101,7 @@ class Service:
         self._options = options
         self._settings = options.config.warm
         self._interval_s = options.interval_s or self._settings.interval_s
-        self._known: dict[tuple[int, int], _Known] = {}
+        self._known: dict[tuple[int, int], Known] = {}
         self._queue: dict[tuple[int, int], None] = {}
         self._stack = contextlib.ExitStack()
         self._pool = Pool(self._in_child)
@@ -162,14 +144,14 @@ class Service:
 
     def run(self) -> None:
         """Look again and again, and answer the hook, until SIGTERM, SIGINT or SIGHUP."""
-        with _stop_signals() as stop_fd:
+        with stop_signals() as stop_fd:
             fifo = self._run.announce()
             self._own_fds = [fifo, stop_fd]
             sources = {stop_fd: _nothing, fifo: lambda: self._take_requests(fifo)}
             notify("READY=1")
             next_look_s = shown_s = 0.0
             changed = True
-            while not _is_readable(stop_fd):
+            while not is_readable(stop_fd):
                 now_s = time.monotonic()
                 if now_s >= next_look_s and not self._pool.count(_LOOK):
                     self._start_look()
@@ -253,7 +235,7 @@ class Service:
 
         self._pool.start(_LOOK, None, look, limit_s=_LOOK_LIMIT_S, memory_bytes=_LOOK_MEMORY_BYTES)
         # What is worked on meanwhile cannot tell which of the names it has seen.
-        self._blind_keys = {child.key for child in self._pool if child.key is not None}
+        self._blind_keys = {key for key in self._known if self._is_worked_on(key)}
 
     def _take_look(self, ended: Ended) -> None:
         if ended.result is None:
@@ -268,11 +250,11 @@ class Service:
         for key in self._known.keys() - alive:
             self._forget(key)
         for seen in look.seen:
-            known = self._known.setdefault(seen.container.key, _Known(seen.container))
+            known = self._known.setdefault(seen.container.key, Known(seen.container))
             known.container, known.seen = seen.container, seen
             known.next_look_s = now_s + min(seen.cost_s / _LOOK_SHARE, _RETRY_MOST_S)
         for key, known in self._known.items():
-            if blind or (names and (key in self._blind_keys or _is_touched(known, names))):
+            if blind or (names and (key in self._blind_keys or is_touched(known, names))):
                 known.touched = True
             if self._is_due(known, now_s):
                 self._queue.setdefault(key)
@@ -289,16 +271,12 @@ class Service:
         used = {kdev for known in self._known.values() if known.kept for kdev in known.kept.kdevs}
         self._monitor.kdevs &= used  # the next filesystem may get the number
 
-    def _is_due(self, known: _Known, now_s: float) -> bool:
+    def _is_due(self, known: Known, now_s: float) -> bool:
         kept, seen = known.kept, known.seen
         if seen is not None and seen.digest and not seen.watches:
             self._keep_nothing(known, seen)
             return False
-        if (
-            seen is None
-            or now_s < known.retry_s
-            or any(child.key == known.container.key for child in self._pool)
-        ):
+        if seen is None or now_s < known.retry_s or self._is_worked_on(known.container.key):
             return False
         if kept is None or known.touched or kept.cut or not seen.digest:
             return True
@@ -306,13 +284,13 @@ class Service:
             return True
         return self._is_old(known, now_s)
 
-    def _is_old(self, known: _Known, now_s: float) -> bool:
+    def _is_old(self, known: Known, now_s: float) -> bool:
         # Where renames are not heard, paths are proved again every now and then.
         old_s = _UNHEARD_INTERVALS * self._interval_s
         kept = known.kept
         return kept is not None and kept.unheard and now_s - known.verified_s > old_s
 
-    def _keep_nothing(self, known: _Known, seen: Seen) -> None:
+    def _keep_nothing(self, known: Known, seen: Seen) -> None:
         # A container that watches nothing needs no work, and an image without entries.
         if known.kept is None or known.kept.watches:
             known.kept = nothing_to_keep(seen)
@@ -348,17 +326,21 @@ class Service:
 
     def _start_work(self) -> None:
         for key in [*self._queue]:
-            kind = self._kind(key)
             if self._over_budget_s() > 0:
                 return
-            if self._pool.count(kind) < _MOST_AT_ONCE[kind]:
+            kind = self._kind(key)
+            if key not in self._queue or self._pool.count(kind) >= _MOST_AT_ONCE[kind]:
+                continue
+            if kind == _VERIFY:
+                self._start_verify(key)
+            else:
                 del self._queue[key]
-                if kind == _VERIFY:
-                    self._start_verify(self._known[key])
-                else:
-                    self._start_keep(kind, self._known[key])
+                self._start_keep(kind, self._known[key])
 
-    def _start_keep(self, kind: str, known: _Known) -> None:
+    def _is_worked_on(self, key: tuple[int, int]) -> bool:
+        return any(_works_on(child, key) for child in self._pool)
+
+    def _start_keep(self, kind: str, known: Known) -> None:
         seen = known.seen
         assert seen is not None  # noqa: S101 what was not seen is not due
         time_s = _LONG_S if known.slow else _QUICK_S
@@ -396,28 +378,45 @@ class Service:
             known.slow = kept.took_s > _QUICK_S / 2
         self._trim_answers()
 
-    def _start_verify(self, known: _Known) -> None:
-        kept = known.kept
-        assert kept is not None  # noqa: S101 else it would be worked on
+    def _start_verify(self, first: tuple[int, int]) -> None:
+        keys = [first]
+        if not self._known[first].apart:
+            others = (key for key in self._queue if key != first and self._kind(key) == _VERIFY)
+            keys += (key for key in others if not self._known[key].apart)
+        keys = keys[:_MOST_VERIFIED_AT_ONCE]
+        for key in keys:
+            del self._queue[key]
+        remembered = [kept for key in keys if (kept := self._known[key].kept) is not None]
+
+        def verify() -> frozenset[tuple[int, int]]:
+            config = self._options.config
+            return frozenset(kept.container.key for kept in remembered if not _holds(kept, config))
+
         try:
             self._pool.start(
                 _VERIFY,
-                known.container.key,
-                lambda: confirm(kept, self._options.config),
+                frozenset(keys),
+                verify,
                 limit_s=_VERIFY_LIMIT_S,
                 memory_bytes=_ANSWER_MEMORY_BYTES,
             )
         except OSError as error:
-            self._note_failure(known, f"no child: {error.strerror}")
+            for key in keys:
+                self._note_failure(self._known[key], f"no child: {error.strerror}")
 
     def _take_verified(self, ended: Ended) -> None:
-        known = self._known.get(ended.child.key)
-        if known is None:
-            return
-        known.verified_s = time.monotonic()
-        if ended.result is None or ended.result.lost or ended.result.new:
-            known.touched = True
-            self._queue.setdefault(ended.child.key)
+        keys = ended.child.key & self._known.keys()
+        for key in keys:
+            known = self._known[key]
+            if ended.result is None and len(ended.child.key) > 1:
+                known.apart = True  # which of them it was will be seen
+                self._queue.setdefault(key)
+                continue
+            known.verified_s = time.monotonic()
+            known.apart = ended.result is None
+            if ended.result is None or key in ended.result:
+                known.touched = True
+                self._queue.setdefault(key)
 
     # --- requests of the hook ---------------------------------------------------------------------
 
@@ -444,19 +443,19 @@ class Service:
                 self._leave_alone(known)
             self._start_answer(request, known.kept if known is not None else None)
 
-    def _find(self, pid: int) -> _Known | None:
+    def _find(self, pid: int) -> Known | None:
         for (known_pid, starttime), known in self._known.items():
             if known_pid == pid:
                 task = read_task(pid, self._options.proc)
                 return known if task is not None and task.starttime == starttime else None
         return None
 
-    def _leave_alone(self, known: _Known) -> None:
+    def _leave_alone(self, known: Known) -> None:
         # Who works on it may hold its database, or a directory in it.
         key = known.container.key
         self._queue.pop(key, None)
         known.retry_s = time.monotonic() + _AFTER_REQUEST_S
-        if self._pool.kill(key, {_VERIFY, _KEEP, _SLOW}):
+        if self._pool.kill(lambda child: _works_on(child, key)):
             known.touched = True
 
     def _start_answer(self, request: Request, kept: Kept | None) -> None:
@@ -513,7 +512,7 @@ class Service:
         if self._spare is not None:
             if self._spare.knows == knows:
                 return
-            self._pool.kill(None, {_SPARE})
+            self._pool.kill(lambda child: child.kind == _SPARE)
             self._drop_spare()
         if knows:
             with contextlib.suppress(OSError):
@@ -532,7 +531,7 @@ class Service:
         if reply.changed and key in self._known:
             self._known[key].touched = True
 
-    def _note_failure(self, known: _Known, why: str) -> None:
+    def _note_failure(self, known: Known, why: str) -> None:
         known.problem = why
         known.failures += 1
         wait_s = min(self._interval_s * 2 ** min(known.failures, 10), _RETRY_MOST_S)
@@ -572,35 +571,21 @@ class Service:
         return document
 
 
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[int]:
-    # A descriptor that can be read from as soon as somebody wants us to end.
-    readable, writable = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    wanted = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    before = [signal.signal(number, lambda *_: None) for number in wanted]
-    wakeup_before = signal.set_wakeup_fd(writable)
-    try:
-        yield readable
-    finally:
-        signal.set_wakeup_fd(wakeup_before)
-        for number, handler in zip(wanted, before, strict=True):
-            signal.signal(number, handler)
-        os.close(readable)
-        os.close(writable)
-
-
-def _is_readable(fd: int) -> bool:
-    poll = select.poll()
-    poll.register(fd, select.POLLIN)
-    return bool(poll.poll(0))
-
-
 def _nothing() -> None:
     pass
 
 
-def _is_touched(known: _Known, names: frozenset[bytes]) -> bool:
-    kept = known.kept
-    if kept is None:
-        return False
-    return kept.watches > 0 if kept.parts is None else not kept.parts.isdisjoint(names)
+def _holds(kept: Kept, config: Config) -> bool:
+    # Whether every path is as it is remembered.
+    try:
+        found = confirm(kept, config)
+    except IrmapError:
+        return False  # it has ended, say
+    return not (found.lost or found.new)
+
+
+def _works_on(child: Child, key: tuple[int, int]) -> bool:
+    # Whether a child may hold a container's database, or a directory in it.
+    if child.kind == _VERIFY:
+        return key in child.key
+    return child.kind in {_KEEP, _SLOW} and child.key == key

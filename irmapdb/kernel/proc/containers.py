@@ -85,13 +85,17 @@ class Container(NamedTuple):
         return self.pid, self.starttime
 
 
-def find_containers(pattern: str | None = None, proc: str = "/proc") -> tuple[Container, ...]:
+def find_containers(
+    pattern: str | None = None, proc: str = "/proc", tables: dict[int, bytes] | None = None
+) -> tuple[Container, ...]:
     """The containers that run now, by their ids; a container inside of another is a part of it.
+
+    `tables` gets the mountinfo of mount namespaces that was read on the way.
 
     `pattern`: a shell pattern for the path of a cgroup of the root task. What starts or ends
     meanwhile may be missing. Our own mount namespace is no container.
     """
-    foreign = _foreign_tasks(proc)
+    foreign = _foreign_tasks(proc, {} if tables is None else tables)
     children: dict[int, list[int]] = {}
     tops: dict[int, list[int]] = {}
     for pid, (task, mntns) in foreign.items():
@@ -186,7 +190,7 @@ def name_by_cgroup(cgroups: dict[str, str], *, any_form: bool = False) -> Contai
 # --- the tasks ------------------------------------------------------------------------------------
 
 
-def _foreign_tasks(proc: str) -> dict[int, tuple[Task, int]]:
+def _foreign_tasks(proc: str, tables: dict[int, bytes]) -> dict[int, tuple[Task, int]]:
     # Every task whose root filesystem is not the host's, and its mount namespace.
     kthreadd = tasks.read_task(_KTHREADD, proc)
     if kthreadd is not None and (kthreadd.ppid, kthreadd.comm) != (0, b"kthreadd"):
@@ -194,7 +198,14 @@ def _foreign_tasks(proc: str) -> dict[int, tuple[Task, int]]:
     host = _host_root(proc)
     found: dict[int, tuple[Task, int]] = {}
     for mntns, pids in _by_namespace(proc).items():
-        if next(filter(None, (_root_mount(pid, proc) for pid in pids)), None) in {None, host}:
+        root = None
+        for pid in pids:
+            raw = _mount_table(pid, proc)
+            root = _mounted_on_root(raw)
+            if root is not None:
+                tables[mntns] = raw
+                break
+        if root in {None, host}:
             continue
         for pid in pids:
             try:
@@ -242,12 +253,20 @@ def _host_root(proc: str) -> tuple[bytes, bytes] | None:
 
 
 def _root_mount(pid: int | str, proc: str) -> tuple[bytes, bytes] | None:
-    # Device and directory that are mounted on a task's root, as mountinfo has them; None for a
-    # chroot to no mount point, and where the task is gone.
+    return _mounted_on_root(_mount_table(pid, proc))
+
+
+def _mount_table(pid: int | str, proc: str) -> bytes:
+    # b"" where the task is gone.
     try:
-        raw = fdinfo.read_file(f"{proc}/{pid}/mountinfo")
+        return fdinfo.read_file(f"{proc}/{pid}/mountinfo")
     except OSError:
-        return None
+        return b""
+
+
+def _mounted_on_root(raw: bytes) -> tuple[bytes, bytes] | None:
+    # Device and directory that are mounted on a task's root, as mountinfo has them; None for a
+    # chroot to no mount point.
     found = None
     for line in raw.split(b"\n"):
         fields = line.split(b" ", 5)
