@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
 __all__ = [
+    "DEVICE",
     "CacheEntry",
     "Change",
     "ChangeKind",
@@ -43,6 +44,7 @@ __all__ = [
     "is_fuse",
     "kdev_of",
     "major_minor",
+    "parse_kdev",
     "printable",
 ]
 
@@ -64,6 +66,20 @@ def format_kdev(kdev: int) -> str:
     """`major:minor`, as mountinfo and ls print a device."""
     major, minor = major_minor(kdev)
     return f"{major}:{minor}"
+
+
+DEVICE = re.compile(r"(\d{1,20}):(\d{1,20})", re.ASCII)
+
+
+def parse_kdev(text: str) -> int:
+    """The device that `format_kdev` shows as `text`. ValueError says why it is none."""
+    found = DEVICE.fullmatch(text)
+    if found is None:
+        raise ValueError("no device")
+    major, minor = map(int, found.groups())
+    if major >> 32 - _MINOR_BITS or minor >> _MINOR_BITS:
+        raise ValueError("larger than any device number")
+    return kdev_of(major, minor)
 
 
 _NAMED = {"\n": "\\n", "\t": "\\t", "\r": "\\r", "\\": "\\\\"}

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from irmapdb.commands.output import printable
+from irmapdb.commands.render import printable
 from irmapdb.model import CacheEntry, InodeKey
 from irmapdb.store.database import Store
 from tests.support.cli import irmapdb
@@ -249,16 +249,16 @@ def test_the_dossier_is_what_the_rows_say():
         changes = list(store.changes())
         runs = list(store.runs())
         for key in {row.identity.key for row in rows}:
-            dossier = store.dossier(key)
-            assert list(dossier.mappings) == [row for row in rows if row.identity.key == key]
-            assert list(dossier.changes) == [
+            report = store.inode_report(key)
+            assert list(report.mappings) == [row for row in rows if row.identity.key == key]
+            assert list(report.changes) == [
                 one for one in changes if one.change.identity.key == key
             ]
-            assert [(one.run_id, one.row) for one in dossier.sightings] == [
+            assert [(one.run_id, one.row) for one in report.sightings] == [
                 (run.id, row._replace(tried=()))
                 for run in runs
                 for row in store.watches(run.id)
                 if row.watch.identity.key == key
             ]
-        assert store.dossier(InodeKey(1, 1)) is None
+        assert store.inode_report(InodeKey(1, 1)) is None
         assert store.find_by_path(b"/nowhere") == store.find_by_ino(1) == []

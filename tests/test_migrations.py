@@ -41,7 +41,7 @@ from irmapdb.model import (
 )
 from irmapdb.store import revisions, tables, version
 from irmapdb.store.database import Store
-from irmapdb.store.nouns import FileStamp, RunRow, WatchRow
+from irmapdb.store.records import FileStamp, RunRow, WatchRow
 from irmapdb.store.revisions import Revision, Upgrade, current, history, upgrade
 from irmapdb.store.version import HEAD
 from tests.test_store_processes import child, exit_code

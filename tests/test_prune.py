@@ -39,7 +39,7 @@ from irmapdb.model import (
 )
 from irmapdb.prune import PruneOptions, prune
 from irmapdb.store.database import Store
-from irmapdb.store.nouns import WatchRow
+from irmapdb.store.records import WatchRow
 from irmapdb.store.retention import _EVERY, _FEW, Pruned
 
 NOW = datetime.now(UTC)

@@ -23,7 +23,7 @@ from irmapdb.model import (
 )
 from irmapdb.store.ask import Ask
 from irmapdb.store.database import Store
-from irmapdb.store.nouns import WatchRow
+from irmapdb.store.records import WatchRow
 from irmapdb.store.views import statements
 from tests.support.features import require_program
 from tests.support.names import ODD_NAMES

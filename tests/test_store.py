@@ -34,7 +34,7 @@ from irmapdb.model import (
     WatchKind,
 )
 from irmapdb.store.database import Store
-from irmapdb.store.nouns import FileStamp, WatchRow
+from irmapdb.store.records import FileStamp, WatchRow
 from tests.support.features import require_program
 
 T0 = datetime(2026, 11, 23, 6, 7, 8, 9, tzinfo=UTC)

@@ -29,7 +29,7 @@ from irmapdb.model import (
     WatchKind,
 )
 from irmapdb.store.database import Store
-from irmapdb.store.nouns import WatchRow
+from irmapdb.store.records import WatchRow
 
 NOW = datetime(2026, 11, 23, tzinfo=UTC)
 KDEV = 254 << 20

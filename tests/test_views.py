@@ -28,7 +28,7 @@ from irmapdb.model import (
     WatchKind,
 )
 from irmapdb.store.database import Store
-from irmapdb.store.nouns import WatchRow
+from irmapdb.store.records import WatchRow
 
 T0 = datetime(2026, 11, 23, tzinfo=UTC)
 FAST = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from irmapdb.checkpoint import changes, criu_cache
 from irmapdb.kernel.proc.holders import deleted_holders
 from irmapdb.model import Event, MarkKind, RunStats, format_kdev
-from irmapdb.store.nouns import WatchRow
+from irmapdb.store.records import WatchRow
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     )
     from irmapdb.resolve.search import Load
     from irmapdb.store.mappings import StoredMappings
-    from irmapdb.store.nouns import FileStamp, WatchRow
+    from irmapdb.store.records import FileStamp, WatchRow
     from irmapdb.store.write import Step
 
 __all__ = [

@@ -20,7 +20,7 @@ from irmapdb.errors import FileError
 from irmapdb.image.cache_bytes import cache_bytes
 from irmapdb.model import Identity, Mapping, Source, printable
 from irmapdb.ownership import open_directory
-from irmapdb.store.nouns import FileStamp
+from irmapdb.store.records import FileStamp
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence

@@ -19,10 +19,11 @@ import typer
 from typer.main import get_command
 
 from irmapdb import __version__
-from irmapdb.commands import output, usage
+from irmapdb.commands import render, usage
+from irmapdb.commands.exit import INTERRUPTED, exit_code_of, interrupted
 from irmapdb.commands.group import HELP_OPTIONS, Commands, hide_bools
-from irmapdb.commands.log import close_log, log_end, start_talk
-from irmapdb.errors import IrmapError, UsageError
+from irmapdb.commands.log import close_log, start_talk
+from irmapdb.errors import UsageError
 from irmapdb.scratch import remove_leftovers
 
 if TYPE_CHECKING:
@@ -89,15 +90,10 @@ def _as_typer_counts(arguments: Iterable[str]) -> Iterator[str]:
             continue
         level = found[1] or found[2]
         if level not in _LEVELS:
-            message = f"{output.shown(argument)}: no level of the log"
+            message = f"{render.shown(argument)}: no level of the log"
             raise UsageError(message, advice=f"give one of 0 to {_MOST_VERBOSE}")
         if level != "0":
             yield "-" + "v" * int(level)
-
-
-def _leave_stdout() -> None:
-    # Python's own flush at exit must not meet the same pipe or disk again.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def main() -> None:
@@ -108,16 +104,16 @@ def main() -> None:
     if sys.stdin is None:
         sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115 to the end
     # What cannot be shown on this terminal is escaped, and is no reason to end.
-    sys.stdout = output.tolerant(sys.stdout, named=True)
-    sys.stderr = output.tolerant(sys.stderr, named=False)
+    sys.stdout = render.tolerant(sys.stdout, named=True)
+    sys.stderr = render.tolerant(sys.stderr, named=False)
     sys.unraisablehook = _unraisable
     try:
         start_talk()
         remove_leftovers()
-        code = _run()
+        code = exit_code_of(_run)
         close_log()
     except KeyboardInterrupt:  # also one that comes while files are being closed
-        code = _interrupted()
+        code = interrupted()
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done, and the code stands
     close_log()
@@ -127,61 +123,21 @@ def main() -> None:
 
 
 def _run() -> int:
-    """The exit code. KeyboardInterrupt is the caller's."""
+    """The exit code of the command that the arguments name."""
     group = cast("TyperGroup", get_command(app))
     hide_bools(group)
+    arguments = list(_as_typer_counts(sys.argv[1:]))
     try:
-        arguments = list(_as_typer_counts(sys.argv[1:]))
-        try:
-            code = group(arguments, prog_name="irmapdb", standalone_mode=False)
-        except usage.ParserError as error:
-            if type(error).__name__ == "NoArgsIsHelpError":
-                error.show()  # type: ignore[attr-defined]  # the help
-                return 2
-            raise usage.translated(error, arguments, group) from error
-        finally:
-            sys.stdout.flush()  # here, where what fails is told: Python's own flush ends with 120
-    except IrmapError as error:
-        return _failed(error, error.exit_code)
-    except BrokenPipeError:
-        # The reader of our output went away, as `head` does.
-        _leave_stdout()
-        return 1
-    except OSError as error:
-        # What no room has translated: still one line that names the object.
-        where = "" if error.filename is None else f"{output.shown(error.filename)}: "
-        _failed(error, 1, f"{where}{error.strerror or error}")
-        if error.filename == output.STDOUT:
-            _leave_stdout()
-        return 1
-    except MemoryError as error:
-        error.__traceback__ = None  # what the frames hold is memory
-        return _failed(error, 1, _NO_MEMORY)
-    except ImportError as error:  # a library that no memory was left for, or half of an upgrade
-        reason = output.printable_text(str(error))
-        return _failed(error, 1, f"{reason}; free some memory, or install irmapdb anew")
-    if code == _INTERRUPTED:  # what typer makes of KeyboardInterrupt
-        return _interrupted()
-    return int(code or 0)
-
-
-_INTERRUPTED = 128 + signal.SIGINT
-_NO_MEMORY = "out of memory; free some, raise the limit (ulimit -v), or ask for less"
-
-
-def _failed(error: BaseException, code: int, said: str | None = None) -> int:
-    typer.echo(f"irmapdb: {error if said is None else said}", err=True)
-    log_end(error if isinstance(error, IrmapError) or said is None else _Said(said))
-    return code
-
-
-class _Said(Exception):  # noqa: N818 an error's line for the log
-    pass
-
-
-def _interrupted() -> int:
-    _failed(KeyboardInterrupt(), _INTERRUPTED, "interrupted")
-    return _INTERRUPTED
+        code = group(arguments, prog_name="irmapdb", standalone_mode=False)
+    except usage.ParserError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()  # type: ignore[attr-defined]  # the help
+            return 2
+        raise usage.translated(error, arguments, group) from error
+    finally:
+        sys.stdout.flush()  # here, where what fails is told: Python's own flush ends with 120
+    # typer makes a code of KeyboardInterrupt.
+    return interrupted() if code == INTERRUPTED else int(code or 0)
 
 
 def _unraisable(problem: sys.UnraisableHookArgs) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from irmapdb.commands import output
+from irmapdb.commands import render
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -36,7 +36,7 @@ def print_answer(answer: Answer, form: Form) -> None:
         return
     match form:
         case Form.JSON:
-            output.print_json(_document(answer))
+            render.print_json(_document(answer))
         case Form.CSV:
             _print_csv(answer)
         case Form.TABLE:
@@ -45,7 +45,7 @@ def print_answer(answer: Answer, form: Form) -> None:
 
 def summary(answer: Answer) -> str:
     """How many rows, how long it took, and whether there are more."""
-    rows = output.count(len(answer.rows), "row")
+    rows = render.count(len(answer.rows), "row")
     cut = ", and there are more" if answer.cut else ""
     return f"{rows}{cut} ({answer.took_us / 1e6:.3f} s)"
 
@@ -53,12 +53,12 @@ def summary(answer: Answer) -> str:
 def _print_table(answer: Answer) -> None:
     cells = [list(map(_cell, _plain(answer, row))) for row in answer.rows]
     titles = [
-        output.Column(
-            output.printable_text(name.upper()), _is_number(row[index] for row in answer.rows)
+        render.Column(
+            render.printable_text(name.upper()), _is_number(row[index] for row in answer.rows)
         )
         for index, name in enumerate(answer.columns)
     ]
-    output.print_table(titles, cells)
+    render.print_table(titles, cells)
 
 
 def _is_number(values: Any) -> bool:  # noqa: ANN401 any iterable of values
@@ -75,9 +75,9 @@ def _cell(value: Value) -> str:
         case None:
             return "-"
         case str():
-            return output.printable_text(value)
+            return render.printable_text(value)
         case bytes():
-            return output.printable(value)
+            return render.printable(value)
         case _:
             return str(value)
 
@@ -127,7 +127,7 @@ def _json_value(value: Value) -> str | int | float | None:
 
 
 def _print_csv(answer: Answer) -> None:
-    output.print_csv(answer.columns, (list(_plain(answer, row)) for row in answer.rows))
+    render.print_csv(answer.columns, (list(_plain(answer, row)) for row in answer.rows))
 
 
 def print_separator(form: Form) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from irmapdb.commands import output
+from irmapdb.commands import render
+from irmapdb.commands.exit import end_with_findings
 from irmapdb.commands.keys import spellings
 from irmapdb.commands.log import start_log
 from irmapdb.commands.options import (
@@ -25,7 +25,7 @@ from irmapdb.commands.options import (
 )
 from irmapdb.commands.progress import Progress
 from irmapdb.errors import UsageError
-from irmapdb.model import format_kdev, kdev_of
+from irmapdb.model import format_kdev, parse_kdev
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -36,9 +36,6 @@ if TYPE_CHECKING:
 
 __all__ = ["add_to"]
 
-_FINDINGS = 3
-_DEVICE = re.compile(r"(\d{1,20}):(\d{1,20})", re.ASCII)
-_MAJORS, _MINORS = 1 << 12, 1 << 20  # include/linux/kdev_t.h
 _NOT_THERE = {"gone", "unmounted"}
 _MANY = 10
 _VERDICTS = ("valid", "moved", "replaced", "reused", "deleted", "gone", "unmounted", "unreachable")
@@ -182,7 +179,7 @@ def audit(
     if not report.findings:
         _say_why_nothing(report)
     if as_json:
-        output.print_json(_document(done, listed, fix=fix))
+        render.print_json(_document(done, listed, fix=fix))
     elif as_csv:
         _print_csv(listed)
     elif report.findings:
@@ -190,13 +187,12 @@ def audit(
         _print_findings(listed, evidence=show_evidence)
         _print_summary(done, options, listed, fix=fix)
     if report.left_out:
-        left_out = output.count(report.left_out, "mapping")
-        output.say(
+        left_out = render.count(report.left_out, "mapping")
+        render.say(
             f"{left_out} of mount namespaces that this tree is not in left out: audit without -t "
             "lists them"
         )
-    if report.lost or report.unseen:
-        raise typer.Exit(_FINDINGS)
+    end_with_findings(report.lost or report.unseen)
 
 
 def _only_audit(options: AuditOptions) -> Mended:
@@ -218,11 +214,11 @@ def _say_why_nothing(report: AuditReport) -> None:
     if report.left_out:
         return  # told anyway
     if report.stored:
-        output.say(
-            f"nothing to check: none of {output.count(report.stored, 'mapping')} is selected"
+        render.say(
+            f"nothing to check: none of {render.count(report.stored, 'mapping')} is selected"
         )
     else:
-        output.say("nothing to check: the database has no mappings")
+        render.say("nothing to check: the database has no mappings")
 
 
 def _selection(
@@ -251,15 +247,11 @@ def _selection(
 
 
 def _kdev(word: str) -> int:
-    found = _DEVICE.fullmatch(word)
-    if found is None:
-        message = f"--dev {word}: no device"
-        raise UsageError(message, advice="write it as mountinfo and ls do: 254:0")
-    major, minor = map(int, found.groups())
-    if major >= _MAJORS or minor >= _MINORS:
-        message = f"--dev {word}: larger than any device number"
-        raise UsageError(message)
-    return kdev_of(major, minor)
+    try:
+        return parse_kdev(word)
+    except ValueError as error:
+        message = f"--dev {word}: {error}"
+        raise UsageError(message, advice="write it as mountinfo and ls do: 254:0") from error
 
 
 # For people
@@ -280,7 +272,7 @@ def _print_counts(report: AuditReport) -> None:
         (verdict, f"{live:,}" if live else "", f"{marked:,}" if marked else "")
         for verdict, (live, marked) in _counts(report.findings).items()
     ]
-    output.print_table(("verdict", "mappings>", "marked stale>"), rows)
+    render.print_table(("verdict", "mappings>", "marked stale>"), rows)
 
 
 def _print_findings(findings: list[AuditFinding], *, evidence: bool) -> None:
@@ -293,14 +285,14 @@ def _print_findings(findings: list[AuditFinding], *, evidence: bool) -> None:
             typer.echo(_evidence(finding))
         return
     typer.echo()
-    output.print_table(
+    render.print_table(
         ("verdict", "dev>", "ino>", "last proved", "path"),
         [
             (
                 str(one.verdict),
                 format_kdev(one.mapping.identity.kdev),
                 str(one.mapping.identity.ino),
-                _time(one.mapping.validated_at) or "never",
+                render.time_cell(one.mapping.validated_at) or "never",
                 _path_cell(one),
             )
             for one in findings
@@ -310,13 +302,13 @@ def _print_findings(findings: list[AuditFinding], *, evidence: bool) -> None:
 
 def _path_cell(finding: AuditFinding) -> str:
     mapping, evidence = finding.mapping, finding.evidence
-    cell = output.in_namespace(mapping.path, mapping.mntns)
+    cell = render.in_namespace(mapping.path, mapping.mntns)
     said = []
     if evidence is not None:
         if evidence.moved_to:
-            cell += f" → {output.printable(evidence.moved_to[0])}"
+            cell += f" → {render.printable(evidence.moved_to[0])}"
             if more := len(evidence.moved_to) - 1:
-                said.append(f"and {output.count(more, 'other name')}")
+                said.append(f"and {render.count(more, 'other name')}")
         if evidence.reason == "symlink":
             said.append("a symbolic link is in the path")
         elif evidence.found is not None and not evidence.moved_to:
@@ -328,32 +320,32 @@ def _path_cell(finding: AuditFinding) -> str:
     elif finding.by_number:
         said.append("by number alone")
     if mapping.stale:
-        said.append(f"marked {mapping.stale_reason} {_time(mapping.stale_at)}")
+        said.append(f"marked {mapping.stale_reason} {render.time_cell(mapping.stale_at)}")
     return f"{cell} ({'; '.join(said)})" if said else cell
 
 
 def _evidence(finding: AuditFinding) -> str:
     mapping, evidence = finding.mapping, finding.evidence
-    lines = [f"{finding.verdict}  {output.in_namespace(mapping.path, mapping.mntns)}"]
+    lines = [f"{finding.verdict}  {render.in_namespace(mapping.path, mapping.mntns)}"]
 
     def add(title: str, text: str | None) -> None:
         if text:
             lines.append(f"    {title:9} {text}")
 
     for path in () if evidence is None else evidence.moved_to:
-        add("moved to", output.printable(path))
+        add("moved to", render.printable(path))
     add("expected", _identity(mapping.identity) + (" (no handle)" if finding.by_number else ""))
     if evidence is not None:
         add("found", _found(evidence))
-        add("changed", _time(evidence.changed_at))
+        add("changed", render.time_cell(evidence.changed_at))
         add("reason", evidence.reason)
         add("found by", evidence.source)
         add("note", evidence.note)
-    add("proved", _time(mapping.validated_at) or "never")
-    add("used", _time(mapping.last_used_at))
-    add("seen", f"{_time(mapping.first_seen_at)}, first, by {mapping.source}")
+    add("proved", render.time_cell(mapping.validated_at) or "never")
+    add("used", render.time_cell(mapping.last_used_at))
+    add("seen", f"{render.time_cell(mapping.first_seen_at)}, first, by {mapping.source}")
     if mapping.stale:
-        add("marked", f"{_time(mapping.stale_at)}: {mapping.stale_reason}")
+        add("marked", f"{render.time_cell(mapping.stale_at)}: {mapping.stale_reason}")
     return "\n".join(lines)
 
 
@@ -368,18 +360,14 @@ def _identity(identity: Identity) -> str:
     return f"{text} handle {identity.handle}" if identity.handle else text
 
 
-def _time(at: datetime | None) -> str | None:
-    return None if at is None else at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
-
-
 def _print_summary(
     done: Mended, options: AuditOptions, listed: list[AuditFinding], *, fix: bool
 ) -> None:
     report = done.report
     typer.echo()
     for change in done.changes:
-        typer.echo(output.change_line(change))
-    checked = output.count(len(report.findings), "mapping")
+        typer.echo(render.change_line(change))
+    checked = render.count(len(report.findings), "mapping")
     line = f"{checked} checked in {report.root}: "
     line += _how_many_hold(report)
     by_number = sum(one.by_number and one.verdict == "valid" for one in report.findings)
@@ -390,11 +378,11 @@ def _print_summary(
     typer.echo(line)
     if fix:
         wrote = "nothing to write" if done.run_id is None else f"written as run {done.run_id}"
-        typer.echo(f"{output.count(len(done.changes), 'change')}, {wrote}")
+        typer.echo(f"{render.count(len(done.changes), 'change')}, {wrote}")
     missing = sum(one.is_news and one.verdict in _NOT_THERE for one in report.findings)
     chosen = options.pid is not None or options.root is not None
     if not chosen and missing >= _MANY and 2 * missing > len(report.findings):
-        output.say("most are not there: paths of a container's tasks are looked for with -t PID")
+        render.say("most are not there: paths of a container's tasks are looked for with -t PID")
 
 
 def _how_many_hold(report: AuditReport) -> str:
@@ -436,7 +424,7 @@ def _document(done: Mended, listed: list[AuditFinding], *, fix: bool) -> dict[st
     }
     if fix:
         document["run"] = done.run_id
-        document["changes"] = [output.change_json(change) for change in done.changes]
+        document["changes"] = [render.change_json(change) for change in done.changes]
     return document
 
 
@@ -448,8 +436,8 @@ def _as_json(finding: AuditFinding) -> dict[str, Any]:
         "by_number": finding.by_number,
         "reason": evidence and evidence.reason,
         "found": evidence and evidence.found and _identity_json(evidence.found),
-        "changed_at": evidence and _time_json(evidence.changed_at),
-        "moved_to": [output.json_path(path) for path in evidence.moved_to] if evidence else [],
+        "changed_at": evidence and render.json_time(evidence.changed_at),
+        "moved_to": [render.json_path(path) for path in evidence.moved_to] if evidence else [],
         "found_by": evidence and evidence.source,
         "not_looked_at": (evidence and evidence.unseen) or None,
         "note": evidence.note if evidence else "",
@@ -459,14 +447,14 @@ def _as_json(finding: AuditFinding) -> dict[str, Any]:
 def _row(mapping: Mapping) -> dict[str, Any]:
     return {
         "id": mapping.id,
-        "path": output.json_path(mapping.path),
+        "path": render.json_path(mapping.path),
         **_identity_json(mapping.identity),
         "mntns": mapping.mntns,
         "source": mapping.source,
-        "first_seen_at": _time_json(mapping.first_seen_at),
-        "validated_at": _time_json(mapping.validated_at),
-        "last_used_at": _time_json(mapping.last_used_at),
-        "stale_at": _time_json(mapping.stale_at),
+        "first_seen_at": render.json_time(mapping.first_seen_at),
+        "validated_at": render.json_time(mapping.validated_at),
+        "last_used_at": render.json_time(mapping.last_used_at),
+        "stale_at": render.json_time(mapping.stale_at),
         "stale_reason": mapping.stale_reason,
     }
 
@@ -481,13 +469,6 @@ def _identity_json(identity: Identity) -> dict[str, Any]:
     }
 
 
-def _time_json(at: datetime | None) -> str | None:
-    # As the database has it.
-    if at is None:
-        return None
-    return at.astimezone(UTC).replace(tzinfo=None).isoformat(" ", "microseconds")
-
-
 _CSV_COLUMNS = (
     *("verdict", "id", "path", "dev", "device", "ino", "in_criu_log", "handle", "mntns", "source"),
     *("first_seen_at", "validated_at", "last_used_at", "stale_at", "stale_reason", "by_number"),
@@ -498,7 +479,7 @@ _CSV_COLUMNS = (
 
 def _print_csv(findings: list[AuditFinding]) -> None:
     rows = (_flat(_as_json(finding)) for finding in findings)
-    output.print_csv(_CSV_COLUMNS, ([row[name] for name in _CSV_COLUMNS] for row in rows))
+    render.print_csv(_CSV_COLUMNS, ([row[name] for name in _CSV_COLUMNS] for row in rows))
 
 
 def _flat(document: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
 
 import typer
 
-from irmapdb.commands import output
+from irmapdb.commands import render
+from irmapdb.commands.exit import end_with_findings
 from irmapdb.commands.log import start_log
 from irmapdb.commands.options import (
     AllRows,
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
 __all__ = ["add_to", "check"]
 
-_FINDINGS = 3
 _Row = TypeVar("_Row")
 
 
@@ -165,11 +165,10 @@ def check(
                 )
             )
         if as_json:
-            output.print_json(_dump_document(report))
+            render.print_json(_dump_document(report))
         else:
             _print_dump(report, all_rows=all_rows)
-        if not report.right:
-            raise typer.Exit(_FINDINGS)
+        end_with_findings(not report.right)
 
 
 def _refuse_unused(options: Mapping[str, object], beside: str, advice: str) -> None:
@@ -185,11 +184,10 @@ def _check_images(images: Path, root: Path, *, as_json: bool, all_rows: bool) ->
 
     report = check_images(images, root)
     if as_json:
-        output.print_json(_restore_document(report))
+        render.print_json(_restore_document(report))
     else:
         _print_restore(report, all_rows=all_rows)
-    if not report.right:
-        raise typer.Exit(_FINDINGS)
+    end_with_findings(not report.right)
 
 
 _MANY_ROWS = 20
@@ -203,7 +201,7 @@ def _print_dump(report: DumpCheck, *, all_rows: bool) -> None:
     rows += [_mark_row(one) for one in _listed(report.marks, _is_right_mark, all_rows=all_rows)]
     if rows:
         columns = ("pid>", "comm", "fd>", "kind", "wd>", "inode", "verdict", "path")
-        output.print_table(columns, rows)
+        render.print_table(columns, rows)
     findings = [
         _Finding(str(one.prediction.verdict), one.prediction.why, one.prediction.advice)
         for one in report.watches
@@ -212,8 +210,8 @@ def _print_dump(report: DumpCheck, *, all_rows: bool) -> None:
     findings += [_Finding("dump", problem.why, problem.advice) for problem in report.problems]
     _print_findings(findings, all_rows=all_rows)
     for denied in report.denied:
-        comm = output.printable(denied.task.comm)
-        output.say(f"process {denied.task.pid} ({comm}): {denied.why}; run as root to see it")
+        comm = render.printable(denied.task.comm)
+        render.say(f"process {denied.task.pid} ({comm}): {denied.why}; run as root to see it")
     typer.echo(_dump_summary(report, unlisted=len(report.watches) + len(report.marks) - len(rows)))
 
 
@@ -238,22 +236,22 @@ def _watch_row(one: WatchCheck) -> tuple[str, ...]:
     watch, path = one.watch, one.prediction.path
     return (
         str(watch.pid),
-        output.printable(one.comm),
+        render.printable(one.comm),
         str(watch.fd),
         str(watch.kind),
         "-" if watch.wd < 0 else str(watch.wd),
         str(watch.identity.key),
         str(one.prediction.verdict),
-        "-" if path is None else output.printable(path),
+        "-" if path is None else render.printable(path),
     )
 
 
 def _mark_row(one: MarkCheck) -> tuple[str, ...]:
     mark = one.mark
-    comm = output.printable(one.comm)
+    comm = render.printable(one.comm)
     known = "fails" if one.outcome.name == "FAILS" else "dropped"
     verdict = "mount" if one.right else known
-    target = output.printable(one.target)
+    target = render.printable(one.target)
     return (str(mark.pid), comm, str(mark.fd), "fanotify", "-", mark.kind, verdict, target)
 
 
@@ -282,7 +280,7 @@ def _print_findings(findings: Iterable[_Finding], *, all_rows: bool) -> None:
 def _dump_summary(report: DumpCheck, *, unlisted: int) -> str:
     counts = Counter(str(one.prediction.verdict) for one in report.watches)
     verdicts = ", ".join(f"{number:,} {verdict}" for verdict, number in counts.most_common())
-    lines = [f"{output.count(len(report.watches), 'watch', 'watches')}: {verdicts or 'nothing'}"]
+    lines = [f"{render.count(len(report.watches), 'watch', 'watches')}: {verdicts or 'nothing'}"]
     if unlisted:
         lines.append(f"({unlisted:,} more are not listed; --all-rows lists all)")
     if report.walk_us:
@@ -293,7 +291,7 @@ def _dump_summary(report: DumpCheck, *, unlisted: int) -> str:
     if report.cache is None:
         cache = "no irmap-cache"
     else:
-        cache = f"{output.shown(report.cache)} ({output.count(report.entries, 'entry', 'entries')})"
+        cache = f"{render.shown(report.cache)} ({render.count(report.entries, 'entry', 'entries')})"
     lines.append(f"CRIU {version} ({version.source}), {cache}: {_conclusion(report)}")
     return "\n".join(lines)
 
@@ -305,11 +303,11 @@ def _conclusion(report: DumpCheck) -> str:
         return f"no watch or mark is in its way; {_NOT_LOOKED_AT}"
     watches = sum(not one.prediction.verdict.right for one in report.watches)
     marks = sum(not one.right for one in report.marks)
-    lost = [output.count(watches, "watch", "watches")] if watches else []
-    lost += [output.count(marks, "mark")] if marks else []
+    lost = [render.count(watches, "watch", "watches")] if watches else []
+    lost += [render.count(marks, "mark")] if marks else []
     doubts = [problem.why for problem in report.problems]
     if report.denied:
-        tasks = output.count(len(report.denied), "process", "processes")
+        tasks = render.count(len(report.denied), "process", "processes")
         doubts.append(f"{tasks} could not be looked at")
     said = "; ".join([", ".join(lost), *doubts] if lost else doubts)
     if report.uncertain or doubts:
@@ -323,18 +321,18 @@ _NOT_LOOKED_AT = "sockets, terminals and the rest of the tasks were not looked a
 def _print_restore(report: RestoreCheck, *, all_rows: bool) -> None:
     rows = [_restore_row(one) for one in _listed(report.watches, _comes_back, all_rows=all_rows)]
     if rows:
-        output.print_table(("file>", "kind", "wd>", "inode", "verdict", "from", "path"), rows)
+        render.print_table(("file>", "kind", "wd>", "inode", "verdict", "from", "path"), rows)
     findings = (
         _Finding(str(one.verdict), one.why, one.advice) for one in report.watches if one.advice
     )
     _print_findings(findings, all_rows=all_rows)
     replaced = [one for one in report.watches if one.verdict.name == "REPLACED"]
     if replaced:
-        typer.echo(f"note: {output.count(len(replaced), 'path')}: {replaced[0].why}")
+        typer.echo(f"note: {render.count(len(replaced), 'path')}: {replaced[0].why}")
     counts = Counter(str(one.verdict) for one in report.watches)
     verdicts = ", ".join(f"{number:,} {verdict}" for verdict, number in counts.most_common())
-    watches = output.count(len(report.watches), "watch", "watches")
-    typer.echo(f"{watches} in {output.shown(report.image)}: {verdicts or 'nothing'}")
+    watches = render.count(len(report.watches), "watch", "watches")
+    typer.echo(f"{watches} in {render.shown(report.image)}: {verdicts or 'nothing'}")
     if unlisted := len(report.watches) - len(rows):
         typer.echo(f"({unlisted:,} more are not listed; --all-rows lists all)")
 
@@ -353,7 +351,7 @@ def _restore_row(one: WatchRestore) -> tuple[str, ...]:
         inode,
         str(one.verdict),
         one.origin or "-",
-        "-" if path is None else output.printable(path),
+        "-" if path is None else render.printable(path),
     )
 
 
@@ -372,7 +370,7 @@ def _dump_document(report: DumpCheck) -> dict[str, Any]:
         "pid": call.pid,
         "criu": {"version": str(call.version), "source": call.version.source},
         "force_irmap": call.force_irmap,
-        "irmap_scan_path": [output.json_path(path) for path in call.scan_paths],
+        "irmap_scan_path": [render.json_path(path) for path in call.scan_paths],
         "irmap_cache": None if report.cache is None else str(report.cache),
         "entries": report.entries,
         "right": report.right,
@@ -384,10 +382,10 @@ def _dump_document(report: DumpCheck) -> dict[str, Any]:
         "marks": [
             {
                 "pid": one.mark.pid,
-                "comm": output.json_path(one.comm),
+                "comm": render.json_path(one.comm),
                 "fd": one.mark.fd,
                 "kind": one.mark.kind,
-                "target": output.json_path(one.target),
+                "target": render.json_path(one.target),
                 "outcome": one.outcome.name.lower().replace("_", "-"),
                 "why": one.why,
                 "advice": one.advice,
@@ -395,7 +393,7 @@ def _dump_document(report: DumpCheck) -> dict[str, Any]:
             for one in report.marks
         ],
         "denied": [
-            {"pid": one.task.pid, "comm": output.json_path(one.task.comm), "why": one.why}
+            {"pid": one.task.pid, "comm": render.json_path(one.task.comm), "why": one.why}
             for one in report.denied
         ],
     }
@@ -405,7 +403,7 @@ def _watch_document(one: WatchCheck) -> dict[str, Any]:
     watch, prediction = one.watch, one.prediction
     return {
         "pid": watch.pid,
-        "comm": output.json_path(one.comm),
+        "comm": render.json_path(one.comm),
         "fd": watch.fd,
         "kind": watch.kind,
         "wd": None if watch.wd < 0 else watch.wd,
@@ -416,7 +414,7 @@ def _watch_document(one: WatchCheck) -> dict[str, Any]:
         "verdict": prediction.verdict,
         "right": prediction.verdict.right,
         "outcome": prediction.outcome.name.lower().replace("_", "-"),
-        "path": output.json_path(prediction.path),
+        "path": render.json_path(prediction.path),
         "why": prediction.why,
         "advice": prediction.advice,
         "entries": prediction.entries,
@@ -432,7 +430,7 @@ def _restore_document(report: RestoreCheck) -> dict[str, Any]:
             "kind": one.file.kind,
             "wd": wd,
             "inode": inode,
-            "path": output.json_path(one.watch.path),
+            "path": render.json_path(one.watch.path),
             "verdict": one.verdict,
             "right": one.right,
             "from": one.origin or None,

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from irmapdb.commands import output
+from irmapdb.commands import render
+from irmapdb.commands.exit import end_with_findings
 from irmapdb.commands.log import start_log
 from irmapdb.commands.options import (
     AllRows,
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     from irmapdb.checkpoint.steps import StepReport
 
 __all__ = ["add_to", "dump", "pre_dump"]
-
-_FINDINGS = 3
 
 
 def add_to(app: typer.Typer) -> None:
@@ -163,14 +162,13 @@ def dump(
 
 def _show(report: StepReport, *, as_json: bool, all_rows: bool, left_stopped: bool = False) -> None:
     if as_json:
-        output.print_json(_document(report, left_stopped=left_stopped))
+        render.print_json(_document(report, left_stopped=left_stopped))
     else:
         _print_report(report, all_rows=all_rows)
         if left_stopped:
             let_go = f"`kill -CONT {report.pid}`, and the same for its descendants"
             typer.echo(f"the tasks are left stopped; {let_go}, lets them go on")
-    if report.stats.unresolved or report.denied:
-        raise typer.Exit(_FINDINGS)
+    end_with_findings(report.stats.unresolved or report.denied)
 
 
 _MANY_WATCHES = 50
@@ -183,12 +181,12 @@ def _print_report(report: StepReport, *, all_rows: bool) -> None:
     rows = [
         (
             str(row.watch.pid),
-            output.printable(row.comm or b""),
+            render.printable(row.comm or b""),
             str(row.watch.fd),
             str(row.watch.kind),
             "-" if row.watch.wd < 0 else str(row.watch.wd),
             str(row.watch.identity.key),
-            output.in_namespace(row.path, row.mntns) if row.path is not None else f"- ({row.why})",
+            render.in_namespace(row.path, row.mntns) if row.path is not None else f"- ({row.why})",
         )
         for row in report.watches
         if row.path is None or not many
@@ -196,26 +194,26 @@ def _print_report(report: StepReport, *, all_rows: bool) -> None:
     rows += [
         (
             str(row.mark.pid),
-            output.printable(row.comm),
+            render.printable(row.comm),
             str(row.mark.fd),
             "fanotify",
             "-",
             str(row.mark.kind),
             (
-                f"{output.in_namespace(row.target, row.mntns)}"
+                f"{render.in_namespace(row.target, row.mntns)}"
                 f" ({_DROPPED if row.is_dropped else _LISTED})"
             ),
         )
         for row in report.marks
     ]
     if rows:
-        output.print_table(("pid>", "comm", "fd>", "kind", "wd>", "inode", "path"), rows)
+        render.print_table(("pid>", "comm", "fd>", "kind", "wd>", "inode", "path"), rows)
     for denied in report.denied:
-        comm = output.printable(denied.task.comm)
-        output.say(f"process {denied.task.pid} ({comm}): {denied.why}; run as root to see it")
+        comm = render.printable(denied.task.comm)
+        render.say(f"process {denied.task.pid} ({comm}): {denied.why}; run as root to see it")
     for change in report.changes:
         if change.kind != "found":
-            typer.echo(output.change_line(change))
+            typer.echo(render.change_line(change))
     typer.echo(_summary(report, many=many))
 
 
@@ -224,16 +222,16 @@ def _summary(report: StepReport, *, many: bool) -> str:
     nested = sum(row.path is not None and row.mntns != 0 for row in report.watches)
     where = f" ({nested:,} of them in another mount namespace: not handed to CRIU)"
     parts = [
-        f"{output.count(stats.watches, 'watch', 'watches')}: {stats.resolved:,} resolved"
+        f"{render.count(stats.watches, 'watch', 'watches')}: {stats.resolved:,} resolved"
         + (where if nested else ""),
         f"{stats.unresolved:,} unresolved",
     ]
     if stats.stale:
-        parts.append(f"{output.count(stats.stale, 'mapping')} went stale")
+        parts.append(f"{render.count(stats.stale, 'mapping')} went stale")
     if report.loaded:
-        parts.append(f"{output.count(report.loaded, 'entry', 'entries')} loaded from irmap-cache")
+        parts.append(f"{render.count(report.loaded, 'entry', 'entries')} loaded from irmap-cache")
     if stats.scanned:
-        parts.append(f"{output.count(stats.scanned, 'entry', 'entries')} scanned")
+        parts.append(f"{render.count(stats.scanned, 'entry', 'entries')} scanned")
     lines = [", ".join(parts)]
     if many:
         lines.append("(only watches without a path are listed; --all-rows lists all)")
@@ -243,7 +241,7 @@ def _summary(report: StepReport, *, many: bool) -> str:
             f"freezing_time {stats.freezing_us:,} µs, frozen_time {stats.frozen_us:,} µs, {times}"
         )
     lines.append(times)
-    lines.append("wrote " + ", ".join(map(output.shown, report.written)))
+    lines.append("wrote " + ", ".join(map(render.shown, report.written)))
     return "\n".join(lines)
 
 
@@ -256,7 +254,7 @@ def _document(report: StepReport, *, left_stopped: bool) -> dict[str, Any]:
         "watches": [
             {
                 "pid": row.watch.pid,
-                "comm": output.json_path(row.comm),
+                "comm": render.json_path(row.comm),
                 "fd": row.watch.fd,
                 "kind": row.watch.kind,
                 "wd": None if row.watch.wd < 0 else row.watch.wd,
@@ -264,7 +262,7 @@ def _document(report: StepReport, *, left_stopped: bool) -> dict[str, Any]:
                 "ino": row.watch.identity.ino,
                 "handle": str(row.watch.identity.handle) if row.watch.identity.handle else None,
                 "mask": row.watch.mask,
-                "path": output.json_path(row.path),
+                "path": render.json_path(row.path),
                 "why": row.why,
                 "mntns": row.mntns,
             }
@@ -273,10 +271,10 @@ def _document(report: StepReport, *, left_stopped: bool) -> dict[str, Any]:
         "marks": [
             {
                 "pid": row.mark.pid,
-                "comm": output.json_path(row.comm),
+                "comm": render.json_path(row.comm),
                 "fd": row.mark.fd,
                 "kind": row.mark.kind,
-                "target": output.json_path(row.target),
+                "target": render.json_path(row.target),
                 "mntns": row.mntns,
                 "mask": row.mark.mask,
                 "dropped": row.is_dropped,
@@ -284,10 +282,10 @@ def _document(report: StepReport, *, left_stopped: bool) -> dict[str, Any]:
             for row in report.marks
         ],
         "denied": [
-            {"pid": one.task.pid, "comm": output.json_path(one.task.comm), "why": one.why}
+            {"pid": one.task.pid, "comm": render.json_path(one.task.comm), "why": one.why}
             for one in report.denied
         ],
-        "changes": [output.change_json(change) for change in report.changes],
+        "changes": [render.change_json(change) for change in report.changes],
         "stats": {
             "freezing_time": stats.freezing_us,
             "frozen_time": stats.frozen_us,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from irmapdb.commands import output
+from irmapdb.commands import render
 from irmapdb.commands.options import AsJson, Database, WorkDirOption, database_path
 from irmapdb.errors import UsageError
 
@@ -38,12 +38,12 @@ def upgrade(work_dir: WorkDirOption = None, db: Database = None) -> None:
 
     database = database_path(db, work_dir)
     done = revisions.upgrade(database)
-    name = output.shown(database)
+    name = render.shown(database)
     if done.backup is None:
-        output.say(f"{name}: schema {done.new} already")
+        render.say(f"{name}: schema {done.new} already")
     else:
-        kept = output.shown(done.backup)
-        output.say(f"{name}: schema {done.old} → {done.new}, the old one kept as {kept}")
+        kept = render.shown(done.backup)
+        render.say(f"{name}: schema {done.old} → {done.new}, the old one kept as {kept}")
 
 
 @_database.command()
@@ -60,7 +60,7 @@ def current(work_dir: WorkDirOption = None, db: Database = None, as_json: AsJson
     revision = revisions.current(database)
     if as_json:
         document = {"database": str(database), "revision": revision, "newest": version.HEAD}
-        output.print_json(document)
+        render.print_json(document)
     else:
         newest = "" if revision == version.HEAD else f" (newest: {version.HEAD})"
         typer.echo(f"{revision}{newest}")
@@ -78,9 +78,9 @@ def history(as_json: AsJson = False) -> None:
 
     known = revisions.history()
     if as_json:
-        output.print_json([revision._asdict() for revision in known])
+        render.print_json([revision._asdict() for revision in known])
     else:
-        output.print_table(("revision", "what it did"), ((one.id, one.subject) for one in known))
+        render.print_table(("revision", "what it did"), ((one.id, one.subject) for one in known))
 
 
 @_database.command()
@@ -104,4 +104,4 @@ def backup(
         raise UsageError(message, advice="name a new file")
     database = database_path(db, work_dir)
     revisions.backup(database, destination)
-    output.say(f"{output.shown(database)} copied to {output.shown(destination)}")
+    render.say(f"{render.shown(database)} copied to {render.shown(destination)}")

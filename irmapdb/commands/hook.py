@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from irmapdb.commands import output
+from irmapdb.commands import render
+from irmapdb.commands.exit import end_with_findings
 from irmapdb.commands.options import AsJson, CriuWorkDir, ImagesDir, positive_pid
 from irmapdb.errors import FileError, UsageError
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["add_to"]
 
-_FINDINGS = 3
 
 Runtime = Literal["criu", "runc", "crun", "podman"]
 
@@ -102,10 +102,10 @@ def hook(
         line = config_files.line_for(_called(script), [config_files.Runtime(print_)])
         files = config_files.of_runtime(config_files.Runtime(print_), criu_dir)
         if as_json:
-            output.print_json([{"file": str(file), "line": line} for file in files])
+            render.print_json([{"file": str(file), "line": line} for file in files])
             return
         for file in files:
-            output.say(f"in {output.shown(file)}:")
+            render.say(f"in {render.shown(file)}:")
             typer.echo(line)
         _tell_of_crun(print_)
     else:
@@ -127,7 +127,7 @@ def _attend(pid: int | None, images_dir: Path, work_dir: Path | None) -> int:
         try:
             os.chdir(work)
         except OSError as error:
-            message = f"{output.shown(work)}: {error.strerror}"
+            message = f"{render.shown(work)}: {error.strerror}"
             raise FileError(message, advice="make it, or name another one with -W") from error
         return hook.attend(pid, images, until_stored=True)
 
@@ -166,7 +166,7 @@ def _uninstall(
     for one in done:
         for called in one.removed_scripts:
             if hook_script.release_script(called, one.file) and not as_json:
-                output.say(f"{output.shown(called)}: removed, as no file calls it any more")
+                render.say(f"{render.shown(called)}: removed, as no file calls it any more")
 
 
 def _program() -> Path:
@@ -192,16 +192,16 @@ def _say_who_calls(called: Path, runtime: Runtime, *, as_json: bool) -> None:
 
     why = why_not_read() if runtime in {"crun", "podman"} else ""
     if why:
-        output.say(f"{why}: crun will not call {output.shown(called)}")
-        output.say("use `irmapdb hook --install criu`, which reaches every runtime")
-        raise typer.Exit(_FINDINGS)
+        render.say(f"{why}: crun will not call {render.shown(called)}")
+        render.say("use `irmapdb hook --install criu`, which reaches every runtime")
+        end_with_findings(why)
     if not as_json:
-        output.say(f"CRIU calls {output.shown(called)} before each dump")
+        render.say(f"CRIU calls {render.shown(called)} before each dump")
 
 
 def _tell_of_crun(runtime: Runtime) -> None:
     if runtime in {"crun", "podman"}:
-        output.say(
+        render.say(
             "crun reads it with a libcriu of CRIU 4.2 or newer; for an older one, use"
             " `--install criu`"
         )
@@ -209,7 +209,7 @@ def _tell_of_crun(runtime: Runtime) -> None:
 
 def _show(done: list[LineChange], *, as_json: bool) -> None:
     if as_json:
-        output.print_json(
+        render.print_json(
             [
                 {"file": str(one.file), "did": one.did, "other_scripts": list(one.other_scripts)}
                 for one in done
@@ -217,7 +217,7 @@ def _show(done: list[LineChange], *, as_json: bool) -> None:
         )
         return
     for one in done:
-        name = output.shown(one.file)
+        name = render.shown(one.file)
         typer.echo(f"{name}: {one.did}")
-        for other in map(output.shown, one.other_scripts):
-            output.say(f"{name}: {other} stays, CRIU calls both")
+        for other in map(render.shown, one.other_scripts):
+            render.say(f"{name}: {other} stays, CRIU calls both")

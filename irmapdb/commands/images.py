@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from irmapdb.commands import output
+from irmapdb.commands import render
 from irmapdb.commands.options import AsJson, ConfigFile, Database, WorkDirOption, database_path
 from irmapdb.errors import UsageError
 from irmapdb.image.formats import Format
@@ -61,8 +61,8 @@ def import_(
     imported = import_image(image, database, load_config(config).retention)
     _say_entries(imported.entries, "imported into", database)
     if imported.unusable:
-        paths = output.count(imported.unusable, "path")
-        output.say(
+        paths = render.count(imported.unusable, "path")
+        render.say(
             f"{paths} unusable (empty, relative, with NUL, an empty name, `.` or `..`): kept, but "
             "no step will hand them to CRIU"
         )
@@ -97,7 +97,7 @@ def export(
 
     database = database_path(db, work_dir)
     if str(image) == "-":
-        output.write_image(encode(read_database(database), Format.PB))
+        render.write_image(encode(read_database(database), Format.PB))
         return
     destination = (work_dir or Path()) / CACHE_NAME if image is None else image
     entries = export_image(database, destination)
@@ -105,7 +105,7 @@ def export(
 
 
 def _say_entries(entries: int, what: str, place: Path) -> None:
-    output.say(f"{output.count(entries, 'entry', 'entries')} {what} {output.shown(place)}")
+    render.say(f"{render.count(entries, 'entry', 'entries')} {what} {render.shown(place)}")
 
 
 def convert(
@@ -151,12 +151,12 @@ def convert(
             raise UsageError(message, advice="name a file")
         content = forms.read(source)
         data = forms.encode(content.entries, form, pretty=pretty)
-        (output.write_image if form is Format.PB else output.write_json)(data)
+        (render.write_image if form is Format.PB else render.write_json)(data)
         return
     content = forms.convert(source, destination, form, pretty=pretty)
-    entries = output.count(len(content.entries), "entry", "entries")
-    before, after = output.shown(source), output.shown(destination)
-    output.say(f"{entries}: {content.format} {before} → {form} {after}")
+    entries = render.count(len(content.entries), "entry", "entries")
+    before, after = render.shown(source), render.shown(destination)
+    render.say(f"{entries}: {content.format} {before} → {form} {after}")
 
 
 def show(
@@ -179,7 +179,7 @@ def show(
 
     content = forms.read(file)
     if as_json or pretty:
-        output.write_json(forms.encode(content.entries, Format.JSON, pretty=pretty))
+        render.write_json(forms.encode(content.entries, Format.JSON, pretty=pretty))
         return
     _print_entries(content)
 
@@ -188,16 +188,16 @@ def _print_entries(content: Content) -> None:
     from irmapdb.model import format_kdev
 
     if content.entries:
-        output.print_table(
+        render.print_table(
             ("dev>", "ino>", "criu's log", "path"),
             (
                 (
                     format_kdev(entry.kdev),
                     str(entry.ino),
                     str(entry.key),
-                    output.printable(entry.path),
+                    render.printable(entry.path),
                 )
                 for entry in content.entries
             ),
         )
-    output.say(f"{output.count(len(content.entries), 'entry', 'entries')} ({content.format})")
+    render.say(f"{render.count(len(content.entries), 'entry', 'entries')} ({content.format})")

@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from irmapdb.errors import UsageError
-from irmapdb.model import InodeKey, format_kdev, from_printable, kdev_of, printable
+from irmapdb.model import DEVICE, InodeKey, from_printable, parse_kdev, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -17,7 +17,6 @@ __all__ = ["Key", "parse_keys", "spellings"]
 _DEV, _INO = r"(?:0x)?([0-9a-f]{1,8})", r"(?:0x)?([0-9a-f]{1,16})"
 _HEX = f"{_DEV}:{_INO}"
 _IN_HEX = re.compile(_HEX, re.IGNORECASE)
-_DEVICE = re.compile(r"(\d{1,20}):(\d{1,20})", re.ASCII)
 _INODE = re.compile(r"\d{1,20}|0x[0-9a-f]{1,16}", re.IGNORECASE | re.ASCII)
 
 # CRIU's log: "(00.012345)   1234: Warn  (criu/fsnotify.c:281): fsnotify: …", any part is optional.
@@ -67,7 +66,7 @@ class Key(NamedTuple):
     @property
     def is_like_a_device(self) -> bool:
         """Whether it was read as CRIU's hex, and could have been meant for a device alone."""
-        return self.key is not None and _DEVICE.fullmatch(self.text) is not None
+        return self.key is not None and DEVICE.fullmatch(self.text) is not None
 
 
 def parse_keys(arguments: Sequence[str]) -> Iterator[Key]:
@@ -134,7 +133,7 @@ def _parse_words(given: Sequence[str]) -> Iterator[Key]:
         if word.startswith("/"):
             # The kernel's paths end with no slash, a shell's completion may add one.
             yield Key(word, path=os.fsencode(word.rstrip("/") or "/"))
-        elif _DEVICE.fullmatch(word) and words and _INODE.fullmatch(words[0]):
+        elif DEVICE.fullmatch(word) and words and _INODE.fullmatch(words[0]):
             ino = words.pop(0)
             yield Key(f"{word} {ino}", key=InodeKey(_kdev(word), _number(ino)))
         elif _IN_HEX.fullmatch(word):
@@ -153,12 +152,11 @@ def _hex_key(word: str) -> Key:
 
 
 def _kdev(word: str) -> int:
-    major, _, minor = word.partition(":")
-    kdev = kdev_of(int(major), int(minor))
-    if kdev >= 1 << 32 or format_kdev(kdev) != f"{int(major)}:{int(minor)}":
-        message = f"{word}: larger than any device number"
-        raise UsageError(message, advice="a device goes before an inode number, as in 254:0 739")
-    return kdev
+    try:
+        return parse_kdev(word)
+    except ValueError as error:
+        advice = "a device goes before an inode number, as in 254:0 739"
+        raise UsageError(f"{word}: {error}", advice=advice) from error
 
 
 def _number(word: str) -> int:

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TextIO
 
 from irmapdb import __version__
-from irmapdb.commands import output
+from irmapdb.commands import render
 from irmapdb.errors import FileError, UsageError
 from irmapdb.ownership import open_directory
 
@@ -45,7 +45,7 @@ class _LogFile(logging.StreamHandler[TextIO]):
 
     def __init__(self, path: Path) -> None:
         super().__init__(_open_log(path))
-        self._name = output.shown(path)
+        self._name = render.shown(path)
         self.setFormatter(_Stamped())
         self._heading = _heading()
         self._begun = False
@@ -75,13 +75,13 @@ class _LogFile(logging.StreamHandler[TextIO]):
         why = sys.exc_info()[1]
         said = why.strerror if isinstance(why, OSError) else why
         with contextlib.suppress(OSError):  # stderr may be on the same disk
-            output.say(f"irmapdb: {self._name}: the log ends here: {said}")
+            render.say(f"irmapdb: {self._name}: the log ends here: {said}")
 
 
 def _heading() -> logging.LogRecord:
     # The first line of a run.
-    now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S")
-    command = output.shown(shlex.join(sys.argv[1:]))
+    now = render.time_cell(datetime.now(UTC))
+    command = render.shown(shlex.join(sys.argv[1:]))
     line = f"irmapdb {__version__}, pid {os.getpid()}, {now} UTC: {command}"
     return logging.makeLogRecord({"msg": line})
 
@@ -128,7 +128,7 @@ def log_end(error: BaseException) -> None:
     cause = error.__cause__
     while cause is not None:
         # Their words are not ours, and may be of several lines.
-        _causes.error("because of %s: %s", type(cause).__name__, output.shown(str(cause)))
+        _causes.error("because of %s: %s", type(cause).__name__, render.shown(str(cause)))
         cause = cause.__cause__
 
 
@@ -149,7 +149,7 @@ _OURS = re.compile(r"irmap\.db([-.].*)?|irmap-cache([-.].*)?|.*\.img", re.DOTALL
 def _refuse_kept(path: Path, kept: Iterable[Path | None]) -> None:
     # By name: a file that is not there yet is SQLite's to make. What is a link is not written to.
     if _OURS.fullmatch(path.name) or any(one and _is_of(path, one) for one in kept):
-        message = f"{output.shown(path)}: a log there would destroy what irmapdb keeps"
+        message = f"{render.shown(path)}: a log there would destroy what irmapdb keeps"
         raise FileError(message, advice=_ADVICE)
 
 
@@ -174,7 +174,7 @@ def _open_log(path: Path) -> TextIO:
             fd = os.open(os.fsencode(path.name), flags, 0o600, dir_fd=directory.fd)
     except OSError as error:
         why = _REFUSALS.get(error.errno or 0, error.strerror)
-        raise FileError(f"{output.shown(path)}: {why}", advice=_ADVICE) from error
+        raise FileError(f"{render.shown(path)}: {why}", advice=_ADVICE) from error
     status = os.fstat(fd)
     why = ""
     if not (stat.S_ISREG(status.st_mode) or stat.S_ISCHR(status.st_mode)):  # /dev/null, a terminal
@@ -183,7 +183,7 @@ def _open_log(path: Path) -> TextIO:
         why = f"has {status.st_nlink} hard links, and may be another file of yours"
     if why:
         os.close(fd)
-        message = f"{output.shown(path)}: {why}"
+        message = f"{render.shown(path)}: {why}"
         raise FileError(message, advice=_ADVICE)
     os.set_blocking(fd, True)  # a terminal may be slow
     return open(fd, "w", encoding="utf-8", errors="backslashreplace")

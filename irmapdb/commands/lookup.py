@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import os
-from datetime import UTC
 from itertools import groupby
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from irmapdb.commands import output
+from irmapdb.commands import render
+from irmapdb.commands.exit import end_with_findings
 from irmapdb.commands.keys import Key, parse_keys, spellings
 from irmapdb.commands.options import AsJson, Database, WorkDirOption, database_path
 from irmapdb.model import format_kdev
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from datetime import datetime
 
     from irmapdb.model import Mapping
     from irmapdb.store.database import Store
-    from irmapdb.store.dossiers import Dossier, Sighting
-    from irmapdb.store.nouns import ChangeRow
+    from irmapdb.store.inode_report import InodeReport, Sighting
+    from irmapdb.store.records import ChangeRow
 
 __all__ = ["add_to"]
-
-_FINDINGS = 3
 
 
 def add_to(app: typer.Typer) -> None:
@@ -72,19 +69,18 @@ def lookup(
     with Store.open_readonly(database_path(db, work_dir)) as store:
         known = [(one, _find(store, one)) for one in wanted]
     if as_json:
-        output.print_json(
+        render.print_json(
             [{"key": one.text, "inodes": list(map(_document, found))} for one, found in known]
         )
     else:
         _print(known)
     unknown = [one for one, found in known if not found]
     for one in unknown:
-        output.say(f"{output.printable(os.fsencode(one.text))}: nothing is known of it{_hint(one)}")
-    if unknown:
-        raise typer.Exit(_FINDINGS)
+        render.say(f"{render.printable(os.fsencode(one.text))}: nothing is known of it{_hint(one)}")
+    end_with_findings(unknown)
 
 
-def _find(store: Store, wanted: Key) -> list[Dossier]:
+def _find(store: Store, wanted: Key) -> list[InodeReport]:
     if wanted.key is not None:
         keys = [wanted.key]
     elif wanted.ino is not None:
@@ -92,7 +88,7 @@ def _find(store: Store, wanted: Key) -> list[Dossier]:
     else:
         tried = map(store.find_by_path, spellings(wanted.path or b"/"))
         keys = next(filter(None, tried), [])
-    found = (store.dossier(key) for key in keys)
+    found = (store.inode_report(key) for key in keys)
     return [one for one in found if one is not None]
 
 
@@ -105,45 +101,45 @@ def _hint(wanted: Key) -> str:
 # For people
 
 
-def _print(known: list[tuple[Key, list[Dossier]]]) -> None:
-    dossiers = {one.key: one for _, found in known for one in found}
-    for index, dossier in enumerate(dossiers.values()):
+def _print(known: list[tuple[Key, list[InodeReport]]]) -> None:
+    reports = {one.key: one for _, found in known for one in found}
+    for index, report in enumerate(reports.values()):
         if index:
             typer.echo()
-        _print_dossier(dossier)
+        _print_report(report)
 
 
-def _print_dossier(dossier: Dossier) -> None:
-    key = dossier.key
+def _print_report(report: InodeReport) -> None:
+    key = report.key
     typer.echo(f"{key}: device {format_kdev(key.kdev)}, inode {key.ino}")
-    if dossier.mappings:
+    if report.mappings:
         typer.echo()
-        output.print_table(
+        render.print_table(
             ("state", "since", "found by", "handle", "path"),
             [
                 (
                     _state(one),
-                    _time(one.stale_at or one.validated_at or one.first_seen_at),
+                    render.time_cell(one.stale_at or one.validated_at or one.first_seen_at),
                     str(one.source),
                     str(one.identity.handle or "-"),
-                    output.in_namespace(one.path, one.mntns),
+                    render.in_namespace(one.path, one.mntns),
                 )
-                for one in dossier.mappings
+                for one in report.mappings
             ],
         )
-    if dossier.sightings:
+    if report.sightings:
         typer.echo()
-        output.print_table(
+        render.print_table(
             ("runs", "last seen", "pid>", "process", "fd>", "wd>", "kind", "watched as"),
-            list(map(_watch_cells, _grouped(dossier.sightings))),
+            list(map(_watch_cells, _grouped(report.sightings))),
         )
-    if dossier.changes:
+    if report.changes:
         typer.echo()
-        output.print_table(
+        render.print_table(
             ("at", "run>", "what happened"),
             [
-                (_time(one.at), str(one.run_id or "-"), output.change_line(one.change))
-                for one in dossier.changes
+                (render.time_cell(one.at), str(one.run_id or "-"), render.change_line(one.change))
+                for one in report.changes
             ],
         )
 
@@ -181,12 +177,12 @@ def _watch_cells(group: list[Sighting]) -> tuple[str, ...]:
     runs = f"{first.run_id}" if first is last else f"{first.run_id} to {last.run_id}"
     if first is not last and last.run_id - first.run_id >= len(group):
         runs += f" ({len(group)} of them)"
-    path = f"- ({row.why})" if row.path is None else output.in_namespace(row.path, row.mntns)
+    path = f"- ({row.why})" if row.path is None else render.in_namespace(row.path, row.mntns)
     return (
         runs,
-        _time(last.at),
+        render.time_cell(last.at),
         str(row.watch.pid),
-        output.printable(row.comm or b"?"),
+        render.printable(row.comm or b"?"),
         str(row.watch.fd),
         "-" if row.watch.wd < 0 else str(row.watch.wd),
         str(row.watch.kind),
@@ -194,64 +190,53 @@ def _watch_cells(group: list[Sighting]) -> tuple[str, ...]:
     )
 
 
-def _time(at: datetime) -> str:
-    return at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
-
-
 # For programs
 
 
-def _document(dossier: Dossier) -> dict[str, Any]:
-    key = dossier.key
+def _document(report: InodeReport) -> dict[str, Any]:
+    key = report.key
     return {
         "dev": key.kdev,
         "ino": key.ino,
         "device": format_kdev(key.kdev),
         "in_criu_log": str(key),
-        "mappings": list(map(_mapping_json, dossier.mappings)),
+        "mappings": list(map(_mapping_json, report.mappings)),
         "watches": [
             {
                 "run": seen.run_id,
                 "event": seen.event,
-                "at": _time_json(seen.at),
+                "at": render.json_time(seen.at),
                 "pid": seen.row.watch.pid,
-                "comm": output.json_path(seen.row.comm),
+                "comm": render.json_path(seen.row.comm),
                 "fd": seen.row.watch.fd,
                 "wd": None if seen.row.watch.wd < 0 else seen.row.watch.wd,
                 "kind": seen.row.watch.kind,
                 "mask": seen.row.watch.mask,
-                "path": output.json_path(seen.row.path),
+                "path": render.json_path(seen.row.path),
                 "why": seen.row.why,
                 "mntns": seen.row.mntns,
             }
-            for seen in dossier.sightings
+            for seen in report.sightings
         ],
-        "changes": list(map(_change_json, dossier.changes)),
+        "changes": list(map(_change_json, report.changes)),
     }
 
 
 def _mapping_json(mapping: Mapping) -> dict[str, Any]:
     return {
         "id": mapping.id,
-        "path": output.json_path(mapping.path),
+        "path": render.json_path(mapping.path),
         "state": _state(mapping).partition(":")[0],
         "handle": str(mapping.identity.handle) if mapping.identity.handle else None,
         "source": mapping.source,
-        "first_seen_at": _time_json(mapping.first_seen_at),
-        "validated_at": _time_json(mapping.validated_at),
-        "last_used_at": _time_json(mapping.last_used_at),
-        "stale_at": _time_json(mapping.stale_at),
+        "first_seen_at": render.json_time(mapping.first_seen_at),
+        "validated_at": render.json_time(mapping.validated_at),
+        "last_used_at": render.json_time(mapping.last_used_at),
+        "stale_at": render.json_time(mapping.stale_at),
         "stale_reason": mapping.stale_reason,
         "mntns": mapping.mntns,
     }
 
 
 def _change_json(row: ChangeRow) -> dict[str, Any]:
-    return {"at": _time_json(row.at), "run": row.run_id, **output.change_json(row.change)}
-
-
-def _time_json(at: datetime | None) -> str | None:
-    # As the database has it.
-    if at is None:
-        return None
-    return at.astimezone(UTC).replace(tzinfo=None).isoformat(" ", "microseconds")
+    return {"at": render.json_time(row.at), "run": row.run_id, **render.change_json(row.change)}

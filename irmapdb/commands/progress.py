@@ -6,7 +6,7 @@ import sys
 import time
 from typing import Self
 
-from irmapdb.commands import output
+from irmapdb.commands import render
 
 __all__ = ["Progress"]
 
@@ -33,7 +33,7 @@ class Progress:
     def scanning(self, scanned: int, top: bytes) -> None:
         """Entries looked at so far, and where."""
         if self._is_time():
-            self._show(f"scanning {output.printable(top)}: {scanned:,} entries")
+            self._show(f"scanning {render.printable(top)}: {scanned:,} entries")
 
     def checking(self, done: int, total: int) -> None:
         """How many were checked, of how many."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from irmapdb.commands import output
+from irmapdb.commands import render
 from irmapdb.commands.options import AsJson, ConfigFile, Database, WorkDirOption, database_path
 from irmapdb.commands.progress import Progress
 from irmapdb.errors import UsageError
@@ -129,7 +129,7 @@ def _show(report: PruneReport, *, dry_run: bool, as_json: bool) -> None:
     from irmapdb.prune import describe
 
     if as_json:
-        output.print_json(
+        render.print_json(
             {
                 "dry_run": dry_run,
                 "pruned": report.pruned._asdict(),

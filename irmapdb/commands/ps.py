@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from irmapdb.commands import output
+from irmapdb.commands import render
+from irmapdb.commands.exit import end_with_findings
 from irmapdb.commands.options import AsJson, ConfigFile, ScanPaths, positive_pid
 from irmapdb.commands.progress import Progress
 from irmapdb.errors import UsageError
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 __all__ = ["add_to"]
 
 _A_FEW = 5
-_FINDINGS = 3
 
 
 def add_to(app: typer.Typer) -> None:
@@ -89,12 +89,11 @@ def ps(
             )
         )
     if as_json:
-        output.print_json(_document(watch_list))
+        render.print_json(_document(watch_list))
     else:
         _print(watch_list)
         _say_what_is_missing(watch_list, searched=search)
-    if not watch_list.complete:
-        raise typer.Exit(_FINDINGS)
+    end_with_findings(not watch_list.complete)
 
 
 def _print(watch_list: WatchList) -> None:
@@ -117,15 +116,15 @@ def _user(uid: int | None) -> str:
 
 
 def _print_watches(watch_list: WatchList) -> None:
-    output.print_table(
+    render.print_table(
         ("pid>", "comm", "fd>", "kind", "wd>", "inode", "path"),
         [
             (
                 str(row.watch.pid),
-                output.printable(row.comm),
+                render.printable(row.comm),
                 str(row.watch.fd),
                 *_what(row),
-                f"- ({row.why})" if row.path is None else output.in_namespace(row.path, row.mntns),
+                f"- ({row.why})" if row.path is None else render.in_namespace(row.path, row.mntns),
             )
             for row in watch_list.watches
         ],
@@ -148,12 +147,12 @@ def _print_processes(watch_list: WatchList) -> None:
             str(row.pid),
             _user(row.uid),
             *(f"{number:,}" if number else "" for number in row[3:]),
-            output.printable(row.comm),
+            render.printable(row.comm),
         )
         for row in watch_list.processes
     ]
     columns = ("pid>", "user", "instances>", "watches>", "groups>", "marks>", "shared>", "comm")
-    output.print_table(columns, rows)
+    render.print_table(columns, rows)
 
 
 def _print_users(watch_list: WatchList) -> None:
@@ -171,7 +170,7 @@ def _print_users(watch_list: WatchList) -> None:
         ("any", f"fs.{account.replace('/', '.')}", "0", f"{limit:,}", "0%", "")
         for account, limit in watch_list.limits.items()
     ]
-    output.print_table(("user", "limit", "used>", "of>", "share>", ""), rows)
+    render.print_table(("user", "limit", "used>", "of>", "share>", ""), rows)
 
 
 def _share(usage: Usage) -> str:
@@ -180,20 +179,20 @@ def _share(usage: Usage) -> str:
 
 def _say_what_is_missing(watch_list: WatchList, *, searched: bool) -> None:
     if watch_list.hidden:
-        tasks = output.count(len(watch_list.hidden), "process", "processes")
+        tasks = render.count(len(watch_list.hidden), "process", "processes")
         advice = "" if os.geteuid() == 0 else "; run as root to see them"
-        output.say(f"{tasks} could not be looked at ({_some(watch_list.hidden)}){advice}")
+        render.say(f"{tasks} could not be looked at ({_some(watch_list.hidden)}){advice}")
     unknown = len(watch_list.unresolved)
     deleted = sum(row.deleted for row in watch_list.unresolved)
     if unknown:
-        what = f"{output.count(unknown, 'watch', 'watches')} without a path"
+        what = f"{render.count(unknown, 'watch', 'watches')} without a path"
         if deleted:
             what += f" ({deleted:,} of deleted files)"
-        output.say(what if searched or deleted == unknown else f"{what}: --search scans")
+        render.say(what if searched or deleted == unknown else f"{what}: --search scans")
 
 
 def _some(tasks: Sequence[Task]) -> str:
-    named = [f"{task.pid} {output.printable(task.comm)}" for task in tasks[:_A_FEW]]
+    named = [f"{task.pid} {render.printable(task.comm)}" for task in tasks[:_A_FEW]]
     return ", ".join([*named, "…"] if len(tasks) > _A_FEW else named)
 
 
@@ -204,7 +203,7 @@ def _document(watch_list: WatchList) -> dict[str, Any]:
         "processes": [
             {
                 **row._asdict(),
-                "comm": output.json_path(row.comm),
+                "comm": render.json_path(row.comm),
                 "user": _user(row.uid),
             }
             for row in watch_list.processes
@@ -224,20 +223,20 @@ def _document(watch_list: WatchList) -> dict[str, Any]:
             f"fs.{account.replace('/', '.')}": limit for account, limit in watch_list.limits.items()
         },
         "denied": [
-            {"pid": task.pid, "comm": output.json_path(task.comm)} for task in watch_list.denied
+            {"pid": task.pid, "comm": render.json_path(task.comm)} for task in watch_list.denied
         ],
         "hidden": len(watch_list.hidden),
         "watches": [
             {
                 "pid": row.watch.pid,
-                "comm": output.json_path(row.comm),
+                "comm": render.json_path(row.comm),
                 "fd": row.watch.fd,
                 "kind": "fanotify" if not isinstance(row.watch, Watch) else row.watch.kind,
                 "mark": None if isinstance(row.watch, Watch) else row.watch.kind,
                 "wd": row.watch.wd if isinstance(row.watch, Watch) and row.watch.wd >= 0 else None,
                 **_inode_json(row),
                 "mask": row.watch.mask,
-                "path": output.json_path(row.path),
+                "path": render.json_path(row.path),
                 "why": row.why,
                 "mntns": row.mntns,
             }

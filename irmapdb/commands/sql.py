@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from irmapdb import files
-from irmapdb.commands import output
+from irmapdb.commands import render
 from irmapdb.commands.answers import Form, print_answer, print_separator
+from irmapdb.commands.exit import end_with_findings
 from irmapdb.commands.options import AsJson, Database, WorkDirOption, database_path
 from irmapdb.errors import FileError, SqlError, UsageError
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = ["add_to", "parse_parameter", "resolve"]
 
-_FINDINGS = 3
 _LIMIT_ROWS = 10_000
 _TEXT_LIMIT_BYTES = 16 << 20
 """The longest text of questions. SQLite takes 1 MiB for each."""
@@ -136,7 +136,7 @@ def sql(
         _print_saved(as_json=as_json)
         if asks_nothing and not list_saved:
             sys.stdout.flush()
-            output.say(_OTHER_TOOLS.format(database=output.shown(database_path(db, work_dir))))
+            render.say(_OTHER_TOOLS.format(database=render.shown(database_path(db, work_dir))))
         return
     if query is not None and not query.strip():
         message = "an empty query"
@@ -149,18 +149,17 @@ def sql(
     text = _read(file) if query is None else query
     text, values = resolve(text, values)
     if print_sql:
-        output.print_text(text)
+        render.print_text(text)
         return
     with _open(database_path(db, work_dir)) as ask:
         cut = _answer(ask, text, values, name, form, limit or None, timeout or None)
-    if cut:
-        raise typer.Exit(_FINDINGS)
+    end_with_findings(cut)
 
 
 def _open(database: Path) -> Ask:
     from irmapdb.store.ask import Ask
 
-    return Ask.open(database, path_text=output.printable)
+    return Ask.open(database, path_text=render.printable)
 
 
 def _answer(
@@ -184,11 +183,11 @@ def _answer(
             print_answer(answer, form)
             if not answer.rows and (why := queries.why_empty(text)):
                 sys.stdout.flush()
-                output.say(why)
+                render.say(why)
             if answer.cut:
                 cut = True
                 sys.stdout.flush()
-                output.say(f"cut after {output.count(len(answer.rows), 'row')}: --limit 0 has all")
+                render.say(f"cut after {render.count(len(answer.rows), 'row')}: --limit 0 has all")
     except SqlError as error:
         if not name:
             raise
@@ -221,12 +220,12 @@ def _end_process(timeout_s: float) -> None:
         f"stopped: one call of a function took longer than {timeout_s:g} s",
         advice="give the function smaller arguments, or the statement more time with --timeout",
     )
-    output.say(f"irmapdb: {error}")
+    render.say(f"irmapdb: {error}")
     os._exit(error.exit_code)
 
 
 def _name(file: Path | None) -> str:
-    return "<stdin>" if file is None or str(file) == "-" else output.shown(file)
+    return "<stdin>" if file is None or str(file) == "-" else render.shown(file)
 
 
 def _read(file: Path | None) -> str:
@@ -254,7 +253,7 @@ def resolve(text: str, values: dict[str, Value]) -> tuple[str, dict[str, Value]]
     for name in values:
         if name not in saved.parameters:
             known = ", ".join(saved.parameters) or "no parameter"
-            message = f"-p {output.shown(name)}: the saved query {word} has {known}"
+            message = f"-p {render.shown(name)}: the saved query {word} has {known}"
             raise UsageError(message)
     for name, default in saved.parameters.items():
         if default is None and name not in values:
@@ -284,7 +283,7 @@ def _inode(shown: str, value: Value) -> Value:
     with suppress(UsageError):  # it names what `irmapdb lookup` takes, a path too
         keys = list(parse_keys([text]))
     if len(keys) != 1 or keys[0].path is not None:
-        message = f"{shown}={output.shown(text)}: not one inode"
+        message = f"{shown}={render.shown(text)}: not one inode"
         raise UsageError(message, advice="write fe00000:2e3, 254:0 739 or 739")
     first = keys[0]
     if first.key is not None:
@@ -298,7 +297,7 @@ def parse_parameter(text: str) -> tuple[str, Value]:
     """`NAME=VALUE`. A number is a number; text that is no UTF-8 is a BLOB, as paths are."""
     name, equals, value = text.partition("=")
     if not equals or not name.isidentifier():
-        message = f"-p {output.shown(text)}: not NAME=VALUE"
+        message = f"-p {render.shown(text)}: not NAME=VALUE"
         raise UsageError(message, advice="write -p days=7 for :days")
     if _INTEGER.fullmatch(value) and -(1 << 63) <= int(value) < 1 << 63:
         return name, int(value)
@@ -313,7 +312,7 @@ def _print_saved(*, as_json: bool) -> None:
     from irmapdb import queries
 
     if as_json:
-        output.print_json(
+        render.print_json(
             [
                 {
                     "name": one.name,
@@ -325,7 +324,7 @@ def _print_saved(*, as_json: bool) -> None:
             ]
         )
         return
-    output.print_table(
+    render.print_table(
         ("name", "parameters", "about"),
         [
             (

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from irmapdb.commands import output
+from irmapdb.commands import render
 from irmapdb.commands.options import PID_ADVICE
 from irmapdb.commands.suggest import advise_on_option
 from irmapdb.errors import UsageError
@@ -45,7 +45,7 @@ def translated(error: Exception, arguments: Sequence[str], group: TyperGroup) ->
     if kind == "MissingParameter":
         return _missing(_name(error, arguments), command, arguments)
     if kind == "BadOptionUsage":
-        option = output.shown(str(getattr(error, "option_name", "")))
+        option = render.shown(str(getattr(error, "option_name", "")))
         if "does not take a value" in said:
             return UsageError(f"{option} takes no value", advice=f"write {option} alone")
         return UsageError(f"{option}: its value is missing", advice=_see_help(command))
@@ -55,7 +55,7 @@ def translated(error: Exception, arguments: Sequence[str], group: TyperGroup) ->
         return _extra(found[1], command, context)
     if getattr(error, "param", None) is not None:
         return _bad_value(_name(error, arguments), _value(error, arguments), said)
-    return UsageError(output.printable_text(said.rstrip(".")), advice=_see_help(command))
+    return UsageError(render.printable_text(said.rstrip(".")), advice=_see_help(command))
 
 
 def refuse_empty(parameter: Any, value: object) -> None:  # noqa: ANN401 typer's, or click's
@@ -121,7 +121,7 @@ def _no_such_option(
     arguments: Sequence[str],
     group: TyperGroup,
 ) -> UsageError:
-    option = output.shown(str(error.option_name))
+    option = render.shown(str(error.option_name))
     if command == "irmapdb":
         name = next((word for word in arguments if word in group.commands), "pre-dump")
         advice = f"options go after the command: `irmapdb {name} {option} …`"
@@ -141,7 +141,7 @@ def _missing(name: str, command: str, arguments: Sequence[str]) -> UsageError:
 
 def _no_such_command(name: str, command: str, context: Any) -> UsageError:  # noqa: ANN401
     known = list(getattr(context.command, "commands", ()))
-    message = f"{output.shown(name)}: no such command of {command}"
+    message = f"{render.shown(name)}: no such command of {command}"
     if command == "irmapdb" and re.fullmatch(r"\d+", name):
         return UsageError(message, advice=f"did you mean `irmapdb pre-dump -t {name}`?")
     if name == "help":
@@ -153,22 +153,22 @@ def _no_such_command(name: str, command: str, context: Any) -> UsageError:  # no
 
 def _extra(words: str, command: str, context: Any) -> UsageError:  # noqa: ANN401
     options = {name for one in context.command.params for name in one.opts} if context else set()
-    message = f"{output.shown(words)}: {command} takes no such argument"
+    message = f"{render.shown(words)}: {command} takes no such argument"
     first = words.partition(" ")[0]
     if f"--{first}" in options:
-        return UsageError(message, advice=f"did you mean --{output.shown(words)}?")
+        return UsageError(message, advice=f"did you mean --{render.shown(words)}?")
     if "--tree" in options and first.isdecimal():
         return UsageError(message, advice=f"did you mean -t {first}?")
     if "--db" in options and first.endswith((".db", ".sqlite", ".sqlite3")):
-        return UsageError(message, advice=f"did you mean --db {output.shown(first)}?")
+        return UsageError(message, advice=f"did you mean --db {render.shown(first)}?")
     if "--work-dir" in options and os.path.isdir(first):
         letter = "-D" if "--images-dir" in options else "-W"
-        return UsageError(message, advice=f"did you mean {letter} {output.shown(first)}?")
+        return UsageError(message, advice=f"did you mean {letter} {render.shown(first)}?")
     return UsageError(message, advice=_see_help(command))
 
 
 def _bad_value(name: str, value: str, said: str) -> UsageError:
-    shown = output.shown(value) if value else "''"
+    shown = render.shown(value) if value else "''"
     if found := _CHOICES.search(said):
         choices = _QUOTED.findall(found[1])
         message = f"{name} {shown}: not one of {', '.join(choices)}"
@@ -185,4 +185,4 @@ def _bad_value(name: str, value: str, said: str) -> UsageError:
         return UsageError(f"{name} {shown}: not a whole number", advice=f"write {name} 10")
     if "number" in said:
         return UsageError(f"{name} {shown}: not a number of seconds", advice=f"write {name} 2.5")
-    return UsageError(f"{name} {shown}: {output.printable_text(said.rstrip('.'))}")
+    return UsageError(f"{name} {shown}: {render.printable_text(said.rstrip('.'))}")

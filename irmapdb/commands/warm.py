@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from irmapdb.commands import output
+from irmapdb.commands import render
+from irmapdb.commands.exit import end_with_findings
 from irmapdb.commands.options import AsJson, ConfigFile
 from irmapdb.errors import UsageError
 from irmapdb.model import printable
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["add_to"]
 
-_FINDINGS = 3
 _A_FEW = 5
 
 
@@ -155,11 +155,10 @@ def _show_status(
 
 def _end(document: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
-        output.print_json(document)
+        render.print_json(document)
     else:
         _show(document["containers"])
-    if any(one["no_path"] or one["problem"] for one in document["containers"]):
-        raise typer.Exit(_FINDINGS)
+    end_with_findings(any(one["no_path"] or one["problem"] for one in document["containers"]))
 
 
 def _show(containers: Sequence[Mapping[str, Any]]) -> None:
@@ -180,7 +179,7 @@ def _show(containers: Sequence[Mapping[str, Any]]) -> None:
         for one in containers
     ]
     columns = ("pid>", "tasks>", "watches>", "paths>", "proved>", "state", "container")
-    output.print_table(columns, rows)
+    render.print_table(columns, rows)
     for one in containers:
         if one["problem"]:
             typer.echo(f"{one['id']}: {one['problem']}")

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from irmapdb.checkpoint.findings import Findings
     from irmapdb.config import Config, HookConfig
     from irmapdb.model import CacheEntry
-    from irmapdb.store.nouns import FileStamp
+    from irmapdb.store.records import FileStamp
 
 __all__ = ["ASIDE_NAME", "Done", "Job", "Served", "serve"]
 

@@ -19,7 +19,7 @@ from contextlib import ExitStack, closing, suppress
 from typing import TYPE_CHECKING, NamedTuple, NoReturn, Self, TypeAlias
 
 from irmapdb.errors import SqlError
-from irmapdb.model import InodeKey, format_kdev, kdev_of
+from irmapdb.model import InodeKey, format_kdev, parse_kdev
 from irmapdb.store.failures import explain, primary_code, show, translated
 from irmapdb.store.limits import VALUE_BYTES
 from irmapdb.store.place import open_place
@@ -58,7 +58,6 @@ _STEPS_BETWEEN_LOOKS = 500
 
 _WORD = re.compile(r"\w+")
 _MISSING = re.compile(r'no such (?P<kind>column|table|function): "?(?P<name>[^"()]+)')
-_DEVICE = re.compile(r"(\d{1,20}):(\d{1,20})", re.ASCII)
 
 _ALLOWED = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_RECURSIVE}
 _REFUSED_FUNCTIONS = {"load_extension", "fts3_tokenizer"}
@@ -371,11 +370,8 @@ def _kdev(value: Value) -> Value:
         case int() if 0 <= value < 1 << 32:
             return format_kdev(value)
         case str():
-            if found := _DEVICE.fullmatch(value):
-                major, minor = map(int, found.groups())
-                kdev = kdev_of(major, minor)
-                if format_kdev(kdev) == f"{major}:{minor}" and kdev < 1 << 32:
-                    return kdev
+            with suppress(ValueError):
+                return parse_kdev(value)
     raise ValueError(f"{value!r} is neither a device number nor MAJOR:MINOR")
 
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Self
 from irmapdb.errors import DatabaseError
 from irmapdb.store import retention, version
 from irmapdb.store.connect import connect, immediate, raw_of
-from irmapdb.store.dossiers import Dossiers
 from irmapdb.store.failures import show, translated
+from irmapdb.store.inode_report import InodeReports
 from irmapdb.store.place import open_place
 from irmapdb.store.raw import open_raw, use_wal
 from irmapdb.store.revisions import upgrade_place
@@ -38,7 +38,7 @@ __all__ = ["Store"]
 _log = logging.getLogger(__name__)
 
 
-class Store(Dossiers):
+class Store(InodeReports):
     """An open `irmap.db`. A context manager; not for use by several threads."""
 
     def __init__(

@@ -14,9 +14,9 @@ from irmapdb.errors import DatabaseError
 from irmapdb.model import FileHandle, Identity, Mapping, Source, StaleReason
 from irmapdb.store.failures import show, translated
 from irmapdb.store.file import absolute
-from irmapdb.store.nouns import FileStamp
 from irmapdb.store.place import open_place
 from irmapdb.store.raw import connect_raw
+from irmapdb.store.records import FileStamp
 from irmapdb.store.values import (
     MAX_PATH_BYTES,
     check_number,

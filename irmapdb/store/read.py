@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from irmapdb.model import CacheEntry, InodeKey, Mapping
     from irmapdb.store.file import AnyPath
-    from irmapdb.store.nouns import ChangeRow, FileStamp, RunRow, WatchRow
+    from irmapdb.store.records import ChangeRow, FileStamp, RunRow, WatchRow
 
     T = TypeVar("T")
 

@@ -35,7 +35,7 @@ from irmapdb.store.mappings import (
     read_mapping,
     read_stamp,
 )
-from irmapdb.store.nouns import ChangeRow, FileStamp, RunRow, WatchRow
+from irmapdb.store.records import ChangeRow, FileStamp, RunRow, WatchRow
 from irmapdb.store.values import (
     MAX_PATH_BYTES,
     check_number,

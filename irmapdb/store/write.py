@@ -33,7 +33,7 @@ if TYPE_CHECKING:
         StaleReason,
     )
     from irmapdb.store.file import AnyPath
-    from irmapdb.store.nouns import FileStamp, WatchRow
+    from irmapdb.store.records import FileStamp, WatchRow
     from irmapdb.store.retention import Pruned
 
 __all__ = ["Step"]

@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from irmapdb import queries
-from irmapdb.commands import output
+from irmapdb.commands import render
 from irmapdb.commands.answers import Form, print_answer
 from irmapdb.commands.keys import parse_keys, spellings
 from irmapdb.commands.sql import parse_parameter, resolve
@@ -173,7 +173,7 @@ class _Sql:
         self._path = self._directory / "irmap.db"
         write_scenario(self._path)
         self._digest = self._seen()
-        self._ask = Ask.open(self._path, path_text=output.printable)
+        self._ask = Ask.open(self._path, path_text=render.printable)
         self._names = set(os.listdir(self._directory))
         self._runs = 0
 

@@ -25,7 +25,7 @@ from irmapdb.model import (
     WatchKind,
 )
 from irmapdb.store.database import Store
-from irmapdb.store.nouns import WatchRow
+from irmapdb.store.records import WatchRow
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from sqlalchemy import ColumnElement, Table
 
     from irmapdb.model import Mapping
-    from irmapdb.store.nouns import ChangeRow, WatchRow
+    from irmapdb.store.records import ChangeRow, WatchRow
 
-__all__ = ["Dossier", "Dossiers", "Sighting"]
+__all__ = ["InodeReport", "InodeReports", "Sighting"]
 
 
 class Sighting(NamedTuple):
@@ -38,7 +38,7 @@ class Sighting(NamedTuple):
     row: WatchRow
 
 
-class Dossier(NamedTuple):
+class InodeReport(NamedTuple):
     """What the database knows of one (device, inode number): of one inode, mostly."""
 
     key: InodeKey
@@ -50,7 +50,7 @@ class Dossier(NamedTuple):
     """Oldest first."""
 
 
-class Dossiers(Reader):
+class InodeReports(Reader):
     """The questions after one inode."""
 
     def find_by_ino(self, ino: int) -> list[InodeKey]:
@@ -67,14 +67,14 @@ class Dossiers(Reader):
 
         return self._keys(has_path)
 
-    def dossier(self, key: InodeKey) -> Dossier | None:
+    def inode_report(self, key: InodeKey) -> InodeReport | None:
         """All that is known of an inode; None if that is nothing."""
         mappings = self._of(tables.mapping, rows.MAPPING_COLUMNS, key)
         changes = self._of(tables.change, rows.CHANGE_COLUMNS, key)
         sightings = self._sightings(key)
         if not (mappings or changes or sightings):
             return None
-        return Dossier(
+        return InodeReport(
             key,
             tuple(self._read(rows.read_mapping, mappings)),
             sightings,

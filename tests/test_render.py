@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from irmapdb.commands.output import print_table, printable
+from irmapdb.commands.render import print_table, printable
 from irmapdb.store.database import Store
 from tests.support.cli import irmapdb
 

@@ -13,6 +13,7 @@ import io
 import json
 import os
 import sys
+from datetime import UTC
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 import typer
@@ -22,6 +23,7 @@ from irmapdb.model import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from datetime import datetime
 
     from _typeshed import ReadableBuffer
 
@@ -36,6 +38,7 @@ __all__ = [
     "count",
     "in_namespace",
     "json_path",
+    "json_time",
     "print_csv",
     "print_json",
     "print_table",
@@ -44,6 +47,7 @@ __all__ = [
     "printable_text",
     "say",
     "shown",
+    "time_cell",
     "tolerant",
     "write_image",
     "write_json",
@@ -103,6 +107,18 @@ def in_namespace(path: bytes, mntns: int) -> str:
 def json_path(path: bytes | None) -> str | None:
     """A path as it stands in our JSON."""
     return None if path is None else os.fsdecode(path)
+
+
+def time_cell(at: datetime | None) -> str:
+    """A time for people: UTC, to the second; "" for none."""
+    return "" if at is None else at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def json_time(at: datetime | None) -> str | None:
+    """A time as it stands in our JSON: UTC with microseconds, as in the database."""
+    if at is None:
+        return None
+    return at.astimezone(UTC).replace(tzinfo=None).isoformat(" ", "microseconds")
 
 
 def print_json(document: Any) -> None:  # noqa: ANN401 whatever json takes
