@@ -63,7 +63,7 @@ __all__ = [
 
 DEFAULT_PATH = Path("/etc/irmapdb.toml")
 _LIMIT_BYTES = 1 << 20
-_ADVICE = "name a TOML file with --config or IRMAPDB_CONFIG"
+_ADVICE = "name a TOML file"
 
 HINTS = (
     b"/etc",
@@ -191,12 +191,12 @@ def load_config(path: Path | None = None) -> Config:
     try:
         text = files.read_if_there(source, limit_bytes=_LIMIT_BYTES)
     except FileError as error:
-        raise ConfigError(error.message, advice=_ADVICE) from error
+        raise ConfigError(error.message, advice=_ADVICE, remedy="configuration") from error
     if text is None:
         if path is None:
             return Config()
         message = f"{printable(source)}: no such file"
-        raise ConfigError(message, advice=_ADVICE)
+        raise ConfigError(message, advice=_ADVICE, remedy="configuration")
     import tomllib  # noqa: PLC0415 most machines have no such file
 
     try:

@@ -200,7 +200,7 @@ def _make_database(destination: Path, entries: Sequence[CacheEntry]) -> None:
 
     if os.path.lexists(destination):
         message = f"{printable(destination)}: is there already"
-        advice = f"irmapdb import --db {printable(destination)} adds to it"
+        advice = "`irmapdb import` adds entries to a database"
         raise FileError(message, advice=advice)
     if not destination.parent.is_dir():
         message = f"{printable(destination.parent)}: no such directory"
@@ -214,7 +214,6 @@ def _make_database(destination: Path, entries: Sequence[CacheEntry]) -> None:
                 step.import_entries(entries, datetime.now(UTC))
             files.put_new(destination, made)
     except DatabaseError as error:
-        # Of the scratch file, whose name tells nobody anything.
-        reason = str(error.args[0]).partition("/new.db: ")[2] or error.args[0]
-        message = f"cannot write {printable(destination)}: {reason}"
+        # The error's own name is that of the scratch file.
+        message = f"cannot write {printable(destination)}: {error.reason}"
         raise FileError(message, advice="free space there, or choose another directory") from error

@@ -39,13 +39,21 @@ class IrmapError(Exception):
     The message names the object; `advice` is the next step for the person who reads it,
     or an empty string where there is none. Both are one line without control characters: what
     they quote, a tenant or another program may have written.
+
+    `about` names the setting whose value is wrong, and `remedy` the one that the advice asks to
+    change: "database", "scan path". The command line puts its option before the message, and
+    "with" its option behind the advice.
     """
 
     exit_code = 1
 
-    def __init__(self, message: str, *, advice: str = "") -> None:
+    def __init__(
+        self, message: str, *, advice: str = "", about: str = "", remedy: str = ""
+    ) -> None:
         self.message = _CONTROL.sub(_escape, message)
         self.advice = _CONTROL.sub(_escape, advice)
+        self.about = about
+        self.remedy = remedy
         super().__init__(self.message)
 
     def __str__(self) -> str:
@@ -71,7 +79,11 @@ class ImageError(IrmapError):
 
 
 class DatabaseError(IrmapError):
-    """irmap.db cannot be opened, upgraded or written."""
+    """irmap.db cannot be opened, upgraded or written: `name` is the file's, as people read it."""
+
+    def __init__(self, name: str, reason: str, *, advice: str = "", remedy: str = "") -> None:
+        super().__init__(f"{name}: {reason}", advice=advice, remedy=remedy)
+        self.reason = _CONTROL.sub(_escape, reason)
 
 
 class SqlError(IrmapError):

@@ -131,8 +131,9 @@ def test_an_answer_is_cut_at_the_limit_and_says_so(ask):
 
 def test_what_takes_too_long_is_stopped_and_the_next_question_answered(ask):
     forever = "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n FROM c) SELECT max(n) FROM c"
-    with pytest.raises(SqlError, match=r"longer than 0.05 s.*--timeout"):
+    with pytest.raises(SqlError, match=r"longer than 0\.05 s") as raised:
         list(ask.ask(forever, timeout_s=0.05))
+    assert raised.value.remedy == "timeout"
     assert value(ask, "SELECT 1", timeout_s=60) == 1
 
 

@@ -114,7 +114,7 @@ def test_a_cause_of_several_lines_stays_on_one(tmp_path):
     error = FileError("x", advice="y")
     error.__cause__ = OSError("a\nb")
     log.start_log(1, Path("run.log"), tmp_path, ())
-    log.log_end(error)
+    log.log_end(str(error), error)
     log.close_log()
     _, first, second = (tmp_path / "run.log").read_text().splitlines()
     assert first.endswith("Error: x; y")

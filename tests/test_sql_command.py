@@ -183,7 +183,7 @@ def test_what_is_cut_is_said_and_is_a_finding():
         (("SELECT 1", "-p", "days"), 2, "-p days: not NAME=VALUE"),
         (("SELECT 1", "-f", "x.sql"), 2, "a query and a file"),
         (("SELECT 1", "--json", "--csv"), 2, "--json and --csv are two forms"),
-        (("SELECT :x",), 1, ":x has no value; -p x=VALUE"),
+        (("SELECT :x",), 1, ":x has no value; give it one with -p NAME=VALUE"),
         (("VACUUM",), 1, "VACUUM is refused"),
         (("SELECT 1", "--db", "nowhere.db"), 1, "nowhere.db: no such database"),
         (("SELECT 1", "--db", "/etc/passwd"), 1, "/etc/passwd: not a database: it begins with"),

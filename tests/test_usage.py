@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import ast
 import os
+import re
 import resource
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from typer.main import get_command
 
 from irmapdb import commands
+from irmapdb.commands.exit import line_of
+from irmapdb.errors import IrmapError
 from irmapdb.image import cache
 from irmapdb.model import CacheEntry
 from irmapdb.store import revisions
 from tests.support.cli import irmapdb
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 def _every_option() -> list[tuple[str, str, str]]:
@@ -270,3 +278,41 @@ def _has_open(pid: int, path: bytes) -> bool:
         os.path.exists(f"{directory}/{fd}") and os.readlink(f"{directory}/{fd}").encode() == path
         for fd in os.listdir(directory)
     )
+
+
+def _words_of_errors() -> Iterator[tuple[Path, str]]:
+    """Every piece of text in a message or an advice that is raised below the command line."""
+    for file in Path(commands.__file__).parents[1].rglob("*.py"):
+        if "commands" in file.parts:
+            continue
+        for node in ast.walk(ast.parse(file.read_text())):
+            is_error = isinstance(node, ast.Call) and ast.unparse(node.func).endswith("Error")
+            is_part = isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in {
+                "message",
+                "advice",
+            }
+            if is_error or is_part:
+                for part in ast.walk(node):
+                    if isinstance(part, ast.Constant) and isinstance(part.value, str):
+                        yield file, part.value
+
+
+def test_no_error_below_the_command_line_names_an_option_of_ours() -> None:
+    found = [
+        (file, words)
+        for file, words in _words_of_errors()
+        # A command in backticks is whole; CRIU is called with options of its own.
+        if re.search(r"(?<![\w-])-(?:-[a-z]|[DWtp]\b)", re.sub("`.*?`", "", words))
+        and file.name not in {"predict.py", "dump.py"}
+    ]
+    assert not found
+
+
+def test_every_setting_that_an_error_names_has_its_option() -> None:
+    package = Path(commands.__file__).parents[1]
+    text = "".join(file.read_text() for file in package.rglob("*.py"))
+    named = set(re.findall(r"\b(?:remedy|about)=\"([^\"]+)\"", text))
+    assert {"database", "scan path"} <= named
+    for name in named:
+        error = IrmapError("x", advice="name another", about=name, remedy=name)
+        assert re.fullmatch(r"-\S+.* x; name another with -\S+.*", line_of(error)), name

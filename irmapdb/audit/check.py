@@ -218,7 +218,7 @@ def audit(options: AuditOptions) -> AuditReport:
 def open_audit(options: AuditOptions) -> Iterator[Audit]:
     """The same step by step, for who does something with it; holds the root open."""
     if options.root is not None and options.pid is not None:
-        message = "--root and -t each name a root"
+        message = "a root directory and a task: each names a root"
         raise UsageError(message, advice="give one of them")
     with _open_root(options) as root, contextlib.ExitStack() as opened:
         root.trust(options.config.scan_paths)
@@ -526,9 +526,9 @@ class Audit:
             note = f"it is there on its device, but {nowhere} ({failure.why})"
         if not self.options.search:
             if fate is InodeState.NAMED and not partly:
-                note = "it is there, under a name that nobody knows: --search scans for it"
+                note = "it is there, under a name that nobody knows: a search scans for it"
             elif partly or fate is InodeState.UNKNOWN:
-                note = f"{note}; --search scans for it"
+                note = f"{note}; a search scans for it"
         return fate, note
 
     def _shows_all_of(self, kdev: int) -> bool:
@@ -590,7 +590,7 @@ def _why_unseen(error: OSError) -> str:
 
 
 def _foreign(mapping: Mapping) -> AuditFinding:
-    note = f"of mount namespace {mapping.mntns}: name one of its tasks with -t"
+    note = f"of mount namespace {mapping.mntns}: name one of its tasks"
     if not mapping.mntns:
         note = "of the root task's mount namespace: name that task with -t"
     evidence = Evidence(unseen="the path starts at another root", note=note)

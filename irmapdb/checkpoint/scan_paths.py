@@ -35,8 +35,8 @@ def check_scan_paths(root: Root, named: Iterable[bytes], config: Config) -> None
     """Refuse a path of the command line that is no use: FileError; warn of the configuration's."""
     for path in named:
         if trouble := _trouble(root, path, config):
-            message = f"--irmap-scan-path {printable(path)}: {trouble.why}"
-            raise FileError(message, advice=trouble.advice)
+            message = f"{printable(path)}: {trouble.why}"
+            raise FileError(message, advice=trouble.advice, about="scan path")
     # Those of the configuration are for every container, and need not be in each.
     for path in config.scan_paths:
         if trouble := _trouble(root, path, config):

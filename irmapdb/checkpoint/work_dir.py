@@ -69,17 +69,17 @@ class WorkDir:
     ) -> WorkDir:
         """FileError names the directory that is not one."""
         work = images if work is None else work
-        asked = [("-D", images), ("-W", work)]
+        asked = [("images dir", images), ("work dir", work)]
         if previous is None:
             parent = images / PARENT_NAME
             previous = parent if os.path.isdir(parent) else None  # False where we may not look
         else:
             previous = images / previous
-            asked.append(("--prev-images-dir", previous))
-        for option, directory in asked:
+            asked.append(("previous images dir", previous))
+        for setting, directory in asked:
             if why := _no_directory(directory):
-                advice = f"make it, or name another one with {option}"
-                raise FileError(f"{printable(directory)}: {why}", advice=advice)
+                advice = "make it, or name another one"
+                raise FileError(f"{printable(directory)}: {why}", advice=advice, remedy=setting)
         return cls(
             images=images,
             work=work,

@@ -19,7 +19,7 @@ from irmapdb.errors import IrmapError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["INTERRUPTED", "end_with_findings", "exit_code_of", "interrupted"]
+__all__ = ["INTERRUPTED", "end_with_findings", "exit_code_of", "interrupted", "line_of"]
 
 _FINDINGS = 3
 INTERRUPTED = 128 + signal.SIGINT
@@ -37,7 +37,7 @@ def exit_code_of(command: Callable[[], int]) -> int:
     try:
         return command()
     except IrmapError as error:
-        return _failed(error, error.exit_code)
+        return _failed(error, error.exit_code, line_of(error))
     except BrokenPipeError:
         # The reader of our output went away, as `head` does.
         _leave_stdout()
@@ -57,19 +57,41 @@ def exit_code_of(command: Callable[[], int]) -> int:
         return _failed(error, 1, f"{reason}; free some memory, or install irmapdb anew")
 
 
+_OPTIONS = {
+    "CRIU's version": "--criu-version",
+    "configuration": "--config or IRMAPDB_CONFIG",
+    "database": "--db",
+    "database or work dir": "--db or -W",
+    "freeze cgroup": "--freeze-cgroup",
+    "images dir": "-D",
+    "parameter": "-p NAME=VALUE",
+    "previous images dir": "--prev-images-dir",
+    "root": "--root",
+    "scan path": "--irmap-scan-path",
+    "script": "--script",
+    "timeout": "--timeout",
+    "task": "-t",
+    "work dir": "-W",
+}
+"""The option of each setting that an error names."""
+
+
+def line_of(error: IrmapError) -> str:
+    """An error with the options that set what it speaks of."""
+    before = f"{_OPTIONS[error.about]} " if error.about else ""
+    behind = f" with {_OPTIONS[error.remedy]}" if error.remedy else ""
+    return f"{before}{error}{behind}"
+
+
 def interrupted() -> int:
     """Say that the command was interrupted; the exit code."""
     return _failed(KeyboardInterrupt(), INTERRUPTED, "interrupted")
 
 
-def _failed(error: BaseException, code: int, said: str | None = None) -> int:
-    typer.echo(f"irmapdb: {error if said is None else said}", err=True)
-    log_end(error if isinstance(error, IrmapError) or said is None else _Said(said))
+def _failed(error: BaseException, code: int, line: str) -> int:
+    typer.echo(f"irmapdb: {line}", err=True)
+    log_end(line, error)
     return code
-
-
-class _Said(Exception):  # noqa: N818 an error's line for the log
-    pass
 
 
 def _leave_stdout() -> None:

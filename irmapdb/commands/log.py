@@ -120,11 +120,11 @@ def start_log(verbose: int, log: Path | None, work_dir: Path, kept: Iterable[Pat
     _causes.setLevel(logging.ERROR if verbose else logging.CRITICAL)
 
 
-def log_end(error: BaseException) -> None:
-    """Into the log file why it ends, which CRIU's callers read nowhere else; causes where asked."""
+def log_end(line: str, error: BaseException) -> None:
+    """Write why the run ends into the log file, and the error's causes if they are asked for."""
     logger = logging.getLogger("irmapdb")
     if any(isinstance(handler, _LogFile) for handler in logger.handlers):
-        logger.error("Error: %s", error)
+        logger.error("Error: %s", line)
     cause = error.__cause__
     while cause is not None:
         # Their words are not ours, and may be of several lines.

@@ -191,7 +191,9 @@ def _answer(
     except SqlError as error:
         if not name:
             raise
-        raise SqlError(f"{name}: {error.args[0]}", advice=error.advice) from error
+        raise SqlError(
+            f"{name}: {error.message}", advice=error.advice, remedy=error.remedy
+        ) from error
     return cut
 
 

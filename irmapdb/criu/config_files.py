@@ -111,7 +111,8 @@ def line_for(hook: Path, runtimes: Iterable[Runtime] = ()) -> str:
         raise FileError(
             f"{name}: CRIU's configuration takes no path that is relative, or has blanks, quotes"
             " or #",
-            advice="link it from elsewhere, and name the link with --script",
+            advice="link it from elsewhere, and name the link",
+            remedy="script",
         )
     names = " ".join(sorted(runtimes))
     return f"action-script {text}" + (f" #{_FOR.decode()}{names}" if names else "")
@@ -120,13 +121,13 @@ def line_for(hook: Path, runtimes: Iterable[Runtime] = ()) -> str:
 def check_hook(hook: Path) -> None:
     """Refuse what CRIU could not execute, as that would fail every dump. FileError says why."""
     name = printable(hook)
-    advice = "install irmapdb, or name its irmapdb-hook with --script"
+    advice = "install irmapdb, or name its irmapdb-hook"
     try:
         mode = hook.stat().st_mode
     except OSError as error:
-        raise FileError(f"{name}: {error.strerror}", advice=advice) from error
+        raise FileError(f"{name}: {error.strerror}", advice=advice, remedy="script") from error
     if not stat.S_ISREG(mode) or not os.access(hook, os.X_OK):
-        raise FileError(f"{name}: not an executable file", advice=advice)
+        raise FileError(f"{name}: not an executable file", advice=advice, remedy="script")
     if mode & stat.S_IWOTH:
         raise FileError(
             f"{name}: everybody may write it, and CRIU runs it as root",

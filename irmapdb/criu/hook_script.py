@@ -71,7 +71,8 @@ def write_script(path: Path, program: Path, config_file: Path) -> None:
     except OSError as error:
         raise FileError(
             f"cannot make {printable(path.parent)}: {error.strerror}",
-            advice="try as root, or name a place for the script with --script",
+            advice="try as root, or name a place for the script",
+            remedy="script",
         ) from error
     text = script_text(program, {*_users(path), config_file})
     if files.read_if_there(path, limit_bytes=_LIMIT_BYTES) != text or not os.access(path, os.X_OK):
@@ -111,7 +112,8 @@ def check_parents(path: Path) -> None:
             raise FileError(
                 f"{printable(directory)}: belongs to others, and CRIU would run a file in it"
                 " as root",
-                advice="name another place with --script",
+                advice="name another place",
+                remedy="script",
             )
 
 

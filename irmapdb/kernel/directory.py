@@ -69,7 +69,7 @@ def open_directory_root(directory: bytes) -> Root:
         own = syscalls.statx(fd).mnt_id
         if own is not None and own not in {m.mnt_id for m in fdinfo.read_mountinfo("self")}:
             message = f"{name}: lies in another mount namespace"
-            raise FileError(message, advice="name one of its tasks with -t")
+            raise FileError(message, advice="name one of its tasks", remedy="task")
         prefix = os.fsencode(os.readlink(f"/proc/self/fd/{fd}")).rstrip(b"/")
         table_fd = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
         opened.callback(os.close, table_fd)

@@ -296,9 +296,7 @@ class Scan:
             notes.append(f"not found on {', '.join(map(printable, walked))}")
         if rest:
             which = "the rest of " if walked else ""
-            notes.append(
-                f"{which}{', '.join(rest)} is walked only where --irmap-scan-path names it"
-            )
+            notes.append(f"{which}{', '.join(rest)} is walked only where a scan path names it")
         if identity.kdev in self._closed:
             notes.append(
                 "not looked for in other tasks' directories, in map_files and below task/TID"

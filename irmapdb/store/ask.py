@@ -154,7 +154,7 @@ class Ask:
                 if "\n" not in text.strip():
                     raise
                 message = f"line {statement.line}: {error.message}"
-                raise SqlError(message, advice=error.advice) from error
+                raise SqlError(message, advice=error.advice, remedy=error.remedy) from error
 
     def columns(self) -> dict[str, tuple[str, ...]]:
         """The columns of every table and view, tables first."""
@@ -261,8 +261,8 @@ class Ask:
         if isinstance(error, sqlite3.Error):
             return self._explain_sqlites(error, statement)
         if isinstance(error, UnicodeEncodeError):
-            advice = "write a path that is no UTF-8 as x'2f…', or give it with -p path=…"
-            return SqlError("not UTF-8", advice=advice)
+            advice = "write a path that is no UTF-8 as x'2f…', or write :path and give its value"
+            return SqlError("not UTF-8", advice=advice, remedy="parameter")
         if isinstance(error, UnicodeDecodeError):  # SQLite quotes bytes of the file
             return SqlError(_one_line(show(error.object)))
         return SqlError(str(error))
@@ -277,7 +277,8 @@ class Ask:
         if code is not None and code not in _QUESTION_AT_FAULT:
             return explain(self.path, error, self._wait_s)
         if isinstance(error, sqlite3.ProgrammingError):  # "Binding 1 has no name, …"
-            return SqlError(str(error), advice="write :NAME, and give its value with -p NAME=VALUE")
+            advice = "write :NAME, and give its value"
+            return SqlError(str(error), advice=advice, remedy="parameter")
         message = self._function_said or str(error)
         return SqlError(_one_line(message), advice=self._advise(message))
 
@@ -294,8 +295,11 @@ class Ask:
         return KeyboardInterrupt() if at_work or self._interrupted else None
 
     def _stopped(self, timeout_s: float | None) -> SqlError:
-        advice = "narrow the question, or give it more with --timeout"
-        return SqlError(f"stopped: it took longer than {timeout_s or 0:g} s", advice=advice)
+        return SqlError(
+            f"stopped: it took longer than {timeout_s or 0:g} s",
+            advice="narrow the question, or give it more time",
+            remedy="timeout",
+        )
 
     def _refusal(self, statement: str) -> SqlError:
         first = _WORD.match(statement)
@@ -337,7 +341,7 @@ class _Values(dict[str, "Value"]):
     """The values of a question's parameters. A parameter without one is an error of ours."""
 
     def __missing__(self, key: str) -> NoReturn:
-        raise SqlError(f":{key} has no value", advice=f"-p {key}=VALUE")
+        raise SqlError(f":{key} has no value", advice="give it one", remedy="parameter")
 
 
 _WRITES = {

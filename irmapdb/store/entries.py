@@ -65,7 +65,8 @@ def fetch_entries(raw: sqlite3.Connection, path: bytes) -> list[CacheEntry]:
     if bad:
         more = f" ({len(bad) - 1} more like it)" if len(bad) > 1 else ""
         raise DatabaseError(
-            f"{show(path)}: {bad[0]}: a row that irmapdb did not write{more}",
+            show(path),
+            f"{bad[0]}: a row that irmapdb did not write{more}",
             advice="put back what was changed by hand, or move the file away: it is only a cache",
         )
     return found

@@ -70,7 +70,7 @@ def translated(path: bytes, wait_s: float = 0) -> Iterator[None]:
         yield
     except MemoryError as error:
         raise DatabaseError(
-            f"{show(path)}: there is not enough memory", advice="free some, and run this again"
+            show(path), "there is not enough memory", advice="free some, and run this again"
         ) from error
     except Exception as error:
         # SQLAlchemy's DBAPIError has SQLite's own error in `orig`. By name, as who only reads
@@ -93,18 +93,21 @@ def explain(path: bytes, error: sqlite3.Error, wait_s: float = 0) -> DatabaseErr
         return _explain_readonly(name, said, code_name)
     if code == sqlite3.SQLITE_NOTADB:
         return DatabaseError(
-            f"{name}: not a database: {_what_it_is(path)}",
-            advice="name another file with --db, or move this one away",
+            name,
+            f"not a database: {_what_it_is(path)}",
+            advice="move it away, or name another file",
+            remedy="database",
         )
     if code == sqlite3.SQLITE_IOERR and "_SHM" in code_name:
         return DatabaseError(
-            f"{name}: there is no shared memory for its log on this filesystem",
+            name,
+            "there is no shared memory for its log on this filesystem",
             advice="open it once for writing, or copy it elsewhere",
         )
     if code in _OF_THE_CONTENT:
         text, advice = _OF_THE_CONTENT[code]
-        return DatabaseError(f"{name}: {text.format(said)}", advice=advice)
-    return DatabaseError(f"{name}: {said} ({code_name or type(error).__name__})")
+        return DatabaseError(name, f"{text.format(said)}", advice=advice)
+    return DatabaseError(name, f"{said} ({code_name or type(error).__name__})")
 
 
 def _words_of(error: sqlite3.Error) -> str:
@@ -131,20 +134,25 @@ _OF_THE_CONTENT = {
 def _explain_readonly(name: str, said: str, code: str) -> DatabaseError:
     if code == "SQLITE_READONLY_ROLLBACK":
         return DatabaseError(
-            f"{name}: a process was killed in the middle of a step, which has to be undone first",
+            name,
+            "a process was killed in the middle of a step, which has to be undone first",
             advice="open it as somebody who may write it",
         )
     return DatabaseError(
-        f"{name}: the database cannot be written ({said})",
-        advice="name a file that can be written with --db",
+        name,
+        f"the database cannot be written ({said})",
+        advice="name a file that can be written",
+        remedy="database",
     )
 
 
 def explain_full(path: bytes) -> DatabaseError:
     """The error for a disk without room."""
     return DatabaseError(
-        f"{show(path)}: the disk is full, nothing was changed",
-        advice="free disk space, or name a file elsewhere with --db",
+        show(path),
+        "the disk is full, nothing was changed",
+        advice="free disk space, or name a file elsewhere",
+        remedy="database",
     )
 
 
@@ -153,7 +161,8 @@ def explain_lock(path: bytes, wait_s: float) -> DatabaseError:
     holder = find_holder(path)
     who = "another process" if holder is None else f"pid {holder.pid} ({holder.comm})"
     return DatabaseError(
-        f"{show(path)}: locked by {who}, for longer than the {wait_s:g} s that were waited",
+        show(path),
+        f"locked by {who}, for longer than the {wait_s:g} s that were waited",
         advice="wait until it has ended",
     )
 

@@ -43,8 +43,10 @@ def check_length(path: bytes) -> None:
     """Refuse a path that SQLite cannot work with: it only says "unable to open database file"."""
     if len(path + b"-journal") >= _MAX_PATH_BYTES:
         raise DatabaseError(
-            f"{show(path)}: the path is too long for SQLite, which takes {_MAX_PATH_BYTES} bytes",
-            advice="name a file with a shorter path with --db",
+            show(path),
+            f"the path is too long for SQLite, which takes {_MAX_PATH_BYTES} bytes",
+            advice="name a file with a shorter path",
+            remedy="database",
         )
 
 
@@ -59,18 +61,24 @@ def status_of(dir_fd: int, name: bytes, path: bytes) -> os.stat_result | None:
         return None
     except OSError as error:
         raise DatabaseError(
-            f"{show(path)}: cannot be opened: {error.strerror}",
-            advice="run as its owner, or name another file with --db",
+            show(path),
+            f"cannot be opened: {error.strerror}",
+            advice="run as its owner, or name another file",
+            remedy="database",
         ) from error
     if stat.S_ISLNK(status.st_mode):
         raise DatabaseError(
-            f"{show(path)}: is a symbolic link, which is not followed",
-            advice="name the file itself with --db",
+            show(path),
+            "is a symbolic link, which is not followed",
+            advice="name the file itself",
+            remedy="database",
         )
     if not stat.S_ISREG(status.st_mode):
         raise DatabaseError(
-            f"{show(path)}: is a {_kind_of(status.st_mode)}, not a database",
-            advice="name another file with --db",
+            show(path),
+            f"is a {_kind_of(status.st_mode)}, not a database",
+            advice="name another file",
+            remedy="database",
         )
     return status
 
@@ -87,7 +95,8 @@ def check_sidecars(dir_fd: int, name: bytes, path: bytes) -> list[os.stat_result
             link = stat.S_ISLNK(status.st_mode)
             what = "symbolic link, which is not followed" if link else _kind_of(status.st_mode)
             raise DatabaseError(
-                f"{show(path + suffix)}: is a {what}",
+                show(path + suffix),
+                f"is a {what}",
                 advice="remove it if you do not know it",
             )
         found.append(status)
@@ -114,20 +123,26 @@ def cannot_be_made(path: bytes, error: OSError) -> DatabaseError:
     """The error for a database that cannot be made."""
     if isinstance(error, FileNotFoundError):
         return DatabaseError(
-            f"{show(path)}: there is no directory {show(os.path.dirname(path))}",
-            advice="make it, or name a file elsewhere with --db",
+            show(path),
+            f"there is no directory {show(os.path.dirname(path))}",
+            advice="make it, or name a file elsewhere",
+            remedy="database",
         )
     return DatabaseError(
-        f"{show(path)}: cannot be made: {error.strerror}",
-        advice="name a file elsewhere with --db",
+        show(path),
+        f"cannot be made: {error.strerror}",
+        advice="name a file elsewhere",
+        remedy="database",
     )
 
 
 def is_missing(path: bytes) -> DatabaseError:
     """The error for a database that is not there."""
     return DatabaseError(
-        f"{show(path)}: no such database",
-        advice="`irmapdb pre-dump` and `irmapdb import` make one; --db names another",
+        show(path),
+        "no such database",
+        advice="make one by `irmapdb pre-dump` or `irmapdb import`, or name another file",
+        remedy="database",
     )
 
 
@@ -135,8 +150,10 @@ def check_readable(dir_fd: int, name: bytes, path: bytes) -> None:
     """Refuse what may not be read."""
     if not os.access(name, os.R_OK, dir_fd=dir_fd, effective_ids=True):
         raise DatabaseError(
-            f"{show(path)}: may not be read",
-            advice="run as its owner, or name another file with --db",
+            show(path),
+            "may not be read",
+            advice="run as its owner, or name another file",
+            remedy="database",
         )
 
 
@@ -148,8 +165,10 @@ def check_writable(dir_fd: int, name: bytes | None, path: bytes) -> None:
             continue
         if not os.access(needed, os.W_OK, dir_fd=dir_fd, effective_ids=True):
             raise DatabaseError(
-                f"{show(path)}: cannot be written: {show(shown)} is read-only",
-                advice="name a file that can be written with --db",
+                show(path),
+                f"cannot be written: {show(shown)} is read-only",
+                advice="name a file that can be written",
+                remedy="database",
             )
 
 

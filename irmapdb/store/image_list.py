@@ -132,7 +132,8 @@ def _put(connection: Connection, count: int, after: int, path: bytes) -> None:
     done = connection.execute(_APPEND, {"after": after})
     if done.rowcount != count:
         raise DatabaseError(
-            f"{show(path)}: {count - done.rowcount} of {count} entries are no mappings",
+            show(path),
+            f"{count - done.rowcount} of {count} entries are no mappings",
             advice="this is an error of irmapdb's own; please report it",
         )
 

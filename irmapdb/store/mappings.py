@@ -163,7 +163,8 @@ class StoredMappings:
             return read(row)
         except (TypeError, ValueError, OverflowError) as error:
             raise DatabaseError(
-                f"{show(self._path)}: a row that irmapdb did not write: {error}",
+                show(self._path),
+                f"a row that irmapdb did not write: {error}",
                 advice="put back what was changed by hand, or move the file away",
             ) from error
 

@@ -64,8 +64,10 @@ def read_objects(raw: sqlite3.Connection, path: bytes) -> list[SchemaObject]:
     found = [SchemaObject(*row) for row in raw.execute(_OBJECTS).fetchall()]
     if len(found) > _MOST_OBJECTS:
         raise DatabaseError(
-            f"{show(path)}: has more than {_MOST_OBJECTS} tables, indexes and views",
-            advice="name another file with --db, or move this one away: it is only a cache",
+            show(path),
+            f"has more than {_MOST_OBJECTS} tables, indexes and views",
+            advice="move it away, as it is only a cache, or name another file",
+            remedy="database",
         )
     return found
 
@@ -122,7 +124,7 @@ def _check_added(one: SchemaObject, expected: Collection[str], path: bytes) -> N
 
 
 def _refused(path: bytes, what: str) -> DatabaseError:
-    return DatabaseError(f"{show(path)}: not as irmapdb makes it: {what}", advice=_ADVICE)
+    return DatabaseError(show(path), f"not as irmapdb makes it: {what}", advice=_ADVICE)
 
 
 def _lower(name: bytes) -> str:

@@ -146,8 +146,10 @@ class Place:
             if error.errno in {errno.ENOSPC, errno.EDQUOT}:
                 raise explain_full(self.path) from error
             raise DatabaseError(
-                f"{show(self.path)}: cannot be put back: {error.strerror}",
-                advice="free space there, or name a file elsewhere with --db",
+                show(self.path),
+                f"cannot be put back: {error.strerror}",
+                advice="free space there, or name a file elsewhere",
+                remedy="database",
             ) from error
 
     def _check_untouched(self) -> None:
@@ -164,7 +166,8 @@ class Place:
 
     def _was_written(self) -> DatabaseError:
         return DatabaseError(
-            f"{show(self.path)}: was written by another program meanwhile; nothing was changed",
+            show(self.path),
+            "was written by another program meanwhile; nothing was changed",
             advice="run this again",
         )
 
@@ -205,15 +208,19 @@ def _open_directory(stack: ExitStack, path: bytes, *, create: bool) -> Directory
     try:
         return stack.enter_context(open_directory(os.path.dirname(path)))
     except FileError as error:
-        raise DatabaseError(error.message, advice=f"{error.advice} with --db or -W") from error
+        raise DatabaseError(
+            show(path), error.message, advice=error.advice, remedy="database or work dir"
+        ) from error
     except OSError as error:
         if create:
             raise cannot_be_made(path, error) from error
         if isinstance(error, FileNotFoundError):
             raise is_missing(path) from error
         raise DatabaseError(
-            f"{show(path)}: cannot be opened: {error.strerror}",
-            advice="run as its owner, or name another file with --db",
+            show(path),
+            f"cannot be opened: {error.strerror}",
+            advice="run as its owner, or name another file",
+            remedy="database",
         ) from error
 
 
@@ -278,7 +285,8 @@ def _copied(
 def _check_size(path: bytes, size: int, why: str) -> None:
     if size > COPY_LIMIT_BYTES:
         raise DatabaseError(
-            f"{show(path)}: has {size} bytes, and a private copy is made of no more than "
+            show(path),
+            f"has {size} bytes, and a private copy is made of no more than "
             f"{COPY_LIMIT_BYTES} ({why})",
             advice="move it to a directory that only you and root can write to",
         )
@@ -293,7 +301,8 @@ def _lock(dir_fd: int, path: bytes, wait_s: float) -> None:
         except BlockingIOError as error:
             if time.monotonic() > end_s:
                 raise DatabaseError(
-                    f"{show(path)}: another process has locked {show(os.path.dirname(path))}, for "
+                    show(path),
+                    f"another process has locked {show(os.path.dirname(path))}, for "
                     f"longer than the {wait_s:g} s that were waited",
                     advice="wait until it has ended",
                 ) from error
@@ -309,8 +318,10 @@ def _copy_main(dir_fd: int, name: bytes, path: bytes, dest: int, why: str) -> os
         fd = os.open(name, _READ, dir_fd=dir_fd)
     except OSError as error:
         raise DatabaseError(
-            f"{show(path)}: cannot be opened: {error.strerror}",
-            advice="run as its owner, or name another file with --db",
+            show(path),
+            f"cannot be opened: {error.strerror}",
+            advice="run as its owner, or name another file",
+            remedy="database",
         ) from error
     try:
         for _ in range(_TRIES):
@@ -322,7 +333,8 @@ def _copy_main(dir_fd: int, name: bytes, path: bytes, dest: int, why: str) -> os
             if _Stamp.of(os.fstat(fd)) == _Stamp.of(status):
                 return status
         raise DatabaseError(
-            f"{show(path)}: is written all the time, and cannot be copied",
+            show(path),
+            "is written all the time, and cannot be copied",
             advice="run this again when that has ended",
         )
     finally:

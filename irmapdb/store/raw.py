@@ -108,8 +108,8 @@ def check_unchanged(raw: object) -> None:
     """Raise DatabaseError if what was read without locks has changed meanwhile."""
     if isinstance(raw, _Unlocked) and raw.stamp != _stamp(raw.path):
         raise DatabaseError(
-            f"{show(raw.path)}: was written while it was read, and its directory has no place for "
-            "a lock",
+            show(raw.path),
+            "was written while it was read, and its directory has no place for a lock",
             advice="ask again, or ask a copy",
         )
 

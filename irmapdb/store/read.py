@@ -216,7 +216,8 @@ class Reader:
                 others += 1
         more = f" ({others} more like it)" if others else ""
         return DatabaseError(
-            f"{show(self.path)}: {which}: a row that irmapdb did not write: {error}{more}",
+            show(self.path),
+            f"{which}: a row that irmapdb did not write: {error}{more}",
             advice="put back what was changed by hand, or move the file away: it is only a cache",
         )
 

@@ -121,7 +121,8 @@ def upgrade_place(place: Place, *, wait_s: float) -> Upgrade:
         except Exception as error:
             why = error.orig if isinstance(error, DBAPIError) else error
             raise DatabaseError(
-                f"{show(place.path)}: cannot be upgraded from schema {old} to {version.HEAD}, "
+                show(place.path),
+                f"cannot be upgraded from schema {old} to {version.HEAD}, "
                 f"nothing was changed: {why}",
                 advice="free disk space if the disk is full, else use the irmapdb that wrote it",
             ) from error
@@ -164,7 +165,7 @@ def backup(path: AnyPath, dest: AnyPath) -> None:
     with open_place(path, write=False) as place, _directory_of(to) as dir_fd:
         _current(place)  # says what it is, if it is none of ours
         if os.path.lexists(to):
-            raise DatabaseError(f"{show(to)}: is there already", advice="name a new file")
+            raise DatabaseError(show(to), "is there already", advice="name a new file")
         _copy(place, dir_fd, to, replace=False, elsewhere="name a file elsewhere")
 
 
@@ -215,6 +216,7 @@ def _copy_pages(place: Place, made: bytes) -> None:
 def _cannot_write(dest: bytes, error: OSError, elsewhere: str) -> DatabaseError:
     step = _NEXT_STEP.get(error.errno or 0, "")
     return DatabaseError(
-        f"{show(dest)}: cannot be written: {error.strerror}",
+        show(dest),
+        f"cannot be written: {error.strerror}",
         advice=", or ".join(filter(None, (step, elsewhere))),
     )

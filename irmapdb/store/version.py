@@ -61,25 +61,28 @@ def read_revision(raw: sqlite3.Connection, place: Place) -> str | None:
         tables = ", ".join(sorted(names))
         has = f"it has the tables {tables}" if names else "it has no tables"
         raise DatabaseError(
-            f"{show(path)}: a database, but not one of irmapdb: {has}",
-            advice="name another file with --db",
+            show(path),
+            f"a database, but not one of irmapdb: {has}",
+            advice="name another file",
+            remedy="database",
         )
     check_kinds(objects, TABLES, path)
     check_texts(objects, ("alembic_version",), HEAD, path)
     found = _column(raw, "SELECT version_num FROM alembic_version LIMIT 2")
     if len(found) != 1:
         raise DatabaseError(
-            f"{show(path)}: the database is damaged: it names {'several' if found else 'no'} "
-            "schema revisions",
+            show(path),
+            f"the database is damaged: it names {'several' if found else 'no'} schema revisions",
             advice="move it away, or put back a backup: it is only a cache",
         )
     revision = str(found[0])
     if revision not in REVISIONS:
         newer = show_words(revision)
         raise DatabaseError(
-            f"{show(path)}: has schema {newer}, newer than {HEAD}, "
-            "the newest that this irmapdb knows",
-            advice=f"use an irmapdb that knows schema {newer}, or name another file with --db",
+            show(path),
+            f"has schema {newer}, newer than {HEAD}, the newest that this irmapdb knows",
+            advice=f"use an irmapdb that knows schema {newer}, or name another file",
+            remedy="database",
         )
     check_objects(objects, revision, path, with_views=revision == HEAD)
     if place.unread:
@@ -93,8 +96,8 @@ def _check_whole(raw: sqlite3.Connection, place: Place) -> None:
     if raw.execute("PRAGMA quick_check(1)").fetchall() != [("ok",)]:
         names = ", ".join(show(place.name + suffix) for suffix in place.unread)
         raise DatabaseError(
-            f"{show(place.path)}: is damaged without {names}, which is not read, as "
-            f"{place.why_copied}",
+            show(place.path),
+            f"is damaged without {names}, which is not read, as {place.why_copied}",
             advice="let its owner use it once, or move it away: it is only a cache",
         )
 
@@ -106,7 +109,8 @@ def check_newest(raw: sqlite3.Connection, place: Place) -> None:
         raise refuse_empty(place.path)
     if revision != HEAD:
         raise DatabaseError(
-            f"{show(place.path)}: has the older schema {revision}",
+            show(place.path),
+            f"has the older schema {revision}",
             advice="run `irmapdb db upgrade` on it",
         )
 
@@ -114,7 +118,8 @@ def check_newest(raw: sqlite3.Connection, place: Place) -> None:
 def refuse_empty(path: bytes) -> DatabaseError:
     """The error for an empty database where one with data is needed."""
     return DatabaseError(
-        f"{show(path)}: an empty database",
+        show(path),
+        "an empty database",
         advice="`irmapdb pre-dump` and `irmapdb import` fill it",
     )
 

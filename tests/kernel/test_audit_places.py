@@ -52,7 +52,7 @@ def test_what_nobody_knows_is_scanned_for_where_asked(garden: Garden, tmp_path: 
 
     blind = garden.audit()[os.fsencode(path)]
     assert (blind.verdict, blind.evidence.moved_to) == (AuditVerdict.MOVED, ())
-    assert "--search" in blind.evidence.note
+    assert "a search scans for it" in blind.evidence.note
     copy = tmp_path / "copy.db"
     shutil.copy(garden.database, copy)
     (lost,) = fix.mend(audit.AuditOptions(copy, config=NO_HINTS)).changes
@@ -108,7 +108,7 @@ def test_where_no_handle_opens_nothing_is_said_to_be_deleted(
     (blind,) = audit.audit(audit.AuditOptions(database, config=NO_HINTS)).findings
     assert blind.verdict is AuditVerdict.GONE
     assert "cannot open handles" in blind.evidence.note
-    assert "--search" in blind.evidence.note
+    assert "a search scans for it" in blind.evidence.note
     (seen,) = audit.audit(audit.AuditOptions(database, search=True, config=NO_HINTS)).findings
     assert (seen.verdict, seen.evidence.moved_to) == (AuditVerdict.MOVED, (os.fsencode(new),))
     new.unlink()

@@ -81,7 +81,7 @@ def test_what_lies_outside_of_the_directory_has_not_moved(garden: Garden) -> Non
     for _, note in blind.values():
         assert f"on its device, but at no known path below {image} (" in note
         assert "outside of this root" in note
-        assert note.endswith("--search scans for it")
+        assert note.endswith("a search scans for it")
     searched = verdicts(image, search=True)
     assert [verdict for verdict, _ in searched.values()] == ["replaced", "gone"]
     assert all("scan: not found" in note for _, note in searched.values())

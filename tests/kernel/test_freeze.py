@@ -387,7 +387,7 @@ def test_a_cgroup_that_somebody_froze_is_named(start, cgroup):
         with pytest.raises(FreezeError) as caught, frozen(target.pid, timeout_s=0.3):
             pass
         assert f": its cgroup {freezing.path} is frozen" in str(caught.value)
-        assert "--freeze-cgroup" in caught.value.advice
+        assert caught.value.remedy == "freeze cgroup"
         with frozen(target.pid, cgroup=freezing.path) as held:
             assert set(held.pids) == descendants(target.pid)
         freezing.thaw()

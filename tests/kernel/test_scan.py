@@ -167,7 +167,7 @@ def test_a_fuse_filesystem_is_walked_where_it_is_named(area, root, watched):
         shown = watched(file)
         root.renew()
         failure = why_not(root, Scan(root, NO_HINTS), shown)
-        assert "is walked only where --irmap-scan-path names it" in failure.why
+        assert "is walked only where a scan path names it" in failure.why
         hinted = Scan(root, Config(hints=(os.fsencode(area.path / "served"),)))
         assert (why_not(root, hinted, shown).why, hinted.scanned) == (failure.why, 0)
         scan = Scan(root, NO_HINTS, paths=[os.fsencode(area.path / "served")])
@@ -181,7 +181,7 @@ def test_what_was_named_and_what_was_not_is_told_apart(area, root, watched):
     (top / "named").mkdir()
     ghost = watched(top)._replace(ino=1 << 30, handle=NOBODY_HAS_IT)
     skipped = Config(hints=(), skip_filesystems=frozenset({"ext4"}))
-    only = "ext4 is walked only where --irmap-scan-path names it"
+    only = "ext4 is walked only where a scan path names it"
 
     def said(*paths):
         return why_not(root, Scan(root, skipped, paths=map(os.fsencode, paths)), ghost).why

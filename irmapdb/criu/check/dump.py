@@ -327,8 +327,9 @@ _DENIED = Problem(
 def _refuse_relative(paths: Iterable[bytes]) -> None:
     for path in paths:
         if not path.startswith(b"/"):
-            message = f"--irmap-scan-path {printable(path)}: not absolute"
-            raise FileError(message, advice="write it as seen from the root of the tasks")
+            message = f"{printable(path)}: not absolute"
+            advice = "write it as seen from the root of the tasks"
+            raise FileError(message, advice=advice, about="scan path")
 
 
 def _other_root(root: Root) -> Problem:

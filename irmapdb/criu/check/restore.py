@@ -127,8 +127,9 @@ def check_images(images: Path, root: Path) -> RestoreCheck:
     try:
         root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
-        message = f"--root {printable(root)}: {error.strerror}"
-        raise FileError(message, advice="name the root directory of the restored tree") from error
+        message = f"{printable(root)}: {error.strerror}"
+        advice = "name the root directory of the restored tree"
+        raise FileError(message, advice=advice, about="root") from error
     every: list[tuple[FsnotifyFile, FsnotifyWatch | MountMark]] = [
         *((file, watch) for file in found for watch in file.watches),
         *((file, mark) for file in found for mark in file.mount_marks),
@@ -188,7 +189,7 @@ class _Eyes:
     def _without_path(self, identity: Identity) -> _Seen:
         if not self._brought.has_mounts:
             why = "no path was recorded, and the images have no mounts to open the handle through"
-            advice = "dump with paths (irmapdb check -t PID tells how)"
+            advice = "dump with paths (`irmapdb check -t PID` tells how)"
             return _Seen(RestoreVerdict.NO_RESTORE, why, advice=advice)
         fd = self._by_handle(identity)
         if fd is not None:
@@ -196,7 +197,7 @@ class _Eyes:
             why = "its filesystem is here, and knows the handle"
             return _Seen(RestoreVerdict.BY_HANDLE, why, "the handle")
         why = "no filesystem here knows the handle"
-        advice = "restore it where its filesystem is, or dump with paths (irmapdb check -t PID)"
+        advice = "restore it where its filesystem is, or dump with paths (`irmapdb check -t PID`)"
         return _Seen(RestoreVerdict.NO_FILESYSTEM, why, advice=advice)
 
     def _at(self, watch: FsnotifyWatch | MountMark, identity: Identity | None) -> _Seen:

@@ -20,8 +20,9 @@ def parse_version(text: str) -> CriuVersion:
     """`4.2`, `4.1.1`, `v4.3-rc1`. UsageError for anything else."""
     found = _NUMBER.match(text.removeprefix("v"))
     if found is None:
-        message = f"--criu-version {text}: not a version"
-        raise UsageError(message, advice="write it as criu --version does: 4.1, 4.2, 4.3")
+        message = f"{text}: not a version"
+        advice = "write it as `criu --version` does: 4.1, 4.2, 4.3"
+        raise UsageError(message, advice=advice, about="CRIU's version")
     return CriuVersion(int(found[1]), int(found[2]))
 
 

@@ -397,7 +397,7 @@ class Tracer:
         ours = self._freezer.path if self._freezer else None
         if frozen not in {None, ours}:
             message = f"{message}: its cgroup {frozen} is frozen"
-            advice = "thaw it, or name it with --freeze-cgroup"
+            return FreezeError(message, advice="thaw it, or name it", remedy="freeze cgroup")
         return FreezeError(message, advice=advice)
 
 
