@@ -84,7 +84,7 @@ def test_the_files_of_the_run_are_no_log(tmp_path, name):
     "wrong",
     [
         ("-t", "1999999999"),
-        ("-t", str(os.getpid()), "-D", "absent"),
+        ("-t", str(os.getpid()), "-D", "absent/deeper"),
         ("-t", str(os.getpid()), "--irmap-scan-path", "/absent"),
         ("-t", str(os.getpid()), "--config", "absent.toml"),
     ],
