@@ -1,7 +1,6 @@
 """The stored mappings, read by SQLite alone.
 
-For the hook, which answers CRIU before SQLAlchemy could be imported. The same questions as those of
-irmapdb.store.read, and the same answers; the SQL is written out.
+The hook answers CRIU before SQLAlchemy could be imported, so the SQL is written out here.
 """
 
 from __future__ import annotations
@@ -45,9 +44,9 @@ __all__ = [
     "MNTNS_MAX",
     "StoredMappings",
     "open_mappings",
+    "read_all",
     "read_identity",
     "read_mapping",
-    "read_stamp",
 ]
 
 _KEYS_A_QUERY = 500
@@ -107,30 +106,68 @@ def read_mapping(row: Sequence[Any]) -> Mapping:
     )
 
 
-def read_stamp(row: Sequence[Any]) -> FileStamp:
-    """A row of STAMP_COLUMNS."""
-    st_dev, ino, size, mtime_ns = row
-    for name, value in zip(("st_dev", "ino", "size", "mtime_ns"), row, strict=True):
+def _read_stamp(row: Sequence[Any]) -> FileStamp:
+    for name, value in zip(FileStamp._fields, row, strict=True):
         check_number(name, value, -INT64_MAX - 1, INT64_MAX)
-    return FileStamp(from_ino(st_dev), from_ino(ino), size, mtime_ns)
+    stamp = FileStamp(*row)
+    return stamp._replace(st_dev=from_ino(stamp.st_dev), ino=from_ino(stamp.ino))
+
+
+_BAD = (TypeError, ValueError, OverflowError)
+
+
+def read_all(
+    read: Callable[[Sequence[Any]], T], found: Sequence[Sequence[Any]], path: bytes, table: str = ""
+) -> Iterator[T]:
+    """Each row, read. A DatabaseError names the first bad one, and counts those like it.
+
+    `table` is that of the rows, which begin with their id; "" for other rows.
+    """
+    for index, row in enumerate(found):
+        try:
+            yield read(row)
+        except _BAD as error:
+            which = f"{table} {row[0]}" if table else "a row"
+            others = sum(_is_bad(read, other) for other in found[index + 1 :])
+            more = f" ({others} more like it)" if others else ""
+            raise DatabaseError(
+                show(path),
+                f"{which}: a row that irmapdb did not write: {error}{more}",
+                advice="put back what was changed by hand, or move the file away: it is only a "
+                "cache",
+            ) from error
+
+
+def _is_bad(read: Callable[[Sequence[Any]], object], row: Sequence[Any]) -> bool:
+    try:
+        read(row)
+    except _BAD:
+        return True
+    return False
 
 
 _COLUMNS = ", ".join(f"CAST({name} AS BLOB)" if name == "path" else name for name in MAPPING_NAMES)
 _LOAD = f"SELECT {_COLUMNS} FROM mapping WHERE dev = ? AND mntns = ? AND ino IN (%s) ORDER BY id"  # noqa: S608 fixed words
 _ANY = "SELECT 1 FROM mapping LIMIT 1"
-_SEEN = "SELECT st_dev, ino, size, mtime_ns FROM image_seen WHERE path = ?"
+_SEEN = f"SELECT {', '.join(FileStamp._fields)} FROM image_seen WHERE path = ?"  # noqa: S608 fixed words
 
 
 class StoredMappings:
     """An open database, for reading. Without one: nothing is stored."""
 
-    def __init__(self, raw: sqlite3.Connection | None = None, path: bytes = b"") -> None:
+    def __init__(
+        self, raw: sqlite3.Connection | None = None, path: bytes = b"", wait_s: float = 0
+    ) -> None:
         self._raw = raw
         self._path = path
+        self._wait_s = wait_s
         self._is_empty = raw is None or not self._fetch(_ANY)
 
     def load(self, keys: Collection[InodeKey], mntns: int = 0) -> dict[InodeKey, list[Mapping]]:
-        """Every mapping of each inode, the stale ones too, in the order they were first seen."""
+        """Every mapping of each inode, the stale ones too, in the order they were first seen.
+
+        An inode without one has no item.
+        """
         found: dict[InodeKey, list[Mapping]] = {}
         if self._is_empty:
             return found
@@ -138,35 +175,26 @@ class StoredMappings:
         for key in keys:
             by_kdev.setdefault(key.kdev, {})[to_ino(key.ino)] = key
         for kdev, key_of in by_kdev.items():
+            # In the order of the index: one page of it after the other.
             inos = sorted(key_of)
             for start in range(0, len(inos), _KEYS_A_QUERY):
                 some = inos[start : start + _KEYS_A_QUERY]
-                question = _LOAD % ", ".join("?" * len(some))
-                for row in self._fetch(question, kdev, mntns, *some):
-                    found.setdefault(key_of[row[2]], []).append(self._read(read_mapping, row))
+                rows = self._fetch(_LOAD % ", ".join("?" * len(some)), kdev, mntns, *some)
+                mappings = read_all(read_mapping, rows, self._path, "mapping")
+                for row, mapping in zip(rows, mappings, strict=True):
+                    found.setdefault(key_of[row[2]], []).append(mapping)
         return found
 
     def image_seen(self, path: AnyPath) -> FileStamp | None:
         """How an image file was when it was last imported or written; None if it never was."""
-        for row in self._fetch(_SEEN, to_text(absolute(path))):
-            return self._read(read_stamp, row)
-        return None
+        rows = self._fetch(_SEEN, to_text(absolute(path)))
+        return next(read_all(_read_stamp, rows, self._path), None)
 
     def _fetch(self, question: str, *values: str | bytes | int) -> list[tuple[Any, ...]]:
         if self._raw is None:
             return []
-        with translated(self._path, 0):
+        with translated(self._path, self._wait_s):
             return self._raw.execute(question, values).fetchall()
-
-    def _read(self, read: Callable[[Sequence[Any]], T], row: tuple[Any, ...]) -> T:
-        try:
-            return read(row)
-        except (TypeError, ValueError, OverflowError) as error:
-            raise DatabaseError(
-                show(self._path),
-                f"a row that irmapdb did not write: {error}",
-                advice="put back what was changed by hand, or move the file away",
-            ) from error
 
 
 @contextmanager

@@ -6,20 +6,17 @@ writer is held up while the caller works on a row.
 
 from __future__ import annotations
 
-import gc
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from sqlalchemy import bindparam, select
 
-from irmapdb.errors import DatabaseError
 from irmapdb.model import Tried
 from irmapdb.store import rows, tables
 from irmapdb.store.connect import raw_of
 from irmapdb.store.entries import fetch_entries
-from irmapdb.store.failures import show, translated
-from irmapdb.store.file import absolute
-from irmapdb.store.values import check_number, to_ino, to_text
+from irmapdb.store.failures import translated
+from irmapdb.store.mappings import StoredMappings, read_all
+from irmapdb.store.values import check_number
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -36,23 +33,11 @@ if TYPE_CHECKING:
 __all__ = ["Reader"]
 
 _PAGE = 2000
-_KEYS_A_QUERY = 500
 _BEFORE_ALL_IDS = -(1 << 63)
 
 _mapping = tables.mapping.c
 
 _LIVE = (_mapping.stale_at.is_(None), _mapping.mntns == bindparam("of_mntns"))
-_ANY_MAPPING = select(_mapping.id).limit(1)
-_LOAD = (
-    select(*rows.MAPPING_COLUMNS)
-    .where(
-        _mapping.dev == bindparam("kdev"),
-        _mapping.mntns == bindparam("of_mntns"),
-        _mapping.ino.in_(bindparam("inos", expanding=True)),
-    )
-    .order_by(_mapping.id)
-)
-_IMAGE_SEEN = select(*rows.STAMP_COLUMNS).where(tables.image_seen.c.path == bindparam("of_path"))
 _TRIED = (
     select(tables.tried.c.watch_id, tables.tried.c.resolver, tables.tried.c.note)
     .where(tables.tried.c.watch_id.between(bindparam("first_id"), bindparam("last_id")))
@@ -61,19 +46,6 @@ _TRIED = (
 _RUN_SOURCES = select(tables.run_source.c.source, tables.run_source.c.identities).where(
     tables.run_source.c.run_id == bindparam("of_run")
 )
-
-
-@contextmanager
-def _collector_paused() -> Iterator[None]:
-    # Hundreds of thousands of new objects and not one cycle: looking through all of them again
-    # and again would take as long as making them.
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def _read_device(row: Sequence[Any]) -> int:
@@ -95,23 +67,7 @@ class Reader:
 
         An inode without one has no item.
         """
-        if not self._fetch(_ANY_MAPPING):
-            return {}  # a new database is asked once, and not for every inode
-        by_kdev: dict[int, dict[int, InodeKey]] = {}
-        for key in keys:
-            by_kdev.setdefault(key.kdev, {})[to_ino(key.ino)] = key
-        found: dict[InodeKey, list[Mapping]] = {}
-        with _collector_paused():
-            for kdev, key_of in by_kdev.items():
-                # In the order of the index: one page of it after the other.
-                inos = sorted(key_of)
-                for start in range(0, len(inos), _KEYS_A_QUERY):
-                    some = inos[start : start + _KEYS_A_QUERY]
-                    answer = self._fetch(_LOAD, {"kdev": kdev, "of_mntns": mntns, "inos": some})
-                    for mapping in self._read(rows.read_mapping, answer):
-                        key = key_of[to_ino(mapping.identity.ino)]
-                        found.setdefault(key, []).append(mapping)
-        return found
+        return self._stored().load(keys, mntns)
 
     def live_devices(self, mntns: int = 0) -> set[int]:
         """The devices of the mappings that are not stale, of one mount namespace."""
@@ -134,9 +90,10 @@ class Reader:
 
     def image_seen(self, path: AnyPath) -> FileStamp | None:
         """How an image file was when it was last imported or written; None if it never was."""
-        where = absolute(path)
-        found = self._fetch(_IMAGE_SEEN, {"of_path": to_text(where)})
-        return next(self._read(rows.read_stamp, found), None)
+        return self._stored().image_seen(path)
+
+    def _stored(self) -> StoredMappings:
+        return StoredMappings(raw_of(self._connection), self.path, self._wait_s)
 
     def all_mappings(self) -> Iterator[Mapping]:
         """Every mapping, the stale ones too, by id."""
@@ -193,36 +150,9 @@ class Reader:
     def _read(
         self, read: Callable[[Sequence[Any]], T], found: Sequence[Sequence[Any]]
     ) -> Iterator[T]:
-        for index, row in enumerate(found):
-            try:
-                yield read(row)
-            except _BAD as error:
-                raise self._bad_rows(read, found[index:], error) from error
-
-    def _bad_rows(
-        self,
-        read: Callable[[Sequence[Any]], object],
-        found: Sequence[Sequence[Any]],
-        error: Exception,
-    ) -> DatabaseError:
-        # The first by its name, and how many of those that were read with it are like it.
-        name = _TABLE_OF.get(read)
-        which = f"{name} {found[0][0]}" if name else "a row"
-        others = 0
-        for row in found[1:]:
-            try:
-                read(row)
-            except _BAD:
-                others += 1
-        more = f" ({others} more like it)" if others else ""
-        return DatabaseError(
-            show(self.path),
-            f"{which}: a row that irmapdb did not write: {error}{more}",
-            advice="put back what was changed by hand, or move the file away: it is only a cache",
-        )
+        return read_all(read, found, self.path, _TABLE_OF.get(read, ""))
 
 
-_BAD = (TypeError, ValueError, OverflowError)
 _TABLE_OF: dict[object, str] = {
     rows.read_mapping: "mapping",
     rows.read_change: "change",

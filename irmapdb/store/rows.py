@@ -33,7 +33,6 @@ from irmapdb.store.mappings import (
     MNTNS_MAX,
     read_identity,
     read_mapping,
-    read_stamp,
 )
 from irmapdb.store.records import ChangeRow, FileStamp, RunRow, WatchRow
 from irmapdb.store.values import (
@@ -62,7 +61,6 @@ __all__ = [
     "RESOLVED_FIELDS",
     "RUN_COLUMNS",
     "STALE_FIELDS",
-    "STAMP_COLUMNS",
     "STATS",
     "TRIED_FIELDS",
     "WATCH_COLUMNS",
@@ -72,7 +70,6 @@ __all__ = [
     "read_change",
     "read_mapping",
     "read_run",
-    "read_stamp",
     "read_watch",
     "resolved_values",
     "stale_values",
@@ -81,26 +78,7 @@ __all__ = [
     "watch_values",
 ]
 
-STATS = (
-    "freezing_us",
-    "frozen_us",
-    "resolve_us",
-    "watches",
-    "resolved",
-    "unresolved",
-    "hits",
-    "stale",
-    "scanned",
-    "tasks_frozen",
-    "reread_us",
-    "reparsed",
-    "confirm_us",
-    "reproved",
-    "reproved_why",
-    "frozen_resolve_us",
-    "paused",
-    "paused_us",
-)
+STATS = tuple(name for name in RunStats.__match_args__ if name != "sources")
 """The fields of RunStats that are columns of `run`."""
 
 # A few words that every row repeats: the look-up is dearer than the rest of the row.
@@ -123,17 +101,17 @@ RUN_COLUMNS = _columns(
     tables.run,
     *("id", "event", "pid", "comm", "started_at", "finished_at", "outcome", *STATS),
 )
-WATCH_COLUMNS = _columns(
-    tables.watch,
-    *("id", "pid", "comm", "fd", "kind", "wd", *_IDENTITY),
+_WATCH = (
+    *("pid", "comm", "fd", "kind", "wd", *_IDENTITY),
     *("mask", "ignored_mask", "mflags", "path", "why", "mntns"),
 )
+WATCH_COLUMNS = _columns(tables.watch, "id", *_WATCH)
+WATCH_FIELDS = ("id", "run_id", *_WATCH)
 CHANGE_COLUMNS = _columns(
     tables.change,
     *("id", "run_id", "at", "mapping_id", "kind", *_IDENTITY),
     *("path", "old_path", "reason", "mntns"),
 )
-STAMP_COLUMNS = _columns(tables.image_seen, "st_dev", "ino", "size", "mtime_ns")
 
 
 def maybe_text(raw: bytes | None) -> str | bytes | None:
@@ -183,19 +161,8 @@ def stale_values(
 
 def stamp_values(path: bytes, stamp: FileStamp) -> dict[str, Any]:
     """A row of `image_seen`."""
-    return {
-        "path": to_text(path),
-        "st_dev": to_ino(stamp.st_dev),
-        "ino": to_ino(stamp.ino),
-        "size": stamp.size,
-        "mtime_ns": stamp.mtime_ns,
-    }
-
-
-WATCH_FIELDS = (
-    *("id", "run_id", "pid", "comm", "fd", "kind", "wd", *_IDENTITY),
-    *("mask", "ignored_mask", "mflags", "path", "why", "mntns"),
-)
+    stored = stamp._replace(st_dev=to_ino(stamp.st_dev), ino=to_ino(stamp.ino))
+    return {"path": to_text(path), **stored._asdict()}
 
 
 def watch_values(

@@ -12,6 +12,7 @@ from sqlalchemy.dialects import sqlite
 from irmapdb.store import image_list, retention, rows, tables
 from irmapdb.store.file import absolute
 from irmapdb.store.read import Reader
+from irmapdb.store.records import FileStamp
 from irmapdb.store.values import to_time, to_words
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
         StaleReason,
     )
     from irmapdb.store.file import AnyPath
-    from irmapdb.store.records import FileStamp, WatchRow
+    from irmapdb.store.records import WatchRow
     from irmapdb.store.retention import Pruned
 
 __all__ = ["Step"]
@@ -100,7 +101,7 @@ _PROVED = {
     "stale_reason": null(),
 }
 _USED = {"last_used_at": _prove.excluded.last_used_at}
-_PROVE_COLUMNS = ("dev", "ino", "handle_type", "handle", "path", "mntns", "source")
+_PROVE_COLUMNS = rows.RESOLVED_FIELDS[:-1]  # the time is a parameter
 _PROVE = _Bulk(
     _prove.on_conflict_do_update(index_elements=_UNIQUE, set_={**_PROVED, **_USED}),
     rows.RESOLVED_FIELDS,
@@ -122,7 +123,7 @@ _COUNT_MAPPINGS = select(func.count()).select_from(tables.mapping)
 _image_seen = sqlite.insert(tables.image_seen)
 _IMAGE_SEEN = _image_seen.on_conflict_do_update(
     index_elements=[tables.image_seen.c.path],
-    set_={name: _image_seen.excluded[name] for name in ("st_dev", "ino", "size", "mtime_ns")},
+    set_={name: _image_seen.excluded[name] for name in FileStamp._fields},
 )
 
 _WATCH = _Bulk(insert(tables.watch), rows.WATCH_FIELDS, tables.watch.c.keys())
@@ -189,7 +190,7 @@ class Step(Reader):
         outcome: str,
     ) -> int:
         """Store one step's figures; returns the run's id."""
-        row = {
+        row: dict[str, Any] = {
             "event": event.value,
             "pid": pid,
             "comm": rows.maybe_text(comm),
