@@ -15,13 +15,15 @@ from irmapdb.commands.exit import end_with_findings
 from irmapdb.commands.keys import spellings
 from irmapdb.commands.log import start_log
 from irmapdb.commands.options import (
+    AsCsv,
     AsJson,
     ConfigFile,
     Database,
     Verbose,
     WorkDirOption,
     database_path,
-    positive_pid,
+    refuse_two_forms,
+    tree_option,
 )
 from irmapdb.commands.progress import Progress
 from irmapdb.errors import UsageError
@@ -51,14 +53,9 @@ def audit(
     db: Database = None,
     tree: Annotated[
         int | None,
-        typer.Option(
-            "-t",
-            "--tree",
-            metavar="PID",
-            callback=positive_pid,
-            help="Look in the root of this task, as it sees it: for what runs in a container. What "
-            "is stored of other mount namespaces of its tree is looked up there.",
-            show_default=False,
+        tree_option(
+            "Look in the root of this task, as it sees it: for what runs in a container. What "
+            "is stored of other mount namespaces of its tree is looked up there."
         ),
     ] = None,
     root: Annotated[
@@ -117,7 +114,7 @@ def audit(
     ] = False,
     config: ConfigFile = None,
     as_json: AsJson = False,
-    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, for spreadsheets.")] = False,
+    as_csv: AsCsv = False,
     show_evidence: Annotated[
         bool,
         typer.Option("--evidence", help="Show the evidence: expected, found, times."),
@@ -151,9 +148,7 @@ def audit(
     from irmapdb.audit.fix import mend
     from irmapdb.config import load_config
 
-    if as_json and as_csv:
-        message = "--json and --csv are two forms"
-        raise UsageError(message, advice="give one of them")
+    refuse_two_forms(as_json, as_csv)
     if fix and tree is None and root is None:
         # A container's paths, looked up in our own root, would all be found to be wrong.
         message = "--fix without a root"

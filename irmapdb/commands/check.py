@@ -21,9 +21,18 @@ from irmapdb.commands.options import (
     PrevImagesDir,
     ScanPaths,
     Verbose,
-    positive_pid,
+    path_option,
+    tree_option,
 )
 from irmapdb.commands.progress import Progress
+from irmapdb.commands.watch_rows import (
+    COLUMNS,
+    denied_json,
+    say_denied,
+    watch_cells,
+    watch_json,
+    wd_cell,
+)
 from irmapdb.errors import UsageError
 
 if TYPE_CHECKING:
@@ -45,24 +54,11 @@ def add_to(app: typer.Typer) -> None:
 def check(
     pid: Annotated[
         int | None,
-        typer.Option(
-            "-t",
-            "--tree",
-            metavar="PID",
-            callback=positive_pid,
-            help="Before a dump: the root task of the tree, it and all its descendants.",
-            show_default=False,
-        ),
+        tree_option("Before a dump: the root task of the tree, it and all its descendants."),
     ] = None,
     images: Annotated[
         Path | None,
-        typer.Option(
-            "--images",
-            readable=False,
-            metavar="DIR",
-            help="Before a restore: the images of a dump.",
-            show_default=False,
-        ),
+        path_option("--images", metavar="DIR", text="Before a restore: the images of a dump."),
     ] = None,
     root: Annotated[
         Path | None,
@@ -75,13 +71,11 @@ def check(
     ] = None,
     images_dir: Annotated[
         Path | None,
-        typer.Option(
+        path_option(
             "-D",
             "--images-dir",
-            readable=False,
             metavar="DIR",
-            help="With -t: directory of the image files.  [default: .]",
-            show_default=False,
+            text="With -t: directory of the image files.  [default: .]",
         ),
     ] = None,
     work_dir: CriuWorkDir = None,
@@ -200,8 +194,7 @@ def _print_dump(report: DumpCheck, *, all_rows: bool) -> None:
     rows = [_watch_row(one) for one in _listed(report.watches, _is_right, all_rows=all_rows)]
     rows += [_mark_row(one) for one in _listed(report.marks, _is_right_mark, all_rows=all_rows)]
     if rows:
-        columns = ("pid>", "comm", "fd>", "kind", "wd>", "inode", "verdict", "path")
-        render.print_table(columns, rows)
+        render.print_table((*COLUMNS, "verdict", "path"), rows)
     findings = [
         _Finding(str(one.prediction.verdict), one.prediction.why, one.prediction.advice)
         for one in report.watches
@@ -209,9 +202,7 @@ def _print_dump(report: DumpCheck, *, all_rows: bool) -> None:
     findings += [_Finding("mark", one.why, one.advice) for one in report.marks]
     findings += [_Finding("dump", problem.why, problem.advice) for problem in report.problems]
     _print_findings(findings, all_rows=all_rows)
-    for denied in report.denied:
-        comm = render.printable(denied.task.comm)
-        render.say(f"process {denied.task.pid} ({comm}): {denied.why}; run as root to see it")
+    say_denied(report.denied)
     typer.echo(_dump_summary(report, unlisted=len(report.watches) + len(report.marks) - len(rows)))
 
 
@@ -233,26 +224,15 @@ def _is_right_mark(one: MarkCheck) -> bool:
 
 
 def _watch_row(one: WatchCheck) -> tuple[str, ...]:
-    watch, path = one.watch, one.prediction.path
-    return (
-        str(watch.pid),
-        render.printable(one.comm),
-        str(watch.fd),
-        str(watch.kind),
-        "-" if watch.wd < 0 else str(watch.wd),
-        str(watch.identity.key),
-        str(one.prediction.verdict),
-        "-" if path is None else render.printable(path),
-    )
+    path = one.prediction.path
+    shown = "-" if path is None else render.printable(path)
+    return (*watch_cells(one.watch, one.comm), str(one.prediction.verdict), shown)
 
 
 def _mark_row(one: MarkCheck) -> tuple[str, ...]:
-    mark = one.mark
-    comm = render.printable(one.comm)
     known = "fails" if one.outcome.name == "FAILS" else "dropped"
     verdict = "mount" if one.right else known
-    target = render.printable(one.target)
-    return (str(mark.pid), comm, str(mark.fd), "fanotify", "-", mark.kind, verdict, target)
+    return (*watch_cells(one.mark, one.comm), verdict, render.printable(one.target))
 
 
 class _Finding(NamedTuple):
@@ -347,7 +327,7 @@ def _restore_row(one: WatchRestore) -> tuple[str, ...]:
     return (
         str(one.file.id),
         str(one.file.kind),
-        "-" if wd is None else str(wd),
+        wd_cell(wd),
         inode,
         str(one.verdict),
         one.origin or "-",
@@ -392,24 +372,14 @@ def _dump_document(report: DumpCheck) -> dict[str, Any]:
             }
             for one in report.marks
         ],
-        "denied": [
-            {"pid": one.task.pid, "comm": render.json_path(one.task.comm), "why": one.why}
-            for one in report.denied
-        ],
+        "denied": denied_json(report.denied),
     }
 
 
 def _watch_document(one: WatchCheck) -> dict[str, Any]:
-    watch, prediction = one.watch, one.prediction
+    prediction = one.prediction
     return {
-        "pid": watch.pid,
-        "comm": render.json_path(one.comm),
-        "fd": watch.fd,
-        "kind": watch.kind,
-        "wd": None if watch.wd < 0 else watch.wd,
-        "dev": watch.identity.kdev,
-        "ino": watch.identity.ino,
-        "handle": str(watch.identity.handle) if watch.identity.handle else None,
+        **watch_json(one.watch, one.comm),
         "fstype": one.fstype,
         "verdict": prediction.verdict,
         "right": prediction.verdict.right,

@@ -27,9 +27,19 @@ from irmapdb.commands.options import (
     positive_seconds,
 )
 from irmapdb.commands.progress import Progress
+from irmapdb.commands.watch_rows import (
+    COLUMNS,
+    denied_json,
+    path_cell,
+    say_denied,
+    watch_cells,
+    watch_json,
+)
 
 if TYPE_CHECKING:
-    from irmapdb.checkpoint.steps import StepReport
+    from collections.abc import Callable, Sequence
+
+    from irmapdb.checkpoint.steps import StepOptions, StepReport
 
 __all__ = ["add_to", "dump", "pre_dump"]
 
@@ -67,26 +77,10 @@ def pre_dump(
         irmapdb pre-dump -t 4711 --json | jq '.watches[] | select(.path == null)'
 
     """
-    from irmapdb.checkpoint.steps import StepOptions
     from irmapdb.checkpoint.steps import pre_dump as run
-    from irmapdb.checkpoint.work_dir import made_directory
-    from irmapdb.config import load_config
 
-    db = named_database(db, work_dir)
-    with made_directory(images_dir), made_directory(work_dir), Progress() as progress:
-        start_log(verbose, log_file, work_dir or images_dir, (db, config))
-        report = run(
-            StepOptions(
-                pid=pid,
-                images_dir=images_dir,
-                work_dir=work_dir,
-                database=db,
-                prev_images_dir=prev_images_dir,
-                scan_paths=tuple(map(os.fsencode, irmap_scan_path or ())),
-                config=load_config(config),
-                progress=progress.scanning,
-            )
-        )
+    given = (pid, images_dir, work_dir, prev_images_dir, irmap_scan_path, db, config)
+    report = _run(run, *given, verbose, log_file)
     _show(report, as_json=as_json, all_rows=all_rows)
 
 
@@ -136,28 +130,47 @@ def dump(
         irmapdb dump -t 4711 -D img --freeze-cgroup /sys/fs/cgroup/app --json
 
     """
-    from irmapdb.checkpoint.steps import FreezeOptions, StepOptions
+    from irmapdb.checkpoint.steps import FreezeOptions
     from irmapdb.checkpoint.steps import dump as run
+
+    freeze = FreezeOptions(freeze_cgroup, timeout, leave_stopped)
+    given = (pid, images_dir, work_dir, prev_images_dir, irmap_scan_path, db, config)
+    report = _run(lambda options: run(options, freeze), *given, verbose, log_file)
+    _show(report, as_json=as_json, all_rows=all_rows, left_stopped=leave_stopped)
+
+
+def _run(
+    run: Callable[[StepOptions], StepReport],
+    pid: int,
+    images_dir: Path,
+    work_dir: Path | None,
+    prev_images_dir: Path | None,
+    scan_paths: Sequence[str] | None,
+    db: Path | None,
+    config: Path | None,
+    verbose: int,
+    log_file: Path | None,
+) -> StepReport:
+    """Run a step with the options that both commands have."""
+    from irmapdb.checkpoint.steps import StepOptions
     from irmapdb.checkpoint.work_dir import made_directory
     from irmapdb.config import load_config
 
     db = named_database(db, work_dir)
     with made_directory(images_dir), made_directory(work_dir), Progress() as progress:
         start_log(verbose, log_file, work_dir or images_dir, (db, config))
-        report = run(
+        return run(
             StepOptions(
                 pid=pid,
                 images_dir=images_dir,
                 work_dir=work_dir,
                 database=db,
                 prev_images_dir=prev_images_dir,
-                scan_paths=tuple(map(os.fsencode, irmap_scan_path or ())),
+                scan_paths=tuple(map(os.fsencode, scan_paths or ())),
                 config=load_config(config),
                 progress=progress.scanning,
-            ),
-            FreezeOptions(freeze_cgroup, timeout, leave_stopped),
+            )
         )
-    _show(report, as_json=as_json, all_rows=all_rows, left_stopped=leave_stopped)
 
 
 def _show(report: StepReport, *, as_json: bool, all_rows: bool, left_stopped: bool = False) -> None:
@@ -179,38 +192,17 @@ _DROPPED = "CRIU leaves it out: have the task set it again after the restore"
 def _print_report(report: StepReport, *, all_rows: bool) -> None:
     many = len(report.watches) > _MANY_WATCHES and not all_rows
     rows = [
-        (
-            str(row.watch.pid),
-            render.printable(row.comm or b""),
-            str(row.watch.fd),
-            str(row.watch.kind),
-            "-" if row.watch.wd < 0 else str(row.watch.wd),
-            str(row.watch.identity.key),
-            render.in_namespace(row.path, row.mntns) if row.path is not None else f"- ({row.why})",
-        )
+        (*watch_cells(row.watch, row.comm), path_cell(row.path, row.why, row.mntns))
         for row in report.watches
         if row.path is None or not many
     ]
-    rows += [
-        (
-            str(row.mark.pid),
-            render.printable(row.comm),
-            str(row.mark.fd),
-            "fanotify",
-            "-",
-            str(row.mark.kind),
-            (
-                f"{render.in_namespace(row.target, row.mntns)}"
-                f" ({_DROPPED if row.is_dropped else _LISTED})"
-            ),
-        )
-        for row in report.marks
-    ]
+    for row in report.marks:
+        target = render.in_namespace(row.target, row.mntns)
+        what = f"{target} ({_DROPPED if row.is_dropped else _LISTED})"
+        rows.append((*watch_cells(row.mark, row.comm), what))
     if rows:
-        render.print_table(("pid>", "comm", "fd>", "kind", "wd>", "inode", "path"), rows)
-    for denied in report.denied:
-        comm = render.printable(denied.task.comm)
-        render.say(f"process {denied.task.pid} ({comm}): {denied.why}; run as root to see it")
+        render.print_table((*COLUMNS, "path"), rows)
+    say_denied(report.denied)
     for change in report.changes:
         if change.kind != "found":
             typer.echo(render.change_line(change))
@@ -253,14 +245,7 @@ def _document(report: StepReport, *, left_stopped: bool) -> dict[str, Any]:
         "run": report.run_id,
         "watches": [
             {
-                "pid": row.watch.pid,
-                "comm": render.json_path(row.comm),
-                "fd": row.watch.fd,
-                "kind": row.watch.kind,
-                "wd": None if row.watch.wd < 0 else row.watch.wd,
-                "dev": row.watch.identity.kdev,
-                "ino": row.watch.identity.ino,
-                "handle": str(row.watch.identity.handle) if row.watch.identity.handle else None,
+                **watch_json(row.watch, row.comm),
                 "mask": row.watch.mask,
                 "path": render.json_path(row.path),
                 "why": row.why,
@@ -281,10 +266,7 @@ def _document(report: StepReport, *, left_stopped: bool) -> dict[str, Any]:
             }
             for row in report.marks
         ],
-        "denied": [
-            {"pid": one.task.pid, "comm": render.json_path(one.task.comm), "why": one.why}
-            for one in report.denied
-        ],
+        "denied": denied_json(report.denied),
         "changes": [render.change_json(change) for change in report.changes],
         "stats": {
             "freezing_time": stats.freezing_us,

@@ -12,7 +12,7 @@ import typer
 
 from irmapdb.commands import render
 from irmapdb.commands.exit import end_with_findings
-from irmapdb.commands.options import AsJson, CriuWorkDir, ImagesDir, positive_pid
+from irmapdb.commands.options import AsJson, CriuWorkDir, ImagesDir, tree_option
 from irmapdb.errors import FileError, UsageError
 
 if TYPE_CHECKING:
@@ -33,14 +33,7 @@ def add_to(app: typer.Typer) -> None:
 def hook(
     pid: Annotated[
         int | None,
-        typer.Option(
-            "-t",
-            "--tree",
-            metavar="PID",
-            callback=positive_pid,
-            help="The root task of the tree.  [default: as CRIU says in the environment]",
-            show_default=False,
-        ),
+        tree_option("The root task of the tree.  [default: as CRIU says in the environment]"),
     ] = None,
     images_dir: ImagesDir = Path(),
     work_dir: CriuWorkDir = None,

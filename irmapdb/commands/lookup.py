@@ -12,6 +12,7 @@ from irmapdb.commands import render
 from irmapdb.commands.exit import end_with_findings
 from irmapdb.commands.keys import Key, parse_keys, spellings
 from irmapdb.commands.options import AsJson, Database, WorkDirOption, database_path
+from irmapdb.commands.watch_rows import path_cell, wd_cell
 from irmapdb.model import format_kdev
 
 if TYPE_CHECKING:
@@ -177,16 +178,15 @@ def _watch_cells(group: list[Sighting]) -> tuple[str, ...]:
     runs = f"{first.run_id}" if first is last else f"{first.run_id} to {last.run_id}"
     if first is not last and last.run_id - first.run_id >= len(group):
         runs += f" ({len(group)} of them)"
-    path = f"- ({row.why})" if row.path is None else render.in_namespace(row.path, row.mntns)
     return (
         runs,
         render.time_cell(last.at),
         str(row.watch.pid),
         render.printable(row.comm or b"?"),
         str(row.watch.fd),
-        "-" if row.watch.wd < 0 else str(row.watch.wd),
+        wd_cell(row.watch.wd),
         str(row.watch.kind),
-        path,
+        path_cell(row.path, row.why, row.mntns),
     )
 
 

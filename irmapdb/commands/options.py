@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,6 +14,7 @@ from irmapdb.errors import UsageError
 __all__ = [
     "PID_ADVICE",
     "AllRows",
+    "AsCsv",
     "AsJson",
     "ConfigFile",
     "CriuWorkDir",
@@ -27,8 +28,11 @@ __all__ = [
     "WorkDirOption",
     "database_path",
     "named_database",
+    "path_option",
     "positive_pid",
     "positive_seconds",
+    "refuse_two_forms",
+    "tree_option",
 ]
 
 PID_ADVICE = "give the pid of the tree's root task, as you see it: `pgrep -o NAME` finds it"
@@ -50,16 +54,21 @@ def positive_seconds(value: float) -> float:
     return value
 
 
-Pid = Annotated[
-    int,
-    typer.Option(
-        "-t",
-        "--tree",
-        metavar="PID",
-        callback=positive_pid,
-        help="The root task of the tree: it and all its descendants.",
-    ),
-]
+def tree_option(text: str) -> Any:  # noqa: ANN401 typer's
+    """`-t PID`, and its help."""
+    return typer.Option(
+        "-t", "--tree", metavar="PID", callback=positive_pid, help=text, show_default=False
+    )
+
+
+def path_option(*names: str, metavar: str, text: str, envvar: str | None = None) -> Any:  # noqa: ANN401 typer's
+    """An option for a file or directory, and its help. The library says if it cannot be read."""
+    return typer.Option(
+        *names, readable=False, metavar=metavar, help=text, show_default=False, envvar=envvar
+    )
+
+
+Pid = Annotated[int, tree_option("The root task of the tree: it and all its descendants.")]
 ImagesDir = Annotated[
     Path,
     typer.Option(
@@ -72,35 +81,27 @@ ImagesDir = Annotated[
 ]
 CriuWorkDir = Annotated[
     Path | None,
-    typer.Option(
-        "-W",
-        "--work-dir",
-        readable=False,
+    path_option(
+        *("-W", "--work-dir"),
         metavar="DIR",
-        help="Directory of irmap.db, irmap-cache and the log.  [default: the images dir]",
-        show_default=False,
+        text="Directory of irmap.db, irmap-cache and the log.  [default: the images dir]",
     ),
 ]
 WorkDirOption = Annotated[
     Path | None,
-    typer.Option(
-        "-W",
-        "--work-dir",
-        readable=False,
+    path_option(
+        *("-W", "--work-dir"),
         metavar="DIR",
-        help="Directory of irmap.db and irmap-cache.  [default: .]",
-        show_default=False,
+        text="Directory of irmap.db and irmap-cache.  [default: .]",
     ),
 ]
 PrevImagesDir = Annotated[
     Path | None,
-    typer.Option(
+    path_option(
         "--prev-images-dir",
-        readable=False,
         metavar="DIR",
-        help="Images of the dump before, relative to -D: its irmap-cache is loaded where the "
-        "work dir has none.  [default: the link `parent` in -D, where it is]",
-        show_default=False,
+        text="Images of the dump before, relative to -D: its irmap-cache is loaded if the work "
+        "dir has none.  [default: the link `parent` in -D, if there is one]",
     ),
 ]
 ScanPaths = Annotated[
@@ -114,28 +115,25 @@ ScanPaths = Annotated[
 ]
 Database = Annotated[
     Path | None,
-    typer.Option(
+    path_option(
         "--db",
-        readable=False,
         metavar="FILE",
-        help="The database.  [default: irmap.db in the work dir; without -W, IRMAPDB_DB]",
-        show_default=False,
+        text="The database.  [default: irmap.db in the work dir; without -W, IRMAPDB_DB]",
     ),
 ]
 ConfigFile = Annotated[
     Path | None,
-    typer.Option(
+    path_option(
         "--config",
-        envvar="IRMAPDB_CONFIG",
-        readable=False,
         metavar="FILE",
-        help="Configuration (TOML).  [default: /etc/irmapdb.toml, if it exists]",
-        show_default=False,
+        envvar="IRMAPDB_CONFIG",
+        text="Configuration (TOML).  [default: /etc/irmapdb.toml, if it exists]",
     ),
 ]
 AllRows = Annotated[
     bool, typer.Option("--all-rows", help="List every watch, however many there are.")
 ]
+AsCsv = Annotated[bool, typer.Option("--csv", help="Print CSV, for spreadsheets.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 Verbose = Annotated[
     int,
@@ -151,16 +149,20 @@ Verbose = Annotated[
 ]
 LogFile = Annotated[
     Path | None,
-    typer.Option(
-        "-o",
-        "--log-file",
-        readable=False,
+    path_option(
+        *("-o", "--log-file"),
         metavar="LOG",
-        help="Write the log to this file, relative to the work dir, in place of the last run's; a "
+        text="Write the log to this file, relative to the work dir, in place of the last run's; a "
         "run that cannot begin only adds why. The first line of each names it.",
-        show_default=False,
     ),
 ]
+
+
+def refuse_two_forms(as_json: bool, as_csv: bool) -> None:
+    """UsageError if both are asked for."""
+    if as_json and as_csv:
+        message = "--json and --csv are two forms"
+        raise UsageError(message, advice="give one of them")
 
 
 def database_path(database: Path | None, work_dir: Path | None) -> Path:

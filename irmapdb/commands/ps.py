@@ -10,15 +10,16 @@ import typer
 
 from irmapdb.commands import render
 from irmapdb.commands.exit import end_with_findings
-from irmapdb.commands.options import AsJson, ConfigFile, ScanPaths, positive_pid
+from irmapdb.commands.options import AsJson, ConfigFile, ScanPaths, tree_option
 from irmapdb.commands.progress import Progress
+from irmapdb.commands.watch_rows import COLUMNS, path_cell, watch_cells, watch_json
 from irmapdb.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from irmapdb.kernel.proc.tasks import Task
-    from irmapdb.node.ps import Usage, WatchedPath, WatchList
+    from irmapdb.node.ps import Usage, WatchList
 
 __all__ = ["add_to"]
 
@@ -33,13 +34,8 @@ def add_to(app: typer.Typer) -> None:
 def ps(
     tree: Annotated[
         int | None,
-        typer.Option(
-            "-t",
-            "--tree",
-            metavar="PID",
-            callback=positive_pid,
-            help="This task and its descendants, each watch with its path.  [default: all tasks]",
-            show_default=False,
+        tree_option(
+            "This task and its descendants, each watch with its path.  [default: all tasks]"
         ),
     ] = None,
     search: Annotated[
@@ -116,29 +112,11 @@ def _user(uid: int | None) -> str:
 
 
 def _print_watches(watch_list: WatchList) -> None:
-    render.print_table(
-        ("pid>", "comm", "fd>", "kind", "wd>", "inode", "path"),
-        [
-            (
-                str(row.watch.pid),
-                render.printable(row.comm),
-                str(row.watch.fd),
-                *_what(row),
-                f"- ({row.why})" if row.path is None else render.in_namespace(row.path, row.mntns),
-            )
-            for row in watch_list.watches
-        ],
-    )
-
-
-def _what(row: WatchedPath) -> tuple[str, str, str]:
-    from irmapdb.model import Watch
-
-    watch = row.watch
-    if isinstance(watch, Watch):
-        wd = "-" if watch.wd < 0 else str(watch.wd)
-        return str(watch.kind), wd, str(watch.identity.key)
-    return "fanotify", "-", str(watch.kind)
+    rows = [
+        (*watch_cells(row.watch, row.comm), path_cell(row.path, row.why, row.mntns))
+        for row in watch_list.watches
+    ]
+    render.print_table((*COLUMNS, "path"), rows)
 
 
 def _print_processes(watch_list: WatchList) -> None:
@@ -228,13 +206,8 @@ def _document(watch_list: WatchList) -> dict[str, Any]:
         "hidden": len(watch_list.hidden),
         "watches": [
             {
-                "pid": row.watch.pid,
-                "comm": render.json_path(row.comm),
-                "fd": row.watch.fd,
-                "kind": "fanotify" if not isinstance(row.watch, Watch) else row.watch.kind,
+                **watch_json(row.watch, row.comm),
                 "mark": None if isinstance(row.watch, Watch) else row.watch.kind,
-                "wd": row.watch.wd if isinstance(row.watch, Watch) and row.watch.wd >= 0 else None,
-                **_inode_json(row),
                 "mask": row.watch.mask,
                 "path": render.json_path(row.path),
                 "why": row.why,
@@ -243,13 +216,3 @@ def _document(watch_list: WatchList) -> dict[str, Any]:
             for row in watch_list.watches
         ],
     }
-
-
-def _inode_json(row: WatchedPath) -> dict[str, Any]:
-    from irmapdb.model import Watch
-
-    if not isinstance(row.watch, Watch):
-        return {"dev": None, "ino": None, "handle": None}
-    identity = row.watch.identity
-    handle = str(identity.handle) if identity.handle else None
-    return {"dev": identity.kdev, "ino": identity.ino, "handle": handle}

@@ -16,7 +16,15 @@ from irmapdb import files
 from irmapdb.commands import render
 from irmapdb.commands.answers import Form, print_answer, print_separator
 from irmapdb.commands.exit import end_with_findings
-from irmapdb.commands.options import AsJson, Database, WorkDirOption, database_path
+from irmapdb.commands.options import (
+    AsCsv,
+    AsJson,
+    Database,
+    WorkDirOption,
+    database_path,
+    path_option,
+    refuse_two_forms,
+)
 from irmapdb.errors import FileError, SqlError, UsageError
 
 if TYPE_CHECKING:
@@ -64,13 +72,8 @@ def sql(
     ] = None,
     file: Annotated[
         Path | None,
-        typer.Option(
-            "-f",
-            "--file",
-            readable=False,
-            metavar="FILE",
-            help="Read the SQL from this file; `-` is stdin.",
-            show_default=False,
+        path_option(
+            "-f", "--file", metavar="FILE", text="Read the SQL from this file; `-` is stdin."
         ),
     ] = None,
     parameter: Annotated[
@@ -89,7 +92,7 @@ def sql(
         typer.Option("--print", help="Print the statement of a saved query; do not run it."),
     ] = False,
     as_json: AsJson = False,
-    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, for spreadsheets.")] = False,
+    as_csv: AsCsv = False,
     limit: Annotated[
         int, typer.Option(metavar="ROWS", min=0, help="The most rows of an answer; 0: all.")
     ] = _LIMIT_ROWS,
@@ -127,9 +130,7 @@ def sql(
         irmapdb sql -f report.sql --csv > report.csv
 
     """
-    if as_json and as_csv:
-        message = "--json and --csv are two forms"
-        raise UsageError(message, advice="give one of them")
+    refuse_two_forms(as_json, as_csv)
     form = Form.JSON if as_json else Form.CSV if as_csv else Form.TABLE
     asks_nothing = query is None and file is None and sys.stdin.isatty()
     if list_saved or asks_nothing:

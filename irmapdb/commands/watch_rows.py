@@ -1,0 +1,74 @@
+"""Watches and marks in tables and JSON: the columns that several commands share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from irmapdb.commands import render
+from irmapdb.model import Watch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from irmapdb.kernel.proc.survey import Denied
+    from irmapdb.model import Mark
+
+__all__ = [
+    "COLUMNS",
+    "denied_json",
+    "path_cell",
+    "say_denied",
+    "watch_cells",
+    "watch_json",
+    "wd_cell",
+]
+
+COLUMNS = ("pid>", "comm", "fd>", "kind", "wd>", "inode")
+
+
+def watch_cells(watch: Watch | Mark, comm: bytes | None) -> tuple[str, ...]:
+    """The cells of COLUMNS. For a mark without an inode, the last is the kind of mark."""
+    kind, wd, what = "fanotify", "-", str(watch.kind)
+    if isinstance(watch, Watch):
+        kind, wd, what = str(watch.kind), wd_cell(watch.wd), str(watch.identity.key)
+    return str(watch.pid), render.printable(comm or b""), str(watch.fd), kind, wd, what
+
+
+def wd_cell(wd: int | None) -> str:
+    """inotify's watch descriptor; fanotify has none."""
+    return "-" if wd is None or wd < 0 else str(wd)
+
+
+def path_cell(path: bytes | None, why: str | None, mntns: int) -> str:
+    """The path of a watch, or why there is none."""
+    return f"- ({why})" if path is None else render.in_namespace(path, mntns)
+
+
+def watch_json(watch: Watch | Mark, comm: bytes | None) -> dict[str, Any]:
+    """A watch in our JSON, without its path; a mark without an inode has null in its place."""
+    identity = watch.identity if isinstance(watch, Watch) else None
+    return {
+        "pid": watch.pid,
+        "comm": render.json_path(comm),
+        "fd": watch.fd,
+        "kind": watch.kind if isinstance(watch, Watch) else "fanotify",
+        "wd": watch.wd if isinstance(watch, Watch) and watch.wd >= 0 else None,
+        "dev": identity and identity.kdev,
+        "ino": identity and identity.ino,
+        "handle": str(identity.handle) if identity and identity.handle else None,
+    }
+
+
+def say_denied(denied: Iterable[Denied]) -> None:
+    """Name on stderr the tasks that may not be looked at."""
+    for one in denied:
+        comm = render.printable(one.task.comm)
+        render.say(f"process {one.task.pid} ({comm}): {one.why}; run as root to see it")
+
+
+def denied_json(denied: Iterable[Denied]) -> list[dict[str, Any]]:
+    """The same tasks in our JSON."""
+    return [
+        {"pid": one.task.pid, "comm": render.json_path(one.task.comm), "why": one.why}
+        for one in denied
+    ]
