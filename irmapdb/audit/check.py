@@ -218,7 +218,7 @@ def audit(options: AuditOptions) -> AuditReport:
 def open_audit(options: AuditOptions) -> Iterator[Audit]:
     """The same step by step, for who does something with it; holds the root open."""
     if options.root is not None and options.pid is not None:
-        message = "a root directory and a task: each names a root"
+        message = "a directory and a task each name a root"
         raise UsageError(message, advice="give one of them")
     with _open_root(options) as root, contextlib.ExitStack() as opened:
         root.trust(options.config.scan_paths)

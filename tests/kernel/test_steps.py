@@ -221,7 +221,7 @@ def test_leave_stopped_never_lets_them_run_in_between(
     watcher: Watcher, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watch_all(watcher, tree)
-    write = steps.handover.cache_entries
+    write = steps.criu_cache.cache_entries
     seen = []
 
     def look_and_write(*args: object) -> object:
@@ -243,7 +243,7 @@ def test_leave_stopped_writes_nothing_where_they_were_let_go_meanwhile(
     steps.dump(options_for(watcher, work), FreezeOptions())
     before = {path.name: path.read_bytes() for path in work.glob("*.img")}
     monkeypatch.setattr(stop_tree, "frozen", partial(stop_tree.frozen, hold_s=0.2))
-    write = steps.handover.cache_entries
+    write = steps.criu_cache.cache_entries
 
     def let_go_and_write(*args: object) -> object:
         until(lambda: watcher.state() in "SR", "the task runs")
@@ -375,8 +375,9 @@ def test_previous_images_that_are_not_there(watcher: Watcher, tmp_path: Path, na
     work = new_work_dir(tmp_path)
     (tmp_path / "file").touch()
     options = replace(options_for(watcher, work), prev_images_dir=Path("..", name))
-    with pytest.raises(FileError, match=f"{name}: .* directory; .* --prev-images-dir"):
+    with pytest.raises(FileError, match=f"{name}: .* directory; ") as raised:
         steps.pre_dump(options)
+    assert raised.value.remedy == "previous images dir"
     assert list(work.iterdir()) == []
 
 
