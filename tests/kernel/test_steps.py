@@ -228,7 +228,7 @@ def test_leave_stopped_never_lets_them_run_in_between(
         seen.append(watcher.state())
         return write(*args)
 
-    monkeypatch.setattr(steps.handover, "cache_entries", look_and_write)
+    monkeypatch.setattr(steps.criu_cache, "cache_entries", look_and_write)
     steps.dump(options_for(watcher, new_work_dir(tmp_path)), FreezeOptions(leave_stopped=True))
     assert seen == ["t"]
     until(lambda: watcher.state() == "T", "the task is stopped")
@@ -249,7 +249,7 @@ def test_leave_stopped_writes_nothing_where_they_were_let_go_meanwhile(
         until(lambda: watcher.state() in "SR", "the task runs")
         return write(*args)
 
-    monkeypatch.setattr(steps.handover, "cache_entries", let_go_and_write)
+    monkeypatch.setattr(steps.criu_cache, "cache_entries", let_go_and_write)
     watcher.add_inotify(tree)
     with pytest.raises(FreezeError, match="let go after"):
         steps.dump(options_for(watcher, work), FreezeOptions(leave_stopped=True))
