@@ -98,9 +98,9 @@ class StepOptions:
     """How long to wait for another process's step in the database."""
     take_cache: bool = True
     """Whether to take over what irmap-cache holds, where it is news."""
-    paused_until_s: float | None = None
-    """If the tasks stand still already: until when (time.monotonic()) something that may have to
-    wait for one of them is tried."""
+    paused_for_s: float | None = None
+    """If the tasks stand still already: how long directories may be opened and walked, which may
+    have to wait for one of them."""
     surveyed: Callable[[Survey], None] = lambda _survey: None
     """Told by `find` what is watched, before any path is looked for."""
 
@@ -164,7 +164,7 @@ def find(options: StepOptions, stored: StoredMappings) -> Findings:
         place = _place(options)
         files.check_replaceable(place.cache)
         begun = Begun(Event.PRE_DUMP, place, datetime.now(UTC))
-        begun.share = RunStats(paused=int(options.paused_until_s is not None))
+        begun.share = RunStats(paused=int(options.paused_for_s is not None))
         news = work_dir.read_news(stored.image_seen, place) if options.take_cache else None
         load = MappingsAndNews(stored.load, news, begun.started_at)
         with tree.search(options, load) as search:
@@ -398,9 +398,9 @@ class _Tree:
             progress=options.progress,
             over=options.over,
         )
-        if (until_s := options.paused_until_s) is not None:
+        if options.paused_for_s is not None:
             search.paused = Paused(
-                lambda: until_s - time.monotonic(),
+                options.paused_for_s,
                 lambda: pause.has_permission_listener(self.pid, self.pids),
             )
         return search

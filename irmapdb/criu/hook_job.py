@@ -207,7 +207,7 @@ def _find(state: _State) -> tuple[Findings, steps.StepOptions]:
         wait_s=_KEEP_WAIT_S,
         take_cache=state.take_cache,
         surveyed=state.surveyed,
-        paused_until_s=job.started_s + job.hook.paused_timeout_s if state.pause else None,
+        paused_for_s=job.hook.paused_timeout_s if state.pause else None,
     )
     if not (state.read_database and os.path.lexists(state.database)):
         return steps.find(options, StoredMappings()), options

@@ -42,14 +42,19 @@ class _Failed(NamedTuple):
 
 
 def call_in_child(
-    call: Callable[[], Any], timeout_s: float, over: Callable[[], bool] = lambda: False
+    call: Callable[[], Any],
+    timeout_s: float,
+    over: Callable[[], bool] = lambda: False,
+    *,
+    count_queueing: bool = True,
 ) -> Any:  # noqa: ANN401 what call gives
     """What `call` returns in a forked child. TimeoutError: it did not in time, and was killed.
 
-    The time is up after `timeout_s`, or as soon as `over` says so. The child shares nothing back
-    but the result, which is pickled; of our descriptors it has those of directories, O_PATH ones
-    and files that are only read. ChildProcessError where `call` raised something, or there is no
-    child, or it was killed.
+    The time is up after `timeout_s`, or as soon as `over` says so. Without `count_queueing` the
+    time in which the child waits for a CPU is not counted: a busy machine is no hang. The child
+    shares nothing back but the result, which is pickled; of our descriptors it has those of
+    directories, O_PATH ones and files that are only read. ChildProcessError where `call` raised
+    something, or there is no child, or it was killed.
     """
     _reap_left_behind()
     readable, writable = os.pipe2(os.O_CLOEXEC)
@@ -64,7 +69,8 @@ def call_in_child(
         _in_child(call, writable, parent)
     os.close(writable)
     try:
-        answer = _read_until(readable, time.monotonic() + timeout_s, over)
+        queued = (lambda: 0.0) if count_queueing else (lambda: _queued_s(pid))
+        answer = _read_until(readable, time.monotonic() + timeout_s, over, queued)
     finally:
         os.close(readable)
         _end(pid)
@@ -150,14 +156,26 @@ def _in_child(call: Callable[[], Any], writable: int, parent: int) -> None:
         os._exit(status)
 
 
-def _read_until(readable: int, deadline: float, over: Callable[[], bool]) -> bytes:
+def _queued_s(pid: int) -> float:
+    # The second field of /proc/PID/schedstat (sched-stats.rst of the kernel), in ns: how long the
+    # task was ready to run and did not. A kernel without CONFIG_SCHED_INFO has no such file.
+    try:
+        with open(f"/proc/{pid}/schedstat", "rb") as file:
+            return int(file.read().split()[1]) / 1e9
+    except (OSError, IndexError, ValueError):
+        return 0.0
+
+
+def _read_until(
+    readable: int, deadline: float, over: Callable[[], bool], queued_s: Callable[[], float]
+) -> bytes:
     chunks: list[bytes] = []
     poll = select.poll()
     poll.register(readable, select.POLLIN)
     while True:
-        left_ms = max(0.0, (deadline - time.monotonic()) * 1000)
+        left_ms = max(0.0, (deadline + queued_s() - time.monotonic()) * 1000)
         if not poll.poll(min(left_ms, _LOOK_MS)):
-            if left_ms <= _LOOK_MS or over():
+            if over() or time.monotonic() >= deadline + queued_s():
                 raise TimeoutError("no answer in time")
             continue
         chunk = os.read(readable, _CHUNK_BYTES)

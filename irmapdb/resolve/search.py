@@ -103,8 +103,8 @@ class _Place(NamedTuple):
 class Paused(NamedTuple):
     """The tasks stand still already, and what waits for one of them waits in vain."""
 
-    left_s: Callable[[], float]
-    """The time that is left for what may have to wait: to open directories, and to walk them."""
+    for_s: float
+    """How long directories may be opened and walked, from the first one on."""
     may_hold_us: Callable[[], bool]
     """Whether one of the tasks may be asked before a directory is opened."""
 
@@ -127,6 +127,8 @@ class Search:
         self._load = load
         self.paused: Paused | None = None
         """Set where the tasks stand still already."""
+        self._paused_until_s: float | None = None
+        """When the time for directories is over; None until the first one is asked for."""
         self._config = config
         self._scan_paths = tuple(scan_paths)
         self._scans = scan
@@ -363,7 +365,9 @@ class Search:
         if paused.may_hold_us():
             return _unanswered(left, _LISTENER)
         place.stored.load(left)
-        left_s = paused.left_s()
+        if self._paused_until_s is None:
+            self._paused_until_s = time.monotonic() + paused.for_s
+        left_s = self._paused_until_s - time.monotonic()
         if left_s <= 0 or self._over():
             return _unanswered(left, _PAUSE_OVER, cut=True)
 
@@ -371,7 +375,9 @@ class Search:
             return self._ask_and_scan(place, left), place.scan.scanned
 
         try:
-            outcome, place.scan.scanned = call_in_child(ask, left_s, self._over)
+            outcome, place.scan.scanned = call_in_child(
+                ask, left_s, self._over, count_queueing=False
+            )
         except (TimeoutError, ChildProcessError) as error:
             return _unanswered(left, f"{_PAUSE_OVER} ({error})", cut=True)
         assert isinstance(outcome, engine.Resolution)  # noqa: S101 our own child's

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import pty
 import signal
 import socket
+import subprocess
+import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -73,6 +76,36 @@ def test_a_call_that_hangs_is_killed(line: Path) -> None:
     os.read(read, 1)
     assert os.read(read, 1) == b"", "the child is gone: nobody holds the other end"
     os.close(read)
+
+
+def test_waiting_for_a_cpu_may_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    queued = iter([0.0, *[3600.0] * 10_000])
+    monkeypatch.setattr(child_call, "_queued_s", lambda _pid: next(queued))
+    assert call_in_child(lambda: time.sleep(0.3) or 1, 0.05, count_queueing=False) == 1
+
+
+def test_a_call_that_hangs_waits_for_no_cpu(line: Path) -> None:
+    with pytest.raises(TimeoutError):
+        call_in_child(lambda: os.open(line, os.O_RDONLY), 0.3, count_queueing=False)
+
+
+def test_the_kernel_tells_how_long_a_task_waited_for_a_cpu() -> None:
+    """Two that want the same CPU: one of them waits."""
+    cpu = min(os.sched_getaffinity(0))
+    spin = f"import os\nos.sched_setaffinity(0, {{{cpu}}})\nprint(flush=True)\nwhile True: pass"
+    command = [sys.executable, "-I", "-S", "-c", spin]
+    with contextlib.ExitStack() as stack:
+        both = [
+            stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE)) for _ in "ab"
+        ]
+        for one in both:
+            stack.callback(one.kill)
+            assert one.stdout is not None
+            one.stdout.readline()
+        until = time.monotonic() + 60
+        while not all(child_call._queued_s(one.pid) > 0.1 for one in both):
+            assert time.monotonic() < until
+            time.sleep(0.01)
 
 
 def test_the_time_may_be_up_sooner(line: Path) -> None:

@@ -6,12 +6,15 @@ import os
 import signal
 import sqlite3
 import subprocess
+import time
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from irmapdb.config import Config, HookConfig
+from irmapdb.criu.hook_job import Job, serve
 from irmapdb.image.cache import decode_cache
 from irmapdb.kernel.freeze.pause import find_pause, has_permission_listener
 from tests.kernel.freezing import until
@@ -172,6 +175,18 @@ def test_overlay_in_a_pause(version, area: MountArea, watcher, hook, pause):
         assert database.execute("SELECT count(*) FROM run WHERE paused AND paused_us").fetchone()
         rows = database.execute("SELECT stopped_by, paused_ms > 0, frozen_ms FROM frozen_dumps")
         assert rows.fetchall() == [("pause", 1, None)] * 2
+
+
+def test_a_slow_start_leaves_the_time_for_directories(area, watcher, hook, pause, monkeypatch):
+    """On a busy machine `paused-timeout` may be over before Python has started."""
+    place = area.place("overlay-lower")
+    watched = watcher.add_inotify(place.directory / "file", IN_OPEN)
+    pause("v1", watcher.pid)
+    monkeypatch.chdir(hook.work)
+    called_s = time.monotonic() - 5
+    job = Job(watcher.pid, "", Config(), HookConfig(paused_timeout_s=4), called_s)
+    assert "1 watch: 1 proved" in serve(job).done.summary
+    assert hook.paths() == [watched.path]
 
 
 def test_without_a_pause_nothing_says_so(watcher, hook, tmp_path):
