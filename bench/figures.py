@@ -126,6 +126,11 @@ class Samples:
     cpu_seconds: list[float] = field(default_factory=list)
     peak_bytes: int = 0
 
+    @property
+    def median(self) -> float:
+        """The middle one of the times so far, in seconds."""
+        return statistics.median(self.seconds)
+
     def add(self, seconds: float) -> None:
         """One repeat that is no command."""
         self.seconds.append(seconds)

@@ -19,10 +19,12 @@ from bench.figures import Figure, Goal, Row
 from bench.harness import Bench, Settings
 from bench.sections import (
     audit,
+    containerd,
     criu,
     dump,
     equal,
     forms,
+    freeze,
     hook,
     overlay,
     pre_dump,
@@ -34,7 +36,21 @@ from bench.sections import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_MODULES = (start, forms, pre_dump, dump, equal, hook, audit, reverse, overlay, criu, warm)
+_MODULES = (
+    start,
+    forms,
+    pre_dump,
+    dump,
+    equal,
+    hook,
+    freeze,
+    containerd,
+    audit,
+    reverse,
+    overlay,
+    criu,
+    warm,
+)
 SECTIONS = {section.NAME: section for section in _MODULES}
 
 _EPILOG = """\

@@ -41,11 +41,6 @@ _OTHER, _PAUSED = "another action", f"pre-dump in a pause, {_WATCHES} watches on
 
 def measure(bench: Bench) -> Iterator[Figure]:
     """Turn by turn, so that a busy moment of the machine hits all alike."""
-    yield Skipped(
-        NAME,
-        "a container's standstill in containerd's checkpoint",
-        "this benchmark drives no container engine; docs/criu.md has figures made by hand",
-    )
     if os.geteuid():
         yield Skipped(NAME, _PAUSED, "mounting an overlay and freezing a cgroup needs root")
         return

@@ -1,0 +1,97 @@
+"""How much longer CRIU's freeze of a small tree gets by the hook: `frozen_time` of stats-dump.
+
+CRIU executes an action script in the freeze, for `post-dump`, by a fork and an exec of its own.
+/bin/true in the place of the hook shows what that alone takes. CRIU 4.1.1 does it twice for a line
+of a configuration file, 4.2 once.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from typing import TYPE_CHECKING
+
+from bench.errors import BenchError
+from bench.figures import Beside, Figure, Goal, Samples, Skipped
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from bench.harness import Bench
+    from tests.support.criu import Criu
+
+__all__ = ["NAME", "measure"]
+
+NAME = "freeze"
+
+_GOAL = 1.05
+_VERSIONS = ("4.1", "4.2")
+_ROUNDS = 2
+"""Dumps of each kind for one repeat of a cold start."""
+_ALONE, _HOOK, _NOTHING = "alone", "with the hook", "with /bin/true for a hook"
+
+
+def measure(bench: Bench) -> Iterator[Figure]:
+    """Turn by turn, so that a busy moment of the machine hits all alike."""
+    sys.path.insert(0, str(bench.checkout))
+    from tests.support import packages  # noqa: PLC0415 fetches packages: only where it is asked
+    from tests.support.criu import Criu  # noqa: PLC0415
+    from tests.support.criu_versions import criu_of  # noqa: PLC0415
+
+    for version in _VERSIONS:
+        try:
+            criu = Criu(criu_of(version), packages.crit_wrapper(), version)
+        except packages.RigError as error:
+            yield Skipped(NAME, f"CRIU {version}", str(error))
+        else:
+            yield from _figures(version, _measure(bench, criu))
+
+
+def _figures(version: str, samples: dict[str, Samples]) -> Iterator[Figure]:
+    alone = samples[_ALONE].row(NAME, f"CRIU {version} {_ALONE}")
+    yield alone
+    for what in (_NOTHING, _HOOK):
+        row = samples[what].row(
+            NAME, f"CRIU {version} {what}", beside=Beside(f"CRIU {version} alone", alone.median)
+        )
+        yield row
+
+    hook_s, nothing_s = (samples[what].median for what in (_HOOK, _NOTHING))
+    what = f"frozen_time of CRIU {version} {_HOOK}, of"
+    yield Goal(NAME, f"{what} {_ALONE}", _GOAL, hook_s / alone.median, "times")
+    yield Goal(NAME, f"{what} {_NOTHING}", _GOAL, hook_s / nothing_s, "times")
+
+
+def _measure(bench: Bench, criu: Criu) -> dict[str, Samples]:
+    from tests.support.hook import hook_program  # noqa: PLC0415
+    from tests.support.warm import write_hook  # noqa: PLC0415
+    from tests.support.watcher import Watcher  # noqa: PLC0415
+
+    place = bench.new_directory()
+    run = place / "run"
+    run.mkdir(mode=0o700)
+    script = write_hook(place, run, hook_program(place))
+    scripts = {_ALONE: None, _NOTHING: "/bin/true", _HOOK: script}
+    samples = {what: Samples() for what in scripts}
+    with Watcher(pipes=place / "pipes", cwd="/") as target:
+        target.add_inotify(place)
+        # The first turn reads programs from disk.
+        for turn in range(1 + bench.settings.start_repeats * _ROUNDS):
+            for what, called in scripts.items():
+                config = place / "criu.conf"
+                config.write_text(f"action-script {called}\n" if called else "")
+                frozen_us = _dump(bench, criu, target.pid, config)
+                if turn:
+                    samples[what].add(frozen_us / 1e6)
+    return samples
+
+
+def _dump(bench: Bench, criu: Criu, pid: int, config: Path) -> int:
+    images = bench.new_directory()
+    done = criu.dump(pid, images, options=["--config", str(config)])
+    if not done.ok:
+        raise BenchError(f"criu dump: {done!r}")
+    frozen_us = criu.stats(done)["frozen_time"]
+    shutil.rmtree(images)
+    return frozen_us
