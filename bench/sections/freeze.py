@@ -64,7 +64,7 @@ def _figures(version: str, samples: dict[str, Samples]) -> Iterator[Figure]:
 
 
 def _measure(bench: Bench, criu: Criu) -> dict[str, Samples]:
-    from tests.support.hook import hook_program  # noqa: PLC0415
+    from tests.support.hook import hook_program, log_until_stored  # noqa: PLC0415
     from tests.support.warm import write_hook  # noqa: PLC0415
     from tests.support.watcher import Watcher  # noqa: PLC0415
 
@@ -81,17 +81,18 @@ def _measure(bench: Bench, criu: Criu) -> dict[str, Samples]:
             for what, called in scripts.items():
                 config = place / "criu.conf"
                 config.write_text(f"action-script {called}\n" if called else "")
-                frozen_us = _dump(bench, criu, target.pid, config)
+                images = bench.new_directory()
+                frozen_us = _dump(criu, target.pid, images, config)
                 if turn:
                     samples[what].add(frozen_us / 1e6)
+                if what == _HOOK:
+                    log_until_stored(images)  # the next dump is not to share the core with it
+                shutil.rmtree(images)
     return samples
 
 
-def _dump(bench: Bench, criu: Criu, pid: int, config: Path) -> int:
-    images = bench.new_directory()
+def _dump(criu: Criu, pid: int, images: Path, config: Path) -> int:
     done = criu.dump(pid, images, options=["--config", str(config)])
     if not done.ok:
         raise BenchError(f"criu dump: {done!r}")
-    frozen_us = criu.stats(done)["frozen_time"]
-    shutil.rmtree(images)
-    return frozen_us
+    return criu.stats(done)["frozen_time"]
