@@ -29,7 +29,7 @@ __all__ = ["NAME", "measure"]
 NAME = "containerd"
 
 _ROUNDS = 3
-"""Checkpoints of each container for one repeat of the benchmark."""
+"""Checkpoints of each container for one repeat of the benchmark, where it is whole."""
 _BARE = "standstill, no watch, no hook"
 _HOOK = "standstill, 60 watches, hook"
 _SERVICE = "standstill, 60 watches, hook and service"
@@ -78,7 +78,8 @@ def _measure(bench: Bench, stack: contextlib.ExitStack, rig: Path) -> dict[str, 
     clocks = {what: _start(bench, stack, daemon, what) for what in (_BARE, _HOOK, _SERVICE)}
     samples = {what: Samples() for what in clocks}
     # The first checkpoint of each reads programs and libraries from disk.
-    for turn in range(1 + bench.settings.repeats * _ROUNDS):
+    rounds = _ROUNDS if bench.full_size else 1
+    for turn in range(1 + bench.settings.repeats * rounds):
         for what, clock in clocks.items():
             seconds = clock.standstill(f"turn-{turn}")
             _await_hooks_end()  # the next checkpoint is not to share the core with it

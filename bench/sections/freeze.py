@@ -28,7 +28,7 @@ NAME = "freeze"
 _GOAL = 1.05
 _VERSIONS = ("4.1", "4.2")
 _ROUNDS = 2
-"""Dumps of each kind for one repeat of a cold start."""
+"""Dumps of each kind for one repeat of a cold start, where the benchmark is whole."""
 _ALONE, _HOOK, _NOTHING = "alone", "with the hook", "with /bin/true for a hook"
 
 
@@ -39,7 +39,7 @@ def measure(bench: Bench) -> Iterator[Figure]:
     from tests.support.criu import Criu  # noqa: PLC0415
     from tests.support.criu_versions import criu_of  # noqa: PLC0415
 
-    for version in _VERSIONS:
+    for version in _VERSIONS if bench.full_size else _VERSIONS[:1]:
         try:
             criu = Criu(criu_of(version), packages.crit_wrapper(), version)
         except packages.RigError as error:
@@ -77,7 +77,8 @@ def _measure(bench: Bench, criu: Criu) -> dict[str, Samples]:
     with Watcher(pipes=place / "pipes", cwd="/") as target:
         target.add_inotify(place)
         # The first turn reads programs from disk.
-        for turn in range(1 + bench.settings.start_repeats * _ROUNDS):
+        rounds = _ROUNDS if bench.full_size else 1
+        for turn in range(1 + bench.settings.start_repeats * rounds):
             for what, called in scripts.items():
                 config = place / "criu.conf"
                 config.write_text(f"action-script {called}\n" if called else "")
