@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -291,20 +292,24 @@ def test_what_was_proved_is_written_when_a_search_hangs(watcher, work, tmp_path,
         path.touch()
         watcher.add_inotify(path)
     proofs, told = iter(range(2)), queue.SimpleQueue()
-    prove = search.disproof_of_watch
+    prove, hangs = search.disproof_of_watch, threading.Event()
 
     def prove_once(*arguments):
         if next(proofs):
+            hangs.set()
             threading.Event().wait()
         return prove(*arguments)
 
     monkeypatch.setattr(search, "disproof_of_watch", prove_once)
+    # The time is up when the search hangs, and not sooner on a busy machine.
+    clock = SimpleNamespace(monotonic=lambda: float(hangs.is_set()), sleep=time.sleep)
+    monkeypatch.setattr(hook_job, "time", clock)
     job = hook_job.Job(
         watcher.pid,
         "",
         Config(),
         HookConfig(1.0, timeout_is_set=True),
-        time.monotonic(),
+        clock.monotonic(),
         too_late=told.put,
     )
     threading.Thread(target=hook_job.serve, args=[job], daemon=True).start()

@@ -40,7 +40,8 @@ def _whole_run_s(step: Callable[[], object]) -> float:
         start = time.monotonic()
         assert os.waitstatus_to_exitcode(os.waitpid(_fork(step), 0)[1]) == 0
         times.append(time.monotonic() - start)
-    return sorted(times)[2]  # the first one made the database
+    # The shortest: on a machine that was busy for a moment, the others would end before the kill.
+    return min(times[1:])  # the first one made the database
 
 
 def _assert_whole(work: Path, watched: int) -> None:
