@@ -77,6 +77,8 @@ def test_no_path_in_the_namespace_of_criu(
     done = criu.restore(each_bench.target, images)
     assert not done.ok
     assert "Unable to open" in done.log
+    with pytest.raises(ChildProcessError):  # the task that CRIU had begun is no zombie of ours
+        os.waitid(os.P_PID, each_bench.target.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
 
 
 class Rig(NamedTuple):

@@ -126,6 +126,8 @@ class Criu:
         done = self._call("restore", images, work, action_script, flags, env)
         if done.ok:
             watcher.restored()
+        else:
+            watcher.not_restored()
         return done
 
     def _call(

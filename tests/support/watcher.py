@@ -432,6 +432,13 @@ class Watcher(Task):
                 raise TaskDiedError(message)
             time.sleep(0.001)
 
+    def not_restored(self) -> None:
+        """Reap what a `criu restore --restore-sibling` that failed may have left under this pid."""
+        with suppress(ChildProcessError):
+            os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)  # is it a child?
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+
     def restored(self) -> None:
         """Go on with what `criu restore --restore-sibling` has made, under the same pids.
 
