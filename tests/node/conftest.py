@@ -81,8 +81,14 @@ def warm(tmp_path: Path) -> Iterator[Warm]:
 
 @pytest.fixture
 def hook(tmp_path: Path) -> Path:
-    """The script that CRIU executes, for that service."""
+    """The script that CRIU executes, for that service, which it waits long for."""
     return write_hook(tmp_path, tmp_path / "run")
+
+
+@pytest.fixture
+def real_hook(tmp_path: Path) -> Path:
+    """The script with the time limit that it has when it is installed."""
+    return write_hook(tmp_path, tmp_path / "run", patient=False)
 
 
 @pytest.fixture

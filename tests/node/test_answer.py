@@ -114,12 +114,12 @@ def test_a_new_watch_is_left_to_the_hook(node, warm, hook, tmp_path):
     assert asked.alone or set(asked.paths) == {b"/srv/app/file-0", b"/srv/app/file-1"}
 
 
-def test_a_stopped_service_leaves_the_image_that_it_proved_last(node, warm, hook, tmp_path):
+def test_a_stopped_service_leaves_the_image_that_it_proved_last(node, warm, real_hook, tmp_path):
     container = node.container()
     container.add_inotify("/srv/app/file-0")
     warm.wait_ready(1)
     warm.process.send_signal(signal.SIGSTOP)
-    asked = Asked.ask(hook, container.pid, tmp_path / "work")
+    asked = Asked.ask(real_hook, container.pid, tmp_path / "work")
     warm.process.send_signal(signal.SIGCONT)
     assert (asked.code, asked.alone, asked.paths) == (0, False, [b"/srv/app/file-0"])
     assert "proved last" in asked.said

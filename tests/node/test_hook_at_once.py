@@ -203,7 +203,7 @@ def test_two_at_once_while_the_service_restarts(node, warm, tmp_path):
     container = node.container()
     directory = node.roots[container.id] / "srv" / "app"
     tree = Tree(container, directory, "/srv/app", tmp_path / "work")
-    script = write_hook(tmp_path, warm.run, program=hook_program(tmp_path))
+    script = write_hook(tmp_path, warm.run, program=hook_program(tmp_path), patient=False)
     warm.wait_ready(FILES)
     chance = random.Random(16)
     for index in range(RESTARTS):

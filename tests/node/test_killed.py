@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from irmapdb.image.cache import decode_cache
-from tests.support.warm import Asked, Warm
+from tests.support.warm import WAIT_S, Asked, Warm
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
 
 SERVICE_KILLS = 25
 CHILD_KILLS = 150
@@ -52,6 +52,14 @@ def state_of(pid: int) -> str:
     except OSError:
         return "gone"
     return stat[stat.rindex(")") + 2]
+
+
+def until(condition: Callable[[], bool], what: str) -> None:
+    """Wait for a condition; fail if it never comes true."""
+    deadline_s = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline_s, f"never came true: {what}"
+        time.sleep(0.01)
 
 
 def assert_whole(warm: Warm, tmp_path: Path, *, also: Collection[bytes] = ()) -> None:
@@ -95,7 +103,7 @@ def test_its_children(container, warm, hook, tmp_path):
     assert state_of(container.pid) in "SR"
 
 
-def test_the_script(container, warm, hook, tmp_path):
+def test_the_script(container, warm, real_hook, tmp_path):
     warm.wait_ready(len(PATHS))
     chance = random.Random(13)
     before = descriptors_of(warm.process.pid)
@@ -103,7 +111,7 @@ def test_the_script(container, warm, hook, tmp_path):
         work = tmp_path / f"work-{index % 10}"
         work.mkdir(mode=0o700, exist_ok=True)
         script = subprocess.Popen(
-            ["/bin/sh", "-c", '"$0"; exit $?', hook],
+            ["/bin/sh", "-c", '"$0"; exit $?', real_hook],
             cwd=work,
             env={
                 "CRTOOLS_SCRIPT_ACTION": "pre-dump",
@@ -118,20 +126,19 @@ def test_the_script(container, warm, hook, tmp_path):
         script.wait()
     assert warm.process.poll() is None
     assert_whole(warm, tmp_path)
-    asked = Asked.ask(hook, container.pid, tmp_path / "work")
+    asked = Asked.ask(real_hook, container.pid, tmp_path / "work")
     assert asked.code == 0
     assert asked.alone or set(asked.paths) == PATHS
-    time.sleep(3)  # longer than any answer may take
-    assert descriptors_of(warm.process.pid) <= before + 2
-    assert len(children_of(warm.process.pid)) <= 3
+    until(lambda: descriptors_of(warm.process.pid) <= before + 2, "descriptors are closed")
+    until(lambda: len(children_of(warm.process.pid)) <= 3, "the children have ended")
 
 
-def test_the_service(container, warm, hook, tmp_path):
+def test_the_service(container, warm, real_hook, tmp_path):
     chance = random.Random(14)
     for index in range(SERVICE_KILLS):
         time.sleep(chance.uniform(0.3, 1.5))
         script = subprocess.Popen(
-            ["/bin/sh", "-c", '"$0"; exit $?', hook],
+            ["/bin/sh", "-c", '"$0"; exit $?', real_hook],
             cwd=tmp_path,
             env={
                 "CRTOOLS_SCRIPT_ACTION": "pre-dump",
@@ -143,15 +150,15 @@ def test_the_service(container, warm, hook, tmp_path):
         time.sleep(chance.uniform(0, 0.05))
         children = children_of(warm.process.pid)
         warm.end(signal.SIGKILL)
-        assert script.wait(30) == 0  # the dump goes on, whatever happens
-        deadline_s = time.monotonic() + 10
-        while any(state_of(pid) not in {"gone", "Z"} for pid in children):
-            assert time.monotonic() < deadline_s, index
-            time.sleep(0.01)
+        assert script.wait(WAIT_S) == 0  # the dump goes on, whatever happens
+        until(
+            lambda pids=children: all(state_of(pid) in {"gone", "Z"} for pid in pids),
+            f"its children end with it, round {index}",
+        )
         assert_whole(warm, tmp_path)
         warm.start()
     warm.wait_ready(len(PATHS))
-    asked = Asked.ask(hook, container.pid, tmp_path / "work")
+    asked = Asked.ask(real_hook, container.pid, tmp_path / "work")
     assert (asked.code, asked.alone, set(asked.paths)) == (0, False, PATHS)
     assert not list(warm.run.glob("work-*"))
     assert len(list((tmp_path / "databases").glob("*.db"))) == 1

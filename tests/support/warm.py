@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-__all__ = ["OURS", "Asked", "Warm", "write_hook"]
+__all__ = ["OURS", "WAIT_S", "Asked", "Warm", "write_hook"]
 
 WAIT_S = 60.0
 
@@ -114,17 +114,22 @@ class Asked(NamedTuple):
         return cls(done.returncode, done.stderr, called.exists(), paths)
 
 
-def write_hook(directory: Path, run: Path, program: Path | None = None) -> Path:
+def write_hook(
+    directory: Path, run: Path, program: Path | None = None, *, patient: bool = True
+) -> Path:
     """The hook's script for a service in `run`.
 
-    Without a `program` it starts one that only leaves a file behind.
+    Without a `program` it starts one that only leaves a file behind. `patient`: it waits longer
+    for the service than the one that is installed, because a busy machine is not what is tested.
     """
     if program is None:
         program = directory / "program"
         program.write_text('#!/bin/sh\n: >"$CALLED"\n')
         program.chmod(0o755)
     script = directory / "irmapdb-hook"
-    script.write_bytes(script_text(program, run=run))
+    text = script_text(program, run=run)
+    assert text.count(b"\nwait_s=1\n") == 1
+    script.write_bytes(text.replace(b"\nwait_s=1\n", b"\nwait_s=30\n") if patient else text)
     script.chmod(0o755)
     os.chown(script, 0, 0)
     return script
