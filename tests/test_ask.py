@@ -152,10 +152,10 @@ def test_the_time_is_kept_between_slow_rows_and_slow_functions(ask):
     numbers = "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < 3000)"
     slow = "hex(zeroblob(9000 + n)) LIKE '%' || hex(zeroblob(400)) || '1'"
     for what in (slow, f"max({slow})"):
-        start = time.monotonic()
+        start_s = time.thread_time()  # not what others take on a busy machine
         with pytest.raises(SqlError, match=r"longer than 0.1 s"):
             list(ask.ask(f"{numbers} SELECT {what} FROM c", timeout_s=0.1))  # noqa: S608
-        assert time.monotonic() - start < 3
+        assert time.thread_time() - start_s < 3
 
 
 def test_a_pattern_that_would_take_for_ever_is_refused(ask):
