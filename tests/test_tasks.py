@@ -22,7 +22,7 @@ from irmapdb.kernel.proc import tasks
 from irmapdb.kernel.proc.tasks import HIDDEN, Task, parse_stat, read_task, task_tree, thread_ids
 from tests.support.features import require_root
 
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 NOBODY = 65534
 PR_SET_DUMPABLE = 4
 

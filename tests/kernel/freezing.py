@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
 TARGET = Path(__file__).with_name("freeze_target.py")
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 HELD = set("tT")
 
 _libc = ctypes.CDLL(None, use_errno=True)

@@ -46,7 +46,7 @@ def in_cgroup(name: str):
     try:
         yield lambda pid: (path / "cgroup.procs").write_text(str(pid))
     finally:
-        deadline_s = time.monotonic() + 30
+        deadline_s = time.monotonic() + 60
         while True:
             try:
                 path.rmdir()

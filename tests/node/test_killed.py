@@ -81,7 +81,7 @@ def test_its_children(container, warm, hook, tmp_path):
     warm.wait_ready(len(PATHS))
     chance = random.Random(12)
     killed = 0
-    deadline_s = time.monotonic() + 120
+    deadline_s = time.monotonic() + 240
     while killed < CHILD_KILLS and time.monotonic() < deadline_s:
         # A watch that comes and goes: so that there is work all the time.
         extra = container.add_inotify(EXTRA)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["OURS", "WAIT_S", "Asked", "Warm", "write_hook"]
 
-WAIT_S = 60.0
+WAIT_S = 120.0
 
 OURS = f"/irmapdb-{os.getpid()}-*"
 """The cgroups of the containers of this test run."""

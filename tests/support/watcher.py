@@ -322,7 +322,7 @@ class Task:
         except ProcessLookupError:
             return
 
-    def wait_dead(self, timeout_s: float = 20) -> None:
+    def wait_dead(self, timeout_s: float = _TIMEOUT_S) -> None:
         """Wait until the process has ended; as a zombie it has."""
         poll = select.poll()
         poll.register(self._pidfd, select.POLLIN)
