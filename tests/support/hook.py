@@ -15,7 +15,7 @@ _PROGRAM = """\
 import sys
 
 sys.path.insert(0, {checkout!r})
-from irmapdb.hook import main
+from irmapdb.criu.hook import main
 
 if __name__ == "__main__":
     sys.exit(main())
