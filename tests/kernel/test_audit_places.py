@@ -230,7 +230,6 @@ def test_a_place_that_is_mounted_no_more_while_the_device_is(
 def test_a_server_that_never_answers(
     area: MountArea, tmp_path: Path, watcher: Watcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(audit, "_PATIENCE_S", 0.5)
     source = tmp_path / "source"
     source.mkdir()
     near, far = tmp_path / "near", area.path / "far" / "file"
@@ -252,7 +251,8 @@ def test_a_server_that_never_answers(
         named = replace(NO_HINTS, scan_paths=(os.fsencode(far.parent),))
         options = audit.AuditOptions(work / "irmap.db", config=named)
         before = {one.mapping.path: one.verdict for one in audit.audit(options).findings}
-        with server.silent():
+        with server.silent(), monkeypatch.context() as patch:
+            patch.setattr(audit, "_PATIENCE_S", 0.5)
             found = {one.mapping.path: one for one in audit.audit(options).findings}
             assert fix.mend(options).run_id is None
     assert before[os.fsencode(far)] is AuditVerdict.VALID
@@ -265,8 +265,6 @@ def test_who_waits_on_the_way_to_a_mount_is_not_waited_for(
     area: MountArea, watcher: Watcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A filesystem of the kernel's own, below a mount of somebody who has stopped."""
-    for module in (audit, check):
-        monkeypatch.setattr(module, "_PATIENCE_S", 0.5)
     (tmp_path / "source" / "below").mkdir(parents=True)
     work = tmp_path / "work"
     work.mkdir()
@@ -278,7 +276,9 @@ def test_who_waits_on_the_way_to_a_mount_is_not_waited_for(
         watcher.add_inotify(place / "file")
         steps.pre_dump(StepOptions(watcher.pid, images_dir=work, config=NO_HINTS))
         (mapping,) = (one.mapping for one in audit.audit(options).findings)
-        with server.silent():
+        with server.silent(), monkeypatch.context() as patch:
+            for module in (audit, check):
+                patch.setattr(module, "_PATIENCE_S", 0.5)
             (found,) = audit.audit(options).findings
             (row,) = check.check_dump(
                 check.DumpCheckOptions(watcher.pid, work, version=CriuVersion(4, 1))

@@ -262,7 +262,6 @@ def test_a_file_that_never_keeps_its_name(rootfs, tenant):
 
 def test_a_server_on_the_way_that_never_answers(area, watcher, monkeypatch):
     """A filesystem of the kernel's own, but below a mount of somebody who has stopped."""
-    monkeypatch.setattr(search_module, "_PATIENCE_S", 0.5)
     (area.path / "source" / "below").mkdir(parents=True)
     (area.path / "beside").touch()
     place = area.path / "served" / "below"
@@ -272,7 +271,8 @@ def test_a_server_on_the_way_that_never_answers(area, watcher, monkeypatch):
         shown = watched_identity(watcher, watcher.add_inotify(place / "file"))
         beside = watched_identity(watcher, watcher.add_inotify(area.path / "beside"))
         assert searched(watcher).resolved[shown].path == os.fsencode(place / "file")
-        with server.silent():
+        with server.silent(), monkeypatch.context() as patch:
+            patch.setattr(search_module, "_PATIENCE_S", 0.5)
             outcome = searched(watcher)
         assert outcome.resolved[beside].path == os.fsencode(area.path / "beside")
         assert shown in outcome.unresolved
