@@ -14,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from irmapdb.kernel.identity import identify
-from irmapdb.kernel.proc import fdinfo, tasks
+from irmapdb.kernel.proc import fdinfo, mountinfo, open_files, procfs, tasks
 from irmapdb.kernel.proc.survey import read_survey
 from irmapdb.kernel.root import open_root
 from irmapdb.model import (
@@ -132,7 +132,7 @@ def test_a_handle_tells_apart_what_the_inode_number_does_not():
 
 
 def test_the_mounts_are_read_exactly_and_explain_every_device():
-    mounts = fdinfo.parse_mountinfo(MOUNTINFO)
+    mounts = mountinfo.parse_mountinfo(MOUNTINFO)
     assert len(mounts) == MOUNTINFO.count(b"\n") == 12
     assert mounts[8] == Mount(
         mnt_id=45,
@@ -297,7 +297,7 @@ def test_a_mark_on_a_mount_namespace_is_listed():
 
 def test_a_filesystem_whose_server_names_it_badly_stays_on_its_line():
     raw = rb"29 1 0:26 / /m rw - fuse.\377\012\033[2J none rw" + b"\n"
-    assert fdinfo.parse_mountinfo(raw)[0].fstype == r"fuse.\xff\n\x1b[2J"
+    assert mountinfo.parse_mountinfo(raw)[0].fstype == r"fuse.\xff\n\x1b[2J"
 
 
 names = st.binary(min_size=1, max_size=12).filter(lambda name: b"\0" not in name)
@@ -355,9 +355,9 @@ def test_any_mount_table_is_read_back(found, more, cut):
     expected = tuple(
         mount._replace(super_options=escaped(mount.super_options, more)) for mount, _ in found
     )
-    assert fdinfo.parse_mountinfo(raw) == expected
+    assert mountinfo.parse_mountinfo(raw) == expected
     # A table that is cut off loses its end and nothing else.
-    shorter = fdinfo.parse_mountinfo(raw[: len(raw) - cut])
+    shorter = mountinfo.parse_mountinfo(raw[: len(raw) - cut])
     assert shorter[:-1] == expected[: max(len(shorter) - 1, 0)]
 
 
@@ -366,7 +366,7 @@ def test_any_mount_table_is_read_back(found, more, cut):
 @example(raw=b"1 2 3:x / / rw - ext4 /dev/vda rw")
 @example(raw=b"1 2 3:4 / / rw - ext4")
 def test_no_mount_table_stops_the_parser(raw):
-    assert len(fdinfo.parse_mountinfo(raw)) <= raw.count(b"\n") + 1
+    assert len(mountinfo.parse_mountinfo(raw)) <= raw.count(b"\n") + 1
 
 
 # Real processes
@@ -405,7 +405,7 @@ def test_a_file_that_is_deeper_than_a_link_can_tell_hides_no_watch(watcher, tmp_
     with pytest.raises(OSError, match="too long"):
         os.readlink(f"/proc/{watcher.pid}/fd/{fd}")
     assert fdinfo.watch_descriptors(watcher.pid) == [(watched.fd, WatchKind.INOTIFY)]
-    assert all(len(file.path) < 4096 for file in fdinfo.open_files(watcher.pid))
+    assert all(len(file.path) < 4096 for file in open_files.open_files(watcher.pid))
 
 
 HEADLESS = """
@@ -441,8 +441,8 @@ def test_the_watches_of_a_process_whose_first_thread_has_ended(headless, tmp_pat
     (descriptor,) = fdinfo.watch_descriptors(headless)
     (watch,) = fdinfo.read_raw(headless, *descriptor).parse().watches
     assert (watch.pid, watch.identity.ino) == (headless, tmp_path.stat().st_ino)
-    assert os.fsencode(tmp_path) in {file.path for file in fdinfo.open_files(headless)}
-    assert fdinfo.mount_namespace(headless) == fdinfo.mount_namespace("self")
+    assert os.fsencode(tmp_path) in {file.path for file in open_files.open_files(headless)}
+    assert mountinfo.mount_namespace(headless) == mountinfo.mount_namespace("self")
     assert headless in {task.pid for task in tasks.all_tasks()}
     # Its child has inherited the descriptor: it is one.
     survey = read_survey(tasks.task_tree(headless))
@@ -459,14 +459,14 @@ def test_what_vanishes_is_left_out(watcher, tmp_path):
     assert fdinfo.read_raw(watcher.pid, spare, WatchKind.INOTIFY) is None
     watcher.kill()
     assert fdinfo.read_raw(watcher.pid, watched.fd, WatchKind.INOTIFY) is None
-    assert fdinfo.namespace_pids(watcher.pid) == ()
-    assert list(fdinfo.open_files(watcher.pid)) == []
+    assert tasks.namespace_pids(watcher.pid) == ()
+    assert list(open_files.open_files(watcher.pid)) == []
     with pytest.raises(OSError, match="No such"):
         fdinfo.watch_descriptors(watcher.pid)
     with pytest.raises(OSError, match="No such"):
-        fdinfo.read_mountinfo(watcher.pid)
+        mountinfo.read_mountinfo(watcher.pid)
     with pytest.raises(OSError, match="No such"):
-        fdinfo.mount_namespace(watcher.pid)
+        mountinfo.mount_namespace(watcher.pid)
 
 
 def test_open_files_have_the_bytes_of_their_names(watcher, tmp_path):
@@ -476,7 +476,7 @@ def test_open_files_have_the_bytes_of_their_names(watcher, tmp_path):
     links = {watcher.open(directory + b"/" + name): name for name in ODD_NAMES}
     watcher.chdir(tmp_path)
     watcher.unlink(directory + b"/" + ODD_NAMES[0])
-    found = {file.link: file.path for file in fdinfo.open_files(watcher.pid)}
+    found = {file.link: file.path for file in open_files.open_files(watcher.pid)}
     base = f"/proc/{watcher.pid}"
     for fd, name in links.items():
         deleted = b" (deleted)" if name == ODD_NAMES[0] else b""
@@ -485,28 +485,28 @@ def test_open_files_have_the_bytes_of_their_names(watcher, tmp_path):
     assert found[f"{base}/exe"] == os.fsencode(os.readlink(f"{base}/exe"))
     # Its socket to us, and an inotify instance, have no path.
     watcher.add_inotify(tmp_path)
-    assert all(file.path.startswith(b"/") for file in fdinfo.open_files(watcher.pid))
+    assert all(file.path.startswith(b"/") for file in open_files.open_files(watcher.pid))
 
 
 def test_mapped_files_are_told_once_each_and_not_without_end(watcher, monkeypatch):
-    files = list(fdinfo.mapped_files(watcher.pid))
+    files = list(open_files.mapped_files(watcher.pid))
     paths = [file.path for file in files]
     assert os.fsencode(os.readlink(f"/proc/{watcher.pid}/exe")) in paths
     assert len(set(paths)) == len(paths) < len(os.listdir(f"/proc/{watcher.pid}/map_files"))
     assert all(file.link.startswith(f"/proc/{watcher.pid}/map_files/") for file in files)
-    monkeypatch.setattr(fdinfo, "_MOST_MAPS", 1)
-    assert len(list(fdinfo.mapped_files(watcher.pid))) == 1
+    monkeypatch.setattr(open_files, "_MOST_MAPS", 1)
+    assert len(list(open_files.mapped_files(watcher.pid))) == 1
     watcher.kill()
-    assert list(fdinfo.mapped_files(watcher.pid)) == []
+    assert list(open_files.mapped_files(watcher.pid)) == []
 
 
 def test_a_file_of_proc_is_read_whole(tmp_path):
     large = tmp_path / "large"
     large.write_bytes(os.urandom((1 << 20) + 17))
-    assert fdinfo.read_file(os.fspath(large)) == large.read_bytes()
+    assert procfs.read_file(os.fspath(large)) == large.read_bytes()
     (tmp_path / "empty").touch()
-    assert fdinfo.read_file(os.fspath(tmp_path / "empty")) == b""
-    status = fdinfo.read_file("/proc/self/status")
+    assert procfs.read_file(os.fspath(tmp_path / "empty")) == b""
+    status = procfs.read_file("/proc/self/status")
     nspid = re.search(rb"NSpid:\s*([\d\s]+?)\n", status)[1]
-    assert fdinfo.namespace_pids(os.getpid()) == tuple(map(int, nspid.split()))
-    assert fdinfo.mount_namespace("self") == Path("/proc/self/ns/mnt").stat().st_ino
+    assert tasks.namespace_pids(os.getpid()) == tuple(map(int, nspid.split()))
+    assert mountinfo.mount_namespace("self") == Path("/proc/self/ns/mnt").stat().st_ino

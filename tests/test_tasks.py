@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from irmapdb.errors import TaskError
-from irmapdb.kernel.proc import tasks
+from irmapdb.kernel.proc import procfs, tasks
 from irmapdb.kernel.proc.tasks import HIDDEN, Task, parse_stat, read_task, task_tree, thread_ids
 from tests.support.features import require_root
 
@@ -160,8 +160,8 @@ def test_the_tree_has_every_thread_s_children_and_no_zombie(family):
 
 def test_without_the_kernel_s_lists_the_parents_tell(family, monkeypatch):
     expected = task_tree(family[0])
-    parents = tasks._scan("/proc")  # a kernel without CONFIG_PROC_CHILDREN
-    monkeypatch.setattr(tasks, "children_index", lambda _proc: parents)
+    parents = tasks._scan()  # a kernel without CONFIG_PROC_CHILDREN
+    monkeypatch.setattr(tasks, "children_index", lambda: parents)
     monkeypatch.setattr(tasks, "_children", lambda *_: [])
     found = {(task.pid, task.ppid, task.starttime) for task in task_tree(family[0])}
     assert found == {(task.pid, task.ppid, task.starttime) for task in expected}
@@ -272,8 +272,8 @@ def hiding_proc(tmp_path) -> Iterator[Callable[[int], str]]:
 
 
 @pytest.mark.parametrize("hidepid", [1, 2])
-def test_what_proc_hides_is_said_to_be_hidden(family, hiding_proc, hidepid):
-    proc = hiding_proc(hidepid)
+def test_what_proc_hides_is_said_to_be_hidden(family, hiding_proc, hidepid, monkeypatch):
+    monkeypatch.setattr(procfs, "ROOT", hiding_proc(hidepid))
 
     def look_as_nobody() -> None:
         os.setresgid(NOBODY, NOBODY, NOBODY)
@@ -281,17 +281,17 @@ def test_what_proc_hides_is_said_to_be_hidden(family, hiding_proc, hidepid):
         ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 1)  # or /proc/self/fd is root's alone
         for look in (task_tree, read_task, thread_ids, tasks.read_process, tasks.leader_of):
             if hidepid == 2 and look in (read_task, thread_ids, tasks.leader_of):
-                assert not look(family[0], proc)  # they do not ask twice
+                assert not look(family[0])  # they do not ask twice
                 continue
             with pytest.raises(TaskError, match=rf"hides it from uid {NOBODY}.*hidepid"):
-                look(family[0], proc)
+                look(family[0])
 
     assert in_child(look_as_nobody) == 0
-    assert len(task_tree(family[0], proc)) == 4  # root sees all
+    assert len(task_tree(family[0])) == 4  # root sees all
 
 
-def test_a_hidden_child_is_in_the_tree_without_a_name(hiding_proc):
-    proc = hiding_proc(2)
+def test_a_hidden_child_is_in_the_tree_without_a_name(hiding_proc, monkeypatch):
+    monkeypatch.setattr(procfs, "ROOT", hiding_proc(2))
     over, keep = os.pipe()
 
     def become_nobody_with_a_child_of_root() -> None:
@@ -302,7 +302,7 @@ def test_a_hidden_child_is_in_the_tree_without_a_name(hiding_proc):
         os.setresgid(NOBODY, NOBODY, NOBODY)
         os.setresuid(NOBODY, NOBODY, NOBODY)
         ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 1)  # we ourselves must be shown
-        me, child = task_tree(os.getpid(), proc)
+        me, child = task_tree(os.getpid())
         assert me.pid == os.getpid()
         assert child == Task(hidden, os.getpid(), b"", HIDDEN, 0)
 

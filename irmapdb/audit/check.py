@@ -26,7 +26,7 @@ from irmapdb.kernel.child_call import call_in_child
 from irmapdb.kernel.directory import open_directory_root
 from irmapdb.kernel.fs.inode_state import InodeState, fates
 from irmapdb.kernel.identity import disproof, identify_fd
-from irmapdb.kernel.proc import fdinfo, tasks
+from irmapdb.kernel.proc import mountinfo, tasks
 from irmapdb.kernel.proc.namespaces import open_namespace
 from irmapdb.kernel.root import Root, open_root
 from irmapdb.model import StaleReason, format_kdev, printable
@@ -358,7 +358,7 @@ class Audit:
         missing = {row.mntns for row in self._rows} - self._namespaces - {0}
         for task in tasks.task_tree(self.options.pid) if missing else ():
             with contextlib.suppress(OSError, TaskError):  # it has ended, or is not ours to see
-                mntns = fdinfo.mount_namespace(task.pid)
+                mntns = mountinfo.mount_namespace(task.pid)
                 root = open_namespace(mntns) if mntns in missing else None
                 if root is not None:
                     missing.remove(mntns)

@@ -13,7 +13,6 @@ to import are imported where they are needed.
 from __future__ import annotations
 
 import contextlib
-import gc
 import logging
 import signal
 import time
@@ -22,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from irmapdb import files
+from irmapdb import collector, files
 from irmapdb.checkpoint import criu_cache, work_dir
 from irmapdb.checkpoint.changes import add_unmounted
 from irmapdb.checkpoint.findings import FSNOTIFY_NAMES, Begun, Findings, MarkRow, make_findings
@@ -31,7 +30,7 @@ from irmapdb.checkpoint.work_dir import MappingsAndNews, WorkDir
 from irmapdb.config import Config
 from irmapdb.errors import FreezeError
 from irmapdb.kernel.freeze import pause
-from irmapdb.kernel.proc import fdinfo, tasks
+from irmapdb.kernel.proc import mountinfo, procfs, tasks
 from irmapdb.kernel.proc.fdinfo_files import FdinfoFiles
 from irmapdb.kernel.proc.namespaces import mounted_anywhere
 from irmapdb.kernel.proc.survey import read_survey
@@ -237,7 +236,7 @@ def dump(options: StepOptions, freezing: FreezeOptions) -> StepReport:
             search.prove_again(confirmation.suspects(search.outcome))
             search.hold_open()
             _log.info("prepared, freezing the tasks")
-            with _no_collection(), contextlib.ExitStack() as until_read:
+            with collector.paused(collect_first=True), contextlib.ExitStack() as until_read:
                 until = left_stopped if freezing.leave_stopped else until_read
                 held = until.enter_context(_frozen(options.pid, freezing))
                 watched, step.share = _confirm_frozen(tree, search, confirmation, held)
@@ -382,9 +381,9 @@ class _Tree:
 
     def _read_nested_mounts(self, pid: int) -> None:
         try:
-            mntns = fdinfo.mount_namespace(pid)
+            mntns = mountinfo.mount_namespace(pid)
             if mntns != self.root.mntns:
-                for mount in fdinfo.read_mountinfo(fdinfo.living_thread(pid)):
+                for mount in mountinfo.read_mountinfo(procfs.living_thread(pid)):
                     self._nested_mounts[mount.mnt_id] = (mount, mntns)
         except OSError:
             return  # gone, or not ours to look at
@@ -481,17 +480,6 @@ def _load_cache(options: StepOptions, step: _Transaction) -> int:
     loaded = len(news.entries) if news else 0
     _log.info("entries taken over from an irmap-cache: %d", loaded)
     return loaded
-
-
-@contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
-    # A full collection among 100,000 watches takes longer than the frozen part itself.
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
 
 
 @contextlib.contextmanager

@@ -7,7 +7,6 @@ irmapdb.commands.group, and what it needs when it runs: `--help` waits for no da
 
 from __future__ import annotations
 
-import gc
 import os
 import re
 import signal
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 from typer.main import get_command
 
-from irmapdb import __version__
+from irmapdb import __version__, collector
 from irmapdb.commands import render, usage
 from irmapdb.commands.exit import INTERRUPTED, exit_code_of, interrupted
 from irmapdb.commands.group import HELP_OPTIONS, Commands, hide_bools
@@ -98,9 +97,7 @@ def _as_typer_counts(arguments: Iterable[str]) -> Iterator[str]:
 
 def main() -> None:
     """The console script: one exit point for every error."""
-    # Hundreds of thousands of small objects, and cycles in none: the collector would look through
-    # all of them again and again.
-    gc.set_threshold(1_000_000, 20, 50)
+    collector.run_rarely()
     if sys.stdin is None:
         sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115 to the end
     # What cannot be shown on this terminal is escaped, and is no reason to end.
@@ -117,7 +114,7 @@ def main() -> None:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done, and the code stands
     close_log()
-    gc.freeze()  # at the end all of them go anyway
+    collector.stop()
     if code:
         sys.exit(code)
 

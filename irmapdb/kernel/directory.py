@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from irmapdb.errors import FileError
 from irmapdb.kernel import syscalls
-from irmapdb.kernel.proc import fdinfo
+from irmapdb.kernel.proc import mountinfo
 from irmapdb.kernel.root import Root
 from irmapdb.model import printable
 
@@ -67,12 +67,12 @@ def open_directory_root(directory: bytes) -> Root:
     with contextlib.ExitStack() as opened:
         opened.callback(os.close, fd)
         own = syscalls.statx(fd).mnt_id
-        if own is not None and own not in {m.mnt_id for m in fdinfo.read_mountinfo("self")}:
+        if own is not None and own not in {m.mnt_id for m in mountinfo.read_mountinfo("self")}:
             message = f"{name}: lies in another mount namespace"
             raise FileError(message, advice="name one of its tasks", remedy="task")
         prefix = os.fsencode(os.readlink(f"/proc/self/fd/{fd}")).rstrip(b"/")
         table_fd = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
         opened.callback(os.close, table_fd)
-        root = _DirectoryRoot(fd, table_fd, fdinfo.mount_namespace("self"), prefix)
+        root = _DirectoryRoot(fd, table_fd, mountinfo.mount_namespace("self"), prefix)
         opened.pop_all()
         return root

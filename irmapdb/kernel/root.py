@@ -17,7 +17,7 @@ from irmapdb.errors import TaskError
 from irmapdb.kernel import syscalls
 from irmapdb.kernel.fs.own_mounts import OwnMounts
 from irmapdb.kernel.fs.superblock import Superblock, superblock_of
-from irmapdb.kernel.proc import fdinfo
+from irmapdb.kernel.proc import mountinfo, procfs
 from irmapdb.kernel.syscalls import AT_EMPTY_PATH
 from irmapdb.model import Mount, is_fuse
 
@@ -116,7 +116,7 @@ class Root:
         self._read()
 
     def _read(self) -> None:
-        self._take(fdinfo.parse_mountinfo(fdinfo.read_open(self.table_fd)))
+        self._take(mountinfo.parse_mountinfo(procfs.read_open(self.table_fd)))
 
     def renew(self) -> None:
         """Read the mounts again if anything was mounted, moved or unmounted since.
@@ -302,7 +302,7 @@ def _require_calls(fd: int) -> None:
             raise TaskError(message, advice=advice) from error
 
 
-def open_root(pid: int, proc: str = "/proc") -> Root:
+def open_root(pid: int) -> Root:
     """The root of a task's mount namespace.
 
     A task in our own namespace is looked at from our root, also where it is in a chroot, as
@@ -310,14 +310,14 @@ def open_root(pid: int, proc: str = "/proc") -> Root:
     where there is no such task.
     """
     try:
-        mntns = fdinfo.mount_namespace(pid, proc)
-        ours = mntns == fdinfo.mount_namespace("self", proc)
-        who = "self" if ours else str(fdinfo.living_thread(pid, proc))
+        mntns = mountinfo.mount_namespace(pid)
+        ours = mntns == mountinfo.mount_namespace("self")
+        who = "self" if ours else str(procfs.living_thread(pid))
         # Seen from outside, the link of another namespace's root reads "/".
-        prefix = os.fsencode(os.readlink(f"{proc}/{who}/root")).rstrip(b"/")
-        fd = os.open(f"{proc}/{who}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        prefix = os.fsencode(os.readlink(f"{procfs.ROOT}/{who}/root")).rstrip(b"/")
+        fd = os.open(f"{procfs.ROOT}/{who}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            table_fd = os.open(f"{proc}/{who}/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
+            table_fd = os.open(f"{procfs.ROOT}/{who}/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             os.close(fd)
             raise

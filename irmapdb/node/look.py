@@ -10,7 +10,7 @@ import hashlib
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from irmapdb.kernel.proc import fdinfo
+from irmapdb.kernel.proc import fdinfo, mountinfo, procfs
 from irmapdb.kernel.proc.containers import Container, find_containers
 
 if TYPE_CHECKING:
@@ -46,20 +46,19 @@ class Look(NamedTuple):
 def look_around(
     pattern: str | None = None,
     is_due: Callable[[Container], bool] = lambda _container: True,
-    proc: str = "/proc",
 ) -> Look:
     """Look at every container that `is_due`."""
     seen, skipped = [], []
     tables: dict[int, bytes] = {}
-    for container in find_containers(pattern, proc, tables):
+    for container in find_containers(pattern, tables):
         if is_due(container):
-            seen.append(_look_at(container, tables, proc))
+            seen.append(_look_at(container, tables))
         else:
             skipped.append(container.key)
     return Look(tuple(seen), tuple(skipped))
 
 
-def _look_at(container: Container, read: Mapping[int, bytes], proc: str) -> Seen:
+def _look_at(container: Container, read: Mapping[int, bytes]) -> Seen:
     begun_s = time.monotonic()
     # A descriptor that is inherited, or a task that ends while another starts, changes nothing:
     # only what is watched in which mount namespace counts.
@@ -73,16 +72,16 @@ def _look_at(container: Container, read: Mapping[int, bytes], proc: str) -> Seen
         try:
             found = [
                 raw.raw
-                for fd, kind in fdinfo.watch_descriptors(pid, proc)
-                if (raw := fdinfo.read_raw(pid, fd, kind, proc)) is not None
+                for fd, kind in fdinfo.watch_descriptors(pid)
+                if (raw := fdinfo.read_raw(pid, fd, kind)) is not None
             ]
             if not found:
                 continue
-            mntns = fdinfo.mount_namespace(pid, proc)
+            mntns = mountinfo.mount_namespace(pid)
             texts.update((mntns, raw) for raw in found)
             if mntns not in tables:
                 table = read.get(mntns)
-                tables[mntns] = table or fdinfo.read_file(f"{proc}/{pid}/mountinfo")
+                tables[mntns] = table or procfs.read_file(f"{procfs.ROOT}/{pid}/mountinfo")
         except OSError:
             continue  # ended, or execve to another user's file: the next look sees
     digest = hashlib.blake2b(digest_size=16)

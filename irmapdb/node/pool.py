@@ -7,7 +7,6 @@ result comes back through a pipe. It dies with its parent.
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import pickle
 import resource
@@ -17,6 +16,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from irmapdb import collector
 from irmapdb.errors import IrmapError
 from irmapdb.kernel.syscalls import die_with_parent
 
@@ -184,7 +184,7 @@ class Pool:
             signal.set_wakeup_fd(-1)
             for other in self:
                 os.close(other.pipe)
-            gc.freeze()
+            collector.run_rarely()
             resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
             _limit(resource.RLIMIT_NOFILE, _MOST_FDS)
             _limit(resource.RLIMIT_CORE, 0)

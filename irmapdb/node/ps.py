@@ -90,7 +90,6 @@ class PsOptions:
     scan_paths: tuple[bytes, ...] = ()
     config: Config = field(default_factory=Config)
     progress: Callable[[int, bytes], None] = lambda _scanned, _top: None
-    proc: str = "/proc"
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,19 +129,18 @@ class WatchList:
 
 def take(options: PsOptions) -> WatchList:
     """Count. TaskError where the task is gone or its root may not be looked into."""
-    proc = options.proc
-    tree = () if options.pid is None else tasks.task_tree(options.pid, proc)
+    tree = () if options.pid is None else tasks.task_tree(options.pid)
     pids = {task.pid for task in tree}
     # The tree first: what it shares with others is counted for it.
-    everyone = (*tree, *(task for task in tasks.all_tasks(proc) if task.pid not in pids))
+    everyone = (*tree, *(task for task in tasks.all_tasks() if task.pid not in pids))
     shown = everyone if options.pid is None else tree
-    survey = read_survey(everyone, proc)
+    survey = read_survey(everyone)
     counted = [_count(raw, survey.threads) for raw in survey.files]
-    limits = read_limits(proc)
+    limits = read_limits()
     denied = [one.task for one in survey.denied]
     return WatchList(
-        processes=_processes(shown, counted, survey.copies, proc),
-        users=_users(shown, counted, limits, proc),
+        processes=_processes(shown, counted, survey.copies),
+        users=_users(shown, counted, limits),
         limits=limits,
         denied=tuple(task for task in denied if options.pid is None or task.pid in pids),
         hidden=tuple(denied),
@@ -179,7 +177,6 @@ def _processes(
     shown: Iterable[Task],
     counted: Iterable[_Counted],
     copies: Iterable[SharedDescriptor],
-    proc: str,
 ) -> tuple[ProcessRow, ...]:
     counts: Counter[tuple[int, str]] = Counter()
     for one in counted:
@@ -193,7 +190,7 @@ def _processes(
         ProcessRow(
             task.pid,
             task.comm,
-            effective_uid(task.pid, proc),
+            effective_uid(task.pid),
             *(counts[task.pid, what] for what in ProcessRow._fields[3:]),
         )
         for task in shown
@@ -204,14 +201,14 @@ def _processes(
 
 
 def _users(
-    shown: Iterable[Task], counted: Iterable[_Counted], limits: dict[LimitKind, int], proc: str
+    shown: Iterable[Task], counted: Iterable[_Counted], limits: dict[LimitKind, int]
 ) -> tuple[Usage, ...]:
     used: Counter[tuple[int | None, LimitKind]] = Counter()
     below: Counter[tuple[int | None, LimitKind]] = Counter()
     payers: dict[int, ChargedUser] = {}
     for one in counted:
         if one.pid not in payers:
-            payers[one.pid] = payer_of(one.pid, proc)
+            payers[one.pid] = payer_of(one.pid)
         uid, is_below = payers[one.pid]
         inotify = one.kind is WatchKind.INOTIFY
         charges = (
@@ -241,7 +238,7 @@ def _paths(
     files = [raw.parse() for raw in survey.files if raw.pid in comms]
     rows: list[WatchedPath] = []
     with (
-        open_root(pid, options.proc) as root,
+        open_root(pid) as root,
         Search(
             root,
             _nothing_stored,
@@ -249,7 +246,6 @@ def _paths(
             scan_paths=options.scan_paths,
             scan=options.search,
             progress=options.progress,
-            proc=options.proc,
         ) as search,
     ):
         search.add_holders(comms)
@@ -257,7 +253,7 @@ def _paths(
         search.resolve(files)
         outcome = search.outcome
         deleted = [one for one, failure in outcome.unresolved.items() if failure.deleted]
-        holders = deleted_holders(root, list(comms), deleted, options.proc)
+        holders = deleted_holders(root, list(comms), deleted)
         for file in files:
             comm = comms[file.pid]
             for watch in file.watches:

@@ -7,7 +7,6 @@ at idle priority (`pool`). What a look costs in CPU time, and what all work does
 from __future__ import annotations
 
 import contextlib
-import gc
 import logging
 import math
 import os
@@ -17,7 +16,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
-from irmapdb import files
+from irmapdb import collector, files
 from irmapdb.config import Config
 from irmapdb.errors import FileError, IrmapError
 from irmapdb.image.cache import encode_cache
@@ -91,7 +90,6 @@ class ServiceOptions:
     """Between two looks; None: as the configuration has it."""
     cgroup: str | None = None
     """A shell pattern for the cgroups of the root tasks; None: all containers."""
-    proc: str = "/proc"
 
 
 class Service:
@@ -228,9 +226,7 @@ class Service:
         waits = {key for key, known in self._known.items() if known.next_look_s > now_s}
 
         def look() -> tuple[Look, frozenset[bytes], bool]:
-            seen = look_around(
-                self._options.cgroup, lambda one: one.key not in waits, self._options.proc
-            )
+            seen = look_around(self._options.cgroup, lambda one: one.key not in waits)
             return seen, self._monitor.names(), self._monitor.blind
 
         self._pool.start(_LOOK, None, look, limit_s=_LOOK_LIMIT_S, memory_bytes=_LOOK_MEMORY_BYTES)
@@ -446,7 +442,7 @@ class Service:
     def _find(self, pid: int) -> Known | None:
         for (known_pid, starttime), known in self._known.items():
             if known_pid == pid:
-                task = read_task(pid, self._options.proc)
+                task = read_task(pid)
                 return known if task is not None and task.starttime == starttime else None
         return None
 
@@ -480,7 +476,7 @@ class Service:
             _log.debug("request of %d: child %d", request.pid, child.pid)
 
     def _answer(self, request: Request, kept: Kept | None) -> Reply:
-        gc.disable()
+        collector.stop()
         config = self._options.config
 
         def tell(reply: Reply) -> None:

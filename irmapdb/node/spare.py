@@ -7,7 +7,6 @@ a small container. So the child rehearses once, on a watch of its own.
 from __future__ import annotations
 
 import contextlib
-import gc
 import math
 import os
 import pickle
@@ -15,6 +14,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from irmapdb import collector
 from irmapdb.kernel import syscalls
 from irmapdb.kernel.proc import fdinfo, tasks
 from irmapdb.kernel.proc.containers import Container, ContainerName
@@ -62,7 +62,7 @@ class Spare:
 
         def wait() -> Reply:
             os.close(writable)
-            gc.disable()
+            collector.stop()
             with contextlib.suppress(Exception):  # then the answer is only slower
                 _rehearse(config)
             data = os.read(readable, _REQUEST_BYTES)

@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from irmapdb.kernel import identity as kernel_identity
-from irmapdb.kernel.proc import fdinfo
+from irmapdb.kernel.proc import open_files
 from irmapdb.model import Source
 from irmapdb.resolve.engine import Candidate, Deleted, Note
 from irmapdb.resolve.mount_points import at_mount_points
@@ -30,12 +30,10 @@ class OpenFiles:
         self,
         root: Root,
         pids: Collection[int],
-        proc: str = "/proc",
         over: Callable[[], bool] = lambda: False,
     ) -> None:
         self._root = root
         self._pids = pids
-        self._proc = proc
         self._over = over
 
     def __call__(self, wanted: Wanted) -> Iterator[Answer]:
@@ -45,9 +43,9 @@ class OpenFiles:
         for identity in wanted:
             by_ino.setdefault(identity.ino, []).append(identity)
         # A task has more maps than descriptors: they are looked at only for what is left.
-        for held_by in (fdinfo.open_files, fdinfo.mapped_files):
+        for held_by in (open_files.open_files, open_files.mapped_files):
             for pid in self._pids if wanted else ():
-                for file in held_by(pid, self._proc):
+                for file in held_by(pid):
                     if self._over():
                         return
                     path = self._root.strip(file.path)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from irmapdb.kernel import identity as kernel_identity
 from irmapdb.kernel import syscalls
 from irmapdb.kernel.fs.walk import Hit, walk
-from irmapdb.kernel.proc import fdinfo
+from irmapdb.kernel.proc import tasks
 from irmapdb.model import Source, is_fuse, printable
 from irmapdb.resolve.engine import Candidate, Note
 
@@ -266,7 +266,7 @@ class Scan:
     def _pid_names(self) -> frozenset[bytes]:
         # A proc of the container counts pids as its own namespace does.
         return frozenset(
-            str(number).encode() for pid in self._pids for number in fdinfo.namespace_pids(pid)
+            str(number).encode() for pid in self._pids for number in tasks.namespace_pids(pid)
         )
 
     def _tick(self, count: int, top: bytes) -> bool:

@@ -20,7 +20,7 @@ from irmapdb.errors import TaskError
 from irmapdb.kernel import syscalls
 from irmapdb.kernel.child_call import call_in_child
 from irmapdb.kernel.identity import disproof, disproof_of_watch
-from irmapdb.kernel.proc import fdinfo
+from irmapdb.kernel.proc import mountinfo, open_files
 from irmapdb.kernel.proc.namespaces import open_namespace
 from irmapdb.kernel.root import Root, open_root
 from irmapdb.model import Source, StaleReason, Tried, Unresolved, printable
@@ -122,7 +122,6 @@ class Search:
         scan: bool = True,
         progress: Callable[[int, bytes], None] = lambda _scanned, _top: None,
         over: Callable[[], bool] = lambda: False,
-        proc: str = "/proc",
     ) -> None:
         self._load = load
         self.paused: Paused | None = None
@@ -136,7 +135,6 @@ class Search:
         self._over = over
         self.freeze_follows = False
         """Whether the tasks are about to stand still: what moves can wait for that."""
-        self._proc = proc
         self._pids: dict[int, None] = {}
         self._holders: dict[int, None] = {}
         self._owners: dict[tuple[int, int], tuple[int, ...]] = {}
@@ -298,7 +296,7 @@ class Search:
             OverlayLayers(root, self._over),
             BtrfsLookup(root, mount_fds, self._over),
             XfsParents(root, mount_fds, self._over),
-            OpenFiles(root, self._holders, self._proc, self._over),
+            OpenFiles(root, self._holders, self._over),
             *((scan,) if self._scans else ()),
         )
         return _Place(root, mntns, stored, scan, mount_fds, resolvers, {})
@@ -555,7 +553,7 @@ class Search:
     def _nested_root(self, pid: int) -> _Key:
         # _MAIN also for one that cannot be looked at.
         try:
-            mntns = fdinfo.mount_namespace(pid, self._proc)
+            mntns = mountinfo.mount_namespace(pid)
             if mntns == self._main.root.mntns:
                 return _MAIN
             if (mntns,) in self._nested:
@@ -569,9 +567,9 @@ class Search:
         # else what a path means would depend on which task comes first. Only where there are
         # none but chroots, each task is looked at from its own.
         with contextlib.ExitStack() as opened:
-            root = opened.enter_context(open_root(pid, self._proc))
+            root = opened.enter_context(open_root(pid))
             if not root.is_namespaces_own and root.mntns not in self._chroots_only:
-                whole = open_namespace(root.mntns, self._proc)
+                whole = open_namespace(root.mntns)
                 if whole is None:
                     self._chroots_only.add(root.mntns)
                 else:
@@ -593,7 +591,7 @@ class Search:
             for pid in self._pids:
                 if self._over():
                     break
-                for file in fdinfo.open_files(pid, self._proc):
+                for file in open_files.open_files(pid):
                     self._open_names.add(self._main.root.strip(file.path))
         names = self._open_names
         return sorted(paths, key=lambda path: (path not in names, len(path), path))

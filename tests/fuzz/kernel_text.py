@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from irmapdb.kernel.proc.fdinfo import parse_fdinfo, parse_mountinfo
+from irmapdb.kernel.proc.fdinfo import parse_fdinfo
+from irmapdb.kernel.proc.mountinfo import parse_mountinfo
 from irmapdb.model import MarkKind, WatchKind, major_minor
 from tests.fuzz.target import Target, check, check_text
 

@@ -17,6 +17,7 @@ from irmapdb.config import Config, HookConfig
 from irmapdb.criu.hook_job import Job, serve
 from irmapdb.image.cache import decode_cache
 from irmapdb.kernel.freeze.pause import find_pause, has_permission_listener
+from irmapdb.kernel.proc import procfs
 from tests.kernel.freezing import until
 from tests.support.features import require
 from tests.support.hook import hook_program, log_until_stored
@@ -134,11 +135,12 @@ def test_stopped_tasks_are_seen_when_all_of_them_are(watcher):
         ("5:cpu,freezer:/pod\rc1\n0::/", "/", "pod\rc1"),
     ],
 )
-def test_where_the_cgroup_is(cgroup, root, directory, tmp_path):
+def test_where_the_cgroup_is(cgroup, root, directory, tmp_path, monkeypatch):
     # As /proc tells it in the host's cgroup namespace and in others.
     v1 = "freezer" in cgroup
     fstype, options = ("cgroup", "rw,freezer") if v1 else ("cgroup2", "rw")
     proc, top = tmp_path / "proc", tmp_path / "cgroup"
+    monkeypatch.setattr(procfs, "ROOT", str(proc))
     for name, text in (
         ("7/cgroup", cgroup + "\n"),
         ("7/task/7/stat", "7 (x) S 1"),
@@ -157,7 +159,7 @@ def test_where_the_cgroup_is(cgroup, root, directory, tmp_path):
         state = ("FROZEN" if frozen else "THAWED") if v1 else f"populated 1\nfrozen {int(frozen)}"
         (group / ("freezer.state" if v1 else "cgroup.events")).write_text(state + "\n")
         expected = "frozen cgroup" if frozen and directory is not None else ""
-        assert find_pause(7, proc=str(proc)) == expected
+        assert find_pause(7) == expected
 
 
 @pytest.mark.parametrize("version", VERSIONS)

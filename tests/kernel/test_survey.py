@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from irmapdb.kernel import syscalls
-from irmapdb.kernel.proc import fdinfo
+from irmapdb.kernel.proc import fdinfo, procfs, tasks
 from irmapdb.kernel.proc.survey import Denied, read_survey
 from irmapdb.kernel.proc.tasks import HIDDEN, Task, read_task, task_tree
 from irmapdb.model import MarkKind, WatchKind
@@ -133,8 +133,8 @@ def test_a_description_whose_first_descriptor_is_closed_meanwhile(watcher, monke
     child = watcher.fork()
     read = fdinfo.read_raw
 
-    def read_and_close(pid, fd, kind, proc="/proc"):
-        raw = read(pid, fd, kind, proc)
+    def read_and_close(pid, fd, kind):
+        raw = read(pid, fd, kind)
         if (pid, fd) == (child.pid, numbers[0]):
             for number in numbers[::2]:
                 watcher.close_fd(number)
@@ -197,15 +197,16 @@ def test_who_may_not_be_looked_at_is_named(watcher, tmp_path):
     )
 
 
-def test_another_proc_may_hide_a_task(area, watcher, tmp_path):
+def test_another_proc_may_hide_a_task(area, watcher, tmp_path, monkeypatch):
     watcher.add_inotify(tmp_path)
     proc = os.fspath(area.mount("proc", "proc", "proc", "hidepid=invisible"))
     task = read_task(watcher.pid)
-    assert len(read_survey([task], proc).files) == 1
+    monkeypatch.setattr(procfs, "ROOT", proc)
+    assert len(read_survey([task]).files) == 1
     for directory in [area.path, *area.path.parents]:
         directory.chmod(directory.stat().st_mode | 0o711)
     with as_nobody(), pytest.raises(FileNotFoundError):
-        fdinfo.watch_descriptors(watcher.pid, proc)
+        fdinfo.watch_descriptors(watcher.pid)
 
 
 def test_a_file_too_deep_for_a_link_does_not_end_the_survey(watcher, tmp_path):
@@ -225,8 +226,8 @@ def test_a_file_too_deep_for_a_link_does_not_end_the_survey(watcher, tmp_path):
 
 def test_the_pids_of_a_namespace(tmp_path):
     with Watcher(unshare={"pid"}) as watcher:
-        assert fdinfo.namespace_pids(watcher.pid) == (watcher.pid, 1)
+        assert tasks.namespace_pids(watcher.pid) == (watcher.pid, 1)
         child = watcher.fork()
-        assert fdinfo.namespace_pids(child.pid) == (child.pid, child.own_pid)
+        assert tasks.namespace_pids(child.pid) == (child.pid, child.own_pid)
         watcher.add_inotify(tmp_path)
         assert [raw.pid for raw in survey_of(watcher).files] == [watcher.pid]

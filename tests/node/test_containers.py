@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from irmapdb.kernel.proc import procfs
 from irmapdb.kernel.proc.containers import (
     database_name,
     find_containers,
@@ -38,8 +39,9 @@ def task(proc: Path, pid: int, ppid: int, mntns: int, mounts: str, cgroup: str, 
 
 
 @pytest.fixture
-def proc(tmp_path):
+def proc(tmp_path, monkeypatch):
     directory = tmp_path / "proc"
+    monkeypatch.setattr(procfs, "ROOT", str(directory))
     task(directory, 1, 0, 1000, HOST_MOUNTS, "0::/init.scope\n")
     task(directory, 50, 1, 1000, HOST_MOUNTS, "0::/system.slice/irmapdb-warm.service\n")
     (directory / "self").symlink_to("50")
@@ -84,23 +86,23 @@ def test_a_database_of_an_images_dir_is_none_of_a_container(tmp_path):
 
 def test_the_hook_and_the_service_name_a_container_alike(proc):
     task(proc, 100, 50, 2000, OWN_MOUNTS, "4:pids:/default/c1\n0::/\n", inner=1)
-    (found,) = find_containers(proc=str(proc))
-    assert database_name(found.pid, "/images", str(proc)) == f"{found.name.file_stem}.db"
+    (found,) = find_containers()
+    assert database_name(found.pid, "/images") == f"{found.name.file_stem}.db"
     assert found.name.id == "default/c1"
 
 
 def test_a_service_with_private_mounts_is_no_container(proc):
     mounts = HOST_MOUNTS + "80 22 0:40 / /tmp rw - tmpfs tmpfs rw\n"
     task(proc, 100, 1, 2000, mounts, "0::/system.slice/private.service\n")
-    assert find_containers(proc=str(proc)) == ()
-    assert database_name(100, "/images", str(proc)) == name_by_images("/images")
+    assert find_containers() == ()
+    assert database_name(100, "/images") == name_by_images("/images")
 
 
 def test_the_init_is_the_root_also_where_an_exec_has_the_lower_number(proc):
     task(proc, 100, 50, 2000, OWN_MOUNTS, "0::/default/c1\n", inner=7)  # exec, pids wrapped
     task(proc, 200, 50, 2000, OWN_MOUNTS, "0::/default/c1\n", inner=1)
     task(proc, 201, 200, 2000, OWN_MOUNTS, "0::/default/c1\n", inner=2)
-    (found,) = find_containers(proc=str(proc))
+    (found,) = find_containers()
     assert found.pid == 200
     assert found.pids == (200, 201)
 
@@ -109,7 +111,7 @@ def test_a_container_inside_of_a_container_is_a_part_of_it(proc):
     task(proc, 100, 50, 2000, OWN_MOUNTS, f"0::/docker-{HEX}.scope\n", inner=1)
     inner = OWN_MOUNTS.replace("0:50", "0:60")
     task(proc, 101, 100, 2001, inner, f"0::/docker-{HEX}.scope/{HEX[::-1]}\n", inner=2)
-    (found,) = find_containers(proc=str(proc))
+    (found,) = find_containers()
     assert (found.name.id, found.pids) == (HEX, (100, 101))
 
 
@@ -117,7 +119,7 @@ def test_trees_in_one_cgroup_are_told_apart_and_bounded(proc):
     for pid in range(100, 120):
         mounts = OWN_MOUNTS.replace("0:50", f"0:{pid}")
         task(proc, pid, 50, 2000 + pid, mounts, "0::/default/c1\n")
-    found = find_containers(proc=str(proc))
+    found = find_containers()
     assert found[0].pid == 100
     assert found[0].name.id == "default/c1"
     assert 1 < len(found) < 10
@@ -127,14 +129,14 @@ def test_trees_in_one_cgroup_are_told_apart_and_bounded(proc):
 def test_a_pattern_chooses_by_the_cgroup(proc):
     task(proc, 100, 50, 2000, OWN_MOUNTS, "0::/default/c1\n")
     task(proc, 101, 50, 2001, OWN_MOUNTS.replace("0:50", "0:60"), "0::/default/d1\n")
-    assert [one.pid for one in find_containers("/default/d*", str(proc))] == [101]
+    assert [one.pid for one in find_containers("/default/d*")] == [101]
 
 
 def test_a_thousand_containers(proc):
     for pid in range(1000, 2000):
         mounts = OWN_MOUNTS.replace("0:50", f"0:{pid}")
         task(proc, pid, 50, pid + 10_000, mounts, f"0::/kubepods/pod{pid}/{pid:064x}\n", inner=1)
-    found = find_containers(proc=str(proc))
+    found = find_containers()
     assert len({one.name for one in found}) == 1000
 
 
@@ -142,7 +144,7 @@ def test_a_task_that_ends_meanwhile_is_left_out(proc):
     task(proc, 100, 50, 2000, OWN_MOUNTS, "0::/default/c1\n")
     for name in ("mountinfo", "stat", "cgroup"):
         (proc / "100" / name).rename(proc / name)
-        assert [one.pid for one in find_containers(proc=str(proc))] in ([], [100])
+        assert [one.pid for one in find_containers()] in ([], [100])
         (proc / name).rename(proc / "100" / name)
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from irmapdb.errors import TaskError
 from irmapdb.kernel import syscalls
 from irmapdb.kernel.identity import identify_fd
-from irmapdb.kernel.proc import fdinfo
+from irmapdb.kernel.proc import mountinfo
 from irmapdb.kernel.root import Root, open_root
 from irmapdb.model import InodeKey, Mount, kdev_of
 
@@ -121,7 +121,7 @@ def open_criu_view(tasks: Sequence[Task]) -> Iterator[CriuView]:
         roots: dict[int, Root] = {root.mntns: root}
         for task in tasks[1:]:
             try:
-                mntns = fdinfo.mount_namespace(task.pid)
+                mntns = mountinfo.mount_namespace(task.pid)
                 if mntns in roots:
                     continue
                 nested = stack.enter_context(open_root(task.pid))
@@ -129,7 +129,7 @@ def open_criu_view(tasks: Sequence[Task]) -> Iterator[CriuView]:
                 continue
             if not nested.prefix:  # else its first task is in a chroot, and CRIU sees nothing
                 roots[mntns] = nested
-        foreign = root.mntns != fdinfo.mount_namespace("self")
+        foreign = root.mntns != mountinfo.mount_namespace("self")
         views = tuple(
             # From its own namespace CRIU looks everything up in its own root.
             CriuMount(one if foreign else root, mount)

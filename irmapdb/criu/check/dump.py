@@ -19,7 +19,7 @@ from irmapdb.criu.check.version import criu_version
 from irmapdb.errors import FileError
 from irmapdb.image import cache
 from irmapdb.kernel.child_call import call_in_child
-from irmapdb.kernel.proc import fdinfo, tasks
+from irmapdb.kernel.proc import mountinfo, tasks
 from irmapdb.kernel.proc.holders import deleted_holders
 from irmapdb.kernel.proc.survey import read_survey
 from irmapdb.model import MarkKind, format_kdev, printable
@@ -309,7 +309,7 @@ def _answered(ask: Callable[[], bool]) -> bool:
 
 def _has_name(kdev: int, name: bytes) -> bool:
     # Seen from our own mounts, as the restore will see it.
-    for mount in fdinfo.read_mountinfo("self"):
+    for mount in mountinfo.read_mountinfo("self"):
         below = os.path.relpath(name, mount.root)
         here = mount.kdev == kdev and not below.startswith(b"../")
         if here and os.path.lexists(os.path.join(mount.mountpoint, below)):

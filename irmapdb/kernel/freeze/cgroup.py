@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from irmapdb.errors import FreezeError, UsageError
-from irmapdb.kernel.proc.fdinfo import read_file, read_mountinfo
+from irmapdb.kernel.proc.mountinfo import read_mountinfo
+from irmapdb.kernel.proc.procfs import read_file
 from irmapdb.kernel.proc.tasks import leader_of
 from irmapdb.model import printable
 

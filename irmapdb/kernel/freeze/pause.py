@@ -13,7 +13,9 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from irmapdb.kernel.proc.fdinfo import read_file, read_mountinfo
+from irmapdb.kernel.proc import procfs
+from irmapdb.kernel.proc.mountinfo import read_mountinfo
+from irmapdb.kernel.proc.procfs import read_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -31,36 +33,36 @@ _STANDS_STILL = (b"T", b"t", b"Z", b"X")
 _FANOTIFY = "anon_inode:[fanotify]"
 
 
-def find_pause(pid: int, tree: Callable[[], Iterable[int]] = tuple, *, proc: str = "/proc") -> str:
+def find_pause(pid: int, tree: Callable[[], Iterable[int]] = tuple) -> str:
     """By what a task and its tree are paused, in words; "" if they run, or it cannot be told.
 
     `tree` gives the tasks of the tree, which are asked only where no cgroup says that it is frozen.
     """
-    if _frozen_cgroups(pid, proc):
+    if _frozen_cgroups(pid):
         return "frozen cgroup"
     pids = [pid, *tree()]
-    return "stopped tasks" if all(_stands_still(one, proc) for one in pids) else ""
+    return "stopped tasks" if all(_stands_still(one) for one in pids) else ""
 
 
-def has_permission_listener(pid: int, tree: Iterable[int] = (), *, proc: str = "/proc") -> bool:
+def has_permission_listener(pid: int, tree: Iterable[int] = ()) -> bool:
     """Whether a task of the tree, or of its frozen cgroup, may be asked before a file is opened.
 
     If these are paused, such an open would wait for them.
     """
     pids = dict.fromkeys((pid, *tree))
-    for directory in _frozen_cgroups(pid, proc):
+    for directory in _frozen_cgroups(pid):
         for name in ("cgroup.threads", "cgroup.procs", "tasks"):
             try:
                 pids.update(dict.fromkeys(map(int, read_file(f"{directory}/{name}").split())))
                 break
             except OSError:
                 continue
-    return any(_is_listener(one, proc) for one in pids)
+    return any(_is_listener(one) for one in pids)
 
 
-def _frozen_cgroups(pid: int, proc: str) -> list[str]:
+def _frozen_cgroups(pid: int) -> list[str]:
     found = []
-    for directory, v2 in _cgroups(pid, proc):
+    for directory, v2 in _cgroups(pid):
         try:
             if v2:
                 frozen = b"frozen 1" in read_file(f"{directory}/cgroup.events").split(b"\n")
@@ -74,11 +76,11 @@ def _frozen_cgroups(pid: int, proc: str) -> list[str]:
     return found
 
 
-def _cgroups(pid: int, proc: str) -> Iterator[tuple[str, bool]]:
+def _cgroups(pid: int) -> Iterator[tuple[str, bool]]:
     """The directories of a task's cgroups that can be frozen, and whether each is of v2."""
     try:
-        lines = read_file(f"{proc}/{pid}/cgroup").split(b"\n")[:-1]
-        mounts = read_mountinfo("self", proc)
+        lines = read_file(f"{procfs.ROOT}/{pid}/cgroup").split(b"\n")[:-1]
+        mounts = read_mountinfo("self")
     except OSError:
         return
     for number, controllers, path in (line.split(b":", 2) for line in lines):
@@ -103,27 +105,27 @@ def _directory(mount: Mount, path: bytes) -> str:
     return os.fsdecode(mount.mountpoint.rstrip(b"/") + path[len(root) :].rstrip(b"/"))
 
 
-def _stands_still(pid: int, proc: str) -> bool:
+def _stands_still(pid: int) -> bool:
     try:
-        threads: Sequence[str] = os.listdir(f"{proc}/{pid}/task")
+        threads: Sequence[str] = os.listdir(f"{procfs.ROOT}/{pid}/task")
         for tid in threads:
-            stat = read_file(f"{proc}/{pid}/task/{tid}/stat")
+            stat = read_file(f"{procfs.ROOT}/{pid}/task/{tid}/stat")
             if stat[stat.rindex(b")") + 2 :][:1] in _STANDS_STILL:
                 continue
-            if read_file(f"{proc}/{pid}/task/{tid}/wchan").strip() not in _WAITS_FROZEN:
+            if read_file(f"{procfs.ROOT}/{pid}/task/{tid}/wchan").strip() not in _WAITS_FROZEN:
                 return False
     except (OSError, ValueError):
         return False
     return True
 
 
-def _is_listener(pid: int, proc: str) -> bool:
+def _is_listener(pid: int) -> bool:
     # Unknown is yes: the question is whether an open is safe.
     try:
-        for fd in os.listdir(f"{proc}/{pid}/fd"):
-            if os.readlink(f"{proc}/{pid}/fd/{fd}") != _FANOTIFY:
+        for fd in os.listdir(f"{procfs.ROOT}/{pid}/fd"):
+            if os.readlink(f"{procfs.ROOT}/{pid}/fd/{fd}") != _FANOTIFY:
                 continue
-            for line in read_file(f"{proc}/{pid}/fdinfo/{fd}").split(b"\n"):
+            for line in read_file(f"{procfs.ROOT}/{pid}/fdinfo/{fd}").split(b"\n"):
                 if line.startswith(b"fanotify flags:"):
                     flags = int(line[len(b"fanotify flags:") :].split()[0], 16)
                     if flags & FANOTIFY_PERMISSION:

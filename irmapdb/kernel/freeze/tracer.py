@@ -355,7 +355,7 @@ class Tracer:
     def _still(self, tid: int, pending: Collection[int]) -> bool:
         """Whether a thread that does not come to its stop cannot run either."""
         pid = self._held[tid]
-        task = tasks.read_task(tid, f"/proc/{pid}/task")
+        task = tasks.read_thread(pid, tid)
         if task is not None and task.state in _GONE and tid == pid:
             # The first thread has ended, others have not; the kernel reports it with the last.
             del self._held[tid]
@@ -413,7 +413,7 @@ def _describe(pid: int, tid: int | None = None) -> str:
             wchan = os.fsdecode(file.read())
     except OSError:
         wchan = "0"
-    thread = tasks.read_task(tid or pid, f"/proc/{pid}/task")
+    thread = tasks.read_thread(pid, tid or pid)
     state = "" if thread is None else f", state {thread.state}"
     return text + state + (f" in {wchan}" if wchan not in ("", "0") else "")
 

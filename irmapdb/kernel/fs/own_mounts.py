@@ -14,7 +14,7 @@ import os
 from typing import TYPE_CHECKING, NamedTuple
 
 from irmapdb.kernel import syscalls
-from irmapdb.kernel.proc import fdinfo
+from irmapdb.kernel.proc import procfs
 from irmapdb.model import kdev_of
 
 if TYPE_CHECKING:
@@ -283,5 +283,5 @@ def _attached_loop_devices() -> Iterator[int]:
 
 def _device(name: str) -> Iterator[int]:
     with contextlib.suppress(OSError, ValueError):
-        major, minor = fdinfo.read_file(f"/sys/class/block/{name}/dev").split(b":")
+        major, minor = procfs.read_file(f"/sys/class/block/{name}/dev").split(b":")
         yield kdev_of(int(major), int(minor))

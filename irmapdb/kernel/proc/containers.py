@@ -20,7 +20,7 @@ import stat
 from typing import TYPE_CHECKING, NamedTuple
 
 from irmapdb.errors import TaskError
-from irmapdb.kernel.proc import fdinfo, tasks
+from irmapdb.kernel.proc import procfs, tasks
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -86,7 +86,7 @@ class Container(NamedTuple):
 
 
 def find_containers(
-    pattern: str | None = None, proc: str = "/proc", tables: dict[int, bytes] | None = None
+    pattern: str | None = None, tables: dict[int, bytes] | None = None
 ) -> tuple[Container, ...]:
     """The containers that run now, by their ids; a container inside of another is a part of it.
 
@@ -95,7 +95,7 @@ def find_containers(
     `pattern`: a shell pattern for the path of a cgroup of the root task. What starts or ends
     meanwhile may be missing. Our own mount namespace is no container.
     """
-    foreign = _foreign_tasks(proc, {} if tables is None else tables)
+    foreign = _foreign_tasks({} if tables is None else tables)
     children: dict[int, list[int]] = {}
     tops: dict[int, list[int]] = {}
     for pid, (task, mntns) in foreign.items():
@@ -105,8 +105,8 @@ def find_containers(
             tops.setdefault(mntns, []).append(pid)
     found: dict[ContainerName, list[Container]] = {}
     for mntns, candidates in tops.items():
-        task = _root_task([foreign[pid][0] for pid in candidates], proc)
-        cgroups = _cgroup_paths(task.pid, proc)
+        task = _root_task([foreign[pid][0] for pid in candidates])
+        cgroups = _cgroup_paths(task.pid)
         if pattern is not None and not any(
             fnmatch.fnmatchcase(path, pattern) for path in cgroups.values()
         ):
@@ -121,7 +121,7 @@ def find_containers(
     )
 
 
-def database_name(pid: int, images: str, proc: str = "/proc") -> str:
+def database_name(pid: int, images: str) -> str:
     """The database's name in a directory of many: the same for each dump of one container.
 
     64 hex digits, where a part of the task's cgroup path is such an id; with a digest of the ids
@@ -129,14 +129,14 @@ def database_name(pid: int, images: str, proc: str = "/proc") -> str:
     of another. Otherwise, in a container, the end of the cgroup path and a digest of the whole.
     Outside of containers the last part of the images dir and a digest of the whole.
     """
-    cgroups = _cgroup_paths(pid, proc)
+    cgroups = _cgroup_paths(pid)
     name = name_by_cgroup(cgroups) or (
-        name_by_cgroup(cgroups, any_form=True) if _is_in_container(pid, proc) else None
+        name_by_cgroup(cgroups, any_form=True) if _is_in_container(pid) else None
     )
     return name_by_images(images) if name is None else f"{name.file_stem}.db"
 
 
-def find_database(directory: Path, pid: int, proc: str = "/proc") -> Path | None:
+def find_database(directory: Path, pid: int) -> Path | None:
     """The database that the service keeps for the container of a task; None where it keeps none.
 
     Only in a directory for us alone: names in another one may be anything.
@@ -147,7 +147,7 @@ def find_database(directory: Path, pid: int, proc: str = "/proc") -> Path | None
         return None
     if found.st_uid != os.geteuid() or found.st_mode & 0o022 or not stat.S_ISDIR(found.st_mode):
         return None
-    name = database_name(pid, "", proc)
+    name = database_name(pid, "")
     path = directory / name
     return path if is_container_database(name) and path.is_file() else None
 
@@ -190,17 +190,17 @@ def name_by_cgroup(cgroups: dict[str, str], *, any_form: bool = False) -> Contai
 # --- the tasks ------------------------------------------------------------------------------------
 
 
-def _foreign_tasks(proc: str, tables: dict[int, bytes]) -> dict[int, tuple[Task, int]]:
+def _foreign_tasks(tables: dict[int, bytes]) -> dict[int, tuple[Task, int]]:
     # Every task whose root filesystem is not the host's, and its mount namespace.
-    kthreadd = tasks.read_task(_KTHREADD, proc)
+    kthreadd = tasks.read_task(_KTHREADD)
     if kthreadd is not None and (kthreadd.ppid, kthreadd.comm) != (0, b"kthreadd"):
         kthreadd = None
-    host = _host_root(proc)
+    host = _host_root()
     found: dict[int, tuple[Task, int]] = {}
-    for mntns, pids in _by_namespace(proc).items():
+    for mntns, pids in _by_namespace().items():
         root = None
         for pid in pids:
-            raw = _mount_table(pid, proc)
+            raw = _mount_table(pid)
             root = _mounted_on_root(raw)
             if root is not None:
                 tables[mntns] = raw
@@ -209,7 +209,7 @@ def _foreign_tasks(proc: str, tables: dict[int, bytes]) -> dict[int, tuple[Task,
             continue
         for pid in pids:
             try:
-                task = tasks.read_task(pid, proc)
+                task = tasks.read_task(pid)
             except TaskError:
                 continue
             # One of the kernel's threads has a root of its own: kdevtmpfs.
@@ -218,48 +218,48 @@ def _foreign_tasks(proc: str, tables: dict[int, bytes]) -> dict[int, tuple[Task,
     return found
 
 
-def _by_namespace(proc: str) -> dict[int, list[int]]:
+def _by_namespace() -> dict[int, list[int]]:
     # The tasks of each mount namespace but ours and that of the machine's init.
     by_namespace: dict[int, list[int]] = {}
-    for name in os.listdir(proc):
-        if name.isdecimal() and (mntns := _mount_namespace(name, proc)):
+    for name in os.listdir(procfs.ROOT):
+        if name.isdecimal() and (mntns := _mount_namespace(name)):
             by_namespace.setdefault(mntns, []).append(int(name))
     for known in ("1", "self"):
-        by_namespace.pop(_mount_namespace(known, proc), None)
+        by_namespace.pop(_mount_namespace(known), None)
     return by_namespace
 
 
-def _mount_namespace(pid: int | str, proc: str) -> int:
+def _mount_namespace(pid: int | str) -> int:
     # 0 where the task is gone, or not ours to look at. The link is shorter to read than to follow.
     try:
         try:
-            link = os.readlink(f"{proc}/{pid}/ns/mnt")
+            link = os.readlink(f"{procfs.ROOT}/{pid}/ns/mnt")
         except FileNotFoundError:
-            link = os.readlink(f"{proc}/{fdinfo.living_thread(pid, proc)}/ns/mnt")
+            link = os.readlink(f"{procfs.ROOT}/{procfs.living_thread(pid)}/ns/mnt")
     except OSError:
         return 0
     return int(link[link.index("[") + 1 : -1])
 
 
-def _is_in_container(pid: int, proc: str) -> bool:
-    mntns = _mount_namespace(pid, proc)
-    if mntns in {0, *(_mount_namespace(known, proc) for known in ("1", "self"))}:
+def _is_in_container(pid: int) -> bool:
+    mntns = _mount_namespace(pid)
+    if mntns in {0, *(_mount_namespace(known) for known in ("1", "self"))}:
         return False
-    return _root_mount(pid, proc) not in {None, _host_root(proc)}
+    return _root_mount(pid) not in {None, _host_root()}
 
 
-def _host_root(proc: str) -> tuple[bytes, bytes] | None:
-    return _root_mount(1, proc) or _root_mount("self", proc)
+def _host_root() -> tuple[bytes, bytes] | None:
+    return _root_mount(1) or _root_mount("self")
 
 
-def _root_mount(pid: int | str, proc: str) -> tuple[bytes, bytes] | None:
-    return _mounted_on_root(_mount_table(pid, proc))
+def _root_mount(pid: int | str) -> tuple[bytes, bytes] | None:
+    return _mounted_on_root(_mount_table(pid))
 
 
-def _mount_table(pid: int | str, proc: str) -> bytes:
+def _mount_table(pid: int | str) -> bytes:
     # b"" where the task is gone.
     try:
-        return fdinfo.read_file(f"{proc}/{pid}/mountinfo")
+        return procfs.read_file(f"{procfs.ROOT}/{pid}/mountinfo")
     except OSError:
         return b""
 
@@ -275,11 +275,11 @@ def _mounted_on_root(raw: bytes) -> tuple[bytes, bytes] | None:
     return found
 
 
-def _root_task(candidates: Sequence[Task], proc: str) -> Task:
+def _root_task(candidates: Sequence[Task]) -> Task:
     # Of the tasks of one mount namespace whose parents are outside: the init of its pid
     # namespace, else the oldest. The others were started by `exec` of the engine.
     def rank(task: Task) -> tuple[bool, int, int]:
-        pids = fdinfo.namespace_pids(task.pid, proc)
+        pids = tasks.namespace_pids(task.pid)
         return len(pids) < 2 or pids[-1] != 1, task.starttime, task.pid  # noqa: PLR2004 nested
 
     return candidates[0] if len(candidates) == 1 else min(candidates, key=rank)
@@ -306,11 +306,11 @@ def _told_apart(name: ContainerName, containers: list[Container]) -> Iterable[Co
 # --- the names ------------------------------------------------------------------------------------
 
 
-def _cgroup_paths(pid: int, proc: str) -> dict[str, str]:
+def _cgroup_paths(pid: int) -> dict[str, str]:
     # By hierarchy ("" for cgroup v2), in the order of the file; {} where the task is gone.
     try:
         # By newlines alone: the name of a cgroup may hold a carriage return.
-        lines = fdinfo.read_file(f"{proc}/{pid}/cgroup").split(b"\n")[:-1]
+        lines = procfs.read_file(f"{procfs.ROOT}/{pid}/cgroup").split(b"\n")[:-1]
         fields = [os.fsdecode(line).split(":", 2) for line in lines]
         return {hierarchy: path for _, hierarchy, path in fields}
     except (OSError, ValueError):

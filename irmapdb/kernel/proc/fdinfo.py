@@ -1,50 +1,35 @@
-"""What /proc tells: watches (fdinfo) and mounts (mountinfo).
+"""Watches and marks, from the fdinfo of the descriptors that hold them.
 
-The parsers are pure, bytes in and model out; the readers take the proc root. Sources:
-proc_pid_fdinfo(5), proc_pid_mountinfo(5); fs/notify/fdinfo.c, fs/proc_namespace.c. All numbers
-of fdinfo's inotify and fanotify lines are hex.
+The parser is pure, bytes in and model out. Sources: proc_pid_fdinfo(5), fs/notify/fdinfo.c. All
+numbers of the inotify and fanotify lines are hex.
 """
 
 from __future__ import annotations
 
 import errno
-import itertools
 import os
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
-from irmapdb.kernel import syscalls
+from irmapdb.kernel.proc import procfs
+from irmapdb.kernel.proc.procfs import living_thread, read_file
 from irmapdb.model import (
     FileHandle,
     Identity,
     Mark,
     MarkKind,
-    Mount,
     Watch,
     WatchFile,
     WatchKind,
-    kdev_of,
-    printable,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
 __all__ = [
-    "OpenFile",
     "RawWatchFile",
-    "living_thread",
-    "mapped_files",
-    "mount_namespace",
-    "namespace_pids",
-    "open_files",
     "parse_fdinfo",
-    "parse_mountinfo",
-    "read_file",
-    "read_mountinfo",
-    "read_open",
     "read_raw",
-    "threads_apart",
     "watch_descriptors",
 ]
 
@@ -148,113 +133,6 @@ def _fanotify_mark(line: re.Match[bytes], pid: int, fd: int) -> Mark:
     )
 
 
-_OCTAL = re.compile(rb"\\([0-7]{3})")
-
-
-def _unescape(field: bytes) -> bytes:
-    # mangle_path() of fs/seq_file.c writes space, tab, newline, backslash (and '#') in octal.
-    if b"\\" not in field:
-        return field
-    return _OCTAL.sub(lambda m: bytes([int(m[1], 8) & 0xFF]), field)
-
-
-_MOUNTINFO_FIELDS = 6
-
-
-def parse_mountinfo(raw: bytes) -> tuple[Mount, ...]:
-    """Every mount of one mountinfo text, in its order. A line cut short is passed over."""
-    return tuple(filter(None, map(_mount, raw.split(b"\n"))))
-
-
-def _mount(line: bytes) -> Mount | None:
-    left, separator, right = line.partition(b" - ")
-    head, tail = left.split(b" "), right.split(b" ")
-    if not separator or len(head) < _MOUNTINFO_FIELDS or len(tail) < 3:  # noqa: PLR2004 fields 9-11
-        return None
-    try:
-        major, minor = head[2].split(b":")
-        return Mount(
-            mnt_id=int(head[0]),
-            parent_id=int(head[1]),
-            kdev=kdev_of(int(major), int(minor)),
-            root=_unescape(head[3]),
-            mountpoint=_unescape(head[4]),
-            options=_unescape(head[5]),
-            # What follows `fuse.` the filesystem's server has chosen.
-            fstype=printable(_unescape(tail[0])),
-            source=_unescape(tail[1]),
-            super_options=tail[2],
-        )
-    except ValueError:
-        return None
-
-
-def read_mountinfo(pid: int | str, proc: str = "/proc") -> tuple[Mount, ...]:
-    """The mounts that a task sees, in its own root. OSError where it is gone or denied."""
-    return parse_mountinfo(read_file(f"{proc}/{pid}/mountinfo"))
-
-
-def mount_namespace(pid: int | str, proc: str = "/proc") -> int:
-    """The inode number of a task's mount namespace, namespaces(7). OSError as above."""
-    try:
-        return os.stat(f"{proc}/{pid}/ns/mnt").st_ino
-    except FileNotFoundError:
-        return os.stat(f"{proc}/{living_thread(pid, proc)}/ns/mnt").st_ino
-
-
-def living_thread(pid: int | str, proc: str = "/proc") -> int | str:
-    """The task as given; where its first thread has ended, another one that lives.
-
-    A first thread that has ended has no descriptors, root and namespaces any more (do_exit() of
-    kernel/exit.c), while the others have. Any thread's number can be looked up in /proc. OSError
-    where the task is gone.
-    """
-    if _has_ended(f"{proc}/{pid}"):
-        for tid in os.listdir(f"{proc}/{pid}/task"):
-            if not _has_ended(f"{proc}/{pid}/task/{tid}"):
-                return int(tid)
-    return pid
-
-
-def _has_ended(directory: str) -> bool:
-    stat = read_file(f"{directory}/stat")
-    return stat[stat.rfind(b")") + 2 :][:1] in {b"Z", b"X"}
-
-
-def namespace_pids(pid: int, proc: str = "/proc") -> tuple[int, ...]:
-    """A task's pid in each pid namespace that it is in: `NSpid:` of proc_pid_status(5).
-
-    Empty where the task is gone.
-    """
-    try:
-        status = read_file(f"{proc}/{pid}/status")
-    except OSError:
-        return ()
-    found = re.search(rb"^NSpid:([\d\s]+?)$", status, re.MULTILINE)
-    return tuple(map(int, found[1].split())) if found else (pid,)
-
-
-def threads_apart(pid: int, proc: str = "/proc") -> list[int]:
-    """The threads of a task that have a table of descriptors of their own (CLONE_FILES unset).
-
-    Empty where the task is gone. Each number can be looked up in /proc like a task's.
-    """
-    try:
-        # proc_task_getattr() of fs/proc/base.c: two links, and one for each thread.
-        if os.stat(f"{proc}/{pid}/task").st_nlink <= _LINKS_OF_ONE_THREAD:
-            return []
-        first = int(living_thread(pid, proc))
-        threads = [int(tid) for tid in os.listdir(f"{proc}/{pid}/task")]
-    except OSError:
-        return []
-    # A first thread that has ended has no table at all.
-    others = (tid for tid in threads if tid not in {pid, first})
-    return sorted(tid for tid in others if not syscalls.same_descriptors(first, tid))
-
-
-_LINKS_OF_ONE_THREAD = 3
-
-
 class RawWatchFile(NamedTuple):
     """A descriptor that watches, and its fdinfo as read: parsed later, or never."""
 
@@ -278,16 +156,16 @@ _LINKS = {
 _NO_WATCH = {errno.ENOENT, errno.ESRCH, errno.ENAMETOOLONG}
 
 
-def watch_descriptors(pid: int, proc: str = "/proc") -> list[tuple[int, WatchKind]]:
+def watch_descriptors(pid: int) -> list[tuple[int, WatchKind]]:
     """The inotify and fanotify descriptors of a task, by number.
 
     A descriptor that vanishes is left out; OSError where the task is gone or denied.
     """
-    directory = f"{proc}/{pid}/fd"
+    directory = f"{procfs.ROOT}/{pid}/fd"
     found = []
     names = os.listdir(directory)
     if not names:
-        directory = f"{proc}/{living_thread(pid, proc)}/fd"
+        directory = f"{procfs.ROOT}/{living_thread(pid)}/fd"
         names = os.listdir(directory)
     for name in names:
         try:
@@ -301,95 +179,13 @@ def watch_descriptors(pid: int, proc: str = "/proc") -> list[tuple[int, WatchKin
     return sorted(found)
 
 
-def read_raw(pid: int, fd: int, kind: WatchKind, proc: str = "/proc") -> RawWatchFile | None:
+def read_raw(pid: int, fd: int, kind: WatchKind) -> RawWatchFile | None:
     """One descriptor's fdinfo; None where descriptor or task vanished."""
     try:
         try:
-            raw = read_file(f"{proc}/{pid}/fdinfo/{fd}")
+            raw = read_file(f"{procfs.ROOT}/{pid}/fdinfo/{fd}")
         except FileNotFoundError:
-            raw = read_file(f"{proc}/{living_thread(pid, proc)}/fdinfo/{fd}")
+            raw = read_file(f"{procfs.ROOT}/{living_thread(pid)}/fdinfo/{fd}")
     except (FileNotFoundError, ProcessLookupError):
         return None
     return RawWatchFile(pid, fd, kind, raw)
-
-
-# The kernel makes the whole text of one fdinfo at the first read (single_open), so large reads
-# only save calls.
-_CHUNK_BYTES = 1 << 20
-
-
-def read_file(path: str) -> bytes:
-    """One file of /proc, whole, in as few calls as can be. OSError as open(2) and read(2)."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return read_open(fd)
-    finally:
-        os.close(fd)
-
-
-def read_open(fd: int) -> bytes:
-    """An open file of /proc, whole, as it is now."""
-    os.lseek(fd, 0, os.SEEK_SET)
-    chunks = []
-    while chunk := os.read(fd, _CHUNK_BYTES):
-        chunks.append(chunk)
-    return b"".join(chunks) if len(chunks) != 1 else chunks[0]
-
-
-class OpenFile(NamedTuple):
-    """Something that a task holds open, and the name that the kernel has for it."""
-
-    link: str
-    """The magic link: /proc/PID/fd/N, cwd, root, exe, or one of map_files."""
-    path: bytes
-    """What it reads as; ` (deleted)` behind it may be a part of the name."""
-
-
-def open_files(pid: int, proc: str = "/proc") -> Iterator[OpenFile]:
-    """The named files, directories and executables that a task holds open.
-
-    Sockets, pipes and anonymous inodes have no path and are left out. Whatever vanishes or is
-    denied is left out too.
-    """
-    try:
-        base = f"{proc}/{living_thread(pid, proc)}"
-        links = [f"{base}/{name}" for name in ("cwd", "root", "exe")]
-        links += [f"{base}/fd/{name}" for name in os.listdir(f"{base}/fd")]
-    except OSError:
-        return
-    yield from _named(links)
-
-
-# A task may have 65,530 maps (vm.max_map_count of proc_sys_vm(5)), and more where that is raised.
-_MOST_MAPS = 10_000
-
-
-def mapped_files(pid: int, proc: str = "/proc") -> Iterator[OpenFile]:
-    """The named files that a task has in its memory, which need not be open any more.
-
-    Each name once, of the first 10,000 maps. To follow the links takes CAP_SYS_ADMIN or
-    CAP_CHECKPOINT_RESTORE in the machine's own user namespace (proc_pid_map_files(5)).
-    """
-    try:
-        directory = f"{proc}/{living_thread(pid, proc)}/map_files"
-        with os.scandir(directory) as entries:
-            links = [entry.path for entry in itertools.islice(entries, _MOST_MAPS)]
-    except OSError:
-        return
-    known: set[bytes] = set()
-    for file in _named(links):
-        if file.path not in known:
-            yield file
-        # Of one name any number of files can have been deleted.
-        if not file.path.endswith(b" (deleted)"):
-            known.add(file.path)
-
-
-def _named(links: Iterable[str]) -> Iterator[OpenFile]:
-    for link in links:
-        try:
-            path = os.fsencode(os.readlink(link))
-        except OSError:
-            continue
-        if path.startswith(b"/"):
-            yield OpenFile(link, path)

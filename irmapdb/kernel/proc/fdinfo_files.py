@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Self
 
-from irmapdb.kernel.proc import fdinfo
+from irmapdb.kernel.proc import fdinfo, procfs
 from irmapdb.kernel.proc.fdinfo import RawWatchFile
 
 if TYPE_CHECKING:
@@ -28,8 +28,7 @@ _MOST_OPEN = 64
 class FdinfoFiles:
     """Reads fdinfo, and keeps open what is large. A context manager: closes all of it."""
 
-    def __init__(self, proc: str = "/proc") -> None:
-        self._proc = proc
+    def __init__(self) -> None:
         self._open: dict[tuple[int, int], int] = {}
 
     def __enter__(self) -> Self:
@@ -45,27 +44,27 @@ class FdinfoFiles:
         if file is None:
             return self._first(pid, fd, kind)
         try:
-            return RawWatchFile(pid, fd, kind, fdinfo.read_open(file))
+            return RawWatchFile(pid, fd, kind, procfs.read_open(file))
         except OSError:
             # It was closed, or the task has ended: of that very task, whoever has its number now.
             os.close(self._open.pop((pid, fd)))
-            return fdinfo.read_raw(pid, fd, kind, self._proc)
+            return fdinfo.read_raw(pid, fd, kind)
 
     def _first(self, pid: int, fd: int, kind: WatchKind) -> RawWatchFile | None:
         if len(self._open) >= _MOST_OPEN:
-            return fdinfo.read_raw(pid, fd, kind, self._proc)
+            return fdinfo.read_raw(pid, fd, kind)
         try:
-            file = os.open(f"{self._proc}/{pid}/fdinfo/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+            file = os.open(f"{procfs.ROOT}/{pid}/fdinfo/{fd}", os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
-            return fdinfo.read_raw(pid, fd, kind, self._proc)
+            return fdinfo.read_raw(pid, fd, kind)
         kept = False
         try:
-            raw = fdinfo.read_open(file)
+            raw = procfs.read_open(file)
             if len(raw) >= _LARGE_BYTES:
                 self._open[pid, fd] = file
                 kept = True
         except OSError:
-            return fdinfo.read_raw(pid, fd, kind, self._proc)
+            return fdinfo.read_raw(pid, fd, kind)
         finally:
             if not kept:
                 os.close(file)

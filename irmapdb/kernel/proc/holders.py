@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from irmapdb.config import Config
 from irmapdb.kernel import identity as kernel_identity
-from irmapdb.kernel.proc import fdinfo
+from irmapdb.kernel.proc import open_files
 from irmapdb.model import printable
 
 if TYPE_CHECKING:
@@ -45,7 +45,6 @@ def deleted_holders(
     root: Root,
     pids: Sequence[int],
     wanted: Iterable[Identity],
-    proc: str = "/proc",
     may_wait: Callable[[Iterable[Mount]], bool] = _MAY_WAIT,
 ) -> dict[Identity, Holder]:
     """The first holder among the tasks of each wanted inode that one of them has open.
@@ -60,7 +59,7 @@ def deleted_holders(
     found: dict[Identity, Holder] = {}
     kdevs = {one.kdev for many in by_ino.values() for one in many}
     for pid in pids if by_ino else ():
-        for file in fdinfo.open_files(pid, proc):
+        for file in open_files.open_files(pid):
             if not file.path.endswith(_DELETED):
                 continue
             for identity in _held(root, file.link, by_ino, kdevs):

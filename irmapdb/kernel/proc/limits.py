@@ -20,7 +20,7 @@ import re
 import struct
 from typing import TYPE_CHECKING, NamedTuple
 
-from irmapdb.kernel.proc import fdinfo
+from irmapdb.kernel.proc import procfs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,14 +52,17 @@ _FAN_UNLIMITED_MARKS = 0x20
 _UID = struct.Struct("=I")
 
 
-def read_limits(proc: str = "/proc") -> dict[LimitKind, int]:
+def read_limits() -> dict[LimitKind, int]:
     """How much each user may have, in our own user namespace and in the first one.
 
     An account that this kernel does not have (fanotify's, before Linux 5.13) is left out.
     """
     limits: dict[LimitKind, int] = {}
     for account in LimitKind:
-        files = f"{proc}/sys/fs/{account}", f"{proc}/sys/user/{_BY_NAMESPACE[account]}"
+        files = (
+            f"{procfs.ROOT}/sys/fs/{account}",
+            f"{procfs.ROOT}/sys/user/{_BY_NAMESPACE[account]}",
+        )
         numbers = [number for number in map(_number, files) if number is not None]
         if numbers:
             limits[account] = min(numbers)
@@ -68,15 +71,15 @@ def read_limits(proc: str = "/proc") -> dict[LimitKind, int]:
 
 def _number(path: str) -> int | None:
     try:
-        return int(fdinfo.read_file(path))
+        return int(procfs.read_file(path))
     except (OSError, ValueError):
         return None
 
 
-def effective_uid(pid: int, proc: str = "/proc") -> int | None:
+def effective_uid(pid: int) -> int | None:
     """The effective user of a task, as our user namespace numbers it; None if it is gone."""
     try:
-        status = fdinfo.read_file(f"{proc}/{pid}/status")
+        status = procfs.read_file(f"{procfs.ROOT}/{pid}/status")
     except OSError:
         return None
     found = re.search(rb"^Uid:\t\d+\t(\d+)", status, re.MULTILINE)
@@ -92,15 +95,15 @@ class ChargedUser(NamedTuple):
     """Whether the task is in a user namespace within ours: then this is the owner of that."""
 
 
-def payer_of(pid: int, proc: str = "/proc") -> ChargedUser:
+def payer_of(pid: int) -> ChargedUser:
     """Whose account a task's new instances are charged to."""
     owner = None
     try:
-        own = os.stat(f"{proc}/self/ns/user").st_ino
-        fd = os.open(f"{proc}/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+        own = os.stat(f"{procfs.ROOT}/self/ns/user").st_ino
+        fd = os.open(f"{procfs.ROOT}/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
         for namespace in _upwards(fd):
             if os.fstat(namespace).st_ino == own:
-                uid = effective_uid(pid, proc) if owner is None else owner
+                uid = effective_uid(pid) if owner is None else owner
                 return ChargedUser(uid, owner is not None)
             answer = bytearray(_UID.size)
             fcntl.ioctl(namespace, _NS_GET_OWNER_UID, answer)

@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from irmapdb.errors import TaskError
-from irmapdb.kernel.proc import fdinfo
+from irmapdb.kernel.proc import mountinfo, procfs
 from irmapdb.kernel.root import Root, open_root
 
 if TYPE_CHECKING:
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 __all__ = ["mounted_anywhere", "open_namespace"]
 
 
-def open_namespace(mntns: int, proc: str = "/proc") -> Root | None:
+def open_namespace(mntns: int) -> Root | None:
     """A namespace's own root, by any task in it that is in no chroot; None where none is."""
-    for pid, found in _tasks(proc):
+    for pid, found in _tasks():
         if found != mntns:
             continue
         try:
-            root = open_root(pid, proc)
+            root = open_root(pid)
         except (OSError, TaskError):
             continue
         if root.mntns == mntns and root.is_namespaces_own:
@@ -30,28 +30,28 @@ def open_namespace(mntns: int, proc: str = "/proc") -> Root | None:
     return None
 
 
-def mounted_anywhere(kdevs: Collection[int], proc: str = "/proc") -> set[int]:
+def mounted_anywhere(kdevs: Collection[int]) -> set[int]:
     """Which of these devices are mounted in any namespace that we may look at."""
     missing = set(kdevs)
     seen: set[tuple[int, str]] = set()
-    for pid, mntns in _tasks(proc):
+    for pid, mntns in _tasks():
         if not missing:
             break
         try:
             # A chroot shows only the mounts below it.
-            table = (mntns, os.readlink(f"{proc}/{pid}/root"))
+            table = (mntns, os.readlink(f"{procfs.ROOT}/{pid}/root"))
             if table not in seen:
-                missing.difference_update(m.kdev for m in fdinfo.read_mountinfo(pid, proc))
+                missing.difference_update(m.kdev for m in mountinfo.read_mountinfo(pid))
                 seen.add(table)
         except OSError:
             continue
     return set(kdevs) - missing
 
 
-def _tasks(proc: str) -> Iterator[tuple[int, int]]:
-    for name in os.listdir(proc):
+def _tasks() -> Iterator[tuple[int, int]]:
+    for name in os.listdir(procfs.ROOT):
         if name.isdecimal():
             try:
-                yield int(name), fdinfo.mount_namespace(name, proc)
+                yield int(name), mountinfo.mount_namespace(name)
             except OSError:
                 continue

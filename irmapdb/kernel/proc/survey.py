@@ -11,9 +11,9 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from irmapdb.kernel import syscalls
-from irmapdb.kernel.proc import fdinfo
+from irmapdb.kernel.proc import fdinfo, procfs
 from irmapdb.kernel.proc.fdinfo_files import FdinfoFiles
-from irmapdb.kernel.proc.tasks import HIDDEN
+from irmapdb.kernel.proc.tasks import HIDDEN, threads_apart
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -61,7 +61,6 @@ class Survey(NamedTuple):
 
 def read_survey(
     tasks: Sequence[Task],
-    proc: str = "/proc",
     over: Callable[[], bool] = lambda: False,
     texts: FdinfoFiles | None = None,
 ) -> Survey:
@@ -71,22 +70,22 @@ def read_survey(
     tells that the time is up: the rest is not read then. `texts` make a second reading faster.
     """
     if texts is None:
-        with FdinfoFiles(proc) as own:
-            return read_survey(tasks, proc, over, own)
+        with FdinfoFiles() as own:
+            return read_survey(tasks, over, own)
     found = _Descriptions(texts)
     denied: list[Denied] = []
     for number, task in enumerate(tasks):
         if over():
             return found.survey(denied, len(tasks) - number)
         if task.state == HIDDEN:
-            denied.append(Denied(task, f"{proc} hides it"))
+            denied.append(Denied(task, f"{procfs.ROOT} hides it"))
             continue
         try:
-            if not found.read(task.pid, proc, over):
+            if not found.read(task.pid, over):
                 return found.survey(denied, len(tasks) - number)
-            for tid in fdinfo.threads_apart(task.pid, proc):
+            for tid in threads_apart(task.pid):
                 found.threads[tid] = task.pid
-                found.read(tid, proc, over)
+                found.read(tid, over)
         except PermissionError as error:
             denied.append(Denied(task, error.strerror or "denied"))
         except (FileNotFoundError, ProcessLookupError):
@@ -106,12 +105,12 @@ class _Descriptions:
         self._alone: dict[int, RawWatchFile] = {}
         self._alike: dict[bytes, _Alike] = {}
 
-    def read(self, pid: int, proc: str, over: Callable[[], bool]) -> bool:
+    def read(self, pid: int, over: Callable[[], bool]) -> bool:
         """The descriptors of a task or thread; False where the time was up.
 
         OSError where it is gone or denied.
         """
-        for fd, kind in fdinfo.watch_descriptors(pid, proc):
+        for fd, kind in fdinfo.watch_descriptors(pid):
             if over():
                 return False
             raw = self._texts.read(pid, fd, kind)
@@ -219,7 +218,7 @@ def _comparable(raw: RawWatchFile) -> _Comparable | None:
     else:
         return _Comparable(raw.pid, raw)
     try:
-        thread = int(fdinfo.living_thread(raw.pid))
+        thread = int(procfs.living_thread(raw.pid))
         syscalls.compare_files(thread, raw.fd, thread, raw.fd)
     except OSError:
         return None

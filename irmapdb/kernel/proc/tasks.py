@@ -10,9 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from irmapdb.errors import TaskError
+from irmapdb.kernel import syscalls
+from irmapdb.kernel.proc import procfs
+from irmapdb.kernel.proc.procfs import living_thread, read_file
 from irmapdb.model import printable
 
 if TYPE_CHECKING:
@@ -25,13 +29,16 @@ __all__ = [
     "all_tasks",
     "children_index",
     "leader_of",
+    "namespace_pids",
     "parse_stat",
     "read_process",
     "read_task",
+    "read_thread",
     "require_task",
     "task_tree",
     "thread_children",
     "thread_ids",
+    "threads_apart",
 ]
 
 HIDDEN = "?"
@@ -90,63 +97,71 @@ def parse_stat(data: bytes) -> Task:
     )
 
 
-def read_task(pid: int, proc: str = "/proc") -> Task | None:
+def read_task(pid: int) -> Task | None:
     """Read one task (or thread). None if it is not there, or was just now.
 
     Raises TaskError where /proc hides it from us.
     """
+    return _read_stat(f"{procfs.ROOT}/{pid}/stat", pid)
+
+
+def _read_stat(path: str, pid: int) -> Task | None:
     try:
-        return parse_stat(_read(f"{proc}/{pid}/stat"))
+        return parse_stat(read_file(path))
     except (FileNotFoundError, ProcessLookupError):
         return None
     except PermissionError:
-        raise _hidden(pid, proc) from None
+        raise _hidden(pid) from None
 
 
-def thread_ids(pid: int, proc: str = "/proc") -> tuple[int, ...]:
+def read_thread(pid: int, tid: int) -> Task | None:
+    """The same of one thread of a task, found below the task alone."""
+    return _read_stat(f"{procfs.ROOT}/{pid}/task/{tid}/stat", tid)
+
+
+def thread_ids(pid: int) -> tuple[int, ...]:
     """The threads of a task in ascending order, the ended first thread included. () if gone."""
     try:
-        return tuple(sorted(int(name) for name in os.listdir(f"{proc}/{pid}/task")))
+        return tuple(sorted(int(name) for name in os.listdir(f"{procfs.ROOT}/{pid}/task")))
     except (FileNotFoundError, ProcessLookupError):
         return ()
     except PermissionError:
-        raise _hidden(pid, proc) from None
+        raise _hidden(pid) from None
 
 
-def leader_of(tid: int, proc: str = "/proc") -> int | None:
+def leader_of(tid: int) -> int | None:
     """The process that a thread belongs to, its first thread's number. None if it is gone."""
     try:
-        status = _read(f"{proc}/{tid}/status")
+        status = read_file(f"{procfs.ROOT}/{tid}/status")
     except (FileNotFoundError, ProcessLookupError):
         return None
     except PermissionError:
-        raise _hidden(tid, proc) from None
+        raise _hidden(tid) from None
     # By newlines alone: these the kernel escapes in the name of a task, but no carriage return.
     return next(int(line[5:]) for line in status.split(b"\n") if line.startswith(b"Tgid:"))
 
 
-def children_index(proc: str = "/proc") -> dict[int, list[int]] | None:
+def children_index() -> dict[int, list[int]] | None:
     """Every task's children by one scan; None where the kernel lists them itself."""
-    if os.path.exists(f"{proc}/thread-self/children"):
+    if os.path.exists(f"{procfs.ROOT}/thread-self/children"):
         return None
-    return _scan(proc)
+    return _scan()
 
 
-def thread_children(pid: int, tid: int, proc: str = "/proc") -> tuple[int, ...]:
+def thread_children(pid: int, tid: int) -> tuple[int, ...]:
     """The children of one thread; of its whole process, where the kernel does not list them."""
     try:
-        with _directory(f"{proc}/{pid}/task", flags=os.O_RDONLY) as task_fd:
-            index = children_index(proc)
+        with _directory(f"{procfs.ROOT}/{pid}/task", flags=os.O_RDONLY) as task_fd:
+            index = children_index()
             return _children(task_fd, (tid,)) if index is None else tuple(index.get(pid, ()))
     except (FileNotFoundError, ProcessLookupError):
         return ()
     except PermissionError:
-        raise _hidden(pid, proc) from None
+        raise _hidden(pid) from None
 
 
 def read_process(
     pid: int,
-    proc: str = "/proc",
     index: Mapping[int, Sequence[int]] | None = None,
 ) -> Process | None:
     """Read a task, its threads, and its children (from `index`, where there is one).
@@ -154,38 +169,38 @@ def read_process(
     None if it is not there, or went while we looked. Raises TaskError where /proc hides it.
     """
     try:
-        with _directory(f"{proc}/{pid}") as pid_fd:
+        with _directory(f"{procfs.ROOT}/{pid}") as pid_fd:
             with _directory("task", pid_fd, flags=os.O_RDONLY) as task_fd:
                 tids = tuple(int(name) for name in os.listdir(task_fd))
                 children = _children(task_fd, tids) if index is None else tuple(index.get(pid, ()))
-            stat = _read("stat", pid_fd)
+            stat = read_file("stat", pid_fd)
             # Twice: a first thread that has ended is replaced by one that calls execve (de_thread
             # in fs/exec.c), and is seen alone for a moment.
-            dead = _is_dead(stat) and _is_dead(stat := _read("stat", pid_fd))
+            dead = _is_dead(stat) and _is_dead(stat := read_file("stat", pid_fd))
             return Process(parse_stat(stat), tids, children, dead)
     except (FileNotFoundError, ProcessLookupError):
         if _exists(pid):
-            raise _hidden(pid, proc) from None
+            raise _hidden(pid) from None
         return None
     except PermissionError:
-        raise _hidden(pid, proc) from None
+        raise _hidden(pid) from None
 
 
-def require_task(pid: int, proc: str = "/proc") -> Task:
+def require_task(pid: int) -> Task:
     """Read the task that a user named. TaskError if it cannot be the root of a tree."""
     if pid <= 0:
         raise TaskError(f"{pid} is not a process id", advice="give the number of a running process")
-    process = read_process(pid, proc)
+    process = read_process(pid)
     if process is None:
         raise TaskError(
             f"task {pid} is not there", advice="it has ended, or lives in another pid namespace"
         )
-    leader = leader_of(pid, proc)
+    leader = leader_of(pid)
     if leader not in (pid, None):
         raise TaskError(
             f"{pid} is no process of its own", advice=f"it is a thread of {leader}: name that"
         )
-    if _is_kernel_thread(pid, proc):
+    if _is_kernel_thread(pid):
         raise TaskError(
             f"{process.task.name} is a kernel thread",
             advice="it watches nothing, and cannot be dumped: name a process",
@@ -198,31 +213,65 @@ def require_task(pid: int, proc: str = "/proc") -> Task:
     return process.task
 
 
-def task_tree(root_pid: int, proc: str = "/proc") -> tuple[Task, ...]:
+def namespace_pids(pid: int) -> tuple[int, ...]:
+    """A task's pid in each pid namespace that it is in: `NSpid:` of proc_pid_status(5).
+
+    Empty where the task is gone.
+    """
+    try:
+        status = read_file(f"{procfs.ROOT}/{pid}/status")
+    except OSError:
+        return ()
+    found = re.search(rb"^NSpid:([\d\s]+?)$", status, re.MULTILINE)
+    return tuple(map(int, found[1].split())) if found else (pid,)
+
+
+_LINKS_OF_ONE_THREAD = 3
+
+
+def threads_apart(pid: int) -> list[int]:
+    """The threads of a task that have a table of descriptors of their own (CLONE_FILES unset).
+
+    Empty where the task is gone. Each number can be looked up in /proc like a task's.
+    """
+    try:
+        # proc_task_getattr() of fs/proc/base.c: two links, and one for each thread.
+        if os.stat(f"{procfs.ROOT}/{pid}/task").st_nlink <= _LINKS_OF_ONE_THREAD:
+            return []
+        first = int(living_thread(pid))
+        threads = [int(tid) for tid in os.listdir(f"{procfs.ROOT}/{pid}/task")]
+    except OSError:
+        return []
+    # A first thread that has ended has no table at all.
+    others = (tid for tid in threads if tid not in {pid, first})
+    return sorted(tid for tid in others if not syscalls.same_descriptors(first, tid))
+
+
+def task_tree(root_pid: int) -> tuple[Task, ...]:
     """Walk the live descendants of a task, the task itself first, parents before children.
 
     Zombies are left out. A task that ends, or is born, during the walk may be in it or not. A
     descendant that /proc hides is in it with the state HIDDEN, an empty command and no children.
     Raises TaskError if the root is missing, a zombie, a thread, or hidden.
     """
-    root = require_task(root_pid, proc)
+    root = require_task(root_pid)
     tasks: list[Task] = []
     for _ in range(_WALKS):
-        tasks, calm = _walk(root, proc)
+        tasks, calm = _walk(root)
         if calm:
             break
     return tuple(tasks)
 
 
-def all_tasks(proc: str = "/proc") -> tuple[Task, ...]:
+def all_tasks() -> tuple[Task, ...]:
     """Every process that /proc lists, by number, without zombies and kernel threads.
 
     One whose /proc hides what it is has the state HIDDEN and an empty command.
     """
     tasks = []
-    for pid in sorted(int(name) for name in os.listdir(proc) if name.isdecimal()):
+    for pid in sorted(int(name) for name in os.listdir(procfs.ROOT) if name.isdecimal()):
         try:
-            stat = _read(f"{proc}/{pid}/stat")
+            stat = read_file(f"{procfs.ROOT}/{pid}/stat")
         except (FileNotFoundError, ProcessLookupError):
             continue
         except PermissionError:
@@ -236,16 +285,16 @@ def all_tasks(proc: str = "/proc") -> tuple[Task, ...]:
     return tuple(t for t in tasks if kthreadd is None or kthreadd not in {t.pid, t.ppid})
 
 
-def _walk(root: Task, proc: str) -> tuple[list[Task], bool]:
+def _walk(root: Task) -> tuple[list[Task], bool]:
     # The tree, and whether all of it stayed where it was.
-    index = children_index(proc)
+    index = children_index()
     tasks: list[Task] = []
     calm = True
     queue = [(root.pid, root.ppid)]
     seen = {root.pid}
     for pid, ppid in queue:  # grows as we go
         try:
-            process = read_process(pid, proc, index)
+            process = read_process(pid, index)
         except TaskError:
             tasks.append(Task(pid, ppid, b"", HIDDEN, 0))
             continue
@@ -269,21 +318,21 @@ def _is_dead(stat: bytes) -> bool:
     return fields[_STATE].decode("ascii") in _DEAD and int(fields[_NUM_THREADS]) <= 1
 
 
-def _is_kernel_thread(pid: int, proc: str) -> bool:
+def _is_kernel_thread(pid: int) -> bool:
     try:
-        stat = _read(f"{proc}/{pid}/stat")
+        stat = read_file(f"{procfs.ROOT}/{pid}/stat")
     except OSError:
         return False  # gone: the next who asks will be told
     return bool(int(stat[stat.rfind(b")") + 2 :].split()[_FLAGS]) & _PF_KTHREAD)
 
 
-def _scan(proc: str) -> dict[int, list[int]]:
+def _scan() -> dict[int, list[int]]:
     index: dict[int, list[int]] = {}
-    for name in os.listdir(proc):
+    for name in os.listdir(procfs.ROOT):
         if not name.isdecimal():
             continue
         try:
-            task = parse_stat(_read(f"{proc}/{name}/stat"))
+            task = parse_stat(read_file(f"{procfs.ROOT}/{name}/stat"))
         except OSError:
             continue  # gone, or hidden: then it is not ours to look at
         index.setdefault(task.ppid, []).append(task.pid)
@@ -306,18 +355,6 @@ def _children(task_fd: int, tids: Sequence[int]) -> tuple[int, ...]:
     return tuple(int(pid) for pid in b"".join(found).split())
 
 
-def _read(path: str, dir_fd: int | None = None) -> bytes:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=dir_fd)
-    try:
-        data = part = os.read(fd, 4096)
-        while part:
-            part = os.read(fd, 4096)
-            data += part
-        return data
-    finally:
-        os.close(fd)
-
-
 @contextlib.contextmanager
 def _directory(path: str, dir_fd: int | None = None, flags: int = os.O_PATH) -> Iterator[int]:
     fd = os.open(path, flags | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=dir_fd)
@@ -338,8 +375,8 @@ def _exists(pid: int) -> bool:
     return True
 
 
-def _hidden(pid: int, proc: str) -> TaskError:
+def _hidden(pid: int) -> TaskError:
     return TaskError(
-        f"task {pid} is there, but {proc} hides it from uid {os.geteuid()}",
+        f"task {pid} is there, but {procfs.ROOT} hides it from uid {os.geteuid()}",
         advice="run as root, or mount /proc without hidepid (or with gid= of one of your groups)",
     )

@@ -1,0 +1,65 @@
+"""Mounts, from the mountinfo of a task: proc_pid_mountinfo(5), fs/proc_namespace.c."""
+
+from __future__ import annotations
+
+import os
+import re
+
+from irmapdb.kernel.proc import procfs
+from irmapdb.kernel.proc.procfs import living_thread, read_file
+from irmapdb.model import Mount, kdev_of, printable
+
+__all__ = ["mount_namespace", "parse_mountinfo", "read_mountinfo"]
+
+_OCTAL = re.compile(rb"\\([0-7]{3})")
+
+
+def _unescape(field: bytes) -> bytes:
+    # mangle_path() of fs/seq_file.c writes space, tab, newline, backslash (and '#') in octal.
+    if b"\\" not in field:
+        return field
+    return _OCTAL.sub(lambda m: bytes([int(m[1], 8) & 0xFF]), field)
+
+
+_MOUNTINFO_FIELDS = 6
+
+
+def _mount(line: bytes) -> Mount | None:
+    left, separator, right = line.partition(b" - ")
+    head, tail = left.split(b" "), right.split(b" ")
+    if not separator or len(head) < _MOUNTINFO_FIELDS or len(tail) < 3:  # noqa: PLR2004 fields 9-11
+        return None
+    try:
+        major, minor = head[2].split(b":")
+        return Mount(
+            mnt_id=int(head[0]),
+            parent_id=int(head[1]),
+            kdev=kdev_of(int(major), int(minor)),
+            root=_unescape(head[3]),
+            mountpoint=_unescape(head[4]),
+            options=_unescape(head[5]),
+            # What follows `fuse.` the filesystem's server has chosen.
+            fstype=printable(_unescape(tail[0])),
+            source=_unescape(tail[1]),
+            super_options=tail[2],
+        )
+    except ValueError:
+        return None
+
+
+def parse_mountinfo(raw: bytes) -> tuple[Mount, ...]:
+    """Every mount of one mountinfo text, in its order. A line cut short is passed over."""
+    return tuple(filter(None, map(_mount, raw.split(b"\n"))))
+
+
+def read_mountinfo(pid: int | str) -> tuple[Mount, ...]:
+    """The mounts that a task sees, in its own root. OSError where it is gone or denied."""
+    return parse_mountinfo(read_file(f"{procfs.ROOT}/{pid}/mountinfo"))
+
+
+def mount_namespace(pid: int | str) -> int:
+    """The inode number of a task's mount namespace, namespaces(7). OSError as above."""
+    try:
+        return os.stat(f"{procfs.ROOT}/{pid}/ns/mnt").st_ino
+    except FileNotFoundError:
+        return os.stat(f"{procfs.ROOT}/{living_thread(pid)}/ns/mnt").st_ino

@@ -1,0 +1,74 @@
+"""What a task holds open or has in its memory, by the names that the kernel has for it."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from typing import TYPE_CHECKING, NamedTuple
+
+from irmapdb.kernel.proc import procfs
+from irmapdb.kernel.proc.procfs import living_thread
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+__all__ = ["OpenFile", "mapped_files", "open_files"]
+
+
+class OpenFile(NamedTuple):
+    """Something that a task holds open, and the name that the kernel has for it."""
+
+    link: str
+    """The magic link: /proc/PID/fd/N, cwd, root, exe, or one of map_files."""
+    path: bytes
+    """What it reads as; ` (deleted)` behind it may be a part of the name."""
+
+
+# A task may have 65,530 maps (vm.max_map_count of proc_sys_vm(5)), and more where that is raised.
+_MOST_MAPS = 10_000
+
+
+def open_files(pid: int) -> Iterator[OpenFile]:
+    """The named files, directories and executables that a task holds open.
+
+    Sockets, pipes and anonymous inodes have no path and are left out. Whatever vanishes or is
+    denied is left out too.
+    """
+    try:
+        base = f"{procfs.ROOT}/{living_thread(pid)}"
+        links = [f"{base}/{name}" for name in ("cwd", "root", "exe")]
+        links += [f"{base}/fd/{name}" for name in os.listdir(f"{base}/fd")]
+    except OSError:
+        return
+    yield from _named(links)
+
+
+def mapped_files(pid: int) -> Iterator[OpenFile]:
+    """The named files that a task has in its memory, which need not be open any more.
+
+    Each name once, of the first 10,000 maps. To follow the links takes CAP_SYS_ADMIN or
+    CAP_CHECKPOINT_RESTORE in the machine's own user namespace (proc_pid_map_files(5)).
+    """
+    try:
+        directory = f"{procfs.ROOT}/{living_thread(pid)}/map_files"
+        with os.scandir(directory) as entries:
+            links = [entry.path for entry in itertools.islice(entries, _MOST_MAPS)]
+    except OSError:
+        return
+    known: set[bytes] = set()
+    for file in _named(links):
+        if file.path not in known:
+            yield file
+        # Of one name any number of files can have been deleted.
+        if not file.path.endswith(b" (deleted)"):
+            known.add(file.path)
+
+
+def _named(links: Iterable[str]) -> Iterator[OpenFile]:
+    for link in links:
+        try:
+            path = os.fsencode(os.readlink(link))
+        except OSError:
+            continue
+        if path.startswith(b"/"):
+            yield OpenFile(link, path)
