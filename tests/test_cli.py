@@ -73,7 +73,7 @@ def test_every_command_teaches(path: tuple[str, ...]) -> None:
 def test_the_flags_of_all_commands_take_no_value() -> None:
     done = irmapdb("-h")
     assert done.code == 0
-    assert "--install-completion" in done.out
+    assert "--show-completion" in done.out
     assert "<bool>" not in done.out
 
 
@@ -404,18 +404,6 @@ def test_crius_spelling_of_the_log_level(tmp_path: Path) -> None:
     done = _run("pre-dump", "-t", "4194304", "-D", tmp_path, "-v4", "-o", "dump.log")
     assert done.returncode == 1
     assert (tmp_path / "dump.log").stat().st_mode & 0o777 == 0o600
-
-
-def test_completion_knows_the_commands() -> None:
-    done = _run(
-        env={
-            **os.environ,
-            "_IRMAPDB_COMPLETE": "complete_bash",
-            "COMP_WORDS": "irmapdb pre",
-            "COMP_CWORD": "1",
-        }
-    )
-    assert "pre-dump" in done.stdout
 
 
 @pytest.mark.parametrize("word", ["-v5", "-v10", "--verbosity=5", "--verbosity=x", "--verbosity="])

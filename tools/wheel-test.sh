@@ -42,6 +42,8 @@ run "$version" python -m irmapdb --version
 run pre-dump irmapdb --help
 run images\\-dir cat "$work/venv/share/man/man1/irmapdb-pre-dump.1"
 run IRMAP_CACHE cat "$work"/venv/lib/python3*/site-packages/irmapdb/schemas/show.json
+run compdef cat "$work/venv/share/zsh/site-functions/_irmapdb"
+run compopt irmapdb --show-completion bash
 # The migrations are inside, and the generated code loads.
 run 0001 irmapdb db history
 run "" irmapdb import "$image" --db "$work/irmap.db"

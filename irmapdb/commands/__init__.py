@@ -12,7 +12,7 @@ import re
 import signal
 import sys
 import threading
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 from typer.main import get_command
@@ -36,6 +36,7 @@ app = typer.Typer(
     name="irmapdb",
     cls=Commands,
     no_args_is_help=True,
+    add_completion=False,  # irmapdb.commands.completion has ours
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": HELP_OPTIONS},
@@ -45,6 +46,14 @@ app = typer.Typer(
 def _print_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"irmapdb {__version__}")
+        raise typer.Exit
+
+
+def _print_completion(shell: Literal["bash", "zsh", "fish"] | None) -> None:
+    if shell is not None:
+        from irmapdb.commands.completion import script
+
+        typer.echo(script(shell), nl=False)
         raise typer.Exit
 
 
@@ -60,6 +69,15 @@ def irmapdb(
             help="Print the version.",
         ),
     ] = False,
+    _show_completion: Annotated[
+        Literal["bash", "zsh", "fish"] | None,
+        typer.Option(
+            "--show-completion",
+            callback=_print_completion,
+            is_eager=True,
+            help="Print the completion script for this shell.",
+        ),
+    ] = None,
 ) -> None:
     """Find, prove and keep the paths of inotify watches and fanotify marks for CRIU.
 
@@ -75,6 +93,8 @@ def irmapdb(
     """
 
 
+_COMPLETE = "_IRMAPDB_COMPLETE"
+"""Set by the shell's completion script."""
 _VERBOSITY = re.compile(r"-v([0-9]+)|--verbosity=(.*)", re.DOTALL)
 _MOST_VERBOSE = 4
 _LEVELS = set(map(str, range(_MOST_VERBOSE + 1)))
@@ -95,6 +115,12 @@ def _as_typer_counts(arguments: Iterable[str]) -> Iterator[str]:
             yield "-" + "v" * int(level)
 
 
+def _answer_shell() -> None:
+    from irmapdb.commands.completion import answer
+
+    typer.echo(answer(cast("TyperGroup", get_command(app)), sys.argv[1:]), nl=False)
+
+
 def main() -> None:
     """The console script: one exit point for every error."""
     collector.run_rarely()
@@ -104,6 +130,9 @@ def main() -> None:
     sys.stdout = render.tolerant(sys.stdout, named=True)
     sys.stderr = render.tolerant(sys.stderr, named=False)
     sys.unraisablehook = _unraisable
+    if _COMPLETE in os.environ:
+        _answer_shell()
+        return
     try:
         start_talk()
         remove_leftovers()

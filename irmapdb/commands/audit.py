@@ -36,11 +36,11 @@ if TYPE_CHECKING:
     from irmapdb.audit.fix import Mended
     from irmapdb.model import Identity, Mapping
 
-__all__ = ["add_to"]
+__all__ = ["VERDICTS", "add_to"]
 
 _NOT_THERE = {"gone", "unmounted"}
 _MANY = 10
-_VERDICTS = ("valid", "moved", "replaced", "reused", "deleted", "gone", "unmounted", "unreachable")
+VERDICTS = ("valid", "moved", "replaced", "reused", "deleted", "gone", "unmounted", "unreachable")
 
 
 def add_to(app: typer.Typer) -> None:
@@ -76,7 +76,7 @@ def audit(
         list[str] | None,
         typer.Option(
             metavar="VERDICT",
-            help=f"List, and with --fix mend, these alone: {', '.join(_VERDICTS)}. Repeatable.",
+            help=f"List, and with --fix mend, these alone: {', '.join(VERDICTS)}. Repeatable.",
             show_default=False,
         ),
     ] = None,
@@ -223,9 +223,9 @@ def _selection(
     from irmapdb.durations import before, parse_duration
 
     for word in only or ():
-        if word not in _VERDICTS:
+        if word not in VERDICTS:
             message = f"--only {word}: no such verdict"
-            raise UsageError(message, advice=f"there are {', '.join(_VERDICTS)}")
+            raise UsageError(message, advice=f"there are {', '.join(VERDICTS)}")
     since = None
     if span is not None:
         try:
@@ -257,7 +257,7 @@ def _counts(findings: Iterable[AuditFinding]) -> dict[str, tuple[int, int]]:
     counts = Counter((str(one.verdict), one.mapping.stale) for one in findings)
     return {
         verdict: (counts[verdict, False], counts[verdict, True])
-        for verdict in _VERDICTS
+        for verdict in VERDICTS
         if counts[verdict, False] or counts[verdict, True]
     }
 
@@ -273,7 +273,7 @@ def _print_counts(report: AuditReport) -> None:
 def _print_findings(findings: list[AuditFinding], *, evidence: bool) -> None:
     if not findings:
         return
-    findings = sorted(findings, key=lambda one: _VERDICTS.index(one.verdict))
+    findings = sorted(findings, key=lambda one: VERDICTS.index(one.verdict))
     if evidence:
         for finding in findings:
             typer.echo()
@@ -393,7 +393,7 @@ def _how_many_hold(report: AuditReport) -> str:
 
 def _how_many_shown(listed: list[AuditFinding]) -> str:
     counts = Counter(str(one.verdict) for one in listed)
-    return ", ".join(f"{counts[one]:,} {one}" for one in _VERDICTS if one in counts) or "none"
+    return ", ".join(f"{counts[one]:,} {one}" for one in VERDICTS if one in counts) or "none"
 
 
 # For programs
