@@ -86,8 +86,8 @@ ask_service() {
 	is_number "$code" || return 2
 }
 
-# Writes the request $1, and reads one line of the FIFO in $reply. Each process that is started
-# takes as long as the service does: so there is no more than one, which does nothing but wait.
+# Writes the request $1, and reads one line of the FIFO in $reply. To execute a program takes a good
+# part of the time that the service needs: so `sleep` is the only one.
 converse() {
 	# Another process, as the FIFO of a stopped service may be full.
 	{

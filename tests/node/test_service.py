@@ -9,6 +9,8 @@ import signal
 import pytest
 
 from irmapdb.errors import FileError
+from irmapdb.node import answer
+from irmapdb.node import service as service_module
 from irmapdb.node.pool import Pool
 from irmapdb.node.rundir import RunDirectory
 from irmapdb.node.service import Service
@@ -50,6 +52,59 @@ def test_a_container_for_which_no_process_can_be_made_is_tried_again(node, monke
         monkeypatch.undo()
         (one,) = service.once()["containers"]
         assert (one["resolved"], one["state"], one["problem"]) == (1, "ready", "")
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """The kinds and keys of the children that are started, which a busy machine does not delay."""
+    found = []
+    monkeypatch.setattr(service_module, "be_idle", lambda: None)
+    start = Pool.start
+
+    def note(pool, kind, key, *arguments, **options):
+        found.append((kind, key))
+        return start(pool, kind, key, *arguments, **options)
+
+    monkeypatch.setattr(Pool, "start", note)
+    return found
+
+
+def test_one_child_proves_the_paths_of_several_containers_again(node, started):
+    for index in range(3):
+        node.container().add_inotify(f"/srv/app/file-{index}")
+    with Service(node.options(interval_s=1e-6)) as service:
+        service.once()
+        started.clear()
+        found = service.once()["containers"]
+    assert [kind for kind, _ in started] == ["look", "verify"]
+    assert started[-1][1] == {(one["pid"], one["starttime"]) for one in found}
+    assert [(one["resolved"], one["state"]) for one in found] == [(1, "ready")] * 3
+
+
+def test_a_container_that_ends_the_child_keeps_no_other_from_being_proved(
+    node, started, monkeypatch
+):
+    containers = [node.container() for _ in range(3)]
+    for index, container in enumerate(containers):
+        container.add_inotify(f"/srv/app/file-{index}")
+    bad = containers[1].pid
+
+    def confirm(kept, config):
+        if kept.container.pid == bad:
+            os._exit(1)
+        return answer.confirm(kept, config)
+
+    monkeypatch.setattr(service_module, "confirm", confirm)
+    with Service(node.options(interval_s=1e-6)) as service:
+        service.once()
+        started.clear()
+        found = service.once()["containers"]
+    verified = [sorted(pid for pid, _ in key) for kind, key in started if kind == "verify"]
+    pids = sorted(container.pid for container in containers)
+    assert verified[0] == pids
+    assert sorted(verified[1:]) == [[pid] for pid in pids]
+    assert [key[0] for kind, key in started if kind == "keep"] == [bad]
+    assert [(one["resolved"], one["state"]) for one in found] == [(1, "ready")] * 3
 
 
 def test_a_look_for_which_no_process_can_be_made_is_tried_again(node, monkeypatch):
