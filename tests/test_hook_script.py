@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -260,6 +261,32 @@ def test_a_host_without_python_waits_for_the_search(hook: Hook, state: str) -> N
         done = hook()
     assert done.stderr.startswith(LINE)
     assert len(done.stderr.splitlines()) == 1
+
+
+def who_has_open(directory: Path) -> set[str]:
+    """The processes that have a file of this directory open."""
+    found = set()
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):
+            if os.readlink(link).startswith(f"{directory}/"):
+                found.add(link.parent.parent.name)
+    return found - {str(os.getpid())}
+
+
+@pytest.mark.parametrize("trap", ["", "trap '' PIPE; "], ids=["default", "SIGPIPE ignored"])
+def test_no_process_is_left(hook: Hook, trap: str) -> None:
+    """Nothing keeps open for 10 s what CRIU had open."""
+    with service(hook, SEARCHED):
+        subprocess.run(
+            ["/bin/sh", "-c", f'{trap}"$0"; exit $?', hook.script],
+            env={"CRTOOLS_SCRIPT_ACTION": "pre-dump", "CRTOOLS_INIT_PID": "1"},
+            cwd=hook.work,
+            check=True,
+        )
+        deadline_s = time.monotonic() + 5
+        while left := who_has_open(hook.run_dir):
+            assert time.monotonic() < deadline_s, left
+            time.sleep(0.01)
 
 
 @pytest.mark.parametrize("reply", ["", "garbage", "0x1 y", "-1 z"])

@@ -102,7 +102,7 @@ converse() {
 	IFS= read -r reply <&4
 	if [ "${reply%% *}" = 3 ]; then
 		# It searches, as there is no program that could.
-		kill -PIPE "$sender" 2>/dev/null
+		end_processes "$sender"
 		sender=$timer
 		{
 			sleep "$search_wait_s" >&3 2>&3 4<&- &
@@ -111,8 +111,15 @@ converse() {
 		reply=''
 		IFS= read -r reply <&4
 	fi
-	kill -PIPE "$sender" "$timer" 2>/dev/null
+	end_processes "$sender" "$timer"
 }
+
+# By a signal of which no shell says that it ended a process, or by another one if CRIU ignores it.
+# TERM would not do: a shell that was forked just now has the trap still.
+end_processes() {
+	kill -PIPE "$@"
+	kill -ALRM "$@"
+} 2>/dev/null
 
 # Puts the image that the service proved last for the tree of task $1 into the work dir, the cwd.
 place_image() {
