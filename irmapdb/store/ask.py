@@ -99,13 +99,13 @@ class Ask:
         self._stack = ExitStack()
         self._deadline: float | None = None
         self._over = self._interrupted = False
-        self._refused = ""
+        self._guard = _Guard()
         self._function_said = ""
         raw.text_factory = _text
         raw.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
         self._add_function("kdev", 1, _kdev)
         self._add_function("hex_ino", 2, _hex_ino)
-        raw.set_authorizer(self._authorize)
+        raw.set_authorizer(self._guard.allow)
         raw.set_progress_handler(self._is_over, _STEPS_BETWEEN_LOOKS)
 
     @classmethod
@@ -192,7 +192,7 @@ class Ask:
     def _run(
         self, statement: str, values: _Values, limit: int | None, timeout_s: float | None
     ) -> Answer:
-        self._refused = self._function_said = ""
+        self._guard.refused = self._function_said = ""
         self._over = self._interrupted = False
         start = time.monotonic()
         self._deadline = None if timeout_s is None else start + timeout_s
@@ -218,7 +218,7 @@ class Ask:
         size = 0
         for row in cursor:
             if self._is_over():
-                raise self._stopped(timeout_s)
+                raise _stopped(timeout_s)
             rows.append(row)
             if limit is not None and len(rows) > limit:
                 break
@@ -227,27 +227,6 @@ class Ask:
                 message = f"stopped: the answer has more than {_BYTES_AN_ANSWER >> 20} MiB"
                 raise SqlError(message, advice="ask for fewer columns, or LIMIT the rows")
         return rows
-
-    def _authorize(self, action: int, one: str | None, two: str | None, *_where: str | None) -> int:
-        if action in _ALLOWED:
-            return sqlite3.SQLITE_OK
-        if action == sqlite3.SQLITE_FUNCTION and two not in _REFUSED_FUNCTIONS:
-            return sqlite3.SQLITE_OK
-        if action == sqlite3.SQLITE_PRAGMA and (
-            one in _PRAGMAS_OF_A_TABLE or (one in _PRAGMAS and two is None)
-        ):
-            return sqlite3.SQLITE_OK
-        if action == sqlite3.SQLITE_UPDATE and one == "sqlite_master":
-            # SQLite describes a table-valued function to itself so. The statement of a person
-            # that says so changes no column, and meets the other guards.
-            return sqlite3.SQLITE_IGNORE
-        if action == sqlite3.SQLITE_FUNCTION:
-            self._refused = f"{two}()"
-        elif action == sqlite3.SQLITE_PRAGMA:
-            self._refused = f"PRAGMA {one}" if two is None else f"PRAGMA {one} = {two}"
-        else:
-            self._refused = _WRITES.get(action, "this")
-        return sqlite3.SQLITE_DENY
 
     def _is_over(self) -> bool:
         self._over = self._deadline is not None and time.monotonic() > self._deadline
@@ -272,15 +251,15 @@ class Ask:
         if code == sqlite3.SQLITE_TOOBIG:
             message = f"stopped: a value has more than {VALUE_BYTES >> 20} MiB"
             return SqlError(message, advice="ask for a part of it, as substr(path, 1, 100) does")
-        if self._refused or code == sqlite3.SQLITE_READONLY:
-            return self._refusal(statement)
+        if self._guard.refused or code == sqlite3.SQLITE_READONLY:
+            return self._guard.error(statement)
         if code is not None and code not in _QUESTION_AT_FAULT:
             return explain(self.path, error, self._wait_s)
         if isinstance(error, sqlite3.ProgrammingError):  # "Binding 1 has no name, …"
             advice = "write :NAME, and give its value"
             return SqlError(str(error), advice=advice, remedy="parameter")
         message = self._function_said or str(error)
-        return SqlError(_one_line(message), advice=self._advise(message))
+        return SqlError(_one_line(message), advice=_advise(message, self.columns))
 
     def _why_stopped(self, error: Exception, timeout_s: float | None) -> BaseException | None:
         if isinstance(error, MemoryError):
@@ -290,37 +269,9 @@ class Ask:
             isinstance(error, sqlite3.Error) and primary_code(error) == sqlite3.SQLITE_INTERRUPT
         )
         if at_work and self._over:
-            return self._stopped(timeout_s)
+            return _stopped(timeout_s)
         # Else the signal came while SQLite was at work, and could not pass through it.
         return KeyboardInterrupt() if at_work or self._interrupted else None
-
-    def _stopped(self, timeout_s: float | None) -> SqlError:
-        return SqlError(
-            f"stopped: it took longer than {timeout_s or 0:g} s",
-            advice="narrow the question, or give it more time",
-            remedy="timeout",
-        )
-
-    def _refusal(self, statement: str) -> SqlError:
-        first = _WORD.match(statement)
-        what = first[0].upper() if first else ""
-        if what in {"", "SELECT", "VALUES", "WITH", "EXPLAIN", "PRAGMA"}:
-            what = self._refused or what
-        return SqlError(f"{what} is refused", advice="irmapdb sql only reads")
-
-    def _advise(self, message: str) -> str:
-        missing = _MISSING.match(message)
-        if missing is None:
-            return ""
-        kind, name = missing["kind"], missing["name"].rpartition(".")[2]
-        columns = self.columns()
-        known = {
-            "table": list(columns),
-            "column": [column for names in columns.values() for column in names],
-            "function": list(FUNCTIONS),
-        }[kind]
-        close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.75)
-        return f"did you mean {close[0]}?" if close else ""
 
     def _add_function(self, name: str, arguments: int, function: Callable[..., Value]) -> None:
         def told(*values: Value) -> Value:
@@ -337,6 +288,42 @@ class Ask:
         self._raw.create_function(name, arguments, told, deterministic=True)
 
 
+class _Guard:
+    """SQLite's authorizer: lets through what only reads, and keeps what it refused."""
+
+    def __init__(self) -> None:
+        self.refused = ""
+
+    def allow(self, action: int, one: str | None, two: str | None, *_where: str | None) -> int:
+        if action in _ALLOWED:
+            return sqlite3.SQLITE_OK
+        if action == sqlite3.SQLITE_FUNCTION and two not in _REFUSED_FUNCTIONS:
+            return sqlite3.SQLITE_OK
+        if action == sqlite3.SQLITE_PRAGMA and (
+            one in _PRAGMAS_OF_A_TABLE or (one in _PRAGMAS and two is None)
+        ):
+            return sqlite3.SQLITE_OK
+        if action == sqlite3.SQLITE_UPDATE and one == "sqlite_master":
+            # SQLite describes a table-valued function to itself so. The statement of a person
+            # that says so changes no column, and meets the other guards.
+            return sqlite3.SQLITE_IGNORE
+        if action == sqlite3.SQLITE_FUNCTION:
+            self.refused = f"{two}()"
+        elif action == sqlite3.SQLITE_PRAGMA:
+            self.refused = f"PRAGMA {one}" if two is None else f"PRAGMA {one} = {two}"
+        else:
+            self.refused = _WRITES.get(action, "this")
+        return sqlite3.SQLITE_DENY
+
+    def error(self, statement: str) -> SqlError:
+        """The error for a statement that was refused."""
+        first = _WORD.match(statement)
+        what = first[0].upper() if first else ""
+        if what in {"", "SELECT", "VALUES", "WITH", "EXPLAIN", "PRAGMA"}:
+            what = self.refused or what
+        return SqlError(f"{what} is refused", advice="irmapdb sql only reads")
+
+
 class _Values(dict[str, "Value"]):
     """The values of a question's parameters. A parameter without one is an error of ours."""
 
@@ -351,6 +338,29 @@ _WRITES = {
     sqlite3.SQLITE_INSERT: "INSERT",
     sqlite3.SQLITE_UPDATE: "UPDATE",
 }
+
+
+def _stopped(timeout_s: float | None) -> SqlError:
+    return SqlError(
+        f"stopped: it took longer than {timeout_s or 0:g} s",
+        advice="narrow the question, or give it more time",
+        remedy="timeout",
+    )
+
+
+def _advise(message: str, columns: Callable[[], dict[str, tuple[str, ...]]]) -> str:
+    missing = _MISSING.match(message)
+    if missing is None:
+        return ""
+    kind, name = missing["kind"], missing["name"].rpartition(".")[2]
+    named = columns()
+    known = {
+        "table": list(named),
+        "column": [column for names in named.values() for column in names],
+        "function": list(FUNCTIONS),
+    }[kind]
+    close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.75)
+    return f"did you mean {close[0]}?" if close else ""
 
 
 def _text(raw: bytes) -> str:

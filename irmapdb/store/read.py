@@ -122,14 +122,11 @@ class Reader:
             yield from self._read(rows.read_change, page)
 
     def _read_watches(self, page: Sequence[Sequence[Any]]) -> Iterator[WatchRow]:
-        tried = self._tried(page[0][0], page[-1][0])
+        tried: dict[int, tuple[Tried, ...]] = {}
+        ids = {"first_id": page[0][0], "last_id": page[-1][0]}
+        for watch_id, *said in self._fetch(_TRIED, ids):
+            tried[watch_id] = (*tried.get(watch_id, ()), Tried(*said))
         return self._read(lambda row: rows.read_watch(row, tried.get(row[0], ())), page)
-
-    def _tried(self, first_id: int, last_id: int) -> dict[int, tuple[Tried, ...]]:
-        found: dict[int, tuple[Tried, ...]] = {}
-        for watch_id, *said in self._fetch(_TRIED, {"first_id": first_id, "last_id": last_id}):
-            found[watch_id] = (*found.get(watch_id, ()), Tried(*said))
-        return found
 
     def _fetch(
         self, statement: Executable, values: dict[str, Any] | None = None
