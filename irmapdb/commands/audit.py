@@ -70,13 +70,13 @@ def audit(
     ] = None,
     search: Annotated[
         bool,
-        typer.Option("--search", help="Scan for what has moved and nobody knows a path of."),
+        typer.Option("--search", help="Scan the filesystem for files whose new path is not known."),
     ] = False,
     only: Annotated[
         list[str] | None,
         typer.Option(
             metavar="VERDICT",
-            help=f"List, and with --fix mend, these alone: {', '.join(VERDICTS)}. Repeatable.",
+            help=f"List only this verdict, and fix no other: {', '.join(VERDICTS)}. Repeatable.",
             show_default=False,
         ),
     ] = None,
@@ -84,7 +84,7 @@ def audit(
         list[str] | None,
         typer.Option(
             metavar="GLOB",
-            help="Check paths that match (`*` matches `/` too). Repeatable.",
+            help="Check only paths that match (`*` matches `/` too). Repeatable.",
             show_default=False,
         ),
     ] = None,
@@ -92,7 +92,7 @@ def audit(
         list[str] | None,
         typer.Option(
             metavar="MAJOR:MINOR",
-            help="Check what is on this device. Repeatable.",
+            help="Check only paths on this device. Repeatable.",
             show_default=False,
         ),
     ] = None,
@@ -100,17 +100,17 @@ def audit(
         str | None,
         typer.Option(
             metavar="SPAN",
-            help="Check what was not proved for so long: 45s, 90m, 2h, 30d, 4w.",
+            help="Check only mappings that were not proved for this long: 45s, 90m, 2h, 30d, 4w.",
             show_default=False,
         ),
     ] = None,
     list_all: Annotated[
         bool,
-        typer.Option("--all", help="List also what is valid, and what was marked stale before."),
+        typer.Option("--all", help="List valid mappings and earlier stale ones too."),
     ] = False,
     fix: Annotated[
         bool,
-        typer.Option("--fix", help="Mark what is stale, store what has moved, log both."),
+        typer.Option("--fix", help="Mark stale mappings, store new paths, and log both."),
     ] = False,
     config: ConfigFile = None,
     as_json: AsJson = False,
@@ -123,16 +123,16 @@ def audit(
 ) -> None:
     """Check every stored mapping against the filesystem as it is now.
 
-    valid: the path names the inode. moved: the inode is there under another name, and this is
-    it. replaced: another file has the name. reused: another file has the name and the inode
-    number too. deleted: the file is no more. gone: nothing is there, and nobody knows what
-    became of it. unmounted: its device is not there. unreachable: could not be looked at.
+    valid: the path leads to the inode. moved: the inode has another path, which is shown.
+    replaced: another file has the path. reused: another file has the path and the inode number.
+    deleted: the file was deleted. gone: the path does not exist, and the file was not found.
+    unmounted: the device is not mounted. unreachable: the path could not be opened.
 
-    Nothing is written, unless --fix says so. Mappings that came from an image and were never
-    proved have no file handle: they are compared by device and inode number alone, and told so.
+    Only --fix writes. A mapping that came from an image and was never proved has no file handle.
+    It is compared by device and inode number alone, and the output says so.
 
-    Exit code 3: a mapping that the database takes for true does not hold (also where --fix has
-    mended it), or could not be looked at. Whatever --only lists.
+    Exit code 3: a live mapping does not hold (also if --fix has corrected it), or could not be
+    checked. --only does not change the exit code.
 
     Examples:
         irmapdb audit -W /var/lib/ckpt

@@ -81,7 +81,8 @@ def check(
     work_dir: CriuWorkDir = None,
     prev_images_dir: PrevImagesDir = None,
     force_irmap: Annotated[
-        bool, typer.Option("--force-irmap", help="CRIU will be called with it.")
+        bool,
+        typer.Option("--force-irmap", help="Predict for a CRIU that is called with --force-irmap."),
     ] = False,
     irmap_scan_path: ScanPaths = None,
     criu_version: Annotated[
@@ -100,16 +101,17 @@ def check(
 ) -> None:
     """Say what CRIU will do with each watch, before anything is frozen.
 
-    Give it the options that CRIU will get, also those of its configuration files. For each watch
-    it says: dumped with its path (path); because irmap-cache has it (cache); after a walk in the
-    freeze (walk); without a path (no-path: it can only be restored on this filesystem;
-    no-restore: not at all); with the path of a symbolic link, which a restore follows (symlink);
-    not as called, but with other options (options); with the path of another file (wrong-path);
-    the whole dump fails on it (fails); or that was not found out (unknown). And what to do.
+    Give check the options that CRIU will get, also those of CRIU's configuration files. Verdicts:
+    path, CRIU dumps the watch with its path; cache, with the path from irmap-cache; walk, after a
+    walk in the freeze; no-path, without a path, so it can only be restored on this filesystem;
+    no-restore, and no restore can set it; symlink, with the path of a symbolic link, which a
+    restore follows; options, only with other options; wrong-path, with the path of another file;
+    fails, the whole dump fails; unknown, check could not find out. Advice follows.
 
     With --images: which watches of a dump find their path below PATH, or their filesystem here.
 
-    Nothing is written, and nobody is stopped. Exit code 3 where a watch would be lost.
+    Nothing is written, and no task is stopped. Exits with 3 if a watch would be lost, or restored
+    on another file.
 
     Examples:
         irmapdb check -t 4711 -W work

@@ -66,7 +66,7 @@ def pre_dump(
     """Find the path of every watch while the tasks run.
 
     Reads the inotify watches and fanotify inode marks of PID and all its descendants, proves a
-    path for each, and writes `irmap.db` and `irmap-cache` into the work dir. Nobody is stopped.
+    path for each, and writes `irmap.db` and `irmap-cache` into the work dir. No task is stopped.
     `criu dump -W DIR` then loads `irmap-cache` before it freezes the tasks.
 
     Examples:

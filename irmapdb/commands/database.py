@@ -91,7 +91,7 @@ def backup(
     work_dir: WorkDirOption = None,
     db: Database = None,
 ) -> None:
-    """Copy a database whole, also while it is being written.
+    """Copy a database whole, also while another process writes it.
 
     Example:
         irmapdb db backup -W /var/lib/ckpt /root/irmap-2026-11-23.db

@@ -4,8 +4,8 @@ typer builds every command of an app before it looks at the arguments; that take
 of them take to do their work. The list of names is enough for it to find the one that is meant,
 to suggest one for a name that is wrong, and to complete a name in the shell.
 
-Source: https://click.palletsprojects.com/en/stable/complex/#lazily-loading-subcommands, of which
-typer keeps the classes.
+Source: https://click.palletsprojects.com/en/stable/complex/#lazily-loading-subcommands, whose
+classes typer keeps.
 """
 
 from __future__ import annotations
@@ -125,4 +125,4 @@ class Commands(TyperGroup):
 
     def __init__(self, **settings: Any) -> None:  # noqa: ANN401 - whatever typer gives
         super().__init__(**settings)
-        self.commands = _ByName()  # type: ignore[assignment]  # nobody adds any
+        self.commands = _ByName()  # type: ignore[assignment]  # none is added later

@@ -64,8 +64,9 @@ def hook(
     """Make CRIU run irmapdb before every dump, or run that step now.
 
     CRIU calls `irmapdb-hook` as its action script. It finds the paths of all watches while the
-    tasks still run, so that CRIU loads a fresh `irmap-cache`; what goes wrong is in `irmapdb.log`
-    in the work dir, and never fails the dump. `[hook]` in `/etc/irmapdb.toml` has its settings.
+    tasks still run, so that CRIU loads a fresh `irmap-cache`. An error of the hook goes to
+    `irmapdb.log` in the work dir, and never fails the dump. `[hook]` in `/etc/irmapdb.toml` has its
+    settings.
 
     Examples:
         irmapdb hook --install runc

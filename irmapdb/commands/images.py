@@ -42,11 +42,11 @@ def import_(
     db: Database = None,
     config: ConfigFile = None,
 ) -> None:
-    """Take the entries of an image into the database.
+    """Add the entries of an image to the database.
 
-    Nothing in an image is believed: each entry is marked *revalidate* and proved before use. One
-    whose path nothing can be at (empty, relative, with NUL, `.` or `..`) is kept and counted. Old
-    rows are taken out as `[retention]` in the configuration says.
+    Each entry is marked *revalidate*, and proved before use. An entry with an impossible path
+    (empty, relative, with NUL, `.` or `..`) is kept and counted. `[retention]` in the configuration
+    says which old rows are deleted.
 
     Examples:
         irmapdb import /var/lib/ckpt/irmap-cache
@@ -83,8 +83,8 @@ def export(
 ) -> None:
     """Write the database's list as the `irmap-cache` that CRIU loads.
 
-    Stale mappings are left out; the others are written as they are stored, also what was only
-    imported and never proved: pre-dump proves. The file is replaced whole.
+    Stale mappings are left out. The others are written as they are stored, also imported ones that
+    were never proved: pre-dump proves them. The file is replaced whole.
 
     Examples:
         irmapdb export -W /var/lib/ckpt

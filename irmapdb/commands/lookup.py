@@ -46,13 +46,13 @@ def lookup(
 ) -> None:
     """Print all that the database knows of an inode or a path.
 
-    Its paths, live and stale and why; who watched it, in which runs; what happened to it. A path
-    stands for every inode that has or had it; it is written as seen from the root of the tasks, or
-    as the tables here print it. A whole line of CRIU's log may be pasted.
-    `254:0 739` is device and inode number as mountinfo and stat print them; alone, `254:0` would
-    be read as CRIU's two hex numbers.
+    Prints its live and stale paths, the watches on it in each run, and the changes. A path stands
+    for every inode that has or had it. Write it as seen from the root of the tasks, or as the
+    tables here print it. You may paste a whole line of CRIU's log.
+    `254:0 739` is device and inode number as mountinfo and stat print them. `254:0` alone is read
+    as CRIU's two hex numbers.
 
-    Exit code 3: nothing is known of one of the keys.
+    Exit code 3: the database knows nothing of one of the keys.
 
     Examples:
         irmapdb lookup fe00000:2e3 -W /var/lib/ckpt

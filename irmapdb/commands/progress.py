@@ -15,7 +15,7 @@ _BETWEEN_S = 0.1
 
 
 class Progress:
-    """Says nothing before half a second is over, nor where nobody sees it."""
+    """A progress line, after half a second, and only if stderr is a terminal."""
 
     def __init__(self) -> None:
         self._next = time.monotonic() + _PATIENCE_S

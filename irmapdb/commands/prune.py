@@ -33,7 +33,7 @@ def prune(
         typer.Option(
             metavar="N",
             min=1,
-            help="Keep the newest N runs, with what each of them saw.  [default: 1000]",
+            help="Keep the newest N runs, with their watches.  [default: 1000]",
             show_default=False,
         ),
     ] = None,
@@ -51,7 +51,7 @@ def prune(
         str | None,
         typer.Option(
             metavar="SPAN",
-            help="Keep stale mappings, and changes, for so long: 12h, 30d, 8w.  [default: 30d]",
+            help="Keep stale mappings and changes for this long: 12h, 30d, 8w.  [default: 30d]",
             show_default=False,
         ),
     ] = None,
@@ -59,18 +59,18 @@ def prune(
         str | None,
         typer.Option(
             metavar="SPAN",
-            help="Keep mappings that hold, and nobody watches, for so long.  [default: 90d]",
+            help="Keep mappings that no run used for this long.  [default: 90d]",
             show_default=False,
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would go, and write nothing.")
+        bool, typer.Option("--dry-run", help="Print how many rows would be deleted; delete none.")
     ] = False,
     vacuum: Annotated[
         bool,
         typer.Option(
             "--vacuum",
-            help="Write the file anew without free pages; needs as much room again.",
+            help="Rewrite the file without free pages; needs as much disk space again.",
         ),
     ] = False,
     config: ConfigFile = None,
@@ -78,10 +78,10 @@ def prune(
 ) -> None:
     """Delete old runs and stale mappings.
 
-    pre-dump and dump do this by themselves, a bit each time, so that a hook that runs every
-    minute needs no care: this is for a database that has grown before, or to keep less. The
-    defaults are those of `[retention]` in the configuration. The newest pre-dump or dump, and
-    what it used, are kept in any case. Free pages are used again; --vacuum gives them back.
+    Each pre-dump and dump deletes some old rows by itself. Use prune for a database that has grown
+    before, or to keep less. `[retention]` in the configuration sets the defaults. The newest
+    pre-dump or dump, and the mappings that it used, are always kept. SQLite uses free pages again;
+    --vacuum returns them to the filesystem.
 
     Examples:
         irmapdb prune -W /var/lib/ckpt --dry-run

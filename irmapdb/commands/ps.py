@@ -40,21 +40,21 @@ def ps(
     ] = None,
     search: Annotated[
         bool,
-        typer.Option("--search", help="With -t: scan for paths that nobody knows."),
+        typer.Option("--search", help="With -t: scan the filesystem for paths that are not known."),
     ] = False,
     irmap_scan_path: ScanPaths = None,
     config: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show who watches what now, and how near each user is to the limits.
+    """Show the watches of every process now, and how near each user is to the limits.
 
-    Reads /proc alone: no database is needed, and nobody is stopped. What several processes share
-    (fork) is counted once, for the first of them. The kernel tells nobody how much of a limit is
-    used: this is the sum of what can be seen, charged to each process's effective user, or, in a
-    user namespace, to the owner of that.
+    Reads /proc alone: no database is needed, and no task is stopped. A descriptor that several
+    processes share (fork) is counted once, for the first of them. The kernel does not tell how
+    much of a limit is used. ps adds up the watches that it sees, for the effective user of each
+    process, or for the owner of its user namespace.
 
-    Exit code 3, with -t: a watch has no path, or a task of the tree may not be looked at. Without
-    -t, such tasks are named on stderr, and the exit code is 0.
+    Exit code 3, with -t: a watch has no path, or a task of the tree may not be read. Without -t,
+    such tasks are named on stderr, and the exit code is 0.
 
     Examples:
         irmapdb ps

@@ -1,4 +1,4 @@
-"""`irmapdb sql`: questions to the database, which is only read."""
+"""`irmapdb sql`: read-only SQL queries."""
 
 from __future__ import annotations
 
@@ -94,21 +94,22 @@ def sql(
     as_json: AsJson = False,
     as_csv: AsCsv = False,
     limit: Annotated[
-        int, typer.Option(metavar="ROWS", min=0, help="The most rows of an answer; 0: all.")
+        int,
+        typer.Option(
+            metavar="ROWS", min=0, help="Print at most this many rows of a result; 0: all."
+        ),
     ] = _LIMIT_ROWS,
     timeout: Annotated[
         float,
-        typer.Option(
-            metavar="SECONDS", min=0, help="The longest a statement may take; 0: any time."
-        ),
+        typer.Option(metavar="SECONDS", min=0, help="Stop a statement after this time; 0: never."),
     ] = _TIMEOUT_S,
     work_dir: WorkDirOption = None,
     db: Database = None,
 ) -> None:
-    """Ask the database in SQL, or by the name of a saved query.
+    """Query the database with SQL, or with a saved query.
 
-    Nothing is ever changed: the file is opened for reading, and what would write, attach another
-    file or load an extension is refused. It may be in use meanwhile.
+    The database is only read, also while another process writes it. A statement that would write,
+    attach another file or load an extension is refused.
 
     Tables and views are in `docs/sql.md`. Functions beside SQLite's own: kdev('254:0') ↔ 266338304,
     hex_ino(dev, ino) as CRIU's log has it, path_text(path).
@@ -199,7 +200,7 @@ def _answer(
 
 
 def _in_time(answers: Iterator[Answer], timeout_s: float | None) -> Iterator[Answer]:
-    """Each answer, as long as its statement takes no longer than SQLite lets it.
+    """Each answer. A statement that SQLite cannot stop in time ends the process.
 
     SQLite does not look at the clock inside one call of a function. There is no way to end that
     call but to end the process, which has nothing to undo: it only reads.
@@ -245,7 +246,7 @@ def _read(file: Path | None) -> str:
 def resolve(text: str, values: dict[str, Value]) -> tuple[str, dict[str, Value]]:
     """The statement of a saved query with its parameters; any other text as it is.
 
-    UsageError for a name that nobody saved, and for a parameter that it does not have.
+    UsageError for an unknown name, and for a parameter that the query does not have.
     """
     from irmapdb import queries
 

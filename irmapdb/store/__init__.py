@@ -1,8 +1,8 @@
-"""The store room: `irmap.db`, its tables, questions, steps and schema revisions.
+"""The store: `irmap.db`, its tables, queries, steps and schema revisions.
 
-The only room that imports sqlite3, sqlalchemy or alembic. Rows leave it as nouns: those of
-irmapdb.model, and a few of its own in irmapdb.store.records.
+The only package that imports sqlite3, sqlalchemy or alembic. It gives its rows out as the types of
+irmapdb.model and irmapdb.store.records.
 
-`database` is the file as an object, for who writes; `ask` and `entries` only read, and do without
-sqlalchemy; `revisions` is the way from one schema to the next. So nothing is imported here.
+`database` writes; `ask`, `entries` and `mappings` only read, without sqlalchemy; `revisions`
+upgrades the schema. So nothing is imported here.
 """

@@ -1,4 +1,4 @@
-"""Questions in SQL: a database that is open for reading, and for nothing else.
+"""SQL queries of people, on a database that is open for reading only.
 
 Three guards, each enough alone for most of what could be tried: the file is opened with
 `mode=ro`, `PRAGMA query_only` is on, and an authorizer lets only through what reads: no other
@@ -197,7 +197,7 @@ class Ask:
         start = time.monotonic()
         self._deadline = None if timeout_s is None else start + timeout_s
         try:
-            # Closed in any case: an open statement would hold up who wants to tidy the log.
+            # Closed in any case: an open statement would hold up a checkpoint of the WAL.
             with closing(self._execute(statement, values)) as cursor:
                 columns = tuple(column[0] for column in cursor.description or ())
                 rows = self._fetch(cursor, limit, timeout_s)
@@ -304,8 +304,8 @@ class _Guard:
         ):
             return sqlite3.SQLITE_OK
         if action == sqlite3.SQLITE_UPDATE and one == "sqlite_master":
-            # SQLite describes a table-valued function to itself so. The statement of a person
-            # that says so changes no column, and meets the other guards.
+            # SQLite declares a table-valued function to itself so. A query that says so changes no
+            # column, and the other guards refuse it.
             return sqlite3.SQLITE_IGNORE
         if action == sqlite3.SQLITE_FUNCTION:
             self.refused = f"{two}()"

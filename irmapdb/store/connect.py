@@ -51,7 +51,7 @@ def raw_of(connection: Connection) -> sqlite3.Connection:
 
 @contextmanager
 def immediate(connection: Connection) -> Iterator[None]:
-    """The one write transaction: all or nothing, and no one else writes meanwhile."""
+    """The one write transaction: all or nothing, and no other process writes meanwhile."""
     with connection.begin():
         connection.exec_driver_sql("BEGIN IMMEDIATE")
         yield

@@ -129,7 +129,7 @@ class Store(InodeReports):
         return page * pages, page * free
 
     def vacuum(self) -> None:
-        """Write the file anew without its free pages. Needs as much room again meanwhile."""
+        """Rewrite the file without its free pages. Needs as much disk space again meanwhile."""
         # SQLAlchemy's begin() sends nothing to SQLite, which refuses this in a transaction.
         with translated(self.path, self._wait_s), self._connection.begin():
             self._connection.exec_driver_sql("VACUUM")
@@ -180,14 +180,14 @@ def _prepare(
 def _unmake(place: Place) -> None:
     # A database that could not be made (the disk is full), or that its first step had no use for,
     # leaves no file. (A private copy goes in any case.) Another process may have found it
-    # meanwhile: while it is open there, it cannot leave its WAL, and stays; with the write lock
-    # held nobody can be writing it, and SQLite lets nobody write a file without a WAL that has
-    # lost its name.
+    # meanwhile: while it is open there, it cannot leave its WAL, and stays. While we hold the write
+    # lock no process writes it, and SQLite refuses to write a file that has lost its name and has
+    # no WAL.
     with (
         suppress(sqlite3.Error, OSError),
         closing(open_raw(place.work, write=True, wait_s=0)) as raw,
     ):
-        raw.execute("PRAGMA journal_mode = MEMORY")  # there may be no room for a file
+        raw.execute("PRAGMA journal_mode = MEMORY")  # the disk may be full
         raw.execute("BEGIN IMMEDIATE")
         if os.stat(place.work).st_size == 0 or not _holds_anything(raw):
             os.unlink(place.work)

@@ -1,7 +1,6 @@
 """What `irmap-cache` should hold, read from the database by SQLite alone.
 
-An export is over before SQLAlchemy would be imported; so here, and for what people ask
-(irmapdb.store.ask), the SQL is written out.
+An export is done before SQLAlchemy would be imported, so the SQL is written out here.
 """
 
 from __future__ import annotations

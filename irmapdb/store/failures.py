@@ -50,7 +50,7 @@ def show(path: bytes) -> str:
 
 
 def show_words(text: str) -> str:
-    """Words of a database in a message: a table, say, has whatever name somebody gave it."""
+    """Words of a database in a message: a table may have any name."""
     return printable(text.encode("utf-8", "backslashreplace"))
 
 
@@ -73,8 +73,8 @@ def translated(path: bytes, wait_s: float = 0) -> Iterator[None]:
             show(path), "there is not enough memory", advice="free some, and run this again"
         ) from error
     except Exception as error:
-        # SQLAlchemy's DBAPIError has SQLite's own error in `orig`. By name, as who only reads
-        # has not imported it.
+        # SQLAlchemy's DBAPIError has SQLite's own error in `orig`. By name, as a reader has not
+        # imported SQLAlchemy.
         said = getattr(error, "orig", error)
         if not isinstance(said, sqlite3.Error):
             raise
@@ -136,7 +136,7 @@ def _explain_readonly(name: str, said: str, code: str) -> DatabaseError:
         return DatabaseError(
             name,
             "a process was killed in the middle of a step, which has to be undone first",
-            advice="open it as somebody who may write it",
+            advice="open it once as a user who may write it",
         )
     return DatabaseError(
         name,
@@ -147,7 +147,7 @@ def _explain_readonly(name: str, said: str, code: str) -> DatabaseError:
 
 
 def explain_full(path: bytes) -> DatabaseError:
-    """The error for a disk without room."""
+    """The error for a full disk."""
     return DatabaseError(
         show(path),
         "the disk is full, nothing was changed",
@@ -168,9 +168,9 @@ def explain_lock(path: bytes, wait_s: float) -> DatabaseError:
 
 
 def is_full(path: bytes) -> bool:
-    """Whether there is no room for a file of SQLite's beside `path`.
+    """Whether the filesystem is too full for a file of SQLite's beside `path`.
 
-    Without room for its shared memory it speaks of an I/O error.
+    If SQLite cannot make its shared memory, it reports an I/O error.
     """
     try:
         status = os.statvfs(os.path.dirname(path))

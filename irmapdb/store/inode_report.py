@@ -1,7 +1,6 @@
 """All that is known of one inode: its paths, who watched it, and what happened to it.
 
-For one question of a person: it reads whole tables where there is no index, a million rows in a
-fraction of a second.
+It reads whole tables if there is no index: a million rows in a fraction of a second.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ class InodeReport(NamedTuple):
 
 
 class InodeReports(Reader):
-    """The questions after one inode."""
+    """The queries for one inode."""
 
     def find_by_ino(self, ino: int) -> list[InodeKey]:
         """The inodes of this number, whatever the device."""

@@ -1,7 +1,7 @@
 """Bounds of every connection: how large a value may be, how deep an expression, how long it takes.
 
-A database may come from somebody who wants a step to take for ever, so none of our statements may
-run for longer than STATEMENT_S. Questions of people have a limit of their own (irmapdb.store.ask).
+A hostile database can make a statement run for ever, so none of our statements may run for longer
+than STATEMENT_S. Queries of people have a limit of their own (irmapdb.store.ask).
 
 Source: https://www.sqlite.org/c3ref/limit.html, https://www.sqlite.org/limits.html,
 https://www.sqlite.org/c3ref/progress_handler.html, https://www.sqlite.org/security.html,

@@ -201,13 +201,13 @@ class StoredMappings:
 def open_mappings(path: AnyPath, *, wait_s: float) -> Iterator[StoredMappings]:
     """The mappings of a database of this or an older schema, also while another process writes it.
 
-    Raises DatabaseError for what is there and is none. An empty one has no mappings.
+    Raises DatabaseError if the file is no database of ours. An empty one has no mappings.
     """
     with (
         open_place(path, write=False) as place,
         connect_raw(place, write=False, wait_s=wait_s) as raw,
     ):
         with translated(place.path, wait_s):
-            raw.execute("BEGIN")  # one state of it, whoever writes meanwhile
+            raw.execute("BEGIN")  # one state of it, also if another process writes
             revision = read_revision(raw, place)
         yield StoredMappings(raw if revision else None, place.path)

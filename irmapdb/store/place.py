@@ -2,7 +2,7 @@
 
 SQLite uses files by their names. It rolls back whatever journal lies beside a database, deletes the
 file that the journal names, opens a FIFO and waits, and writes through a hard link. So it works on
-the database itself ("in place") only where nobody else can put anything under these names:
+the database itself ("in place") only if no other user can put a file under these names:
 
 - the directory and its parents belong to root or the caller, who alone may write to them
   (irmapdb.ownership);
@@ -172,7 +172,7 @@ class Place:
         )
 
     def _set_unread_aside(self) -> None:
-        # SQLite would apply it to the new database. It may have what somebody misses.
+        # SQLite would apply it to the new database. It may hold rows that its owner still needs.
         within = {"src_dir_fd": self.directory.fd, "dst_dir_fd": self.directory.fd}
         for name in (self.name + suffix for suffix in SIDECARS):
             with suppress(FileNotFoundError):

@@ -77,7 +77,7 @@ def _never_changes(path: bytes) -> bool:
 
 def _has_no_space_for_locks(path: bytes) -> bool:
     # The same on a full one, where SQLite would begin a file for the shared memory, fail, and
-    # leave it behind. One of full size is that of somebody at work.
+    # leave it behind. One of full size belongs to a process that uses the database.
     return is_full(path) and not _has_log(path) and _size_of(path + b"-shm") < _SHARED_MEMORY_BYTES
 
 
@@ -115,8 +115,8 @@ def check_unchanged(raw: object) -> None:
 
 
 def _tidy(path: bytes) -> None:
-    # A reader of a WAL database leaves an empty log beside it, as it may not remove it. Who could
-    # have written may, unless others have it open still.
+    # A reader of a WAL database leaves an empty log beside it, as it may not remove it. A process
+    # that may write may remove it, unless others still have it open.
     try:
         if os.stat(path + b"-wal").st_size:
             return
@@ -127,7 +127,7 @@ def _tidy(path: bytes) -> None:
         raw.execute("PRAGMA query_only = ON")
         raw.execute("SELECT 1 FROM sqlite_master").fetchone()
     except sqlite3.Error:
-        pass  # somebody is at work in it
+        pass  # another process uses it
     finally:
         raw.close()
 
@@ -164,7 +164,7 @@ def _configured(raw: sqlite3.Connection, pragmas: Iterable[str]) -> sqlite3.Conn
 def connect_raw(
     place: Place, *, write: bool, wait_s: float, foreign_keys: bool = True
 ) -> Iterator[sqlite3.Connection]:
-    """A connection to a database as everybody here uses it, closed at the end."""
+    """A connection to a database, with our bounds, closed at the end."""
     pragmas = [
         *PRAGMAS,
         f"PRAGMA query_only = {'OFF' if write else 'ON'}",
@@ -210,7 +210,7 @@ def _open_anywhere(
 def use_wal(path: bytes) -> None:
     """Switch to the write-ahead log where the filesystem allows it, so that readers never wait.
 
-    Where it has no shared memory (some FUSE filesystems), or somebody else is at work in the
+    Where it has no shared memory (some FUSE filesystems), or another process uses the
     database at this moment, it stays in rollback mode.
     """
     raw = open_raw(path, write=True, wait_s=0)

@@ -1,4 +1,4 @@
-"""What can be asked of a database: whole tables as iterators, and the look-ups of a step.
+"""The queries of the library: whole tables as iterators, and the look-ups of a step.
 
 Long answers are read a page at a time, by the row's id, so that no cursor stays open and no
 writer is held up while the caller works on a row.
@@ -54,7 +54,7 @@ def _read_device(row: Sequence[Any]) -> int:
 
 
 class Reader:
-    """The questions, outside of a step (what is committed) or inside one (what it wrote)."""
+    """The queries, outside of a step (committed rows) or inside one (its own rows too)."""
 
     def __init__(self, connection: Connection, path: bytes, wait_s: float) -> None:
         self._connection = connection

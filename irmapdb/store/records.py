@@ -1,4 +1,4 @@
-"""What the store knows beside the nouns of irmapdb.model: rows of its own, and an image's stamp."""
+"""Rows of the store that irmapdb.model has no type for, and the stamp of an image file."""
 
 from __future__ import annotations
 

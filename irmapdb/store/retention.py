@@ -1,4 +1,4 @@
-"""What is taken out of a database so that it does not grow for ever.
+"""Which rows are deleted, so that a database does not grow for ever.
 
 - `run`, with its rows in `watch` and `tried`: the newest `keep_runs` are kept, and of these as
   many as together have no more than `keep_rows` watches; the newest pre-dump or dump in any case.

@@ -61,7 +61,7 @@ class Upgrade(NamedTuple):
 
 
 def current(path: AnyPath) -> str:
-    """The revision of the schema of a database, of which nothing is changed."""
+    """The schema revision of a database. Changes nothing."""
     with open_place(path, write=False) as place:
         return _current(place)
 

@@ -1,7 +1,7 @@
-"""Which schema a file has: asked first, by whoever opens it.
+"""The schema revision of a file. Every open reads it first.
 
-The revision stands in alembic's own table; `application_id` tells our files from those of
-others who use alembic too. Source: https://www.sqlite.org/pragma.html#pragma_application_id.
+The revision stands in alembic's own table; `application_id` tells our files from
+those of other programs with alembic. Source: https://www.sqlite.org/pragma.html#pragma_application_id.
 """
 
 from __future__ import annotations

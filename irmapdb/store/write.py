@@ -217,7 +217,7 @@ class Step(Reader):
         _CHANGE.run(self._connection, rows.change_values(run_id, changes, now))
 
     def prune(self, keep: Retention, now: datetime, wrote: int) -> Pruned:
-        """Take out what need not be kept: a little more than the rows that the step has written."""
+        """Delete old rows, a few more than the step has written."""
         return retention.prune(self._connection, keep, now, wrote)
 
     def _count_mappings(self) -> int:
