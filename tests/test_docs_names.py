@@ -27,7 +27,7 @@ def _spans(page: Path) -> list[str]:
 def _is_there(span: str) -> bool:
     """False for the name of a module, or of something in one, that is not in the tree."""
     found = _MODULE.fullmatch(span)
-    if found is None:
+    if found is None or (_TOP / span).is_file():
         return True
     first, *rest = re.split("[/.]", found[1])
     if found[2] == ".py":
