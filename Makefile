@@ -13,6 +13,9 @@ PIP_INSTALL := -m pip --disable-pip-version-check --no-input install -qq
 # Given on: make test ARGS='-k image -x'
 ARGS ?=
 
+# Tests start many Pythons, and without this each compiles the package anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' $(MAKEFILE_LIST) | while read -r target text; do \
@@ -56,11 +59,11 @@ lock: .venv-lock/.locked ## write requirements/*.txt from pyproject.toml (UPGRAD
 
 .PHONY: test
 test: venv ## run all tests (ARGS='-k image -x' goes to pytest)
-	$(BIN)/python -m pytest $(ARGS)
+	@PYTHON=$(BIN)/python sh tools/test.sh $(ARGS)
 
 .PHONY: test-fast
-test-fast: venv ## run the tests that take a moment
-	$(BIN)/python -m pytest -m 'not slow' $(ARGS)
+test-fast: venv ## run the tests that take a moment and need no root
+	@PYTHON=$(BIN)/python sh tools/test.sh -m 'not (slow or kernel or criu)' $(ARGS)
 
 .PHONY: fuzz
 fuzz: venv ## fuzz every target for a minute (ARGS='cache sql --runs 1000000')

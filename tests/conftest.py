@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,8 +13,10 @@ from hypothesis import settings
 
 from tests.support import packages
 from tests.support.area import MountArea
+from tests.support.caches import has_own_mounts
 from tests.support.features import require
 from tests.support.heap import lift_heap_limit
+from tests.support.own_mounts import give_disk, unshare_mounts
 from tests.support.watcher import Watcher
 
 if TYPE_CHECKING:
@@ -21,25 +25,63 @@ if TYPE_CHECKING:
 _MARKED = ("kernel", "criu")
 _HERE = Path(__file__).parent
 
+# For a path on such an overlay the whole machine must have no filesystem that irmapdb cannot see,
+# and those of another worker are such.
+_ALONE = ("overlay-two-filesystems", "overlay-two-subvolumes")
+
 # How long an example may take depends on what else the machine does.
 settings.register_profile("irmapdb", deadline=None)
 settings.load_profile("irmapdb")
 
 
-def pytest_configure() -> None:
-    """A shell's background job ignores Ctrl-C, and so would every program that it starts."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--phase",
+        choices=("together", "alone"),
+        help="run only the tests that may run beside others, or only those marked `alone`",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Ctrl-C works, and the process that runs tests gets a mount namespace of its own."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A shell's background job ignores it, and so would every program that it starts.
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if os.geteuid() == 0 and (hasattr(config, "workerinput") or not config.option.numprocesses):
+        with suppress(PermissionError):  # root in a container may not
+            unshare_mounts()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """A test is marked with the directory it lies in, and as `kernel` where it mounts."""
     for item in items:
+        if any(kind in item.name for kind in _ALONE):
+            item.add_marker("alone")
         room = item.path.relative_to(_HERE).parts[0]
         if room in _MARKED:
             item.add_marker(room)
         elif "area" in getattr(item, "fixturenames", ()):
             item.add_marker("kernel")
+    _choose(items, config)
+
+
+def _choose(items: list[pytest.Item], config: pytest.Config) -> None:
+    phase = config.option.phase
+    if phase is None:
+        return
+    chosen, others = [], []
+    for item in items:
+        is_alone = item.get_closest_marker("alone") is not None
+        (chosen if is_alone == (phase == "alone") else others).append(item)
+    config.hook.pytest_deselected(items=others)
+    items[:] = chosen
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _disk(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The tests of this process have a filesystem of their own for what they write."""
+    if has_own_mounts():
+        give_disk(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture(scope="session")

@@ -88,7 +88,7 @@ def test_the_files_of_the_run_are_no_log(tmp_path, name):
         ("-t", str(os.getpid()), "--irmap-scan-path", "/absent"),
         ("-t", str(os.getpid()), "--config", "absent.toml"),
     ],
-    ids=" ".join,
+    ids=["no such task", "no such directory", "no such scan path", "no such configuration"],
 )
 def test_a_run_that_cannot_begin_only_adds_why(log, tmp_path, monkeypatch, wrong):
     monkeypatch.chdir(tmp_path)

@@ -72,7 +72,7 @@ def test_verdict_on_one_watch(
         if helped:
             write_cache(tmp_path / name, [entry])
         if cold:
-            drop_caches()
+            drop_caches(mountpoint)
         runs.append(criu.dump(target.pid, tmp_path / name, force_irmap=forced))
         verdicts.append(criu.verdict(runs[-1], watched))
 

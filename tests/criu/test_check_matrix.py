@@ -88,9 +88,12 @@ def _cells(path: Path, watched: Watched, bench: Bench) -> list[Cell]:
             if os.path.lexists(path):
                 path.lstat()
 
+        def cool() -> None:
+            drop_caches(path.parent)
+
         said = bench.compare(
             watched,
-            prepare=drop_caches if state.cold else warm,
+            prepare=cool if state.cold else warm,
             cache=cache if state.cached else None,
             forced=state.forced,
         )

@@ -142,10 +142,10 @@ def test_every_kind_of_watch_on_what_the_kernel_fills(
             place.remove()
             names = set()
         if case == "cold":
-            drop_caches()
+            drop_caches(place.directory)
         criu_says = _ask_criu(criu, target, watched, tmp_path / "images")
         if case == "cold":
-            drop_caches()
+            drop_caches(place.directory)
         lost = (kind, case) in _NEW_INODES
         answer = _ask_irmapdb(target, watched, tmp_path / "work", names=names, may_be_lost=lost)
         _cells[kind, case] = Cell(answer, criu_says)

@@ -52,7 +52,7 @@ def test_helped_dump_restores_and_hears(place, area, criu, target, hook, tmp_pat
     # A work dir for each: nothing is known from before.
     for name, cold, forced in (("warm", 0, 0), ("dropped", 1, 0), ("forced", 1, 1)):
         if cold:
-            drop_caches()
+            drop_caches(mountpoint)
         done = criu.dump(
             target.pid,
             tmp_path / name,

@@ -158,7 +158,7 @@ def test_an_identity_is_one_inode(
                 assert disproof(root, identity, os.fsencode(path)) is None
                 assert watcher.hears(watched[path], lambda path=path: _touch(path))
             assert disproof(root, shown[two.one], os.fsencode(two.other)) is not None
-            drop_caches()
+            drop_caches(two.other)
 
 
 def _touch(path: Path) -> None:
@@ -248,8 +248,7 @@ def test_a_name_of_proc_that_was_dropped_is_another_file(root: Root, watcher: Wa
     path = Path("/proc/meminfo")
     watched = watcher.add_inotify(path, IN_OPEN)
     before = watched_identity(watcher, watched)
-    drop_caches()
-    drop_caches()
+    drop_caches(path)
     _open(path)
     with path.open("rb") as opened:
         assert identify_fd(root, opened.fileno()) == before

@@ -92,6 +92,7 @@ def test_a_file_that_is_written_to_is_still_the_same_file(area, watcher, root, k
         agree(root, watcher, watched[name], place.directory / name)
 
 
+@pytest.mark.alone  # a layer of another worker would be one that irmapdb cannot see
 def test_layers_on_two_filesystems_share_inode_numbers_and_are_told_apart(area, watcher, root):
     one, other = area.ext4("one").mountpoint, area.ext4("other").mountpoint
     for layer in (one, other):

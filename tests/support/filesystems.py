@@ -1,25 +1,25 @@
-"""Real filesystems on sparse loop images, overlays, bind mounts, FUSE; and cold caches.
+"""Real filesystems on sparse loop images, overlays, bind mounts and FUSE.
 
 Everything is a context manager that unmounts on the way out, lazily if it must. Loop devices are
 set up with autoclear, so the kernel lets go of them with the last unmount whatever happens to us.
 Nothing here skips: what is missing shows as a ProgramError (see `features` for asking first).
 
-Sources: mount(8), losetup(8), umount(8), findmnt(8), mount_namespaces(7), proc_sys_vm(5).
+Sources: mount(8), losetup(8), umount(8), findmnt(8), mount_namespaces(7).
 """
 
 from __future__ import annotations
 
 import os
-import re
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from tests.support.caches import drop_caches, mounts
 from tests.support.programs import ProgramError, run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
 __all__ = [
     "BtrfsLayout",
@@ -59,16 +59,10 @@ def unmount(mountpoint: Path) -> None:
         run("umount", "-l", mountpoint)
 
 
-def _mountpoints() -> list[bytes]:
-    lines = Path("/proc/self/mountinfo").read_bytes().splitlines()
-    fields = (line.split(b" ")[4] for line in lines)
-    return [re.sub(rb"\\([0-7]{3})", lambda m: bytes((int(m[1], 8),)), f) for f in fields]
-
-
 def unmount_below(directory: Path) -> None:
     """Lazily unmount everything mounted below `directory` or on it, the newest first."""
     top = os.fsencode(directory)
-    for mountpoint in reversed(_mountpoints()):
+    for mountpoint in [mount.point for mount in reversed(mounts())]:
         if mountpoint == top or mountpoint.startswith(top + b"/"):
             run("umount", "-l", os.fsdecode(mountpoint))
 
@@ -280,9 +274,3 @@ def btrfs_layout(top: Path) -> BtrfsLayout:
     run("btrfs", "subvolume", "snapshot", layout.sub, layout.snapshot)
     # The place of a subvolume below the one that was snapshotted is an empty directory there.
     return layout
-
-
-def drop_caches() -> None:
-    """Make dentries and inodes cold: `sync; echo 3 > /proc/sys/vm/drop_caches`."""
-    os.sync()
-    Path("/proc/sys/vm/drop_caches").write_text("3")
