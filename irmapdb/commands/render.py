@@ -116,9 +116,9 @@ def time_cell(at: datetime | None) -> str:
 
 def json_time(at: datetime | None) -> str | None:
     """A time as it stands in our JSON: UTC with microseconds, as in the database."""
-    if at is None:
-        return None
-    return at.astimezone(UTC).replace(tzinfo=None).isoformat(" ", "microseconds")
+    from irmapdb.store.values import to_time
+
+    return None if at is None else to_time(at)
 
 
 def print_json(document: Any) -> None:  # noqa: ANN401 whatever json takes

@@ -17,6 +17,7 @@ __all__ = [
     "AnyPath",
     "absolute",
     "cannot_be_made",
+    "cannot_be_opened",
     "check_length",
     "check_readable",
     "check_sidecars",
@@ -60,12 +61,7 @@ def status_of(dir_fd: int, name: bytes, path: bytes) -> os.stat_result | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise DatabaseError(
-            show(path),
-            f"cannot be opened: {error.strerror}",
-            advice="run as its owner, or name another file",
-            remedy="database",
-        ) from error
+        raise cannot_be_opened(path, error) from error
     if stat.S_ISLNK(status.st_mode):
         raise DatabaseError(
             show(path),
@@ -132,6 +128,16 @@ def cannot_be_made(path: bytes, error: OSError) -> DatabaseError:
         show(path),
         f"cannot be made: {error.strerror}",
         advice="name a file elsewhere",
+        remedy="database",
+    )
+
+
+def cannot_be_opened(path: bytes, error: OSError) -> DatabaseError:
+    """The error for a database that the kernel does not open."""
+    return DatabaseError(
+        show(path),
+        f"cannot be opened: {error.strerror}",
+        advice="run as its owner, or name another file",
         remedy="database",
     )
 

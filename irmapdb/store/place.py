@@ -34,6 +34,7 @@ from irmapdb.store.file import (
     SIDECARS,
     absolute,
     cannot_be_made,
+    cannot_be_opened,
     check_length,
     check_readable,
     check_sidecars,
@@ -216,12 +217,7 @@ def _open_directory(stack: ExitStack, path: bytes, *, create: bool) -> Directory
             raise cannot_be_made(path, error) from error
         if isinstance(error, FileNotFoundError):
             raise is_missing(path) from error
-        raise DatabaseError(
-            show(path),
-            f"cannot be opened: {error.strerror}",
-            advice="run as its owner, or name another file",
-            remedy="database",
-        ) from error
+        raise cannot_be_opened(path, error) from error
 
 
 def _why_shared(dir_fd: int, path: bytes, main: os.stat_result | None) -> str:
@@ -317,12 +313,7 @@ def _copy_main(dir_fd: int, name: bytes, path: bytes, dest: int, why: str) -> os
     try:
         fd = os.open(name, _READ, dir_fd=dir_fd)
     except OSError as error:
-        raise DatabaseError(
-            show(path),
-            f"cannot be opened: {error.strerror}",
-            advice="run as its owner, or name another file",
-            remedy="database",
-        ) from error
+        raise cannot_be_opened(path, error) from error
     try:
         for _ in range(_TRIES):
             status = os.fstat(fd)
