@@ -286,7 +286,9 @@ def _words_of_errors() -> Iterator[tuple[Path, str]]:
         if "commands" in file.parts:
             continue
         for node in ast.walk(ast.parse(file.read_text())):
-            is_error = isinstance(node, ast.Call) and ast.unparse(node.func).endswith("Error")
+            is_error = isinstance(node, ast.Call) and ast.unparse(node.func).endswith(
+                ("Error", "another_file")
+            )
             is_part = isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in {
                 "message",
                 "advice",

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Holder",
+    "another_file",
     "explain",
     "explain_full",
     "explain_lock",
@@ -47,6 +48,11 @@ class Holder(NamedTuple):
 def show(path: bytes) -> str:
     """A path in a message."""
     return printable(path)
+
+
+def another_file(path: bytes, reason: str, advice: str) -> DatabaseError:
+    """The error for a database in whose place another file may be named: the end of `advice`."""
+    return DatabaseError(show(path), reason, advice=advice, remedy="database")
 
 
 def show_words(text: str) -> str:
@@ -148,11 +154,8 @@ def _explain_readonly(name: str, said: str, code: str) -> DatabaseError:
 
 def explain_full(path: bytes) -> DatabaseError:
     """The error for a full disk."""
-    return DatabaseError(
-        show(path),
-        "the disk is full, nothing was changed",
-        advice="free disk space, or name a file elsewhere",
-        remedy="database",
+    return another_file(
+        path, "the disk is full, nothing was changed", "free disk space, or name a file elsewhere"
     )
 
 

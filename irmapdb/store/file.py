@@ -10,7 +10,7 @@ import os
 import stat
 
 from irmapdb.errors import DatabaseError
-from irmapdb.store.failures import show
+from irmapdb.store.failures import another_file, show
 
 __all__ = [
     "SIDECARS",
@@ -43,11 +43,10 @@ def absolute(path: AnyPath) -> bytes:
 def check_length(path: bytes) -> None:
     """Refuse a path that SQLite cannot work with: it only says "unable to open database file"."""
     if len(path + b"-journal") >= _MAX_PATH_BYTES:
-        raise DatabaseError(
-            show(path),
+        raise another_file(
+            path,
             f"the path is too long for SQLite, which takes {_MAX_PATH_BYTES} bytes",
-            advice="name a file with a shorter path",
-            remedy="database",
+            "name a file with a shorter path",
         )
 
 
@@ -63,18 +62,12 @@ def status_of(dir_fd: int, name: bytes, path: bytes) -> os.stat_result | None:
     except OSError as error:
         raise cannot_be_opened(path, error) from error
     if stat.S_ISLNK(status.st_mode):
-        raise DatabaseError(
-            show(path),
-            "is a symbolic link, which is not followed",
-            advice="name the file itself",
-            remedy="database",
+        raise another_file(
+            path, "is a symbolic link, which is not followed", "name the file itself"
         )
     if not stat.S_ISREG(status.st_mode):
-        raise DatabaseError(
-            show(path),
-            f"is a {_kind_of(status.st_mode)}, not a database",
-            advice="name another file",
-            remedy="database",
+        raise another_file(
+            path, f"is a {_kind_of(status.st_mode)}, not a database", "name another file"
         )
     return status
 
@@ -118,49 +111,34 @@ def make_file(dir_fd: int, name: bytes, path: bytes) -> bool:
 def cannot_be_made(path: bytes, error: OSError) -> DatabaseError:
     """The error for a database that cannot be made."""
     if isinstance(error, FileNotFoundError):
-        return DatabaseError(
-            show(path),
+        return another_file(
+            path,
             f"there is no directory {show(os.path.dirname(path))}",
-            advice="make it, or name a file elsewhere",
-            remedy="database",
+            "make it, or name a file elsewhere",
         )
-    return DatabaseError(
-        show(path),
-        f"cannot be made: {error.strerror}",
-        advice="name a file elsewhere",
-        remedy="database",
-    )
+    return another_file(path, f"cannot be made: {error.strerror}", "name a file elsewhere")
 
 
 def cannot_be_opened(path: bytes, error: OSError) -> DatabaseError:
     """The error for a database that the kernel does not open."""
-    return DatabaseError(
-        show(path),
-        f"cannot be opened: {error.strerror}",
-        advice="run as its owner, or name another file",
-        remedy="database",
+    return another_file(
+        path, f"cannot be opened: {error.strerror}", "run as its owner, or name another file"
     )
 
 
 def is_missing(path: bytes) -> DatabaseError:
     """The error for a database that is not there."""
-    return DatabaseError(
-        show(path),
+    return another_file(
+        path,
         "no such database",
-        advice="make one by `irmapdb pre-dump` or `irmapdb import`, or name another file",
-        remedy="database",
+        "make one by `irmapdb pre-dump` or `irmapdb import`, or name another file",
     )
 
 
 def check_readable(dir_fd: int, name: bytes, path: bytes) -> None:
     """Refuse what may not be read."""
     if not os.access(name, os.R_OK, dir_fd=dir_fd, effective_ids=True):
-        raise DatabaseError(
-            show(path),
-            "may not be read",
-            advice="run as its owner, or name another file",
-            remedy="database",
-        )
+        raise another_file(path, "may not be read", "run as its owner, or name another file")
 
 
 def check_writable(dir_fd: int, name: bytes | None, path: bytes) -> None:
@@ -170,11 +148,10 @@ def check_writable(dir_fd: int, name: bytes | None, path: bytes) -> None:
         if needed is None:
             continue
         if not os.access(needed, os.W_OK, dir_fd=dir_fd, effective_ids=True):
-            raise DatabaseError(
-                show(path),
+            raise another_file(
+                path,
                 f"cannot be written: {show(shown)} is read-only",
-                advice="name a file that can be written",
-                remedy="database",
+                "name a file that can be written",
             )
 
 

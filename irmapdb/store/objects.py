@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from irmapdb.errors import DatabaseError
 from irmapdb.store import views
-from irmapdb.store.failures import show
+from irmapdb.store.failures import another_file, show
 
 if TYPE_CHECKING:
     import sqlite3
@@ -63,11 +63,10 @@ def read_objects(raw: sqlite3.Connection, path: bytes) -> list[SchemaObject]:
     """All of a database; DatabaseError if there are more than a person would add."""
     found = [SchemaObject(*row) for row in raw.execute(_OBJECTS).fetchall()]
     if len(found) > _MOST_OBJECTS:
-        raise DatabaseError(
-            show(path),
+        raise another_file(
+            path,
             f"has more than {_MOST_OBJECTS} tables, indexes and views",
-            advice="move it away, as it is only a cache, or name another file",
-            remedy="database",
+            "move it away, as it is only a cache, or name another file",
         )
     return found
 

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from irmapdb import files
 from irmapdb.errors import DatabaseError, FileError
 from irmapdb.ownership import belongs_to_us, open_directory
-from irmapdb.store.failures import explain_full, explain_lock, find_holder, show
+from irmapdb.store.failures import another_file, explain_full, explain_lock, find_holder, show
 from irmapdb.store.file import (
     SIDECARS,
     absolute,
@@ -146,11 +146,10 @@ class Place:
         except OSError as error:
             if error.errno in {errno.ENOSPC, errno.EDQUOT}:
                 raise explain_full(self.path) from error
-            raise DatabaseError(
-                show(self.path),
+            raise another_file(
+                self.path,
                 f"cannot be put back: {error.strerror}",
-                advice="free space there, or name a file elsewhere",
-                remedy="database",
+                "free space there, or name a file elsewhere",
             ) from error
 
     def _check_untouched(self) -> None:

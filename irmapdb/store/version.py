@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from irmapdb.errors import DatabaseError
-from irmapdb.store.failures import show, show_words
+from irmapdb.store.failures import another_file, show, show_words
 from irmapdb.store.objects import check_kinds, check_objects, check_texts, read_objects
 
 if TYPE_CHECKING:
@@ -60,12 +60,7 @@ def read_revision(raw: sqlite3.Connection, place: Place) -> str | None:
     if application_id != APPLICATION_ID or "alembic_version" not in names:
         tables = ", ".join(sorted(names))
         has = f"it has the tables {tables}" if names else "it has no tables"
-        raise DatabaseError(
-            show(path),
-            f"a database, but not one of irmapdb: {has}",
-            advice="name another file",
-            remedy="database",
-        )
+        raise another_file(path, f"a database, but not one of irmapdb: {has}", "name another file")
     check_kinds(objects, TABLES, path)
     check_texts(objects, ("alembic_version",), HEAD, path)
     found = _column(raw, "SELECT version_num FROM alembic_version LIMIT 2")
@@ -78,11 +73,10 @@ def read_revision(raw: sqlite3.Connection, place: Place) -> str | None:
     revision = str(found[0])
     if revision not in REVISIONS:
         newer = show_words(revision)
-        raise DatabaseError(
-            show(path),
+        raise another_file(
+            path,
             f"has schema {newer}, newer than {HEAD}, the newest that this irmapdb knows",
-            advice=f"use an irmapdb that knows schema {newer}, or name another file",
-            remedy="database",
+            f"use an irmapdb that knows schema {newer}, or name another file",
         )
     check_objects(objects, revision, path, with_views=revision == HEAD)
     if place.unread:
