@@ -11,7 +11,10 @@ from typer.main import get_command
 from irmapdb import commands
 
 _TOP = Path(__file__).parent.parent
-_PAGES = [_TOP / "README.md", _TOP / "CHANGELOG.md", *sorted((_TOP / "docs").glob("*.md"))]
+_PAGES = [*sorted(_TOP.glob("*.md")), *sorted((_TOP / "docs").glob("*.md"))]
+_LINK = re.compile(r"\]\(([^)\s]+)\)")
+_HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
+_BLOCK = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 _CODE = re.compile(r"`([^`\n]+)`")
 _MODULE = re.compile(r"(?:irmapdb[/.])?([a-z_]+(?:[/.][a-z_]+)*?)(\.py|/)?")
 _PACKAGES = {
@@ -75,3 +78,34 @@ def test_commands_and_options_that_are_named_are_there(page: Path) -> None:
         given = {word.partition("=")[0] for word in words if re.match(r"--[a-z]", word)}
         wrong += [f"irmapdb {name} {one}" for one in given - known - {"--help"}]
     assert not wrong
+
+
+def _anchors(page: Path) -> set[str]:
+    """The headings as GitHub names them: lower case, spaces as hyphens, no punctuation."""
+    headings = _HEADING.findall(_BLOCK.sub("", page.read_text("utf-8")))
+    return {re.sub(r"[^\w -]", "", one.lower()).replace(" ", "-") for one in headings}
+
+
+def _broken_links(page: Path, text: str) -> list[str]:
+    broken = []
+    for link in _LINK.findall(_BLOCK.sub("", text)):
+        file, _, anchor = link.partition("#")
+        target = page.parent / file if file else page
+        if not file.startswith("https:") and (
+            not target.exists() or (anchor and anchor not in _anchors(target))
+        ):
+            broken.append(link)
+    return broken
+
+
+@pytest.mark.parametrize("page", _PAGES, ids=lambda page: page.name)
+def test_links_lead_to_a_page_and_a_heading(page: Path) -> None:
+    assert _broken_links(page, page.read_text("utf-8")) == []
+
+
+def test_a_link_that_leads_nowhere_is_found() -> None:
+    page = _TOP / "README.md"
+    assert _broken_links(page, "[a](docs/nothing.md) [b](#nothing) [c](docs/sql.md#tables)") == [
+        "docs/nothing.md",
+        "#nothing",
+    ]

@@ -185,18 +185,23 @@ def _render(cell: Callable[[str, str], Cell]) -> str:
     lines = [
         "# Filesystems",
         "",
-        "Made by `make filesystems`: a test run that mounts each of these, watches a file on it,",
-        "does what the column says, and asks real CRIU first and `irmapdb pre-dump` (from nothing)",
-        "then. Each path was opened, and the watch heard it. Timings are of one watch on one",
-        "machine.",
+        "`make filesystems` writes this page from a test run. The run mounts each filesystem and",
+        "watches a file on it. Then it does what the column says, asks real CRIU, and asks",
+        "`irmapdb pre-dump` with nothing known before. It opens each path, and checks that the",
+        "watch reports an event there. A time is that of one watch on one machine.",
         "",
-        "- **file**, **directory**: as they are. **hard link**: the name that was watched is",
-        "  removed, another one is left. **renamed**: into another directory. **deleted**: no name",
-        "  is left, and a task has it open. **cold**: every dentry was dropped.",
-        "- *CRIU* is `criu dump --force-irmap` of CRIU 4.1.1 without any cache: its own irmap.",
-        "  CRIU saves deleted files in another way (ghost files).",
-        "- -: a read-only filesystem, one where each name of a file is an inode of its own, or one",
-        "  that the kernel fills, where nothing is linked or renamed.",
+        "| column | the watched file |",
+        "|---|---|",
+        "| file, directory | is unchanged |",
+        "| hard link | has lost the name that it was watched by, and has another one |",
+        "| renamed | is in another directory |",
+        "| deleted | has no name, and a task has it open |",
+        "| cold | is unchanged, and the kernel has dropped every dentry |",
+        "",
+        "*CRIU* is `criu dump --force-irmap` of CRIU 4.1.1 without a cache: its own irmap. CRIU",
+        "saves deleted files in another way (ghost files). A - stands where the case cannot be:",
+        "a read-only filesystem, one on which each name of a file is an inode of its own, or one",
+        "that the kernel fills.",
         "",
         "| filesystem | | " + " | ".join(CASES) + " |",
         "|---|---|" + "---|" * len(CASES),
@@ -207,32 +212,53 @@ def _render(cell: Callable[[str, str], Cell]) -> str:
         lines.append("| | *CRIU* | " + " | ".join(one.criu for one in cells) + " |")
     lines += [
         "",
-        "`handle`: the file handle opened, and the kernel had its name cached. `overlay`: the",
-        "handle within an overlay's handle opened, and gave the path in the layer. `btrfs`, `xfs`:",
-        "the filesystem itself knows the names of an inode (xfs: with parent pointers).",
-        "`open-files`: a task has it open, or mapped, under that name. `scan`: one walk, for all",
-        "that is left.",
-        "`no path`: procfs makes a new inode for a name that has left the cache. For a file of a",
-        "cgroup that was removed, the kernel does not show that it is deleted. fuse: with",
-        "`--irmap-scan-path`: irmapdb walks a FUSE or network filesystem only if you name it.",
+        "| in the table | irmapdb found the path by |",
+        "|---|---|",
+        "| `handle` | the file handle: it opens, and the kernel has the name cached |",
+        "| `overlay` | the handle within the overlay's handle: it opens in the layer |",
+        (
+            "| `btrfs`, `xfs` | the filesystem, which knows the names of an inode (xfs: with "
+            "parent pointers) |"
+        ),
+        "| `open-files` | a task that has the file open, or mapped, under that name |",
+        (
+            "| `scan` | one walk for all that is left. On FUSE with `--irmap-scan-path`: "
+            "irmapdb walks a FUSE or network filesystem only if you name it |"
+        ),
+        "| `deleted` | no name is left, and irmapdb says so |",
+        (
+            "| `no path` | on procfs: a name that has left the cache gets a new inode. In a "
+            "cgroup that was removed: the kernel does not show that the file is deleted |"
+        ),
+        "",
+        "## Where a watch is `ambiguous`",
         "",
         "irmapdb proves a path only if no other inode can have the same numbers and handle. If",
         "that is not sure, the watch is `ambiguous` and gets no path:",
         "",
-        "- on an overlay without `index=on`, for a file from a lower layer that has several",
-        "  names;",
-        "- on an overlay with several lower layers, for what more than one filesystem of this",
-        "  machine knows by the handle: cloned layers, or squashfs layers with the same inode",
-        "  numbers. Directories have numbers of their own there. With `xino=on` all have;",
-        "- on an overlay on an overlay, unless all layers lie on one filesystem;",
-        "- on FUSE, virtiofs, CIFS and 9p, where a server can give one number to two files. For",
-        "  FUSE `--irmap-scan-path` says that the server is to be trusted;",
-        "- on procfs, for what belongs to no task (`/proc/meminfo`): a name that the kernel",
-        "  forgot gets a new inode with the old number, which the watch does not hear;",
-        "- on devpts, for a terminal, whose number is given again; for the files of tracefs;",
-        "  for the root of debugfs, securityfs and fusectl; for a subvolume's place in a",
-        "  snapshot of btrfs; for what nsfs and pidfs have; and on every type of filesystem",
-        "  that irmapdb does not know.",
+        "| filesystem | for |",
+        "|---|---|",
+        "| overlay without `index=on` | a file of a lower layer that has several names |",
+        (
+            "| overlay with several lower layers | a file whose handle opens on two "
+            "filesystems of the machine: cloned layers, or squashfs layers with equal inode "
+            "numbers. Directories are not concerned, and with `xino=on` no file is |"
+        ),
+        "| overlay on an overlay | all files, unless all layers are on one filesystem |",
+        (
+            "| FUSE | all files, because a server can give one number to two of them. "
+            "`--irmap-scan-path` says that you trust the server |"
+        ),
+        "| virtiofs, CIFS, 9p | all files, for the same reason |",
+        (
+            "| procfs | a file that belongs to no task (`/proc/meminfo`): if the kernel "
+            "drops its name, it gets a new inode with the old number, and the watch does not "
+            "report its events |"
+        ),
+        "| devpts | a terminal: its number is used again |",
+        "| tracefs; the root of debugfs, securityfs and fusectl; nsfs, pidfs | all files |",
+        "| btrfs | the directory that stands for a subvolume in a snapshot |",
+        "| any type that irmapdb does not know | all files |",
         "",
     ]
     return "\n".join(lines)
