@@ -52,6 +52,8 @@ def _is_there(span: str) -> bool:
 
 @pytest.mark.parametrize("page", _PAGES, ids=lambda page: page.name)
 def test_modules_that_are_named_are_there(page: Path) -> None:
+    if page.name == "json.md":
+        pytest.skip("its dots are those of fields: tests/test_json_contract.py compares them")
     assert [span for span in _spans(page) if not _is_there(span)] == []
 
 
