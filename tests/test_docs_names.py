@@ -20,7 +20,7 @@ _MODULE = re.compile(r"(?:irmapdb[/.])?([a-z_]+(?:[/.][a-z_]+)*?)(\.py|/)?")
 _PACKAGES = {
     one.name for one in (_TOP / "irmapdb").iterdir() if one.is_dir() and one.name[0].isalpha()
 }
-_COMMAND = re.compile(r"irmapdb ([a-z-]+)((?: [^`\n|]*)?)")
+_COMMAND = re.compile(r"irmapdb ([a-z][a-z-]*)((?: [^`\n|]*)?)")
 
 
 def _spans(page: Path) -> list[str]:
