@@ -113,7 +113,8 @@ def test_an_old_image_is_taken_into_account(node, warm, hook, tmp_path):
     assert container.hears(watched, (root / "srv" / "other").read_bytes)
 
 
-def test_a_stopped_service_is_waited_for_no_longer(node, warm, hook, tmp_path):
+def test_a_stopped_service_is_waited_for_no_longer(node, warm, tmp_path):
+    hook = write_hook(tmp_path, warm.run, program=tmp_path / "missing", patient=False)
     container = node.container()
     container.add_inotify("/srv/app/file-0")
     warm.wait_ready(1)
