@@ -69,6 +69,7 @@ on_ext4 = pytest.mark.parametrize("place", ["ext4"], indirect=True)
 on_both = pytest.mark.parametrize("place", ["overlay-lower", "ext4"], indirect=True)
 
 
+@pytest.mark.alone  # the hook has two seconds
 @on_overlay
 def test_locked_database(dumps):
     assert dumps() is PATH
@@ -139,6 +140,7 @@ def test_full_disk(dumps, place):
         assert without is (FAILS if place.kind.startswith("overlay") else PATH)
 
 
+@pytest.mark.alone  # how long the hook takes is what it is about
 @on_both
 def test_time_is_over(dumps, place):
     without = dumps.without_us()
