@@ -21,6 +21,7 @@ from irmapdb.commands.group import HELP_OPTIONS
 _ENVIRONMENT = (
     ("IRMAPDB_DB", "--db", "The database, if neither --db nor -W is given."),
     ("IRMAPDB_CONFIG", "--config", "The configuration file, if --config is not given."),
+    ("NO_COLOR", "--no-color", "If it is not empty: no colours, as with --no-color."),
 )
 """Variable, the option of those commands that look at it, and what it does."""
 
@@ -91,7 +92,7 @@ def render(page: Page) -> str:
     if any(re.fullmatch("Examples?:", one) for one in paragraphs):
         start = next(n for n, one in enumerate(paragraphs) if re.fullmatch("Examples?:", one))
         examples, paragraphs = paragraphs[start + 1 :], paragraphs[:start]
-    codes = [one for one in paragraphs if re.match("Exit codes?\\b", one)]
+    codes = [one for one in paragraphs if re.match("(With -t, e|E)xit", one)]
     lines += _section("DESCRIPTION", _body([one for one in paragraphs if one not in codes]))
     lines += _section("COMMANDS", _commands(page))
     lines += _section("OPTIONS", _options(page))
@@ -111,11 +112,23 @@ def _section(title: str, lines: list[str]) -> list[str]:
 
 
 def _paragraphs(text: str) -> list[str]:
-    return [" ".join(one.split()) for one in re.split(r"\n\s*\n", cleandoc(text))]
+    # A list stays one paragraph, with a line for each item.
+    blocks = re.split(r"\n\s*\n", cleandoc(text))
+    return ["\n".join(" ".join(one.split()) for one in re.split(r"\n(?=- )", b)) for b in blocks]
 
 
 def _body(paragraphs: list[str]) -> list[str]:
-    return [line for one in paragraphs for line in (".PP", _text(one))]
+    lines = []
+    for one in paragraphs:
+        if not one.startswith("- "):
+            lines += [".PP", _text(one)]
+            continue
+        for item in one.split("\n"):
+            name, colon, about = item.removeprefix("- ").partition(": ")
+            is_term = colon and " " not in name
+            head = [".TP", f"\\fB{_code(name)}\\fR"] if is_term else [".IP \\(bu 2"]
+            lines += [*head, _text(about if is_term else item.removeprefix("- "))]
+    return lines
 
 
 def _parameters(page: Page) -> list[Any]:
@@ -184,7 +197,9 @@ def _exit_status(page: Page, codes: list[str]) -> list[str]:
 
 
 def _entries(entries: list[tuple[str, str]]) -> list[str]:
-    return [line for name, about in entries for line in (".TP", f"\\fB{_code(name)}\\fR", about)]
+    return [
+        line for name, about in entries for line in (".TP", f"\\fB{_code(name)}\\fR", _text(about))
+    ]
 
 
 def _examples(examples: list[str]) -> list[str]:

@@ -130,6 +130,7 @@ def main() -> None:
     sys.stdout = render.tolerant(sys.stdout, named=True)
     sys.stderr = render.tolerant(sys.stderr, named=False)
     sys.unraisablehook = _unraisable
+    render.set_manner(colour=True, quiet=False)
     if _COMPLETE in os.environ:
         _answer_shell()
         return

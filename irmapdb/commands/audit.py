@@ -123,16 +123,22 @@ def audit(
 ) -> None:
     """Check every stored mapping against the filesystem as it is now.
 
-    valid: the path leads to the inode. moved: the inode has another path, which is shown.
-    replaced: another file has the path. reused: another file has the path and the inode number.
-    deleted: the file was deleted. gone: the path does not exist, and the file was not found.
-    unmounted: the device is not mounted. unreachable: the path could not be opened.
+    Each mapping gets a verdict:
 
-    Only --fix writes. A mapping that came from an image and was never proved has no file handle.
-    It is compared by device and inode number alone, and the output says so.
+    - valid: The path names the inode.
+    - moved: The inode has another path now, which is shown.
+    - replaced: Another file has the path.
+    - reused: Another file has the path and the inode number.
+    - deleted: The file does not exist any more.
+    - gone: Nothing has the path, and irmapdb does not know where the inode is.
+    - unmounted: The device is not mounted here.
+    - unreachable: irmapdb could not look at the path.
 
-    Exit code 3: a live mapping does not hold (also if --fix has corrected it), or could not be
-    checked. --only does not change the exit code.
+    It writes nothing without --fix. A mapping that came from an image and was never proved has no
+    file handle: irmapdb compares its device and inode number, and says so.
+
+    Exits with 3 if a live mapping does not hold (also if --fix has corrected it) or could not be
+    checked, whatever --only lists.
 
     Examples:
         irmapdb audit -W /var/lib/ckpt
@@ -277,7 +283,7 @@ def _print_findings(findings: list[AuditFinding], *, evidence: bool) -> None:
     if evidence:
         for finding in findings:
             typer.echo()
-            typer.echo(_evidence(finding))
+            render.print_line(_evidence(finding))
         return
     typer.echo()
     render.print_table(
@@ -361,7 +367,7 @@ def _print_summary(
     report = done.report
     typer.echo()
     for change in done.changes:
-        typer.echo(render.change_line(change))
+        render.print_line(render.change_line(change))
     checked = render.count(len(report.findings), "mapping")
     line = f"{checked} checked in {report.root}: "
     line += _how_many_hold(report)
@@ -370,10 +376,10 @@ def _print_summary(
         line += f"; {by_number:,} of the valid ones by number alone, for want of a handle"
     if options.select.verdicts:
         line += f"; shown: {_how_many_shown(listed)}"
-    typer.echo(line)
+    render.print_line(line)
     if fix:
         wrote = "nothing to write" if done.run_id is None else f"written as run {done.run_id}"
-        typer.echo(f"{render.count(len(done.changes), 'change')}, {wrote}")
+        render.print_line(f"{render.count(len(done.changes), 'change')}, {wrote}")
     missing = sum(one.is_news and one.verdict in _NOT_THERE for one in report.findings)
     chosen = options.pid is not None or options.root is not None
     if not chosen and missing >= _MANY and 2 * missing > len(report.findings):

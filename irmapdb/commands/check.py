@@ -65,7 +65,7 @@ def check(
         typer.Option(
             readable=False,
             metavar="PATH",
-            help="With --images: the root that will be restored into.  [default: /]",
+            help="With --images: the root to restore into.  [default: /]",
             show_default=False,
         ),
     ] = None,
@@ -101,17 +101,25 @@ def check(
 ) -> None:
     """Say what CRIU will do with each watch, before anything is frozen.
 
-    Give check the options that CRIU will get, also those of CRIU's configuration files. Verdicts:
-    path, CRIU dumps the watch with its path; cache, with the path from irmap-cache; walk, after a
-    walk in the freeze; no-path, without a path, so it can only be restored on this filesystem;
-    no-restore, and no restore can set it; symlink, with the path of a symbolic link, which a
-    restore follows; options, only with other options; wrong-path, with the path of another file;
-    fails, the whole dump fails; unknown, check could not find out. Advice follows.
+    Give it the options that CRIU will get, also those of CRIU's configuration files. Each watch
+    gets a verdict:
 
-    With --images: which watches of a dump find their path below PATH, or their filesystem here.
+    - path: CRIU records the path, which it finds itself.
+    - cache: CRIU records the path, because irmap-cache has it.
+    - walk: CRIU records the path after it has walked the filesystem in the freeze.
+    - no-path: CRIU records no path. A restore works on this filesystem only.
+    - no-restore: CRIU records no path, and no restore sets the watch again.
+    - symlink: CRIU records a symbolic link, and a restore watches the file behind it.
+    - options: The dump fails with these options, but not with others.
+    - wrong-path: CRIU records the path of another file.
+    - fails: The whole dump fails on this watch.
+    - unknown: irmapdb could not find out.
 
-    Nothing is written, and no task is stopped. Exits with 3 if a watch would be lost, or restored
-    on another file.
+    With --images, it checks a dump before a restore: is each watched path there below PATH?
+
+    It writes nothing and stops no task.
+
+    Exits with 3 if a watch would be lost, or restored on another file.
 
     Examples:
         irmapdb check -t 4711 -W work
@@ -192,7 +200,7 @@ _MANY_FINDINGS = 20
 
 def _print_dump(report: DumpCheck, *, all_rows: bool) -> None:
     for note in report.notes:  # first: one may be that the CRIU is none that is known
-        typer.echo(f"note: {note}")
+        render.print_line(f"note: {note}")
     rows = [_watch_row(one) for one in _listed(report.watches, _is_right, all_rows=all_rows)]
     rows += [_mark_row(one) for one in _listed(report.marks, _is_right_mark, all_rows=all_rows)]
     if rows:
@@ -205,7 +213,9 @@ def _print_dump(report: DumpCheck, *, all_rows: bool) -> None:
     findings += [_Finding("dump", problem.why, problem.advice) for problem in report.problems]
     _print_findings(findings, all_rows=all_rows)
     say_denied(report.denied)
-    typer.echo(_dump_summary(report, unlisted=len(report.watches) + len(report.marks) - len(rows)))
+    render.print_line(
+        _dump_summary(report, unlisted=len(report.watches) + len(report.marks) - len(rows))
+    )
 
 
 def _listed(
@@ -253,10 +263,12 @@ def _print_findings(findings: Iterable[_Finding], *, all_rows: bool) -> None:
     for (what, why), advice in list(alike.items())[: None if all_rows else _MANY_FINDINGS]:
         times = f" ({len(advice):,} times)" if len(advice) > 1 else ""
         rest = " (for the others likewise)" if len(set(advice)) > 1 else ""
-        typer.echo(f"{what}{times}: {why}")
-        typer.echo(f"  → {advice[0]}{rest}")
+        render.print_line(f"{what}{times}: {why}")
+        render.print_line(f"  → {advice[0]}{rest}")
     if len(alike) > _MANY_FINDINGS and not all_rows:
-        typer.echo(f"… and {len(alike) - _MANY_FINDINGS:,} more findings (--all-rows lists all)")
+        render.print_line(
+            f"… and {len(alike) - _MANY_FINDINGS:,} more findings (--all-rows lists all)"
+        )
 
 
 def _dump_summary(report: DumpCheck, *, unlisted: int) -> str:
@@ -310,13 +322,13 @@ def _print_restore(report: RestoreCheck, *, all_rows: bool) -> None:
     _print_findings(findings, all_rows=all_rows)
     replaced = [one for one in report.watches if one.verdict.name == "REPLACED"]
     if replaced:
-        typer.echo(f"note: {render.count(len(replaced), 'path')}: {replaced[0].why}")
+        render.print_line(f"note: {render.count(len(replaced), 'path')}: {replaced[0].why}")
     counts = Counter(str(one.verdict) for one in report.watches)
     verdicts = ", ".join(f"{number:,} {verdict}" for verdict, number in counts.most_common())
     watches = render.count(len(report.watches), "watch", "watches")
-    typer.echo(f"{watches} in {render.shown(report.image)}: {verdicts or 'nothing'}")
+    render.print_line(f"{watches} in {render.shown(report.image)}: {verdicts or 'nothing'}")
     if unlisted := len(report.watches) - len(rows):
-        typer.echo(f"({unlisted:,} more are not listed; --all-rows lists all)")
+        render.print_line(f"({unlisted:,} more are not listed; --all-rows lists all)")
 
 
 def _comes_back(one: WatchRestore) -> bool:

@@ -180,7 +180,7 @@ def _show(report: StepReport, *, as_json: bool, all_rows: bool, left_stopped: bo
         _print_report(report, all_rows=all_rows)
         if left_stopped:
             let_go = f"`kill -CONT {report.pid}`, and the same for its descendants"
-            typer.echo(f"the tasks are left stopped; {let_go}, lets them go on")
+            render.print_line(f"the tasks are left stopped; {let_go}, lets them go on")
     end_with_findings(report.stats.unresolved or report.denied)
 
 
@@ -205,8 +205,8 @@ def _print_report(report: StepReport, *, all_rows: bool) -> None:
     say_denied(report.denied)
     for change in report.changes:
         if change.kind != "found":
-            typer.echo(render.change_line(change))
-    typer.echo(_summary(report, many=many))
+            render.print_line(render.change_line(change))
+    render.print_line(_summary(report, many=many))
 
 
 def _summary(report: StepReport, *, many: bool) -> str:

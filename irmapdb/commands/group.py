@@ -10,18 +10,20 @@ classes typer keeps.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
-from functools import partial
+from contextlib import redirect_stdout
+from functools import cache, partial, wraps
 from importlib import import_module
 from inspect import cleandoc
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from typer.core import TyperCommand, TyperGroup
-from typer.main import get_group
+from typer.main import get_command, get_group
 
-from irmapdb.commands import usage
+from irmapdb.commands import render, usage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,6 +53,9 @@ _MODULES = {
 }
 """In the order in which help has them: the module of each, which has others beside it."""
 
+_TOLD_BY_THE_EXIT_CODE = {"pre-dump", "dump", "check", "audit", "prune", "hook", "warm"}
+"""Commands that print no table with -q."""
+
 _EXAMPLES = re.compile(r"^Examples?:\n", re.MULTILINE)
 
 
@@ -76,12 +81,71 @@ def _build(module: str) -> dict[str, Command]:
     app = typer.Typer(rich_markup_mode="markdown", add_completion=False)
     import_module(f"irmapdb.commands.{module}").add_to(app)
     commands = cast("dict[str, Command]", get_group(app).commands)
-    for command in commands.values():
+    for name, command in commands.items():
         for each in _tree(command):
+            if not getattr(each, "commands", None):
+                each.params += _of_every_command()
+                if name in _TOLD_BY_THE_EXIT_CODE:
+                    each.callback = _silenced(each.callback)
             hide_bools(each)
             _refuse_empty_values(each)
             each.help = _with_examples_apart(each.help)
     return commands
+
+
+@cache
+def _of_every_command() -> list[Any]:
+    # As typer makes them: each takes part in no signature.
+    app = typer.Typer(add_completion=False)
+
+    @app.command()
+    def _(
+        quiet: Annotated[
+            bool,
+            typer.Option(
+                "-q",
+                "--quiet",
+                callback=_be_quiet,
+                help="Print no remarks, only errors. If the exit code tells the result, print no "
+                "table either.",
+            ),
+        ] = False,
+        no_color: Annotated[
+            bool,
+            typer.Option(
+                "--no-color",
+                callback=_be_plain,
+                help="Print verdicts without colour, as with NO_COLOR in the environment.",
+            ),
+        ] = False,
+    ) -> None:
+        pass
+
+    options = [one for one in get_command(app).params if one.name in {"quiet", "no_color"}]
+    for one in options:
+        one.expose_value = False
+    return options
+
+
+def _be_quiet(wanted: bool) -> None:
+    render.set_manner(quiet=wanted)
+
+
+def _be_plain(wanted: bool) -> None:
+    render.set_manner(colour=not wanted)
+
+
+def _silenced(command: Any) -> Any:  # noqa: ANN401 any function
+    # What programs ask for is printed all the same.
+    @wraps(command)
+    def run(**values: Any) -> Any:  # noqa: ANN401
+        asked = any(values.get(name) for name in ("as_json", "as_csv", "print_"))
+        if asked or not render.is_quiet():
+            return command(**values)
+        with open(os.devnull, "w", encoding="utf-8") as nothing, redirect_stdout(nothing):
+            return command(**values)
+
+    return run
 
 
 def _with_examples_apart(text: str | None) -> str | None:

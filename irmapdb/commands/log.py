@@ -13,6 +13,8 @@ import sys
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TextIO
 
+import typer
+
 from irmapdb import __version__
 from irmapdb.commands import render
 from irmapdb.errors import FileError, UsageError
@@ -75,7 +77,7 @@ class _LogFile(logging.StreamHandler[TextIO]):
         why = sys.exc_info()[1]
         said = why.strerror if isinstance(why, OSError) else why
         with contextlib.suppress(OSError):  # stderr may be on the same disk
-            render.say(f"irmapdb: {self._name}: the log ends here: {said}")
+            typer.echo(f"irmapdb: {self._name}: the log ends here: {said}", err=True)
 
 
 def _heading() -> logging.LogRecord:
@@ -89,6 +91,7 @@ def _heading() -> logging.LogRecord:
 def start_talk() -> None:
     """Say on stderr what the library warns of, until `start_log` decides where its log goes."""
     handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(lambda record: record.levelno >= logging.ERROR or not render.is_quiet())
     handler.setFormatter(logging.Formatter("irmapdb: %(message)s"))
     logger = logging.getLogger("irmapdb")
     logger.handlers = [handler]
@@ -106,6 +109,7 @@ def start_log(verbose: int, log: Path | None, work_dir: Path, kept: Iterable[Pat
     if log is None:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter("irmapdb: %(message)s"))
+        handler.setLevel(logging.ERROR if render.is_quiet() else logging.NOTSET)
     elif str(log) == "-":
         message = "-o -: stdout has the result, and no log"
         raise UsageError(message, advice="leave -o away for a log on stderr")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from typing import Self
 
 from irmapdb.commands import render
+from irmapdb.commands.layout import text_width, wrap
 
 __all__ = ["Progress"]
 
@@ -20,7 +22,7 @@ class Progress:
     def __init__(self) -> None:
         self._next = time.monotonic() + _PATIENCE_S
         self._shown = False
-        self._terminal = sys.stderr.isatty()
+        self._terminal = sys.stderr.isatty() and not render.is_quiet()
 
     def __enter__(self) -> Self:
         return self
@@ -51,5 +53,8 @@ class Progress:
     def _show(self, text: str) -> None:
         self._shown = True
         self._next = time.monotonic() + _BETWEEN_S
+        columns = shutil.get_terminal_size().columns
+        if text_width(text) >= columns:  # a line that goes on below is not removed again
+            text = wrap(text, columns - 2)[0] + "…"
         sys.stderr.write(f"\r\x1b[K{text}")
         sys.stderr.flush()

@@ -142,6 +142,6 @@ def _show(report: PruneReport, *, dry_run: bool, as_json: bool) -> None:
         )
         return
     verb = "would go" if dry_run else "gone"
-    typer.echo(f"{verb}: {describe(report.pruned)}")
+    render.print_line(f"{verb}: {describe(report.pruned)}")
     size, free = report.size / 1e6, report.free / 1e6
-    typer.echo(f"the file has {size:,.2f} MB, {free:,.2f} MB of them free for new rows")
+    render.print_line(f"the file has {size:,.2f} MB, {free:,.2f} MB of them free for new rows")

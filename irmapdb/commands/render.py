@@ -12,12 +12,15 @@ import csv
 import io
 import json
 import os
+import re
+import shutil
 import sys
 from datetime import UTC
-from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
 
+from irmapdb.commands.layout import Column, lay_out, wrap
 from irmapdb.errors import UsageError
 from irmapdb.model import printable
 
@@ -37,24 +40,24 @@ __all__ = [
     "change_line",
     "count",
     "in_namespace",
+    "is_quiet",
     "json_path",
     "json_time",
     "print_csv",
     "print_json",
+    "print_line",
     "print_table",
     "print_text",
     "printable",
     "printable_text",
     "say",
+    "set_manner",
     "shown",
     "time_cell",
     "tolerant",
     "write_image",
     "write_json",
 ]
-
-_MAX_PADDED = 48
-"""A handle of btrfs has 43 characters."""
 
 
 def shown(path: str | bytes | int | os.PathLike[str]) -> str:
@@ -190,59 +193,83 @@ def printable_text(text: str) -> str:
     return printable(text.encode("utf-8", "surrogateescape"))
 
 
-class Column(NamedTuple):
-    """The head of a column, where a title is not ours and may end with `>` itself."""
-
-    title: str
-    flush_right: bool
-
-
 def print_table(columns: Sequence[str | Column], rows: Iterable[Sequence[str]]) -> None:
     """Aligned columns; a title of ours that ends with `>` makes its column flush right.
 
-    Nothing is cut or wrapped, so that a path can be copied as it stands: the widest column comes
-    last, and the reader's terminal or pager deals with long lines. In the columns before it, a
-    cell or title that is longer than most pushes its own line to the right and no other.
+    A terminal gets lines that are no wider than it is, with verdicts in colour. A pipe gets a line
+    for each row.
     """
-    rows = list(rows)
     heads = [
         Column(one.rstrip(">").upper(), one.endswith(">")) if isinstance(one, str) else one
         for one in columns
     ]
-    titles = [head.title for head in heads]
-    widths = [
-        max((width for width in map(_width, cells) if width <= _MAX_PADDED), default=0)
-        for cells in zip(titles, *rows, strict=True)
-    ]
-
-    def line(cells: Sequence[str]) -> str:
-        padded = (
-            _padded(cell, width, flush_right=head.flush_right)
-            for cell, width, head in zip(cells, widths, heads, strict=True)
-        )
-        return "  ".join(padded).rstrip()
-
-    typer.echo("\n".join([line(titles), *map(line, rows)]))
+    typer.echo("\n".join(lay_out(heads, list(rows), _terminal_width(), _paint)))
 
 
-def _padded(cell: str, width: int, *, flush_right: bool) -> str:
-    space = " " * (width - _width(cell))
-    return space + cell if flush_right else cell + space
+def print_line(text: str) -> None:
+    """A line on stdout; at a terminal wrapped, with an indent."""
+    width = _terminal_width()
+    lines = text.split("\n")
+    if width is not None:
+        lines = [line for one in lines for line in wrap(one, width)]
+    typer.echo("\n".join(lines))
 
 
-def _width(text: str) -> int:
-    """In columns of a terminal: a Chinese character takes two, a combining accent none."""
-    if text.isascii():
-        return len(text)
-    from wcwidth import wcswidth
+def _terminal_width() -> int | None:
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
-    width = wcswidth(text)
-    return len(text) if width < 0 else width
+
+# --- colour and quiet, as the command line says ---------------------------------------------------
+
+
+class _Manner:
+    colour = True
+    quiet = False
+
+
+_manner = _Manner()
+
+
+def set_manner(*, colour: bool | None = None, quiet: bool | None = None) -> None:
+    """Whether verdicts may have a colour, and whether remarks are left away."""
+    _manner.colour = _manner.colour if colour is None else colour
+    _manner.quiet = _manner.quiet if quiet is None else quiet
+
+
+def is_quiet() -> bool:
+    """Whether remarks on stderr are left away."""
+    return _manner.quiet
+
+
+_GREEN, _YELLOW, _RED = 32, 33, 31
+_COLOURS = {
+    _GREEN: "brought by-handle cache linked mount path proved ready there valid",
+    _YELLOW: "changed moved new no-path options stale symlink to unknown unmounted unreachable "
+    "walk",
+    _RED: "deleted dropped failed fails gone missing no-filesystem no-restore other-type replaced "
+    "reused wrong-path",
+}
+_COLOUR_OF = {word: colour for colour, words in _COLOURS.items() for word in words.split()}
+_PAINTED = {"VERDICT", "STATE"}
+
+
+def _paint(title: str, cell: str) -> str:
+    colour = _COLOUR_OF.get(re.split("[ :]", cell, maxsplit=1)[0])
+    if title not in _PAINTED or colour is None or not _may_colour():
+        return cell
+    return f"\x1b[{colour}m{cell}\x1b[0m"
+
+
+def _may_colour() -> bool:
+    # https://no-color.org
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return _manner.colour and sys.stdout.isatty() and not plain
 
 
 def say(text: str) -> None:
-    """Talk: stderr."""
-    typer.echo(text, err=True)
+    """A remark, on stderr, unless the command is to be quiet."""
+    if not _manner.quiet:
+        typer.echo(text, err=True)
 
 
 def count(number: int, noun: str, plural: str = "") -> str:

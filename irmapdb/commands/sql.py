@@ -117,7 +117,7 @@ def sql(
     Without QUERY and FILE, the SQL comes from stdin. If stdin is a terminal, the saved queries are
     listed. For a session with the database, use `sqlite3 -readonly`, `litecli` or `datasette`.
 
-    Exit code 3: there were more rows than --limit.
+    Exits with 3 if there were more rows than --limit.
 
     Examples:
         irmapdb sql --list
@@ -224,7 +224,7 @@ def _end_process(timeout_s: float) -> None:
         f"stopped: one call of a function took longer than {timeout_s:g} s",
         advice="give the function smaller arguments, or the statement more time with --timeout",
     )
-    render.say(f"irmapdb: {error}")
+    typer.echo(f"irmapdb: {error}", err=True)
     os._exit(error.exit_code)
 
 

@@ -134,10 +134,10 @@ def _switch(command: Sequence[str], databases: Path, unit_dir: Path, *, on: bool
 
     if on:
         path = unit.install(command, databases, unit_dir)
-        typer.echo(f"wrote {printable(path)}")
+        render.print_line(f"wrote {printable(path)}")
         return
     removed = unit.uninstall(unit_dir)
-    typer.echo("there is no unit" if removed is None else f"removed {printable(removed)}")
+    render.print_line("there is no unit" if removed is None else f"removed {printable(removed)}")
 
 
 def _show_status(
@@ -149,7 +149,7 @@ def _show_status(
     if not as_json:
         age_s = max(0.0, time.time() - document["written_at"])
         state = f"process {running}" if running else "not running"
-        typer.echo(f"service: {state}; last look {_span(age_s)} ago")
+        render.print_line(f"service: {state}; last look {_span(age_s)} ago")
     _end({**document, "running": running}, as_json=as_json)
 
 
@@ -163,7 +163,7 @@ def _end(document: Mapping[str, Any], *, as_json: bool) -> None:
 
 def _show(containers: Sequence[Mapping[str, Any]]) -> None:
     if not containers:
-        typer.echo("no containers")
+        render.print_line("no containers")
         return
     now_s = time.time()
     rows = [
@@ -182,13 +182,15 @@ def _show(containers: Sequence[Mapping[str, Any]]) -> None:
     render.print_table(columns, rows)
     for one in containers:
         if one["problem"]:
-            typer.echo(f"{one['id']}: {one['problem']}")
+            render.print_line(f"{one['id']}: {one['problem']}")
         for row in one["no_path"][:_A_FEW]:
             watch = f"{row['kind']} fd {row['fd']} of {row['pid']} ({row['comm']})"
-            typer.echo(f"{one['id']}: no path: {watch}, {row['dev']} {row['ino']}: {row['why']}")
+            render.print_line(
+                f"{one['id']}: no path: {watch}, {row['dev']} {row['ino']}: {row['why']}"
+            )
         missing = one["watches"] - one["resolved"]
         if one["no_path"] and missing > _A_FEW:
-            typer.echo(f"{one['id']}: and {missing - _A_FEW} more without a path")
+            render.print_line(f"{one['id']}: and {missing - _A_FEW} more without a path")
 
 
 def _span(seconds: float) -> str:
