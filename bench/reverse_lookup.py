@@ -16,7 +16,10 @@ from irmapdb.kernel.identity import disproof
 from irmapdb.kernel.proc import fdinfo
 from irmapdb.kernel.root import open_root
 from irmapdb.model import WatchKind
-from irmapdb.resolve import BtrfsLookup, Scan, XfsParents, engine
+from irmapdb.resolve import engine
+from irmapdb.resolve.btrfs import BtrfsLookup
+from irmapdb.resolve.scan import Scan
+from irmapdb.resolve.xfs import XfsParents
 
 
 def main() -> None:

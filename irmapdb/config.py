@@ -32,19 +32,20 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from irmapdb import files
 from irmapdb.durations import parse_duration
 from irmapdb.errors import ConfigError, FileError
 from irmapdb.model import is_fuse, printable
+from irmapdb.record import Record
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from collections.abc import Mapping as MappingABC
+    from typing import Any
 
     from irmapdb.model import Mount
 
@@ -102,8 +103,7 @@ UNWALKED_FILESYSTEMS = frozenset(
 `fuse` type counts as one of them."""
 
 
-@dataclass(frozen=True, slots=True)
-class HookConfig:
+class HookConfig(Record):
     """How CRIU's action script works; the defaults are what holds without a `[hook]`."""
 
     timeout_s: float = 10.0
@@ -119,8 +119,7 @@ class HookConfig:
     """A directory with a database for each container. None: irmap.db in the work dir."""
 
 
-@dataclass(frozen=True, slots=True)
-class Retention:
+class Retention(Record):
     """What is kept in the database; the defaults are what holds without a `[retention]`."""
 
     automatic: bool = True
@@ -135,8 +134,7 @@ class Retention:
     """For so long mappings are kept that hold, and nobody watches."""
 
 
-@dataclass(frozen=True, slots=True)
-class WarmConfig:
+class WarmConfig(Record):
     """How `irmapdb warm` works; the defaults are what holds without a `[warm]`."""
 
     directory: Path = Path("/var/lib/irmapdb")
@@ -149,8 +147,7 @@ class WarmConfig:
     """For so long the databases of containers are kept that are gone."""
 
 
-@dataclass(frozen=True, slots=True)
-class Config:
+class Config(Record):
     """What the file can say; the defaults are what holds without one."""
 
     scan_paths: tuple[bytes, ...] = ()
@@ -229,46 +226,46 @@ def _config(document: dict[str, Any], source: str) -> Config:
 def _hook(table: dict[str, Any], source: str) -> HookConfig:
     hook = HookConfig()
     if "timeout" in table:
-        hook = replace(
-            hook, timeout_s=_seconds(table["timeout"], f"{source}: timeout"), timeout_is_set=True
+        hook = hook._replace(
+            timeout_s=_seconds(table["timeout"], f"{source}: timeout"), timeout_is_set=True
         )
     if "paused-timeout" in table:
         seconds = _seconds(table["paused-timeout"], f"{source}: paused-timeout")
-        hook = replace(hook, paused_timeout_s=seconds)
+        hook = hook._replace(paused_timeout_s=seconds)
     if "strict" in table:
-        hook = replace(hook, strict=_truth(table["strict"], f"{source}: strict"))
+        hook = hook._replace(strict=_truth(table["strict"], f"{source}: strict"))
     if "db" in table:
-        hook = replace(hook, db=_directory(table["db"], f"{source}: db"))
+        hook = hook._replace(db=_directory(table["db"], f"{source}: db"))
     return hook
 
 
 def _retention(table: dict[str, Any], source: str) -> Retention:
     keep = Retention()
     if "automatic" in table:
-        keep = replace(keep, automatic=_truth(table["automatic"], f"{source}: automatic"))
+        keep = keep._replace(automatic=_truth(table["automatic"], f"{source}: automatic"))
     if "keep-runs" in table:
-        keep = replace(keep, keep_runs=_number(table["keep-runs"], f"{source}: keep-runs"))
+        keep = keep._replace(keep_runs=_number(table["keep-runs"], f"{source}: keep-runs"))
     if "keep-rows" in table:
-        keep = replace(keep, keep_rows=_number(table["keep-rows"], f"{source}: keep-rows"))
+        keep = keep._replace(keep_rows=_number(table["keep-rows"], f"{source}: keep-rows"))
     if "stale-older-than" in table:
         span = _span(table["stale-older-than"], f"{source}: stale-older-than")
-        keep = replace(keep, stale_older_than=span)
+        keep = keep._replace(stale_older_than=span)
     if "unused-older-than" in table:
         span = _span(table["unused-older-than"], f"{source}: unused-older-than")
-        keep = replace(keep, unused_older_than=span)
+        keep = keep._replace(unused_older_than=span)
     return keep
 
 
 def _warm(table: dict[str, Any], source: str) -> WarmConfig:
     warm = WarmConfig()
     if "directory" in table:
-        warm = replace(warm, directory=_directory(table["directory"], f"{source}: directory"))
+        warm = warm._replace(directory=_directory(table["directory"], f"{source}: directory"))
     if "interval" in table:
-        warm = replace(warm, interval_s=_seconds(table["interval"], f"{source}: interval"))
+        warm = warm._replace(interval_s=_seconds(table["interval"], f"{source}: interval"))
     if "share" in table:
-        warm = replace(warm, share=_share(table["share"], f"{source}: share"))
+        warm = warm._replace(share=_share(table["share"], f"{source}: share"))
     if "keep-gone" in table:
-        warm = replace(warm, keep_gone=_span(table["keep-gone"], f"{source}: keep-gone"))
+        warm = warm._replace(keep_gone=_span(table["keep-gone"], f"{source}: keep-gone"))
     return warm
 
 
@@ -326,17 +323,17 @@ def with_environment(hook: HookConfig, environment: MappingABC[str, str]) -> Hoo
     """
     if text := environment.get("IRMAPDB_HOOK_TIMEOUT"):
         timeout_s = _seconds_in(text, "IRMAPDB_HOOK_TIMEOUT")
-        hook = replace(hook, timeout_s=timeout_s, timeout_is_set=True)
+        hook = hook._replace(timeout_s=timeout_s, timeout_is_set=True)
     if text := environment.get("IRMAPDB_HOOK_PAUSED_TIMEOUT"):
         paused_s = _seconds_in(text, "IRMAPDB_HOOK_PAUSED_TIMEOUT")
-        hook = replace(hook, paused_timeout_s=paused_s)
+        hook = hook._replace(paused_timeout_s=paused_s)
     if text := environment.get("IRMAPDB_HOOK_STRICT"):
         if text.lower() not in _TRUTHS:
             message = f"IRMAPDB_HOOK_STRICT is {text!r}"
             raise ConfigError(message, advice="set it to 1 or 0")
-        hook = replace(hook, strict=_TRUTHS[text.lower()])
+        hook = hook._replace(strict=_TRUTHS[text.lower()])
     if text := environment.get("IRMAPDB_HOOK_DB"):
-        hook = replace(hook, db=_directory(text, "IRMAPDB_HOOK_DB"))
+        hook = hook._replace(db=_directory(text, "IRMAPDB_HOOK_DB"))
     return hook
 
 

@@ -10,7 +10,6 @@ import os
 import sys
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, NamedTuple
 
 from irmapdb import files
 from irmapdb.errors import DatabaseError, FileError
@@ -18,8 +17,10 @@ from irmapdb.image import cache, critjson
 from irmapdb.image.formats import Format, sniff
 from irmapdb.image.magic import SQLITE_HEADER
 from irmapdb.model import Event, RunStats, is_canonical, printable
+from irmapdb.record import Record
 from irmapdb.scratch import scratch_directory
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
@@ -47,14 +48,14 @@ _SUFFIXES = {
 }
 
 
-class Content(NamedTuple):
+class Content(Record):
     """What a file held."""
 
     format: Format
     entries: tuple[CacheEntry, ...]
 
 
-class Imported(NamedTuple):
+class Imported(Record):
     """How many entries were taken in."""
 
     entries: int

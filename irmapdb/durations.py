@@ -9,12 +9,12 @@ __all__ = ["before", "format_estimate", "parse_duration"]
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _MS_US, _S_US, _MINUTE_US = 1_000, 1_000_000, 60_000_000
-_DURATION = re.compile(r"(\d{1,9}(?:\.\d+)?)\s*([smhdw])")
+_DURATION = r"(\d{1,9}(?:\.\d+)?)\s*([smhdw])"
 
 
 def parse_duration(text: str) -> timedelta:
     """A number and one unit. ValueError says what is expected."""
-    found = _DURATION.fullmatch(text.strip())
+    found = re.fullmatch(_DURATION, text.strip())
     if found is None:
         message = f"{text!r} is no span of time: write 45s, 90m, 2h, 30d or 4w"
         raise ValueError(message)

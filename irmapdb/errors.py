@@ -23,9 +23,8 @@ __all__ = [
 
 # What could move a terminal's cursor, break the line or show it in another order; and bytes that
 # are no UTF-8. A backslash stays: names are quoted by `model.printable` before they get here.
-_CONTROL = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
-)
+# A text, which `re` compiles at its first use: a run without errors, such as the hook's, has none.
+_CONTROL = "[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 
 
 def _escape(match: re.Match[str]) -> str:
@@ -50,8 +49,8 @@ class IrmapError(Exception):
     def __init__(
         self, message: str, *, advice: str = "", about: str = "", remedy: str = ""
     ) -> None:
-        self.message = _CONTROL.sub(_escape, message)
-        self.advice = _CONTROL.sub(_escape, advice)
+        self.message = re.sub(_CONTROL, _escape, message)
+        self.advice = re.sub(_CONTROL, _escape, advice)
         self.about = about
         self.remedy = remedy
         super().__init__(self.message)
@@ -83,7 +82,7 @@ class DatabaseError(IrmapError):
 
     def __init__(self, name: str, reason: str, *, advice: str = "", remedy: str = "") -> None:
         super().__init__(f"{name}: {reason}", advice=advice, remedy=remedy)
-        self.reason = _CONTROL.sub(_escape, reason)
+        self.reason = re.sub(_CONTROL, _escape, reason)
 
 
 class SqlError(IrmapError):

@@ -18,12 +18,13 @@ import fcntl
 import os
 import re
 import stat
-from typing import TYPE_CHECKING, NamedTuple
 
 from irmapdb.errors import FileError
 from irmapdb.model import printable
 from irmapdb.ownership import open_directory
+from irmapdb.record import Record
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from typing import BinaryIO
@@ -221,7 +222,7 @@ def _lock(fd: int) -> bool:
     return True
 
 
-class _Content(NamedTuple):
+class _Content(Record):
     """What a new file is to be."""
 
     data: bytes | int
@@ -302,7 +303,7 @@ def _sync_directory(dir_fd: int) -> None:
             raise
 
 
-class _New(NamedTuple):
+class _New(Record):
     """A new file, whole, synced and locked, beside the target that it is to be."""
 
     target: bytes

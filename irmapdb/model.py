@@ -10,10 +10,13 @@ import enum
 import os
 import re
 import sys
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from types import MappingProxyType
 
+from irmapdb.record import Record
+
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections import abc
     from datetime import datetime
 
 __all__ = [
@@ -84,7 +87,7 @@ def parse_kdev(text: str) -> int:
 
 _NAMED = {"\n": "\\n", "\t": "\\t", "\r": "\\r", "\\": "\\\\"}
 _NAMED_BACK = {escape[1]: character for character, escape in _NAMED.items()}
-_ESCAPE = re.compile(r"\\(?:x([0-9a-f]{2})|u([0-9a-f]{4})|U([0-9a-f]{8})|([ntr\\])|)")
+_ESCAPE = r"\\(?:x([0-9a-f]{2})|u([0-9a-f]{4})|U([0-9a-f]{8})|([ntr\\])|)"
 _ASCII = 0x80
 
 
@@ -117,7 +120,7 @@ def printable(name: bytes | os.PathLike[str]) -> str:
 
 def from_printable(text: str) -> bytes:
     """The name that `printable` shows as `text`. ValueError for an escape that it never writes."""
-    return os.fsencode(_ESCAPE.sub(_unescape, text))
+    return os.fsencode(re.sub(_ESCAPE, _unescape, text))
 
 
 def _unescape(found: re.Match[str]) -> str:
@@ -147,7 +150,7 @@ def is_canonical(path: bytes) -> bool:
     return _CANONICAL.fullmatch(path) is not None
 
 
-class InodeKey(NamedTuple):
+class InodeKey(Record):
     """What CRIU's cache is keyed by. Not unique on btrfs and overlayfs."""
 
     kdev: int
@@ -158,7 +161,7 @@ class InodeKey(NamedTuple):
         return f"{self.kdev:x}:{self.ino:x}"
 
 
-class FileHandle(NamedTuple):
+class FileHandle(Record):
     """`struct file_handle` as fdinfo prints it and name_to_handle_at(2) returns it."""
 
     type: int
@@ -168,7 +171,7 @@ class FileHandle(NamedTuple):
         return f"{self.type:x}:{self.data.hex()}"
 
 
-class Identity(NamedTuple):
+class Identity(Record):
     """What an inode *is*: (kdev, handle), or (kdev, ino) where no handle can be had."""
 
     kdev: int
@@ -202,7 +205,7 @@ class WatchKind(enum.StrEnum):
     FANOTIFY = "fanotify"
 
 
-class Watch(NamedTuple):
+class Watch(Record):
     """One inode that a task watches: an inotify watch or a fanotify inode mark."""
 
     pid: int
@@ -227,7 +230,7 @@ class MarkKind(enum.StrEnum):
     """Since Linux 6.14: it hears what is mounted and unmounted there."""
 
 
-class Mark(NamedTuple):
+class Mark(Record):
     """A fanotify mark on a whole mount, filesystem or mount namespace."""
 
     pid: int
@@ -241,7 +244,7 @@ class Mark(NamedTuple):
     mflags: int
 
 
-class WatchFile(NamedTuple):
+class WatchFile(Record):
     """One open inotify or fanotify descriptor, as its fdinfo showed it."""
 
     pid: int
@@ -257,7 +260,7 @@ class WatchFile(NamedTuple):
     marks: tuple[Mark, ...]
 
 
-class Mount(NamedTuple):
+class Mount(Record):
     """One line of mountinfo, proc_pid_mountinfo(5), octal escapes undone."""
 
     mnt_id: int
@@ -280,7 +283,7 @@ def is_fuse(fstype: str) -> bool:
     return fstype.partition(".")[0] in {"fuse", "fuseblk"}
 
 
-class CacheEntry(NamedTuple):
+class CacheEntry(Record):
     """One `irmap_cache_entry` of CRIU's image: exactly what the file says, believed by nobody."""
 
     kdev: int
@@ -331,8 +334,7 @@ class StaleReason(enum.StrEnum):
     """The inode is there, under a name that nobody knows. An audit's too."""
 
 
-@dataclass(frozen=True, slots=True)
-class Mapping:
+class Mapping(Record):
     """One row of the working set: an inode and a path it had."""
 
     identity: Identity
@@ -367,7 +369,7 @@ class ChangeKind(enum.StrEnum):
     REVIVED = "revived"
 
 
-class Change(NamedTuple):
+class Change(Record):
     """Something that happened to the mapping of one inode in one run."""
 
     kind: ChangeKind
@@ -382,14 +384,14 @@ class Change(NamedTuple):
     """As in Mapping: the paths start at the root of this mount namespace."""
 
 
-class Tried(NamedTuple):
+class Tried(Record):
     """What one resolver said about a watch that it could not resolve."""
 
     resolver: str
     note: str
 
 
-class Resolved(NamedTuple):
+class Resolved(Record):
     """A path that was proved against the identity in this run."""
 
     identity: Identity
@@ -401,8 +403,7 @@ class Resolved(NamedTuple):
     mntns: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Unresolved:
+class Unresolved(Record):
     """No path could be proved; a result like any other."""
 
     identity: Identity
@@ -428,8 +429,7 @@ class Event(enum.StrEnum):
     PRUNE = "prune"
 
 
-@dataclass(frozen=True, slots=True)
-class RunStats:
+class RunStats(Record):
     """The figures of one step; all times in microseconds."""
 
     freezing_us: int = 0
@@ -461,5 +461,5 @@ class RunStats:
     """1: a container engine had the tasks paused already."""
     paused_us: int = 0
     """Of that pause: until CRIU had its answer."""
-    sources: dict[str, int] = field(default_factory=dict)
+    sources: abc.Mapping[str, int] = MappingProxyType({})
     """How many identities each resolver answered."""

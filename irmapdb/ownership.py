@@ -17,12 +17,12 @@ import os
 import re
 import stat
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from irmapdb.errors import FileError
 from irmapdb.model import printable
+from irmapdb.record import Record
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -30,12 +30,11 @@ __all__ = ["Directory", "belongs_to_us", "open_directory"]
 
 _PATH = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
-_FUSE_USER = re.compile(rb" - fuse\S* \S+ \S*\buser_id=(\d+)")
+_FUSE_USER = rb" - fuse\S* \S+ \S*\buser_id=(\d+)"
 _MOST_LINKS = 40  # MAXSYMLINKS in include/linux/namei.h
 
 
-@dataclass(frozen=True, slots=True)
-class Directory:
+class Directory(Record):
     """An open directory."""
 
     fd: int
@@ -197,7 +196,7 @@ def _why_served(devices: set[int]) -> str:
         return ""
     with open("/proc/self/mountinfo", "rb") as file:
         for line in file:
-            found = _FUSE_USER.search(line)
+            found = re.search(_FUSE_USER, line)
             if found and line.split(b" ", 3)[2] in numbers and _is_other(int(found[1])):
                 return f"it lies on a FUSE filesystem that uid {int(found[1])} has mounted"
     return ""

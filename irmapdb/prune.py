@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, NamedTuple
 
 from irmapdb.config import Retention
 from irmapdb.model import Event, RunStats
+from irmapdb.record import Record
 from irmapdb.store.database import Store
 from irmapdb.store.retention import Pruned
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
@@ -22,12 +22,11 @@ _ROWS_A_TRANSACTION = 20_000
 database."""
 
 
-@dataclass(frozen=True, slots=True)
-class PruneOptions:
+class PruneOptions(Record):
     """What is to be kept, and how."""
 
     database: Path
-    keep: Retention = field(default_factory=Retention)
+    keep: Retention = Retention()
     dry_run: bool = False
     """Count, and write nothing."""
     vacuum: bool = False
@@ -38,7 +37,7 @@ class PruneOptions:
     """How long to wait for another process's step in the database."""
 
 
-class PruneReport(NamedTuple):
+class PruneReport(Record):
     """What was taken out; with `dry_run`, what would be."""
 
     pruned: Pruned

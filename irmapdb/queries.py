@@ -7,26 +7,26 @@ it needs to be told is a parameter, as in `irmapdb sql unproved -p days=2`.
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass, field
 from textwrap import dedent
-from typing import TYPE_CHECKING
+from types import MappingProxyType
 
 from irmapdb.errors import UsageError
+from irmapdb.record import Record
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 __all__ = ["SAVED", "Saved", "find", "why_empty"]
 
 
-@dataclass(frozen=True, slots=True)
-class Saved:
+class Saved(Record):
     """One question with a name."""
 
     name: str
     about: str
     sql: str
-    parameters: Mapping[str, str | int | None] = field(default_factory=dict)
+    parameters: Mapping[str, str | int | None] = MappingProxyType({})
     """What each is where it is not given; None: it has to be."""
     if_empty: str = ""
     """What an answer without rows means, where that is not plain."""

@@ -14,11 +14,11 @@ import shutil
 import stat
 import tempfile
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
 
 from irmapdb.errors import FileError
 from irmapdb.ownership import open_directory
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-from dataclasses import replace
 
 import pytest
 from hypothesis import example, given, settings
@@ -212,7 +211,7 @@ def test_verdict(known: Facts, call: Call, verdict: WatchVerdict, outcome: CriuO
         (facts("overlay", handle=UNOPENED, overlay=OverlayLook((), 9, 9)), NEWER, Look.SEARCH),
         (
             facts("overlay", handle=UNOPENED, overlay=OverlayLook((), 9, 9)),
-            replace(NEWER, force_irmap=True),
+            NEWER._replace(force_irmap=True),
             Look.CACHE,
         ),
         (facts(handle=NAMELESS, cache=CacheLook()), FORCED, Look.SCAN),
@@ -271,13 +270,13 @@ FIELDS = {
 @given(anything, calls)
 def test_every_decision_ends_and_looks_only_forward(everything: Facts, call: Call) -> None:
     """Each look that is asked for comes after those before it, and the answer needs no other."""
-    known = replace(Facts(everything.identity, everything.fstype), own_mounts=everything.own_mounts)
+    known = Facts(everything.identity, everything.fstype)._replace(own_mounts=everything.own_mounts)
     taken: list[Look] = []
     step = decide(known, call)
     while isinstance(step, Look):
         assert not taken or step > taken[-1]
         taken.append(step)
-        known = replace(known, **{FIELDS[step]: getattr(everything, FIELDS[step])})
+        known = known._replace(**{FIELDS[step]: getattr(everything, FIELDS[step])})
         step = decide(known, call)
     assert step == decide(everything, call)
     linked = step.verdict is WatchVerdict.SYMLINK
@@ -289,7 +288,7 @@ def test_every_decision_ends_and_looks_only_forward(everything: Facts, call: Cal
     assert step.verdict.right or step.advice
     if Look.SEARCH in taken:
         # To give advice changes no outcome: CRIU does not search.
-        anywhere = replace(known, search=SearchLook(b"/e", acceptable=True))
+        anywhere = known._replace(search=SearchLook(b"/e", acceptable=True))
         assert decide(anywhere, call).outcome is step.outcome
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from irmapdb.errors import ImageError
 from irmapdb.image.cache import decode_cache, encode_cache
 from irmapdb.image.cache_bytes import cache_bytes
+from irmapdb.image.cache_bytes import cache_entries as plain_entries
 from irmapdb.model import CacheEntry
 
 DATA = Path(__file__).parent / "data" / "images"
@@ -19,6 +20,19 @@ IMAGES = sorted(DATA.glob("*.irmap-cache"))
 ROOT_DISK = 254 << 20
 
 HEADER = bytes.fromhex("40591055 59400057")
+
+
+def decode(image: bytes, name: str) -> tuple[CacheEntry, ...]:
+    """With protobuf, and the same without."""
+    plain = plain_entries(image)
+    try:
+        entries = decode_cache(image, name)
+    except ImageError:
+        assert plain is None
+        raise
+    assert plain == entries
+    return entries
+
 
 ODD_NAMES = [
     (1458192, b""),
@@ -83,7 +97,7 @@ def framed(*messages: bytes) -> bytes:
 
 def refused(image: bytes) -> ImageError:
     with pytest.raises(ImageError) as caught:
-        decode_cache(image, "work/irmap-cache")
+        decode(image, "work/irmap-cache")
     assert str(caught.value).startswith("work/irmap-cache: offset ")
     assert "\n" not in str(caught.value)
     assert caught.value.advice
@@ -93,19 +107,19 @@ def refused(image: bytes) -> ImageError:
 @pytest.mark.parametrize("path", IMAGES, ids=lambda path: path.stem)
 def test_what_criu_wrote_is_read_exactly_and_written_back(path):
     image = path.read_bytes()
-    entries = decode_cache(image, path.name)
+    entries = decode(image, path.name)
     assert entries == tuple(CacheEntry(ROOT_DISK, *pair) for pair in EXPECTED[path.stem])
     assert encode_cache(entries) == image
 
 
 @given(st.lists(cache_entries, max_size=20))
 def test_entries_survive_in_their_order_up_to_the_limits(entries):
-    assert decode_cache(encode_cache(entries), "x") == tuple(entries)
+    assert decode(encode_cache(entries), "x") == tuple(entries)
 
 
 def test_the_largest_numbers_and_an_empty_path():
     entries = (CacheEntry(2**32 - 1, 2**64 - 1, b""), CacheEntry(0, 0, b"\0\n/\xff"))
-    assert decode_cache(encode_cache(entries), "x") == entries
+    assert decode(encode_cache(entries), "x") == entries
 
 
 @pytest.mark.parametrize(("kdev", "ino"), [(-1, 0), (2**32, 0), (0, -1), (0, 2**64)])
@@ -117,11 +131,11 @@ def test_a_number_that_the_image_cannot_hold_is_refused(kdev, ino):
 @pytest.mark.parametrize("name", ["odd-names", "swap-after"])
 def test_cut_off_at_every_offset(name):
     image = (DATA / f"{name}.irmap-cache").read_bytes()
-    entries = decode_cache(image, "x")
+    entries = decode(image, "x")
     whole = {end: count for count, end in enumerate(entry_ends(image))}
     for cut in range(len(image)):
         if cut in whole:
-            assert decode_cache(image[:cut], "x") == entries[: whole[cut]]
+            assert decode(image[:cut], "x") == entries[: whole[cut]]
         else:
             refused(image[:cut])
 
@@ -134,7 +148,7 @@ def test_a_damaged_image_is_refused_or_means_what_it_says(data):
         to = data.draw(st.integers(at, min(at + 4, len(image))))
         image[at:to] = data.draw(st.binary(max_size=4))
     try:
-        entries = decode_cache(bytes(image), "x")
+        entries = decode(bytes(image), "x")
     except ImageError:
         return
     assert encode_cache(entries) == image
@@ -144,7 +158,7 @@ def test_a_damaged_image_is_refused_or_means_what_it_says(data):
 def test_any_message_is_refused_or_written_back(messages):
     image = framed(*messages)
     try:
-        entries = decode_cache(image, "x")
+        entries = decode(image, "x")
     except ImageError:
         return
     assert encode_cache(entries) == image

@@ -8,7 +8,6 @@ import sqlite3
 import subprocess
 import sys
 from contextlib import closing
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -128,13 +127,13 @@ def counts(path: Path) -> dict[str, int]:
 
 def pruned(path: Path, **kwargs: object) -> Pruned:
     """By hand; a dry run before it says the same and writes nothing."""
-    options = PruneOptions(path, keep=replace(EVERYTHING, **kwargs))
+    options = PruneOptions(path, keep=EVERYTHING._replace(**kwargs))
     before = path.read_bytes()
-    foretold = prune(replace(options, dry_run=True))
+    foretold = prune(options._replace(dry_run=True))
     assert path.read_bytes() == before
     done = prune(options)
     assert done.pruned == foretold.pruned
-    assert prune(replace(options, dry_run=True)).pruned.mappings == 0
+    assert prune(options._replace(dry_run=True)).pruned.mappings == 0
     return done.pruned
 
 
@@ -331,7 +330,7 @@ def test_a_dry_run_tells_what_will_go(
 def test_a_step_takes_out_a_bounded_part(life: Life) -> None:
     live_steps(life, 1500, apart=timedelta(minutes=1), replaced=1)
     assert life.pruned == Pruned()
-    life.keep = replace(EVERYTHING, keep_runs=1, keep_rows=1)
+    life.keep = EVERYTHING._replace(keep_runs=1, keep_rows=1)
     live_steps(life, 1, replaced=1)
     at_most = _FEW + 2 * 5
     assert 0 < life.pruned.watches + life.pruned.runs <= at_most
@@ -368,7 +367,7 @@ def test_a_year_of_a_hook_that_runs_every_minute(tmp_path: Path) -> None:
 
 def test_it_is_made_smaller_when_asked(life: Life) -> None:
     live_steps(life, 300, apart=timedelta(minutes=1), replaced=3)
-    keep = replace(EVERYTHING, keep_runs=1, keep_rows=1)
+    keep = EVERYTHING._replace(keep_runs=1, keep_rows=1)
     done = prune(PruneOptions(life.path, keep=keep))
     assert done.free > done.size / 2
     smaller = prune(PruneOptions(life.path, keep=keep, vacuum=True))

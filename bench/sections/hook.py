@@ -96,7 +96,11 @@ def _script(bench: Bench) -> Path:
     run = place / "run"
     run.mkdir(mode=0o700)
     script = place / "hook"
-    script.write_bytes(script_text(hook_program(place), config_file=place / "none", run=run))
+    script.write_bytes(
+        script_text(
+            hook_program(place), python=Path(sys.executable), config_file=place / "none", run=run
+        )
+    )
     script.chmod(0o755)
     return script
 

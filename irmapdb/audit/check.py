@@ -16,9 +16,7 @@ import errno
 import fnmatch
 import os
 import time
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, NamedTuple
 
 from irmapdb.config import Config
 from irmapdb.errors import TaskError, UsageError
@@ -30,9 +28,16 @@ from irmapdb.kernel.proc import mountinfo, tasks
 from irmapdb.kernel.proc.namespaces import open_namespace
 from irmapdb.kernel.root import Root, open_root
 from irmapdb.model import StaleReason, format_kdev, printable
-from irmapdb.resolve import BtrfsLookup, Handles, Scan, StoredRows, XfsParents, engine
+from irmapdb.record import Record
+from irmapdb.resolve import engine
+from irmapdb.resolve.btrfs import BtrfsLookup
+from irmapdb.resolve.handle import Handles
+from irmapdb.resolve.scan import Scan
+from irmapdb.resolve.stored import StoredRows
+from irmapdb.resolve.xfs import XfsParents
 from irmapdb.store.database import Store
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
     from pathlib import Path
@@ -80,8 +85,7 @@ class AuditVerdict(enum.StrEnum):
     """We may not look, or had no answer, or the path belongs to another mount namespace."""
 
 
-@dataclass(frozen=True, slots=True)
-class Evidence:
+class Evidence(Record):
     """Why a mapping does not hold."""
 
     reason: StaleReason | None = None
@@ -101,7 +105,7 @@ class Evidence:
     note: str = ""
 
 
-class _Sight(NamedTuple):
+class _Sight(Record):
     """What a look at a path came to: an inode and its status, nothing, or why neither."""
 
     found: Identity | None = None
@@ -109,7 +113,7 @@ class _Sight(NamedTuple):
     unseen: str = ""
 
 
-class AuditFinding(NamedTuple):
+class AuditFinding(Record):
     """A mapping as it is stored, and what it is worth."""
 
     mapping: Mapping
@@ -128,8 +132,7 @@ class AuditFinding(NamedTuple):
         return self.verdict is not AuditVerdict.VALID and not self.mapping.stale
 
 
-@dataclass(frozen=True, slots=True)
-class Selection:
+class Selection(Record):
     """Which mappings are of interest; the default is all of them."""
 
     paths: tuple[bytes, ...] = ()
@@ -155,8 +158,7 @@ class Selection:
         return not self.verdicts or finding.verdict in self.verdicts
 
 
-@dataclass(frozen=True, slots=True)
-class AuditOptions:
+class AuditOptions(Record):
     """What the audit is told."""
 
     database: Path
@@ -168,7 +170,7 @@ class AuditOptions:
     select: Selection = Selection()
     search: bool = False
     """Whether to scan for what nobody knows a path of."""
-    config: Config = field(default_factory=Config)
+    config: Config = Config()
     on_checked: Callable[[int, int], None] = lambda _done, _all: None
     """Told how many mappings were checked, of how many."""
     on_scanned: Callable[[int, bytes], None] = lambda _scanned, _top: None
@@ -177,8 +179,7 @@ class AuditOptions:
     """How long to wait for another process's step in the database."""
 
 
-@dataclass(frozen=True, slots=True)
-class AuditReport:
+class AuditReport(Record):
     """What came out, by the ids of the mappings."""
 
     findings: tuple[AuditFinding, ...]

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections import Counter
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, NamedTuple
 
 from irmapdb.audit.check import AuditVerdict, open_audit
 from irmapdb.checkpoint.changes import ChangeSet, diff
 from irmapdb.kernel.proc import tasks
 from irmapdb.model import ChangeKind, Event, Resolved, RunStats, Source, StaleReason
+from irmapdb.record import Record
 from irmapdb.resolve.engine import Disproved, Resolution
 from irmapdb.store.database import Store
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["Mended", "mend"]
 
 
-class Mended(NamedTuple):
+class Mended(Record):
     """What was found, and what was done about it."""
 
     report: AuditReport

@@ -5,10 +5,10 @@ Pure: rows and outcome in, stale rows and changes out.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
-
 from irmapdb.model import Change, ChangeKind, Source, StaleReason
+from irmapdb.record import Record
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from collections.abc import Mapping as MappingABC
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["ChangeSet", "add_unmounted", "diff"]
 
 
-class ChangeSet(NamedTuple):
+class ChangeSet(Record):
     """What the store has to be told."""
 
     stale: tuple[tuple[Mapping, StaleReason], ...]

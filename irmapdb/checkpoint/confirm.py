@@ -10,8 +10,8 @@ from __future__ import annotations
 import operator
 import os
 from collections import Counter
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 

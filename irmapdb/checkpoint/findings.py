@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from irmapdb.checkpoint import changes, criu_cache
 from irmapdb.kernel.proc.holders import deleted_holders
 from irmapdb.model import Event, MarkKind, RunStats, format_kdev
+from irmapdb.record import Record
 from irmapdb.store.records import WatchRow
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+    from typing import Protocol
 
     from irmapdb.checkpoint.work_dir import News, WorkDir
     from irmapdb.config import Config
@@ -29,7 +30,7 @@ __all__ = ["FSNOTIFY_NAMES", "Begun", "Findings", "MarkRow", "Tree", "make_findi
 FSNOTIFY_NAMES = "inotify.img", "fanotify.img"
 
 
-class MarkRow(NamedTuple):
+class MarkRow(Record):
     """A mark that has no inode, and what it is on."""
 
     mark: Mark
@@ -45,20 +46,19 @@ class MarkRow(NamedTuple):
         return self.mark.kind is not MarkKind.MOUNT
 
 
-@dataclass(slots=True)
 class Begun:
     """One step's place, time and figures."""
 
-    event: Event
-    place: WorkDir
-    started_at: datetime
-    freezing_us: int = 0
-    frozen_us: int = 0
-    share: RunStats = field(default_factory=RunStats)
+    def __init__(self, event: Event, place: WorkDir, started_at: datetime) -> None:
+        self.event = event
+        self.place = place
+        self.started_at = started_at
+        self.freezing_us = 0
+        self.frozen_us = 0
+        self.share = RunStats()
 
 
-@dataclass(frozen=True, slots=True)
-class Findings:
+class Findings(Record):
     """What a step found and proved, before any of it is written."""
 
     event: Event
@@ -90,19 +90,21 @@ class Findings:
     """The irmap-cache that was taken over and is not stored yet."""
 
 
-class Tree(Protocol):
-    """The tasks, as far as findings tell of them."""
+if TYPE_CHECKING:
 
-    pid: int
-    root: Root
-    denied: tuple[Denied, ...]
-    unread: int
+    class Tree(Protocol):
+        """The tasks, as far as findings tell of them."""
 
-    @property
-    def pids(self) -> list[int]: ...
-    def comm(self, pid: int) -> bytes: ...
-    def mount_of(self, mnt_id: int) -> Mount | None: ...
-    def mntns_of(self, mnt_id: int) -> int: ...
+        pid: int
+        root: Root
+        denied: tuple[Denied, ...]
+        unread: int
+
+        @property
+        def pids(self) -> list[int]: ...
+        def comm(self, pid: int) -> bytes: ...
+        def mount_of(self, mnt_id: int) -> Mount | None: ...
+        def mntns_of(self, mnt_id: int) -> int: ...
 
 
 def make_findings(
@@ -115,8 +117,7 @@ def make_findings(
     change_set = changes.diff(search.rows, outcome, search.disprove)
     current = {row.watch.identity for row in watches}
     resolved = [answer for answer in outcome.resolved.values() if answer.identity in current]
-    stats = replace(
-        begun.share,
+    stats = begun.share._replace(
         freezing_us=begun.freezing_us,
         frozen_us=begun.frozen_us,
         resolve_us=search.resolve_us,

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import stat
-from typing import TYPE_CHECKING, NamedTuple
 
 from irmapdb.errors import FileError
 from irmapdb.kernel.child_call import call_in_child
+from irmapdb.log import Log
 from irmapdb.model import printable
+from irmapdb.record import Record
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -19,12 +20,12 @@ if TYPE_CHECKING:
 
 __all__ = ["check_scan_paths"]
 
-_log = logging.getLogger(__name__)
+_log = Log(__name__)
 
 _PATIENCE_S = 5.0
 
 
-class _Trouble(NamedTuple):
+class _Trouble(Record):
     """Why there is nothing to scan at a path."""
 
     why: str

@@ -13,13 +13,10 @@ to import are imported where they are needed.
 from __future__ import annotations
 
 import contextlib
-import logging
 import signal
 import time
-from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
 
 from irmapdb import collector, files
 from irmapdb.checkpoint import criu_cache, work_dir
@@ -35,10 +32,13 @@ from irmapdb.kernel.proc.fdinfo_files import FdinfoFiles
 from irmapdb.kernel.proc.namespaces import mounted_anywhere
 from irmapdb.kernel.proc.survey import read_survey
 from irmapdb.kernel.root import Root, open_root
+from irmapdb.log import Log
 from irmapdb.model import Event, MarkKind, Resolved, RunStats, Source
+from irmapdb.record import Record
 from irmapdb.resolve.engine import Resolution
 from irmapdb.resolve.search import Paused, Search
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
@@ -75,11 +75,10 @@ __all__ = [
     "pre_dump",
 ]
 
-_log = logging.getLogger(__name__)
+_log = Log(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class StepOptions:
+class StepOptions(Record):
     """What pre-dump and dump are told."""
 
     pid: int
@@ -88,7 +87,7 @@ class StepOptions:
     database: Path | None = None
     prev_images_dir: Path | None = None
     scan_paths: tuple[bytes, ...] = ()
-    config: Config = field(default_factory=Config)
+    config: Config = Config()
     progress: Callable[[int, bytes], None] = lambda _scanned, _top: None
     """Told during a scan: entries looked at so far, and where."""
     over: Callable[[], bool] = lambda: False
@@ -104,7 +103,7 @@ class StepOptions:
     """Told by `find` what is watched, before any path is looked for."""
 
 
-class Survey(NamedTuple):
+class Survey(Record):
     """What is watched, and what is known of it so far."""
 
     watches: int
@@ -112,8 +111,7 @@ class Survey(NamedTuple):
     """What irmap-cache would hold now, with what has been proved. For any thread, at any time."""
 
 
-@dataclass(frozen=True, slots=True)
-class FreezeOptions:
+class FreezeOptions(Record):
     """How dump stops the tasks."""
 
     cgroup: Path | None = None
@@ -121,8 +119,7 @@ class FreezeOptions:
     leave_stopped: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class StepReport:
+class StepReport(Record):
     """What a step came to."""
 
     event: Event
@@ -170,7 +167,8 @@ def find(options: StepOptions, stored: StoredMappings) -> Findings:
             watched = tree.read(options.over)
             options.surveyed(_survey(options, tree, search, watched))
             watched = _resolve(tree, search, watched, options.over)
-            return replace(make_findings(options.config, begun, tree, search, watched), news=news)
+            found = make_findings(options.config, begun, tree, search, watched)
+            return found._replace(news=news)
 
 
 def _survey(options: StepOptions, tree: _Tree, search: Search, watched: list[WatchFile]) -> Survey:
@@ -417,14 +415,24 @@ def _tree(options: StepOptions) -> Iterator[_Tree]:
         yield _Tree(options.pid, root, texts)
 
 
-@dataclass(slots=True)
 class _Transaction(Begun):
     """The same, and the transaction that all of it goes into."""
 
-    tx: Step = field(kw_only=True)
-    until_committed: contextlib.ExitStack = field(kw_only=True)
-    """Undoes what was done beside the database, should it not be committed."""
-    private_copy: str = ""
+    def __init__(
+        self,
+        event: Event,
+        place: WorkDir,
+        started_at: datetime,
+        *,
+        tx: Step,
+        until_committed: contextlib.ExitStack,
+        private_copy: str,
+    ) -> None:
+        super().__init__(event, place, started_at)
+        self.tx = tx
+        self.until_committed = until_committed
+        """Undoes what was done beside the database, should it not be committed."""
+        self.private_copy = private_copy
 
 
 def _place(options: StepOptions) -> WorkDir:
@@ -448,11 +456,14 @@ def _transaction(options: StepOptions, event: Event) -> Iterator[_Transaction]:
     with Store.open(place.database, create=True, wait_s=options.wait_s) as store:
         try:
             with contextlib.ExitStack() as until_committed, store.step() as tx:
-                step = _Transaction(
-                    event, place, started_at, tx=tx, until_committed=until_committed
+                yield _Transaction(
+                    event,
+                    place,
+                    started_at,
+                    tx=tx,
+                    until_committed=until_committed,
+                    private_copy=store.why_copied,
                 )
-                step.private_copy = store.why_copied
-                yield step
         except FreezeError as error:
             if store.made:
                 raise  # nothing is left behind, not even the database
@@ -514,7 +525,7 @@ def _write(options: StepOptions, step: _Transaction, found: Findings, loaded: in
 def _store(options: StepOptions, step: _Transaction, found: Findings, loaded: int) -> StepReport:
     now = found.finished_at
     change_set = add_unmounted(found.change_set, _unmounted(step.tx, found.mounted))
-    stats = replace(found.stats, stale=len(change_set.stale))
+    stats = found.stats._replace(stale=len(change_set.stale))
     step.tx.flag_all()
     step.tx.mark_stale(change_set.stale, now)
     step.tx.prove(found.proved, now)

@@ -12,16 +12,16 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
 
 from irmapdb import files
 from irmapdb.errors import FileError
-from irmapdb.image.cache_bytes import cache_bytes
+from irmapdb.image.cache_bytes import cache_bytes, cache_entries
 from irmapdb.model import Identity, Mapping, Source, printable
 from irmapdb.ownership import open_directory
+from irmapdb.record import Record
 from irmapdb.store.records import FileStamp
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
     from contextlib import ExitStack
@@ -48,8 +48,7 @@ PARENT_NAME = "parent"
 DATABASE_NAME = "irmap.db"
 
 
-@dataclass(frozen=True, slots=True)
-class WorkDir:
+class WorkDir(Record):
     """The directories of one step; `open` makes sure that they are there."""
 
     images: Path
@@ -143,7 +142,7 @@ def _make(path: bytes, stack: contextlib.ExitStack) -> Callable[[], None]:
     return remove
 
 
-class News(NamedTuple):
+class News(Record):
     """An irmap-cache that is another file than we last read or wrote."""
 
     path: Path
@@ -168,11 +167,17 @@ def read_news(image_seen: Callable[[Path], FileStamp | None], place: WorkDir) ->
         stamp = FileStamp.of(status)
         if image_seen(path) == stamp:
             return None
-        from irmapdb.image import cache  # noqa: PLC0415 protobuf takes longer than most steps
-
         data = files.read_whole(path, limit_bytes=files.LIMIT_BYTES)
-        return News(path, stamp, cache.decode_cache(data, printable(path)))
+        return News(path, stamp, _decode(data, printable(path)))
     return None
+
+
+def _decode(data: bytes, name: str) -> tuple[CacheEntry, ...]:
+    if (entries := cache_entries(data)) is not None:
+        return entries
+    from irmapdb.image import cache  # noqa: PLC0415 protobuf takes longer than most steps
+
+    return cache.decode_cache(data, name)
 
 
 class MappingsAndNews:
@@ -202,7 +207,7 @@ class MappingsAndNews:
             if new := self._new.get(key):
                 rows = found.setdefault(key, [])
                 # A stale row that the image has again is live again.
-                rows[:] = [replace(r, stale_at=None) if r.path in new else r for r in rows]
+                rows[:] = [r._replace(stale_at=None) if r.path in new else r for r in rows]
                 known = {row.path for row in rows}
                 rows += (
                     Mapping(Identity(*key, None), path, Source.IMAGE, True, self._now, id=row_id)  # noqa: FBT003 to be proved
@@ -228,9 +233,7 @@ def save_images(
 
     The old ones come back if `until_committed` is closed by an exception.
     """
-    from irmapdb.image import cache  # noqa: PLC0415
-
     step.set_image(entries)
-    images = [*others, (place.cache, cache.encode_cache(entries))]
+    images = [*others, (place.cache, cache_bytes(entries))]
     *_, status = until_committed.enter_context(files.replaced(images))
     step.set_image_seen(place.cache, FileStamp.of(status))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -34,6 +34,7 @@ from irmapdb.commands.watch_rows import (
     wd_cell,
 )
 from irmapdb.errors import UsageError
+from irmapdb.record import Record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -247,7 +248,7 @@ def _mark_row(one: MarkCheck) -> tuple[str, ...]:
     return (*watch_cells(one.mark, one.comm), verdict, render.printable(one.target))
 
 
-class _Finding(NamedTuple):
+class _Finding(Record):
     what: str
     why: str
     advice: str

@@ -278,7 +278,7 @@ def _document(report: StepReport, *, left_stopped: bool) -> dict[str, Any]:
             "hits": stats.hits,
             "stale": stats.stale,
             "scanned": stats.scanned,
-            "sources": stats.sources,
+            "sources": dict(stats.sources),
         },
         "loaded": report.loaded,
         "left_stopped": left_stopped,

@@ -11,13 +11,14 @@ import logging
 import os
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from irmapdb.commands.group import HELP_OPTIONS
 from irmapdb.commands.options import database_path
 from irmapdb.errors import IrmapError
+from irmapdb.record import Record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -36,14 +37,14 @@ _MOST = 200
 _PATIENCE_S = 2.0
 
 
-class Proposal(NamedTuple):
+class Proposal(Record):
     """One word that may come next."""
 
     value: str
     about: str = ""
 
 
-class _Line(NamedTuple):
+class _Line(Record):
     """What stands before the unfinished word, from the command on."""
 
     command: Any

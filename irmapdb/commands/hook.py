@@ -143,8 +143,9 @@ def _install(
     if not called.exists() or hook_script.is_script(called):
         program = _program()
         config_files.check_hook(program)
+        _compile()
         for file in config_files.of_runtime(runtime, Path(os.path.abspath(criu_dir))):
-            hook_script.write_script(called, program, file)
+            hook_script.write_script(called, program, file, python=Path(sys.executable))
     _show(config_files.install(runtime, called, criu_dir), as_json=as_json)
     return called
 
@@ -178,6 +179,16 @@ def _program() -> Path:
             return program
     message = f"no {HOOK_NAME} is installed"
     raise FileError(message, advice="install irmapdb with pip")
+
+
+def _compile() -> None:
+    # Some installers leave that to the first start, which is the hook's, or is not allowed to.
+    import compileall
+
+    import irmapdb
+
+    for directory in irmapdb.__path__:
+        compileall.compile_dir(directory, quiet=2)
 
 
 def _say_who_calls(called: Path, runtime: Runtime, *, as_json: bool) -> None:

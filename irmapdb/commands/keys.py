@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from irmapdb.errors import UsageError
 from irmapdb.model import DEVICE, InodeKey, from_printable, parse_kdev, printable
+from irmapdb.record import Record
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -55,7 +56,7 @@ _FDINFO = re.compile(
 _ADVICE = "write fe00000:2e3 as CRIU's log has it, 254:0 739, 739, or /the/path"
 
 
-class Key(NamedTuple):
+class Key(Record):
     """What is asked for: one of the last three is not None."""
 
     text: str

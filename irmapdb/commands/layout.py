@@ -8,7 +8,9 @@ line or more for each cell.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
+
+from irmapdb.record import Record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +28,7 @@ _MOST_BESIDE = 3
 _PIECES = re.compile(r"/?[^/ ]* ?")  # of a path or text: a line may begin with each of them
 
 
-class Column(NamedTuple):
+class Column(Record):
     """The head of a column, where a title is not ours and may end with `>` itself."""
 
     title: str

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -95,13 +94,13 @@ def prune(
 
     keep = load_config(config).retention
     if keep_runs is not None:
-        keep = replace(keep, keep_runs=keep_runs)
+        keep = keep._replace(keep_runs=keep_runs)
     if keep_rows is not None:
-        keep = replace(keep, keep_rows=keep_rows)
+        keep = keep._replace(keep_rows=keep_rows)
     if stale_older_than is not None:
-        keep = replace(keep, stale_older_than=_span("--stale-older-than", stale_older_than))
+        keep = keep._replace(stale_older_than=_span("--stale-older-than", stale_older_than))
     if unused_older_than is not None:
-        keep = replace(keep, unused_older_than=_span("--unused-older-than", unused_older_than))
+        keep = keep._replace(unused_older_than=_span("--unused-older-than", unused_older_than))
     with Progress() as progress:
         report = run(
             PruneOptions(

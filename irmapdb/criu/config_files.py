@@ -16,12 +16,13 @@ import re
 import stat
 import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
 
 from irmapdb import files
 from irmapdb.errors import FileError
 from irmapdb.model import printable
+from irmapdb.record import Record
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -72,7 +73,7 @@ class ChangeKind(enum.StrEnum):
     NOTHING = "nothing of ours in it"
 
 
-class LineChange(NamedTuple):
+class LineChange(Record):
     """One file, and what was done to it."""
 
     file: Path

@@ -21,7 +21,7 @@ import stat
 import sys
 import time
 
-__all__ = ["LOG_NAME", "SCRIPT_VARIABLE", "STRICT_EXIT_CODE", "attend", "main"]
+__all__ = ["LOG_NAME", "SCRIPT_VARIABLE", "STRICT_EXIT_CODE", "attend", "execute", "main"]
 
 SCRIPT_VARIABLE = "IRMAPDB_HOOK_SCRIPT"
 """Set by the installed shell script, which has filtered CRIU's calls and remembers them."""
@@ -56,6 +56,11 @@ def main() -> int:
     code = _main()
     # The installed script takes this one alone for an order to fail the dump.
     return STRICT_EXIT_CODE if code and SCRIPT_VARIABLE in os.environ else code
+
+
+def execute() -> None:
+    """The same for the installed script. Never returns: to tidy up would take time."""
+    os._exit(main())
 
 
 def _main() -> int:

@@ -10,28 +10,27 @@ understand is not read. What goes wrong is told as a problem and raises nothing.
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import os
 import threading
 import time
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
 
 from irmapdb import files
 from irmapdb.checkpoint import steps
 from irmapdb.checkpoint.work_dir import CACHE_NAME, DATABASE_NAME
 from irmapdb.errors import DatabaseError, FileError, ImageError, IrmapError
-from irmapdb.image.cache_bytes import cache_bytes
+from irmapdb.image.cache_bytes import cache_bytes, cache_entries
 from irmapdb.kernel.freeze.pause import find_pause
 from irmapdb.kernel.proc import tasks
+from irmapdb.log import warnings_into
 from irmapdb.model import ChangeKind, StaleReason, printable
+from irmapdb.record import Record
 from irmapdb.store.mappings import StoredMappings, open_mappings
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable
 
     from irmapdb.checkpoint.findings import Findings
     from irmapdb.config import Config, HookConfig
@@ -52,7 +51,7 @@ _WATCHES_A_SECOND = 1000
 """So many more a second are allowed where no `timeout` is set: a tenth of what was measured."""
 
 
-class Job(NamedTuple):
+class Job(Record):
     """One dump; the cwd is CRIU's work dir."""
 
     pid: int
@@ -74,7 +73,7 @@ class Job(NamedTuple):
     directory does not have."""
 
 
-class Done(NamedTuple):
+class Done(Record):
     """What the job came to. Every text is one line."""
 
     fresh: bool
@@ -84,7 +83,7 @@ class Done(NamedTuple):
     summary: str
 
 
-class Served(NamedTuple):
+class Served(Record):
     """The answer to CRIU, and what is left to do when it has gone on."""
 
     done: Done
@@ -128,7 +127,7 @@ def serve(job: Job) -> Served:
     state = _State(job)
     state.old = _old_entries(state)
     _choose_database(state)
-    with _warnings_into(state.warnings):
+    with warnings_into(state.warnings):
         return _serve(state)
 
 
@@ -146,19 +145,6 @@ def _serve(state: _State) -> Served:
     return Served(done, tuple)
 
 
-@contextlib.contextmanager
-def _warnings_into(warnings: list[str]) -> Iterator[None]:
-    # Each once, as an attempt may be repeated.
-    handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: warnings.append(record.getMessage())  # type: ignore[method-assign]
-    logger = logging.getLogger("irmapdb")
-    logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-
-
 # --- the attempts ---------------------------------------------------------------------------------
 
 
@@ -170,7 +156,7 @@ def _attempt(state: _State) -> Served:
         stamp = steps.hand_over(found, kept)
         if state.pause:
             paused_us = int((time.monotonic() - state.job.started_s) * 1_000_000)
-            found = replace(found, stats=replace(found.stats, paused_us=paused_us))
+            found = found._replace(stats=found.stats._replace(paused_us=paused_us))
     except BaseException:
         state.writing.release()
         raise
@@ -236,7 +222,7 @@ def _keep(options: steps.StepOptions, found: Findings, stamp: FileStamp | None) 
     warnings: list[str] = []
     try:
         remove_leftovers()
-        with _warnings_into(warnings):
+        with warnings_into(warnings):
             report = steps.keep(options, found, stamp)
     except IrmapError as error:
         return _lines([f"not stored: {error}"])
@@ -327,7 +313,9 @@ def _old_entries(state: _State) -> tuple[CacheEntry, ...]:
         return ()
     if data is None:
         return ()
-    from irmapdb.image import cache  # noqa: PLC0415
+    if (entries := cache_entries(data)) is not None:
+        return entries
+    from irmapdb.image import cache  # noqa: PLC0415 imports protobuf
 
     try:
         return cache.decode_cache(data, printable(path))

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import site
 import stat
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from irmapdb import config, files
 from irmapdb.errors import FileError
 from irmapdb.model import printable
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -46,13 +47,25 @@ def script_text(
     program: Path,
     config_files: Iterable[Path] = (),
     *,
+    python: Path | None = None,
     config_file: Path = config.DEFAULT_PATH,
     run: Path = RUN_DIRECTORY,
 ) -> bytes:
-    """The script that starts `program`, the `irmapdb-hook` of a Python environment."""
+    """The script that starts `program`, the `irmapdb-hook` of a Python environment.
+
+    `python` is the interpreter of that environment, if it is the one that runs now: the script
+    starts it directly, as long as it finds this package where it is now.
+    """
     text = _TEMPLATE.read_bytes()
-    for name, path in ((b"program", program), (b"config", config_file), (b"run", run)):
-        text = text.replace(b"=@%b@\n" % name, b"=%b\n" % _quoted(os.fsencode(path)), 1)
+    values: dict[bytes, str | Path] = {
+        b"program": program,
+        b"python": python or "",
+        b"packages": _packages() if python else "",
+        b"config": config_file,
+        b"run": run,
+    }
+    for name, value in values.items():
+        text = text.replace(b"=@%b@\n" % name, b"=%b\n" % _quoted(os.fsencode(value)), 1)
     first, second, rest = text.split(b"\n", 2)
     users = [_USER + os.fsencode(file) for file in sorted(set(config_files)) if _is_plain(file)]
     return b"\n".join((first, second, *users, rest))
@@ -63,8 +76,13 @@ def is_script(path: Path) -> bool:
     return any(line.startswith(_SECOND_LINE) for line in _lines(path)[1:2])
 
 
-def write_script(path: Path, program: Path, config_file: Path) -> None:
-    """Install the script for one more configuration file. FileError says why it cannot be done."""
+def write_script(
+    path: Path, program: Path, config_file: Path, *, python: Path | None = None
+) -> None:
+    """Install the script for one more configuration file. FileError says why it cannot be done.
+
+    `python` as in `script_text`.
+    """
     check_parents(path)
     try:
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -74,7 +92,7 @@ def write_script(path: Path, program: Path, config_file: Path) -> None:
             advice="try as root, or name a place for the script",
             remedy="script",
         ) from error
-    text = script_text(program, {*_users(path), config_file})
+    text = script_text(program, {*_users(path), config_file}, python=python)
     if files.read_if_there(path, limit_bytes=_LIMIT_BYTES) != text or not os.access(path, os.X_OK):
         files.replace_whole(path, text, mode=0o755)
 
@@ -122,6 +140,14 @@ def _names(file: Path, script: bytes) -> bool:
         return script in (files.read_if_there(file, limit_bytes=_LIMIT_BYTES) or b"").split()
     except FileError:
         return True
+
+
+def _packages() -> str:
+    # Where the modules of this environment lie, this package's first: for sys.path. "" where that
+    # cannot be told in one line.
+    own = str(Path(__file__).parents[2])
+    found = dict.fromkeys([own, *site.getsitepackages()])
+    return "" if any(":" in directory for directory in found) else ":".join(found)
 
 
 def _users(path: Path) -> list[Path]:

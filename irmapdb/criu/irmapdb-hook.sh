@@ -6,6 +6,8 @@
 # A failure of irmapdb never fails the dump, unless `strict` is set. How the service is asked is
 # described in docs/architecture.md of irmapdb.
 program=@program@
+python=@python@
+packages=@packages@
 config=@config@
 run=@run@
 wait_s=1
@@ -194,8 +196,15 @@ fi
 
 [ -f "$program" ] && [ -x "$program" ] ||
 	fail "${said:+the service: $said; }$program is missing: install irmapdb again, or remove this hook from CRIU's configuration"
+# Python itself starts in less time than $program, which reads all of the environment's .pth files.
+set -- "$program"
+[ ! -x "$python" ] || [ ! -f "${packages%%:*}/irmapdb/criu/hook.py" ] || set -- "$python" -ISc '
+import sys
+sys.path += sys.argv[1].split(":")
+from irmapdb.criu.hook import execute
+execute()' "$packages"
 # The shell prints a message of its own if a program was killed.
-{ said=$(IRMAPDB_HOOK_SCRIPT=1 "$program" 2>&1); } 2>/dev/null
+{ said=$(IRMAPDB_HOOK_SCRIPT=1 "$@" 2>&1); } 2>/dev/null
 code=$?
 case $code in
 0 | 99)

@@ -10,8 +10,6 @@ So nothing is dropped in silence, and what was read is written back byte for byt
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from google.protobuf.message import DecodeError, EncodeError
 
 from irmapdb._pb.cache_pb2 import IrmapCacheEntry
@@ -20,6 +18,7 @@ from irmapdb.image.framing import DAMAGED, frames, image_error, join_frames
 from irmapdb.image.magic import IRMAP_CACHE
 from irmapdb.model import CacheEntry
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 

@@ -1,4 +1,4 @@
-"""`irmap-cache` written without protobuf, whose import takes longer than all that the hook does.
+"""`irmap-cache` without protobuf, whose import takes longer than all that the hook does.
 
 An entry is three fields, `required uint32 dev = 1; required uint64 inode = 2; required string path
 = 3` (CRIU's images/fh.proto), in this order. Source: protobuf's encoding guide: a field is its key
@@ -7,20 +7,26 @@ An entry is three fields, `required uint32 dev = 1; required uint64 inode = 2; r
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import re
 
-from irmapdb.image.framing import join_frames
+from irmapdb.errors import ImageError
+from irmapdb.image.framing import frames, join_frames
 from irmapdb.image.magic import IRMAP_CACHE
+from irmapdb.model import CacheEntry
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from irmapdb.model import CacheEntry
-
-__all__ = ["cache_bytes"]
+__all__ = ["cache_bytes", "cache_entries"]
 
 _DEV, _INODE, _PATH = b"\x08", b"\x10", b"\x1a"  # keys: fields 1 and 2 varints, 3 with a length
 _CONTINUES = 0x80
+_ENTRY = re.compile(
+    rb"\x08([\x80-\xff]{0,4}[\0-\x7f])\x10([\x80-\xff]{0,9}[\0-\x7f])\x1a([\x80-\xff]{0,4}[\0-\x7f])(.*)",
+    re.DOTALL,
+)
+_MAX_DEV, _MAX_INODE = (1 << 32) - 1, (1 << 64) - 1
 
 
 def cache_bytes(entries: Iterable[CacheEntry]) -> bytes:
@@ -35,6 +41,26 @@ def cache_bytes(entries: Iterable[CacheEntry]) -> bytes:
             for kdev, ino, path in entries
         ),
     )
+
+
+def cache_entries(data: bytes) -> tuple[CacheEntry, ...] | None:
+    """The entries of an image, as irmapdb.image.cache.decode_cache gives them.
+
+    None for what that would refuse, and tell why.
+    """
+    try:
+        found = [_ENTRY.fullmatch(message) for _, message in frames(data, "", IRMAP_CACHE)]
+    except ImageError:
+        return None
+    entries = tuple(
+        CacheEntry(_number(one[1]), _number(one[2]), one[4]) for one in found if one is not None
+    )
+    fit = all(kdev <= _MAX_DEV and ino <= _MAX_INODE for kdev, ino, _ in entries)
+    return entries if fit and cache_bytes(entries) == data else None
+
+
+def _number(varint: bytes) -> int:
+    return sum((byte & ~_CONTINUES) << 7 * index for index, byte in enumerate(varint))
 
 
 def _varint(number: int) -> bytes:

@@ -25,13 +25,13 @@ from __future__ import annotations
 import json
 import os
 import re
-from typing import TYPE_CHECKING
 
 from irmapdb.errors import ImageError
 from irmapdb.image.cache import fits, misfit
 from irmapdb.image.magic import IRMAP_CACHE
 from irmapdb.model import CacheEntry
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 

@@ -16,11 +16,11 @@ Facts from CRIU's criu/image.c and criu/protobuf.c.
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING
 
 from irmapdb.errors import ImageError
 from irmapdb.image.magic import HEADER, Magic, describe
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import os
 import struct
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
@@ -36,7 +36,10 @@ from irmapdb.errors import ImageError
 from irmapdb.image.framing import frames, image_error, join_frames
 from irmapdb.image.magic import FANOTIFY_FILE, FILES, INOTIFY_FILE, Magic
 from irmapdb.model import FileHandle, Identity, MarkKind, WatchKind
+from irmapdb.record import Record
 
+TYPE_CHECKING = False
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
@@ -58,7 +61,7 @@ _INODE_MARK = 1  # enum mark_type
 _MOUNT_MARK = 2
 
 
-class FsnotifyWatch(NamedTuple):
+class FsnotifyWatch(Record):
     """One inotify watch or fanotify inode mark, as an image has it."""
 
     wd: int
@@ -74,7 +77,7 @@ class FsnotifyWatch(NamedTuple):
     """The mount in whose namespace `path` starts; None: the root task's."""
 
 
-class MountMark(NamedTuple):
+class MountMark(Record):
     """One fanotify mark on a whole mount, as an image has it."""
 
     mnt_id: int
@@ -86,7 +89,7 @@ class MountMark(NamedTuple):
     """The mount point; None in a mount namespace, where the mount id tells."""
 
 
-class FsnotifyFile(NamedTuple):
+class FsnotifyFile(Record):
     """One open inotify or fanotify descriptor, as an image has it."""
 
     id: int

@@ -8,7 +8,8 @@ before. The kinds carry the names that crit prints.
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple
+
+from irmapdb.record import Record
 
 __all__ = [
     "FANOTIFY_FILE",
@@ -27,7 +28,7 @@ _COMMON = 0x54564319
 _SERVICE = 0x55105940
 
 
-class Magic(NamedTuple):
+class Magic(Record):
     """The two numbers that a format 1.1 image starts with."""
 
     group: int

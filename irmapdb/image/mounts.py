@@ -6,19 +6,18 @@ own. `ghost-file-N.img` has one deleted file that a task had open, and its conte
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from google.protobuf.message import DecodeError
 
 from irmapdb._pb.restore_pb2 import GhostFileEntry, MntEntry
 from irmapdb.image.framing import frames, image_error
 from irmapdb.image.magic import GHOST_FILE, MOUNTS
 from irmapdb.model import InodeKey
+from irmapdb.record import Record
 
 __all__ = ["DumpedMount", "decode_ghost", "decode_mounts"]
 
 
-class DumpedMount(NamedTuple):
+class DumpedMount(Record):
     """One mount, as an image has it."""
 
     mnt_id: int

@@ -14,10 +14,12 @@ The archive may be anybody's: the memory that it takes is bounded, and so are th
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from irmapdb.errors import ImageError
 
+TYPE_CHECKING = False
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 

@@ -26,11 +26,11 @@ from __future__ import annotations
 
 import enum
 import struct
-from typing import TYPE_CHECKING
 
 from irmapdb.kernel.fs import overlay
 from irmapdb.model import is_fuse
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from irmapdb.kernel.root import Root
     from irmapdb.model import Identity, Mount

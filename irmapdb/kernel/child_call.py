@@ -15,12 +15,14 @@ import os
 import select
 import signal
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
 
 from irmapdb.kernel.syscalls import die_with_parent
+from irmapdb.record import Record
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
 __all__ = ["call_in_child"]
 
@@ -35,7 +37,7 @@ _left_behind: set[int] = set()
 """Children that were killed and had not ended after `_LAST_WAIT_S`."""
 
 
-class _Failed(NamedTuple):
+class _Failed(Record):
     """What the child has to say instead of a result."""
 
     why: str

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import TYPE_CHECKING
 
 from irmapdb.errors import FileError
 from irmapdb.kernel import syscalls
@@ -16,6 +15,7 @@ from irmapdb.kernel.proc import mountinfo
 from irmapdb.kernel.root import Root
 from irmapdb.model import printable
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
@@ -25,8 +25,6 @@ __all__ = ["open_directory_root"]
 
 
 class _DirectoryRoot(Root):
-    __slots__ = ()
-
     def _take(self, mounts: Iterable[Mount]) -> None:
         super()._take(self._shown(tuple(mounts)))
 

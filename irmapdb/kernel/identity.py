@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING
 
 from irmapdb.config import Config
 from irmapdb.kernel import syscalls
@@ -19,6 +18,7 @@ from irmapdb.kernel.ambiguous import may_be_another
 from irmapdb.kernel.syscalls import AT_EMPTY_PATH, AT_HANDLE_FID
 from irmapdb.model import Identity, StaleReason, is_canonical, kdev_of
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 

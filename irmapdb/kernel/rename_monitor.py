@@ -19,10 +19,11 @@ import os
 import struct
 import termios
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Self
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from typing import Self
 
 __all__ = ["RenameMonitor"]
 

@@ -10,8 +10,6 @@ from __future__ import annotations
 import errno
 import os
 import select
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Self
 
 from irmapdb.errors import TaskError
 from irmapdb.kernel import syscalls
@@ -21,8 +19,10 @@ from irmapdb.kernel.proc import mountinfo, procfs
 from irmapdb.kernel.syscalls import AT_EMPTY_PATH
 from irmapdb.model import Mount, is_fuse
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from typing import Self
 
 __all__ = ["Root", "open_beneath", "open_root"]
 
@@ -57,42 +57,40 @@ def open_beneath(dir_fd: int, path: bytes, flags: int, *, resolve: int = _RESOLV
         os.close(current)
 
 
-@dataclass(slots=True)
 class Root:
     """An open root and a snapshot of its mounts. A context manager: closes what it opened."""
 
-    fd: int
-    """O_PATH descriptor of the root directory."""
-    table_fd: int
-    """Descriptor of the mountinfo that goes with it. It outlives the task, and tells when it
-    changes."""
-    mntns: int
-    """Inode number of the mount namespace."""
-    prefix: bytes
-    """What the kernel puts in front of a path in this root when we read a link: b"" unless the
-    root is a chroot."""
-    mounts: tuple[Mount, ...] = ()
-    by_id: dict[int, Mount] = field(default_factory=dict)
-    by_mountpoint: dict[bytes, Mount] = field(default_factory=dict)
-    """The mount that a lookup meets at each mount point; hidden ones are not here."""
-    _by_kdev: dict[int, list[Mount]] = field(default_factory=dict)
-    _by_directory: dict[bytes, Mount | None] = field(default_factory=dict)
-    _ways: dict[int, list[Mount]] = field(default_factory=dict)
-    generation: int = 0
-    """Counts how often something was mounted, moved or unmounted. Another mount may look just
-    like the one before, down to its number and that of its device."""
-    _changes: select.poll = field(default_factory=select.poll)
-    _pid: int = field(default_factory=os.getpid)
-    _outside: bool = False
-    """Whether the table lacks the mount that the root directory lies on."""
-    _own: Superblock | None = None
-    """What the root directory lies on, where the table lacks it."""
-    superblocks: OwnMounts = field(default_factory=lambda: OwnMounts(_open_own_root))
-    """Where layers of the overlays in it lie: what is mounted in our own mount namespace."""
-    trusted: set[int] = field(default_factory=set)
-    """Devices whose server (FUSE) the user has named, and so answers for."""
-
-    def __post_init__(self) -> None:
+    def __init__(self, fd: int, table_fd: int, mntns: int, prefix: bytes) -> None:
+        self.fd = fd
+        """O_PATH descriptor of the root directory."""
+        self.table_fd = table_fd
+        """Descriptor of the mountinfo that goes with it. It outlives the task, and tells when it
+        changes."""
+        self.mntns = mntns
+        """Inode number of the mount namespace."""
+        self.prefix = prefix
+        """What the kernel puts in front of a path in this root when we read a link: b"" unless the
+        root is a chroot."""
+        self.mounts: tuple[Mount, ...] = ()
+        self.by_id: dict[int, Mount] = {}
+        self.by_mountpoint: dict[bytes, Mount] = {}
+        """The mount that a lookup meets at each mount point; hidden ones are not here."""
+        self._by_kdev: dict[int, list[Mount]] = {}
+        self._by_directory: dict[bytes, Mount | None] = {}
+        self._ways: dict[int, list[Mount]] = {}
+        self.generation = 0
+        """Counts how often something was mounted, moved or unmounted. Another mount may look just
+        like the one before, down to its number and that of its device."""
+        self._changes = select.poll()
+        self._pid = os.getpid()
+        self._outside = False
+        """Whether the table lacks the mount that the root directory lies on."""
+        self._own: Superblock | None = None
+        """What the root directory lies on, where the table lacks it."""
+        self.superblocks = OwnMounts(_open_own_root)
+        """Where layers of the overlays in it lie: what is mounted in our own mount namespace."""
+        self.trusted: set[int] = set()
+        """Devices whose server (FUSE) the user has named, and so answers for."""
         self._changes.register(self.table_fd, select.POLLPRI)
         self.refresh()
 

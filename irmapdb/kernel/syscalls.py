@@ -13,9 +13,9 @@ import os
 import signal
 import struct
 import threading
-from typing import NamedTuple
 
 from irmapdb.model import FileHandle, kdev_of
+from irmapdb.record import Record
 
 __all__ = [
     "AT_EMPTY_PATH",
@@ -241,7 +241,7 @@ _statx.argtypes = (
 )
 
 
-class Statx(NamedTuple):
+class Statx(Record):
     """The part of statx(2) that os.stat does not give, and what goes with it."""
 
     ino: int

@@ -17,7 +17,6 @@ import time
 from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
 
 from irmapdb import files
 from irmapdb.checkpoint import criu_cache
@@ -28,9 +27,11 @@ from irmapdb.kernel.proc import tasks
 from irmapdb.kernel.proc.survey import read_survey
 from irmapdb.kernel.root import open_root
 from irmapdb.model import CacheEntry, Mapping, Source
+from irmapdb.record import Record
 from irmapdb.resolve.search import Search
 from irmapdb.store.database import Store
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
 
@@ -69,7 +70,7 @@ DONE, NOT_SERVED, SEARCHES = 0, 2, 3
 reply follows."""
 
 
-class Request(NamedTuple):
+class Request(Record):
     """One line that a script has written."""
 
     pid: int
@@ -83,7 +84,7 @@ class Request(NamedTuple):
     """Whether it has no program to start if the service finds no path: then it waits longer."""
 
 
-class Reply(NamedTuple):
+class Reply(Record):
     """What the script is told, and what the service remembers of it."""
 
     code: int
@@ -92,7 +93,7 @@ class Reply(NamedTuple):
     """Whether a path was not as it was remembered: the container has to be looked at again."""
 
 
-class Confirmed(NamedTuple):
+class Confirmed(Record):
     """A tree as it is at this moment."""
 
     entries: tuple[CacheEntry, ...]

@@ -9,11 +9,11 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from typing import TYPE_CHECKING
 
 from irmapdb.kernel.proc.containers import is_container_database
 from irmapdb.node.rundir import make_private
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Collection
     from datetime import timedelta

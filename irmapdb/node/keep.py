@@ -8,8 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
 
 from irmapdb.checkpoint import steps
 from irmapdb.checkpoint.confirm import Confirmation
@@ -19,7 +17,9 @@ from irmapdb.kernel.proc import tasks
 from irmapdb.kernel.proc.survey import read_survey
 from irmapdb.kernel.root import open_root
 from irmapdb.model import printable
+from irmapdb.record import Record
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -38,7 +38,7 @@ _MOST_ANSWERS = 20_000
 _MOST_NO_PATH = 100
 
 
-class NoPath(NamedTuple):
+class NoPath(Record):
     """A watch that has no proved path. Every text is printable."""
 
     pid: int
@@ -50,8 +50,7 @@ class NoPath(NamedTuple):
     why: str
 
 
-@dataclass(frozen=True, slots=True)
-class KeepOptions:
+class KeepOptions(Record):
     """How a container is made ready."""
 
     run: RunDirectory
@@ -62,7 +61,7 @@ class KeepOptions:
     """After this time no more is looked for, and what was proved until then is written."""
 
 
-class Kept(NamedTuple):
+class Kept(Record):
     """A container that was made ready."""
 
     container: Container
@@ -147,7 +146,7 @@ def nothing_to_keep(seen: Seen) -> Kept:
 
 
 def _without(step: steps.StepOptions, work: Path) -> steps.StepOptions:
-    return replace(step, database=work / DATABASE_NAME)
+    return step._replace(database=work / DATABASE_NAME)
 
 
 def _require(container: Container) -> None:

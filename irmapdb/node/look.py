@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import time
-from typing import TYPE_CHECKING, NamedTuple
 
 from irmapdb.kernel.proc import fdinfo, mountinfo, procfs
 from irmapdb.kernel.proc.containers import Container, find_containers
+from irmapdb.record import Record
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -22,7 +23,7 @@ _PATIENCE_S = 1.0
 """How long one container is looked at: 100,000 watches take half of it."""
 
 
-class Seen(NamedTuple):
+class Seen(Record):
     """One container as it is now."""
 
     container: Container
@@ -35,7 +36,7 @@ class Seen(NamedTuple):
     """How long the look took."""
 
 
-class Look(NamedTuple):
+class Look(Record):
     """What one look at the machine found."""
 
     seen: tuple[Seen, ...]

@@ -14,14 +14,16 @@ import signal
 import sys
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
 
 from irmapdb import collector
 from irmapdb.errors import IrmapError
 from irmapdb.kernel.syscalls import die_with_parent
+from irmapdb.record import Record
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from typing import Any
 
 __all__ = ["Child", "Ended", "Pool"]
 
@@ -47,7 +49,7 @@ class Child:
     data: bytearray = field(default_factory=bytearray)
 
 
-class Ended(NamedTuple):
+class Ended(Record):
     """A child that has ended."""
 
     child: Child

@@ -8,8 +8,6 @@ effective user of that task is taken for the one who made it (irmapdb.kernel.pro
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
 
 from irmapdb.config import Config
 from irmapdb.kernel.proc import tasks
@@ -18,8 +16,10 @@ from irmapdb.kernel.proc.limits import LimitKind, effective_uid, is_unlimited, p
 from irmapdb.kernel.proc.survey import read_survey
 from irmapdb.kernel.root import open_root
 from irmapdb.model import MarkKind, Watch, WatchKind
+from irmapdb.record import Record
 from irmapdb.resolve.search import Search
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
     from collections.abc import Mapping as MappingABC
@@ -37,7 +37,7 @@ _HEAD_BYTES = 512
 """The lines of an fdinfo that come before the first mark are fewer."""
 
 
-class ProcessRow(NamedTuple):
+class ProcessRow(Record):
     """One process and what it has open."""
 
     pid: int
@@ -52,7 +52,7 @@ class ProcessRow(NamedTuple):
     """Descriptors that are another process's too, and counted there."""
 
 
-class Usage(NamedTuple):
+class Usage(Record):
     """One account of one user."""
 
     uid: int | None
@@ -65,7 +65,7 @@ class Usage(NamedTuple):
     """How much of it is charged to the user for tasks in user namespaces of theirs."""
 
 
-class WatchedPath(NamedTuple):
+class WatchedPath(Record):
     """One watch, or one mark of a mount or filesystem, and its path."""
 
     watch: Watch | Mark
@@ -79,8 +79,7 @@ class WatchedPath(NamedTuple):
     """The inode has no name left: nobody will find one."""
 
 
-@dataclass(frozen=True, slots=True)
-class PsOptions:
+class PsOptions(Record):
     """The options of `take`."""
 
     pid: int | None = None
@@ -88,12 +87,11 @@ class PsOptions:
     search: bool = False
     """Whether to scan for what nobody knows the path of."""
     scan_paths: tuple[bytes, ...] = ()
-    config: Config = field(default_factory=Config)
+    config: Config = Config()
     progress: Callable[[int, bytes], None] = lambda _scanned, _top: None
 
 
-@dataclass(frozen=True, slots=True)
-class WatchList:
+class WatchList(Record):
     """What was counted."""
 
     processes: tuple[ProcessRow, ...]
@@ -149,7 +147,7 @@ def take(options: PsOptions) -> WatchList:
     )
 
 
-class _Counted(NamedTuple):
+class _Counted(Record):
     pid: int
     kind: WatchKind
     watches: int

@@ -20,7 +20,6 @@ import re
 import shutil
 import stat
 import time
-from typing import TYPE_CHECKING, Any, Self
 
 from irmapdb import files
 from irmapdb.criu.hook_script import RUN_DIRECTORY
@@ -28,9 +27,11 @@ from irmapdb.errors import FileError
 from irmapdb.kernel.proc import tasks
 from irmapdb.model import printable
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
     from pathlib import Path
+    from typing import Any, Self
 
     from irmapdb.kernel.proc.containers import Container
 

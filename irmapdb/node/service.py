@@ -7,14 +7,11 @@ at idle priority (`pool`). What a look costs in CPU time, and what all work does
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 import os
 import select
 import time
 from collections import Counter
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Self
 
 from irmapdb import collector, files
 from irmapdb.config import Config
@@ -23,6 +20,7 @@ from irmapdb.image.cache import encode_cache
 from irmapdb.kernel.priority import be_idle
 from irmapdb.kernel.proc.tasks import read_task
 from irmapdb.kernel.rename_monitor import RenameMonitor
+from irmapdb.log import Log
 from irmapdb.model import printable
 from irmapdb.node import databases
 from irmapdb.node.answer import NOT_SERVED, Reply, Request, answer, confirm, parse_request, send
@@ -36,16 +34,19 @@ from irmapdb.node.spare import Spare
 from irmapdb.node.status import status_document
 from irmapdb.node.stop_signals import is_readable, stop_signals
 from irmapdb.node.whole_search import search
+from irmapdb.record import Record
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+    from typing import Any, Self
 
     from irmapdb.node.pool import Child, Ended
 
 __all__ = ["Service", "ServiceOptions"]
 
-_log = logging.getLogger(__name__)
+_log = Log(__name__)
 
 _LOOK, _VERIFY, _KEEP, _SLOW = "look", "verify", "keep", "keep slow"
 _ANSWER, _SPARE = "answer", "spare"
@@ -80,12 +81,11 @@ _MOST_ANSWERS = 200_000
 _BURST_S = 30.0
 
 
-@dataclass(frozen=True, slots=True)
-class ServiceOptions:
+class ServiceOptions(Record):
     """How the service works."""
 
     run: Path = RUN_DIRECTORY
-    config: Config = field(default_factory=Config)
+    config: Config = Config()
     interval_s: float | None = None
     """Between two looks; None: as the configuration has it."""
     cgroup: str | None = None

@@ -12,7 +12,6 @@ import os
 import pickle
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from irmapdb import collector
 from irmapdb.kernel import syscalls
@@ -23,6 +22,7 @@ from irmapdb.node.answer import Reply, Request, confirm
 from irmapdb.node.keep import nothing_to_keep
 from irmapdb.node.look import Seen
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 import shutil
 import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from irmapdb import files
 from irmapdb.errors import FileError, UsageError
 from irmapdb.model import printable
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from irmapdb.criu.hook_job import Job, serve
 from irmapdb.errors import IrmapError
 from irmapdb.kernel.proc import tasks
 from irmapdb.node.answer import DONE, NOT_SERVED, SEARCHES, Reply, Request, open_work_dir
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -68,7 +67,7 @@ def _search(
             request.pid,
             "",
             config,
-            replace(config.hook, timeout_s=limit_s, timeout_is_set=True),
+            config.hook._replace(timeout_s=limit_s, timeout_is_set=True),
             time.monotonic(),
             abandoned=lambda: not run.is_waiting(request.reply),
             too_late=too_late,

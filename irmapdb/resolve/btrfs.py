@@ -5,17 +5,19 @@ from __future__ import annotations
 import errno
 import itertools
 import os
-from typing import TYPE_CHECKING, NamedTuple, Self
 
 from irmapdb.kernel import identity as kernel_identity
 from irmapdb.kernel.fs import btrfs
 from irmapdb.model import Source
+from irmapdb.record import Record
 from irmapdb.resolve.mount_fds import MountFds
 from irmapdb.resolve.prefetch import ask_all, asked
 from irmapdb.resolve.reverse_lookup import ReverseLookup, by_device, shows
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from typing import Self
 
     from irmapdb.kernel.root import Root
     from irmapdb.model import Mount
@@ -55,7 +57,7 @@ class BtrfsLookup:
                         yield from ask_all(self._root, list(members), subvolume.paths, self._over)
 
 
-class _View(NamedTuple):
+class _View(Record):
     """A place where a part of a subvolume can be seen."""
 
     prefix: bytes

@@ -8,8 +8,6 @@ and no file: it imports the model alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, KeysView, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol, TypeAlias
 
 from irmapdb.model import (
     Identity,
@@ -20,6 +18,11 @@ from irmapdb.model import (
     Unresolved,
     printable,
 )
+from irmapdb.record import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Protocol, TypeAlias
 
 __all__ = [
     "Answer",
@@ -42,21 +45,21 @@ _MOST_TRIED = 16
 _SHARED = "may be another file, as the kernel shows the same of several"
 
 
-class Candidate(NamedTuple):
+class Candidate(Record):
     """A path that may be the answer."""
 
     identity: Identity
     path: bytes
 
 
-class Note(NamedTuple):
+class Note(Record):
     """Why a resolver has no candidate: kept for people, ends nothing."""
 
     identity: Identity
     text: str
 
 
-class Deleted(NamedTuple):
+class Deleted(Record):
     """The inode has no name left, nor a mount point: nobody else needs to be asked."""
 
     identity: Identity
@@ -74,19 +77,21 @@ Prefer: TypeAlias = Callable[[Sequence[bytes]], Sequence[bytes]]
 """Several proved names of one inode, the best one first."""
 
 
-class Resolver(Protocol):
-    """Gives candidates for a batch.
+if TYPE_CHECKING:
 
-    Each answer is proved before the next one is asked for, so that a resolver which looks at
-    `wanted` again sees what is still worth its work.
-    """
+    class Resolver(Protocol):
+        """Gives candidates for a batch.
 
-    source: Source
+        Each answer is proved before the next one is asked for, so that a resolver which looks at
+        `wanted` again sees what is still worth its work.
+        """
 
-    def __call__(self, wanted: Wanted) -> Iterator[Answer]: ...
+        source: Source
+
+        def __call__(self, wanted: Wanted) -> Iterator[Answer]: ...
 
 
-class Disproved(NamedTuple):
+class Disproved(Record):
     """A candidate that failed the proof."""
 
     identity: Identity
@@ -97,13 +102,18 @@ class Disproved(NamedTuple):
     """As in Mapping: the path starts at the root of this mount namespace."""
 
 
-@dataclass(slots=True)
 class Resolution:
     """What a batch came to: every identity is in one of the first two."""
 
-    resolved: dict[Identity, Resolved] = field(default_factory=dict)
-    unresolved: dict[Identity, Unresolved] = field(default_factory=dict)
-    disproved: list[Disproved] = field(default_factory=list)
+    def __init__(
+        self,
+        resolved: dict[Identity, Resolved] | None = None,
+        unresolved: dict[Identity, Unresolved] | None = None,
+        disproved: list[Disproved] | None = None,
+    ) -> None:
+        self.resolved = {} if resolved is None else resolved
+        self.unresolved = {} if unresolved is None else unresolved
+        self.disproved = [] if disproved is None else disproved
 
     @property
     def cut(self) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import TYPE_CHECKING
 
 from irmapdb.kernel import syscalls
 from irmapdb.kernel.fs.inode_state import opens_handles
@@ -14,6 +13,7 @@ from irmapdb.resolve.engine import Candidate, Deleted, Note
 from irmapdb.resolve.mount_fds import MountFds
 from irmapdb.resolve.mount_points import at_mount_points
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 

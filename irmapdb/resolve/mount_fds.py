@@ -9,11 +9,11 @@ from __future__ import annotations
 import errno
 import os
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from irmapdb.kernel import syscalls
 from irmapdb.kernel.root import open_beneath
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 

@@ -7,11 +7,10 @@ leads to it any more; to look at the roots of the mounts does.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from irmapdb.kernel import identity as kernel_identity
 from irmapdb.resolve.engine import Candidate
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 from irmapdb.kernel import identity as kernel_identity
 from irmapdb.kernel.proc import open_files
@@ -11,6 +10,7 @@ from irmapdb.model import Source
 from irmapdb.resolve.engine import Candidate, Deleted, Note
 from irmapdb.resolve.mount_points import at_mount_points
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 

@@ -18,13 +18,13 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import TYPE_CHECKING, NamedTuple
 
 from irmapdb.kernel import syscalls
 from irmapdb.kernel.fs import overlay
 from irmapdb.kernel.identity import disproof
 from irmapdb.kernel.syscalls import AT_EMPTY_PATH, AT_HANDLE_FID
 from irmapdb.model import Identity, Source
+from irmapdb.record import Record
 from irmapdb.resolve import engine
 from irmapdb.resolve.btrfs import BtrfsLookup
 from irmapdb.resolve.engine import Candidate, Deleted, Note
@@ -32,6 +32,7 @@ from irmapdb.resolve.mount_points import at_mount_points
 from irmapdb.resolve.upper_layer import UpperLayer, read_upper_layer
 from irmapdb.resolve.xfs import XfsParents
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -48,7 +49,7 @@ _ELSEWHERE = "it is not at the path that it has in its layer"
 _NO_CAPABILITY = "opening handles needs CAP_DAC_READ_SEARCH"
 
 
-class _Found(NamedTuple):
+class _Found(Record):
     """What a layer's filesystem has by a handle."""
 
     kdev: int

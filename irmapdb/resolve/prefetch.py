@@ -13,11 +13,13 @@ import os
 from collections import deque
 from contextlib import contextmanager, suppress
 from itertools import islice
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from irmapdb.kernel.syscalls import current_cpu
 from irmapdb.resolve.engine import Candidate, Note
 
+TYPE_CHECKING = False
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from concurrent.futures import Future

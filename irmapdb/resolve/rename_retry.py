@@ -5,11 +5,10 @@ Such an inode is not given up before the tasks stand still.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from irmapdb.model import Source, StaleReason
 from irmapdb.resolve.engine import Candidate
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
 

@@ -10,12 +10,16 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING, Generic, NamedTuple, Self, TypeVar
+from typing import Generic, TypeVar
 
 from irmapdb.kernel import identity as kernel_identity
+from irmapdb.record import Record
 
+TYPE_CHECKING = False
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from typing import Self
 
     from irmapdb.kernel.root import Root
     from irmapdb.model import FileHandle, Identity, Mount
@@ -51,7 +55,7 @@ def shows(root: Root, mount: Mount, path: bytes) -> bool:
     return met is not None and met.mnt_id == mount.mnt_id
 
 
-class _Place(NamedTuple):
+class _Place(Record):
     """Where a mount shows a directory, unless another one lies over it."""
 
     mount: Mount
@@ -59,7 +63,7 @@ class _Place(NamedTuple):
     """Without a slash at its end: b"" for the root."""
 
 
-class _Places(NamedTuple):
+class _Places(Record):
     """Where a directory is to be seen."""
 
     found: list[_Place]

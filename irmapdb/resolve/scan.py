@@ -5,15 +5,16 @@ from __future__ import annotations
 import itertools
 import os
 import stat
-from typing import TYPE_CHECKING, NamedTuple
 
 from irmapdb.kernel import identity as kernel_identity
 from irmapdb.kernel import syscalls
 from irmapdb.kernel.fs.walk import Hit, walk
 from irmapdb.kernel.proc import tasks
 from irmapdb.model import Source, is_fuse, printable
+from irmapdb.record import Record
 from irmapdb.resolve.engine import Candidate, Note
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Container, Iterable, Iterator
 
@@ -56,14 +57,14 @@ _MOST_SAMPLED = 1000
 _TASK_AND_THREAD = 2  # of /proc/PID/task/TID, below PID
 
 
-class _Walk(NamedTuple):
+class _Walk(Record):
     """One walk to be made: from an absolute path, on the mount that it lies on."""
 
     top: bytes
     mount: Mount
 
 
-class _Denied(NamedTuple):
+class _Denied(Record):
     """The directories of one device that a scan may not read."""
 
     first: bytes

@@ -11,10 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import logging
 import time
-from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple, Protocol, Self, TypeAlias
 
 from irmapdb.errors import TaskError
 from irmapdb.kernel import syscalls
@@ -23,32 +20,30 @@ from irmapdb.kernel.identity import disproof, disproof_of_watch
 from irmapdb.kernel.proc import mountinfo, open_files
 from irmapdb.kernel.proc.namespaces import open_namespace
 from irmapdb.kernel.root import Root, open_root
+from irmapdb.log import Log
 from irmapdb.model import Source, StaleReason, Tried, Unresolved, printable
-from irmapdb.resolve import (
-    BtrfsLookup,
-    Handles,
-    MountFds,
-    OpenFiles,
-    OverlayLayers,
-    Scan,
-    StoredRows,
-    XfsParents,
-    engine,
-)
+from irmapdb.record import Record
+from irmapdb.resolve import engine
 from irmapdb.resolve.engine import Disproved
+from irmapdb.resolve.mount_fds import MountFds
 from irmapdb.resolve.rename_retry import last_of, once_more, were_moving
+from irmapdb.resolve.sources import Late, lookups
+from irmapdb.resolve.stored import StoredRows
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
     from collections.abc import Mapping as MappingABC
+    from typing import Protocol, Self, TypeAlias
 
     from irmapdb.config import Config
     from irmapdb.model import Identity, InodeKey, Mapping, WatchFile
     from irmapdb.resolve.engine import Resolution, Resolver
+    from irmapdb.resolve.scan import Scan
 
 __all__ = ["Load", "Paused", "Search"]
 
-_log = logging.getLogger(__name__)
+_log = Log(__name__)
 
 _PATIENCE_S = 5.0
 """How long all of a filesystem's answers may take where they come from somebody else."""
@@ -73,12 +68,14 @@ _QUESTIONS_MORE = 2
 _BY_HANDLE = (Source.HANDLE, Source.OVERLAY)
 
 
-class Load(Protocol):
-    """The store's rows for a batch of keys, of one mount namespace."""
+if TYPE_CHECKING:
 
-    def __call__(
-        self, keys: Collection[InodeKey], mntns: int = 0
-    ) -> dict[InodeKey, list[Mapping]]: ...
+    class Load(Protocol):
+        """The store's rows for a batch of keys, of one mount namespace."""
+
+        def __call__(
+            self, keys: Collection[InodeKey], mntns: int = 0
+        ) -> dict[InodeKey, list[Mapping]]: ...
 
 
 _Key: TypeAlias = tuple[int, ...]
@@ -87,20 +84,25 @@ _Key: TypeAlias = tuple[int, ...]
 _MAIN: _Key = ()
 
 
-class _Place(NamedTuple):
+class _Place(Record):
     """A root and who is asked about it."""
 
     root: Root
     mntns: int
     stored: StoredRows
-    scan: Scan
+    lookups: Sequence[Late]
+    scan: Resolver
     mount_fds: MountFds
-    resolvers: Sequence[Resolver]
     failed: dict[Identity, list[Disproved]]
     """The paths that failed of what was being renamed when it was looked for."""
 
+    @property
+    def quick(self) -> tuple[Resolver, ...]:
+        """All resolvers but the scan."""
+        return (self.stored, *self.lookups)
 
-class Paused(NamedTuple):
+
+class Paused(Record):
     """The tasks stand still already, and what waits for one of them waits in vain."""
 
     for_s: float
@@ -149,6 +151,8 @@ class Search:
         self.proved: dict[Identity, bytes] = {}
         """In the main root, from the moment of the proof on: before a batch is through."""
         self.resolve_us = 0
+        self._scanners: list[Scan] = []
+        self._scanned_aside = 0
 
     def __enter__(self) -> Self:
         return self
@@ -168,7 +172,7 @@ class Search:
     @property
     def scanned(self) -> int:
         """Directory entries looked at."""
-        return sum(place.scan.scanned for place in self._places())
+        return sum(scan.scanned for scan in self._scanners) + self._scanned_aside
 
     @property
     def nested_roots(self) -> list[Root]:
@@ -188,6 +192,9 @@ class Search:
 
     def hold_open(self) -> None:
         """Open what filesystems are asked through `at_once`: until the end, nothing else is."""
+        for place in self._places():
+            for source in place.lookups:
+                source.load()  # no import in the freeze
         left = _MOST_HELD_OPEN
         everything = (*self.outcome.resolved, *self.outcome.unresolved)
         kdevs = {_MAIN: {identity.kdev for identity in everything}}
@@ -280,6 +287,15 @@ class Search:
     def _place(self, root: Root, mntns: int) -> _Place:
         root.trust((*self._scan_paths, *self._config.scan_paths))
         stored = StoredRows(lambda keys: self._load(keys, mntns))
+        mount_fds = MountFds(root)
+        self._stack.callback(mount_fds.close)
+        scan = Late(Source.SCAN, lambda: self._make_scan(root, mntns))
+        late = lookups(root, mount_fds, self._holders, self._over)
+        return _Place(root, mntns, stored, late, scan, mount_fds, {})
+
+    def _make_scan(self, root: Root, mntns: int) -> Resolver:
+        from irmapdb.resolve.scan import Scan  # noqa: PLC0415
+
         scan = Scan(
             root,
             self._config,
@@ -288,18 +304,8 @@ class Search:
             progress=self._progress,
             over=self._over,
         )
-        mount_fds = MountFds(root)
-        self._stack.callback(mount_fds.close)
-        resolvers = (
-            stored,
-            Handles(root, mount_fds, self._over),
-            OverlayLayers(root, self._over),
-            BtrfsLookup(root, mount_fds, self._over),
-            XfsParents(root, mount_fds, self._over),
-            OpenFiles(root, self._holders, self._over),
-            *((scan,) if self._scans else ()),
-        )
-        return _Place(root, mntns, stored, scan, mount_fds, resolvers, {})
+        self._scanners.append(scan)
+        return scan
 
     def _place_of(self, key: _Key) -> _Place:
         return self._nested[key] if key else self._main
@@ -322,7 +328,7 @@ class Search:
         aside = [by_kdev.pop(kdev) for kdev in sorted(self._that_wait(place, by_kdev))]
         quick = itertools.chain.from_iterable(by_kdev.values())
         if at_once:
-            resolvers = [one for one in place.resolvers if one is not place.scan]
+            resolvers = place.quick
             with place.mount_fds.only_kept():
                 outcome = self._ask(place, quick, resolvers)
             for identity in [*outcome.unresolved]:
@@ -348,7 +354,7 @@ class Search:
         # No server is asked, and no directory opened; what that leaves is looked for by a child
         # that can be killed, if it can come to an end at all.
         with place.mount_fds.only_kept():
-            resolvers = [one for one in place.resolvers if one is not place.scan]
+            resolvers = place.quick
             outcome = self._ask(place, quick, resolvers)
         left = [i for i, failure in outcome.unresolved.items() if not failure.deleted]
         if left:
@@ -370,10 +376,10 @@ class Search:
             return _unanswered(left, _PAUSE_OVER, cut=True)
 
         def ask() -> tuple[Resolution, int]:
-            return self._ask_and_scan(place, left), place.scan.scanned
+            return self._ask_and_scan(place, left), self.scanned
 
         try:
-            outcome, place.scan.scanned = call_in_child(
+            outcome, self._scanned_aside = call_in_child(
                 ask, left_s, self._over, count_queueing=False
             )
         except (TimeoutError, ChildProcessError) as error:
@@ -384,9 +390,7 @@ class Search:
     def _ask_and_scan(self, place: _Place, identities: Iterable[Identity]) -> Resolution:
         # A walk of the whole root is for what nobody else knows. What was being renamed when it
         # was looked for is known to be there: a second question is enough, at rest at the latest.
-        outcome = self._ask(
-            place, identities, [one for one in place.resolvers if one is not place.scan]
-        )
+        outcome = self._ask(place, identities, place.quick)
         moving = were_moving(place.root, outcome)
         for _ in range(_QUESTIONS_MORE):
             if not moving or self._over():
@@ -407,7 +411,7 @@ class Search:
         self, place: _Place, outcome: Resolution, moving: MappingABC[Identity, Sequence[Disproved]]
     ) -> None:
         tried = {identity: outcome.unresolved[identity].tried for identity in moving}
-        handles = [one for one in place.resolvers if one.source in _BY_HANDLE]
+        handles = [one for one in place.lookups if one.source in _BY_HANDLE]
         outcome.update(self._ask(place, tried, [*handles, *once_more(moving, moving)]))
 
     def _look_again(self) -> None:
@@ -450,7 +454,7 @@ class Search:
         # is not being renamed, but covered by a mount: a second scan would find no more.
         place = self._place_of(key)
         with place.mount_fds.only_kept():
-            handles = [one for one in place.resolvers if one.source in _BY_HANDLE]
+            handles = [one for one in place.lookups if one.source in _BY_HANDLE]
             outcome = self._ask(place, batch, handles)
         covered = {
             one.identity
@@ -485,7 +489,8 @@ class Search:
         # A child that waits for ever is left behind, and is not to keep what others unmount.
         for one in self._places():
             one.mount_fds.close()
-        return self._ask(place, identities, place.resolvers)
+        scan = [place.scan] if self._scans else []
+        return self._ask(place, identities, [*place.quick, *scan])
 
     def _ask(
         self,
@@ -548,7 +553,7 @@ class Search:
         failure = self.outcome.unresolved[identity]
         if not failure.cut:
             tried = (*failure.tried, Tried("engine", _NO_TIME))
-            self.outcome.unresolved[identity] = replace(failure, tried=tried, cut=True)
+            self.outcome.unresolved[identity] = failure._replace(tried=tried, cut=True)
 
     def _nested_root(self, pid: int) -> _Key:
         # _MAIN also for one that cannot be looked at.
@@ -613,7 +618,7 @@ def _unanswered(identities: Iterable[Identity], why: str, *, cut: bool = False) 
 
 
 def _tell(outcome: Resolution) -> None:
-    if _log.isEnabledFor(logging.DEBUG):
+    if _log.is_debug:
         for answer in outcome.resolved.values():
             _log.debug("%s: %s by %s", answer.identity, printable(answer.path), answer.source)
         for failure in outcome.unresolved.values():

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from typing import TYPE_CHECKING, NamedTuple
 
 from irmapdb.kernel import syscalls
 from irmapdb.kernel.fs import overlay
 from irmapdb.kernel.root import open_beneath
+from irmapdb.record import Record
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
@@ -33,7 +34,7 @@ _RESOLVE = (
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
-class UpperLayer(NamedTuple):
+class UpperLayer(Record):
     """What the upper layer tells of names that are not the lower layers'."""
 
     by_origin: dict[tuple[bytes, FileHandle], list[bytes]]

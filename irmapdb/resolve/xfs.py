@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from irmapdb.kernel.fs import xfs
 from irmapdb.model import Source
 from irmapdb.resolve.mount_fds import MountFds
 from irmapdb.resolve.prefetch import ask_all, asked
 from irmapdb.resolve.reverse_lookup import ReverseLookup, by_device
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 

@@ -16,10 +16,10 @@ import re
 import sqlite3
 import time
 from contextlib import ExitStack, closing, suppress
-from typing import TYPE_CHECKING, NamedTuple, NoReturn, Self, TypeAlias
 
 from irmapdb.errors import SqlError
 from irmapdb.model import InodeKey, format_kdev, parse_kdev
+from irmapdb.record import Record
 from irmapdb.store.failures import explain, primary_code, show, translated
 from irmapdb.store.limits import VALUE_BYTES
 from irmapdb.store.place import open_place
@@ -28,9 +28,12 @@ from irmapdb.store.sqltext import split
 from irmapdb.store.values import from_ino
 from irmapdb.store.version import check_newest
 
+TYPE_CHECKING = False
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from types import TracebackType
+    from typing import NoReturn, Self, TypeAlias
 
     from irmapdb.store.file import AnyPath
 
@@ -78,7 +81,7 @@ _QUESTION_AT_FAULT = {
 }
 
 
-class Answer(NamedTuple):
+class Answer(Record):
     """What one statement gave."""
 
     columns: tuple[str, ...]

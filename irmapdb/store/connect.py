@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sqlite3
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from sqlalchemy import create_engine
 from sqlalchemy.pool import NullPool
@@ -15,6 +14,7 @@ from sqlalchemy.pool import NullPool
 from irmapdb.store.failures import translated
 from irmapdb.store.raw import connect_raw
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 

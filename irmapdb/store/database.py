@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sqlite3
 from contextlib import ExitStack, closing, contextmanager, suppress
-from typing import TYPE_CHECKING, Self
 
 from irmapdb.errors import DatabaseError
+from irmapdb.log import Log
 from irmapdb.store import retention, version
 from irmapdb.store.connect import connect, immediate, raw_of
 from irmapdb.store.failures import show, translated
@@ -20,10 +19,12 @@ from irmapdb.store.schema import create as make_schema
 from irmapdb.store.version import check_newest, read_revision, refuse_empty
 from irmapdb.store.write import Step
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from datetime import datetime
     from types import TracebackType
+    from typing import Self
 
     from sqlalchemy import Connection
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Store"]
 
-_log = logging.getLogger(__name__)
+_log = Log(__name__)
 
 
 class Store(InodeReports):

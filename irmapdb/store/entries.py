@@ -5,8 +5,6 @@ An export is done before SQLAlchemy would be imported, so the SQL is written out
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from irmapdb.errors import DatabaseError
 from irmapdb.model import CacheEntry
 from irmapdb.store.failures import show, translated
@@ -15,6 +13,7 @@ from irmapdb.store.raw import connect_raw
 from irmapdb.store.values import MAX_PATH_BYTES, check_number, from_ino
 from irmapdb.store.version import check_newest
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import sqlite3
 

@@ -10,11 +10,12 @@ import os
 import sqlite3
 import stat
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
 
 from irmapdb.errors import DatabaseError
 from irmapdb.model import printable
+from irmapdb.record import Record
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -38,7 +39,7 @@ _ALMOST_FULL_BYTES = 64 * 1024
 _LOOK = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
-class Holder(NamedTuple):
+class Holder(Record):
     """A process that has a lock on the database."""
 
     pid: int
@@ -223,7 +224,7 @@ def find_holder(path: bytes) -> Holder | None:
     return None
 
 
-class _Lock(NamedTuple):
+class _Lock(Record):
     pid: int
     write: bool
     same_device: bool

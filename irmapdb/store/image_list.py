@@ -6,9 +6,7 @@ A list goes into a temporary table first, and from there by three statements int
 
 from __future__ import annotations
 
-import logging
 from itertools import islice
-from typing import TYPE_CHECKING
 
 from sqlalchemy import (
     Column,
@@ -31,11 +29,13 @@ from sqlalchemy.dialects import sqlite
 from sqlalchemy.schema import CreateTable
 
 from irmapdb.errors import DatabaseError
+from irmapdb.log import Log
 from irmapdb.model import Source
 from irmapdb.store import tables
 from irmapdb.store.failures import show
 from irmapdb.store.values import MAX_PATH_BYTES, to_ino, to_text, to_time
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from datetime import datetime
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 __all__ = ["replace", "take_in"]
 
-_log = logging.getLogger(__name__)
+_log = Log(__name__)
 
 _BATCH = 5000
 

@@ -5,15 +5,15 @@ It reads whole tables if there is no index: a million rows in a fraction of a se
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
-
 from sqlalchemy import or_, select, union
 
 from irmapdb.model import InodeKey
+from irmapdb.record import Record
 from irmapdb.store import rows, tables
 from irmapdb.store.read import Reader
 from irmapdb.store.values import check_number, from_ino, from_time, to_ino, to_text
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from datetime import datetime
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["InodeReport", "InodeReports", "Sighting"]
 
 
-class Sighting(NamedTuple):
+class Sighting(Record):
     """A watch, and the run that saw it."""
 
     run_id: int
@@ -37,7 +37,7 @@ class Sighting(NamedTuple):
     row: WatchRow
 
 
-class InodeReport(NamedTuple):
+class InodeReport(Record):
     """What the database knows of one (device, inode number): of one inode, mostly."""
 
     key: InodeKey

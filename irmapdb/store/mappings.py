@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 from irmapdb.errors import DatabaseError
 from irmapdb.model import FileHandle, Identity, Mapping, Source, StaleReason
@@ -27,6 +26,7 @@ from irmapdb.store.values import (
 )
 from irmapdb.store.version import read_revision
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Callable, Collection, Iterator, Sequence

@@ -18,12 +18,13 @@ from __future__ import annotations
 import re
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
 
 from irmapdb.errors import DatabaseError
+from irmapdb.record import Record
 from irmapdb.store import views
 from irmapdb.store.failures import another_file, show
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Collection, Iterable
@@ -38,16 +39,15 @@ SELECT CAST(type AS TEXT), CAST(name AS BLOB), CAST(tbl_name AS BLOB), CAST(sql 
 FROM sqlite_master LIMIT {_MOST_OBJECTS + 1}
 """  # noqa: S608 - a number
 _STATEMENT = re.compile(r"^CREATE (?:TABLE|INDEX) (\w+) .*?(?=;$)", re.MULTILINE | re.DOTALL)
-_PLAIN_INDEX = re.compile(
-    rb'CREATE INDEX [^()]* ON [^()]*\(\s*"?\w+"?(?: ASC| DESC)?'
-    rb'(?:\s*,\s*"?\w+"?(?: ASC| DESC)?)*\s*\)',
-    re.IGNORECASE,
+_PLAIN_INDEX = (
+    rb'(?i)CREATE INDEX [^()]* ON [^()]*\(\s*"?\w+"?(?: ASC| DESC)?'
+    rb'(?:\s*,\s*"?\w+"?(?: ASC| DESC)?)*\s*\)'
 )
-_VIRTUAL = re.compile(rb"create\s+virtual\s", re.IGNORECASE)
+_VIRTUAL = rb"(?i)create\s+virtual\s"
 _ADVICE = "drop that, or move the file away: it is only a cache"
 
 
-class SchemaObject(NamedTuple):
+class SchemaObject(Record):
     """A row of sqlite_schema."""
 
     kind: str
@@ -76,7 +76,7 @@ def check_kinds(objects: Iterable[SchemaObject], tables: Collection[str], path: 
     for one in objects:
         # In any spelling: SQLite does not tell names apart by case.
         ours = _lower(one.name) in tables
-        what = "virtual table" if _VIRTUAL.match(one.sql or b"") else one.kind
+        what = "virtual table" if re.match(_VIRTUAL, one.sql or b"") else one.kind
         if (ours and what != "table") or what in {"trigger", "virtual table"}:
             raise _refused(path, f"{show(one.name)} is a {what}")
 
@@ -118,7 +118,7 @@ def _check_added(one: SchemaObject, expected: Collection[str], path: bytes) -> N
     if one.kind == "table" and b"references" in sql.lower():
         raise _refused(path, f"the table {show(one.name)} has a foreign key")
     on_ours = one.kind == "index" and _lower(one.table) in expected
-    if on_ours and one.sql is not None and not _PLAIN_INDEX.fullmatch(_plain(sql)):
+    if on_ours and one.sql is not None and not re.fullmatch(_PLAIN_INDEX, _plain(sql)):
         raise _refused(path, f"the index {show(one.name)} is not one on plain columns")
 
 

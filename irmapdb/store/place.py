@@ -19,16 +19,16 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import logging
 import os
 import stat
 import time
 from contextlib import ExitStack, contextmanager, suppress
-from typing import TYPE_CHECKING, NamedTuple
 
 from irmapdb import files
 from irmapdb.errors import DatabaseError, FileError
+from irmapdb.log import Log
 from irmapdb.ownership import belongs_to_us, open_directory
+from irmapdb.record import Record
 from irmapdb.store.failures import another_file, explain_full, explain_lock, find_holder, show
 from irmapdb.store.file import (
     SIDECARS,
@@ -44,6 +44,7 @@ from irmapdb.store.file import (
     status_of,
 )
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -65,10 +66,10 @@ _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _VERSIONS = slice(18, 20)  # of the file format: 2, 2 in a header is a WAL database
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
-_log = logging.getLogger(__name__)
+_log = Log(__name__)
 
 
-class _Stamp(NamedTuple):
+class _Stamp(Record):
     ino: int
     size: int
     mtime_ns: int

@@ -12,13 +12,13 @@ from __future__ import annotations
 import os
 import sqlite3
 from contextlib import closing, contextmanager
-from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from irmapdb.errors import DatabaseError
 from irmapdb.store.failures import is_full, primary_code, show, translated
 from irmapdb.store.limits import PRAGMAS, Bounded
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 

@@ -6,8 +6,6 @@ writer is held up while the caller works on a row.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from sqlalchemy import bindparam, select
 
 from irmapdb.model import Tried
@@ -18,6 +16,7 @@ from irmapdb.store.failures import translated
 from irmapdb.store.mappings import StoredMappings, read_all
 from irmapdb.store.values import check_number
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
     from typing import Any, TypeVar

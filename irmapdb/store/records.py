@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from irmapdb.record import Record
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import os
     from datetime import datetime
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["ChangeRow", "FileStamp", "RunRow", "WatchRow"]
 
 
-class FileStamp(NamedTuple):
+class FileStamp(Record):
     """What stat(2) says of a file; as long as it is the same, so is the file."""
 
     st_dev: int
@@ -27,7 +28,7 @@ class FileStamp(NamedTuple):
         return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
-class RunRow(NamedTuple):
+class RunRow(Record):
     """One step, as it was stored."""
 
     id: int
@@ -41,7 +42,7 @@ class RunRow(NamedTuple):
     outcome: str
 
 
-class WatchRow(NamedTuple):
+class WatchRow(Record):
     """What one run saw of one watch. Either `path` or `why` is None."""
 
     watch: Watch
@@ -55,7 +56,7 @@ class WatchRow(NamedTuple):
     """What each resolver said, where there is no path."""
 
 
-class ChangeRow(NamedTuple):
+class ChangeRow(Record):
     """What happened to a mapping, when, and in which run."""
 
     id: int

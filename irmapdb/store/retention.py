@@ -21,15 +21,15 @@ for ever only to ask for them again a minute later; `Store.vacuum` does it once,
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
-
 from sqlalchemy import Integer, and_, case, cast, delete, exists, func, or_, select
 
 from irmapdb.durations import before
 from irmapdb.model import Event
+from irmapdb.record import Record
 from irmapdb.store import tables
 from irmapdb.store.values import to_time
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from datetime import datetime
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 __all__ = ["Pruned", "count", "prune"]
 
 
-class Pruned(NamedTuple):
+class Pruned(Record):
     """How many rows were taken out, or would be."""
 
     runs: int = 0
@@ -67,7 +67,7 @@ _EVERY = 32
 _ALL = -1  # no LIMIT, https://www.sqlite.org/lang_select.html#limitoffset
 
 
-class _OldRuns(NamedTuple):
+class _OldRuns(Record):
     """The runs that are not kept: all up to the newest of them, but for one."""
 
     newest: int

@@ -8,17 +8,17 @@ https://www.sqlite.org/lang_altertable.html, https://www.sqlite.org/backup.html.
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import sqlite3
 from contextlib import ExitStack, closing, contextmanager
-from typing import TYPE_CHECKING, NamedTuple
 
 from sqlalchemy.exc import DBAPIError
 
 from irmapdb import files
 from irmapdb.errors import DatabaseError
+from irmapdb.log import Log
 from irmapdb.ownership import open_directory
+from irmapdb.record import Record
 from irmapdb.scratch import scratch_directory
 from irmapdb.store import version
 from irmapdb.store.connect import connect, immediate, raw_of
@@ -28,6 +28,7 @@ from irmapdb.store.place import open_place
 from irmapdb.store.raw import check_unchanged, connect_raw, open_raw
 from irmapdb.store.version import read_revision, refuse_empty
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -39,10 +40,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Revision", "Upgrade", "backup", "current", "history", "upgrade", "upgrade_place"]
 
-_log = logging.getLogger(__name__)
+_log = Log(__name__)
 
 
-class Revision(NamedTuple):
+class Revision(Record):
     """One revision of the schema."""
 
     id: str
@@ -51,7 +52,7 @@ class Revision(NamedTuple):
     subject: str
 
 
-class Upgrade(NamedTuple):
+class Upgrade(Record):
     """What `upgrade` did: from where, to where, and the copy of what was there before."""
 
     old: str

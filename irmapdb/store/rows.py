@@ -8,7 +8,6 @@ Writing: `*_values` gives a tuple for each row, and `*_FIELDS` names what stands
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING, TypeAlias
 
 from sqlalchemy import LargeBinary, cast
 
@@ -47,10 +46,11 @@ from irmapdb.store.values import (
     to_words,
 )
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from datetime import datetime
-    from typing import Any
+    from typing import Any, TypeAlias
 
     from sqlalchemy import ColumnElement, Table
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from sqlalchemy import insert
 
 from irmapdb.store import tables, version, views
 from irmapdb.store.connect import immediate, raw_of
 from irmapdb.store.version import read_revision
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 

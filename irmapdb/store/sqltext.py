@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from typing import TYPE_CHECKING, NamedTuple
 
+from irmapdb.record import Record
+
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -24,7 +26,7 @@ _QUOTED_OR_END = re.compile(
 _NOT_ENCODED = re.compile("[\0\ud800-\udfff]")
 
 
-class Statement(NamedTuple):
+class Statement(Record):
     """One statement with its semicolon, and the number of the line that it starts on."""
 
     text: str

@@ -7,8 +7,6 @@ in which form inode numbers, paths and times are kept.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from sqlalchemy import (
     CheckConstraint,
     Column,
@@ -25,6 +23,7 @@ from sqlalchemy import (
     text,
 )
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 

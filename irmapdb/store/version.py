@@ -6,12 +6,11 @@ those of other programs with alembic. Source: https://www.sqlite.org/pragma.html
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from irmapdb.errors import DatabaseError
 from irmapdb.store.failures import another_file, show, show_words
 from irmapdb.store.objects import check_kinds, check_objects, check_texts, read_objects
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import sqlite3
     from typing import Any

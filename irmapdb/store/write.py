@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import islice
 from operator import itemgetter
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from sqlalchemy import bindparam, func, insert, null, select, text, update
 from sqlalchemy.dialects import sqlite
@@ -15,6 +15,8 @@ from irmapdb.store.read import Reader
 from irmapdb.store.records import FileStamp
 from irmapdb.store.values import to_time, to_words
 
+TYPE_CHECKING = False
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from datetime import datetime

@@ -6,7 +6,6 @@ import os
 import shutil
 import sqlite3
 from contextlib import closing
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -248,7 +247,7 @@ def test_a_server_that_never_answers(
                 config=NO_HINTS,
             )
         )
-        named = replace(NO_HINTS, scan_paths=(os.fsencode(far.parent),))
+        named = NO_HINTS._replace(scan_paths=(os.fsencode(far.parent),))
         options = audit.AuditOptions(work / "irmap.db", config=named)
         before = {one.mapping.path: one.verdict for one in audit.audit(options).findings}
         with server.silent(), monkeypatch.context() as patch:

@@ -15,7 +15,8 @@ from irmapdb.config import Config
 from irmapdb.kernel.identity import disproof
 from irmapdb.kernel.root import Root
 from irmapdb.model import Identity, Source
-from irmapdb.resolve import BtrfsLookup, engine
+from irmapdb.resolve import engine
+from irmapdb.resolve.btrfs import BtrfsLookup
 from tests.kernel.every_name import (
     CAP_DAC_READ_SEARCH,
     CAP_SYS_ADMIN,

@@ -16,7 +16,7 @@ from irmapdb.checkpoint import steps
 from irmapdb.checkpoint.steps import FreezeOptions, StepOptions
 from irmapdb.kernel.freeze import stop_tree
 from irmapdb.model import Source
-from irmapdb.resolve import MountFds
+from irmapdb.resolve.mount_fds import MountFds
 from tests.kernel.stepping import NO_HINTS, new_work_dir
 from tests.kernel.truth import mount_id, open_descriptors
 from tests.support.filesystems import drop_caches, superblock_kdev

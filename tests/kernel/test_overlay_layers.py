@@ -17,8 +17,8 @@ from irmapdb.kernel.identity import disproof
 from irmapdb.kernel.root import Root, open_root
 from irmapdb.model import Identity, Source
 from irmapdb.node import ps
-from irmapdb.resolve import OverlayLayers
 from irmapdb.resolve.engine import resolve
+from irmapdb.resolve.overlay import OverlayLayers
 from tests.kernel.asking import ask, path_by, why_not
 from tests.kernel.stepping import NO_HINTS, new_work_dir, options_for
 from tests.kernel.truth import as_nobody, watched_identity

@@ -12,7 +12,9 @@ from irmapdb.kernel.child_call import call_in_child
 from irmapdb.kernel.identity import identify
 from irmapdb.kernel.root import open_root
 from irmapdb.model import FileHandle, Source
-from irmapdb.resolve import Handles, OpenFiles, Scan
+from irmapdb.resolve.handle import Handles
+from irmapdb.resolve.open_files import OpenFiles
+from irmapdb.resolve.scan import Scan
 from tests.kernel.asking import ask, path_by, why_not
 from tests.kernel.truth import as_nobody, served, watched_identity
 from tests.support.filesystems import drop_caches

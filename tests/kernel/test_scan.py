@@ -8,8 +8,8 @@ import pytest
 from irmapdb.config import Config
 from irmapdb.kernel.directory import open_directory_root
 from irmapdb.model import StaleReason
-from irmapdb.resolve import Scan
 from irmapdb.resolve import scan as scan_module
+from irmapdb.resolve.scan import Scan
 from tests.kernel.asking import NOBODY_HAS_IT, ask, path_by, why_not
 from tests.kernel.truth import as_nobody, served
 from tests.support.filesystems import btrfs_layout, drop_caches, superblock_kdev

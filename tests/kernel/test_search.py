@@ -13,8 +13,11 @@ from irmapdb.kernel.child_call import call_in_child
 from irmapdb.kernel.proc import fdinfo
 from irmapdb.kernel.root import open_root
 from irmapdb.model import FileHandle, Identity, Mapping, Resolved, Source, StaleReason
-from irmapdb.resolve import Handles, MountFds, OpenFiles, StoredRows
 from irmapdb.resolve.engine import Candidate, Disproved, Note
+from irmapdb.resolve.handle import Handles
+from irmapdb.resolve.mount_fds import MountFds
+from irmapdb.resolve.open_files import OpenFiles
+from irmapdb.resolve.stored import StoredRows
 from tests.kernel.searching import files_of, mntns_of
 from tests.kernel.truth import open_descriptors, served, watched_identity
 from tests.support.filesystems import drop_caches
@@ -173,7 +176,7 @@ def test_a_source_that_finds_nothing_stops_in_time(area, watcher, source):
         identities = [one._replace(ino=2**63, handle=None) for one in identities]
     clock = Clock(5)
     with open_root(watcher.pid) as root:
-        more = (MountFds(root),) if source is Handles else ([watcher.pid], "/proc")
+        more = (MountFds(root),) if source is Handles else ([watcher.pid],)
         answers = list(source(root, *more, clock)(dict.fromkeys(identities).keys()))
     assert all(isinstance(answer, Note) for answer in answers)
     assert clock.late < 5

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -187,9 +186,8 @@ def test_leave_stopped_lets_go_of_them_where_nothing_could_be_written(
 ) -> None:
     watch_all(watcher, tree)
     with tmpfs(area.path / "full", size_mib=1) as images:
-        options = replace(
-            options_for(watcher, new_work_dir(tmp_path)), images_dir=images, work_dir=tmp_path
-        )
+        options = options_for(watcher, new_work_dir(tmp_path))
+        options = options._replace(images_dir=images, work_dir=tmp_path)
         (images / "filling").write_bytes(bytes(os.statvfs(images).f_bavail * mmap.PAGESIZE))
         with pytest.raises(FileError, match="No space left"):
             steps.dump(options, FreezeOptions(leave_stopped=True))
@@ -358,7 +356,7 @@ def test_the_cache_behind_the_link_that_criu_makes_serves(
     assert (report.loaded, report.stats.sources) == (1, {"stored": 1})
 
     # What is named comes in its place, and the work dir's own before both.
-    other = replace(options, images_dir=tmp_path / "3", prev_images_dir=tmp_path / "3")
+    other = options._replace(images_dir=tmp_path / "3", prev_images_dir=tmp_path / "3")
     assert steps.pre_dump(other).loaded == 0
     (tmp_path / "1" / "irmap-cache").write_bytes(b"")
     assert steps.pre_dump(options).loaded == 0
@@ -374,7 +372,7 @@ def test_a_link_to_images_that_are_gone_is_nothing(watcher: Watcher, tmp_path: P
 def test_previous_images_that_are_not_there(watcher: Watcher, tmp_path: Path, name: str) -> None:
     work = new_work_dir(tmp_path)
     (tmp_path / "file").touch()
-    options = replace(options_for(watcher, work), prev_images_dir=Path("..", name))
+    options = options_for(watcher, work)._replace(prev_images_dir=Path("..", name))
     with pytest.raises(FileError, match=f"{name}: .* directory; ") as raised:
         steps.pre_dump(options)
     assert raised.value.remedy == "previous images dir"

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -169,7 +168,7 @@ def test_two_trees_that_share_a_database_leave_each_others_mounts_alone(
         def step(watcher: Watcher) -> list[ChangeKind]:
             work = tmp_path / str(watcher.pid)
             work.mkdir(exist_ok=True)
-            options = replace(options_for(watcher, work), database=database)
+            options = options_for(watcher, work)._replace(database=database)
             return [change.kind for change in steps.pre_dump(options).changes]
 
         assert step(one) == [ChangeKind.FOUND]
@@ -243,7 +242,7 @@ def test_what_a_nested_namespace_has_unmounted_is_stale(
         assert step(options) == {(kept, None, mntns), (gone, None, mntns)}
         go_on()
         # Another tree, which does not look into that namespace, knows nothing of its mounts.
-        database = replace(options_for(watcher, tmp_path / "other"), database=work / "irmap.db")
+        database = options_for(watcher, tmp_path / "other")._replace(database=work / "irmap.db")
         database.images_dir.mkdir()
         assert step(database) == set()
         assert step(options) == {(gone, StaleReason.UNMOUNTED, mntns)}

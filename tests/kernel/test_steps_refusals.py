@@ -6,7 +6,6 @@ import mmap
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -71,7 +70,7 @@ def test_a_scan_path_of_the_configuration_that_is_no_use_is_told(
     (tmp_path / "link").symlink_to(tree)
     watched = watcher.add_inotify(tree / "d0")
     paths = (b"/nowhere/at/all", os.fsencode(tmp_path / "link"), b"relative", os.fsencode(tree))
-    config = replace(NO_HINTS, scan_paths=paths)
+    config = NO_HINTS._replace(scan_paths=paths)
     report = steps.pre_dump(
         StepOptions(watcher.pid, images_dir=new_work_dir(tmp_path), config=config)
     )
@@ -115,7 +114,7 @@ def test_a_bad_image_leaves_no_database(
     previous.mkdir()
     directory = {"work": work, "previous": previous}[where]
     (directory / "irmap-cache").write_bytes(data)
-    options = replace(options_for(watcher, work), prev_images_dir=previous)
+    options = options_for(watcher, work)._replace(prev_images_dir=previous)
     for step in (steps.pre_dump, lambda options: steps.dump(options, FreezeOptions())):
         with pytest.raises(ImageError, match="irmap-cache"):
             step(options)
@@ -146,7 +145,7 @@ def test_whom_nobody_can_freeze_is_refused_before_anything_is_done(
         (watcher.pid, tmp_path / "none", UsageError, "is not a directory"),
     ]
     for pid, cgroup, error, message in wrong:
-        options = replace(options_for(watcher, work), pid=pid)
+        options = options_for(watcher, work)._replace(pid=pid)
         with pytest.raises(error, match=message):
             steps.dump(options, FreezeOptions(cgroup=cgroup))
         assert list(work.iterdir()) == []
@@ -174,7 +173,7 @@ def test_a_full_disk_leaves_the_images_of_the_dump_before(
     watcher.add_inotify(tree)
     watcher.add_fanotify(tree)
     with tmpfs(area.path / "images", size_mib=1) as images:
-        options = replace(options_for(watcher, images), database=tmp_path / "irmap.db")
+        options = options_for(watcher, images)._replace(database=tmp_path / "irmap.db")
         steps.dump(options, FreezeOptions())
         before = {path.name: path.read_bytes() for path in images.iterdir()}
         assert len(before) == 3
@@ -200,7 +199,7 @@ def test_a_database_that_is_full_leaves_everything_as_it_was(
     for path in many:
         path.touch()
     with tmpfs(area.path / "small", size_mib=1) as place:
-        options = replace(options_for(watcher, images), database=place / "irmap.db")
+        options = options_for(watcher, images)._replace(database=place / "irmap.db")
         if not new:
             watcher.add_inotify(tmp_path)
             steps.dump(options, FreezeOptions())

@@ -15,7 +15,8 @@ from irmapdb.config import Config
 from irmapdb.kernel.identity import disproof
 from irmapdb.kernel.root import Root
 from irmapdb.model import Identity, Source
-from irmapdb.resolve import XfsParents, engine
+from irmapdb.resolve import engine
+from irmapdb.resolve.xfs import XfsParents
 from tests.kernel.every_name import CAP_SYS_ADMIN, ask, every_name, identity_at, without
 from tests.kernel.random_changes import Gardener
 from tests.kernel.truth import open_descriptors

@@ -12,14 +12,15 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from typing import TYPE_CHECKING, NamedTuple
 
 from irmapdb import files
 from irmapdb.errors import FileError, ImageError
 from irmapdb.image.mounts import decode_ghost, decode_mounts
 from irmapdb.image.tar import member_names
 from irmapdb.model import printable
+from irmapdb.record import Record
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
     from pathlib import Path
@@ -33,7 +34,7 @@ __all__ = ["Brought", "Origin", "read_brought"]
 _GHOST_HEAD_BYTES = 4096
 
 
-class Origin(NamedTuple):
+class Origin(Record):
     """Where a path will come from in a restore."""
 
     what: str
@@ -43,7 +44,7 @@ class Origin(NamedTuple):
     why_not_told: str = ""
 
 
-class Brought(NamedTuple):
+class Brought(Record):
     """All that the images of one tree say of this."""
 
     has_mounts: bool

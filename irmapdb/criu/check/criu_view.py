@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
 
 from irmapdb.errors import TaskError
 from irmapdb.kernel import syscalls
@@ -17,7 +15,9 @@ from irmapdb.kernel.identity import identify_fd
 from irmapdb.kernel.proc import mountinfo
 from irmapdb.kernel.root import Root, open_root
 from irmapdb.model import InodeKey, Mount, kdev_of
+from irmapdb.record import Record
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
@@ -28,7 +28,7 @@ __all__ = ["CriuMount", "CriuView", "Mountpoints", "criu_mounts", "numbers", "op
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK
 
 
-class CriuMount(NamedTuple):
+class CriuMount(Record):
     """A mount of CRIU's list, and the root in which CRIU looks its mount point up."""
 
     root: Root
@@ -75,8 +75,7 @@ class Mountpoints:
         return found
 
 
-@dataclass(frozen=True, slots=True)
-class CriuView:
+class CriuView(Record):
     """What CRIU sees of one task tree."""
 
     root: Root

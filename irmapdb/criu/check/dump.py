@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from irmapdb import files
 from irmapdb.checkpoint.work_dir import CACHE_NAME, WorkDir
@@ -23,9 +21,12 @@ from irmapdb.kernel.proc import mountinfo, tasks
 from irmapdb.kernel.proc.holders import deleted_holders
 from irmapdb.kernel.proc.survey import read_survey
 from irmapdb.model import MarkKind, format_kdev, printable
+from irmapdb.record import Record
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
+    from typing import TypeAlias
 
     from irmapdb.kernel.proc.survey import Denied
     from irmapdb.kernel.proc.tasks import Task
@@ -38,8 +39,7 @@ _PATIENCE_S = 5.0
 """How long a filesystem may take that waits for somebody else."""
 
 
-@dataclass(frozen=True, slots=True)
-class DumpCheckOptions:
+class DumpCheckOptions(Record):
     """What CRIU will be told, and where it will run."""
 
     pid: int
@@ -50,12 +50,12 @@ class DumpCheckOptions:
     """None: asked from the criu on PATH."""
     force_irmap: bool = False
     scan_paths: tuple[bytes, ...] = ()
-    config: Config = field(default_factory=Config)
+    config: Config = Config()
     progress: Callable[[int, bytes], None] = lambda _scanned, _top: None
     """Told during a walk: entries looked at so far, and where."""
 
 
-class WatchCheck(NamedTuple):
+class WatchCheck(Record):
     """One watch, and what CRIU will do with it."""
 
     watch: Watch
@@ -65,7 +65,7 @@ class WatchCheck(NamedTuple):
     prediction: Prediction
 
 
-class MarkCheck(NamedTuple):
+class MarkCheck(Record):
     """A fanotify mark that has no inode, and what CRIU will do with it."""
 
     mark: Mark
@@ -81,7 +81,7 @@ class MarkCheck(NamedTuple):
         return self.outcome is CriuOutcome.PATH
 
 
-class Problem(NamedTuple):
+class Problem(Record):
     """Something about the whole dump."""
 
     why: str
@@ -90,8 +90,7 @@ class Problem(NamedTuple):
     """Whether the dump fails on it. Else a restore may fail, or the predictions are in doubt."""
 
 
-@dataclass(frozen=True, slots=True)
-class DumpCheck:
+class DumpCheck(Record):
     """The whole answer."""
 
     call: Call
@@ -255,7 +254,7 @@ def _with_holders(settled: _Settled, criu_view: CriuView) -> _Settled:
     named = dict(settled)
     for identity, holder in holders.items():
         fstype, prediction = settled[identity]
-        named[identity] = fstype, replace(prediction, why=f"{prediction.why} ({holder})")
+        named[identity] = fstype, prediction._replace(why=f"{prediction.why} ({holder})")
     return named
 
 
@@ -432,7 +431,7 @@ def _taken(observer: Observer, look: Look, batch: Sequence[Facts]) -> Iterator[F
         failed, rest = (left, []) if look in _TOGETHER else (left[:1], left[1:])
         why = f"it could not be looked at: {error.strerror}"
         for facts in failed:
-            yield replace(facts, unseen=(why, "run `irmapdb pre-dump`, which looks by other means"))
+            yield facts._replace(unseen=(why, "run `irmapdb pre-dump`, which looks by other means"))
         if rest:
             yield from _taken(observer, look, rest)
 

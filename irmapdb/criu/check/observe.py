@@ -16,8 +16,6 @@ import errno
 import os
 import stat
 import time
-from dataclasses import replace
-from typing import TYPE_CHECKING, Self
 
 from irmapdb.config import HINTS
 from irmapdb.criu.check.criu_view import CriuView, Mountpoints, numbers
@@ -34,11 +32,17 @@ from irmapdb.criu.check.walks import Walks
 from irmapdb.kernel import syscalls
 from irmapdb.kernel.identity import disproof, disproof_of_fd
 from irmapdb.model import StaleReason
-from irmapdb.resolve import Handles, OpenFiles, OverlayLayers, Scan, engine
+from irmapdb.resolve import engine
+from irmapdb.resolve.handle import Handles
 from irmapdb.resolve.mount_points import at_mount_points
+from irmapdb.resolve.open_files import OpenFiles
+from irmapdb.resolve.overlay import OverlayLayers
+from irmapdb.resolve.scan import Scan
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
+    from typing import Self
 
     from irmapdb.config import Config
     from irmapdb.criu.check.verdicts import Call
@@ -111,7 +115,7 @@ class Observer:
 
     def _handles(self, batch: Sequence[Facts]) -> Iterator[Facts]:
         for facts in batch:
-            yield replace(facts, handle=self._by_handle(facts.identity))
+            yield facts._replace(handle=self._by_handle(facts.identity))
 
     def _by_handle(self, identity: Identity) -> HandleLook:
         look = HandleLook(opened=False)
@@ -166,7 +170,7 @@ class Observer:
 
     def _caches(self, batch: Sequence[Facts]) -> Iterator[Facts]:
         for facts in batch:
-            yield replace(facts, cache=self._in_cache(facts.identity))
+            yield facts._replace(cache=self._in_cache(facts.identity))
 
     def _in_cache(self, identity: Identity) -> CacheLook:
         refused: list[bytes] = []
@@ -194,7 +198,7 @@ class Observer:
     def _scans(self, batch: Sequence[Facts]) -> Iterator[Facts]:
         found = self._scan([facts.identity for facts in batch])
         for facts in batch:
-            yield replace(facts, scan=tuple(found[facts.identity]))
+            yield facts._replace(scan=tuple(found[facts.identity]))
 
     def _scan(self, identities: Iterable[Identity]) -> dict[Identity, list[Found]]:
         found: dict[Identity, list[Found]] = {identity: [] for identity in identities}
@@ -235,7 +239,7 @@ class Observer:
                 hits.setdefault(identity, []).append(hit)
         for facts in batch:
             look = OverlayLook(tuple(hits.get(facts.identity, ())), entries, walk_us)
-            yield replace(facts, overlay=look)
+            yield facts._replace(overlay=look)
 
     def _numbered(self, identity: Identity, path: bytes) -> Found | None:
         with contextlib.suppress(OSError), _path(self._root, path) as fd:
@@ -268,9 +272,9 @@ class Observer:
         for facts in batch:
             found = paths.get(facts.identity)
             if found is None:
-                yield replace(facts, search=SearchLook(gave_up=gave_up))
+                yield facts._replace(search=SearchLook(gave_up=gave_up))
             else:
-                yield replace(facts, search=self._seen(facts.identity, found))
+                yield facts._replace(search=self._seen(facts.identity, found))
 
     def _unwalked(self, kdev: int) -> str:
         kinds = self._config.kinds_that_wait(self._root.on_the_way(kdev))
@@ -310,16 +314,16 @@ class Observer:
         for facts in batch:
             answer = outcome.resolved.get(facts.identity)
             if facts.identity in elsewhere:
-                yield replace(facts, search=elsewhere[facts.identity])
+                yield facts._replace(search=elsewhere[facts.identity])
                 continue
             if answer is None:
                 deleted = outcome.unresolved[facts.identity].deleted
                 gave_up = self._unwalked(facts.identity.kdev) or late
-                yield replace(facts, search=SearchLook(deleted=deleted, gave_up=gave_up))
+                yield facts._replace(search=SearchLook(deleted=deleted, gave_up=gave_up))
                 continue
             path = _ROOT_HINT if answer.path == b"/" else answer.path
             acceptable = self._revalidated(facts.identity, path) is not None
-            yield replace(facts, search=SearchLook(path, acceptable=acceptable))
+            yield facts._replace(search=SearchLook(path, acceptable=acceptable))
 
     def _elsewhere(
         self, identities: Iterable[Identity], over: Callable[[], bool]

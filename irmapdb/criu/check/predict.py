@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import shlex
 import string
-from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from irmapdb.criu.check.verdicts import CriuOutcome, Look, Prediction, ScanAdvice, WatchVerdict
 from irmapdb.durations import format_estimate
 from irmapdb.model import is_fuse, printable
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from irmapdb.criu.check.verdicts import Call, Facts, Found, HandleLook, OverlayLook, SearchLook
 
@@ -82,8 +81,7 @@ def scan_below(prediction: Prediction, directory: bytes) -> Prediction:
     if prediction.scan is None:
         return prediction
     lead = prediction.scan.lead
-    return replace(
-        prediction,
+    return prediction._replace(
         advice=f"{lead}{_scan_option(directory)}",
         scan=ScanAdvice(lead, directory),
     )
@@ -100,7 +98,7 @@ def _nameless(facts: Facts, handle: HandleLook, call: Call) -> Prediction | Look
         advice = _APART if handle.mounted and not handle.deleted else _GIVE_UP
         advice = _CLOSE if handle.deleted and handle.mounted is None else advice
         why = f"{why}, and on {facts.fstype} CRIU wants a path"
-        return replace(_fails(why, advice), deleted=handle.deleted and handle.mounted is None)
+        return _fails(why, advice)._replace(deleted=handle.deleted and handle.mounted is None)
     return _by_irmap(facts, call) if call.force_irmap else _without_path(facts, handle, call)
 
 
@@ -140,7 +138,7 @@ def _missed_by_walk(facts: Facts, call: Call) -> Prediction | Look:
     why = f"CRIU {call.version} walks the overlay for it"
     if facts.search.deleted:
         why = f"{why}, but it was deleted; a restore loses the watch"
-        return replace(_no_restore(why, _CLOSE), deleted=True)
+        return _no_restore(why, _CLOSE)._replace(deleted=True)
     if facts.search.mntns:
         return _no_restore(f"{why} in vain: {_lives(facts.search)}", _ELSEWHERE)
     if facts.search.path is None:
@@ -187,7 +185,7 @@ def _without_path(facts: Facts, handle: HandleLook, call: Call) -> Prediction | 
         return _only_mounted(facts, handle, handle.mounted, call)
     if handle.deleted:
         # Also where CRIU brings the file back (a ghost): the watch goes when it is deleted again.
-        return replace(_no_restore(f"{why}; a restore loses the watch", _CLOSE), deleted=True)
+        return _no_restore(f"{why}; a restore loses the watch", _CLOSE)._replace(deleted=True)
     if handle.symlink or handle.too_long:
         advice = _GIVE_UP if handle.symlink else f"shorten its path, or {_GIVE_UP}"
         return _no_path(facts, why, advice)
@@ -202,7 +200,7 @@ def _without_path(facts: Facts, handle: HandleLook, call: Call) -> Prediction | 
     if facts.search.hinted:
         return _no_path(facts, why, lead, path)
     said = _no_path(facts, why, f"{lead} and {_scan_option(path)}", path)
-    return said if path is None else replace(said, scan=ScanAdvice(f"{lead} and ", path))
+    return said if path is None else said._replace(scan=ScanAdvice(f"{lead} and ", path))
 
 
 def _only_mounted(facts: Facts, handle: HandleLook, mounted: SearchLook, call: Call) -> Prediction:
@@ -228,8 +226,8 @@ def _by_walk(overlay: OverlayLook, facts: Facts, call: Call) -> Prediction:
     )
     said = _right(WatchVerdict.WALK, why, overlay.hits[0], facts)
     less = "watch less, or have a smaller tree: this CRIU does not ask irmap-cache first"
-    return replace(
-        said, advice=said.advice or less, entries=overlay.entries, walk_us=overlay.walk_us
+    return said._replace(
+        advice=said.advice or less, entries=overlay.entries, walk_us=overlay.walk_us
     )
 
 
@@ -260,7 +258,7 @@ def _not_found(facts: Facts, call: Call) -> Prediction | Look:
     opened = handle is not None and handle.opened
     mounted = handle.mounted if handle is not None else None
     if handle is not None and handle.deleted and mounted is None:
-        return replace(_fails(why, _CLOSE), deleted=True)
+        return _fails(why, _CLOSE)._replace(deleted=True)
     if handle is not None and handle.too_long:
         return _fails(why, f"shorten its path, or {_GIVE_UP}")
     if facts.fstype == "btrfs" and mounted is None:
@@ -287,7 +285,7 @@ def _lives(search: SearchLook) -> str:
 
 def _out_of_reach(facts: Facts, call: Call, search: SearchLook, why: str) -> Prediction:
     if search.deleted:
-        return replace(_fails(f"{why}: it was deleted", _CLOSE), deleted=True)
+        return _fails(f"{why}: it was deleted", _CLOSE)._replace(deleted=True)
     if search.mntns:
         return _fails(f"{why}: {_lives(search)}", _ELSEWHERE)
     if search.path is not None:

@@ -13,8 +13,6 @@ import enum
 import errno
 import os
 import stat
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Self
 
 from irmapdb import files
 from irmapdb.criu.check.brought import read_brought
@@ -26,9 +24,12 @@ from irmapdb.kernel import syscalls
 from irmapdb.kernel.identity import identify_fd
 from irmapdb.kernel.root import open_root
 from irmapdb.model import printable
+from irmapdb.record import Record
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pathlib import Path
+    from typing import Self
 
     from irmapdb.criu.check.brought import Brought, Origin
     from irmapdb.image.fsnotify import FsnotifyFile
@@ -81,7 +82,7 @@ _RIGHT = {
 }
 
 
-class WatchRestore(NamedTuple):
+class WatchRestore(Record):
     """One watch or mount mark of the images, and what a restore will make of it."""
 
     file: FsnotifyFile
@@ -98,8 +99,7 @@ class WatchRestore(NamedTuple):
         return self.verdict.right and not self.advice
 
 
-@dataclass(frozen=True, slots=True)
-class RestoreCheck:
+class RestoreCheck(Record):
     """The whole answer."""
 
     image: Path
@@ -148,7 +148,7 @@ def _start(watch: FsnotifyWatch | MountMark) -> tuple[bytes, int | None]:
     return watch.path or b"", watch.mnt_id if isinstance(watch, FsnotifyWatch) else None
 
 
-class _Seen(NamedTuple):
+class _Seen(Record):
     verdict: RestoreVerdict
     why: str
     origin: str = ""

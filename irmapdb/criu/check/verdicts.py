@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
 
+from irmapdb.record import Record
+
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from irmapdb.model import Identity
 
@@ -66,7 +67,7 @@ class WatchVerdict(enum.StrEnum):
         return self in {WatchVerdict.PATH, WatchVerdict.CACHE, WatchVerdict.WALK}
 
 
-class CriuVersion(NamedTuple):
+class CriuVersion(Record):
     """A version of CRIU, and who says that it is this one."""
 
     major: int
@@ -87,8 +88,7 @@ class CriuVersion(NamedTuple):
         return (self.major, self.minor) >= (4, 3)
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(Record):
     """How CRIU is to be called."""
 
     pid: int
@@ -117,7 +117,7 @@ class Look(enum.IntEnum):
     """Everywhere: not for CRIU, but to give advice."""
 
 
-class Found(NamedTuple):
+class Found(Record):
     """A path that CRIU takes for the watched file."""
 
     path: bytes
@@ -128,7 +128,7 @@ class Found(NamedTuple):
     """Whether it is a symbolic link, which a restore follows."""
 
 
-class HandleLook(NamedTuple):
+class HandleLook(Record):
     """What open_by_handle_at(2) through the mounts of the device gives."""
 
     opened: bool
@@ -145,7 +145,7 @@ class HandleLook(NamedTuple):
     """It has a path, which is longer than the kernel tells (PATH_MAX)."""
 
 
-class OverlayLook(NamedTuple):
+class OverlayLook(Record):
     """What a walk of the mounts of an overlay meets."""
 
     hits: tuple[Found, ...]
@@ -154,7 +154,7 @@ class OverlayLook(NamedTuple):
     """How long CRIU's walk would take, by how long ours took."""
 
 
-class CacheLook(NamedTuple):
+class CacheLook(Record):
     """What the entries of irmap-cache for this device and inode number come to."""
 
     found: Found | None = None
@@ -162,7 +162,7 @@ class CacheLook(NamedTuple):
     """Paths of entries that CRIU would drop."""
 
 
-class SearchLook(NamedTuple):
+class SearchLook(Record):
     """Where the watched file is, and whether CRIU's irmap would know it there."""
 
     path: bytes | None = None
@@ -179,8 +179,7 @@ class SearchLook(NamedTuple):
     """Below a scan path or one of CRIU's hints, where --force-irmap alone would find it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
+class Facts(Record):
     """What is known of one watched inode. A look that was not taken is None."""
 
     identity: Identity
@@ -200,7 +199,7 @@ class Facts:
     search: SearchLook | None = None
 
 
-class ScanAdvice(NamedTuple):
+class ScanAdvice(Record):
     """Advice that ends with an option."""
 
     lead: str
@@ -209,8 +208,7 @@ class ScanAdvice(NamedTuple):
     """The path that the option is to be given: the watched file, or a directory above it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Prediction:
+class Prediction(Record):
     """What CRIU will do with one watch."""
 
     verdict: WatchVerdict

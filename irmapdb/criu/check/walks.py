@@ -12,13 +12,14 @@ import math
 import os
 import stat
 import time
-from typing import TYPE_CHECKING, NamedTuple
 
 from irmapdb.criu.check.criu_view import numbers
 from irmapdb.kernel.fs.walk import walk
 from irmapdb.kernel.root import open_beneath
 from irmapdb.model import is_fuse
+from irmapdb.record import Record
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Container, Iterable, Iterator
 
@@ -31,7 +32,7 @@ _NO_CHILDREN = b"/."
 """CRIU's last hint: the root, but nothing below it."""
 
 
-class WalkHit(NamedTuple):
+class WalkHit(Record):
     """A path by whose listing an inode could be the one."""
 
     identity: Identity

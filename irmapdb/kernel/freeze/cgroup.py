@@ -10,16 +10,16 @@ import contextlib
 import errno
 import os
 import subprocess
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from irmapdb.errors import FreezeError, UsageError
 from irmapdb.kernel.proc.mountinfo import read_mountinfo
 from irmapdb.kernel.proc.procfs import read_file
 from irmapdb.kernel.proc.tasks import leader_of
 from irmapdb.model import printable
+from irmapdb.record import Record
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -35,8 +35,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class Freezer:
+class Freezer(Record):
     """One cgroup whose tasks can be frozen."""
 
     path: Path

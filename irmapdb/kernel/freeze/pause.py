@@ -11,12 +11,12 @@ signal.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 from irmapdb.kernel.proc import procfs
 from irmapdb.kernel.proc.mountinfo import read_mountinfo
 from irmapdb.kernel.proc.procfs import read_file
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 

@@ -12,13 +12,13 @@ import contextlib
 import os
 import signal
 import time
-from typing import TYPE_CHECKING
 
 from irmapdb.errors import FreezeError, UsageError
 from irmapdb.kernel.freeze import cgroup as cgroups
 from irmapdb.kernel.freeze.tracer import Frozen, Tracer
 from irmapdb.kernel.proc import tasks
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
     from pathlib import Path

@@ -16,8 +16,6 @@ import os
 import signal
 import threading
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from irmapdb.errors import FreezeError, TaskError
 from irmapdb.kernel import syscalls
@@ -25,7 +23,9 @@ from irmapdb.kernel.freeze import cgroup as cgroups
 from irmapdb.kernel.freeze import ptrace
 from irmapdb.kernel.freeze.ptrace import Phase
 from irmapdb.kernel.proc import tasks
+from irmapdb.record import Record
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
@@ -53,8 +53,7 @@ _CAP_SYS_PTRACE = 19  # include/uapi/linux/capability.h
 _GONE = frozenset("ZXx")
 
 
-@dataclass(frozen=True, slots=True)
-class Frozen:
+class Frozen(Record):
     """A task tree that stands still."""
 
     pids: tuple[int, ...]

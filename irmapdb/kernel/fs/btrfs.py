@@ -21,10 +21,11 @@ import ctypes
 import fcntl
 import struct
 import threading
-from typing import TYPE_CHECKING, NamedTuple
 
 from irmapdb.kernel import ioctl
+from irmapdb.record import Record
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -54,7 +55,7 @@ _ROOT_BACKREF = 144
 _LARGEST = (1 << 64) - 1
 
 
-class Inode(NamedTuple):
+class Inode(Record):
     """An inode of one btrfs."""
 
     tree: int
@@ -76,7 +77,7 @@ def inode_of(handle: FileHandle) -> Inode | None:
     return Inode(tree, ino)
 
 
-class Item(NamedTuple):
+class Item(Record):
     """One item of a tree: its key and what it holds."""
 
     ino: int
@@ -203,7 +204,7 @@ def names(fd: int, inode: Inode) -> Sequence[tuple[Inode, bytes]]:
     return [name for item in items for name in parse_names(inode.tree, item)]
 
 
-class InodePaths(NamedTuple):
+class InodePaths(Record):
     """The answer of BTRFS_IOC_INO_PATHS."""
 
     paths: tuple[bytes, ...]

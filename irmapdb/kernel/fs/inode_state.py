@@ -12,12 +12,12 @@ from __future__ import annotations
 import enum
 import errno
 import os
-from typing import TYPE_CHECKING
 
 from irmapdb.kernel import syscalls
 from irmapdb.kernel.syscalls import AT_EMPTY_PATH
 from irmapdb.model import is_fuse
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 

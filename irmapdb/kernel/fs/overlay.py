@@ -28,12 +28,13 @@ import re
 import stat
 import struct
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
 
 from irmapdb.kernel.fs.overlay_layers import shows
 from irmapdb.kernel.fs.own_mounts import LAYER_TYPES, NO_UUID
 from irmapdb.model import FileHandle, kdev_of
+from irmapdb.record import Record
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from irmapdb.kernel.fs.own_mounts import OwnMounts
     from irmapdb.kernel.root import Root
@@ -52,7 +53,7 @@ _NUMBER_AND_GENERATION = frozenset({0x01, 0x02})
 _BTRFS_HANDLES = frozenset({0x4D, 0x4E, 0x4F})
 
 
-class Wrapped(NamedTuple):
+class Wrapped(Record):
     """What an overlay's handle holds."""
 
     upper: bool
@@ -61,7 +62,7 @@ class Wrapped(NamedTuple):
     handle: FileHandle
 
 
-class Layers(NamedTuple):
+class Layers(Record):
     """What an overlay's mount options tell of its layers."""
 
     lower: tuple[bytes, ...]

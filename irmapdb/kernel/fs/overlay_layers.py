@@ -10,12 +10,12 @@ from __future__ import annotations
 import itertools
 import os
 from collections import deque
-from typing import TYPE_CHECKING
 
 from irmapdb.kernel import syscalls
 from irmapdb.kernel.root import open_beneath
 from irmapdb.kernel.syscalls import AT_EMPTY_PATH, AT_HANDLE_FID
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 

@@ -11,12 +11,13 @@ import contextlib
 import errno
 import fcntl
 import os
-from typing import TYPE_CHECKING, NamedTuple
 
 from irmapdb.kernel import syscalls
 from irmapdb.kernel.proc import procfs
 from irmapdb.model import kdev_of
+from irmapdb.record import Record
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -49,7 +50,7 @@ _LISTED = ("ext4", "xfs", "erofs", "f2fs")
 _MOST_HELD_OPEN = 64
 
 
-class _Found(NamedTuple):
+class _Found(Record):
     """One superblock, and what FS_IOC_GETFSUUID said of it."""
 
     mount: Mount

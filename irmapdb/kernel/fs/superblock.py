@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-from typing import NamedTuple
 
 from irmapdb.kernel import syscalls
 from irmapdb.kernel.child_call import call_in_child
+from irmapdb.record import Record
 
 __all__ = ["Superblock", "superblock_of"]
 
 _PATIENCE_S = 2.0
 _IN_IGNORED = 0x8000  # an event that nobody has to be told of: the watch is only looked at
-_SDEV = re.compile(rb" sdev:([0-9a-f]+)")
+_SDEV = rb" sdev:([0-9a-f]+)"
 
 # include/uapi/linux/magic.h and fs/ of Linux 6.18: those that are treated in their own way.
 _NAMES = {
@@ -39,7 +39,7 @@ _NAMES = {
 }
 
 
-class Superblock(NamedTuple):
+class Superblock(Record):
     """Its device, and its type as mountinfo has it; an empty one if it is not known here."""
 
     kdev: int
@@ -74,7 +74,7 @@ def _watched_kdev(fd: int) -> int | None:
     try:
         syscalls.inotify_add_watch(inotify, b"/proc/self/fd/%d" % fd, _IN_IGNORED)
         with open(f"/proc/self/fdinfo/{inotify}", "rb") as fdinfo:
-            shown = _SDEV.search(fdinfo.read())
+            shown = re.search(_SDEV, fdinfo.read())
     finally:
         os.close(inotify)
     return int(shown[1], 16) if shown else None

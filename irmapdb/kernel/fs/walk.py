@@ -15,14 +15,15 @@ from __future__ import annotations
 
 import itertools
 import os
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Self
 
 from irmapdb.kernel import syscalls
 from irmapdb.kernel.root import open_beneath
+from irmapdb.record import Record
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterator
+    from typing import Self
 
 __all__ = ["Hit", "walk"]
 
@@ -47,7 +48,7 @@ _ANCHOR_BYTES = 1000
 _ANCHORS = 64
 
 
-class Hit(NamedTuple):
+class Hit(Record):
     """An entry whose inode number is wanted: a candidate, nothing more."""
 
     ino: int
@@ -112,16 +113,18 @@ def walk(  # noqa: PLR0913  what it tells, and whom
             on_entries(seen.entries)
 
 
-@dataclass(slots=True)
 class _Count:
     """How much was looked at since it was told last, and whether that was enough."""
 
-    on_entries: Callable[[int], bool]
-    on_directories: Callable[[int], bool]
-    directories: int = 0
-    entries: int = 0
-    work: int = 0
-    over: bool = False
+    def __init__(
+        self, on_entries: Callable[[int], bool], on_directories: Callable[[int], bool]
+    ) -> None:
+        self.directories = 0
+        self.entries = 0
+        self.work = 0
+        self.over = False
+        self._on_entries = on_entries
+        self._on_directories = on_directories
 
     def add(self, entries: int) -> None:
         self.entries += entries
@@ -130,10 +133,10 @@ class _Count:
     def tell(self) -> None:
         if self.work >= _PROGRESS_WORK and not self.over:
             entries, self.entries, self.work = self.entries, 0, 0
-            self.over = not (self.on_entries(entries) and self.on_directories(self.directories))
+            self.over = not (self._on_entries(entries) and self._on_directories(self.directories))
 
 
-class _Anchor(NamedTuple):
+class _Anchor(Record):
     """A directory on the way that is held open."""
 
     fd: int

@@ -13,10 +13,11 @@ import ctypes
 import fcntl
 import struct
 import threading
-from typing import TYPE_CHECKING, NamedTuple
 
 from irmapdb.kernel import ioctl
+from irmapdb.record import Record
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["Inode", "inode_of", "parents", "parse_parents"]
 
 
-class Inode(NamedTuple):
+class Inode(Record):
     """An inode of one xfs."""
 
     ino: int

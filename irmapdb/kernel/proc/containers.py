@@ -13,15 +13,15 @@ libpod's, CRI-O's and cri-containerd's scopes below machine.slice and kubepods.s
 from __future__ import annotations
 
 import fnmatch
-import hashlib
 import os
 import re
 import stat
-from typing import TYPE_CHECKING, NamedTuple
 
 from irmapdb.errors import TaskError
 from irmapdb.kernel.proc import procfs, tasks
+from irmapdb.record import Record
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
@@ -40,7 +40,7 @@ __all__ = [
 
 # The cgroup of a container whose id is 64 hex digits: the id, or the id between a prefix and
 # ".scope".
-_HEX_ID = re.compile(r"(?:^|[-:])([0-9a-f]{64})(?:\.scope)?$")
+_HEX_ID = r"(?:^|[-:])([0-9a-f]{64})(?:\.scope)?$"
 
 # Below the cgroup of a container, made by the runtime or by the systemd inside of it.
 _INNER_CGROUPS = frozenset({"container", "init.scope", "payload", "supervisor"})
@@ -48,7 +48,7 @@ _INNER_CGROUPS = frozenset({"container", "init.scope", "payload", "supervisor"})
 # In this order the hierarchies of cgroup v1 are asked: the ones that every engine uses.
 _HIERARCHIES = ("", "name=systemd", "pids", "devices", "freezer")
 
-_DATABASE = re.compile(r"(?:[0-9a-f]{64}(?:-[0-9a-f]{16})?|[A-Za-z0-9_-]*\.[0-9a-f]{16})\.db")
+_DATABASE = r"(?:[0-9a-f]{64}(?:-[0-9a-f]{16})?|[A-Za-z0-9_-]*\.[0-9a-f]{16})\.db"
 
 _KTHREADD = 2
 """The parent of all kernel threads (kernel/kthread.c), which only the first pid namespace shows."""
@@ -57,7 +57,7 @@ _MOST_WITH_ONE_NAME = 4
 """Of several trees in one cgroup: a tenant can make as many as it likes."""
 
 
-class ContainerName(NamedTuple):
+class ContainerName(Record):
     """What a container is called."""
 
     id: str
@@ -66,7 +66,7 @@ class ContainerName(NamedTuple):
     """The name of its database without `.db`."""
 
 
-class Container(NamedTuple):
+class Container(Record):
     """A running container. (`pid`, `starttime`) is never used twice."""
 
     name: ContainerName
@@ -160,7 +160,7 @@ def name_by_images(images: str) -> str:
 
 def is_container_database(file_name: str) -> bool:
     """Whether a file has the name of a container's database, not that of an images dir's."""
-    return _DATABASE.fullmatch(file_name) is not None
+    return re.fullmatch(_DATABASE, file_name) is not None
 
 
 def name_by_cgroup(cgroups: dict[str, str], *, any_form: bool = False) -> ContainerName | None:
@@ -169,7 +169,7 @@ def name_by_cgroup(cgroups: dict[str, str], *, any_form: bool = False) -> Contai
     Without `any_form` 64 hex digits alone are taken for an id.
     """
     for path in cgroups.values():
-        ids = [found[1] for part in path.split("/") if (found := _HEX_ID.search(part))]
+        ids = [found[1] for part in path.split("/") if (found := re.search(_HEX_ID, part))]
         if ids:
             first, *below = ids
             stem = f"{first}-{_digest('/'.join(below))}" if below else first
@@ -322,4 +322,6 @@ def _readable(text: str) -> str:
 
 
 def _digest(text: str) -> str:
+    import hashlib  # noqa: PLC0415 it loads OpenSSL, and most ids need none
+
     return hashlib.sha256(os.fsencode(text)).hexdigest()[:16]

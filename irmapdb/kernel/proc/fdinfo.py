@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-from typing import TYPE_CHECKING, NamedTuple
 
 from irmapdb.kernel.proc import procfs
 from irmapdb.kernel.proc.procfs import living_thread, read_file
@@ -22,7 +21,9 @@ from irmapdb.model import (
     WatchFile,
     WatchKind,
 )
+from irmapdb.record import Record
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -39,17 +40,16 @@ _INOTIFY_LINE = re.compile(
     rb" mask:([0-9a-f]+) ignored_mask:([0-9a-f]+)" + _HANDLE,
     re.MULTILINE,
 )
-_FANOTIFY_LINE = re.compile(
-    rb"^fanotify (?:"
+_FANOTIFY_LINE = (  # a text, as most runs meet none
+    rb"(?m)^fanotify (?:"
     rb"mnt_id:(?P<mnt_id>[0-9a-f]+)"
     rb"|mnt_ns:(?P<mnt_ns>[0-9]+)"  # the only decimal number
     rb"|ino:(?P<ino>[0-9a-f]+) sdev:(?P<sdev>[0-9a-f]+)"
     rb"|sdev:(?P<fs>[0-9a-f]+)"
     rb") mflags:(?P<mflags>[0-9a-f]+) mask:(?P<mask>[0-9a-f]+)"
-    rb" ignored_mask:(?P<ignored>[0-9a-f]+)" + _HANDLE,
-    re.MULTILINE,
+    rb" ignored_mask:(?P<ignored>[0-9a-f]+)" + _HANDLE
 )
-_FANOTIFY_GROUP = re.compile(rb"^fanotify flags:([0-9a-f]+) event-flags:([0-9a-f]+)", re.MULTILINE)
+_FANOTIFY_GROUP = rb"(?m)^fanotify flags:([0-9a-f]+) event-flags:([0-9a-f]+)"
 _FLAGS = re.compile(rb"^flags:\s*([0-7]+)", re.MULTILINE)
 
 
@@ -73,11 +73,11 @@ def parse_fdinfo(raw: bytes, pid: int, fd: int, kind: WatchKind) -> WatchFile:
     if kind is WatchKind.INOTIFY:
         watches = tuple(_inotify_watches(raw, pid, fd))
         return WatchFile(pid, fd, kind, flags, 0, 0, watches, ())
-    group = _FANOTIFY_GROUP.search(raw)
+    group = re.search(_FANOTIFY_GROUP, raw)
     faflags, evflags = (int(group[1], 16), int(group[2], 16)) if group else (0, 0)
     inodes: list[Watch] = []
     marks: list[Mark] = []
-    for line in _FANOTIFY_LINE.finditer(raw):
+    for line in re.finditer(_FANOTIFY_LINE, raw):
         if line["ino"] is not None:
             inodes.append(_fanotify_watch(line, pid, fd))
         else:
@@ -133,7 +133,7 @@ def _fanotify_mark(line: re.Match[bytes], pid: int, fd: int) -> Mark:
     )
 
 
-class RawWatchFile(NamedTuple):
+class RawWatchFile(Record):
     """A descriptor that watches, and its fdinfo as read: parsed later, or never."""
 
     pid: int

@@ -9,12 +9,14 @@ reading of an open file takes a third of the time that the first took.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Self
 
 from irmapdb.kernel.proc import fdinfo, procfs
 from irmapdb.kernel.proc.fdinfo import RawWatchFile
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Self
+
     from irmapdb.model import WatchKind
 
 __all__ = ["FdinfoFiles"]

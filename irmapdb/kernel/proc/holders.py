@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 import re
-from typing import TYPE_CHECKING, NamedTuple
 
 from irmapdb.config import Config
 from irmapdb.kernel import identity as kernel_identity
 from irmapdb.kernel.proc import open_files
 from irmapdb.model import printable
+from irmapdb.record import Record
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
@@ -25,10 +26,10 @@ __all__ = ["Holder", "deleted_holders"]
 
 _MAY_WAIT = Config().may_wait
 _DELETED = b" (deleted)"
-_DESCRIPTOR = re.compile(r"/fd/(\d+)\Z")
+_DESCRIPTOR = r"/fd/(\d+)\Z"
 
 
-class Holder(NamedTuple):
+class Holder(Record):
     """One task that has a deleted file open."""
 
     pid: int
@@ -92,5 +93,5 @@ def _held(
 
 
 def _where(link: str) -> str:
-    descriptor = _DESCRIPTOR.search(link)
+    descriptor = re.search(_DESCRIPTOR, link)
     return f"fd {descriptor[1]}" if descriptor else link.rpartition("/")[2]

@@ -18,10 +18,11 @@ import fcntl
 import os
 import re
 import struct
-from typing import TYPE_CHECKING, NamedTuple
 
 from irmapdb.kernel.proc import procfs
+from irmapdb.record import Record
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -86,7 +87,7 @@ def effective_uid(pid: int) -> int | None:
     return int(found[1]) if found else None
 
 
-class ChargedUser(NamedTuple):
+class ChargedUser(Record):
     """Who is charged in our user namespace for what a task makes."""
 
     uid: int | None

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 from irmapdb.errors import TaskError
 from irmapdb.kernel.proc import mountinfo, procfs
 from irmapdb.kernel.root import Root, open_root
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import itertools
 import os
-from typing import TYPE_CHECKING, NamedTuple
 
 from irmapdb.kernel.proc import procfs
 from irmapdb.kernel.proc.procfs import living_thread
+from irmapdb.record import Record
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 __all__ = ["OpenFile", "mapped_files", "open_files"]
 
 
-class OpenFile(NamedTuple):
+class OpenFile(Record):
     """Something that a task holds open, and the name that the kernel has for it."""
 
     link: str

@@ -8,13 +8,14 @@ so that each descriptor is compared with a few of those that have the same text.
 from __future__ import annotations
 
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple
 
 from irmapdb.kernel import syscalls
 from irmapdb.kernel.proc import fdinfo, procfs
 from irmapdb.kernel.proc.fdinfo_files import FdinfoFiles
 from irmapdb.kernel.proc.tasks import HIDDEN, threads_apart
+from irmapdb.record import Record
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from collections.abc import Mapping as MappingABC
@@ -25,14 +26,14 @@ if TYPE_CHECKING:
 __all__ = ["Denied", "SharedDescriptor", "Survey", "read_survey"]
 
 
-class Denied(NamedTuple):
+class Denied(Record):
     """A task whose descriptors may not be looked at."""
 
     task: Task
     why: str
 
 
-class SharedDescriptor(NamedTuple):
+class SharedDescriptor(Record):
     """A descriptor that shares its open file description with one that was read."""
 
     pid: int
@@ -40,7 +41,7 @@ class SharedDescriptor(NamedTuple):
     of: RawWatchFile
 
 
-class Survey(NamedTuple):
+class Survey(Record):
     """What the tasks watch. `files` are in the order of the tasks, then of descriptors."""
 
     files: tuple[RawWatchFile, ...]
@@ -151,7 +152,7 @@ def _shared_text(raw: RawWatchFile) -> bytes:
     return raw.raw[_start_of_shared(raw) :]
 
 
-class _Comparable(NamedTuple):
+class _Comparable(Record):
     """A descriptor that kcmp(2) can compare."""
 
     pid: int

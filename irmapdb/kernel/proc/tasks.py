@@ -11,14 +11,15 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from typing import TYPE_CHECKING, NamedTuple
 
 from irmapdb.errors import TaskError
 from irmapdb.kernel import syscalls
 from irmapdb.kernel.proc import procfs
 from irmapdb.kernel.proc.procfs import living_thread, read_file
 from irmapdb.model import printable
+from irmapdb.record import Record
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
@@ -55,7 +56,7 @@ _PF_KTHREAD = 0x00200000
 """Of include/linux/sched.h."""
 
 
-class Task(NamedTuple):
+class Task(Record):
     """The part of /proc/PID/stat that tells one task from another."""
 
     pid: int
@@ -73,7 +74,7 @@ class Task(NamedTuple):
         return f"task {self.pid} ({printable(self.comm)})" if self.comm else f"task {self.pid}"
 
 
-class Process(NamedTuple):
+class Process(Record):
     """One task with its threads and children, all read through one descriptor of /proc/PID."""
 
     task: Task
