@@ -70,7 +70,7 @@ fuzz: venv ## fuzz every target for a minute (ARGS='cache sql --runs 1000000')
 	$(BIN)/python -m tests.fuzz $(ARGS)
 
 .PHONY: lint
-lint: venv check-protos ## ruff, mypy, the rooms' import contract, the generated code
+lint: venv check-protos ## ruff, mypy, the layers of imports, the generated code
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -57,9 +57,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if any(kind in item.name for kind in _ALONE):
             item.add_marker("alone")
-        room = item.path.relative_to(_HERE).parts[0]
-        if room in _MARKED:
-            item.add_marker(room)
+        directory = item.path.relative_to(_HERE).parts[0]
+        if directory in _MARKED:
+            item.add_marker(directory)
         elif "area" in getattr(item, "fixturenames", ()):
             item.add_marker("kernel")
     _choose(items, config)

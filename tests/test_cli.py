@@ -93,16 +93,16 @@ def test_help_and_version_wait_for_no_database() -> None:
 def test_a_command_is_imported_when_it_is_asked_for_and_none_is_left_out() -> None:
     code = "import sys, irmapdb.commands; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    rooms = Path(commands.__file__).parent.glob("*.py")
-    own = {room.stem for room in rooms if "\ndef add_to(app" in room.read_text()}
+    modules = Path(commands.__file__).parent.glob("*.py")
+    own = {module.stem for module in modules if "\ndef add_to(app" in module.read_text()}
     assert len(own) > 5
-    assert not {f"irmapdb.commands.{room}" for room in own} & set(done.stdout.split())
+    assert not {f"irmapdb.commands.{module}" for module in own} & set(done.stdout.split())
 
     offered = set()
-    for room in own:
+    for module in own:
         app = typer.Typer()
         app.callback()(lambda: None)
-        importlib.import_module(f"irmapdb.commands.{room}").add_to(app)
+        importlib.import_module(f"irmapdb.commands.{module}").add_to(app)
         offered |= set(getattr(get_command(app), "commands", ()))
     assert offered == {path[0] for path in _every_command()}
 

@@ -1,1 +1,1 @@
-"""The only room that touches Linux: flat functions over numbers, structs and bytes."""
+"""The only package that calls Linux: flat functions over numbers, structs and bytes."""
