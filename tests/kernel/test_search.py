@@ -10,7 +10,7 @@ import pytest
 from irmapdb.errors import TaskError
 from irmapdb.kernel import syscalls
 from irmapdb.kernel.child_call import call_in_child
-from irmapdb.kernel.proc import fdinfo
+from irmapdb.kernel.proc import mountinfo
 from irmapdb.kernel.root import open_root
 from irmapdb.model import FileHandle, Identity, Mapping, Resolved, Source, StaleReason
 from irmapdb.resolve.engine import Candidate, Disproved, Note
@@ -385,7 +385,7 @@ def test_a_namespace_that_cannot_be_opened_leaks_nothing(watcher, jails, make, m
     """Whichever look at it fails: every descriptor that was opened before is closed."""
     task, place = jails
     task.chroot(place / "jail")
-    module = {"statx": syscalls, "readlink": os}.get(call, fdinfo)
+    module = {"statx": syscalls, "readlink": os}.get(call, mountinfo)
     works = getattr(module, call)
     calls = 0
 
