@@ -140,7 +140,7 @@ def test_a_mapping_that_went_stale_is_one_for_the_audit_alone(tmp_path: Path) ->
             assert _run(step, "-t", str(watcher.pid), "-D", tmp_path).returncode == 0
     told = " ".join(_run("--help").stdout.replace("│", " ").split())
     assert "audit finds a mapping that is stale" in told
-    assert "A file that moved and was found again does not count." in told
+    assert "In pre-dump and dump, a file that moved and was found again does not count." in told
 
 
 def test_tasks_that_are_left_stopped_are_told_of(tmp_path: Path) -> None:
@@ -355,7 +355,7 @@ def test_a_database_does_not_come_from_a_pipe_and_help_says_so(
     command: str, tmp_path: Path
 ) -> None:
     told = " ".join(_run(command, "--help").stdout.replace("│", " ").split())
-    assert "- is stdin, where no database can come from" in told
+    assert "- is stdin, and a database cannot come from stdin" in told
     assert _run("import", _DATA / "swap-before.irmap-cache", cwd=tmp_path).returncode == 0
     more = ["out"] if command == "convert" else ["--db", "x.db"] if command == "import" else []
     with (tmp_path / "irmap.db").open("rb") as database:

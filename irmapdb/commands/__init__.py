@@ -81,15 +81,16 @@ def irmapdb(
 ) -> None:
     """Find, prove and keep the paths of inotify watches and fanotify marks for CRIU.
 
-    Before a checkpoint: `irmapdb pre-dump -t PID -D DIR` finds the paths while the tasks run
-    and writes `irmap.db` and CRIU's own `irmap-cache` into the work dir. Then
-    `criu dump -t PID -D DIR` loads that cache, or `irmapdb dump` shows what would be dumped.
+    Before a checkpoint: `irmapdb pre-dump -t PID -D DIR` finds the paths while the tasks run and
+    writes `irmap.db` and CRIU's own `irmap-cache` into the work dir. Then `criu dump -t PID -D DIR`
+    loads that cache. Where there is no CRIU, `irmapdb dump` freezes the tasks and shows the paths
+    that a dump would record.
 
     Exit codes: 0 done; 1 not done; 2 wrong usage; 3 done, with findings: a watch has no path;
     `check` finds a watch that CRIU will lose; a task of the tree cannot be read; `audit` finds a
-    mapping that is stale or that it cannot check; `lookup` does not know a key; `sql` has more
-    rows than it may print. A file that moved and was found again does not count. 130: interrupted
-    (Ctrl-C).
+    mapping that is stale or that it cannot check; `lookup` does not know a key; `sql` has more rows
+    than it may print. In pre-dump and dump, a file that moved and was found again does not count.
+    130: interrupted (Ctrl-C).
     """
 
 

@@ -54,8 +54,8 @@ def audit(
     tree: Annotated[
         int | None,
         tree_option(
-            "Look in the root of this task, as it sees it: for what runs in a container. What "
-            "is stored of other mount namespaces of its tree is looked up there."
+            "Look up the paths in the root of this task, for example of a container. irmapdb looks "
+            "up a path of another mount namespace of its tree in that namespace."
         ),
     ] = None,
     root: Annotated[
@@ -63,8 +63,7 @@ def audit(
         typer.Option(
             readable=False,
             metavar="DIR",
-            help="Look below this directory: an unpacked image, a mounted rootfs.  "
-            "[default: our own root]",
+            help="Look below this directory: an unpacked image, a mounted rootfs.  [default: /]",
             show_default=False,
         ),
     ] = None,
@@ -100,7 +99,7 @@ def audit(
         str | None,
         typer.Option(
             metavar="SPAN",
-            help="Check only mappings that were not proved for this long: 45s, 90m, 2h, 30d, 4w.",
+            help="Check only mappings whose last proof is older: 45s, 90m, 2h, 30d, 4w.",
             show_default=False,
         ),
     ] = None,
@@ -126,19 +125,19 @@ def audit(
     Each mapping gets a verdict:
 
     - valid: The path names the inode.
-    - moved: The inode has another path now, which is shown.
+    - moved: The inode has another path now. irmapdb shows it.
     - replaced: Another file has the path.
     - reused: Another file has the path and the inode number.
     - deleted: The file does not exist any more.
-    - gone: Nothing has the path, and irmapdb does not know where the inode is.
+    - gone: No file has the path, and irmapdb does not know where the inode is.
     - unmounted: The device is not mounted here.
     - unreachable: irmapdb could not look at the path.
 
     It writes nothing without --fix. A mapping that came from an image and was never proved has no
-    file handle: irmapdb compares its device and inode number, and says so.
+    file handle. irmapdb then compares only its device and inode number, and says so.
 
-    Exits with 3 if a live mapping does not hold (also if --fix has corrected it) or could not be
-    checked, whatever --only lists.
+    Exits with 3 if a live mapping is stale or could not be checked, also if --fix has corrected it
+    or --only does not list it.
 
     Examples:
         irmapdb audit -W /var/lib/ckpt

@@ -83,14 +83,14 @@ def check(
     prev_images_dir: PrevImagesDir = None,
     force_irmap: Annotated[
         bool,
-        typer.Option("--force-irmap", help="Predict for a CRIU that is called with --force-irmap."),
+        typer.Option("--force-irmap", help="Predict a dump with --force-irmap."),
     ] = False,
     irmap_scan_path: ScanPaths = None,
     criu_version: Annotated[
         str | None,
         typer.Option(
             metavar="VERSION",
-            help="4.1, 4.2, 4.3 …  [default: what criu --version says]",
+            help="4.1, 4.2, 4.3 …  [default: from criu --version]",
             show_default=False,
         ),
     ] = None,
@@ -100,23 +100,24 @@ def check(
     verbose: Verbose = 0,
     log_file: LogFile = None,
 ) -> None:
-    """Say what CRIU will do with each watch, before anything is frozen.
+    """Predict for each watch whether CRIU can dump or restore it.
 
-    Give it the options that CRIU will get, also those of CRIU's configuration files. Each watch
-    gets a verdict:
+    Give it the options that you will give to CRIU, also those of CRIU's configuration files. Each
+    watch gets a verdict:
 
-    - path: CRIU records the path, which it finds itself.
-    - cache: CRIU records the path, because irmap-cache has it.
-    - walk: CRIU records the path after it has walked the filesystem in the freeze.
+    - path: CRIU finds the path itself, and records it.
+    - cache: CRIU takes the path from irmap-cache, and records it.
+    - walk: CRIU walks the filesystem in the freeze, finds the path, and records it.
     - no-path: CRIU records no path. A restore works on this filesystem only.
     - no-restore: CRIU records no path, and no restore sets the watch again.
-    - symlink: CRIU records a symbolic link, and a restore watches the file behind it.
-    - options: The dump fails with these options, but not with others.
+    - symlink: The watch is on a symbolic link. A restore sets it on the target of the link.
+    - options: The dump fails with these options. It passes with others, which irmapdb names.
     - wrong-path: CRIU records the path of another file.
     - fails: The whole dump fails on this watch.
     - unknown: irmapdb could not find out.
 
-    With --images, it checks a dump before a restore: is each watched path there below PATH?
+    With --images DIR and --root PATH, it checks a dump before a restore: does each watched path
+    exist below PATH?
 
     It writes nothing and stops no task.
 

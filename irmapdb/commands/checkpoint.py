@@ -95,7 +95,7 @@ def dump(
         typer.Option(
             readable=False,
             metavar="PATH",
-            help="Freeze with this cgroup (v1 freezer or v2), not by ptrace alone.",
+            help="Freeze the tasks with this cgroup (v1 freezer or v2), and not only with ptrace.",
             show_default=False,
         ),
     ] = None,
@@ -104,7 +104,7 @@ def dump(
         typer.Option(
             metavar="SECONDS",
             callback=positive_seconds,
-            help="How long the tasks may take to stop.",
+            help="Fail if the tasks have not stopped after this time.",
         ),
     ] = 10.0,
     leave_stopped: Annotated[
@@ -120,9 +120,9 @@ def dump(
 ) -> None:
     """Confirm every path with the tasks frozen, and write the fsnotify images.
 
-    Does all that pre-dump does, then stops the tasks for as long as it takes to read their
-    watches again, and lets them run. Writes `inotify.img` and `fanotify.img` into the images
-    dir (`crit decode` reads them), `irmap-cache` and `irmap.db` into the work dir.
+    Does a pre-dump, then freezes the tasks, reads their watches again, and lets the tasks run.
+    Writes `inotify.img` and `fanotify.img` into the images dir (`crit decode` reads them),
+    `irmap-cache` and `irmap.db` into the work dir.
 
     Examples:
         irmapdb dump -t 4711 -D img -W work

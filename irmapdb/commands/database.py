@@ -26,9 +26,10 @@ _database = typer.Typer(
 
 @_database.command()
 def upgrade(work_dir: WorkDirOption = None, db: Database = None) -> None:
-    """Bring a database to the newest schema, all or nothing, with a backup beside it.
+    """Upgrade a database to the newest schema, and keep a backup beside it.
 
-    Every command that writes does this by itself; those that only read ask for it.
+    Commands that write do this by themselves. Commands that only read ask you to run it. If the
+    upgrade fails, the database stays as it was.
 
     Example:
         irmapdb db upgrade --db /var/lib/ckpt/irmap.db
@@ -91,7 +92,7 @@ def backup(
     work_dir: WorkDirOption = None,
     db: Database = None,
 ) -> None:
-    """Copy a database whole, also while another process writes it.
+    """Copy a database. Another process may write it meanwhile.
 
     Example:
         irmapdb db backup -W /var/lib/ckpt /root/irmap-2026-11-23.db

@@ -106,8 +106,7 @@ def _of_every_command() -> list[Any]:
                 "-q",
                 "--quiet",
                 callback=_be_quiet,
-                help="Print no remarks, only errors. If the exit code tells the result, print no "
-                "table either.",
+                help="Print only errors. Print no table either, if the exit code has the result.",
             ),
         ] = False,
         no_color: Annotated[

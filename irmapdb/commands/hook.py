@@ -33,12 +33,12 @@ def add_to(app: typer.Typer) -> None:
 def hook(
     pid: Annotated[
         int | None,
-        tree_option("The root task of the tree.  [default: as CRIU says in the environment]"),
+        tree_option("The root task of the tree.  [default: CRTOOLS_INIT_PID, which CRIU sets]"),
     ] = None,
     images_dir: ImagesDir = Path(),
     work_dir: CriuWorkDir = None,
     install: Annotated[
-        Runtime | None, typer.Option(help="Switch the hook on for this runtime.")
+        Runtime | None, typer.Option(help="Make CRIU call the hook under this runtime.")
     ] = None,
     uninstall: Annotated[
         Runtime | None, typer.Option(help="Undo exactly what --install did.")
@@ -51,7 +51,7 @@ def hook(
         typer.Option(
             readable=False,
             metavar="FILE",
-            help="Where to write the script that CRIU calls, or a program of your own."
+            help="The script that CRIU calls. --install writes it, if FILE is no program of yours."
             "  [default: /usr/local/libexec/irmapdb/irmapdb-hook]",
             show_default=False,
         ),
@@ -63,10 +63,10 @@ def hook(
 ) -> None:
     """Make CRIU run irmapdb before every dump, or run that step now.
 
-    CRIU calls `irmapdb-hook` as its action script. It finds the paths of all watches while the
-    tasks still run, so that CRIU loads a fresh `irmap-cache`. An error of the hook goes to
-    `irmapdb.log` in the work dir, and never fails the dump. `[hook]` in `/etc/irmapdb.toml` has its
-    settings.
+    CRIU calls `irmapdb-hook` as its action script before it freezes the tasks. The hook finds the
+    paths of all watches and writes `irmap-cache`, which CRIU then loads. An error of the hook goes
+    to `irmapdb.log` in the work dir, and never fails the dump. `[hook]` in `/etc/irmapdb.toml` has
+    its settings.
 
     Examples:
         irmapdb hook --install runc

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 __all__ = ["add_to"]
 
 _ANY_FORM = (
-    "An irmap-cache, its JSON, or a database; `-` is stdin, where no database can come from."
+    "An irmap-cache, its JSON, or a database; `-` is stdin, and a database cannot come from stdin."
 )
 _Pretty = Annotated[
-    bool, typer.Option("--pretty", help="Indented JSON, devices as crit prints them.")
+    bool, typer.Option("--pretty", help="Print indented JSON, with devices as crit prints them.")
 ]
 
 
@@ -74,17 +74,17 @@ def export(
         typer.Argument(
             readable=False,
             metavar="[IMAGE]",
-            help="Where to; `-` is stdout.  [default: irmap-cache in the work dir]",
+            help="The file to write; `-` is stdout.  [default: irmap-cache in the work dir]",
             show_default=False,
         ),
     ] = None,
     work_dir: WorkDirOption = None,
     db: Database = None,
 ) -> None:
-    """Write the database's list as the `irmap-cache` that CRIU loads.
+    """Write the paths of the database into the `irmap-cache` that CRIU loads.
 
-    Stale mappings are left out. The others are written as they are stored, also imported ones that
-    were never proved: pre-dump proves them. The file is replaced whole.
+    It leaves out stale mappings, and writes the others as they are stored. It proves none of them:
+    to prove them, run pre-dump. The file is replaced whole.
 
     Examples:
         irmapdb export -W /var/lib/ckpt
@@ -128,8 +128,8 @@ def convert(
 ) -> None:
     """Convert between CRIU's image (pb), crit's JSON (json) and a database (db).
 
-    The type of SRC is detected from its content. Names that are not UTF-8 survive: JSON has each
-    such byte as a lone surrogate (PEP 383).
+    The type of SRC is detected from its content. A name that is not UTF-8 keeps its bytes: JSON has
+    each such byte as a lone surrogate (PEP 383).
 
     Examples:
         irmapdb convert irmap-cache cache.json --pretty

@@ -44,15 +44,14 @@ def lookup(
     db: Database = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print all that the database knows of an inode or a path.
+    """Print everything that the database has about an inode or a path.
 
-    Prints its live and stale paths, the watches on it in each run, and the changes. A path stands
-    for every inode that has or had it. Write it as seen from the root of the tasks, or as the
-    tables here print it. You may paste a whole line of CRIU's log.
-    `254:0 739` is device and inode number as mountinfo and stat print them. `254:0` alone is read
-    as CRIU's two hex numbers.
+    It prints the live and stale paths of the inode, the watches on it in each run, and the changes.
+    A path finds each inode that has it or had it. Write a path as the tasks see it, or as irmapdb
+    prints it. You may paste a whole line of CRIU's log. `254:0 739` is device and inode number as
+    mountinfo and stat print them. irmapdb reads `254:0` alone as the two hex numbers of CRIU's log.
 
-    Exit code 3: the database knows nothing of one of the keys.
+    Exits with 3 if the database does not know one of the keys.
 
     Examples:
         irmapdb lookup fe00000:2e3 -W /var/lib/ckpt

@@ -100,8 +100,8 @@ PrevImagesDir = Annotated[
     path_option(
         "--prev-images-dir",
         metavar="DIR",
-        text="Images of the dump before, relative to -D: its irmap-cache is loaded if the work "
-        "dir has none.  [default: the link `parent` in -D, if there is one]",
+        text="Images of the last dump, relative to -D. Their irmap-cache is loaded if the work "
+        "dir has none.  [default: the link `parent` in -D, if it exists]",
     ),
 ]
 ScanPaths = Annotated[
@@ -131,7 +131,7 @@ ConfigFile = Annotated[
     ),
 ]
 AllRows = Annotated[
-    bool, typer.Option("--all-rows", help="List every watch, however many there are.")
+    bool, typer.Option("--all-rows", help="List every watch, also if there are many.")
 ]
 AsCsv = Annotated[bool, typer.Option("--csv", help="Print CSV, for spreadsheets.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
@@ -142,8 +142,8 @@ Verbose = Annotated[
         "--verbosity",
         count=True,
         metavar="",
-        help="Say more on stderr: -v errors' causes, -vv steps, -vvv and -vvvv each watch. "
-        "-v4 is the same as -vvvv.",
+        help="Print more on stderr: with -v the causes of errors, with -vv the steps, with -vvv "
+        "and -vvvv each watch. -v4 is the same as -vvvv.",
         show_default=False,
     ),
 ]
@@ -152,8 +152,8 @@ LogFile = Annotated[
     path_option(
         *("-o", "--log-file"),
         metavar="LOG",
-        text="Write the log to this file, relative to the work dir, in place of the last run's; a "
-        "run that cannot begin only adds why. The first line of each names it.",
+        text="Write the log to this file, relative to the work dir. Each run replaces it. A run "
+        "that cannot begin adds its error instead. The first line of a run names the run.",
     ),
 ]
 

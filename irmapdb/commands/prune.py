@@ -41,7 +41,7 @@ def prune(
         typer.Option(
             metavar="N",
             min=1,
-            help="Keep no more than N watches of all these runs, N changes, and N mappings that "
+            help="Keep at most N watches of all these runs, N changes, and N mappings that "
             "the last run did not use.  [default: 200000]",
             show_default=False,
         ),
@@ -58,7 +58,7 @@ def prune(
         str | None,
         typer.Option(
             metavar="SPAN",
-            help="Keep mappings that no run used for this long.  [default: 90d]",
+            help="Keep a mapping for this long after its last use.  [default: 90d]",
             show_default=False,
         ),
     ] = None,
@@ -69,7 +69,7 @@ def prune(
         bool,
         typer.Option(
             "--vacuum",
-            help="Rewrite the file without free pages; needs as much disk space again.",
+            help="Rewrite the file without free pages. This needs as much free disk space.",
         ),
     ] = False,
     config: ConfigFile = None,
@@ -77,10 +77,10 @@ def prune(
 ) -> None:
     """Delete old runs and stale mappings.
 
-    Each pre-dump and dump deletes some old rows by itself. Use prune for a database that has grown
-    before, or to keep less. `[retention]` in the configuration sets the defaults. The newest
-    pre-dump or dump, and the mappings that it used, are always kept. SQLite uses free pages again;
-    --vacuum returns them to the filesystem.
+    Each pre-dump and dump deletes some old rows by itself. Use prune to delete them all at once, or
+    to keep fewer. `[retention]` in the configuration sets the defaults. prune always keeps the
+    newest pre-dump or dump, and the mappings that it used. The file does not become smaller, and
+    SQLite uses the free pages again; --vacuum returns them to the filesystem.
 
     Examples:
         irmapdb prune -W /var/lib/ckpt --dry-run

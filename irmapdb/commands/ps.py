@@ -35,7 +35,7 @@ def ps(
     tree: Annotated[
         int | None,
         tree_option(
-            "This task and its descendants, each watch with its path.  [default: all tasks]"
+            "List this task and its descendants, and the path of each watch.  [default: all tasks]"
         ),
     ] = None,
     search: Annotated[
@@ -46,15 +46,15 @@ def ps(
     config: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show the watches of every process now, and how near each user is to the limits.
+    """List the watches of all processes, and each user's share of the inotify limits.
 
-    Reads /proc alone: no database is needed, and no task is stopped. A descriptor that several
-    processes share (fork) is counted once, for the first of them. The kernel does not tell how
-    much of a limit is used. ps adds up the watches that it sees, for the effective user of each
-    process, or for the owner of its user namespace.
+    It reads only /proc: it needs no database, and stops no task. If several processes share a
+    descriptor (after fork), ps counts it once, for the first process. The kernel does not report
+    the use of a limit: ps adds up the watches of each user. The user is the effective user of the
+    process, or the owner of its user namespace.
 
-    Exit code 3, with -t: a watch has no path, or a task of the tree may not be read. Without -t,
-    such tasks are named on stderr, and the exit code is 0.
+    With -t, exits with 3 if a watch has no path, or if irmapdb may not read a task of the tree.
+    Without -t, ps names such tasks on stderr, and exits with 0.
 
     Examples:
         irmapdb ps

@@ -108,16 +108,17 @@ def sql(
 ) -> None:
     """Query the database with SQL, or with a saved query.
 
-    The database is only read, also while another process writes it. A statement that would write,
-    attach another file or load an extension is refused.
+    The database is opened read-only, and another process may write it meanwhile. irmapdb refuses a
+    statement that writes, attaches another file or loads an extension.
 
-    Tables and views are in `docs/sql.md`. Functions beside SQLite's own: kdev('254:0') ↔ 266338304,
-    hex_ino(dev, ino) as CRIU's log has it, path_text(path).
+    `docs/sql.md` lists the tables and views. irmapdb adds functions to those of SQLite:
+    kdev('254:0') is 266338304 and kdev(266338304) is '254:0'; hex_ino(dev, ino) is 'fe00000:2e3',
+    as in CRIU's log; path_text(path) is printable text.
 
-    Without QUERY and FILE, the SQL comes from stdin. If stdin is a terminal, the saved queries are
-    listed. For a session with the database, use `sqlite3 -readonly`, `litecli` or `datasette`.
+    Without QUERY and FILE, irmapdb reads the SQL from stdin. If stdin is a terminal, it lists the
+    saved queries. For an interactive session, use `sqlite3 -readonly`, `litecli` or `datasette`.
 
-    Exits with 3 if there were more rows than --limit.
+    Exits with 3 if the result has more rows than --limit.
 
     Examples:
         irmapdb sql --list

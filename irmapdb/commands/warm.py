@@ -31,13 +31,13 @@ def add_to(app: typer.Typer) -> None:
 
 def warm(
     once: Annotated[
-        bool, typer.Option("--once", help="Look once, prove the paths, and end.")
+        bool, typer.Option("--once", help="Read the containers once, prove the paths, and end.")
     ] = False,
     interval: Annotated[
         float | None,
         typer.Option(
             metavar="SECONDS",
-            help="Time between two looks at the containers.  [default: 60]",
+            help="Read the containers every so many seconds.  [default: 60]",
             show_default=False,
         ),
     ] = None,
@@ -45,8 +45,8 @@ def warm(
         str | None,
         typer.Option(
             metavar="GLOB",
-            help="Only containers whose root task is in a cgroup with such a path, as in "
-            "/proc/PID/cgroup: '/kubepods*'.  [default: all]",
+            help="Read only containers whose root task has a matching path in /proc/PID/cgroup: "
+            "'/kubepods*'.  [default: all]",
             show_default=False,
         ),
     ] = None,
@@ -69,16 +69,16 @@ def warm(
     config: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Keep every container of this machine ready for CRIU, until told to stop.
+    """Keep the paths of all containers of this machine ready for CRIU, until SIGTERM.
 
-    It finds the containers by itself, proves the path of every watch, and keeps a database for
-    each container in `/var/lib/irmapdb`. A container is worked on again only if its watches or
-    mounts have changed, or if a part of a path was renamed. All work has idle priority. When CRIU
-    calls the hook, the service confirms the paths from memory and writes `irmap-cache`, so that
-    the hook starts no Python. `[warm]` in `/etc/irmapdb.toml` has its settings.
+    It finds the containers by itself, proves the path of every watch, and keeps a database for each
+    container in `/var/lib/irmapdb`. It reads a container again only if the watches or mounts have
+    changed, or if a part of a path was renamed. All work has idle priority. When CRIU calls the
+    hook, the service proves the paths again and writes `irmap-cache`. The hook then starts no
+    Python. `[warm]` in `/etc/irmapdb.toml` has its settings.
 
-    Exit code 3, with --status or --once: a container could not be looked at, or a watch has no
-    path.
+    With --status or --once, exits with 3 if irmapdb could not read a container, or if a watch has
+    no path.
 
     Examples:
         irmapdb warm --once
