@@ -33,7 +33,6 @@ import contextlib
 import math
 import os
 from datetime import timedelta
-from pathlib import Path
 
 from irmapdb import files
 from irmapdb.durations import parse_duration
@@ -47,7 +46,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping as MappingABC
     from typing import Any
 
-    from irmapdb.model import Mount
+    from irmapdb.model import AnyPath, Mount
 
 __all__ = [
     "DEFAULT_PATH",
@@ -62,7 +61,7 @@ __all__ = [
     "with_environment",
 ]
 
-DEFAULT_PATH = Path("/etc/irmapdb.toml")
+DEFAULT_PATH = b"/etc/irmapdb.toml"
 _LIMIT_BYTES = 1 << 20
 _ADVICE = "name a TOML file"
 
@@ -115,7 +114,7 @@ class HookConfig(Record):
     opened."""
     strict: bool = False
     """Whether an error of ours fails CRIU's dump."""
-    db: Path | None = None
+    db: AnyPath | None = None
     """A directory with a database for each container. None: irmap.db in the work dir."""
 
 
@@ -137,7 +136,7 @@ class Retention(Record):
 class WarmConfig(Record):
     """How `irmapdb warm` works; the defaults are what holds without a `[warm]`."""
 
-    directory: Path = Path("/var/lib/irmapdb")
+    directory: AnyPath = b"/var/lib/irmapdb"
     """With a database for each container; the hook looks for them here, too."""
     interval_s: float = 60.0
     """Between two looks at the containers."""
@@ -179,12 +178,12 @@ _KNOWN = {
 }
 
 
-def load_config(path: Path | None = None) -> Config:
+def load_config(path: AnyPath | None = None) -> Config:
     """Read the configuration. ConfigError names the file and the entry.
 
     Without `path`, `/etc/irmapdb.toml`, which may be missing; a named file may not.
     """
-    source = DEFAULT_PATH if path is None else path
+    source: AnyPath = DEFAULT_PATH if path is None else path
     try:
         text = files.read_if_there(source, limit_bytes=_LIMIT_BYTES)
     except FileError as error:
@@ -304,7 +303,7 @@ def _span(value: object, where: str) -> timedelta:
 _TRUTHS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
 
-def path_in(environment: MappingABC[str, str]) -> Path | None:
+def path_in(environment: MappingABC[str, str]) -> bytes | None:
     """The file that IRMAPDB_CONFIG names; None if it is not set, or empty.
 
     ConfigError for a relative path: the hook's cwd is CRIU's work dir, where others may write.
@@ -313,7 +312,7 @@ def path_in(environment: MappingABC[str, str]) -> Path | None:
     if text and not text.startswith("/"):
         message = f"IRMAPDB_CONFIG is {text!r}"
         raise ConfigError(message, advice="give the hook an absolute path")
-    return Path(text) if text else None
+    return os.fsencode(text) or None
 
 
 def with_environment(hook: HookConfig, environment: MappingABC[str, str]) -> HookConfig:
@@ -356,11 +355,11 @@ def _seconds(value: object, where: str) -> float:
     return seconds
 
 
-def _directory(value: object, where: str) -> Path:
+def _directory(value: object, where: str) -> bytes:
     if not isinstance(value, str) or not value.startswith("/"):
         message = f"{where}: {value!r} is no absolute path"
         raise ConfigError(message, advice="name a directory; it is made where it is missing")
-    return Path(value)
+    return os.fsencode(value)
 
 
 def _refuse_unknown(entries: Iterable[str], known: Iterable[str], source: str, prefix: str) -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEVICE",
+    "AnyPath",
     "CacheEntry",
     "Change",
     "ChangeKind",
@@ -50,6 +51,10 @@ __all__ = [
     "parse_kdev",
     "printable",
 ]
+
+AnyPath = bytes | os.PathLike[str]
+"""As it comes in: `os.fsencode` makes bytes of it. `pathlib` takes too long to import for the
+hook."""
 
 _MINOR_BITS = 20
 _MINOR_MASK = (1 << _MINOR_BITS) - 1
@@ -102,7 +107,7 @@ def _escape(character: str) -> str:
     return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"  # noqa: PLR2004 four digits
 
 
-def printable(name: bytes | os.PathLike[str]) -> str:
+def printable(name: AnyPath) -> str:
     r"""A name on one line, without control characters; no two names give the same text.
 
     For everything that people read: a path, a mount point or a task's comm is chosen by a tenant.

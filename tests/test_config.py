@@ -1,7 +1,6 @@
 """The configuration file: what it may say, and what a wrong one gets."""
 
 import os
-from pathlib import Path
 
 import pytest
 
@@ -86,7 +85,7 @@ def test_a_wrong_file_is_named_with_the_wrong_entry(load, tmp_path, case):
 
 @pytest.mark.parametrize(
     ("environment", "path"),
-    [({}, None), ({"IRMAPDB_CONFIG": ""}, None), ({"IRMAPDB_CONFIG": "/a"}, Path("/a"))],
+    [({}, None), ({"IRMAPDB_CONFIG": ""}, None), ({"IRMAPDB_CONFIG": "/a"}, b"/a")],
 )
 def test_the_environment_names_the_file(environment, path):
     assert config.path_in(environment) == path

@@ -273,6 +273,7 @@ def test_nothing_slow_is_imported_before_the_answer(watcher, work, tmp_path):
     )
     slow = {"sqlalchemy", "alembic", "typer", "click", "pydantic", "asyncio", "rich"}
     slow |= {"google.protobuf", "difflib", "shutil", "tempfile"}
+    slow |= {"pathlib", "urllib", "ipaddress"}
     slow |= {"importlib.resources", "logging", "dataclasses", "inspect"}
     # What a first search may need, and a second one with stored rows does not.
     first = {"typing", "concurrent.futures", "irmapdb.resolve.handle", "irmapdb.resolve.overlay"}
@@ -342,12 +343,10 @@ def test_settings_from_the_file_and_the_environment(tmp_path):
     file = tmp_path / "irmapdb.toml"
     file.write_text('[hook]\ntimeout = 2.5\nstrict = true\ndb = "/var/lib/irmapdb"\n')
     hook_config = load_config(file).hook
-    assert hook_config == HookConfig(
-        2.5, timeout_is_set=True, strict=True, db=Path("/var/lib/irmapdb")
-    )
+    assert hook_config == HookConfig(2.5, timeout_is_set=True, strict=True, db=b"/var/lib/irmapdb")
     environment = {"IRMAPDB_HOOK_TIMEOUT": "7", "IRMAPDB_HOOK_STRICT": "no", "IRMAPDB_HOOK_DB": ""}
     assert with_environment(hook_config, environment) == HookConfig(
-        7.0, timeout_is_set=True, strict=False, db=Path("/var/lib/irmapdb")
+        7.0, timeout_is_set=True, strict=False, db=b"/var/lib/irmapdb"
     )
 
 

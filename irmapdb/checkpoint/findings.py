@@ -6,6 +6,7 @@ from collections import Counter
 from datetime import UTC, datetime
 
 from irmapdb.checkpoint import changes, criu_cache
+from irmapdb.checkpoint.work_dir import within
 from irmapdb.kernel.proc.holders import deleted_holders
 from irmapdb.model import Event, MarkKind, RunStats, format_kdev
 from irmapdb.record import Record
@@ -14,7 +15,6 @@ from irmapdb.store.records import WatchRow
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
     from typing import Protocol
 
     from irmapdb.checkpoint.work_dir import News, WorkDir
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FSNOTIFY_NAMES", "Begun", "Findings", "MarkRow", "Tree", "make_findings"]
 
-FSNOTIFY_NAMES = "inotify.img", "fanotify.img"
+FSNOTIFY_NAMES = b"inotify.img", b"fanotify.img"
 
 
 class MarkRow(Record):
@@ -76,7 +76,7 @@ class Findings(Record):
     stats: RunStats
     entries: tuple[CacheEntry, ...]
     """For irmap-cache, in its order."""
-    images: dict[Path, bytes]
+    images: dict[bytes, bytes]
     """The fsnotify images, of a dump."""
     mounted: dict[int, frozenset[int]]
     """The devices that each mount namespace had mounted that was looked at; 0: the root task's."""
@@ -128,7 +128,7 @@ def make_findings(
         scanned=search.scanned,
         sources=dict(Counter(str(answer.source) for answer in resolved)),
     )
-    images: dict[Path, bytes] = {}
+    images: dict[bytes, bytes] = {}
     if begun.event is Event.DUMP:
         images = _fsnotify_images(begun.place, tree, outcome, watched)
     watched_now = (row.watch.identity for row in watches)
@@ -205,7 +205,7 @@ def _mark_rows(tree: Tree, watched: Sequence[WatchFile]) -> tuple[MarkRow, ...]:
 
 def _fsnotify_images(
     place: WorkDir, tree: Tree, outcome: Resolution, watched: Sequence[WatchFile]
-) -> dict[Path, bytes]:
+) -> dict[bytes, bytes]:
     from irmapdb.image import fsnotify  # noqa: PLC0415 for a dump alone
 
     def path_of(identity: Identity) -> bytes | None:
@@ -215,6 +215,8 @@ def _fsnotify_images(
 
     inotify, fanotify = FSNOTIFY_NAMES
     return {
-        place.images / inotify: fsnotify.encode_inotify(watched, path_of),
-        place.images / fanotify: fsnotify.encode_fanotify(watched, path_of, mount_of=tree.mount_of),
+        within(place.images, inotify): fsnotify.encode_inotify(watched, path_of),
+        within(place.images, fanotify): fsnotify.encode_fanotify(
+            watched, path_of, mount_of=tree.mount_of
+        ),
     }

@@ -16,7 +16,6 @@ import contextlib
 import signal
 import time
 from datetime import UTC, datetime
-from pathlib import Path
 
 from irmapdb import collector, files
 from irmapdb.checkpoint import criu_cache, work_dir
@@ -41,6 +40,7 @@ from irmapdb.resolve.search import Paused, Search
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
     from irmapdb.checkpoint.confirm import Confirmation
     from irmapdb.kernel.freeze.stop_tree import Frozen
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from irmapdb.kernel.proc.survey import Denied
     from irmapdb.kernel.proc.tasks import Task
     from irmapdb.model import (
+        AnyPath,
         CacheEntry,
         Change,
         Identity,
@@ -82,10 +83,10 @@ class StepOptions(Record):
     """What pre-dump and dump are told."""
 
     pid: int
-    images_dir: Path = Path()
-    work_dir: Path | None = None
-    database: Path | None = None
-    prev_images_dir: Path | None = None
+    images_dir: AnyPath = b"."
+    work_dir: AnyPath | None = None
+    database: AnyPath | None = None
+    prev_images_dir: AnyPath | None = None
     scan_paths: tuple[bytes, ...] = ()
     config: Config = Config()
     progress: Callable[[int, bytes], None] = lambda _scanned, _top: None
@@ -136,7 +137,7 @@ class StepReport(Record):
     """Watches without a path because the time was up."""
     unread: int
     """Tasks whose descriptors were not all read because the time was up."""
-    written: tuple[Path, ...]
+    written: tuple[bytes, ...]
     """The files that were replaced, the cache image first."""
     resolved: tuple[Resolved, ...] = ()
     """What was proved, with every name."""
@@ -450,7 +451,7 @@ def _transaction(options: StepOptions, event: Event) -> Iterator[_Transaction]:
 
     place = _place(options)
     images = FSNOTIFY_NAMES if event is Event.DUMP else ()
-    for target in (*(place.images / name for name in images), place.cache):
+    for target in (*(work_dir.within(place.images, name) for name in images), place.cache):
         files.check_replaceable(target)
     started_at = datetime.now(UTC)
     with Store.open(place.database, create=True, wait_s=options.wait_s) as store:

@@ -26,9 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
     from contextlib import ExitStack
     from datetime import datetime
-    from pathlib import Path
 
-    from irmapdb.model import CacheEntry, InodeKey
+    from irmapdb.model import AnyPath, CacheEntry, InodeKey
     from irmapdb.store.write import Step
 
 __all__ = [
@@ -40,41 +39,43 @@ __all__ = [
     "made_directory",
     "read_news",
     "save_images",
+    "within",
     "write_cache",
 ]
 
 CACHE_NAME = "irmap-cache"
-PARENT_NAME = "parent"
+PARENT_NAME = b"parent"
 DATABASE_NAME = "irmap.db"
 
 
 class WorkDir(Record):
     """The directories of one step; `open` makes sure that they are there."""
 
-    images: Path
-    work: Path
-    database: Path
-    previous: Path | None
+    images: bytes
+    work: bytes
+    database: bytes
+    previous: bytes | None
     """The images of the dump before."""
 
     @classmethod
     def open(
         cls,
-        images: Path,
-        work: Path | None = None,
+        images: AnyPath,
+        work: AnyPath | None = None,
         *,
-        database: Path | None = None,
-        previous: Path | None = None,
+        database: AnyPath | None = None,
+        previous: AnyPath | None = None,
     ) -> WorkDir:
         """FileError names the directory that is not one."""
-        work = images if work is None else work
+        images = os.fsencode(images)
+        work = images if work is None else os.fsencode(work)
         asked = [("images dir", images), ("work dir", work)]
         if previous is None:
-            parent = images / PARENT_NAME
-            previous = parent if os.path.isdir(parent) else None  # False where we may not look
+            parent = within(images, PARENT_NAME)
+            before = parent if os.path.isdir(parent) else None  # False where we may not look
         else:
-            previous = images / previous
-            asked.append(("previous images dir", previous))
+            before = within(images, os.fsencode(previous))
+            asked.append(("previous images dir", before))
         for setting, directory in asked:
             if why := _no_directory(directory):
                 advice = "make it, or name another one"
@@ -82,16 +83,25 @@ class WorkDir(Record):
         return cls(
             images=images,
             work=work,
-            database=work / DATABASE_NAME if database is None else database,
-            previous=previous,
+            database=(
+                within(work, os.fsencode(DATABASE_NAME))
+                if database is None
+                else os.fsencode(database)
+            ),
+            previous=before,
         )
 
     @property
-    def cache(self) -> Path:
-        return self.work / CACHE_NAME
+    def cache(self) -> bytes:
+        return within(self.work, os.fsencode(CACHE_NAME))
 
 
-def _no_directory(path: Path) -> str:
+def within(directory: bytes, path: bytes) -> bytes:
+    """A path relative to a directory, as people write it: without `./` in the current one."""
+    return path if directory == b"." else os.path.join(directory, path)
+
+
+def _no_directory(path: bytes) -> str:
     # Why not; "" where it is one. It need not be one that we may list.
     try:
         mode = os.stat(path).st_mode
@@ -103,7 +113,7 @@ def _no_directory(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def made_directory(path: Path | None) -> Iterator[None]:
+def made_directory(path: AnyPath | None) -> Iterator[None]:
     """Make a directory with mode 0700, if it is missing and its parent is there.
 
     If the body raises, the directory is removed again, unless something lies in it. A missing
@@ -145,18 +155,18 @@ def _make(path: bytes, stack: contextlib.ExitStack) -> Callable[[], None]:
 class News(Record):
     """An irmap-cache that is another file than we last read or wrote."""
 
-    path: Path
+    path: bytes
     stamp: FileStamp
     entries: tuple[CacheEntry, ...]
 
 
-def read_news(image_seen: Callable[[Path], FileStamp | None], place: WorkDir) -> News | None:
+def read_news(image_seen: Callable[[bytes], FileStamp | None], place: WorkDir) -> News | None:
     """What irmap-cache holds, where it is news. A missing cache is normal.
 
     `image_seen` tells how a file was when the database last heard of it.
     """
     for directory in filter(None, (place.work, place.previous)):
-        path = directory / CACHE_NAME
+        path = within(directory, os.fsencode(CACHE_NAME))
         try:
             status = os.lstat(path)
         except (FileNotFoundError, NotADirectoryError):
@@ -226,7 +236,7 @@ def save_images(
     step: Step,
     place: WorkDir,
     entries: Sequence[CacheEntry],
-    others: Iterable[tuple[Path, bytes]],
+    others: Iterable[tuple[bytes, bytes]],
     until_committed: ExitStack,
 ) -> None:
     """Replace irmap-cache, and other images before it, and remember it as our own.

@@ -367,7 +367,7 @@ def _dump_document(report: DumpCheck) -> dict[str, Any]:
         "criu": {"version": str(call.version), "source": call.version.source},
         "force_irmap": call.force_irmap,
         "irmap_scan_path": [render.json_path(path) for path in call.scan_paths],
-        "irmap_cache": None if report.cache is None else str(report.cache),
+        "irmap_cache": None if report.cache is None else os.fsdecode(report.cache),
         "entries": report.entries,
         "right": report.right,
         "fails": report.fails,

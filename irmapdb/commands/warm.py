@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 import time
 from pathlib import Path
@@ -106,7 +107,8 @@ def warm(
         return
     if install or uninstall:
         arguments = _arguments(interval, cgroup, config)
-        _switch(arguments, load_config(config).warm.directory, unit_dir, on=install)
+        databases = Path(os.fsdecode(load_config(config).warm.directory))
+        _switch(arguments, databases, unit_dir, on=install)
         return
     options = ServiceOptions(run_dir, load_config(config), interval, cgroup)
     with Service(options) as service:

@@ -14,11 +14,10 @@ import os
 import threading
 import time
 from collections import Counter
-from pathlib import Path
 
 from irmapdb import files
 from irmapdb.checkpoint import steps
-from irmapdb.checkpoint.work_dir import CACHE_NAME, DATABASE_NAME
+from irmapdb.checkpoint.work_dir import CACHE_NAME, DATABASE_NAME, within
 from irmapdb.errors import DatabaseError, FileError, ImageError, IrmapError
 from irmapdb.image.cache_bytes import cache_bytes, cache_entries
 from irmapdb.kernel.freeze.pause import find_pause
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
 
     from irmapdb.checkpoint.findings import Findings
     from irmapdb.config import Config, HookConfig
-    from irmapdb.model import CacheEntry
+    from irmapdb.model import AnyPath, CacheEntry
     from irmapdb.store.records import FileStamp
 
 __all__ = ["ASIDE_NAME", "Done", "Job", "Served", "serve"]
@@ -68,7 +67,7 @@ class Job(Record):
     too_late: Callable[[Done], None] = lambda _done: None
     """Called by another thread when the time is up and `serve` has not returned; what was proved
     until then is in irmap-cache."""
-    work: Path | None = None
+    work: AnyPath | None = None
     """A name of the cwd; None: the one that getcwd(2) gives, which another mount namespace's
     directory does not have."""
 
@@ -94,13 +93,13 @@ class Served(Record):
 class _State:
     def __init__(self, job: Job) -> None:
         self.job = job
-        self.work = job.work or Path.cwd()
+        self.work = os.fsencode(job.work) if job.work else os.getcwdb()
         self.problems: list[str] = []
         self.warnings: list[str] = []
         """What the library warned of."""
         self.take_cache = True
         self.read_database = True
-        self.database = self.work / DATABASE_NAME
+        self.database = _named(self.work, DATABASE_NAME)
         self.old: tuple[CacheEntry, ...] = ()
         self.budget_s = job.hook.timeout_s
         self.soft_end_s = 0.0
@@ -180,8 +179,8 @@ def _find(state: _State) -> tuple[Findings, steps.StepOptions]:
     # What fails late leaves a bit for the next attempt.
     budget_s = state.budget_s * _TO_SEARCH
     state.soft_end_s = max(job.started_s + budget_s, time.monotonic() + budget_s / 8)
-    images = Path(os.path.realpath(job.images)) if job.images else state.work
-    if not images.is_dir():
+    images = os.fsencode(os.path.realpath(job.images)) if job.images else state.work
+    if not os.path.isdir(images):
         images = state.work
     options = steps.StepOptions(
         pid=job.pid,
@@ -244,20 +243,25 @@ def _choose_database(state: _State) -> None:
     # A directory of databases that the hook is told to use; else that of the service, where it
     # knows this container; else the work dir. Where one cannot be made, the store says so.
     job, directory = state.job, state.job.hook.db
-    if directory is None and not job.config.warm.directory.is_dir():
+    if directory is None and not os.path.isdir(job.config.warm.directory):
         return
     from irmapdb.kernel.proc.containers import database_name, find_database, name_by_images  # noqa: PLC0415
 
     if directory is None:
         state.database = find_database(job.config.warm.directory, job.pid) or state.database
         return
-    chosen = directory / database_name(job.pid, job.images)
+    chosen = _named(directory, database_name(job.pid, job.images))
     try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.makedirs(directory, mode=0o700, exist_ok=True)
     except OSError as error:
         state.problems.append(f"cannot make {printable(directory)}: {error.strerror}")
-    before = directory / name_by_images(job.images)
-    state.database = before if before.exists() and not chosen.exists() else chosen
+    before = _named(directory, name_by_images(job.images))
+    only_before = os.path.exists(before) and not os.path.exists(chosen)
+    state.database = before if only_before else chosen
+
+
+def _named(directory: AnyPath, name: str) -> bytes:
+    return within(os.fsencode(directory), os.fsencode(name))
 
 
 # --- the limit ------------------------------------------------------------------------------------
@@ -284,7 +288,7 @@ def _watch_the_time(state: _State) -> None:
         )
         return
     try:
-        files.replace_whole(state.work / CACHE_NAME, cache_bytes([*kept, *entries]))
+        files.replace_whole(_named(state.work, CACHE_NAME), cache_bytes([*kept, *entries]))
     except IrmapError as error:
         text += f"; {error}"
     summary = (
@@ -303,10 +307,10 @@ def _old_entries(state: _State) -> tuple[CacheEntry, ...]:
 
     CRIU fails on one that is broken, so that is set aside at once, whatever comes after.
     """
-    path = state.work / CACHE_NAME
+    path = _named(state.work, CACHE_NAME)
     try:
         # In the cwd, wherever its parents are by now.
-        data = files.read_if_there(Path(CACHE_NAME), limit_bytes=files.LIMIT_BYTES)
+        data = files.read_if_there(os.fsencode(CACHE_NAME), limit_bytes=files.LIMIT_BYTES)
     except FileError as error:
         state.problems.append(str(error))
         state.take_cache = False

@@ -21,6 +21,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from irmapdb.model import AnyPath
+
 __all__ = [
     "RUN_DIRECTORY",
     "SCRIPT_PATH",
@@ -48,7 +50,7 @@ def script_text(
     config_files: Iterable[Path] = (),
     *,
     python: Path | None = None,
-    config_file: Path = config.DEFAULT_PATH,
+    config_file: AnyPath = config.DEFAULT_PATH,
     run: Path = RUN_DIRECTORY,
 ) -> bytes:
     """The script that starts `program`, the `irmapdb-hook` of a Python environment.
@@ -57,7 +59,7 @@ def script_text(
     starts it directly, as long as it finds this package where it is now.
     """
     text = _TEMPLATE.read_bytes()
-    values: dict[bytes, str | Path] = {
+    values: dict[bytes, str | AnyPath] = {
         b"program": program,
         b"python": python or "",
         b"packages": _packages() if python else "",

@@ -172,7 +172,8 @@ def _memory(kept: Kept, config: Config) -> Iterator[Load]:
     if kept.answers is not None:
         yield _Memory(kept.answers)
         return
-    path = config.warm.directory / f"{kept.container.name.file_stem}.db"
+    name = f"{kept.container.name.file_stem}.db"
+    path = os.path.join(os.fsencode(config.warm.directory), os.fsencode(name))
     with Store.open_readonly(path, wait_s=0.2) as store:
         yield store.load
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from pathlib import Path
 
 from irmapdb.kernel.proc.containers import is_container_database
 from irmapdb.node.rundir import make_private
@@ -17,7 +18,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Collection
     from datetime import timedelta
-    from pathlib import Path
+
+    from irmapdb.model import AnyPath
 
 __all__ = ["care", "make_directory"]
 
@@ -25,23 +27,24 @@ _SUFFIXES = ("", "-wal", "-shm", "-journal")
 _TOUCH_S = 3600.0
 
 
-def make_directory(path: Path) -> None:
+def make_directory(path: AnyPath) -> None:
     """Make the directory, for us alone. FileError where others get in."""
-    make_private(path)
+    make_private(Path(os.fsdecode(path)))
 
 
-def care(directory: Path, alive: Collection[str], keep_gone: timedelta) -> list[str]:
+def care(directory: AnyPath, alive: Collection[str], keep_gone: timedelta) -> list[str]:
     """Remove the databases of containers that have been gone for so long; their names.
 
     `alive` are the names, without `.db`, of the containers that run. A database's time of change
     tells when its container was seen last. What has no name of a container's is left alone.
     """
     now_s = time.time()
+    top = Path(os.fsdecode(directory))
     removed = []
-    for name in sorted(os.listdir(directory)):
+    for name in sorted(os.listdir(top)):
         if not is_container_database(name):
             continue
-        path = directory / name
+        path = top / name
         with contextlib.suppress(OSError):
             age_s = now_s - path.lstat().st_mtime
             if name.removesuffix(".db") in alive:
@@ -49,6 +52,6 @@ def care(directory: Path, alive: Collection[str], keep_gone: timedelta) -> list[
                     os.utime(path, follow_symlinks=False)
             elif age_s > keep_gone.total_seconds():
                 for suffix in _SUFFIXES:
-                    (directory / f"{name}{suffix}").unlink(missing_ok=True)
+                    (top / f"{name}{suffix}").unlink(missing_ok=True)
                 removed.append(name)
     return removed

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from pathlib import Path
 
 from irmapdb.checkpoint import steps
 from irmapdb.checkpoint.confirm import Confirmation
@@ -21,13 +22,11 @@ from irmapdb.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from irmapdb.checkpoint.steps import StepReport
     from irmapdb.config import Config
     from irmapdb.kernel.proc.containers import Container
     from irmapdb.kernel.rename_monitor import RenameMonitor
-    from irmapdb.model import Identity, Resolved
+    from irmapdb.model import AnyPath, Identity, Resolved
     from irmapdb.node.look import Seen
     from irmapdb.node.rundir import RunDirectory
 
@@ -54,7 +53,7 @@ class KeepOptions(Record):
     """How a container is made ready."""
 
     run: RunDirectory
-    databases: Path
+    databases: AnyPath
     """The directory with a database for each container."""
     config: Config
     time_s: float
@@ -108,7 +107,7 @@ def keep(seen: Seen, options: KeepOptions, monitor: RenameMonitor) -> Kept:
         step = steps.StepOptions(
             pid=container.pid,
             images_dir=work,
-            database=options.databases / f"{container.name.file_stem}.db",
+            database=Path(os.fsdecode(options.databases), f"{container.name.file_stem}.db"),
             config=options.config,
             over=lambda: time.monotonic() > end_s,
             wait_s=_WAIT_FOR_DATABASE_S,

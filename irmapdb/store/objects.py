@@ -15,9 +15,9 @@ Source: https://www.sqlite.org/schematab.html, https://www.sqlite.org/security.h
 
 from __future__ import annotations
 
+import os
 import re
 from functools import cache
-from pathlib import Path
 
 from irmapdb.errors import DatabaseError
 from irmapdb.record import Record
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["SchemaObject", "check_kinds", "check_objects", "check_texts", "read_objects"]
 
 _MOST_OBJECTS = 1000
-_SCHEMAS = Path(__file__).with_name("schemas")
+_SCHEMAS = os.path.join(os.path.dirname(__file__), "schemas")
 # As bytes: no name need be UTF-8.
 _OBJECTS = f"""
 SELECT CAST(type AS TEXT), CAST(name AS BLOB), CAST(tbl_name AS BLOB), CAST(sql AS BLOB)
@@ -138,9 +138,11 @@ def _plain(sql: bytes | None) -> bytes:
 def _texts(revision: str) -> dict[str, bytes]:
     # Tables and indexes by name: those of the revisions before, and what changed since.
     found: dict[str, bytes] = {}
-    for file in sorted(_SCHEMAS.iterdir(), key=lambda one: one.name):
-        if file.name.endswith(".sql") and file.name.removesuffix(".sql") <= revision:
-            for match in _STATEMENT.finditer(file.read_text(encoding="utf-8")):
+    for name in sorted(os.listdir(_SCHEMAS)):
+        if name.endswith(".sql") and name.removesuffix(".sql") <= revision:
+            with open(os.path.join(_SCHEMAS, name), encoding="utf-8") as file:
+                text = file.read()
+            for match in _STATEMENT.finditer(text):
                 found[match[1]] = _plain(match[0].encode())
     return found
 

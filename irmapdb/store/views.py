@@ -9,8 +9,8 @@ Source: https://www.sqlite.org/lang_createview.html, https://www.sqlite.org/lang
 
 from __future__ import annotations
 
+import os
 import re
-from pathlib import Path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,13 +18,14 @@ if TYPE_CHECKING:
 
 __all__ = ["create", "drop", "statements"]
 
-_FILE = Path(__file__).with_name("views.sql")
+_FILE = os.path.join(os.path.dirname(__file__), "views.sql")
 _VIEW = re.compile(r"^CREATE VIEW (\w+) .*?(?=;$)", re.MULTILINE | re.DOTALL)
 
 
 def statements() -> dict[str, str]:
     """`CREATE VIEW …` of each view by its name."""
-    text = _FILE.read_text(encoding="utf-8")
+    with open(_FILE, encoding="utf-8") as file:
+        text = file.read()
     return {found[1]: found[0] for found in _VIEW.finditer(text)}
 
 

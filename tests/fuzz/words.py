@@ -59,7 +59,9 @@ class _Config:
 
 def _check_hook(hook: HookConfig) -> None:
     check(0 < hook.timeout_s < float("inf"), f"a time limit of {hook.timeout_s}")
-    check(hook.db is None or hook.db.is_absolute(), f"a relative directory {hook.db}")
+    check(
+        hook.db is None or os.fsencode(hook.db).startswith(b"/"), f"a relative directory {hook.db}"
+    )
 
 
 _CONFIG = b"""\

@@ -181,7 +181,7 @@ def test_the_hook_finds_the_database_that_the_service_keeps(node, tmp_path):
     assert find_database(directory, container.pid) is None
     path = directory / database_name(container.pid, "/images")
     path.touch()
-    assert find_database(directory, container.pid) == path
+    assert find_database(directory, container.pid) == os.fsencode(path)
     assert find_database(directory, os.getpid()) is None
     directory.chmod(0o777)
     assert find_database(directory, container.pid) is None

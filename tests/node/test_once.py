@@ -189,4 +189,4 @@ def test_status_where_none_ever_ran(tmp_path):
 
 def test_the_default_directories():
     assert Config().warm == WarmConfig()
-    assert WarmConfig().directory == Path("/var/lib/irmapdb")
+    assert WarmConfig().directory == b"/var/lib/irmapdb"

@@ -102,7 +102,8 @@ def test_a_service_in_a_pod_serves_the_node(node, pod, hook, tmp_path):
 
 def test_the_manifest_has_the_paths_of_the_code():
     text = MANIFEST.read_text()
-    for path in (RUN_DIRECTORY, WarmConfig().directory, SCRIPT_PATH.parent, Path("/etc/criu")):
+    databases = os.fsdecode(WarmConfig().directory)
+    for path in (RUN_DIRECTORY, databases, SCRIPT_PATH.parent, Path("/etc/criu")):
         assert f"mountPath: {path}}}" in text
         assert f"hostPath: {{path: {path}, type: DirectoryOrCreate}}" in text
     assert "hostPID: true" in text

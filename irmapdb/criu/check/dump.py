@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from irmapdb import files
-from irmapdb.checkpoint.work_dir import CACHE_NAME, WorkDir
+from irmapdb.checkpoint.work_dir import CACHE_NAME, WorkDir, within
 from irmapdb.config import Config
 from irmapdb.criu.check.criu_view import CriuView, open_criu_view
 from irmapdb.criu.check.observe import Observer
@@ -98,7 +98,7 @@ class DumpCheck(Record):
     marks: tuple[MarkCheck, ...]
     denied: tuple[Denied, ...]
     problems: tuple[Problem, ...]
-    cache: Path | None
+    cache: bytes | None
     """The irmap-cache that CRIU will load; None where there is none."""
     entries: int
     """How many entries it has."""
@@ -340,10 +340,10 @@ def _other_root(root: Root) -> Problem:
     )
 
 
-def _load_cache(place: WorkDir) -> tuple[Path | None, Sequence[CacheEntry], Problem | None]:
+def _load_cache(place: WorkDir) -> tuple[bytes | None, Sequence[CacheEntry], Problem | None]:
     """The image that CRIU loads: of the work dir, else of the parent images dir."""
     for directory in filter(None, (place.work, place.previous)):
-        path = directory / CACHE_NAME
+        path = within(directory, os.fsencode(CACHE_NAME))
         data = files.read_if_there(path, limit_bytes=files.LIMIT_BYTES)
         if data is None:
             continue

@@ -24,9 +24,9 @@ from irmapdb.record import Record
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from pathlib import Path
 
     from irmapdb.kernel.proc.tasks import Task
+    from irmapdb.model import AnyPath
 
 __all__ = [
     "Container",
@@ -136,7 +136,7 @@ def database_name(pid: int, images: str) -> str:
     return name_by_images(images) if name is None else f"{name.file_stem}.db"
 
 
-def find_database(directory: Path, pid: int) -> Path | None:
+def find_database(directory: AnyPath, pid: int) -> bytes | None:
     """The database that the service keeps for the container of a task; None where it keeps none.
 
     Only in a directory for us alone: names in another one may be anything.
@@ -148,8 +148,8 @@ def find_database(directory: Path, pid: int) -> Path | None:
     if found.st_uid != os.geteuid() or found.st_mode & 0o022 or not stat.S_ISDIR(found.st_mode):
         return None
     name = database_name(pid, "")
-    path = directory / name
-    return path if is_container_database(name) and path.is_file() else None
+    path = os.path.join(os.fsencode(directory), os.fsencode(name))
+    return path if is_container_database(name) and os.path.isfile(path) else None
 
 
 def name_by_images(images: str) -> str:
