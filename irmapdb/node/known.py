@@ -10,7 +10,10 @@ if TYPE_CHECKING:
     from irmapdb.node.keep import Kept
     from irmapdb.node.look import Seen
 
-__all__ = ["Known", "is_touched"]
+__all__ = ["RETRY_MOST_S", "Known", "is_touched"]
+
+RETRY_MOST_S = 3600.0
+"""A container is looked at, and work that failed is tried again, at least this often."""
 
 
 @dataclass(slots=True)

@@ -9,7 +9,7 @@ import signal
 import pytest
 
 from irmapdb.errors import FileError
-from irmapdb.node import answer
+from irmapdb.node import answer, work_schedule
 from irmapdb.node import service as service_module
 from irmapdb.node.pool import Pool
 from irmapdb.node.rundir import RunDirectory
@@ -94,7 +94,7 @@ def test_a_container_that_ends_the_child_keeps_no_other_from_being_proved(
             os._exit(1)
         return answer.confirm(kept, config)
 
-    monkeypatch.setattr(service_module, "confirm", confirm)
+    monkeypatch.setattr(work_schedule, "confirm", confirm)
     with Service(node.options(interval_s=1e-6)) as service:
         service.once()
         started.clear()

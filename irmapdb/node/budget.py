@@ -1,0 +1,32 @@
+"""The CPU time that the service and its children may use."""
+
+from __future__ import annotations
+
+import time
+
+__all__ = ["Budget"]
+
+_BURST_S = 30.0
+
+
+class Budget:
+    """A share of the time. What was used beyond it is a debt that time pays back."""
+
+    def __init__(self, share: float) -> None:
+        self.used_s = 0.0
+        """All CPU time that was used."""
+        self._share = share
+        self._debt_s = 0.0
+        self._debt_at_s = time.monotonic()
+
+    def use(self, cpu_s: float) -> None:
+        """Note CPU time that was used."""
+        self.used_s += cpu_s
+        self._debt_s += cpu_s
+
+    def over_s(self) -> float:
+        """Seconds until the CPU time that was used fits into the share; 0 if it fits now."""
+        now_s = time.monotonic()
+        self._debt_s = max(0.0, self._debt_s - (now_s - self._debt_at_s) * self._share)
+        self._debt_at_s = now_s
+        return max(0.0, (self._debt_s - _BURST_S * self._share) / self._share)

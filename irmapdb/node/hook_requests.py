@@ -1,0 +1,152 @@
+"""The requests of the hook: each is answered by a child, which is forked beforehand if possible."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections import Counter
+
+from irmapdb import collector
+from irmapdb.log import Log
+from irmapdb.node.answer import NOT_SERVED, Reply, Request, answer, parse_request, send
+from irmapdb.node.spare import Spare
+from irmapdb.node.state import ANSWER, SPARE
+from irmapdb.node.whole_search import search
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from irmapdb.node.keep import Kept
+    from irmapdb.node.pool import Ended
+    from irmapdb.node.state import State
+
+__all__ = ["HookRequests"]
+
+_log = Log(__name__)
+
+_ANSWER_LIMIT_S = 2.0
+"""The script does not wait for as long."""
+_SEARCH_LIMIT_S = 9.5
+"""The same if the script has no program to start; `whole_search` ends before."""
+_ANSWER_MEMORY_BYTES = 1 << 30
+_MOST_ANSWERED_AT_ONCE = 16
+_AFTER_REQUEST_S = 30.0
+"""After a request nothing else is done with its container: CRIU works on it."""
+_REQUEST_BYTES = 1 << 16
+
+
+class HookRequests:
+    """Reads the requests of the hook, and has them answered."""
+
+    def __init__(self, state: State) -> None:
+        self.answers: Counter[int] = Counter()
+        """How many replies there were, by their codes."""
+        self._state = state
+        self._unread = b""
+        self._spare: Spare | None = None
+
+    def read(self, fifo: int) -> None:
+        """Read requests from the FIFO, which does not block, and start their answers."""
+        try:
+            self._unread += os.read(fifo, _REQUEST_BYTES)
+        except BlockingIOError:
+            return
+        *lines, self._unread = self._unread.split(b"\n")
+        self._unread = self._unread[-_REQUEST_BYTES:]
+        for line in lines:
+            request = parse_request(line)
+            if request is not None:
+                self._take_request(request)
+
+    def _take_request(self, request: Request) -> None:
+        known = self._state.find(request.pid)
+        if (known is None or known.kept is None) and not request.alone:
+            self._refuse(request, "the tree is not known yet")
+        elif self._state.pool.count(ANSWER) >= _MOST_ANSWERED_AT_ONCE:
+            self._refuse(request, "too many requests at once")
+        else:
+            if known is not None:
+                # A child that works on it may hold its database, or a directory in it.
+                known.retry_s = time.monotonic() + _AFTER_REQUEST_S
+                self._state.stop_work(known)
+            self._start_answer(request, known.kept if known is not None else None)
+
+    def _refuse(self, request: Request, why: str) -> None:
+        send(self._state.run, request.reply, Reply(NOT_SERVED, why))
+
+    def _start_answer(self, request: Request, kept: Kept | None) -> None:
+        key = kept.container.key if kept is not None else None
+        limit_s = _SEARCH_LIMIT_S if request.alone else _ANSWER_LIMIT_S
+        spare, self._spare = self._spare, None
+        if spare is not None and key is not None and spare.knows.get(key) is kept:
+            spare.ask(request, key, limit_s)
+            return
+        self._spare = spare
+        try:
+            child = self._state.pool.start(
+                ANSWER,
+                (request, key),
+                lambda: self._answer(request, kept),
+                limit_s=limit_s,
+                memory_bytes=_ANSWER_MEMORY_BYTES,
+            )
+        except OSError as error:
+            self._refuse(request, f"no child: {error.strerror}")
+        else:
+            _log.debug("request of %d: child %d", request.pid, child.pid)
+
+    def _answer(self, request: Request, kept: Kept | None) -> Reply:
+        # In the child.
+        collector.stop()
+        config, run = self._state.options.config, self._state.run
+
+        def tell(reply: Reply) -> None:
+            send(run, request.reply, reply)
+
+        if not request.alone and kept is not None:
+            return answer(request, kept, config, run, tell)
+        if kept is not None:
+            # What it cannot serve is for the search.
+            reply = answer(
+                request,
+                kept,
+                config,
+                run,
+                lambda reply: None if reply.code == NOT_SERVED else tell(reply),
+            )
+            if reply.code != NOT_SERVED:
+                return reply
+        return search(request, config, run, tell)
+
+    def take_answered(self, ended: Ended) -> None:
+        """Count a reply; send one if the child has not sent any."""
+        request, key = ended.child.key
+        reply = ended.result
+        if reply is None:
+            reply = Reply(NOT_SERVED, ended.why, changed=True)
+            send(self._state.run, request.reply, reply)
+        _log.info("task %d: %d %s", request.pid, reply.code, reply.text)
+        self.answers[reply.code] += 1
+        if reply.changed and key in self._state.known:
+            self._state.known[key].touched = True
+
+    def drop_spare(self) -> None:
+        """The child that was forked beforehand has ended."""
+        if self._spare is not None:
+            self._spare.close()
+            self._spare = None
+
+    def renew_spare(self) -> None:
+        """Have a child ready that knows what we know: a request does not wait for the fork."""
+        state = self._state
+        knows = {key: one.kept for key, one in state.known.items() if one.kept is not None}
+        if self._spare is not None:
+            if self._spare.knows == knows:
+                return
+            state.pool.kill(lambda child: child.kind == SPARE)
+            self.drop_spare()
+        if knows:
+            with contextlib.suppress(OSError):
+                self._spare = Spare.start(
+                    state.pool, SPARE, ANSWER, knows, state.options.config, self._answer
+                )

@@ -1,0 +1,122 @@
+"""When the service looks at the containers, and which of them need work afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+
+from irmapdb import files
+from irmapdb.errors import FileError
+from irmapdb.image.cache import encode_cache
+from irmapdb.log import Log
+from irmapdb.node import databases
+from irmapdb.node.keep import nothing_to_keep
+from irmapdb.node.known import RETRY_MOST_S, Known, is_touched
+from irmapdb.node.look import Look, Seen, look_around
+from irmapdb.node.state import LOOK
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from irmapdb.node.pool import Ended
+    from irmapdb.node.state import State
+
+__all__ = ["LookSchedule"]
+
+_log = Log(__name__)
+
+_LOOK_LIMIT_S = 120.0
+_LOOK_MEMORY_BYTES = 1 << 30
+_UNHEARD_INTERVALS = 60
+"""In every so many intervals the paths are proved again where renames are not heard."""
+_LOOK_SHARE = 0.02
+"""Of the time, for the looks at one container: one that takes longer is looked at less often."""
+
+
+class LookSchedule:
+    """The looks at the containers. Those that need work come into the queue."""
+
+    def __init__(self, state: State) -> None:
+        self.done = 0
+        """How many looks have succeeded."""
+        self._state = state
+        self._blind_keys: set[tuple[int, int]] = set()
+
+    def try_start(self) -> None:
+        """Start a look, or log why there is none; the next one is tried all the same."""
+        try:
+            self.start()
+        except OSError as error:
+            _log.warning("the look at the containers failed: no child: %s", error.strerror)
+
+    def start(self, *, everything: bool = False) -> None:
+        """Start a look at all containers that are due, or at `everything`.
+
+        OSError if no child can be made.
+        """
+        state = self._state
+        now_s = math.inf if everything else time.monotonic()
+        waits = {key for key, known in state.known.items() if known.next_look_s > now_s}
+
+        def look() -> tuple[Look, frozenset[bytes], bool]:
+            seen = look_around(state.options.cgroup, lambda one: one.key not in waits)
+            return seen, state.monitor.names(), state.monitor.blind
+
+        state.pool.start(LOOK, None, look, limit_s=_LOOK_LIMIT_S, memory_bytes=_LOOK_MEMORY_BYTES)
+        # The work that runs now cannot tell which of these names it has seen.
+        self._blind_keys = {key for key in state.known if state.is_worked_on(key)}
+
+    def take(self, ended: Ended) -> None:
+        """Take the result of a look: containers that are new, that ended, and that need work."""
+        state = self._state
+        if ended.result is None:
+            _log.warning("the look at the containers failed: %s", ended.why)
+            for known in state.known.values():
+                known.touched = True  # the names that it took from the kernel are lost
+            return
+        self.done += 1
+        look, names, blind = ended.result
+        now_s = time.monotonic()
+        alive = {one.container.key for one in look.seen} | set(look.skipped)
+        for key in state.known.keys() - alive:
+            state.forget(key)
+        for seen in look.seen:
+            known = state.known.setdefault(seen.container.key, Known(seen.container))
+            known.container, known.seen = seen.container, seen
+            known.next_look_s = now_s + min(seen.cost_s / _LOOK_SHARE, RETRY_MOST_S)
+        for key, known in state.known.items():
+            if blind or (names and (key in self._blind_keys or is_touched(known, names))):
+                known.touched = True
+            if self._is_due(known, now_s):
+                state.queue.setdefault(key)
+        state.run.clean(alive)
+        databases.care(
+            state.settings.directory,
+            {known.container.name.file_stem for known in state.known.values()},
+            state.settings.keep_gone,
+        )
+
+    def _is_due(self, known: Known, now_s: float) -> bool:
+        kept, seen = known.kept, known.seen
+        if seen is not None and seen.digest and not seen.watches:
+            self._keep_nothing(known, seen)
+            return False
+        if seen is None or now_s < known.retry_s or self._state.is_worked_on(known.container.key):
+            return False
+        if kept is None or known.touched or kept.cut or not seen.digest:
+            return True
+        if kept.digest != seen.digest or not self._state.run.image(*known.container.key).exists():
+            return True
+        # Where renames are not heard, paths are proved again every now and then.
+        old_s = _UNHEARD_INTERVALS * self._state.interval_s
+        return kept.unheard and now_s - known.verified_s > old_s
+
+    def _keep_nothing(self, known: Known, seen: Seen) -> None:
+        # A container that watches nothing needs no work, and an image without entries.
+        if known.kept is None or known.kept.watches:
+            known.kept = nothing_to_keep(seen)
+            known.problem = ""
+        image = self._state.run.image(*known.container.key)
+        if not image.exists():
+            with contextlib.suppress(FileError):
+                files.replace_whole(image, encode_cache([]))
