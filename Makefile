@@ -62,8 +62,9 @@ test: venv ## run all tests (ARGS='-k image -x' goes to pytest)
 	@PYTHON=$(BIN)/python sh tools/test.sh $(ARGS)
 
 .PHONY: test-fast
-test-fast: venv ## run the tests that take a moment and need no root
-	@PYTHON=$(BIN)/python sh tools/test.sh -m 'not (slow or kernel or criu)' $(ARGS)
+test-fast: venv ## run the tests that start no program and need no root
+	@$(BIN)/python -m pytest -n auto --ignore tests/kernel --ignore tests/criu \
+		--hypothesis-profile fast -m 'not (slow or kernel or criu or alone)' $(ARGS)
 
 .PHONY: fuzz
 fuzz: venv ## fuzz every target for a minute (ARGS='cache sql --runs 1000000')

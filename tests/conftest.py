@@ -17,10 +17,11 @@ from tests.support.caches import has_own_mounts
 from tests.support.features import require
 from tests.support.heap import lift_heap_limit
 from tests.support.own_mounts import give_disk, unshare_mounts
+from tests.support.program_starts import starts_program
 from tests.support.watcher import Watcher
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 _MARKED = ("kernel", "criu")
 _HERE = Path(__file__).parent
@@ -31,6 +32,7 @@ _ALONE = ("overlay-two-filesystems", "overlay-two-subvolumes")
 
 # How long an example may take depends on what else the machine does.
 settings.register_profile("irmapdb", deadline=None)
+settings.register_profile("fast", settings.get_profile("irmapdb"), max_examples=10)
 settings.load_profile("irmapdb")
 
 
@@ -53,7 +55,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """A test is marked with the directory it lies in, and as `kernel` where it mounts."""
+    """Mark a test by its directory, as `kernel` if it mounts, `slow` if it starts a program."""
     for item in items:
         if any(kind in item.name for kind in _ALONE):
             item.add_marker("alone")
@@ -62,7 +64,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(directory)
         elif "area" in getattr(item, "fixturenames", ()):
             item.add_marker("kernel")
+        elif isinstance(item, pytest.Function) and starts_program(item.obj, *_fixtures(item)):
+            item.add_marker("slow")
     _choose(items, config)
+
+
+def _fixtures(item: pytest.Function) -> Iterator[Callable[..., object]]:
+    """The functions of its fixtures; those of a session are called once, for all tests."""
+    for definitions in item._fixtureinfo.name2fixturedefs.values():
+        for definition in definitions:
+            if definition.scope != "session":
+                yield definition.func
 
 
 def _choose(items: list[pytest.Item], config: pytest.Config) -> None:

@@ -343,7 +343,7 @@ def test_no_criu_at_all(tmp_path) -> None:
 @given(path=st.binary().map(lambda name: b"/" + name.replace(b"\0", b"")))
 @example(path="/\x80".encode())
 @example(path=b"/it's \xff\\")
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=settings.default.max_examples // 3)
 def test_the_path_to_scan_can_be_given_to_a_shell(path: bytes) -> None:
     known = facts(handle=NAMELESS, cache=CacheLook(), scan=(), search=SearchLook(path))
     advice = decide(known, FORCED).advice

@@ -277,7 +277,7 @@ def proof_in(world):
 
 
 @given(before=worlds, rows_of=stored, watched=st.frozensets(identities), after=worlds)
-@settings(max_examples=300)
+@settings(max_examples=3 * settings.default.max_examples)
 def test_every_story_agrees_with_the_world(before, rows_of, watched, after):
     # Two looks at a world that changes in between, as dump has them.
     every_row = [

@@ -39,7 +39,6 @@ def _names_in(data: bytes) -> list[bytes]:
 
 
 @given(st.lists(st.tuples(_names, st.binary(max_size=1100)), max_size=5))
-@settings(max_examples=100, deadline=None)
 def test_gnu_and_pax(members: list[tuple[bytes, bytes]]) -> None:
     names = [name for name, _ in members]
     assert _names_in(_archive(members, tarfile.GNU_FORMAT)) == names
@@ -77,7 +76,7 @@ def test_a_member_beyond_the_limit_is_refused(size: bytes) -> None:
 
 
 @given(st.binary(max_size=2048))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=2 * settings.default.max_examples)
 def test_any_bytes(data: bytes) -> None:
     with contextlib.suppress(ImageError):
         _names_in(data)

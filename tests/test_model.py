@@ -134,6 +134,7 @@ def test_a_printable_name_is_read_back_whole(name):
     assert from_printable(shown) == name
 
 
+@pytest.mark.slow
 def test_every_byte_and_every_character_of_unicode_is_read_back():
     singles = [bytes([byte]) for byte in range(256)]
     singles += [chr(code).encode() for code in range(0x80, 0x110000) if not 0xD800 <= code < 0xE000]

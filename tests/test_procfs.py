@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from irmapdb.kernel.identity import identify
@@ -332,7 +332,6 @@ def escaped(field, more=frozenset()):
     more=st.sampled_from([frozenset(), frozenset(b"\\a\xff"), frozenset(range(256))]),
     cut=st.integers(0, 40),
 )
-@settings(max_examples=150)
 def test_any_mount_table_is_read_back(found, more, cut):
     raw = b"".join(
         b"%d %d %d:%d %b %b %b%b - %b %b %b\n"

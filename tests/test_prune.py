@@ -185,6 +185,7 @@ def test_the_newest_step_stays_behind_whatever_came_after(life: Life) -> None:
     assert pruned(life.path, keep_runs=1) == Pruned(), "it takes out its own runs for ever"
 
 
+@pytest.mark.slow
 def test_a_database_that_lives_on_imports_and_audits_does_not_grow(tmp_path: Path) -> None:
     # A file a day is imported, and the audit of the day after finds it gone.
     life = Life(tmp_path / "irmap.db")
@@ -287,7 +288,7 @@ def test_no_more_rows_than_allowed(life: Life) -> None:
         assert min(stale) > life.now - timedelta(days=16), "the oldest go first"
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=settings.default.max_examples // 4)
 @given(
     steps=st.lists(st.integers(0, 3), min_size=1, max_size=12),
     keep_runs=st.integers(1, 12),
@@ -327,6 +328,7 @@ def test_a_dry_run_tells_what_will_go(
     assert after["mapping"] <= keep_rows + 3
 
 
+@pytest.mark.slow
 def test_a_step_takes_out_a_bounded_part(life: Life) -> None:
     live_steps(life, 1500, apart=timedelta(minutes=1), replaced=1)
     assert life.pruned == Pruned()
@@ -365,6 +367,7 @@ def test_a_year_of_a_hook_that_runs_every_minute(tmp_path: Path) -> None:
     assert left["mapping"] <= month + 50 + 72 * (_EVERY + 1)
 
 
+@pytest.mark.slow
 def test_it_is_made_smaller_when_asked(life: Life) -> None:
     live_steps(life, 300, apart=timedelta(minutes=1), replaced=3)
     keep = EVERYTHING._replace(keep_runs=1, keep_rows=1)

@@ -197,6 +197,7 @@ def test_what_cannot_be_is_said_in_a_line(arguments, code, said):
     assert "Traceback" not in done.err
 
 
+@pytest.mark.slow
 def test_hostile_statements_through_the_command_leave_every_byte(place):
     before = snapshot(place)
     for text in HOSTILE:

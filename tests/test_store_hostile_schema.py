@@ -73,7 +73,12 @@ def spoiled(path, spoil):
         spoil(connection)
 
 
-@pytest.mark.parametrize("what", HOSTILE)
+def _marked(name):
+    marks = [pytest.mark.slow] if name in {"expression index", "many"} else []
+    return pytest.param(name, id=name, marks=marks)
+
+
+@pytest.mark.parametrize("what", [_marked(name) for name in HOSTILE])
 def test_a_schema_that_is_not_ours_is_refused_before_anything_runs(tmp_path, what):
     path = tmp_path / "irmap.db"
     spoiled(path, HOSTILE[what])

@@ -47,7 +47,12 @@ def work(tmp_path):
     return directory
 
 
-@pytest.mark.parametrize("what", HOSTILE)
+def _marked(name):
+    marks = [pytest.mark.slow] if "200 MB" in name else []
+    return pytest.param(name, id=name, marks=marks)
+
+
+@pytest.mark.parametrize("what", [_marked(name) for name in HOSTILE])
 def test_a_row_of_somebody_else_is_named_and_counted(work, what):
     path = work / "irmap.db"
     with closing(sqlite3.connect(path)) as raw, raw:  # of two inodes, so that paths may be equal

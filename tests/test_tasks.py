@@ -168,7 +168,16 @@ def test_without_the_kernel_s_lists_the_parents_tell(family, monkeypatch):
 
 
 def test_threads_are_listed():
-    assert thread_ids(os.getpid()) == tuple(sorted(t.native_id for t in threading.enumerate()))
+    before = thread_ids(os.getpid())  # a worker of pytest-xdist has one that Python does not know
+    go_on = threading.Event()
+    thread = threading.Thread(target=go_on.wait)
+    thread.start()
+    try:
+        assert thread_ids(os.getpid()) == tuple(sorted({*before, thread.native_id}))
+    finally:
+        go_on.set()
+        thread.join()
+    assert threading.get_native_id() in before
 
 
 def test_a_process_whose_first_thread_has_ended_lives_on():

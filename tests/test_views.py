@@ -108,7 +108,7 @@ def as_bytes(value):
     return value.encode() if isinstance(value, str) else value
 
 
-@settings(max_examples=60)
+@settings(max_examples=settings.default.max_examples // 2)
 @given(mappings=facts, before=sightings, last=sightings)
 def test_every_view_says_what_the_rows_say(mappings, before, last):
     last = [watch_row(*one) for one in last]

@@ -9,6 +9,7 @@ import json
 import os
 from datetime import timedelta
 from typing import TYPE_CHECKING
+from unittest.mock import patch
 
 from irmapdb import queries
 from irmapdb.commands import render
@@ -25,6 +26,7 @@ from tests.support.scenario import write_scenario
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
     from irmapdb.commands.keys import Key
     from irmapdb.store.ask import Answer
@@ -163,6 +165,11 @@ class _Terminal(io.TextIOWrapper):
         return self.bytes.getvalue().decode("utf-8", "surrogateescape")
 
 
+def _without_colour() -> AbstractContextManager[object]:
+    """Colours of ours would be control characters, beside those of the input."""
+    return patch.dict(os.environ, NO_COLOR="1")
+
+
 class _Sql:
     """Asks each input of one database, which must stay as it is."""
 
@@ -201,7 +208,7 @@ class _Sql:
             # At a terminal, where nothing may be a control character; JSON for a program.
             terminal = form is not Form.JSON
             out = _Terminal(terminal=terminal)
-            with contextlib.redirect_stdout(out):
+            with _without_colour(), contextlib.redirect_stdout(out):
                 print_answer(answer, form)
             if terminal:
                 check_text(out.text().replace("\r\n", "\n"))
