@@ -273,7 +273,7 @@ def test_nothing_slow_is_imported_before_the_answer(watcher, work, tmp_path):
     )
     slow = {"sqlalchemy", "alembic", "typer", "click", "pydantic", "asyncio", "rich"}
     slow |= {"google.protobuf", "difflib", "shutil", "tempfile"}
-    slow |= {"pathlib", "urllib", "ipaddress"}
+    slow |= {"pathlib", "urllib", "ipaddress", "hashlib"}
     slow |= {"importlib.resources", "logging", "dataclasses", "inspect"}
     # What a first search may need, and a second one with stored rows does not.
     first = {"typing", "concurrent.futures", "irmapdb.resolve.handle", "irmapdb.resolve.overlay"}

@@ -129,11 +129,15 @@ def database_name(pid: int, images: str) -> str:
     of another. Otherwise, in a container, the end of the cgroup path and a digest of the whole.
     Outside of containers the last part of the images dir and a digest of the whole.
     """
+    name = _container_of(pid)
+    return name_by_images(images) if name is None else f"{name.file_stem}.db"
+
+
+def _container_of(pid: int) -> ContainerName | None:
     cgroups = _cgroup_paths(pid)
-    name = name_by_cgroup(cgroups) or (
+    return name_by_cgroup(cgroups) or (
         name_by_cgroup(cgroups, any_form=True) if _is_in_container(pid) else None
     )
-    return name_by_images(images) if name is None else f"{name.file_stem}.db"
 
 
 def find_database(directory: AnyPath, pid: int) -> bytes | None:
@@ -147,7 +151,10 @@ def find_database(directory: AnyPath, pid: int) -> bytes | None:
         return None
     if found.st_uid != os.geteuid() or found.st_mode & 0o022 or not stat.S_ISDIR(found.st_mode):
         return None
-    name = database_name(pid, "")
+    container = _container_of(pid)
+    if container is None:
+        return None
+    name = f"{container.file_stem}.db"
     path = os.path.join(os.fsencode(directory), os.fsencode(name))
     return path if is_container_database(name) and os.path.isfile(path) else None
 
