@@ -1,7 +1,7 @@
-"""The questions that are asked again and again, by name: `irmapdb sql stale`.
+"""Names the saved queries of `irmapdb sql`, such as `irmapdb sql stale`.
 
-Each is one statement over the views of irmapdb/store/views.sql, which docs/sql.md explains. What
-it needs to be told is a parameter, as in `irmapdb sql unproved -p days=2`.
+Each is one statement over the views of irmapdb/store/views.sql, which docs/sql.md explains. A query
+takes its values from parameters, as in `irmapdb sql unproved -p days=2`.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ __all__ = ["SAVED", "Saved", "find", "why_empty"]
 
 
 class Saved(Record):
-    """One question with a name."""
+    """One saved query."""
 
     name: str
     about: str
     sql: str
     parameters: Mapping[str, str | int | None] = MappingProxyType({})
-    """What each is where it is not given; None: it has to be."""
+    """Name to default value; None if the user must give it."""
     if_empty: str = ""
-    """What an answer without rows means, where that is not plain."""
+    """The meaning of an answer without rows; empty if it is obvious."""
 
 
 def _saved(
@@ -41,7 +41,7 @@ def _saved(
 _ALL = (
     _saved(
         "stale",
-        "what no longer holds, since when and why, and where the file is now",
+        "stale mappings: since when, why, and the new path of the file",
         """
         SELECT stale_for, stale_reason, in_criu_log, path, moved_to
         FROM stale_mappings
@@ -49,7 +49,7 @@ _ALL = (
     ),
     _saved(
         "unproved",
-        "live mappings that were not proved for so many days",
+        "live mappings without a proof for so many days",
         """
         SELECT proved, found_by, in_criu_log, path
         FROM mappings_by_last_proof
@@ -59,7 +59,7 @@ _ALL = (
     ),
     _saved(
         "unresolved",
-        "watches of the last run without a path, and what each resolver said",
+        "watches of the last run without a path, and the answer of each resolver",
         """
         SELECT pid, process, fd, in_criu_log, resolver, note
         FROM unresolved_watches
@@ -67,7 +67,7 @@ _ALL = (
     ),
     _saved(
         "who",
-        "who watched the paths that match, in the last run",
+        "processes that watched the matching paths, in the last run",
         """
         SELECT pid, process, fd, kind, events, mount_namespace, path
         FROM last_watches
@@ -93,7 +93,7 @@ _ALL = (
     ),
     _saved(
         "unwatched",
-        "live mappings that nobody watched in the last run",
+        "live mappings without a watch in the last run",
         """
         SELECT used_at, found_by, in_criu_log, path
         FROM unwatched_mappings
@@ -101,7 +101,7 @@ _ALL = (
     ),
     _saved(
         "next-scan",
-        "what the next step will have to scan for",
+        "inodes that the next step must scan for",
         """
         SELECT watches, in_criu_log, last_path, why
         FROM next_scan
@@ -125,7 +125,7 @@ _ALL = (
     ),
     _saved(
         "history",
-        "what happened to one inode, as CRIU's log names it",
+        "changes of one inode; name it as CRIU's log does",
         """
         SELECT at, what, reason, run_id, path, old_path
         FROM inode_history
@@ -135,7 +135,7 @@ _ALL = (
     ),
     _saved(
         "changes",
-        "what happened to the mappings, in the last run that changed any",
+        "changes of the mappings, in the last runs that changed any",
         """
         SELECT run_id, at, what, reason, in_criu_log, path, old_path
         FROM change_log
@@ -145,7 +145,7 @@ _ALL = (
     ),
     _saved(
         "runs",
-        "the last runs: how long the tasks stood still, and what was found how",
+        "the last runs: the time of the freeze, and the source of the paths",
         """
         SELECT run_id, event, process, datetime(started_at) AS started_at, frozen_ms, resolve_ms,
             watches, unresolved, hit_percent, went_stale, scanned, resolved_by
@@ -156,7 +156,7 @@ _ALL = (
     ),
     _saved(
         "frozen",
-        "the dumps for which the tasks stood still for longest, and what that time went into",
+        "the dumps with the longest freezes, and the parts of that time",
         """
         -- The freeze of irmapdb dump, and the hook's part of an engine's pause. CRIU's own freeze
         -- comes after that: the file stats-dump in its work directory has frozen_time.
@@ -173,7 +173,7 @@ _ALL = (
     ),
     _saved(
         "cache",
-        "what irmap-cache holds, in its order",
+        "the entries of irmap-cache, in its order",
         """
         SELECT position, in_criu_log, state, path
         FROM cache_entries
@@ -185,7 +185,7 @@ SAVED = {one.name: one for one in _ALL}
 
 
 def find(name: str) -> Saved:
-    """The saved question of this name. UsageError lists the known ones."""
+    """Return the saved query of this name. UsageError lists the known ones."""
     if name in SAVED:
         return SAVED[name]
     close = difflib.get_close_matches(name, SAVED, n=1)
@@ -195,5 +195,5 @@ def find(name: str) -> Saved:
 
 
 def why_empty(sql: str) -> str:
-    """What it means that a statement gave no rows; empty where it is no saved one, or plain."""
+    """Explain an answer without rows. Empty for other statements, or if it is obvious."""
     return next((one.if_empty for one in _ALL if one.sql == sql), "")

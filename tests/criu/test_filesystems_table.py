@@ -186,22 +186,22 @@ def _render(cell: Callable[[str, str], Cell]) -> str:
         "# Filesystems",
         "",
         "`make filesystems` writes this page from a test run. The run mounts each filesystem and",
-        "watches a file on it. Then it does what the column says, asks real CRIU, and asks",
-        "`irmapdb pre-dump` with nothing known before. It opens each path, and checks that the",
-        "watch reports an event there. A time is that of one watch on one machine.",
+        "watches a file on it. It changes the file as the column says, and runs CRIU, and",
+        "`irmapdb pre-dump` with an empty database. It opens each path, and checks that the",
+        "watch reports an event there. Each time is for one watch on one machine.",
         "",
         "| column | the watched file |",
         "|---|---|",
         "| file, directory | is unchanged |",
-        "| hard link | has lost the name that it was watched by, and has another one |",
+        "| hard link | has lost the watched name, and has another name |",
         "| renamed | is in another directory |",
         "| deleted | has no name, and a task has it open |",
         "| cold | is unchanged, and the kernel has dropped every dentry |",
         "",
         "*CRIU* is `criu dump --force-irmap` of CRIU 4.1.1 without a cache: its own irmap. CRIU",
-        "saves deleted files in another way (ghost files). A - stands where the case cannot be:",
-        "a read-only filesystem, one on which each name of a file is an inode of its own, or one",
-        "that the kernel fills.",
+        "saves deleted files in another way (ghost files). A - marks a case that cannot occur:",
+        "the filesystem is read-only, or each name of a file is an inode of its own, or the",
+        "kernel makes the files.",
         "",
         "| filesystem | | " + " | ".join(CASES) + " |",
         "|---|---|" + "---|" * len(CASES),
@@ -222,19 +222,19 @@ def _render(cell: Callable[[str, str], Cell]) -> str:
         ),
         "| `open-files` | a task that has the file open, or mapped, under that name |",
         (
-            "| `scan` | one walk for all that is left. On FUSE with `--irmap-scan-path`: "
+            "| `scan` | one walk for all remaining watches. On FUSE with `--irmap-scan-path`: "
             "irmapdb walks a FUSE or network filesystem only if you name it |"
         ),
-        "| `deleted` | no name is left, and irmapdb says so |",
+        "| `deleted` | the file has no name, and irmapdb reports that |",
         (
-            "| `no path` | on procfs: a name that has left the cache gets a new inode. In a "
-            "cgroup that was removed: the kernel does not show that the file is deleted |"
+            "| `no path` | on procfs: the kernel has dropped the name, and gives it a new inode. "
+            "In a removed cgroup: the kernel does not show that the file is deleted |"
         ),
         "",
         "## Where a watch is `ambiguous`",
         "",
         "irmapdb proves a path only if no other inode can have the same numbers and handle. If",
-        "that is not sure, the watch is `ambiguous` and gets no path:",
+        "this is not certain, the watch is `ambiguous` and gets no path:",
         "",
         "| filesystem | for |",
         "|---|---|",
@@ -242,12 +242,12 @@ def _render(cell: Callable[[str, str], Cell]) -> str:
         (
             "| overlay with several lower layers | a file whose handle opens on two "
             "filesystems of the machine: cloned layers, or squashfs layers with equal inode "
-            "numbers. Directories are not concerned, and with `xino=on` no file is |"
+            "numbers. Not directories, and no files with `xino=on` |"
         ),
         "| overlay on an overlay | all files, unless all layers are on one filesystem |",
         (
             "| FUSE | all files, because a server can give one number to two of them. "
-            "`--irmap-scan-path` says that you trust the server |"
+            "If you give `--irmap-scan-path`, irmapdb trusts the server |"
         ),
         "| virtiofs, CIFS, 9p | all files, for the same reason |",
         (
@@ -255,9 +255,9 @@ def _render(cell: Callable[[str, str], Cell]) -> str:
             "drops its name, it gets a new inode with the old number, and the watch does not "
             "report its events |"
         ),
-        "| devpts | a terminal: its number is used again |",
+        "| devpts | a terminal: the kernel uses its number again |",
         "| tracefs; the root of debugfs, securityfs and fusectl; nsfs, pidfs | all files |",
-        "| btrfs | the directory that stands for a subvolume in a snapshot |",
+        "| btrfs | the directory in a snapshot at the place of a subvolume |",
         "| any type that irmapdb does not know | all files |",
         "",
     ]
