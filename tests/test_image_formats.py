@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from irmapdb.errors import ImageError
 from irmapdb.image.cache import decode_cache
 from irmapdb.image.critjson import encode_json
-from irmapdb.image.formats import SNIFF_BYTES, Format, sniff
+from irmapdb.image.formats import Format, sniff
 
 DATA = Path(__file__).parent / "data" / "images"
 
@@ -20,10 +20,10 @@ DATA = Path(__file__).parent / "data" / "images"
 @pytest.mark.parametrize("path", sorted(DATA.glob("*.irmap-cache")), ids=lambda path: path.stem)
 def test_an_image_and_its_json(path):
     image = path.read_bytes()
-    assert sniff(image[:SNIFF_BYTES], path.name) is Format.PB
+    assert sniff(image[:512], path.name) is Format.PB
     for pretty in (False, True):
         text = encode_json(decode_cache(image, path.name), pretty=pretty)
-        assert sniff(text[:SNIFF_BYTES], path.name) is Format.JSON
+        assert sniff(text[:512], path.name) is Format.JSON
 
 
 def test_a_database(tmp_path):
@@ -31,7 +31,7 @@ def test_a_database(tmp_path):
     connection = sqlite3.connect(path)
     connection.execute("CREATE TABLE t (x)")
     connection.close()
-    assert sniff(path.read_bytes()[:SNIFF_BYTES], "x") is Format.DB
+    assert sniff(path.read_bytes()[:512], "x") is Format.DB
 
 
 def test_json_may_start_with_space():

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +18,7 @@ from hypothesis import strategies as st
 
 from irmapdb.errors import TaskError
 from irmapdb.kernel.proc import procfs, tasks
-from irmapdb.kernel.proc.tasks import HIDDEN, Task, parse_stat, read_task, task_tree, thread_ids
+from irmapdb.kernel.proc.tasks import HIDDEN, Task, parse_stat, read_task, task_tree
 from tests.support.features import require_root
 
 PATIENCE_S = 60.0
@@ -128,7 +127,6 @@ def test_a_task_is_read_as_it_is():
         until(lambda: read_task(process.pid).state == "S", "it waits")
         assert task.starttime >= read_task(os.getpid()).starttime
     assert read_task(process.pid) is None
-    assert thread_ids(process.pid) == ()
     assert tasks.read_process(process.pid) is None
     assert tasks.leader_of(process.pid) is None
 
@@ -165,19 +163,6 @@ def test_without_the_kernel_s_lists_the_parents_tell(family, monkeypatch):
     monkeypatch.setattr(tasks, "_children", lambda *_: [])
     found = {(task.pid, task.ppid, task.starttime) for task in task_tree(family[0])}
     assert found == {(task.pid, task.ppid, task.starttime) for task in expected}
-
-
-def test_threads_are_listed():
-    before = thread_ids(os.getpid())  # a worker of pytest-xdist has one that Python does not know
-    go_on = threading.Event()
-    thread = threading.Thread(target=go_on.wait)
-    thread.start()
-    try:
-        assert thread_ids(os.getpid()) == tuple(sorted({*before, thread.native_id}))
-    finally:
-        go_on.set()
-        thread.join()
-    assert threading.get_native_id() in before
 
 
 def test_a_process_whose_first_thread_has_ended_lives_on():
@@ -254,7 +239,7 @@ def test_a_zombie_is_named_as_one(family):
 
 def test_a_thread_is_no_root_and_its_process_is_named(family):
     root = family[0]
-    thread = next(tid for tid in thread_ids(root) if tid != root)
+    thread = next(tid for tid in map(int, os.listdir(f"/proc/{root}/task")) if tid != root)
     with pytest.raises(TaskError, match=f"{thread} is no process.* thread of {root}"):
         task_tree(thread)
 
@@ -288,8 +273,8 @@ def test_what_proc_hides_is_said_to_be_hidden(family, hiding_proc, hidepid, monk
         os.setresgid(NOBODY, NOBODY, NOBODY)
         os.setresuid(NOBODY, NOBODY, NOBODY)
         ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 1)  # or /proc/self/fd is root's alone
-        for look in (task_tree, read_task, thread_ids, tasks.read_process, tasks.leader_of):
-            if hidepid == 2 and look in (read_task, thread_ids, tasks.leader_of):
+        for look in (task_tree, read_task, tasks.read_process, tasks.leader_of):
+            if hidepid == 2 and look in (read_task, tasks.leader_of):
                 assert not look(family[0])  # they do not ask twice
                 continue
             with pytest.raises(TaskError, match=rf"hides it from uid {NOBODY}.*hidepid"):

@@ -7,10 +7,7 @@ import enum
 from irmapdb.errors import ImageError
 from irmapdb.image.magic import HEADER, IRMAP_CACHE, SQLITE_HEADER, describe
 
-__all__ = ["SNIFF_BYTES", "Format", "sniff"]
-
-SNIFF_BYTES = 512
-"""How much of a file `sniff` wants to see; less where the file is shorter."""
+__all__ = ["Format", "sniff"]
 
 
 class Format(enum.StrEnum):

@@ -17,15 +17,20 @@ import threading
 from irmapdb.model import FileHandle, kdev_of
 from irmapdb.record import Record
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
 __all__ = [
     "AT_EMPTY_PATH",
     "AT_HANDLE_FID",
-    "AT_SYMLINK_FOLLOW",
     "RESOLVE_BENEATH",
     "RESOLVE_IN_ROOT",
     "RESOLVE_NO_MAGICLINKS",
     "RESOLVE_NO_SYMLINKS",
     "RESOLVE_NO_XDEV",
+    "RESOLVE_PLAIN",
     "Statx",
     "compare_files",
     "current_cpu",
@@ -41,14 +46,25 @@ __all__ = [
     "statx",
 ]
 
-AT_SYMLINK_NOFOLLOW = 0x100
-AT_SYMLINK_FOLLOW = 0x400
 AT_EMPTY_PATH = 0x1000
 # Linux 6.5, commit 96b2b072ee62 ("exportfs: allow exporting non-decodeable file handles to
 # userspace"): a handle to compare, also where it could not be opened.
 AT_HANDLE_FID = 0x200
 
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _function(name: str, *argtypes: Any) -> Callable[..., int]:  # noqa: ANN401 types of ctypes
+    function = getattr(_libc, name)
+    function.restype, function.argtypes = ctypes.c_int, argtypes
+    result: Callable[..., int] = function
+    return result
+
+
+def _system_call(*argtypes: Any) -> Callable[..., int]:  # noqa: ANN401 types of ctypes
+    # By its number, which is the first argument.
+    call = ctypes.CFUNCTYPE(ctypes.c_long, ctypes.c_long, *argtypes, use_errno=True)
+    return call(("syscall", _libc))
 
 
 def current_cpu() -> int:
@@ -88,6 +104,8 @@ RESOLVE_NO_MAGICLINKS = 0x02
 RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_BENEATH = 0x08
 RESOLVE_IN_ROOT = 0x10
+RESOLVE_PLAIN = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_XDEV
+"""Only through directories below the descriptor, on the same mount."""
 
 
 class _OpenHow(ctypes.Structure):
@@ -98,15 +116,7 @@ class _OpenHow(ctypes.Structure):
     )
 
 
-_openat2 = ctypes.CFUNCTYPE(
-    ctypes.c_long,
-    ctypes.c_long,
-    ctypes.c_int,
-    ctypes.c_char_p,
-    ctypes.c_void_p,
-    ctypes.c_size_t,
-    use_errno=True,
-)(("syscall", _libc))
+_openat2 = _system_call(ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t)
 
 # One struct for each pair of flags: a few in a whole run, and a proof costs one call less.
 _hows: dict[tuple[int, int], tuple[_OpenHow, int]] = {}
@@ -151,9 +161,8 @@ class _Local(threading.local):
 
 _local = _Local()
 
-_name_to_handle_at = _libc.name_to_handle_at
-_name_to_handle_at.restype = ctypes.c_int
-_name_to_handle_at.argtypes = (
+_name_to_handle_at = _function(
+    "name_to_handle_at",
     ctypes.c_int,
     ctypes.c_char_p,
     ctypes.c_void_p,
@@ -178,9 +187,7 @@ def name_to_handle_at(dir_fd: int, path: bytes, flags: int) -> tuple[FileHandle,
     return FileHandle(kind, bytes(scratch.bytes[start : start + size])), scratch.mount_id[0]
 
 
-_open_by_handle_at = _libc.open_by_handle_at
-_open_by_handle_at.restype = ctypes.c_int
-_open_by_handle_at.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_int)
+_open_by_handle_at = _function("open_by_handle_at", ctypes.c_int, ctypes.c_void_p, ctypes.c_int)
 
 
 def open_by_handle_at(mount_fd: int, handle: FileHandle, flags: int) -> int:
@@ -196,7 +203,7 @@ def open_by_handle_at(mount_fd: int, handle: FileHandle, flags: int) -> int:
     _HANDLE_HEAD.pack_into(scratch.bytes, 0, size, handle.type)
     start = _HANDLE_HEAD.size
     scratch.bytes[start : start + size] = handle.data
-    fd: int = _open_by_handle_at(mount_fd, scratch.address, flags | os.O_CLOEXEC)
+    fd = _open_by_handle_at(mount_fd, scratch.address, flags | os.O_CLOEXEC)
     return fd if fd >= 0 else _check(fd, mount_fd)
 
 
@@ -230,14 +237,8 @@ _STATX_BASIC_STATS = 0x07FF
 _AT_STATX_DONT_SYNC = 0x4000  # what we want of it never changes: no server is to be asked
 _STATX_MNT_ID = 0x1000  # Linux 5.8
 
-_statx = _libc.statx
-_statx.restype = ctypes.c_int
-_statx.argtypes = (
-    ctypes.c_int,
-    ctypes.c_char_p,
-    ctypes.c_int,
-    ctypes.c_uint,
-    ctypes.c_void_p,
+_statx = _function(
+    "statx", ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_void_p
 )
 
 
@@ -271,9 +272,7 @@ def statx(fd: int) -> Statx:
 _STATFS_TYPE = struct.Struct("=I" if os.uname().machine == "s390x" else "@L")
 _STATFS_BYTES = 256  # more than any machine's
 
-_fstatfs = _libc.fstatfs
-_fstatfs.restype = ctypes.c_int
-_fstatfs.argtypes = (ctypes.c_int, ctypes.c_void_p)
+_fstatfs = _function("fstatfs", ctypes.c_int, ctypes.c_void_p)
 
 
 def filesystem_magic(fd: int) -> int:
@@ -284,12 +283,8 @@ def filesystem_magic(fd: int) -> int:
     return magic
 
 
-_inotify_init1 = _libc.inotify_init1
-_inotify_init1.restype = ctypes.c_int
-_inotify_init1.argtypes = (ctypes.c_int,)
-_inotify_add_watch = _libc.inotify_add_watch
-_inotify_add_watch.restype = ctypes.c_int
-_inotify_add_watch.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_uint32)
+_inotify_init1 = _function("inotify_init1", ctypes.c_int)
+_inotify_add_watch = _function("inotify_add_watch", ctypes.c_int, ctypes.c_char_p, ctypes.c_uint32)
 
 
 def inotify_init() -> int:
@@ -307,16 +302,7 @@ _KCMP_VM = 1
 _KCMP_FILES = 2
 _KCMP_ORDER = (0, -1, 1)  # equal, less, greater
 
-_kcmp = ctypes.CFUNCTYPE(
-    ctypes.c_long,
-    ctypes.c_long,
-    ctypes.c_int,
-    ctypes.c_int,
-    ctypes.c_int,
-    ctypes.c_ulong,
-    ctypes.c_ulong,
-    use_errno=True,
-)(("syscall", _libc))
+_kcmp = _system_call(ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong)
 
 
 def compare_files(pid: int, fd: int, other_pid: int, other_fd: int) -> int:

@@ -10,23 +10,24 @@ from irmapdb.kernel import identity as kernel_identity
 from irmapdb.kernel.fs import btrfs
 from irmapdb.model import Source
 from irmapdb.record import Record
-from irmapdb.resolve.mount_fds import MountFds
+from irmapdb.resolve.mount_fds import MountLookup
 from irmapdb.resolve.prefetch import ask_all, asked
 from irmapdb.resolve.reverse_lookup import ReverseLookup, by_device, shows
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from typing import Self
 
     from irmapdb.kernel.root import Root
     from irmapdb.model import Mount
     from irmapdb.resolve.engine import Answer, Wanted
+    from irmapdb.resolve.mount_fds import MountFds
 
 __all__ = ["BtrfsLookup"]
 
 
-class BtrfsLookup:
+class BtrfsLookup(MountLookup):
     """Every path of an inode on btrfs, in whatever subvolume it lies.
 
     Needs CAP_SYS_ADMIN. With CAP_DAC_READ_SEARCH alone it looks only into subvolumes that are
@@ -34,16 +35,6 @@ class BtrfsLookup:
     """
 
     source = Source.BTRFS
-
-    def __init__(
-        self,
-        root: Root,
-        mount_fds: MountFds | None = None,
-        over: Callable[[], bool] = lambda: False,
-    ) -> None:
-        self._root = root
-        self._mount_fds = mount_fds or MountFds(root)
-        self._over = over
 
     def __call__(self, wanted: Wanted) -> Iterator[Answer]:
         for kdev, identities in by_device(self._root, wanted, "btrfs").items():

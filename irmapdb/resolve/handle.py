@@ -10,14 +10,13 @@ from irmapdb.kernel import syscalls
 from irmapdb.kernel.fs.inode_state import opens_handles
 from irmapdb.model import Source, format_kdev
 from irmapdb.resolve.engine import Candidate, Deleted, Note
-from irmapdb.resolve.mount_fds import MountFds
+from irmapdb.resolve.mount_fds import MountLookup
 from irmapdb.resolve.mount_points import at_mount_points
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
-    from irmapdb.kernel.root import Root
     from irmapdb.model import FileHandle, Identity, Mount
     from irmapdb.resolve.engine import Answer, Wanted
 
@@ -27,7 +26,7 @@ _CANNOT_OPEN = "this filesystem cannot open handles"
 _NO_NAME = "the kernel has no name cached for it"
 
 
-class Handles:
+class Handles(MountLookup):
     """open_by_handle_at(2) through the mounts of the device, and the name the kernel has cached.
 
     A file whose dentry was dropped opens, but has no name; a directory always has one. What was
@@ -35,16 +34,6 @@ class Handles:
     """
 
     source = Source.HANDLE
-
-    def __init__(
-        self,
-        root: Root,
-        mount_fds: MountFds | None = None,
-        over: Callable[[], bool] = lambda: False,
-    ) -> None:
-        self._root = root
-        self._mount_fds = mount_fds or MountFds(root)
-        self._over = over
 
     def __call__(self, wanted: Wanted) -> Iterator[Answer]:
         by_kdev: dict[int, list[Identity]] = {}

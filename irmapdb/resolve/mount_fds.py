@@ -15,11 +15,11 @@ from irmapdb.kernel.root import open_beneath
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from irmapdb.kernel.root import Root
 
-__all__ = ["MountFds"]
+__all__ = ["MountFds", "MountLookup"]
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK
 
@@ -101,6 +101,20 @@ class MountFds:
                 yield
         finally:
             self._only_kept = before
+
+
+class MountLookup:
+    """A resolver that asks a filesystem through its mounts, until `over` says that time is up."""
+
+    def __init__(
+        self,
+        root: Root,
+        mount_fds: MountFds | None = None,
+        over: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._root = root
+        self._mount_fds = mount_fds or MountFds(root)
+        self._over = over
 
 
 def _which(fd: int) -> tuple[int | None, int, int]:

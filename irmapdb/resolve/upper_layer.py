@@ -25,12 +25,6 @@ if TYPE_CHECKING:
 
 __all__ = ["UpperLayer", "read_upper_layer"]
 
-_RESOLVE = (
-    syscalls.RESOLVE_BENEATH
-    | syscalls.RESOLVE_NO_SYMLINKS
-    | syscalls.RESOLVE_NO_MAGICLINKS
-    | syscalls.RESOLVE_NO_XDEV
-)
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
@@ -98,7 +92,7 @@ def _lower_path(below: bytes, name: bytes, redirect: bytes) -> bytes:
 def _entries(upper_fd: int, path: bytes) -> Iterator[tuple[bytes, str, bool]]:
     # Name, where its attributes can be read, and whether it is a directory.
     try:
-        fd = open_beneath(upper_fd, path, _DIRECTORY, resolve=_RESOLVE)
+        fd = open_beneath(upper_fd, path, _DIRECTORY, resolve=syscalls.RESOLVE_PLAIN)
     except OSError:
         return
     try:

@@ -4,34 +4,23 @@ from __future__ import annotations
 
 from irmapdb.kernel.fs import xfs
 from irmapdb.model import Source
-from irmapdb.resolve.mount_fds import MountFds
+from irmapdb.resolve.mount_fds import MountLookup
 from irmapdb.resolve.prefetch import ask_all, asked
 from irmapdb.resolve.reverse_lookup import ReverseLookup, by_device
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
-    from irmapdb.kernel.root import Root
     from irmapdb.resolve.engine import Answer, Wanted
 
 __all__ = ["XfsParents"]
 
 
-class XfsParents:
+class XfsParents(MountLookup):
     """Every path of an inode on an xfs with parent pointers. Needs CAP_SYS_ADMIN."""
 
     source = Source.XFS
-
-    def __init__(
-        self,
-        root: Root,
-        mount_fds: MountFds | None = None,
-        over: Callable[[], bool] = lambda: False,
-    ) -> None:
-        self._root = root
-        self._mount_fds = mount_fds or MountFds(root)
-        self._over = over
 
     def __call__(self, wanted: Wanted) -> Iterator[Answer]:
         for kdev, identities in by_device(self._root, wanted, "xfs").items():

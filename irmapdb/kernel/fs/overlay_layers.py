@@ -23,12 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = ["shows"]
 
-_RESOLVE = (
-    syscalls.RESOLVE_BENEATH
-    | syscalls.RESOLVE_NO_SYMLINKS
-    | syscalls.RESOLVE_NO_MAGICLINKS
-    | syscalls.RESOLVE_NO_XDEV
-)
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK
 _MOST_LOOKED_AT = 256
 
@@ -54,7 +48,7 @@ def _entries(layer_fd: int) -> Iterator[bytes]:
     while pending:
         above = pending.popleft()
         try:
-            fd = open_beneath(layer_fd, above, _DIRECTORY, resolve=_RESOLVE)
+            fd = open_beneath(layer_fd, above, _DIRECTORY, resolve=syscalls.RESOLVE_PLAIN)
         except OSError:
             continue
         try:
@@ -74,7 +68,7 @@ def _entries(layer_fd: int) -> Iterator[bytes]:
 
 def _handle(dir_fd: int, path: bytes) -> FileHandle | None:
     try:
-        fd = open_beneath(dir_fd, path, os.O_PATH | os.O_NOFOLLOW, resolve=_RESOLVE)
+        fd = open_beneath(dir_fd, path, os.O_PATH | os.O_NOFOLLOW, resolve=syscalls.RESOLVE_PLAIN)
     except OSError:
         return None
     try:

@@ -27,12 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Hit", "walk"]
 
-_RESOLVE = (
-    syscalls.RESOLVE_BENEATH
-    | syscalls.RESOLVE_NO_SYMLINKS
-    | syscalls.RESOLVE_NO_MAGICLINKS
-    | syscalls.RESOLVE_NO_XDEV
-)
 _EMPTY_PATH = syscalls.AT_EMPTY_PATH | syscalls.AT_HANDLE_FID
 _ITSELF = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
 _LISTED = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK
@@ -230,7 +224,7 @@ class _Descent:
 
     def _open(self, path: bytes, flags: int) -> int:
         anchor = self._anchors[-1]
-        return open_beneath(anchor.fd, path[anchor.length :], flags, resolve=_RESOLVE)
+        return open_beneath(anchor.fd, path[anchor.length :], flags, resolve=syscalls.RESOLVE_PLAIN)
 
     def _lift_anchors(self, level: int) -> None:
         # Those below this level; never the top itself, which is the caller's.

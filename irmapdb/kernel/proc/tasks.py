@@ -38,7 +38,6 @@ __all__ = [
     "require_task",
     "task_tree",
     "thread_children",
-    "thread_ids",
     "threads_apart",
 ]
 
@@ -118,16 +117,6 @@ def _read_stat(path: str, pid: int) -> Task | None:
 def read_thread(pid: int, tid: int) -> Task | None:
     """The same of one thread of a task, found below the task alone."""
     return _read_stat(f"{procfs.ROOT}/{pid}/task/{tid}/stat", tid)
-
-
-def thread_ids(pid: int) -> tuple[int, ...]:
-    """The threads of a task in ascending order, the ended first thread included. () if gone."""
-    try:
-        return tuple(sorted(int(name) for name in os.listdir(f"{procfs.ROOT}/{pid}/task")))
-    except (FileNotFoundError, ProcessLookupError):
-        return ()
-    except PermissionError:
-        raise _hidden(pid) from None
 
 
 def leader_of(tid: int) -> int | None:
