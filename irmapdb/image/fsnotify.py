@@ -39,7 +39,6 @@ from irmapdb.model import FileHandle, Identity, MarkKind, WatchKind
 from irmapdb.record import Record
 
 TYPE_CHECKING = False
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 

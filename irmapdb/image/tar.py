@@ -19,7 +19,6 @@ from typing import Protocol
 from irmapdb.errors import ImageError
 
 TYPE_CHECKING = False
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 

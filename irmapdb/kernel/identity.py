@@ -32,7 +32,6 @@ __all__ = [
     "identify",
     "identify_fd",
     "mount_id",
-    "proves",
 ]
 
 _MAY_WAIT = Config().may_wait
@@ -140,11 +139,6 @@ def disproof_of_watch(
     except OSError as error:
         return _unreadable(error)
     return None if found.handle is None else StaleReason.REUSED
-
-
-def proves(root: Root, wanted: Identity, fd: int) -> bool:
-    """Whether an open descriptor is the inode that is wanted, and no other. OSError as above."""
-    return disproof_of_fd(root, wanted, fd) is None
 
 
 def disproof_of_fd(root: Root, wanted: Identity, fd: int) -> StaleReason | None:

@@ -19,7 +19,6 @@ from irmapdb.kernel.syscalls import current_cpu
 from irmapdb.resolve.engine import Candidate, Note
 
 TYPE_CHECKING = False
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from concurrent.futures import Future

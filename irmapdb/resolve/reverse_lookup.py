@@ -16,7 +16,6 @@ from irmapdb.kernel import identity as kernel_identity
 from irmapdb.record import Record
 
 TYPE_CHECKING = False
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from typing import Self
