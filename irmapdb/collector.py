@@ -1,4 +1,4 @@
-"""Python's garbage collector, held back where it costs more than it can find.
+"""Controls the garbage collector.
 
 irmapdb makes hundreds of thousands of small objects and hardly a cycle. The collector would look
 through all of them again and again.

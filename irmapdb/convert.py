@@ -1,4 +1,4 @@
-"""Between the three forms: CRIU's image (PB), crit's JSON, and the database.
+"""Converts between the three forms: CRIU's image (PB), crit's JSON, and the database.
 
 What a file is, its content tells, never its name. All three hold the same list, in order and
 with its duplicates: what `irmap-cache` holds.

@@ -1,4 +1,4 @@
-"""Spans of time as people write them: `45s`, `90m`, `2h`, `30d`, `4w`; and as they read them."""
+"""Parses spans of time such as `45s`, `90m`, `2h`, `30d`, `4w`, and formats spans for people."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can go wrong, what to do about it, and the exit code that says so.
+"""Defines the errors: each has a message, an advice and an exit code.
 
 Exit codes: 0 done; 1 not done; 2 wrong usage; 3 done, with findings.
 Findings (an unresolved watch, a stale mapping that the audit finds) are results, not errors.

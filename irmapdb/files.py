@@ -1,4 +1,4 @@
-"""Whole files in, whole files out: a reader of a file written here never sees half of it.
+"""Reads and writes whole files. A reader never sees a half-written file.
 
 A file is written beside its target and renamed over it: open(2) O_TMPFILE, linkat(2), rename(2),
 fsync(2) of the file before and of the directory after. A crash at any instruction leaves the old

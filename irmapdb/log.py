@@ -1,4 +1,4 @@
-"""Messages of the library, which never prints: `logging`, imported once there is one to handle.
+"""Logs messages of the library. It imports `logging` at the first message that has a handler.
 
 `logging` takes longer to import than the hook has. Where no module has imported it, no handler is
 set up, and messages below WARNING would go nowhere.

@@ -1,4 +1,4 @@
-"""The nouns: what the kernel tells, what we store, what we answer.
+"""Defines the data that all layers share: facts of the kernel, stored mappings, results.
 
 Everything here is frozen. Paths are `bytes`, absolute in the root of the root task's mount
 namespace. Device numbers are the kernel's (`kdev`, major << 20 | minor), never a `st_dev`.

@@ -1,4 +1,4 @@
-"""Whether only root and the caller can change the entries of a directory, or other users too.
+"""Checks whether only root and the caller can change the entries of a directory.
 
 A program that runs as root may use a file by its name only where nobody else can put another one
 under that name. That is so if the directory and each of its parents belong to root or to the

@@ -1,4 +1,4 @@
-"""What need not be kept, taken out of a database at once, not a bit with each step."""
+"""Deletes all old rows of a database at once, and not a few with each step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`Record`: a `typing.NamedTuple` that is defined in less time.
+"""Defines `Record`: a `typing.NamedTuple` that takes less time to define.
 
 For mypy and for readers it is NamedTuple: annotated fields, defaults, `_replace`, `_asdict`. The
 hook starts anew for each dump, and a container stands still while it defines its classes. There a

@@ -1,4 +1,4 @@
-"""Temporary directories of ours, which the next run removes if this one is killed.
+"""Makes temporary directories. If this run is killed, the next run removes them.
 
 A run holds a flock(2) on its directory, which the kernel drops with the process. So a directory
 that nobody holds is a leftover.

@@ -1,4 +1,4 @@
-"""What a question gave, as a table for people, JSON or CSV for programs."""
+"""Prints the rows of a query: a table for people, JSON or CSV for programs."""
 
 from __future__ import annotations
 

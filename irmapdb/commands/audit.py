@@ -1,4 +1,4 @@
-"""`irmapdb audit`."""
+"""Implements `irmapdb audit`."""
 
 from __future__ import annotations
 

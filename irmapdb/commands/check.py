@@ -1,4 +1,4 @@
-"""`irmapdb check`: what CRIU will make of the watches, before a dump or before a restore."""
+"""Implements `irmapdb check`: predicts a dump or a restore."""
 
 from __future__ import annotations
 

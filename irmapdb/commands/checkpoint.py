@@ -1,4 +1,4 @@
-"""`irmapdb pre-dump` and `irmapdb dump`."""
+"""Implements `irmapdb pre-dump` and `irmapdb dump`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What may come next on a command line: for the scripts in `shells/`, which bash, zsh and fish run.
+"""Completes a command line, for the scripts in `shells/`, which bash, zsh and fish run.
 
 Such a script calls irmapdb with the words of the line, the unfinished one last, and
 _IRMAPDB_COMPLETE in the environment. The answer is a line for each proposal, `VALUE<TAB>ABOUT`;

@@ -1,4 +1,4 @@
-"""`irmapdb db`: the schema of a database, and copies of it."""
+"""Implements `irmapdb db`: the schema of a database, and copies of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a command ends: its exit code, and the line on stderr and in the log that says why.
+"""Ends a command: with its exit code, and a line about it on stderr and in the log.
 
 0 done; 1 not done; 2 wrong usage; 3 done, with findings; 130 interrupted (128 + SIGINT).
 """

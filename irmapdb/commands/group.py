@@ -1,4 +1,4 @@
-"""The commands by name, each imported and built when it is asked for.
+"""Imports and builds a command when it is called by name.
 
 typer builds every command of an app before it looks at the arguments; that takes longer than most
 of them take to do their work. The list of names is enough for it to find the one that is meant,

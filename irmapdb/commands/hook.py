@@ -1,4 +1,4 @@
-"""`irmapdb hook`: CRIU's action script by hand, and its line in CRIU's configuration."""
+"""Implements `irmapdb hook`: runs the hook by hand, and edits CRIU's configuration."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`irmapdb import`, `export`, `convert` and `show`: the three forms of the cache."""
+"""Implements `irmapdb import`, `export`, `convert` and `show`: the three forms of the cache."""
 
 from __future__ import annotations
 

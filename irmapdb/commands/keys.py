@@ -1,4 +1,4 @@
-"""What people write for an inode: `fe00000:2e3`, `254:0 739`, a line of CRIU's log, a path."""
+"""Parses the keys of an inode: `fe00000:2e3`, `254:0 739`, a line of CRIU's log, a path."""
 
 from __future__ import annotations
 

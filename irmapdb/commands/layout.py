@@ -1,4 +1,4 @@
-"""Where the cells of a table go on a terminal: aligned, in its width, and none is cut.
+"""Lays out a table on a terminal: aligned, within its width, with no cell cut.
 
 A table that is too wide keeps its columns if only the last one is to blame: a long cell of that is
 wrapped in its column, or below its row with an indent. Otherwise each row becomes a list, with a

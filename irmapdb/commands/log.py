@@ -1,4 +1,4 @@
-"""Where the library's log goes: stderr, or the file that CRIU's -o names."""
+"""Sends the library's log to stderr, or to the file of `-o`."""
 
 from __future__ import annotations
 

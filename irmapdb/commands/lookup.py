@@ -1,4 +1,4 @@
-"""`irmapdb lookup`: all that the database knows of an inode or a path."""
+"""Implements `irmapdb lookup`: prints everything about an inode or a path."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The options that several commands share, named as CRIU names them."""
+"""Defines the options that several commands share, with CRIU's names."""
 
 from __future__ import annotations
 

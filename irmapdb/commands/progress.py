@@ -1,4 +1,4 @@
-"""A line on stderr while something takes long: a terminal's, and gone when it is over."""
+"""Shows progress in one line on a terminal's stderr, and erases it at the end."""
 
 from __future__ import annotations
 

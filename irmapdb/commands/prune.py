@@ -1,4 +1,4 @@
-"""`irmapdb prune`."""
+"""Implements `irmapdb prune`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`irmapdb ps`."""
+"""Implements `irmapdb ps`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How results are shown: tables for people, JSON, CSV and images for programs.
+"""Prints results: tables for people; JSON, CSV and images for programs.
 
 A path is bytes that a tenant chose. All output follows one rule: a terminal gets printable
 characters only, so that no name can move the cursor or break a line; a pipe or a file gets JSON,

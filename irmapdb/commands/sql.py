@@ -1,4 +1,4 @@
-"""`irmapdb sql`: read-only SQL queries."""
+"""Implements `irmapdb sql`: read-only SQL queries."""
 
 from __future__ import annotations
 

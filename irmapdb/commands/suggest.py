@@ -1,4 +1,4 @@
-"""Which option was probably meant by one that a command does not have."""
+"""Suggests an option for one that a command does not have."""
 
 from __future__ import annotations
 

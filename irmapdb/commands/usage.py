@@ -1,4 +1,4 @@
-"""Wrong usage that typer finds, in one line of ours: the word that is wrong, and the next step."""
+"""Turns typer's usage errors into one line: the wrong word, and the next step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`irmapdb warm`: the service that keeps the containers of this machine ready."""
+"""Implements `irmapdb warm`: the service, its status and its installation."""
 
 from __future__ import annotations
 

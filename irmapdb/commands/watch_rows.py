@@ -1,4 +1,4 @@
-"""Watches and marks in tables and JSON: the columns that several commands share."""
+"""Formats watches and marks for tables and JSON, for several commands."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""CRIU: its hook, its configuration files, and what it will do with each watch."""
+"""Knows CRIU: its hook, its configuration files, and its behaviour for each watch."""

@@ -1,4 +1,4 @@
-"""CRIU's configuration files: which one each runtime reads, and our line in it.
+"""Edits CRIU's configuration files: the file that each runtime reads, and our line in it.
 
 One option a line, without dashes: `action-script /path`. A `#` begins a comment, anywhere, and a
 path with blanks cannot be written, quoted or not; the option may stand there several times, and

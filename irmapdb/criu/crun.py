@@ -1,4 +1,4 @@
-"""Whether the crun of this machine hands CRIU a configuration file.
+"""Checks whether the crun of this machine gives a configuration file to CRIU.
 
 crun 1.28 does so, 1.21 does not. It calls criu_set_config_file() of libcriu, which is from CRIU
 4.2, and looks the function up by its name in the library, so both are asked for the name.

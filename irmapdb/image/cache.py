@@ -1,4 +1,4 @@
-"""`irmap-cache`, the image that CRIU loads before it freezes: bytes ↔ CacheEntry.
+"""Encodes and decodes `irmap-cache`, the image that CRIU loads before the freeze.
 
 Facts from CRIU's criu/irmap.c and images/fh.proto, and from images that CRIU 4.2 wrote. The
 order of the entries has a meaning: CRIU tries the last one of an inode first. Both directions

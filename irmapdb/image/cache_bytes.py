@@ -1,4 +1,4 @@
-"""`irmap-cache` without protobuf, whose import takes longer than all that the hook does.
+"""Encodes and decodes `irmap-cache` without protobuf, whose import is slower than the whole hook.
 
 An entry is three fields, `required uint32 dev = 1; required uint64 inode = 2; required string path
 = 3` (CRIU's images/fh.proto), in this order. Source: protobuf's encoding guide: a field is its key

@@ -1,4 +1,4 @@
-r"""crit's JSON form of `irmap-cache`: bytes ↔ CacheEntry.
+r"""Encodes and decodes crit's JSON form of `irmap-cache`.
 
     {"magic": "IRMAP_CACHE", "entries": [{"dev": 266338304, "inode": 19, "path": "/etc"}, …]}
 

@@ -1,4 +1,4 @@
-"""The three forms that mappings are kept in, told apart by content and not by name."""
+"""Detects the form of a file (image, JSON, database) from its content, not from its name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CRIU's image files: a header, then messages, each with its size in front.
+"""Reads and writes the frame of CRIU's images: a header, then messages with their sizes.
 
     image   = header { entry }
     header  = group kind            two u32, see magic.py

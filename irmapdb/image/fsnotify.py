@@ -1,4 +1,4 @@
-"""inotify and fanotify descriptors in CRIU's images: WatchFile → bytes, bytes → FsnotifyFile.
+"""Encodes and decodes the inotify and fanotify descriptors of CRIU's images.
 
 `encode_*` write images of their own, INOTIFY_FILE and FANOTIFY_FILE, as CRIU wrote them before
 it put all open files into one image; crit still reads them. `decode_files_img` reads that one

@@ -1,4 +1,4 @@
-"""Which image a file is, told from its first bytes.
+"""Detects the type of an image from its first bytes.
 
 Facts from CRIU's criu/include/magic.h. Since format 1.1 an image starts with two numbers: its
 group (common or service), then its kind; inventory.img has the kind alone, as all images had

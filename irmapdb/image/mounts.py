@@ -1,4 +1,4 @@
-"""What CRIU's images say of the mounts of a tree and of its deleted files: bytes → model.
+"""Decodes the mounts and the deleted files of a tree in CRIU's images.
 
 `mountpoints-N.img` has the mounts of one mount namespace; there is none if the tree was in CRIU's
 own. `ghost-file-N.img` has one deleted file that a task had open, and its content behind.

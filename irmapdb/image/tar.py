@@ -1,4 +1,4 @@
-"""The names in a tar archive, read from a stream without unpacking anything.
+"""Lists the names in a tar archive, from a stream, without unpacking it.
 
     archive = { member } block of zeros
     member  = header content, each padded to blocks of 512 bytes

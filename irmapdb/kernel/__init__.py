@@ -1,1 +1,1 @@
-"""The only package that calls Linux: flat functions over numbers, structs and bytes."""
+"""Calls Linux, as the only package: flat functions over numbers, structs and bytes."""

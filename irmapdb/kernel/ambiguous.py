@@ -1,4 +1,4 @@
-"""Why an identity is one inode's alone; where no reason is known, it is ambiguous.
+"""Decides whether an identity belongs to only one inode. Without a known reason it is ambiguous.
 
 fdinfo has no more to say of a watched inode than device, inode number and handle. A path that has
 these is proved only where no other inode that is alive can have them too. Each type of filesystem

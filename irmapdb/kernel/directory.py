@@ -1,4 +1,4 @@
-"""A directory of our own tree as a root: an unpacked image, the mounted rootfs of a container.
+"""Opens a directory of our own tree as a root: an unpacked image, or a container's rootfs.
 
 proc_pid_mountinfo(5) tells the mounts of our namespace as seen from our root; what of them lies
 below the directory is told here as somebody would see it whose root that directory is.

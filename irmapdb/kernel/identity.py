@@ -1,4 +1,4 @@
-"""THE proof: what inode a path names, asked from the kernel now.
+"""Proves a path: asks the kernel now for the identity of the inode at the path.
 
 Every candidate, whoever gave it, goes through `identify` before it becomes a mapping.
 name_to_handle_at(2) with AT_HANDLE_FID gives the same handle that fdinfo prints for a watch

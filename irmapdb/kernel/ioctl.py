@@ -1,4 +1,4 @@
-"""The number of an ioctl, made from its parts: include/uapi/asm-generic/ioctl.h."""
+"""Computes the number of an ioctl from its parts: include/uapi/asm-generic/ioctl.h."""
 
 from __future__ import annotations
 

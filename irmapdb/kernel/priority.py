@@ -1,4 +1,4 @@
-"""The lowest priority for CPU and disk, for work in the background.
+"""Sets the lowest priority for CPU and disk, for work in the background.
 
 sched(7): SCHED_IDLE; ioprio_set(2), which glibc has no wrapper for: its number is that of
 arch/x86/entry/syscalls/syscall_64.tbl and of include/uapi/asm-generic/unistd.h.

@@ -1,4 +1,4 @@
-"""A monitor of renames: which names moved on the filesystems since we looked.
+"""Monitors renames: lists the names that were moved or removed since the last call.
 
 Paths are proved while the tasks run and needed when they are frozen. To prove each again in the
 freeze would cost as much as the first time; instead the kernel is asked beforehand to tell of

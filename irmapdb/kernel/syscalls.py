@@ -1,4 +1,4 @@
-"""System calls that Python's os module does not have, one thin function each.
+"""Wraps the system calls that Python's os module does not have, in one thin function each.
 
 Every function raises OSError(errno, strerror, object) on failure and nothing else.
 Sources: openat2(2), open_by_handle_at(2), statx(2), kcmp(2), include/uapi/linux/openat2.h,

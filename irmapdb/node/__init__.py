@@ -1,1 +1,1 @@
-"""One machine: its containers, and the service that keeps each of them ready for a dump."""
+"""Handles one machine: its containers, and the service that proves their paths before a dump."""

@@ -1,4 +1,4 @@
-"""What the service tells the hook: the paths of a tree, confirmed from memory, and written.
+"""Answers the hook: proves the remembered paths of a tree again, and writes them.
 
 A child of the service does this for one request, at normal priority: tasks may be frozen, and
 wait for it. So nothing is walked, no directory of the tenant is opened, and nobody is waited for.

@@ -1,4 +1,4 @@
-"""The directory with a database for each container: `/var/lib/irmapdb`, unless configured.
+"""Manages the directory of the containers' databases: `/var/lib/irmapdb` by default.
 
 A database outlives its container for a while: the container may be restored, or its engine may
 start it again. Then it is removed.

@@ -1,4 +1,4 @@
-"""One container made ready: its paths proved, its database and its image brought up to date.
+"""Works on one container: proves its paths, and updates its database and its image.
 
 Runs in a child of the service, at idle priority and with a time limit.
 """

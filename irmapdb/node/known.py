@@ -1,4 +1,4 @@
-"""What the service remembers of one container."""
+"""Holds the memory of the service about one container."""
 
 from __future__ import annotations
 

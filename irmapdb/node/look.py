@@ -1,4 +1,4 @@
-"""One look at all containers: what their tasks watch, as a digest that tells whether it changed.
+"""Looks at all containers: reads their watches, and detects changes by a digest.
 
 Everything is read from /proc, where nothing of a tenant's can keep us waiting; what is too much
 for one look is said to be so.

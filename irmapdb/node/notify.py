@@ -1,4 +1,4 @@
-"""What the service tells systemd: sd_notify(3), a datagram to the socket in NOTIFY_SOCKET."""
+"""Reports to systemd: sd_notify(3), a datagram to the socket in NOTIFY_SOCKET."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Work in child processes, each with a time limit: a slow one delays no other, a crash harms none.
+"""Runs work in child processes with a time limit, so that a slow or crashing one harms no other.
 
 A child is forked, so that it knows all that its parent knows and starts within milliseconds; its
 result comes back through a pipe. It dies with its parent.

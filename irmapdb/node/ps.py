@@ -1,4 +1,4 @@
-"""Who watches what now, from /proc alone: no database is read and none is written.
+"""Lists the watches of all tasks, from /proc only: it reads and writes no database.
 
 What is counted is what the descriptors of the tasks show. A descriptor that several tasks share
 (fork) is counted once, for the first of them. Whom the kernel charges for it nobody tells: the

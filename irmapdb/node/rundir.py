@@ -1,4 +1,4 @@
-"""What the service keeps in /run/irmapdb, a directory for root alone.
+"""Manages the files of the service in /run/irmapdb, a directory for root only.
 
 warm.lock            held while a service runs
 warm.pid             its `PID STARTTIME`

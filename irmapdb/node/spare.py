@@ -1,4 +1,4 @@
-"""A child that is ready to answer one request: forked beforehand, with its memory already touched.
+"""Forks a child in advance, so that it can answer one request at once.
 
 After a fork the first touch of each page costs a copy, which takes longer than all the proofs of
 a small container. So the child rehearses once, on a watch of its own.

@@ -1,4 +1,4 @@
-"""What the service knows, as a JSON document, and back again for those who show it."""
+"""Writes the state of the service as a JSON document, and reads it for `irmapdb warm --status`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SIGTERM, SIGINT and SIGHUP as something to poll, so that no step of the service is cut short."""
+"""Makes SIGTERM, SIGINT and SIGHUP pollable, so that they interrupt no step of the service."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The systemd unit of the service: its text, and its place.
+"""Writes the systemd unit of the service.
 
 Sources: systemd.service(5), systemd.exec(5), systemd.resource-control(5), sd_booted(3).
 """

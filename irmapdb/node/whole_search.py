@@ -1,4 +1,4 @@
-"""The whole search for a script that has no program to start, as on a host without Python.
+"""Does the whole search for a script that has no program to start, as on a host without Python.
 
 A child of the service does in CRIU's work dir what the hook would do there: it knows of pauses, of
 the time limit and of an old irmap-cache (`criu.hook_job`). Nothing is stored: the service looks at

@@ -1,4 +1,4 @@
-"""Kernel facts and stored rows as resolvers for the engine, one module each.
+"""Finds paths for identities: the engine, and one module for each source of paths.
 
 Each gives candidates for a batch; none decides. `irmapdb.resolve.search` asks them in this order,
 cheapest first: stored rows, file handles, the handles within an overlay's, what btrfs and xfs know,

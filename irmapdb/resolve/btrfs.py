@@ -1,4 +1,4 @@
-"""The back references of btrfs."""
+"""Finds paths by the back references of btrfs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Policy: who is asked, in which order, and what counts as an answer.
+"""Asks the sources one after the other, and accepts only proved paths.
 
 The resolvers are asked one after the other, cheapest first, each with all that is still wanted.
 They give candidates; only `prove` makes one an answer. The engine knows no kernel, no database

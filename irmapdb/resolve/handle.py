@@ -1,4 +1,4 @@
-"""File handles: open_by_handle_at(2), and the name that the kernel has cached."""
+"""Finds paths by file handles: open_by_handle_at(2), and the name in the kernel's cache."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Directories that a filesystem is asked through: open_by_handle_at(2) and ioctl(2) take no O_PATH.
+"""Keeps directories open for open_by_handle_at(2) and ioctl(2), which take no O_PATH descriptor.
 
 A real open may wait: a fanotify listener for FAN_OPEN_PERM is asked first, and in the freeze it
 may be one of the frozen. So descriptors are opened before, and in the freeze no other is.

@@ -1,4 +1,4 @@
-"""What has no name left but a mount point.
+"""Finds files that have no name any more but are still a mount point.
 
 A file or directory that is bound somewhere stays there when its last name is removed: with the
 /etc/hosts of a container, say, whose file the host has replaced. No handle, link or directory

@@ -1,4 +1,4 @@
-"""What the tasks themselves hold open, or have in their memory."""
+"""Finds paths by the files that the tasks have open or mapped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Overlays by their own handles: the path in the layer, and from it the path on the overlay.
+"""Finds paths on overlays by the handle of the file in its layer.
 
 The real handle inside fdinfo's overlay handle opens on a mount of the layer's filesystem in our own
 mount namespace, also with all caches dropped, as the watch holds the overlay inode and that one the

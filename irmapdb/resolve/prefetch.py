@@ -1,4 +1,4 @@
-"""A batch of inodes asked of a filesystem that knows their paths, ahead of the proof.
+"""Asks btrfs or xfs for the paths of a batch of inodes, ahead of the proof.
 
 What is asked here lies on disk and seldom in memory: for the rest the kernel still had a name.
 So a large batch is asked in the order of the inode numbers, which mostly is the order of the

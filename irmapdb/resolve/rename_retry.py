@@ -1,4 +1,4 @@
-"""What was being renamed when it was looked for: a moment after it was found its path failed.
+"""Tries again for files that were renamed between the search and the proof.
 
 Such an inode is not given up before the tasks stand still.
 """

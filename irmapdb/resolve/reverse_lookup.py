@@ -1,4 +1,4 @@
-"""From an inode up to the mounts that show it, directory by directory.
+"""Follows an inode up to the mounts that show it, directory by directory.
 
 For filesystems that know the names of an inode. Nothing is walked down and nothing looked for:
 an inode's directory is asked for its name, that one's directory for its, and so on, until one is

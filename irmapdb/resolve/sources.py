@@ -1,4 +1,4 @@
-"""The sources of paths in one root, cheapest first, each imported when it is first asked.
+"""Makes the sources of paths in one root, the cheapest first, each imported at its first use.
 
 Mostly the stored rows answer everything, and the hook imports no more.
 """

@@ -1,4 +1,4 @@
-"""The paths that the database has."""
+"""Gives the paths that the database has."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The upper layer of an overlay, walked for what was renamed: origins and redirects.
+"""Walks the upper layer of an overlay for renamed files, by their origins and redirects.
 
 What is copied up keeps the handle of the inode that it comes from in the attribute
 `overlay.origin`, and a directory that was renamed its old path in `overlay.redirect`

@@ -1,4 +1,4 @@
-"""The parent pointers of xfs."""
+"""Finds paths by the parent pointers of xfs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The store: `irmap.db`, its tables, queries, steps and schema revisions.
+"""Stores mappings in `irmap.db`: tables, queries, steps and schema revisions.
 
 The only package that imports sqlite3, sqlalchemy or alembic. It gives its rows out as the types of
 irmapdb.model and irmapdb.store.records.

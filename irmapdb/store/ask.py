@@ -1,4 +1,4 @@
-"""SQL queries of people, on a database that is open for reading only.
+"""Runs SQL of the user on a database that is open read-only.
 
 Three guards, each enough alone for most of what could be tried: the file is opened with
 `mode=ro`, `PRAGMA query_only` is on, and an authorizer lets only through what reads: no other

@@ -1,4 +1,4 @@
-"""SQLAlchemy's connection to the file.
+"""Opens SQLAlchemy's connection to the file.
 
 Source: https://docs.sqlalchemy.org/en/21/dialects/sqlite.html#pysqlite.
 """

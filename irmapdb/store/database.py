@@ -1,4 +1,4 @@
-"""The file as an object: opened, read, stepped, closed."""
+"""Opens, reads, writes and closes the database file."""
 
 from __future__ import annotations
 

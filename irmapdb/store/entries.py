@@ -1,4 +1,4 @@
-"""What `irmap-cache` should hold, read from the database by SQLite alone.
+"""Reads the entries for `irmap-cache` from the database, with SQLite only.
 
 An export is done before SQLAlchemy would be imported, so the SQL is written out here.
 """

@@ -1,4 +1,4 @@
-"""SQLite's errors as a DatabaseError: the file, the problem, the next step.
+"""Turns SQLite's errors into DatabaseError: the file, the problem, the next step.
 
 Source of the codes: https://www.sqlite.org/rescode.html. Of the lock bytes:
 https://www.sqlite.org/walformat.html#locks and `PENDING_BYTE` in sqlite's src/os.h.

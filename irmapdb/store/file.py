@@ -1,4 +1,4 @@
-"""The names of a database and of SQLite's files beside it: what is made, and what is refused.
+"""Names a database and SQLite's files beside it, creates them, and refuses unsuitable ones.
 
 Nothing here opens an existing database: fcntl(2) drops all locks that a process has on a file,
 SQLite's too, as soon as it closes any descriptor of it.

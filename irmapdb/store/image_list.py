@@ -1,4 +1,4 @@
-"""What `irmap-cache` holds, in its order: a list of mappings, taken in and replaced whole.
+"""Stores the ordered list of `irmap-cache` entries, which is read and replaced as a whole.
 
 A list goes into a temporary table first, and from there by three statements into `mapping` and
 `image_entry`: a statement for each entry, with a look-up in it, takes twice as long.

@@ -1,4 +1,4 @@
-"""All that is known of one inode: its paths, who watched it, and what happened to it.
+"""Collects everything about one inode: its paths, its watches and its changes.
 
 It reads whole tables if there is no index: a million rows in a fraction of a second.
 """

@@ -1,4 +1,4 @@
-"""Bounds of every connection: how large a value may be, how deep an expression, how long it takes.
+"""Limits every connection: the size of a value, the depth of an expression, the time.
 
 A hostile database can make a statement run for ever, so none of our statements may run for longer
 than STATEMENT_S. Queries of people have a limit of their own (irmapdb.store.ask).

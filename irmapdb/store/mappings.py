@@ -1,4 +1,4 @@
-"""The stored mappings, read by SQLite alone.
+"""Reads the stored mappings with SQLite only.
 
 The hook answers CRIU before SQLAlchemy could be imported, so the SQL is written out here.
 """

@@ -1,4 +1,4 @@
-"""Tables, indexes, views and triggers of a database, compared with those that irmapdb makes.
+"""Compares the tables, indexes, views and triggers of a database with those of irmapdb.
 
 A schema is code: CHECK constraints, generated columns, triggers, foreign keys, defaults and indexes
 on expressions run whenever a row is read or written. So the text of each of our tables and indexes

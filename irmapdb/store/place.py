@@ -1,4 +1,4 @@
-"""Where SQLite works: on the database itself, or on a private copy of it.
+"""Decides where SQLite works: on the database itself, or on a private copy of it.
 
 SQLite uses files by their names. It rolls back whatever journal lies beside a database, deletes the
 file that the journal names, opens a FIFO and waits, and writes through a hard link. So it works on

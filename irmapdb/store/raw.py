@@ -1,4 +1,4 @@
-"""SQLite's own connection to the file: in which mode, with which journal and pragmas.
+"""Opens SQLite's own connection to the file, with its mode, journal and pragmas.
 
 What only reads needs no more than this; SQLAlchemy, which takes longer to import than most
 questions take, comes on top of it in irmapdb.store.connect.

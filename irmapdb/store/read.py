@@ -1,4 +1,4 @@
-"""The queries of the library: whole tables as iterators, and the look-ups of a step.
+"""Has the queries of the library: whole tables as iterators, and the lookups of a step.
 
 Long answers are read a page at a time, by the row's id, so that no cursor stays open and no
 writer is held up while the caller works on a row.

@@ -1,4 +1,4 @@
-"""Rows of the store that irmapdb.model has no type for, and the stamp of an image file."""
+"""Defines the rows that irmapdb.model has no type for, and the stamp of an image file."""
 
 from __future__ import annotations
 

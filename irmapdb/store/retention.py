@@ -1,4 +1,4 @@
-"""Which rows are deleted, so that a database does not grow for ever.
+"""Deletes old rows, so that a database stops growing.
 
 - `run`, with its rows in `watch` and `tried`: the newest `keep_runs` are kept, and of these as
   many as together have no more than `keep_rows` watches; the newest pre-dump or dump in any case.

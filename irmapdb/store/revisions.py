@@ -1,4 +1,4 @@
-"""From an older schema to the newest: a backup beside it, then alembic, all or nothing.
+"""Upgrades a database to the newest schema with alembic, all or nothing, after a backup.
 
 alembic's import takes twice as long as opening the database, so only functions here import it.
 Source: https://alembic.sqlalchemy.org/en/latest/cookbook.html (sharing a connection),

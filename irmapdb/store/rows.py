@@ -1,4 +1,4 @@
-"""Rows of the database <-> the types of irmapdb.model.
+"""Converts between rows of the database and the types of irmapdb.model.
 
 Writing: `*_values` gives a tuple for each row, and `*_FIELDS` names what stands in it. Reading:
 `*_COLUMNS` names what to select and `read_*` takes such a row. A word that we do not know

@@ -1,4 +1,4 @@
-"""The making of a new database: tables, views, and which revision that is."""
+"""Creates a new database: its tables, views and revision."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The statements of an SQL text.
+"""Splits an SQL text into its statements.
 
 Source: https://www.sqlite.org/lang_comment.html and https://www.sqlite.org/lang_expr.html
 (comments, literals, quoted names), https://www.sqlite.org/c3ref/complete.html.

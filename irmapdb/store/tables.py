@@ -1,4 +1,4 @@
-"""The schema: tables of `irmap.db` at its newest revision.
+"""Defines the tables of `irmap.db` at the newest revision.
 
 A new database is made from here; an older one gets here by the revisions in `migrations/`.
 tests/test_migrations.py keeps the two the same, word for word. irmapdb.store.values says

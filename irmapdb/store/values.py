@@ -1,4 +1,4 @@
-"""The values that SQLite cannot store as they are, and the form in which they are stored.
+"""Converts the values that SQLite cannot store directly.
 
 | in Python | in the file |
 |---|---|

@@ -1,4 +1,4 @@
-"""The schema revision of a file. Every open reads it first.
+"""Reads the schema revision of a file. Every open begins with it.
 
 The revision stands in alembic's own table; `application_id` tells our files from
 those of other programs with alembic. Source: https://www.sqlite.org/pragma.html#pragma_application_id.

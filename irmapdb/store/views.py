@@ -1,4 +1,4 @@
-"""The views of the schema: `views.sql`, and how it gets into a database.
+"""Creates the views of the schema from `views.sql`.
 
 A view holds no data, so it is never changed: an upgrade takes all away, lets the revisions work
 on the tables alone (SQLite renames no table that a view speaks of), and makes those of the newest

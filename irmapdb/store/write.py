@@ -1,4 +1,4 @@
-"""One step's writing: everything in one transaction, in batches."""
+"""Writes one step: everything in one transaction, in batches."""
 
 from __future__ import annotations
 

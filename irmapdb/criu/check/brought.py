@@ -1,4 +1,4 @@
-"""What a restore brings along: mounts, the content of tmpfs, and what changed in a root.
+"""Lists the files that a restore brings along: mounts, tmpfs content, changes of a root.
 
 A restored container gets its mounts from its runtime and from CRIU, so that what lies below them is
 not missing because a bare root directory lacks it. CRIU's images have the mounts of each mount

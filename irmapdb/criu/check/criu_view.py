@@ -1,4 +1,4 @@
-"""Where CRIU looks: its list of mounts, its root, and its way to look a path up.
+"""Sees files as CRIU does: its list of mounts, its root, and its way to look up a path.
 
 Sources: collect_mnt_namespaces(), mntns_get_root_fd() and __open_mountpoint() of criu/mount.c,
 walk_namespaces() of criu/namespaces.c, parse_mountinfo() of criu/proc_parse.c.

@@ -1,4 +1,4 @@
-"""What `criu dump` will do with each watch of a task tree, said before anything is frozen."""
+"""Predicts for each watch of a task tree whether `criu dump` can dump it, without a freeze."""
 
 from __future__ import annotations
 

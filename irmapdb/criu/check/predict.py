@@ -1,4 +1,4 @@
-"""CRIU's decision on one watch, from facts: pure, and in CRIU's own order.
+"""Decides on one watch as CRIU does, from facts: pure functions, in CRIU's order.
 
 `decide` says what CRIU will do, or what is to be looked at before that can be said. Whoever asks
 looks at that and at nothing else, because a look can change what CRIU finds afterwards.

@@ -1,4 +1,4 @@
-"""Whether the watches of a dump can be set again: the question before `criu restore`.
+"""Predicts for each watch of a dump whether `criu restore` can set it again.
 
 CRIU opens a watch's recorded path in the root of the restored tree, and watches what that is; a
 watch without a path is found by its handle, through a mount of the device that it had, if the

@@ -1,4 +1,4 @@
-"""The verdicts of check on a watch, and the facts that they depend on."""
+"""Defines the verdicts of check on a watch, and the facts that they depend on."""
 
 from __future__ import annotations
 

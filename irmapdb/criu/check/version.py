@@ -1,4 +1,4 @@
-"""Which CRIU it is about: what the user says, or `criu --version`, or an assumption."""
+"""Finds CRIU's version: from the user, from `criu --version`, or an assumption."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Walking where CRIU's scan would walk, for many inodes at once, and without a stat of each entry.
+"""Walks the directories of CRIU's scan, for many inodes at once, without a stat of each entry.
 
 CRIU stats whatever it meets (irmap_scan() of criu/irmap.c), once more for each watch. Here the
 inode numbers of listings are compared, which looks no name up, and what comes out are candidates.

@@ -1,1 +1,1 @@
-"""Stopping a task tree, and telling whether it is stopped: ptrace, the cgroup freezer."""
+"""Stops a task tree, and detects whether it is stopped: ptrace, the cgroup freezer."""

@@ -1,4 +1,4 @@
-"""The cgroup freezer: `cgroup.freeze` (v2) or `freezer.state` (v1), and who gives it back.
+"""Uses the cgroup freezer, `cgroup.freeze` (v2) or `freezer.state` (v1), and restores its state.
 
 Facts: Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/freezer-subsystem.rst;
 kernel/cgroup/freezer.c and legacy_freezer.c. A root cgroup has no freezer.

@@ -1,4 +1,4 @@
-"""Whether a task stands still already: a container engine has frozen its cgroup, or stopped it.
+"""Detects whether a task is paused already: its cgroup is frozen, or all its threads are stopped.
 
 Facts: Documentation/admin-guide/cgroup-v2.rst (`frozen` in cgroup.events tells of a frozen parent
 as well) and cgroup-v1/freezer-subsystem.rst (freezer.state likewise); cgroup_namespaces(7): paths

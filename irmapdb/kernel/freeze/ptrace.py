@@ -1,4 +1,4 @@
-"""ptrace(2), one thread at a time: attach, ask it to stop, see how it stands, go on.
+"""Uses ptrace(2) on one thread at a time: attach, ask it to stop, read its state, resume it.
 
 Facts: ptrace(2); ptrace_attach, ptrace_request and exit_ptrace in kernel/ptrace.c, ptrace_stop in
 kernel/signal.c, wait_task_stopped in kernel/exit.c.

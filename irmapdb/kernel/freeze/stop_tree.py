@@ -1,4 +1,4 @@
-"""`with frozen(pid):` the task and all of its descendants stand still, and run again afterwards.
+"""Stops a task and its descendants inside `with frozen(pid):`, and resumes them afterwards.
 
 A thread of our own traces them (tracer.py). Its end, also that of a kill -9, is what lets go: the
 kernel then frees every tracee in whatever state it is.

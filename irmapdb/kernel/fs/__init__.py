@@ -1,1 +1,1 @@
-"""Filesystems: btrfs and xfs reverse lookups, overlay and its layers, walks of one mount."""
+"""Reads filesystems: btrfs and xfs reverse lookups, overlay and its layers, walks of one mount."""

@@ -1,4 +1,4 @@
-"""What a btrfs knows of an inode's names: each one and the directory it stands in.
+"""Asks btrfs for the names of an inode, each with the inode of its directory.
 
 An inode is (tree, ino): every subvolume is a tree of its own and counts inodes for itself. Its
 names are items of its tree (INODE_REF, INODE_EXTREF); the name of a subvolume, whose root is

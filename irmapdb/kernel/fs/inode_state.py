@@ -1,4 +1,4 @@
-"""What became of inodes, as their filesystem tells by the handle: there, without a name, or gone.
+"""Asks a filesystem for the state of an inode by its handle: named, without a name, or gone.
 
 open_by_handle_at(2) needs no name, and refuses a handle whose inode is gone or whose number was
 given to another one (ESTALE): the generation in the handle tells. Needs CAP_DAC_READ_SEARCH.

@@ -1,4 +1,4 @@
-"""Overlays: the handle within the handle, the layers, and when a handle is one inode's alone.
+"""Reads overlay handles and layers, and decides whether such a handle belongs to one inode only.
 
 fdinfo's handle of an overlay inode (type 0xf8) holds the handle of the inode in its layer and the
 UUID of the layer's filesystem. An overlay inode belongs to one inode of a layer, its key in the

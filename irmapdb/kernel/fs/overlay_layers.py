@@ -1,4 +1,4 @@
-"""Whether the names of an overlay's lower layers still lead to them.
+"""Checks that the names of an overlay's lower layers still lead to the layers.
 
 A name was a layer's when the overlay was mounted. Since then something may have been mounted over
 it, or unmounted from it. So each directory has to show something that the overlay shows too, with

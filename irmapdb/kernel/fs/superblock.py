@@ -1,4 +1,4 @@
-"""What superblock a directory lies on, where no mount table tells."""
+"""Finds the superblock of a directory if no mount table has it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One walk of one mount for all wanted inode numbers.
+"""Walks one mount once, for all wanted inode numbers.
 
 The listing's own inode number (d_ino, getdents64(2)) is looked at first, so that an entry which
 cannot be a hit costs no system call. Directories are opened one by one below the mount's root

@@ -1,4 +1,4 @@
-"""What an xfs with parent pointers knows of an inode's names, each with its directory.
+"""Asks an xfs with parent pointers for the names of an inode, each with its directory.
 
 Parent pointers are made by `mkfs.xfs -n parent=1`. An inode is (number, generation), so a number
 that was used again is another inode. XFS_IOC_GETPARENTS_BY_HANDLE asks without opening anything.

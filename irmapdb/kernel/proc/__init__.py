@@ -1,1 +1,1 @@
-"""/proc, read: what tasks watch, which mounts they see, whom the kernel charges."""
+"""Reads /proc: the watches of tasks, their mounts, and the users whom the kernel charges."""

@@ -1,4 +1,4 @@
-"""The containers of this machine, found in /proc alone: no container engine is asked.
+"""Finds the containers of this machine, from /proc only, without any container engine.
 
 A container is a tree of tasks whose mount namespace has a root filesystem of its own. A service
 of systemd with private mounts has the root of the host, and is none. The cgroup of the root task

@@ -1,4 +1,4 @@
-"""Watches and marks, from the fdinfo of the descriptors that hold them.
+"""Reads watches and marks from the fdinfo of their descriptors.
 
 The parser is pure, bytes in and model out. Sources: proc_pid_fdinfo(5), fs/notify/fdinfo.c. All
 numbers of the inotify and fanotify lines are hex.

@@ -1,4 +1,4 @@
-"""Large fdinfo files, kept open from one reading to the next.
+"""Keeps large fdinfo files open from one read to the next.
 
 The kernel makes the whole text of an fdinfo file at each read from its beginning, in a buffer of
 one page; where that is too small it takes one of twice the size and begins again

@@ -1,4 +1,4 @@
-"""Who holds a file open that has no name left, and the last name that it had.
+"""Finds the tasks that have a deleted file open, and the last name of that file.
 
 The link of a descriptor of such a file ends in ` (deleted)` (d_path() of fs/d_path.c); what is in
 front of it is the name at the time of its removal.

@@ -1,4 +1,4 @@
-"""Whose account inotify and fanotify objects are charged to, and how much each may have.
+"""Finds the user that inotify and fanotify objects are charged to, and the limits of each user.
 
 An instance and all its watches are charged to the effective user who made it, in the user
 namespace that this was done in, and to the owner of that namespace in the one around it, up to

@@ -1,4 +1,4 @@
-"""Mounts, from the mountinfo of a task: proc_pid_mountinfo(5), fs/proc_namespace.c."""
+"""Parses the mountinfo of a task: proc_pid_mountinfo(5), fs/proc_namespace.c."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The mount namespaces of the machine, by the tasks in them: whatever we may look at."""
+"""Finds the mount namespaces of the machine, by the tasks that we may look at."""
 
 from __future__ import annotations
 

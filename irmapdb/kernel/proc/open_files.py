@@ -1,4 +1,4 @@
-"""What a task holds open or has in its memory, by the names that the kernel has for it."""
+"""Lists the files that a task has open or mapped, by the names that the kernel has for them."""
 
 from __future__ import annotations
 

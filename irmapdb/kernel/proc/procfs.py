@@ -1,4 +1,4 @@
-"""/proc as files: the one place that knows where it is mounted and how it is read."""
+"""Reads files of /proc. Only this module knows where /proc is mounted."""
 
 from __future__ import annotations
 

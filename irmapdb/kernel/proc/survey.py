@@ -1,4 +1,4 @@
-"""All watches of a task tree, read without stopping anyone.
+"""Reads all watches of a task tree without stopping a task.
 
 A descriptor that several tasks inherited is one open file description and is read once, as CRIU
 dumps it once (criu/file-ids.c). kcmp(2) tells, and gives all descriptions of the machine one order,

@@ -1,4 +1,4 @@
-"""Task trees, as /proc shows them.
+"""Reads task trees from /proc.
 
 Facts: proc_pid_stat(5), proc_tid_children(5) (CONFIG_PROC_CHILDREN; exact only while the tasks
 stand still), proc(5) on `hidepid`. A descriptor of /proc/PID belongs to that very task: once it
