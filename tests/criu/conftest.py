@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.criu.checking import Bench
 from tests.support import criu_versions
+from tests.support.check_outcome import Bench
 from tests.support.criu import Criu
 from tests.support.features import require_root
 from tests.support.packages import RigError

@@ -24,11 +24,11 @@ from irmapdb.criu.check.version import criu_version
 from irmapdb.errors import ImageError
 from irmapdb.image.framing import join_frames
 from irmapdb.image.magic import MOUNTS
-from tests.criu.checking import TRIES, Bench
-from tests.kernel.freezing import states, until
+from tests.support.check_outcome import TRIES, Bench
 from tests.support.criu import Criu, write_cache
 from tests.support.features import require
 from tests.support.filesystems import drop_caches, superblock_kdev
+from tests.support.freezing import states, until
 from tests.support.notify import IN_OPEN
 from tests.support.watcher import Watcher
 

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from irmapdb.criu.check.verdicts import CriuOutcome, WatchVerdict
-    from tests.criu.checking import Bench
     from tests.support.area import MountArea, Place
+    from tests.support.check_outcome import Bench
     from tests.support.criu import CriuRun
     from tests.support.watcher import Watched, Watcher
 

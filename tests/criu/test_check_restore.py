@@ -19,7 +19,7 @@ from irmapdb.criu.check.restore import RestoreVerdict, WatchRestore, check_image
 from irmapdb.criu.check.verdicts import WatchVerdict
 from irmapdb.criu.check.version import parse_version
 from irmapdb.errors import FileError
-from tests.criu.checking import TRIES
+from tests.support.check_outcome import TRIES
 from tests.support.features import require_program
 from tests.support.filesystems import drop_caches
 from tests.support.notify import IN_ATTRIB, IN_OPEN
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from irmapdb.criu.check.dump import DumpCheck
-    from tests.criu.checking import Bench
     from tests.support.area import MountArea
+    from tests.support.check_outcome import Bench
     from tests.support.criu import Criu
     from tests.support.watcher import Task
 

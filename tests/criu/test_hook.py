@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from irmapdb.checkpoint import steps
-from tests.criu.test_baseline import FAILS, PATH, TABLE
+from tests.criu.test_without_hook import FAILS, PATH, TABLE
 from tests.support.filesystems import drop_caches
 from tests.support.hook import hook_program
 from tests.support.notify import IN_OPEN

@@ -10,8 +10,8 @@ import os
 
 import pytest
 
-from tests.criu.scenarios import SCENARIOS
-from tests.criu.stage import FILESYSTEMS, NAMESPACES, play, stage
+from tests.support.criu_scenarios import SCENARIOS
+from tests.support.criu_task import FILESYSTEMS, NAMESPACES, play, stage
 from tests.support.hook import hook_program
 
 # All cells take some minutes a version; by itself a run has half of them.

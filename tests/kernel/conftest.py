@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from tests.kernel.asking import root, watched  # noqa: F401 fixtures
-from tests.kernel.binding import bound  # noqa: F401 fixture
-from tests.kernel.freezing import hierarchies, make_cgroup, start, way  # noqa: F401 fixtures
-from tests.kernel.garden import garden  # noqa: F401 fixture
-from tests.kernel.searching import make, nested, stored  # noqa: F401 fixtures
-from tests.kernel.stepping import stack, tree  # noqa: F401 fixtures
+from tests.support.audit_files import garden  # noqa: F401 fixture
+from tests.support.bind_mounts import bound  # noqa: F401 fixture
 from tests.support.features import require_root
+from tests.support.freezing import hierarchies, make_cgroup, start, way  # noqa: F401 fixtures
+from tests.support.resolver_call import root, watched  # noqa: F401 fixtures
+from tests.support.searching import make, nested, stored  # noqa: F401 fixtures
+from tests.support.stepping import stack, tree  # noqa: F401 fixtures
 
 
 @pytest.fixture(autouse=True)

@@ -14,12 +14,12 @@ from irmapdb.checkpoint import steps
 from irmapdb.kernel.identity import disproof
 from irmapdb.kernel.root import Root
 from irmapdb.model import Identity, StaleReason
-from tests.kernel.stepping import NO_HINTS
-from tests.kernel.truth import watched_identity
 from tests.support.area import MountArea
 from tests.support.features import require_filesystem
+from tests.support.kernel_paths import watched_identity
 from tests.support.notify import IN_OPEN
 from tests.support.programs import run
+from tests.support.stepping import NO_HINTS
 from tests.support.watcher import Watcher
 
 # Which filesystem a layer lies on is known if the machine has none that irmapdb cannot see.

@@ -19,14 +19,14 @@ from irmapdb.kernel.identity import disproof, identify_fd
 from irmapdb.kernel.root import Root
 from irmapdb.model import FileHandle, Identity, Mount, StaleReason
 from irmapdb.node import ps
-from tests.kernel.stepping import new_work_dir
-from tests.kernel.truth import watched_identity
 from tests.support.area import MountArea
 from tests.support.features import has_filesystem, require_filesystem
 from tests.support.filesystems import drop_caches
 from tests.support.fuse_server import ReusingServer
+from tests.support.kernel_paths import watched_identity
 from tests.support.notify import IN_ATTRIB, IN_OPEN
 from tests.support.programs import run
+from tests.support.stepping import new_work_dir
 from tests.support.watcher import Watcher
 
 _MASK = IN_OPEN | IN_ATTRIB

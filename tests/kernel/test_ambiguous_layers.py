@@ -16,13 +16,13 @@ from irmapdb.kernel.identity import disproof
 from irmapdb.kernel.root import Root
 from irmapdb.model import FileHandle, StaleReason
 from irmapdb.node import ps
-from tests.kernel.stepping import new_work_dir, options_for
-from tests.kernel.truth import watched_identity
 from tests.support.area import MountArea
 from tests.support.features import require_program
 from tests.support.filesystems import drop_caches
+from tests.support.kernel_paths import watched_identity
 from tests.support.notify import IN_OPEN
 from tests.support.programs import ProgramError, run
+from tests.support.stepping import new_work_dir, options_for
 from tests.support.watcher import Watched, Watcher
 
 # Which filesystem a layer lies on is known if the machine has none that irmapdb cannot see.

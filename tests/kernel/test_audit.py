@@ -16,8 +16,8 @@ from irmapdb.model import (
     StaleReason,
 )
 from irmapdb.store.database import Store
-from tests.kernel.garden import File, Garden, live, replayed
 from tests.support.area import MountArea
+from tests.support.audit_files import File, Garden, live, replayed
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 

@@ -19,8 +19,8 @@ from irmapdb.model import (
     ChangeKind,
 )
 from irmapdb.store.database import Store
-from tests.kernel.garden import NO_HINTS, Garden, store_row
 from tests.support.area import MountArea
+from tests.support.audit_files import NO_HINTS, Garden, store_row
 from tests.support.cli import irmapdb
 from tests.support.watcher import Watcher
 

@@ -17,7 +17,8 @@ from irmapdb.kernel.root import Root
 from irmapdb.model import Identity, Source
 from irmapdb.resolve import engine
 from irmapdb.resolve.btrfs import BtrfsLookup
-from tests.kernel.every_name import (
+from tests.support.area import MountArea
+from tests.support.every_name import (
     CAP_DAC_READ_SEARCH,
     CAP_SYS_ADMIN,
     Names,
@@ -26,12 +27,11 @@ from tests.kernel.every_name import (
     identity_at,
     without,
 )
-from tests.kernel.random_changes import SubvolumeGardener
-from tests.kernel.truth import open_descriptors
-from tests.support.area import MountArea
 from tests.support.filesystems import btrfs_layout, drop_caches, superblock_kdev
+from tests.support.kernel_paths import open_descriptors
 from tests.support.names import ODD_NAMES, deep_file
 from tests.support.programs import run
+from tests.support.random_changes import SubvolumeGardener
 from tests.support.watcher import Watcher
 
 pytestmark = pytest.mark.kernel

@@ -9,7 +9,7 @@ import pytest
 from irmapdb.kernel.proc import fdinfo, fdinfo_files
 from irmapdb.kernel.proc.fdinfo_files import FdinfoFiles
 from irmapdb.model import WatchKind
-from tests.kernel.truth import open_descriptors
+from tests.support.kernel_paths import open_descriptors
 from tests.support.watcher import Watcher
 
 if TYPE_CHECKING:

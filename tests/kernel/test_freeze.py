@@ -19,7 +19,7 @@ import pytest
 from irmapdb.errors import FreezeError, TaskError, UsageError
 from irmapdb.kernel.freeze.cgroup import guarded, is_frozen, open_freezer
 from irmapdb.kernel.freeze.stop_tree import frozen
-from tests.kernel.freezing import (
+from tests.support.freezing import (
     HELD,
     PATIENCE_S,
     Cgroup,

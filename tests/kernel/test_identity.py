@@ -13,8 +13,14 @@ from irmapdb.kernel import syscalls
 from irmapdb.kernel.child_call import call_in_child
 from irmapdb.kernel.identity import disproof, identify, identify_fd
 from irmapdb.model import FileHandle, Identity, StaleReason, is_canonical
-from tests.kernel.truth import as_nobody, mount_id, open_descriptors, served, watched_identity
 from tests.support.filesystems import drop_caches, superblock_kdev
+from tests.support.kernel_paths import (
+    as_nobody,
+    mount_id,
+    open_descriptors,
+    served,
+    watched_identity,
+)
 from tests.support.kernel_places import KERNEL_PLACES, kernel_place
 from tests.support.names import ODD_NAMES, deep_file
 from tests.support.notify import IN_ATTRIB, IN_DONT_FOLLOW

@@ -19,13 +19,13 @@ from irmapdb.model import Identity, Source
 from irmapdb.node import ps
 from irmapdb.resolve.engine import resolve
 from irmapdb.resolve.overlay import OverlayLayers
-from tests.kernel.asking import ask, path_by, why_not
-from tests.kernel.stepping import NO_HINTS, new_work_dir, options_for
-from tests.kernel.truth import as_nobody, watched_identity
 from tests.support.area import MountArea
 from tests.support.filesystems import drop_caches, unmount
+from tests.support.kernel_paths import as_nobody, watched_identity
 from tests.support.notify import FAN_ONDIR, IN_OPEN
 from tests.support.programs import ProgramError, run
+from tests.support.resolver_call import ask, path_by, why_not
+from tests.support.stepping import NO_HINTS, new_work_dir, options_for
 from tests.support.watcher import Watched, Watcher
 
 # Which filesystem a layer lies on is known if the machine has none that irmapdb cannot see.

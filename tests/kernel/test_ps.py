@@ -18,9 +18,9 @@ from irmapdb.kernel.proc import limits
 from irmapdb.kernel.proc.limits import LimitKind
 from irmapdb.model import Watch
 from irmapdb.node.ps import ProcessRow, PsOptions, WatchList, take
-from tests.kernel.truth import as_nobody
 from tests.support.area import MountArea
 from tests.support.filesystems import drop_caches
+from tests.support.kernel_paths import as_nobody
 from tests.support.programs import run
 from tests.support.watcher import Watcher
 

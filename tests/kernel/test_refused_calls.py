@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from irmapdb.image.cache import decode_cache
-from tests.kernel.stepping import new_work_dir
 from tests.support.hook import hook_program
 from tests.support.sandbox import NUMBERS
+from tests.support.stepping import new_work_dir
 
 if TYPE_CHECKING:
     from pathlib import Path

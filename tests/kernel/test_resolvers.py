@@ -15,11 +15,11 @@ from irmapdb.model import FileHandle, Source
 from irmapdb.resolve.handle import Handles
 from irmapdb.resolve.open_files import OpenFiles
 from irmapdb.resolve.scan import Scan
-from tests.kernel.asking import ask, path_by, why_not
-from tests.kernel.truth import as_nobody, served, watched_identity
 from tests.support.filesystems import drop_caches
+from tests.support.kernel_paths import as_nobody, served, watched_identity
 from tests.support.names import ODD_NAMES, deep_file
 from tests.support.programs import run
+from tests.support.resolver_call import ask, path_by, why_not
 from tests.support.watcher import Watcher
 
 NO_HINTS = Config(hints=())

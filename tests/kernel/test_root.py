@@ -15,8 +15,8 @@ from irmapdb.kernel.child_call import call_in_child
 from irmapdb.kernel.identity import disproof, identify
 from irmapdb.kernel.root import open_beneath, open_root
 from irmapdb.model import kdev_of
-from tests.kernel.truth import as_nobody, mount_id, open_descriptors
 from tests.support.filesystems import superblock_kdev
+from tests.support.kernel_paths import as_nobody, mount_id, open_descriptors
 from tests.support.names import ODD_NAMES, deep_file
 from tests.support.programs import run
 from tests.support.watcher import Watcher

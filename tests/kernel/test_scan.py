@@ -10,11 +10,11 @@ from irmapdb.kernel.directory import open_directory_root
 from irmapdb.model import StaleReason
 from irmapdb.resolve import scan as scan_module
 from irmapdb.resolve.scan import Scan
-from tests.kernel.asking import NOBODY_HAS_IT, ask, path_by, why_not
-from tests.kernel.truth import as_nobody, served
 from tests.support.filesystems import btrfs_layout, drop_caches, superblock_kdev
+from tests.support.kernel_paths import as_nobody, served
 from tests.support.names import ODD_NAMES
 from tests.support.notify import IN_OPEN
+from tests.support.resolver_call import NOBODY_HAS_IT, ask, path_by, why_not
 
 NO_HINTS = Config(hints=())
 

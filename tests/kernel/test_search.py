@@ -18,10 +18,10 @@ from irmapdb.resolve.handle import Handles
 from irmapdb.resolve.mount_fds import MountFds
 from irmapdb.resolve.open_files import OpenFiles
 from irmapdb.resolve.stored import StoredRows
-from tests.kernel.searching import files_of, mntns_of
-from tests.kernel.truth import open_descriptors, served, watched_identity
 from tests.support.filesystems import drop_caches
+from tests.support.kernel_paths import open_descriptors, served, watched_identity
 from tests.support.programs import run
+from tests.support.searching import files_of, mntns_of
 from tests.support.watcher import Watcher
 
 

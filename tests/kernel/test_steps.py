@@ -20,8 +20,11 @@ from irmapdb.image import cache, fsnotify
 from irmapdb.kernel.freeze import stop_tree
 from irmapdb.model import Change, ChangeKind, MarkKind, StaleReason, WatchKind
 from irmapdb.store.database import Store
-from tests.kernel.freezing import state, until
-from tests.kernel.stepping import (
+from tests.support.area import MountArea
+from tests.support.features import require_program
+from tests.support.filesystems import tmpfs
+from tests.support.freezing import state, until
+from tests.support.stepping import (
     NO_HINTS,
     answers_of,
     events_of,
@@ -30,9 +33,6 @@ from tests.kernel.stepping import (
     truth_of,
     watch_all,
 )
-from tests.support.area import MountArea
-from tests.support.features import require_program
-from tests.support.filesystems import tmpfs
 from tests.support.watcher import Watcher
 
 CHECKOUT = Path(__file__).parents[2]

@@ -19,12 +19,12 @@ from irmapdb.image import fsnotify
 from irmapdb.kernel.freeze import stop_tree
 from irmapdb.model import ChangeKind, StaleReason, kdev_of
 from irmapdb.store.database import Store
-from tests.kernel.freezing import until
-from tests.kernel.stepping import NO_HINTS, new_work_dir, options_for
 from tests.support.area import PLACES, MountArea
 from tests.support.cli import irmapdb
 from tests.support.filesystems import Overlay, drop_caches
+from tests.support.freezing import until
 from tests.support.programs import run
+from tests.support.stepping import NO_HINTS, new_work_dir, options_for
 from tests.support.watcher import Watcher
 
 _NESTED = """

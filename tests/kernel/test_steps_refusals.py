@@ -25,11 +25,11 @@ from irmapdb.image import cache
 from irmapdb.kernel.freeze import stop_tree
 from irmapdb.model import Event
 from irmapdb.store.database import Store
-from tests.kernel.stepping import NO_HINTS, new_work_dir, options_for
 from tests.support.area import MountArea
 from tests.support.cli import irmapdb
 from tests.support.features import require, require_program
 from tests.support.filesystems import tmpfs
+from tests.support.stepping import NO_HINTS, new_work_dir, options_for
 from tests.support.watcher import Watcher
 
 

@@ -12,8 +12,8 @@ from irmapdb.kernel.proc import fdinfo, procfs, tasks
 from irmapdb.kernel.proc.survey import Denied, read_survey
 from irmapdb.kernel.proc.tasks import HIDDEN, Task, read_task, task_tree
 from irmapdb.model import MarkKind, WatchKind
-from tests.kernel.truth import as_nobody, mount_id, watched_identity
 from tests.support.filesystems import superblock_kdev
+from tests.support.kernel_paths import as_nobody, mount_id, watched_identity
 from tests.support.names import deep_file
 from tests.support.notify import FAN_MODIFY, FAN_ONDIR, FAN_OPEN, IN_ATTRIB, IN_CREATE
 from tests.support.watcher import Watcher

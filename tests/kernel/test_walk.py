@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from irmapdb.kernel.fs.walk import walk
 from irmapdb.kernel.root import open_beneath
-from tests.kernel.truth import as_nobody, open_descriptors
+from tests.support.kernel_paths import as_nobody, open_descriptors
 from tests.support.names import ODD_NAMES
 from tests.support.notify import IN_OPEN
 

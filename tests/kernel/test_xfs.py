@@ -17,12 +17,12 @@ from irmapdb.kernel.root import Root
 from irmapdb.model import Identity, Source
 from irmapdb.resolve import engine
 from irmapdb.resolve.xfs import XfsParents
-from tests.kernel.every_name import CAP_SYS_ADMIN, ask, every_name, identity_at, without
-from tests.kernel.random_changes import Gardener
-from tests.kernel.truth import open_descriptors
 from tests.support.area import MountArea
+from tests.support.every_name import CAP_SYS_ADMIN, ask, every_name, identity_at, without
 from tests.support.filesystems import drop_caches, superblock_kdev
+from tests.support.kernel_paths import open_descriptors
 from tests.support.names import ODD_NAMES, deep_file
+from tests.support.random_changes import Gardener
 from tests.support.watcher import Watcher
 
 pytestmark = pytest.mark.kernel

@@ -18,13 +18,13 @@ from irmapdb.kernel import identity as kernel_identity
 from irmapdb.kernel import syscalls
 from irmapdb.model import Source
 from irmapdb.resolve import search as search_module
-from tests.kernel.freezing import state, until
-from tests.kernel.searching import files_of, mntns_of
-from tests.kernel.stepping import new_work_dir
-from tests.kernel.truth import watched_identity
 from tests.support.cli import irmapdb
 from tests.support.filesystems import drop_caches
+from tests.support.freezing import state, until
+from tests.support.kernel_paths import watched_identity
 from tests.support.programs import run
+from tests.support.searching import files_of, mntns_of
+from tests.support.stepping import new_work_dir
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
     from irmapdb.model import Identity, WatchFile
     from irmapdb.resolve.search import Search
-    from tests.kernel.searching import Stored
     from tests.support.area import MountArea
+    from tests.support.searching import Stored
     from tests.support.watcher import Watcher
 
     Make = Callable[..., Search]

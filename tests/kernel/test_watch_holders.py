@@ -18,10 +18,10 @@ from irmapdb.kernel.proc.survey import read_survey
 from irmapdb.kernel.proc.tasks import read_task
 from irmapdb.model import MarkKind
 from irmapdb.node import ps
-from tests.kernel.searching import mntns_of
-from tests.kernel.stepping import new_work_dir, options_for
 from tests.support.area import MountArea
 from tests.support.features import require
+from tests.support.searching import mntns_of
+from tests.support.stepping import new_work_dir, options_for
 from tests.support.watcher import Task, Watcher
 
 _HEAD = """

@@ -1,4 +1,4 @@
-"""Where a scenario of `test_scenarios.py` plays: a task, a directory, and two ways to look at it.
+"""Where a scenario of `test_scenarios.py` runs: a task, a directory, and two ways to look at it.
 
 The task is in the host's mount namespace, or in one of its own with a small root: the filesystem
 under test, into which Python is bound. CRIU takes those binds as external mounts, as runc has it.
@@ -28,7 +28,7 @@ __all__ = ["FILESYSTEMS", "NAMESPACES", "Outcome", "Scene", "Stage", "play", "st
 FILESYSTEMS = ("ext4", "overlay")
 NAMESPACES = ("host", "own")
 
-_SUPPORT = Path(__file__).parent.parent / "support"
+_SUPPORT = Path(__file__).parent
 _DIRS = 64
 
 

@@ -18,16 +18,16 @@ from irmapdb.criu.hook_job import Job, serve
 from irmapdb.image.cache import decode_cache
 from irmapdb.kernel.freeze.pause import find_pause, has_permission_listener
 from irmapdb.kernel.proc import procfs
-from tests.kernel.freezing import until
 from tests.support.features import require
+from tests.support.freezing import until
 from tests.support.hook import hook_program, log_until_stored
 from tests.support.notify import FAN_ONDIR, IN_OPEN
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.kernel.freezing import Cgroup
     from tests.support.area import MountArea
+    from tests.support.freezing import Cgroup
     from tests.support.watcher import Watcher
 
 FAN_OPEN_PERM, FAN_CLASS_CONTENT = 0x10000, 0x4

@@ -17,9 +17,9 @@ from irmapdb.criu.check.dump import DumpCheckOptions, check_dump
 from irmapdb.criu.check.observe import Observer
 from irmapdb.criu.check.verdicts import CriuOutcome, CriuVersion, Look, WatchVerdict
 from irmapdb.node import ps
-from tests.kernel.stepping import new_work_dir, options_for
 from tests.support.filesystems import drop_caches
 from tests.support.names import deep_file
+from tests.support.stepping import new_work_dir, options_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -12,7 +12,7 @@ from irmapdb.kernel.proc import fdinfo
 from irmapdb.kernel.root import open_root
 from irmapdb.model import Mapping, Source
 from irmapdb.resolve.search import Search
-from tests.kernel.stepping import NO_HINTS
+from tests.support.stepping import NO_HINTS
 from tests.support.watcher import Watcher
 
 if TYPE_CHECKING:

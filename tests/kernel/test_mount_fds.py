@@ -17,10 +17,10 @@ from irmapdb.checkpoint.steps import FreezeOptions, StepOptions
 from irmapdb.kernel.freeze import stop_tree
 from irmapdb.model import Source
 from irmapdb.resolve.mount_fds import MountFds
-from tests.kernel.stepping import NO_HINTS, new_work_dir
-from tests.kernel.truth import mount_id, open_descriptors
 from tests.support.filesystems import drop_caches, superblock_kdev
+from tests.support.kernel_paths import mount_id, open_descriptors
 from tests.support.programs import ProgramError, run
+from tests.support.stepping import NO_HINTS, new_work_dir
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -19,8 +19,8 @@ from irmapdb.kernel.proc import fdinfo
 from irmapdb.kernel.root import open_root
 from irmapdb.resolve import search as search_module
 from irmapdb.resolve.search import Search
-from tests.kernel.truth import open_descriptors, served, watched_identity
 from tests.support.filesystems import drop_caches
+from tests.support.kernel_paths import open_descriptors, served, watched_identity
 from tests.support.names import ODD_NAMES
 from tests.support.notify import IN_ATTRIB, IN_DONT_FOLLOW, IN_OPEN
 from tests.support.programs import run

@@ -15,10 +15,10 @@ from irmapdb.checkpoint import findings, steps
 from irmapdb.checkpoint.steps import FreezeOptions, StepOptions
 from irmapdb.config import Config
 from irmapdb.resolve import search
-from tests.kernel.stepping import new_work_dir
 from tests.support.area import MountArea
 from tests.support.filesystems import drop_caches
 from tests.support.silent_fuse import SilentFuse
+from tests.support.stepping import new_work_dir
 from tests.support.watcher import Watcher
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from tests.criu.stage import Scene
+    from tests.support.criu_task import Scene
     from tests.support.watcher import Task, Watched
 
     Scenario = Callable[[Scene], Iterator[dict[str, bool]]]

@@ -14,8 +14,8 @@ from irmapdb.kernel.identity import disproof, identify
 from irmapdb.kernel.rename_monitor import RenameMonitor
 from irmapdb.model import Resolved, Source
 from irmapdb.resolve.engine import Resolution
-from tests.kernel.truth import as_nobody
 from tests.support.filesystems import superblock_kdev, unmount_below
+from tests.support.kernel_paths import as_nobody
 from tests.support.names import ODD_NAMES
 from tests.support.programs import run
 from tests.support.watcher import Watcher

@@ -11,7 +11,7 @@ from irmapdb.kernel.identity import disproof
 from irmapdb.kernel.root import open_root
 from irmapdb.model import FileHandle
 from irmapdb.resolve import engine
-from tests.kernel.truth import open_descriptors, watched_identity
+from tests.support.kernel_paths import open_descriptors, watched_identity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -28,10 +28,10 @@ from irmapdb.model import (
     StaleReason,
 )
 from irmapdb.store.database import Store
-from tests.kernel.garden import NO_HINTS, Garden, live, replayed, store_row
-from tests.kernel.truth import served
 from tests.support.area import MountArea
+from tests.support.audit_files import NO_HINTS, Garden, live, replayed, store_row
 from tests.support.filesystems import drop_caches
+from tests.support.kernel_paths import served
 from tests.support.programs import run
 from tests.support.watcher import Watcher
 

@@ -14,9 +14,9 @@ from irmapdb.checkpoint.steps import FreezeOptions, StepOptions
 from irmapdb.criu.check import dump as check
 from irmapdb.criu.check.verdicts import WatchVerdict as Prediction
 from irmapdb.criu.check.version import CriuVersion
-from tests.kernel.binding import Bound
-from tests.kernel.stepping import NO_HINTS, events_of, new_work_dir, options_for
 from tests.support.area import MountArea
+from tests.support.bind_mounts import Bound
+from tests.support.stepping import NO_HINTS, events_of, new_work_dir, options_for
 from tests.support.watcher import Watcher
 
 _CRIU = CriuVersion(4, 2)
