@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping as MappingABC
     from typing import Any
 
-    from irmapdb.model import AnyPath, Mount
+    from irmapdb.model import AnyPath
 
 __all__ = [
     "DEFAULT_PATH",
@@ -159,15 +159,6 @@ class Config(Record):
     def walkable(self, fstype: str) -> bool:
         """Whether a filesystem may be walked without being named."""
         return fstype not in self.skip_filesystems and not is_fuse(fstype)
-
-    def may_wait(self, mounts: Iterable[Mount]) -> bool:
-        """Whether a lookup on a device with these mounts may wait for somebody else."""
-        return any(not self.walkable(mount.fstype) for mount in mounts)
-
-    def kinds_that_wait(self, mounts: Iterable[Mount]) -> str:
-        """The types of those of the mounts for which it may wait, for people."""
-        kinds = {mount.fstype for mount in mounts if not self.walkable(mount.fstype)}
-        return ", ".join(sorted(kinds))
 
 
 _KNOWN = {

@@ -9,17 +9,16 @@ import pytest
 from irmapdb.checkpoint import criu_cache
 from irmapdb.config import Config
 from irmapdb.kernel.identity import identify
-from irmapdb.kernel.root import open_root
+from irmapdb.kernel.root import Root, open_root
 from irmapdb.model import FileHandle, Identity, Resolved, Source
 from irmapdb.resolve.engine import Resolution
 from tests.support.names import deep_file
-
-_NOBODY_WAITS = Config(skip_filesystems=frozenset()).may_wait
 
 
 @pytest.fixture
 def root():
     with open_root(os.getpid()) as opened:
+        opened.adopt(Config(skip_filesystems=frozenset()))  # nothing may block
         yield opened
 
 
@@ -43,7 +42,7 @@ def test_best_name_is_last_and_the_most_watched_are_behind_all(root):
     outcome = _outcome(
         (often, b"/often", b"/link", b"/other"), (seldom, b"/seldom", b"/link-2"), (other, b"/o")
     )
-    entries = criu_cache.cache_entries(outcome, [often, seldom, often], root, _NOBODY_WAITS)
+    entries = criu_cache.cache_entries(outcome, [often, seldom, often], root)
     assert [entry.path for entry in entries] == [
         b"/other", b"/link", b"/link-2", b"/seldom", b"/often",
     ]  # fmt: skip
@@ -57,9 +56,7 @@ def test_what_only_the_cache_answers_is_behind_what_handles_answer(root, tmp_pat
     by_cache = identify(root, b"/proc/version")
     outcome = _outcome((by_handle, os.fsencode(file)), (by_cache, b"/proc/version"))
     watched = [by_cache, by_handle, by_handle]
-    assert [
-        entry.path for entry in criu_cache.cache_entries(outcome, watched, root, _NOBODY_WAITS)
-    ] == [
+    assert [entry.path for entry in criu_cache.cache_entries(outcome, watched, root)] == [
         os.fsencode(file),
         b"/proc/version",
     ]
@@ -71,7 +68,7 @@ def test_two_inodes_of_one_number_get_no_entry(root):
     single = Identity(kdev, 6, FileHandle(1, b"3"))
     outcome = _outcome((one, b"/one"), (single, b"/single"))
     # The other has no path: its watch would get the one of its namesake.
-    entries = criu_cache.cache_entries(outcome, [one, two, single], root, _NOBODY_WAITS)
+    entries = criu_cache.cache_entries(outcome, [one, two, single], root)
     assert _as_criu_finds(entries) == {single.key: b"/single"}
 
 
@@ -83,9 +80,7 @@ def test_on_an_overlay_a_number_alone_gets_no_entry(area):
         full = identify(root, path)
         assert full.handle is not None
         for identity, expected in ((full, {full.key: path}), (full._replace(handle=None), {})):
-            entries = criu_cache.cache_entries(
-                _outcome((identity, path)), [identity], root, _NOBODY_WAITS
-            )
+            entries = criu_cache.cache_entries(_outcome((identity, path)), [identity], root)
             assert _as_criu_finds(entries) == expected
 
 
@@ -95,7 +90,7 @@ def test_names_that_criu_cannot_look_up(root, tmp_path):
     criu_cache.spell_root(outcome)
     (answer,) = outcome.resolved.values()
     assert (answer.path, answer.other_paths) == (b"/", (b"/.",))
-    entries = criu_cache.cache_entries(outcome, [answer.identity], root, _NOBODY_WAITS)
+    entries = criu_cache.cache_entries(outcome, [answer.identity], root)
     # None on btrfs, where no path has the device's number.
     assert {entry.path for entry in entries} <= {b"/."}
     for length, fits in ((3800, True), (4300, False)):
@@ -103,9 +98,7 @@ def test_names_that_criu_cannot_look_up(root, tmp_path):
         top.mkdir()
         path = deep_file(top, length=length)
         identity = identify(root, path)
-        found = criu_cache.cache_entries(
-            _outcome((identity, path)), [identity], root, _NOBODY_WAITS
-        )
+        found = criu_cache.cache_entries(_outcome((identity, path)), [identity], root)
         assert bool(found) is fits
 
 
@@ -114,4 +107,5 @@ def test_nobody_is_waited_for(root, monkeypatch):
     monkeypatch.setattr(criu_cache, "_has_the_numbers", lambda *_: pytest.fail("asked"))
     nowhere = Identity(0xFFF << 20, 1, FileHandle(1, b"x"))  # so its type is not known
     outcome = _outcome((nowhere, b"/srv/file"))
-    assert criu_cache.cache_entries(outcome, [nowhere], root, lambda _: True) == []
+    monkeypatch.setattr(Root, "may_block", lambda *_: True)
+    assert criu_cache.cache_entries(outcome, [nowhere], root) == []

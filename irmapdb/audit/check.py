@@ -222,7 +222,7 @@ def open_audit(options: AuditOptions) -> Iterator[Audit]:
         message = "a directory and a task each name a root"
         raise UsageError(message, advice="give one of them")
     with _open_root(options) as root, contextlib.ExitStack() as opened:
-        root.trust(options.config.scan_paths)
+        root.adopt(options.config)
         yield Audit(root, options, opened)
 
 
@@ -282,7 +282,7 @@ class Audit:
         waiting: dict[int, list[tuple[Identity, bytes]]] = {}
         for one in wanted:
             kdev = one[0].kdev
-            if self._waits(kdev):
+            if self.root.may_block(kdev):
                 waiting.setdefault(kdev, []).append(one)
             else:
                 reasons[one] = self._disproof(*one)
@@ -303,16 +303,13 @@ class Audit:
         return answers
 
     def _disproof(self, identity: Identity, path: bytes) -> StaleReason | None:
-        return disproof(self.root, identity, path, self.options.config.may_wait)
+        return disproof(self.root, identity, path)
 
     def _roots_name(self) -> str:
         if not self.nested:
             return self._name
         others = f"{len(self.nested)} other mount namespaces" if len(self.nested) > 1 else "another"
         return f"{self._name} and {others}"
-
-    def _waits(self, kdev: int) -> bool:
-        return self.options.config.may_wait(self.root.on_the_way(kdev))
 
     # Which namespace, which device
 
@@ -336,7 +333,7 @@ class Audit:
             mounts = self.root.mounts_of(kdev)
             if not mounts:
                 findings += map(self._unmounted, group)
-            elif self._waits(kdev):
+            elif self.root.may_block(kdev):
                 findings += self._judge_aside(kdev, group)
             else:
                 findings += self._judge_device(kdev, group)
@@ -366,7 +363,7 @@ class Audit:
                     self.nested[mntns] = self._inside(self._opened.enter_context(root))
 
     def _inside(self, root: Root) -> Audit:
-        root.trust(self.options.config.scan_paths)
+        root.adopt(self.options.config)
         nested = Audit(root, self.options, self._opened)
         nested._rows, nested._namespaces = self._rows, {root.mntns}
         nested._name = f"the root of mount namespace {root.mntns}"
@@ -387,7 +384,7 @@ class Audit:
         return AuditFinding(mapping, AuditVerdict.UNMOUNTED, evidence)
 
     def _judge_aside(self, kdev: int, group: list[Mapping]) -> Iterator[AuditFinding]:
-        kinds = self.options.config.kinds_that_wait(self.root.on_the_way(kdev))
+        kinds = self.root.blocking_kinds(kdev)
         why = ""
         for start in range(0, len(group), _MAPPINGS_ASIDE):
             some = group[start : start + _MAPPINGS_ASIDE]
@@ -548,7 +545,7 @@ class Audit:
         return None, at and datetime.fromtimestamp(at.st_mtime_ns / 1e9, UTC), unseen
 
     def _look(self, path: bytes) -> _Sight:
-        kinds = self.options.config.kinds_that_wait(self.root.mounts_to(path))
+        kinds = self.root.blocking_kinds_to(path)
         if kinds:
             return _Sight(unseen=f"{kinds} may not answer")
         try:

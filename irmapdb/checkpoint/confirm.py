@@ -15,7 +15,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from irmapdb.config import Config
     from irmapdb.kernel.rename_monitor import RenameMonitor
     from irmapdb.kernel.root import Root
     from irmapdb.model import Identity, Mount, Resolved
@@ -39,10 +38,9 @@ class Confirmation:
     often as needed; each call speaks of the time since the one before.
     """
 
-    def __init__(self, root: Root, monitor: RenameMonitor, config: Config) -> None:
+    def __init__(self, root: Root, monitor: RenameMonitor) -> None:
         self._root = root
         self._monitor = monitor
-        self._config = config
         self._mounts = dict(root.by_mountpoint)
         self._generation = root.generation
         self._parts: set[bytes] = set()
@@ -55,7 +53,7 @@ class Confirmation:
         for kdev in set(kdevs):
             mounts = self._root.mounts_of(kdev)
             # What other hosts and FUSE servers rename, this kernel does not see.
-            if mounts and not self._may_wait(kdev):
+            if mounts and not self._root.may_block(kdev):
                 self._watch(kdev, mounts[0].mountpoint)
 
     def _watch(self, kdev: int, mountpoint: bytes) -> None:
@@ -99,7 +97,7 @@ class Confirmation:
             return list(outcome.resolved)
         renewed = generation != self._generation
         kdevs = {identity.kdev for identity in outcome.resolved}
-        unseen = {kdev for kdev in kdevs - self._monitor.kdevs if not self._may_wait(kdev)}
+        unseen = {kdev for kdev in kdevs - self._monitor.kdevs if not self._root.may_block(kdev)}
         nested = any(answer.mntns for answer in outcome.resolved.values())
         mounted = {_last_part(point) for point in mountpoints}
         touched = (names | mounted) & self._parts
@@ -126,10 +124,6 @@ class Confirmation:
                 cause = _MOUNTED if _has_part(answer, mounted) else _RENAMED
             self.causes[cause] += 1
         return suspects
-
-    def _may_wait(self, kdev: int) -> bool:
-        # Nobody is to be waited for in the freeze: it may be one of the frozen.
-        return self._config.may_wait(self._root.on_the_way(kdev))
 
     def _changed_mountpoints(self) -> list[bytes]:
         before = self._mounts

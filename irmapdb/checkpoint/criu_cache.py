@@ -25,10 +25,10 @@ from irmapdb.model import CacheEntry, kdev_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
     from irmapdb.kernel.root import Root
-    from irmapdb.model import Identity, InodeKey, Mount
+    from irmapdb.model import Identity, InodeKey
     from irmapdb.resolve.engine import Resolution
 
 __all__ = ["cache_entries", "is_unopenable", "spell_root"]
@@ -58,14 +58,13 @@ def cache_entries(
     outcome: Resolution,
     watched: Iterable[Identity],
     root: Root,
-    may_wait: Callable[[Iterable[Mount]], bool],
 ) -> list[CacheEntry]:
     """What CRIU may have to look up: every name, of what is watched, that it will believe.
 
     `watched` has an identity for each watch. The order is CRIU's, which begins to look at the
     end: further names first, as they are needed only where the best one is gone; then the best
-    ones, at the end those that are asked for most. Where a look at the numbers `may_wait`, it is
-    not taken, and there is no entry.
+    ones, at the end those that are asked for most. If a look at the numbers may block, it is not
+    taken, and there is no entry.
     """
     counts = Counter(watched)
     ambiguous = _ambiguous(counts)
@@ -82,8 +81,10 @@ def cache_entries(
         if fstype == "overlay" and identity.handle is None:
             continue
         if fstype is None or fstype in _OWN_NUMBERS:
-            waits = may_wait(root.on_the_way(identity.kdev))
-            names = [path for path in names if not waits and _has_the_numbers(root, identity, path)]
+            blocks = root.may_block(identity.kdev)
+            names = [
+                path for path in names if not blocks and _has_the_numbers(root, identity, path)
+            ]
         if names:
             first, *rest = names
             best.setdefault((fstype in _UNOPENABLE, count), []).append(CacheEntry(*key, first))

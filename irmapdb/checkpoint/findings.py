@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     from irmapdb.checkpoint.work_dir import News, WorkDir
-    from irmapdb.config import Config
     from irmapdb.kernel.proc.survey import Denied
     from irmapdb.kernel.root import Root
     from irmapdb.model import CacheEntry, Identity, Mark, Mount, Resolved, WatchFile
@@ -108,7 +107,7 @@ if TYPE_CHECKING:
 
 
 def make_findings(
-    config: Config, begun: Begun, tree: Tree, search: Search, watched: Sequence[WatchFile]
+    begun: Begun, tree: Tree, search: Search, watched: Sequence[WatchFile]
 ) -> Findings:
     """Everything that a step found."""
     outcome = search.outcome
@@ -132,7 +131,7 @@ def make_findings(
     if begun.event is Event.DUMP:
         images = _fsnotify_images(begun.place, tree, outcome, watched)
     watched_now = (row.watch.identity for row in watches)
-    entries = criu_cache.cache_entries(outcome, watched_now, tree.root, config.may_wait)
+    entries = criu_cache.cache_entries(outcome, watched_now, tree.root)
     return Findings(
         event=begun.event,
         pid=tree.pid,

@@ -35,19 +35,19 @@ class _Trouble(Record):
 def check_scan_paths(root: Root, named: Iterable[bytes], config: Config) -> None:
     """Refuse a path of the command line that is no use: FileError; warn of the configuration's."""
     for path in named:
-        if trouble := _trouble(root, path, config):
+        if trouble := _trouble(root, path):
             message = f"{printable(path)}: {trouble.why}"
             raise FileError(message, advice=trouble.advice, about="scan path")
     # Those of the configuration are for every container, and need not be in each.
     for path in config.scan_paths:
-        if trouble := _trouble(root, path, config):
+        if trouble := _trouble(root, path):
             _log.warning("[scan] paths: %s: %s; not scanned", printable(path), trouble.why)
 
 
-def _trouble(root: Root, path: bytes, config: Config) -> _Trouble | None:
+def _trouble(root: Root, path: bytes) -> _Trouble | None:
     if not path.startswith(b"/"):
         return _Trouble("not absolute", "write it as seen from the root of the tasks")
-    kinds = config.kinds_that_wait(root.mounts_to(path))
+    kinds = root.blocking_kinds_to(path)
     if not kinds:
         return _trouble_at(root, path)
     try:

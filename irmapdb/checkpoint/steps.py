@@ -151,7 +151,7 @@ def pre_dump(options: StepOptions) -> StepReport:
         loaded = _load_cache(options, step)
         with tree.search(options, step.tx.load) as search:
             watched = _resolve(tree, search, tree.read(options.over), options.over)
-            found = make_findings(options.config, step, tree, search, watched)
+            found = make_findings(step, tree, search, watched)
         return _write(options, step, found, loaded)
 
 
@@ -166,20 +166,19 @@ def find(options: StepOptions, stored: StoredMappings) -> Findings:
         load = MappingsAndNews(stored.load, news, begun.started_at)
         with tree.search(options, load) as search:
             watched = tree.read(options.over)
-            options.surveyed(_survey(options, tree, search, watched))
+            options.surveyed(_survey(tree, search, watched))
             watched = _resolve(tree, search, watched, options.over)
-            found = make_findings(options.config, begun, tree, search, watched)
-            return found._replace(news=news)
+            return make_findings(begun, tree, search, watched)._replace(news=news)
 
 
-def _survey(options: StepOptions, tree: _Tree, search: Search, watched: list[WatchFile]) -> Survey:
+def _survey(tree: _Tree, search: Search, watched: list[WatchFile]) -> Survey:
     identities = [watch.identity for file in watched for watch in file.watches]
 
     def entries() -> list[CacheEntry]:
         found = search.proved.copy()  # at once: the other thread goes on
         proved = Resolution({i: Resolved(i, path, Source.STORED) for i, path in found.items()})
         criu_cache.spell_root(proved)
-        return criu_cache.cache_entries(proved, identities, tree.root, options.config.may_wait)
+        return criu_cache.cache_entries(proved, identities, tree.root)
 
     return Survey(len(identities), entries)
 
@@ -227,7 +226,7 @@ def dump(options: StepOptions, freezing: FreezeOptions) -> StepReport:
         loaded = _load_cache(options, step)
         with tree.search(options, step.tx.load) as search, RenameMonitor() as monitor:
             search.freeze_follows = True
-            confirmation = Confirmation(tree.root, monitor, options.config)
+            confirmation = Confirmation(tree.root, monitor)
             watched = tree.read()
             confirmation.cover(w.identity.kdev for file in watched for w in file.watches)
             watched = _resolve(tree, search, watched)
@@ -244,9 +243,7 @@ def dump(options: StepOptions, freezing: FreezeOptions) -> StepReport:
             step.frozen_us = (time.monotonic_ns() - held.since_ns) // 1000
             _log.info("the tasks stood still for %d us", step.frozen_us)
             search.resolve(watched)
-            report = _write(
-                options, step, make_findings(options.config, step, tree, search, watched), loaded
-            )
+            report = _write(options, step, make_findings(step, tree, search, watched), loaded)
             if freezing.leave_stopped:
                 held.confirm()  # before anything is for good: images of tasks that run are none
             return report

@@ -12,7 +12,6 @@ from __future__ import annotations
 import errno
 import os
 
-from irmapdb.config import Config
 from irmapdb.kernel import syscalls
 from irmapdb.kernel.ambiguous import may_be_another
 from irmapdb.kernel.syscalls import AT_EMPTY_PATH, AT_HANDLE_FID
@@ -20,8 +19,6 @@ from irmapdb.model import Identity, StaleReason, is_canonical, kdev_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
     from irmapdb.kernel.root import Root
     from irmapdb.model import Mount
 
@@ -33,8 +30,6 @@ __all__ = [
     "identify_fd",
     "mount_id",
 ]
-
-_MAY_WAIT = Config().may_wait
 
 # EINVAL: AT_HANDLE_FID is from Linux 6.5. EOPNOTSUPP: a filesystem that cannot decode what it
 # would encode (overlayfs, procfs) refuses without the flag, others always.
@@ -91,20 +86,18 @@ def disproof(
     root: Root,
     wanted: Identity,
     path: bytes,
-    may_wait: Callable[[Iterable[Mount]], bool] = _MAY_WAIT,
 ) -> StaleReason | None:
     """Why `path` is not the inode that is wanted; None if it is.
 
-    A path on another device is refused by name alone, and looked up for the reason at most where
-    no mount on its way `may_wait`: a lookup on a FUSE, network or autofs mount that nobody asked
-    for could block.
+    A path on another device is refused by name alone. It is looked up for the reason at most if no
+    mount on its way may block.
     """
     if not is_canonical(path):
         return StaleReason.BAD_PATH
     root.renew()
     mount = root.mount_of(path)
     if mount is not None and mount.kdev != wanted.kdev:
-        something = _is_mounted(root, wanted) and _is_something(root, path, may_wait)
+        something = _is_mounted(root, wanted) and _is_something(root, path)
         return StaleReason.REPLACED if something else StaleReason.UNMOUNTED
     try:
         fd = root.open(path)
@@ -122,7 +115,6 @@ def disproof_of_watch(
     root: Root,
     watched: Identity,
     path: bytes,
-    may_wait: Callable[[Iterable[Mount]], bool] = _MAY_WAIT,
 ) -> StaleReason | None:
     """The same for what a watch shows, where a number alone is no proof if there are handles.
 
@@ -131,7 +123,7 @@ def disproof_of_watch(
     number may be another one's too, where the layers are subvolumes of one btrfs. To look at it
     brings the handle back.
     """
-    reason = disproof(root, watched, path, may_wait)
+    reason = disproof(root, watched, path)
     if reason is not None or watched.handle is not None:
         return reason
     try:
@@ -185,9 +177,9 @@ def _is_mounted(root: Root, wanted: Identity) -> bool:
     return any(mount.kdev == wanted.kdev for mount in root.mounts)
 
 
-def _is_something(root: Root, path: bytes, may_wait: Callable[[Iterable[Mount]], bool]) -> bool:
+def _is_something(root: Root, path: bytes) -> bool:
     # Below what is mounted there now. What may not be looked up is not known to be anything.
-    if may_wait(root.mounts_to(path)):
+    if root.blocking_kinds_to(path):
         return False
     try:
         os.close(root.open(path))

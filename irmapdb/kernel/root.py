@@ -11,6 +11,7 @@ import errno
 import os
 import select
 
+from irmapdb.config import Config
 from irmapdb.errors import TaskError
 from irmapdb.kernel import syscalls
 from irmapdb.kernel.fs.own_mounts import OwnMounts
@@ -21,7 +22,7 @@ from irmapdb.model import Mount, is_fuse
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from typing import Self
 
 __all__ = ["Root", "open_beneath", "open_root"]
@@ -89,6 +90,8 @@ class Root:
         """What the root directory lies on, where the table lacks it."""
         self.superblocks = OwnMounts(_open_own_root)
         """Where layers of the overlays in it lie: what is mounted in our own mount namespace."""
+        self._is_local: Callable[[str], bool] = Config().walkable
+        """Whether a type of filesystem never blocks on a server."""
         self.trusted: set[int] = set()
         """Devices whose server (FUSE) the user has named, and so answers for."""
         self._changes.register(self.table_fd, select.POLLPRI)
@@ -205,6 +208,30 @@ class Root:
                     if above is not None and above not in found:
                         found.append(above)
         return found
+
+    def adopt(self, config: Config, scan_paths: Iterable[bytes] = ()) -> None:
+        """Let the configuration say which types of filesystem may block, and which paths may not.
+
+        A device that one of `scan_paths`, or of the configuration's, lies on is trusted.
+        """
+        self._is_local = config.walkable
+        self.trust((*scan_paths, *config.scan_paths))
+
+    def may_block(self, kdev: int) -> bool:
+        """Whether a lookup on this device may block on a network or FUSE server, or on autofs."""
+        return any(not self._is_local(mount.fstype) for mount in self.on_the_way(kdev))
+
+    def blocking_kinds(self, kdev: int) -> str:
+        """The types of filesystem on which it may block, for people; "" for none."""
+        return self._kinds(self.on_the_way(kdev))
+
+    def blocking_kinds_to(self, path: bytes) -> str:
+        """The same of a lookup of an absolute path."""
+        return self._kinds(self.mounts_to(path))
+
+    def _kinds(self, mounts: Iterable[Mount]) -> str:
+        kinds = {mount.fstype for mount in mounts if not self._is_local(mount.fstype)}
+        return ", ".join(sorted(kinds))
 
     def mounts_of(self, kdev: int) -> list[Mount]:
         """The visible mounts of a device, those that show most of it first."""

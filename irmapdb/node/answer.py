@@ -153,7 +153,7 @@ def confirm(kept: Kept, config: Config) -> Confirmed:
             outcome = search.outcome
         criu_cache.spell_root(outcome)
         counts = Counter(watch.identity for file in watched for watch in file.watches)
-        entries = criu_cache.cache_entries(outcome, counts.elements(), root, config.may_wait)
+        entries = criu_cache.cache_entries(outcome, counts.elements(), root)
     without = counts.keys() - outcome.resolved.keys()
     missing = without - kept.without
     lost = len(missing & kept.known)

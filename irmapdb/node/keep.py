@@ -158,7 +158,8 @@ def _require(container: Container) -> None:
 def _cover(container: Container, config: Config, monitor: RenameMonitor) -> None:
     # Before the first proof: what is renamed from now on is heard of.
     with open_root(container.pid) as root, contextlib.suppress(TaskError):
-        confirmation = Confirmation(root, monitor, config)
+        root.adopt(config)
+        confirmation = Confirmation(root, monitor)
         files = read_survey(tasks.task_tree(container.pid)).files
         kdevs = {watch.identity.kdev for raw in files for watch in raw.parse().watches}
         confirmation.cover(kdevs - monitor.kdevs)

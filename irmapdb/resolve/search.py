@@ -203,7 +203,9 @@ class Search:
         for key in (_MAIN, *self._nested):
             place = self._place_of(key)
             wanted = kdevs.get(key, set()) | {identity.kdev for identity in place.failed}
-            left -= place.mount_fds.keep(sorted(wanted - self._that_wait(place, wanted)), left)
+            left -= place.mount_fds.keep(
+                sorted(wanted - {kdev for kdev in wanted if place.root.may_block(kdev)}), left
+            )
 
     def resolve(self, files: Iterable[WatchFile], *, at_once: bool = False) -> None:
         """Resolve what the files watch and is neither resolved nor given up yet.
@@ -248,12 +250,12 @@ class Search:
             answer = self.outcome.resolved[identity]
             key = self._found_in[identity] if answer.mntns else _MAIN
             place = self._place_of(key)
-            if self._config.may_wait(place.root.on_the_way(identity.kdev)):
+            if place.root.may_block(identity.kdev):
                 continue
             paths = (answer.path, *answer.other_paths)
             held, failures = [], []
             for path in paths:
-                reason = disproof_of_watch(place.root, identity, path, self._config.may_wait)
+                reason = disproof_of_watch(place.root, identity, path)
                 if reason is None:
                     held.append(path)
                 else:
@@ -278,14 +280,14 @@ class Search:
 
     def disprove(self, identity: Identity, path: bytes) -> StaleReason | None:
         """Why a path in the main root is not that inode; None if it is, or if asking may wait."""
-        if self._waits(identity):
+        if self._main.root.may_block(identity.kdev):
             return None
         if self._over():
             return StaleReason.UNREACHABLE  # not looked at: it may be as right as before
-        return disproof(self._main.root, identity, path, self._config.may_wait)
+        return disproof(self._main.root, identity, path)
 
     def _place(self, root: Root, mntns: int) -> _Place:
-        root.trust((*self._scan_paths, *self._config.scan_paths))
+        root.adopt(self._config, self._scan_paths)
         stored = StoredRows(lambda keys: self._load(keys, mntns))
         mount_fds = MountFds(root)
         self._stack.callback(mount_fds.close)
@@ -313,19 +315,16 @@ class Search:
     def _places(self) -> tuple[_Place, ...]:
         return (self._main, *self._nested.values())
 
-    def _waits(self, identity: Identity) -> bool:
-        return self._config.may_wait(self._main.root.on_the_way(identity.kdev))
-
-    def _that_wait(self, place: _Place, kdevs: Iterable[int]) -> set[int]:
-        return {kdev for kdev in kdevs if self._config.may_wait(place.root.on_the_way(kdev))}
-
     def _run(
         self, place: _Place, identities: Iterable[Identity], *, at_once: bool = False
     ) -> Resolution:
         by_kdev: dict[int, list[Identity]] = {}
         for identity in identities:
             by_kdev.setdefault(identity.kdev, []).append(identity)
-        aside = [by_kdev.pop(kdev) for kdev in sorted(self._that_wait(place, by_kdev))]
+        aside = [
+            by_kdev.pop(kdev)
+            for kdev in sorted({kdev for kdev in by_kdev if place.root.may_block(kdev)})
+        ]
         quick = itertools.chain.from_iterable(by_kdev.values())
         if at_once:
             resolvers = place.quick
@@ -360,7 +359,7 @@ class Search:
         if left:
             outcome.update(self._ask_in_time(place, left, paused))
         for batch in aside:
-            kinds = self._config.kinds_that_wait(place.root.on_the_way(batch[0].kdev))
+            kinds = place.root.blocking_kinds(batch[0].kdev)
             outcome.update(_unanswered(batch, f"{kinds}: is not asked in a pause"))
         _tell(outcome)
         return outcome
@@ -420,7 +419,7 @@ class Search:
         for key in (_MAIN, *self._nested):
             place = self._place_of(key)
             missing = [one for one in place.failed if self._is_missing(one)]
-            waits = self._that_wait(place, {one.kdev for one in missing})
+            waits = {kdev for kdev in {one.kdev for one in missing} if place.root.may_block(kdev)}
             left.update(one for one in missing if one.kdev in waits)
             failed = [one for one in missing if one.kdev not in waits]
             for start in range(0, len(failed), _BATCH):
@@ -480,8 +479,7 @@ class Search:
                 lambda: self._ask_inside(place, identities), _PATIENCE_S, self._over
             )
         except (TimeoutError, ChildProcessError) as error:
-            mounts = place.root.on_the_way(identities[0].kdev)
-            kinds = self._config.kinds_that_wait(mounts)
+            kinds = place.root.blocking_kinds(identities[0].kdev)
             return _unanswered(identities, f"{kinds}: {error}", cut=self._over())
         return answer
 
@@ -498,10 +496,8 @@ class Search:
         identities: Iterable[Identity] | MappingABC[Identity, Sequence[Tried]],
         resolvers: Iterable[Resolver],
     ) -> Resolution:
-        may_wait = self._config.may_wait
-
         def prove(identity: Identity, path: bytes) -> StaleReason | None:
-            reason = disproof_of_watch(place.root, identity, path, may_wait)
+            reason = disproof_of_watch(place.root, identity, path)
             if reason is None and not place.mntns:
                 self.proved[identity] = path
             return reason

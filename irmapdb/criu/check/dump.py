@@ -163,7 +163,7 @@ def check_dump(options: DumpCheckOptions) -> DumpCheck:
             criu_view, call, entries, config=options.config, progress=options.progress
         ) as observer,
     ):
-        criu_view.root.trust((*options.scan_paths, *options.config.scan_paths))
+        criu_view.root.adopt(options.config, options.scan_paths)
         other_root = (
             _other_root(criu_view.root) if criu_view.foreign and criu_view.root.prefix else None
         )
@@ -174,7 +174,7 @@ def check_dump(options: DumpCheckOptions) -> DumpCheck:
             hopeless = (Facts(identity, hopeless=other_root[:2]) for identity in identities)
             settled = _settle(hopeless, observer, call)
         else:
-            settled = _settle_all(identities, observer, criu_view.root, options.config, call)
+            settled = _settle_all(identities, observer, criu_view.root, call)
         settled = _scan_once(_with_holders(settled, criu_view))
         denied = _DENIED if observer.denied else None
         return DumpCheck(
@@ -196,15 +196,15 @@ def check_dump(options: DumpCheckOptions) -> DumpCheck:
             ),
             cache=path,
             entries=len(entries),
-            notes=tuple(_notes(criu_view, call, options.config)),  # last, as they look
+            notes=tuple(_notes(criu_view, call)),  # last, as they look
         )
 
 
-def _notes(criu_view: CriuView, call: Call, config: Config) -> Iterator[str]:
+def _notes(criu_view: CriuView, call: Call) -> Iterator[str]:
     if not call.version.is_known:
         yield f"CRIU {call.version} may do otherwise: this was learnt from CRIU 4.1.1 to 4.3"
     for path in call.scan_paths:
-        if config.kinds_that_wait(criu_view.root.mounts_to(path)):
+        if criu_view.root.blocking_kinds_to(path):
             continue
         if why := _why_missing_aside(criu_view, path):
             yield (
@@ -363,7 +363,7 @@ _Settled: TypeAlias = dict["Identity", tuple[str | None, Prediction]]
 
 
 def _settle_all(
-    identities: Iterable[Identity], observer: Observer, root: Root, config: Config, call: Call
+    identities: Iterable[Identity], observer: Observer, root: Root, call: Call
 ) -> _Settled:
     by_kdev: dict[int, list[Identity]] = {}
     for identity in identities:
@@ -371,7 +371,7 @@ def _settle_all(
     at_once: list[Facts] = []
     settled: _Settled = {}
     for kdev, batch in by_kdev.items():
-        kinds = config.kinds_that_wait(root.on_the_way(kdev))
+        kinds = root.blocking_kinds(kdev)
         if kinds:
             settled |= _settle_aside(batch, kinds, observer, call)
         else:

@@ -141,10 +141,7 @@ class Observer:
         return look._replace(mounted=self._mounted(identity)) if look.opened else look
 
     def _mounted(self, identity: Identity) -> SearchLook | None:
-        may_wait = self._config.may_wait
-        nested = (
-            root for root in self._criu_view.nested if not may_wait(root.on_the_way(identity.kdev))
-        )
+        nested = (root for root in self._criu_view.nested if not root.may_block(identity.kdev))
         for root in (self._root, *nested):
             for candidate in at_mount_points(root, [identity]):
                 if disproof(root, *candidate) is None:
@@ -277,7 +274,7 @@ class Observer:
                 yield facts._replace(search=self._seen(facts.identity, found))
 
     def _unwalked(self, kdev: int) -> str:
-        kinds = self._config.kinds_that_wait(self._root.on_the_way(kdev))
+        kinds = self._root.blocking_kinds(kdev)
         return f"{kinds} is walked only where told" if kinds else ""
 
     def _seen(self, identity: Identity, path: bytes) -> SearchLook:
@@ -350,7 +347,7 @@ class Observer:
     ) -> engine.Resolution:
         pids, config = self._criu_view.pids, self._config
         return engine.resolve(
-            [one for one in identities if not config.may_wait(root.on_the_way(one.kdev))],
+            [one for one in identities if not root.may_block(one.kdev)],
             (
                 Handles(root),
                 OverlayLayers(root, over),

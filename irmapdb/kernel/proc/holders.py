@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 
-from irmapdb.config import Config
 from irmapdb.kernel import identity as kernel_identity
 from irmapdb.kernel.proc import open_files
 from irmapdb.model import printable
@@ -17,14 +16,13 @@ from irmapdb.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
     from irmapdb.kernel.root import Root
-    from irmapdb.model import Identity, Mount
+    from irmapdb.model import Identity
 
 __all__ = ["Holder", "deleted_holders"]
 
-_MAY_WAIT = Config().may_wait
 _DELETED = b" (deleted)"
 _DESCRIPTOR = r"/fd/(\d+)\Z"
 
@@ -46,16 +44,15 @@ def deleted_holders(
     root: Root,
     pids: Sequence[int],
     wanted: Iterable[Identity],
-    may_wait: Callable[[Iterable[Mount]], bool] = _MAY_WAIT,
 ) -> dict[Identity, Holder]:
     """The first holder among the tasks of each wanted inode that one of them has open.
 
     No filesystem is asked for what is not wanted: the device is that of the descriptor's mount.
-    Nor is one that `may_wait`, as its server could let us wait for ever.
+    Nor is one that may block.
     """
     by_ino: dict[int, list[Identity]] = {}
     for identity in wanted:
-        if not may_wait(root.on_the_way(identity.kdev)):
+        if not root.may_block(identity.kdev):
             by_ino.setdefault(identity.ino, []).append(identity)
     found: dict[Identity, Holder] = {}
     kdevs = {one.kdev for many in by_ino.values() for one in many}
