@@ -25,7 +25,7 @@ from irmapdb.errors import ConfigError
 from irmapdb.image.cache import decode_cache
 from irmapdb.kernel.proc import procfs
 from irmapdb.kernel.proc.containers import database_name
-from irmapdb.resolve import search
+from irmapdb.resolve import root_search
 from tests.support.features import require_root
 from tests.support.filesystems import tmpfs
 from tests.support.hook import CHECKOUT, hook_program, log_until_stored, make_executable
@@ -295,7 +295,7 @@ def test_what_was_proved_is_written_when_a_search_hangs(watcher, work, tmp_path,
         path.touch()
         watcher.add_inotify(path)
     proofs, told = iter(range(2)), queue.SimpleQueue()
-    prove, hangs = search.disproof_of_watch, threading.Event()
+    prove, hangs = root_search.disproof_of_watch, threading.Event()
 
     def prove_once(*arguments):
         if next(proofs):
@@ -303,7 +303,7 @@ def test_what_was_proved_is_written_when_a_search_hangs(watcher, work, tmp_path,
             threading.Event().wait()
         return prove(*arguments)
 
-    monkeypatch.setattr(search, "disproof_of_watch", prove_once)
+    monkeypatch.setattr(root_search, "disproof_of_watch", prove_once)
     # The time is up when the search hangs, and not sooner on a busy machine.
     clock = SimpleNamespace(monotonic=lambda: float(hangs.is_set()), sleep=time.sleep)
     monkeypatch.setattr(hook_job, "time", clock)

@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 
 from irmapdb.config import Config
 from irmapdb.errors import TaskError, UsageError
-from irmapdb.kernel.child_call import call_in_child
+from irmapdb.kernel.child_call import ask_in_child
 from irmapdb.kernel.directory import open_directory_root
 from irmapdb.kernel.fs.inode_state import InodeState, fates
 from irmapdb.kernel.identity import disproof, identify_fd
@@ -293,14 +293,13 @@ class Audit:
     def _disproofs_aside(
         self, batch: Sequence[tuple[Identity, bytes]]
     ) -> dict[tuple[Identity, bytes], StaleReason | None]:
-        answers: dict[tuple[Identity, bytes], StaleReason | None]
-        try:
-            answers = call_in_child(
-                lambda: {one: self._disproof(*one) for one in batch}, _PATIENCE_S
-            )
-        except (TimeoutError, ChildProcessError):
+        def ask() -> dict[tuple[Identity, bytes], StaleReason | None]:
+            return {one: self._disproof(*one) for one in batch}
+
+        def failed(_why: str) -> dict[tuple[Identity, bytes], StaleReason | None]:
             return dict.fromkeys(batch, StaleReason.UNREACHABLE)
-        return answers
+
+        return ask_in_child(ask, failed, _PATIENCE_S)
 
     def _disproof(self, identity: Identity, path: bytes) -> StaleReason | None:
         return disproof(self.root, identity, path)
@@ -389,20 +388,19 @@ class Audit:
         for start in range(0, len(group), _MAPPINGS_ASIDE):
             some = group[start : start + _MAPPINGS_ASIDE]
             if not why:
-                try:
-                    yield from self._answers_aside(kdev, some)
+                answers = self._answers_aside(kdev, some)
+                if not isinstance(answers, str):
+                    yield from answers
                     self._tick(len(some))
                     continue
-                except (TimeoutError, ChildProcessError) as error:
-                    why = f"{kinds}: {error}"
+                why = f"{kinds}: {answers}"
             for mapping in some:
                 evidence = Evidence(StaleReason.UNREACHABLE, unseen=why)
                 yield AuditFinding(mapping, AuditVerdict.UNREACHABLE, evidence)
 
-    def _answers_aside(self, kdev: int, some: list[Mapping]) -> list[AuditFinding]:
-        answers: list[AuditFinding]
-        answers = call_in_child(lambda: self._judge_device(kdev, some), _PATIENCE_S)
-        return answers
+    def _answers_aside(self, kdev: int, some: list[Mapping]) -> list[AuditFinding] | str:
+        # Or the reason why there are none.
+        return ask_in_child(lambda: self._judge_device(kdev, some), str, _PATIENCE_S)
 
     # One device
 

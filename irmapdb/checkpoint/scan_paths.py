@@ -6,7 +6,7 @@ import os
 import stat
 
 from irmapdb.errors import FileError
-from irmapdb.kernel.child_call import call_in_child
+from irmapdb.kernel.child_call import ask_in_child
 from irmapdb.log import Log
 from irmapdb.model import printable
 from irmapdb.record import Record
@@ -50,12 +50,12 @@ def _trouble(root: Root, path: bytes) -> _Trouble | None:
     kinds = root.blocking_kinds_to(path)
     if not kinds:
         return _trouble_at(root, path)
-    try:
-        found: _Trouble | None = call_in_child(lambda: _trouble_at(root, path), _PATIENCE_S)
-    except (TimeoutError, ChildProcessError) as error:
-        advice = "see to the server of that filesystem, or leave the path out"
-        return _Trouble(f"{kinds}: {error}", advice)
-    return found
+    advice = "see to the server of that filesystem, or leave the path out"
+    return ask_in_child(
+        lambda: _trouble_at(root, path),
+        lambda why: _Trouble(f"{kinds}: {why}", advice),
+        _PATIENCE_S,
+    )
 
 
 def _trouble_at(root: Root, path: bytes) -> _Trouble | None:

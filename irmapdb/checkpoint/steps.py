@@ -35,7 +35,8 @@ from irmapdb.log import Log
 from irmapdb.model import Event, MarkKind, Resolved, RunStats, Source
 from irmapdb.record import Record
 from irmapdb.resolve.engine import Resolution
-from irmapdb.resolve.search import Paused, Search
+from irmapdb.resolve.root_search import Paused
+from irmapdb.resolve.search import Search
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ if TYPE_CHECKING:
         Mount,
         WatchFile,
     )
-    from irmapdb.resolve.search import Load
+    from irmapdb.resolve.stored import Load
     from irmapdb.store.mappings import StoredMappings
     from irmapdb.store.records import FileStamp, WatchRow
     from irmapdb.store.write import Step

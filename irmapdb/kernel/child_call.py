@@ -22,9 +22,12 @@ from irmapdb.record import Record
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
+    from typing import Any, TypeVar
 
-__all__ = ["call_in_child"]
+    _Result = TypeVar("_Result")
+    _Failure = TypeVar("_Failure")
+
+__all__ = ["ask_in_child", "call_in_child"]
 
 _CHUNK_BYTES = 1 << 16
 _LAST_WAIT_S = 1.0
@@ -41,6 +44,25 @@ class _Failed(Record):
     """What the child has to say instead of a result."""
 
     why: str
+
+
+def ask_in_child(
+    call: Callable[[], _Result],
+    failed: Callable[[str], _Failure],
+    timeout_s: float,
+    over: Callable[[], bool] = lambda: False,
+    *,
+    count_queueing: bool = True,
+) -> _Result | _Failure:
+    """The result of `call_in_child`, or, if there is none, that of `failed` with the reason.
+
+    `failed` runs in this process. The other arguments are those of `call_in_child`.
+    """
+    try:
+        result: _Result = call_in_child(call, timeout_s, over, count_queueing=count_queueing)
+    except (TimeoutError, ChildProcessError) as error:
+        return failed(str(error))
+    return result
 
 
 def call_in_child(

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from irmapdb.model import InodeKey, Resolved
     from irmapdb.node.keep import Kept
     from irmapdb.node.rundir import RunDirectory
-    from irmapdb.resolve.search import Load
+    from irmapdb.resolve.stored import Load
 
 __all__ = [
     "DONE",

@@ -8,11 +8,20 @@ from irmapdb.resolve.engine import Candidate
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
+    from typing import Protocol
 
     from irmapdb.model import Identity, InodeKey, Mapping
     from irmapdb.resolve.engine import Answer, Wanted
 
-__all__ = ["StoredRows"]
+    class Load(Protocol):
+        """The store's rows for a batch of keys, of one mount namespace."""
+
+        def __call__(
+            self, keys: Collection[InodeKey], mntns: int = 0
+        ) -> dict[InodeKey, list[Mapping]]: ...
+
+
+__all__ = ["Load", "StoredRows"]
 
 _SLICE = 4096
 """So many inodes are loaded at once: to prove their paths takes about as long."""

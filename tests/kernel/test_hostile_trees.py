@@ -17,7 +17,7 @@ from irmapdb.kernel.child_call import call_in_child
 from irmapdb.kernel.identity import disproof
 from irmapdb.kernel.proc import fdinfo
 from irmapdb.kernel.root import open_root
-from irmapdb.resolve import search as search_module
+from irmapdb.resolve import root_search
 from irmapdb.resolve.search import Search
 from tests.support.filesystems import drop_caches
 from tests.support.kernel_paths import open_descriptors, served, watched_identity
@@ -272,7 +272,7 @@ def test_a_server_on_the_way_that_never_answers(area, watcher, monkeypatch):
         beside = watched_identity(watcher, watcher.add_inotify(area.path / "beside"))
         assert searched(watcher).resolved[shown].path == os.fsencode(place / "file")
         with server.silent(), monkeypatch.context() as patch:
-            patch.setattr(search_module, "_PATIENCE_S", 0.5)
+            patch.setattr(root_search, "_PATIENCE_S", 0.5)
             outcome = searched(watcher)
         assert outcome.resolved[beside].path == os.fsencode(area.path / "beside")
         assert shown in outcome.unresolved

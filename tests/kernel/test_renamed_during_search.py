@@ -17,6 +17,7 @@ from irmapdb.image import fsnotify
 from irmapdb.kernel import identity as kernel_identity
 from irmapdb.kernel import syscalls
 from irmapdb.model import Source
+from irmapdb.resolve import rename_retry, root_search
 from irmapdb.resolve import search as search_module
 from tests.support.cli import irmapdb
 from tests.support.filesystems import drop_caches
@@ -69,7 +70,8 @@ def moving(monkeypatch: pytest.MonkeyPatch) -> Tree:
         found.before_proof(path)
         return prove(root, identity, path, *more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(search_module, "disproof_of_watch", move_and_prove)
+    for module in (root_search, search_module):  # the first proof, and each later one
+        monkeypatch.setattr(module, "disproof_of_watch", move_and_prove)
     return found
 
 
@@ -406,7 +408,7 @@ def test_as_many_as_there_are_are_found(
     many: tuple[Search, set[Identity]], watcher: Watcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     search, shown = many
-    monkeypatch.setattr(search_module, "_LOOK_AGAIN_S", 60.0)  # a machine may be slow
+    monkeypatch.setattr(rename_retry, "_LOOK_AGAIN_S", 60.0)  # a machine may be slow
     freeze_and_resolve(search, files_of(watcher))
     assert search.outcome.resolved.keys() == shown
 
@@ -415,7 +417,7 @@ def test_when_the_time_is_over_the_rest_waits_until_the_tasks_run(
     many: tuple[Search, set[Identity]], watcher: Watcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     search, shown = many
-    monkeypatch.setattr(search_module, "_LOOK_AGAIN_S", 0.0)
+    monkeypatch.setattr(rename_retry, "_LOOK_AGAIN_S", 0.0)
     freeze_and_resolve(search, files_of(watcher))
     assert 0 < len(search.outcome.resolved) < len(shown)
     search.resolve(files_of(watcher))

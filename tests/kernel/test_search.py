@@ -406,7 +406,7 @@ def test_a_namespace_that_cannot_be_opened_leaks_nothing(watcher, jails, make, m
         with monkeypatch.context() as patch:
             patch.setattr(module, call, fail_at(number))
             with contextlib.suppress(OSError, TaskError):
-                search._open_nested(task.pid)
+                search._nested._open(task.pid)
         search.__exit__(None, None, None)
         assert len(open_descriptors()) == len(before)
 

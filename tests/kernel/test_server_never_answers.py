@@ -14,7 +14,7 @@ import pytest
 from irmapdb.checkpoint import findings, steps
 from irmapdb.checkpoint.steps import FreezeOptions, StepOptions
 from irmapdb.config import Config
-from irmapdb.resolve import search
+from irmapdb.resolve import root_search
 from tests.support.area import MountArea
 from tests.support.filesystems import drop_caches
 from tests.support.silent_fuse import SilentFuse
@@ -71,7 +71,7 @@ def test_a_fuse_server_that_is_stopped(
         with monkeypatch.context() as patch:
             patch.setattr(steps, "check_scan_paths", check_and_stop)
             # A server that runs may need longer on a busy machine.
-            patch.setattr(search, "_PATIENCE_S", 0.5)
+            patch.setattr(root_search, "_PATIENCE_S", 0.5)
             if name == "pre-dump":
                 report = steps.pre_dump(options)
             else:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from irmapdb.config import Config
     from irmapdb.kernel.root import Root
     from irmapdb.model import Identity, InodeKey, StaleReason, WatchFile
-    from irmapdb.resolve.search import Load
+    from irmapdb.resolve.stored import Load
     from tests.support.area import MountArea
     from tests.support.watcher import Task
 

@@ -16,7 +16,7 @@ from irmapdb.criu.check.verdicts import Call, CriuOutcome, CriuVersion, Facts, L
 from irmapdb.criu.check.version import criu_version
 from irmapdb.errors import FileError
 from irmapdb.image import cache
-from irmapdb.kernel.child_call import call_in_child
+from irmapdb.kernel.child_call import ask_in_child
 from irmapdb.kernel.proc import mountinfo, tasks
 from irmapdb.kernel.proc.holders import deleted_holders
 from irmapdb.kernel.proc.survey import read_survey
@@ -215,12 +215,7 @@ def _notes(criu_view: CriuView, call: Call) -> Iterator[str]:
 
 def _why_missing_aside(criu_view: CriuView, path: bytes) -> str:
     # CRIU follows links, so a tenant may lead it to a mount that does not answer.
-    why: str
-    try:
-        why = call_in_child(lambda: _why_missing(criu_view, path), _PATIENCE_S)
-    except (TimeoutError, ChildProcessError):
-        return ""
-    return why
+    return ask_in_child(lambda: _why_missing(criu_view, path), lambda _: "", _PATIENCE_S)
 
 
 def _why_missing(criu_view: CriuView, path: bytes) -> str:
@@ -300,10 +295,7 @@ def _removed_mounts(criu_view: CriuView) -> Iterator[Problem]:
 
 def _answered(ask: Callable[[], bool]) -> bool:
     # Somewhere on the way may be a filesystem that does not answer.
-    try:
-        return bool(call_in_child(ask, _PATIENCE_S))
-    except (TimeoutError, ChildProcessError):
-        return False
+    return ask_in_child(ask, lambda _: False, _PATIENCE_S)
 
 
 def _has_name(kdev: int, name: bytes) -> bool:
@@ -386,9 +378,7 @@ def _settle_aside(
     def settle() -> _Settled:
         return _settle(map(observer.facts, batch), observer, call)
 
-    try:
-        settled: _Settled = call_in_child(settle, _PATIENCE_S)
-    except (TimeoutError, ChildProcessError):
+    def failed(_: str) -> _Settled:
         why = (
             f"its {fstype} gave no answer within {_PATIENCE_S:g} s, and CRIU would wait for it "
             "with the tasks frozen"
@@ -396,7 +386,8 @@ def _settle_aside(
         advice = "see to the server of that filesystem, or have the watch removed"
         facts = (Facts(identity, fstype, unseen=(why, advice)) for identity in batch)
         return _settle(facts, observer, call)
-    return settled
+
+    return ask_in_child(settle, failed, _PATIENCE_S)
 
 
 def _settle(batch: Iterable[Facts], observer: Observer, call: Call) -> _Settled:

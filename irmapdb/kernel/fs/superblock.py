@@ -6,7 +6,7 @@ import os
 import re
 
 from irmapdb.kernel import syscalls
-from irmapdb.kernel.child_call import call_in_child
+from irmapdb.kernel.child_call import ask_in_child
 from irmapdb.record import Record
 
 __all__ = ["Superblock", "superblock_of"]
@@ -53,11 +53,7 @@ def superblock_of(fd: int) -> Superblock | None:
     superblock's (inotify_fdinfo() of fs/notify/fdinfo.c), so we watch it for a moment: in a
     child, as a filesystem that is somebody's program may keep us waiting.
     """
-    try:
-        found: Superblock | None = call_in_child(lambda: _look(fd), _PATIENCE_S)
-    except (TimeoutError, ChildProcessError):
-        return None
-    return found
+    return ask_in_child(lambda: _look(fd), lambda _why: None, _PATIENCE_S)
 
 
 def _look(fd: int) -> Superblock | None:
