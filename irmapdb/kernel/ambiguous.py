@@ -1,21 +1,22 @@
 """Decides whether an identity belongs to only one inode. Without a known reason it is ambiguous.
 
-fdinfo has no more to say of a watched inode than device, inode number and handle. A path that has
-these is proved only where no other inode that is alive can have them too. Each type of filesystem
-that is known here has its reason; any other has none, and no path on it is proved.
+fdinfo identifies a watched inode only by device, inode number and handle. A path with the same
+identity is proved only if no other live inode can have it too. Each known type of filesystem has a
+reason here. Other types have none, and no path on them is proved.
 
-A live watch holds its inode, so that the filesystem cannot give its number away. What is left are
-filesystems that make a second inode object of one number, or count badly:
+A live watch holds its inode, so the filesystem cannot reuse its number. But some filesystems make a
+second inode object with one number, or give one number twice:
 
 - procfs: a name that was dropped gets a new inode with the old number (proc_get_inode() of
   fs/proc/inode.c), and a watch hears nothing at the new one. The numbers of such files begin at
   PROC_DYNAMIC_FIRST; those of tasks and of /proc/sys are new ones each time. nsfs and pidfs do the
-  same with what belongs to one namespace or task.
-- devpts: a terminal's number is its index, and given again while the old one is still open.
-- btrfs, inode 2: what a snapshot shows in place of a subvolume (new_simple_dir() of
+  same with the files of one namespace or task.
+- devpts: a terminal's number is its index, and the kernel gives it again while the old terminal is
+  still open.
+- btrfs, inode 2: the directory in a snapshot at the place of a subvolume (new_simple_dir() of
   fs/btrfs/inode.c).
-- tracefs: all files of an event system have one number (fs/tracefs/event_inode.c). What
-  simple_fill_super() of fs/libfs.c makes has the first numbers, which the counter gives too.
+- tracefs: all files of an event system have one number (fs/tracefs/event_inode.c). The files of
+  simple_fill_super() of fs/libfs.c have the first numbers, and the counter gives these too.
 - FUSE, virtiofs: a server may give a number and generation again to a file of another type, and
   the kernel makes a second inode (fuse_iget() of fs/fuse/inode.c). CIFS and 9p (without cache) make
   a second one too.
@@ -81,9 +82,9 @@ _FIXED_NUMBERS = {"binfmt_misc": 3, "debugfs": 1, "fusectl": 1, "securityfs": 1}
 
 
 def may_be_another(root: Root, mount: Mount, wanted: Identity, fd: int) -> bool:
-    """Whether `fd`, on `mount` and with the wanted handle, may be another inode all the same.
+    """Whether `fd`, on `mount` and with the wanted handle, may still be another inode.
 
-    `root` is the one that the mount belongs to.
+    `mount` belongs to `root`.
     """
     fstype = mount.fstype
     if fstype == "overlay":

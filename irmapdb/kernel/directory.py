@@ -1,7 +1,7 @@
 """Opens a directory of our own tree as a root: an unpacked image, or a container's rootfs.
 
-proc_pid_mountinfo(5) tells the mounts of our namespace as seen from our root; what of them lies
-below the directory is told here as somebody would see it whose root that directory is.
+proc_pid_mountinfo(5) lists the mounts of our namespace as seen from our root. This module
+translates the mounts below the directory to the view of a process whose root is that directory.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def _nearest(mounts: Iterable[Mount], path: bytes) -> int | None:
 def open_directory_root(directory: bytes) -> Root:
     """The root that begins at a directory. A link on the way to it is followed, below it none.
 
-    FileError where it is none, or lies in another mount namespace (as /proc/PID/root can).
+    FileError if it is no directory, or is in another mount namespace (as /proc/PID/root can be).
     """
     name = printable(directory)
     try:

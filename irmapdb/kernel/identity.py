@@ -1,10 +1,10 @@
 """Proves a path: asks the kernel now for the identity of the inode at the path.
 
-Every candidate, whoever gave it, goes through `identify` before it becomes a mapping.
+Every candidate of every source goes through `identify` before it becomes a mapping.
 name_to_handle_at(2) with AT_HANDLE_FID gives the same handle that fdinfo prints for a watch
-(fs/notify/fdinfo.c, show_mark_fhandle) and the mount id, whose superblock device is fdinfo's
-sdev: a complete identity in one call. Where the kernel or the filesystem has less, less is
-compared: a plain handle, then (device, inode number).
+(fs/notify/fdinfo.c, show_mark_fhandle) and the mount id, whose superblock device is fdinfo's sdev:
+a complete identity in one call. If the kernel or the filesystem does not support this, a plain
+handle is compared, or (device, inode number).
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def identify_fd(root: Root, fd: int) -> Identity:
         handle = None
     known = syscalls.statx(fd)
     kdev = root.kdev_of_mount(mount_id(fd) if known.mnt_id is None else known.mnt_id)
-    # A mount that is not in the table (a file that was opened in another namespace): what stat
-    # says of the device is right on all but btrfs and some overlays, and there it matches nothing.
+    # The mount is not in the table (a file that was opened in another namespace). The device of
+    # stat is right except on btrfs and some overlays, and there it matches nothing.
     return Identity(known.st_kdev if kdev is None else kdev, known.ino, handle)
 
 
@@ -71,7 +71,7 @@ def mount_id(fd: int) -> int:
 
 
 def identify(root: Root, path: bytes) -> Identity:
-    """The identity of what an absolute path names now; its last part is not followed.
+    """The identity of the file at an absolute path now; a link in the last part is not followed.
 
     OSError: ENOENT, ENOTDIR, ELOOP (a link on the way), EACCES; ValueError: a NUL byte.
     """
@@ -89,7 +89,7 @@ def disproof(
 ) -> StaleReason | None:
     """Why `path` is not the inode that is wanted; None if it is.
 
-    A path on another device is refused by name alone. It is looked up for the reason at most if no
+    A path on another device is refused by its name. It is looked up for the reason only if no
     mount on its way may block.
     """
     if not is_canonical(path):
@@ -116,12 +116,12 @@ def disproof_of_watch(
     watched: Identity,
     path: bytes,
 ) -> StaleReason | None:
-    """The same for what a watch shows, where a number alone is no proof if there are handles.
+    """The same for the identity of a watch: a number alone is no proof if there are handles.
 
     fdinfo shows the handle of each watch that has one. A directory of an overlay with nfs_export
     has none while its dentry is dropped (ovl_dentry_to_fid() of fs/overlayfs/export.c), and its
-    number may be another one's too, where the layers are subvolumes of one btrfs. To look at it
-    brings the handle back.
+    number may be another one's too, where the layers are subvolumes of one btrfs. A lookup makes
+    the kernel show the handle again.
     """
     reason = disproof(root, watched, path)
     if reason is not None or watched.handle is not None:
@@ -141,8 +141,8 @@ def disproof_of_fd(root: Root, wanted: Identity, fd: int) -> StaleReason | None:
     found = identify_fd(root, fd)
     if found.matches(wanted):
         by_handle = found.handle is not None and wanted.handle is not None
-        # A number alone counts only where it is one of the superblock's own, which overlayfs
-        # does not give to what it takes from layers on several filesystems.
+        # A number alone counts only if it is the superblock's own. overlayfs gives no own numbers
+        # to files of layers on several filesystems.
         if not by_handle and _st_kdev(fd) != found.kdev:
             return StaleReason.REUSED
         mount = root.mount_by_id(mount_id(fd))
@@ -156,8 +156,8 @@ def disproof_of_fd(root: Root, wanted: Identity, fd: int) -> StaleReason | None:
 
 
 def _mount_by_handle(root: Root, wanted: Identity, fd: int) -> Mount | None:
-    # How nearly every proof ends, in one call: on this mount it has the handle that is wanted.
-    # None says nothing yet.
+    # Nearly every proof ends here, in one call: on this mount it has the wanted handle.
+    # None: not decided yet.
     try:
         handle, mnt_id = syscalls.name_to_handle_at(fd, b"", AT_EMPTY_PATH | AT_HANDLE_FID)
     except OSError:
@@ -178,7 +178,7 @@ def _is_mounted(root: Root, wanted: Identity) -> bool:
 
 
 def _is_something(root: Root, path: bytes) -> bool:
-    # Below what is mounted there now. What may not be looked up is not known to be anything.
+    # Hidden by a present mount. A path that may not be looked up is not known to be anything.
     if root.blocking_kinds_to(path):
         return False
     try:

@@ -22,9 +22,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def be_idle() -> None:
-    """Let this process, and what it forks, run only where nothing else wants the machine.
+    """Let this process and its children run only if nothing else needs the machine.
 
-    What the kernel or a seccomp filter refuses is left as it is.
+    If the kernel or a seccomp filter refuses a call, nothing changes.
     """
     with contextlib.suppress(OSError):
         os.nice(_LOWEST_NICE)

@@ -1,13 +1,13 @@
 """Monitors renames: lists the names that were moved or removed since the last call.
 
-Paths are proved while the tasks run and needed when they are frozen. To prove each again in the
-freeze would cost as much as the first time; instead the kernel is asked beforehand to tell of
-every rename and removal on the filesystems concerned, and in the freeze only paths that hold a
-name it told of are proved again. fanotify(7) with FAN_MARK_FILESYSTEM and FAN_REPORT_DFID_NAME;
+irmapdb proves the paths while the tasks run, and needs them when the tasks are frozen. A second
+proof of each path in the freeze would take as long as the first. Instead, a fanotify group reports
+every rename and removal on the filesystems of the paths. In the freeze only the paths with a
+reported name are proved again. fanotify(7) with FAN_MARK_FILESYSTEM and FAN_REPORT_DFID_NAME;
 include/uapi/linux/fanotify.h.
 
-It hears what this kernel does: not a rename that another host makes on a network filesystem, nor
-one that a FUSE server makes by itself. Such filesystems are not witnessed.
+It reports renames by this kernel: not a rename by another host on a network filesystem, and not one
+by a FUSE server itself. Such filesystems are not monitored.
 """
 
 from __future__ import annotations
@@ -71,13 +71,13 @@ _fanotify_mark.argtypes = (
 
 @dataclass(slots=True)
 class RenameMonitor:
-    """Tells which names moved. A context manager; without the rights it witnesses nothing."""
+    """Lists the names that moved. A context manager. Without the rights it monitors nothing."""
 
     fd: int | None = None
     kdevs: set[int] = field(default_factory=set)
-    """The filesystems that are witnessed; on any other every path must be proved again."""
+    """The monitored filesystems. On any other, every path must be proved again."""
     blind: bool = False
-    """The kernel's queue ran over: names are missing, nothing may be believed."""
+    """The kernel's queue ran over: names are missing, so every path may be wrong."""
 
     def __enter__(self) -> Self:
         flags = _FAN_CLOEXEC | _FAN_NONBLOCK | _FAN_REPORT_DFID_NAME
@@ -92,7 +92,7 @@ class RenameMonitor:
             self.fd = None
 
     def watch(self, kdev: int, dir_fd: int) -> bool:
-        """Witness the filesystem of a directory (O_PATH will do); whether the kernel does it.
+        """Monitor the filesystem of a directory (may be O_PATH). Returns whether that is possible.
 
         EXDEV: a filesystem with several fsids (btrfs below its top level); EOPNOTSUPP, ENODEV:
         one that has no handles or no fsid.
@@ -109,8 +109,8 @@ class RenameMonitor:
     def names(self) -> frozenset[bytes]:
         """The names that were moved or removed between the last call and this one.
 
-        Neither blocks nor goes on for as long as somebody renames: what is told of meanwhile is
-        for the next call.
+        Does not block, and ends also if tasks rename all the time: later reports are for the next
+        call.
         """
         found: set[bytes] = set()
         if self.fd is None:

@@ -78,7 +78,7 @@ _PR_SET_PDEATHSIG = 1
 def die_with_parent(parent: int) -> None:
     """prctl(2), PR_SET_PDEATHSIG: SIGKILL to this process when the thread that forked it ends.
 
-    At once if that was before: `parent` is the process that it was in.
+    SIGKILL comes at once if that thread has ended already. `parent` is the process of that thread.
     """
     _check(_libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), b"")
     if os.getppid() != parent:
@@ -118,7 +118,7 @@ class _OpenHow(ctypes.Structure):
 
 _openat2 = _system_call(ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t)
 
-# One struct for each pair of flags: a few in a whole run, and a proof costs one call less.
+# One struct for each pair of flags: a run has few, and a proof needs one call less.
 _hows: dict[tuple[int, int], tuple[_OpenHow, int]] = {}
 
 
@@ -141,7 +141,7 @@ _MAX_HANDLE_BYTES = 128
 
 
 class _Scratch:
-    """Where the kernel puts a handle: kept, because a new buffer costs more than the call."""
+    """The buffer for a handle: kept, because a new buffer costs more than the call."""
 
     __slots__ = ("_buffer", "_mount_id", "address", "bytes", "mount_id", "mount_id_address")
 
@@ -174,8 +174,7 @@ _name_to_handle_at = _function(
 def name_to_handle_at(dir_fd: int, path: bytes, flags: int) -> tuple[FileHandle, int]:
     """name_to_handle_at(2): the handle and the mount id.
 
-    EOPNOTSUPP where the filesystem cannot encode one, EINVAL where the kernel does not know
-    a flag.
+    EOPNOTSUPP if the filesystem cannot encode a handle, EINVAL if the kernel does not know a flag.
     """
     scratch = _local.scratch
     _HANDLE_HEAD.pack_into(scratch.bytes, 0, _MAX_HANDLE_BYTES, 0)
@@ -234,7 +233,7 @@ class _StatxBuffer(ctypes.Structure):
 
 
 _STATX_BASIC_STATS = 0x07FF
-_AT_STATX_DONT_SYNC = 0x4000  # what we want of it never changes: no server is to be asked
+_AT_STATX_DONT_SYNC = 0x4000  # the wanted fields never change, so no server need be asked
 _STATX_MNT_ID = 0x1000  # Linux 5.8
 
 _statx = _function(
@@ -243,7 +242,7 @@ _statx = _function(
 
 
 class Statx(Record):
-    """The part of statx(2) that os.stat does not give, and what goes with it."""
+    """The part of statx(2) that os.stat does not give, and related fields."""
 
     ino: int
     mode: int

@@ -1,15 +1,14 @@
 """Asks btrfs for the names of an inode, each with the inode of its directory.
 
-An inode is (tree, ino): every subvolume is a tree of its own and counts inodes for itself. Its
-names are items of its tree (INODE_REF, INODE_EXTREF); the name of a subvolume, whose root is
-inode 256 of its tree, is an item of the tree of trees (ROOT_BACKREF). BTRFS_IOC_TREE_SEARCH_V2
-reads them all, from any descriptor of the filesystem: every hard link, at any depth, in a
-subvolume that no mount shows.
+An inode is (tree, ino): every subvolume is a tree of its own, with its own inode numbers. Its names
+are items of its tree (INODE_REF, INODE_EXTREF); the name of a subvolume, whose root is inode 256 of
+its tree, is an item of the tree of trees (ROOT_BACKREF). BTRFS_IOC_TREE_SEARCH_V2 reads them all,
+from any descriptor of the filesystem: every hard link, at any depth, in a subvolume that no mount
+shows.
 
-The ioctls made for the purpose say less. BTRFS_IOC_INO_PATHS ends its answer at 4,096 bytes,
-however large the buffer, and needs a descriptor in the subvolume; but it is content with
-CAP_DAC_READ_SEARCH where the search wants CAP_SYS_ADMIN, and so it is here too.
-BTRFS_IOC_INO_LOOKUP gives one name and 4,080 bytes.
+The special ioctls give less. BTRFS_IOC_INO_PATHS ends its answer at 4,096 bytes, also with a larger
+buffer, and needs a descriptor in the subvolume. But it needs only CAP_DAC_READ_SEARCH, and the
+search needs CAP_SYS_ADMIN, so it is here too. BTRFS_IOC_INO_LOOKUP gives one name and 4,080 bytes.
 
 Sources: include/uapi/linux/btrfs.h, btrfs_tree.h; fs/btrfs/ioctl.c, backref.c, export.c of
 Linux 6.18.
@@ -78,7 +77,7 @@ def inode_of(handle: FileHandle) -> Inode | None:
 
 
 class Item(Record):
-    """One item of a tree: its key and what it holds."""
+    """One item of a tree: its key and its data."""
 
     ino: int
     type: int
@@ -94,8 +93,8 @@ _SEARCH_ITEMS_AT = struct.calcsize("=7QII")
 _TREE_SEARCH_V2 = ioctl.read_write(_MAGIC, 17, _SEARCH.size)
 # struct btrfs_ioctl_search_header: transid, objectid, offset, type, len; the data follow.
 _ITEM_HEAD = struct.Struct("=QQQII")
-# An item is no larger than a node of the tree, BTRFS_MAX_METADATA_BLOCKSIZE. So a search that
-# leaves this much of the buffer unused has told everything.
+# An item is no larger than a node of the tree, BTRFS_MAX_METADATA_BLOCKSIZE. So if a search
+# leaves this much of the buffer unused, it has returned all items.
 _LARGEST_ITEM_BYTES = 1 << 16
 _SEARCH_BYTES = 2 * _LARGEST_ITEM_BYTES
 
@@ -112,7 +111,7 @@ _buffer = _Buffer()
 def parse_search(raw: bytes | bytearray | memoryview, count: int) -> tuple[list[Item], int]:
     """At most `count` items from the buffer of a search, and the bytes that they took.
 
-    What does not lie within the buffer is left out.
+    An item that is not within the buffer is left out.
     """
     view = memoryview(raw)
     items: list[Item] = []
@@ -149,8 +148,8 @@ def _search(fd: int, tree: int, ino: int, first_type: int, last_type: int) -> It
         yield from items
         if not items or used + _ITEM_HEAD.size + _LARGEST_ITEM_BYTES <= _SEARCH_BYTES:
             return
-        # On from the key after the last one, which is larger than the one we began with: this
-        # ends even where a tree answers nonsense.
+        # Continue from the key after the last one. That key is larger than the first one, so the
+        # loop ends even if a tree gives nonsense.
         after = (items[-1].type, items[-1].offset + 1)
         if after <= (first_type, first_offset) or after > (last_type, _LARGEST):
             return
@@ -167,9 +166,9 @@ _ROOT_REF = struct.Struct("<QQH")
 
 
 def parse_names(tree: int, item: Item) -> Iterator[tuple[Inode, bytes]]:
-    """The names that one item of `tree` holds, each with the directory that it stands in.
+    """The names in one item of `tree`, each with its directory.
 
-    Nothing for an item of another type; what is cut short is left out.
+    Nothing for an item of another type. A name that is cut short is left out.
     """
     head = {_INODE_REF: _REF, _INODE_EXTREF: _EXTREF, _ROOT_BACKREF: _ROOT_REF}.get(item.type)
     if head is None:
@@ -192,7 +191,7 @@ def parse_names(tree: int, item: Item) -> Iterator[tuple[Inode, bytes]]:
 
 
 def names(fd: int, inode: Inode) -> Sequence[tuple[Inode, bytes]]:
-    """Every name of an inode with the directory that it stands in; none for the topmost root.
+    """Every name of an inode with its directory; none for the topmost root.
 
     `fd` is any descriptor on the filesystem but no O_PATH one. ENOENT: no such subvolume;
     EPERM: needs CAP_SYS_ADMIN.
@@ -210,7 +209,7 @@ class InodePaths(Record):
     paths: tuple[bytes, ...]
     """Relative to the root of the subvolume; b"" for that root itself."""
     missed: int
-    """Names for which there was no room."""
+    """The number of names for which the buffer had no room."""
 
 
 # struct btrfs_ioctl_ino_path_args: inum, size, reserved, pointer.

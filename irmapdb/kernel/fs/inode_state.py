@@ -1,10 +1,10 @@
 """Asks a filesystem for the state of an inode by its handle: named, without a name, or gone.
 
-open_by_handle_at(2) needs no name, and refuses a handle whose inode is gone or whose number was
-given to another one (ESTALE): the generation in the handle tells. Needs CAP_DAC_READ_SEARCH.
+open_by_handle_at(2) needs no name. It refuses a handle (ESTALE) if the inode is gone or its number
+belongs to another inode, because the generation in the handle differs. Needs CAP_DAC_READ_SEARCH.
 
-A filesystem that can only encode handles (overlayfs, procfs, sysfs, devpts, tracefs) says ESTALE
-of each one, and so nothing by it: do_handle_to_path() of fs/fhandle.c.
+A filesystem that can only encode handles (overlayfs, procfs, sysfs, devpts, tracefs) gives ESTALE
+for every handle, so this means nothing there: do_handle_to_path() of fs/fhandle.c.
 """
 
 from __future__ import annotations
@@ -30,22 +30,23 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 class InodeState(enum.Enum):
-    """What became of an inode."""
+    """The state of an inode."""
 
     NAMED = "named"
-    """It is there and has a name, wherever that is."""
+    """It exists and has a name somewhere."""
     UNLINKED = "unlinked"
-    """It has no name left; somebody holds it open."""
+    """It has no name, but a process has it open."""
     GONE = "gone"
     """The filesystem does not know it any more."""
     UNKNOWN = "unknown"
-    """The filesystem cannot be asked, or not by us."""
+    """The filesystem cannot answer, or we may not ask it."""
 
 
 def opens_handles(fd: int) -> bool:
     """Whether the filesystem of an open descriptor can open handles, and not only encode them.
 
-    Without AT_HANDLE_FID name_to_handle_at(2) refuses what could not be opened again.
+    Without AT_HANDLE_FID, name_to_handle_at(2) refuses a file that could not be opened again by its
+    handle.
     """
     try:
         syscalls.name_to_handle_at(fd, b"", AT_EMPTY_PATH)
@@ -55,7 +56,7 @@ def opens_handles(fd: int) -> bool:
 
 
 def fates(root: Root, kdev: int, handles: Iterable[FileHandle]) -> dict[FileHandle, InodeState]:
-    """What became of inodes of one device, asked through any mount of it in this root."""
+    """The state of inodes of one device, asked through any mount of it in this root."""
     for mount in root.mounts_of(kdev):
         try:
             fd = root.open(mount.mountpoint, _DIRECTORY)
@@ -64,7 +65,8 @@ def fates(root: Root, kdev: int, handles: Iterable[FileHandle]) -> dict[FileHand
         try:
             if not opens_handles(fd):
                 break
-            # FUSE says ESTALE of whatever it has forgotten (fuse_get_dentry() of fs/fuse/inode.c).
+            # FUSE gives ESTALE for all inodes that it has forgotten (fuse_get_dentry() of
+            # fs/fuse/inode.c).
             forgets = is_fuse(mount.fstype) or mount.fstype == "virtiofs"
             return {handle: _fate(fd, handle, forgets=forgets) for handle in handles}
         finally:

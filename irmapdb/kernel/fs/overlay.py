@@ -2,22 +2,23 @@
 
 fdinfo's handle of an overlay inode (type 0xf8) holds the handle of the inode in its layer and the
 UUID of the layer's filesystem. An overlay inode belongs to one inode of a layer, its key in the
-table of live inodes (ovl_get_inode() of fs/overlayfs/inode.c). So the handle is one inode's alone
+table of live inodes (ovl_get_inode() of fs/overlayfs/inode.c). So the handle belongs to one inode
+only
 
-- in the upper layer, of which there is one, on a filesystem that nobody serves (ovl_mount_dir());
+- in the upper layer: there is only one, on a filesystem without a server (ovl_mount_dir());
 - if there is one lower layer;
-- if its number is unique by construction: all layers lie on one filesystem, or the number tells
+- if its number is unique by construction: all layers are on one filesystem, or the number contains
   the layer (xino). stat(2) then shows a file on the overlay's own device;
-- if the wrapped handle opens on exactly one of the filesystems that may be a layer's; or if all
-  that it opens are directories, and these have the overlay's own numbers.
+- if the wrapped handle opens on exactly one of the possible filesystems of a layer; or if it opens
+  only directories, and these have the overlay's own numbers.
 
-It is not for a file that has several names in a lower layer, without index: each name is an inode
-of its own, for the first write will part them, and all have the handle of the one below
-(ovl_hash_bylower() of inode.c, ovl_dentry_to_fid() of export.c). Once it is copied up the name has
-a file of its own, with another number and the old handle.
+It does not for a file with several names in a lower layer, without index. Each name is an inode of
+its own there, because the first write separates them, and all have the handle of the lower inode
+(ovl_hash_bylower() of inode.c, ovl_dentry_to_fid() of export.c). After copy-up, the name has a file
+of its own, with another number and the old handle.
 
-An overlay on an overlay has no such handle: only a number, which the overlay below need not give
-only once.
+An overlay on an overlay has no such handle: only a number, and the lower overlay may give that
+number twice.
 """
 
 from __future__ import annotations
@@ -48,35 +49,35 @@ _OVERLAY_HANDLE = 0xF8  # OVL_FILEID_V1
 _OVERLAY_HEAD = struct.Struct("=3xBBBBB16s")
 _OF_UPPER_LAYER = 0x04  # OVL_FH_FLAG_PATH_UPPER
 
-# FILEID_INO32_GEN and with parent: of no filesystem that a server answers for.
+# FILEID_INO32_GEN, and the same with parent: no filesystem with a server uses them.
 _NUMBER_AND_GENERATION = frozenset({0x01, 0x02})
 _BTRFS_HANDLES = frozenset({0x4D, 0x4E, 0x4F})
 
 
 class Wrapped(Record):
-    """What an overlay's handle holds."""
+    """The content of an overlay's handle."""
 
     upper: bool
     uuid: bytes
-    """Of the layer's filesystem; null where that has none, or the overlay has uuid=null."""
+    """The UUID of the layer's filesystem; null if it has none, or the overlay has uuid=null."""
     handle: FileHandle
 
 
 class Layers(Record):
-    """What an overlay's mount options tell of its layers."""
+    """The layers in an overlay's mount options."""
 
     lower: tuple[bytes, ...]
-    """The lower layers' directories as they were named, the topmost first. None of these is a
-    layer for data alone (metacopy), of which nothing is a handle."""
+    """The lower layers' directories as given to mount, the topmost first. Data-only layers
+    (metacopy) are not in it: no handle comes from them."""
     upper: bytes | None
     parts_links: bool
-    """Whether the links of a file in a lower layer part on the first write."""
+    """Whether the first write separates the links of a file in a lower layer."""
     has_uuids: bool
     """Whether its handles have the UUIDs of the layers' filesystems (not with uuid=off)."""
 
 
 def unwrap(handle: FileHandle | None) -> Wrapped | None:
-    """The handle within an overlay's; None where it is none of these."""
+    """The handle within an overlay's handle; None for any other handle."""
     if handle is None or handle.type != _OVERLAY_HANDLE or len(handle.data) < _OVERLAY_HEAD.size:
         return None
     _, _, _, flags, kind, uuid = _OVERLAY_HEAD.unpack_from(handle.data)
@@ -91,7 +92,7 @@ def unwrap_origin(attribute: bytes) -> Wrapped | None:
 
 
 def is_unique(root: Root, mount: Mount, wanted: Identity, fd: int) -> bool:
-    """Whether `fd`, on an overlay in `root` and with the wanted handle, can be no other inode."""
+    """Whether `fd`, on an overlay in `root`, is surely the inode of the wanted handle."""
     superblocks = root.superblocks
     wrapped = unwrap(wanted.handle)
     if wrapped is not None and wrapped.upper:
@@ -118,7 +119,7 @@ def _kdev(status: os.stat_result) -> int:
 def _has_own_numbers(
     superblocks: OwnMounts, mount: Mount, layers: Layers, known: os.stat_result, wanted: Identity
 ) -> bool:
-    # Whether the number alone is an identity. Before Linux 6.6 an overlay has no handles.
+    # Whether the number alone is an identity: before Linux 6.6 an overlay has no handles.
     unified = _kdev(known) == mount.kdev and not stat.S_ISDIR(known.st_mode)
     if unified and wanted.handle is None:
         return True
@@ -129,7 +130,8 @@ def _has_own_numbers(
 
 
 def _counts_once(superblocks: OwnMounts, mount: Mount) -> bool:
-    # Whether a layer there can have no number twice. An overlay can, from several filesystems.
+    # Whether a layer there has each number only once. An overlay can have one twice, from several
+    # filesystems.
     if mount.fstype != "overlay":
         return mount.fstype in LAYER_TYPES
     below = _mounts_of(superblocks, layers_of(mount.super_options), with_upper=True) or {}
@@ -152,7 +154,7 @@ def _is_in_one_layer(
         return True  # no two btrfs that are mounted have one UUID (fs/btrfs/volumes.c)
     found = superblocks.with_uuid(wrapped.uuid if layers.has_uuids else None)
     if found is None:
-        # Some superblock cannot be seen: then the names must lead to one that can.
+        # We cannot see every superblock: then the names must lead to one that we can see.
         return _is_on_the_one(superblocks, wrapped, _mounts_of(superblocks, layers))
     if wrapped.uuid == NO_UUID:
         # Any filesystem without a UUID may know a low number: only those of the layers count.
@@ -172,7 +174,7 @@ def _is_in_one_layer(
 
 
 def _layers_that_show(root: Root, mount: Mount, layers: Layers) -> set[int] | None:
-    # The devices of the layers; None where not all their names are known to lead to them.
+    # The devices of the layers; None if a name may not lead to its layer any more.
     top = next((one for one in root.mounts_of(mount.kdev) if one.root == b"/"), None)
     if top is None:
         return None
@@ -228,7 +230,7 @@ def _mode_of(superblocks: OwnMounts, kdev: int, handle: FileHandle) -> int:
 def _mounts_of(
     superblocks: OwnMounts, layers: Layers, *, with_upper: bool = False
 ) -> dict[int, Mount] | None:
-    # By device; None where a layer's name leads nowhere in our own mount namespace.
+    # By device; None if a layer's name does not exist in our own mount namespace.
     found = {}
     names = layers.lower
     if with_upper and layers.upper is not None:
@@ -251,8 +253,8 @@ def layers_of(super_options: bytes) -> Layers:
     """The layers in a mount's options, as mountinfo shows them (`Mount.super_options`).
 
     ovl_parse_param_lowerdir() and ovl_show_options() of fs/overlayfs/params.c: `lowerdir` is shown
-    as it was given, with a backslash before a colon or a backslash of a name, and two colons
-    before a layer for data; each `lowerdir+` is one name. What separates options is in octal.
+    as given to mount, with a backslash before each colon or backslash of a name, and two colons
+    before a data-only layer. Each `lowerdir+` is one name. Separators of options are in octal.
     """
     lower: list[bytes] = []
     upper = index = None
@@ -271,7 +273,7 @@ def layers_of(super_options: bytes) -> Layers:
         elif name == b"uuid":
             has_uuids = value != b"off"
     has_index = _has_index() if index is None else index
-    # No table tells the options of what a chroot lies on.
+    # No table has the options of the filesystem below a chroot.
     parts_links = not lower or (upper is not None and not has_index)
     return Layers(tuple(lower), upper, parts_links, has_uuids)
 
@@ -288,7 +290,7 @@ def _names(value: bytes) -> list[bytes]:
 
 
 def _has_index() -> bool:
-    # Shown where it is not the module's own choice (ovl_show_options()).
+    # Shown if it differs from the module's default (ovl_show_options()).
     try:
         with open("/sys/module/overlay/parameters/index", "rb") as parameter:
             return parameter.read(1) == b"Y"

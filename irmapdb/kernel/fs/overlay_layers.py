@@ -1,8 +1,8 @@
 """Checks that the names of an overlay's lower layers still lead to the layers.
 
-A name was a layer's when the overlay was mounted. Since then something may have been mounted over
-it, or unmounted from it. So each directory has to show something that the overlay shows too, with
-the handle of the one inside the other's.
+A name led to the layer when the overlay was mounted. Since then another filesystem may have been
+mounted over it, or unmounted. So each directory must have an entry that the overlay shows too, and
+the handle of the overlay's entry must contain the handle of the layer's entry.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ _MOST_LOOKED_AT = 256
 def shows(
     overlay_fd: int, layer_fd: int, unwrap: Callable[[FileHandle], FileHandle | None]
 ) -> bool:
-    """Whether an overlay shows something of the directory `layer_fd`. Both may be O_PATH.
+    """Whether an overlay shows an entry of the directory `layer_fd`. Both may be O_PATH.
 
-    False too where the first entries are all hidden by layers above. `unwrap` gives the handle
-    within an overlay's.
+    False also if layers above hide all of the first entries. `unwrap` gives the handle within an
+    overlay's.
     """
     for path in itertools.islice(_entries(layer_fd), _MOST_LOOKED_AT):
         shown = _handle(overlay_fd, path)

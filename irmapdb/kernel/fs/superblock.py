@@ -12,7 +12,7 @@ from irmapdb.record import Record
 __all__ = ["Superblock", "superblock_of"]
 
 _PATIENCE_S = 2.0
-_IN_IGNORED = 0x8000  # an event that nobody has to be told of: the watch is only looked at
+_IN_IGNORED = 0x8000  # never queued as an event: only the fdinfo of the watch is read
 _SDEV = rb" sdev:([0-9a-f]+)"
 
 # include/uapi/linux/magic.h and fs/ of Linux 6.18: those that are treated in their own way.
@@ -40,7 +40,7 @@ _NAMES = {
 
 
 class Superblock(Record):
-    """Its device, and its type as mountinfo has it; an empty one if it is not known here."""
+    """Its device, and its type as in mountinfo; the type is empty if it is unknown here."""
 
     kdev: int
     fstype: str
@@ -49,9 +49,9 @@ class Superblock(Record):
 def superblock_of(fd: int) -> Superblock | None:
     """The superblock of an open directory, O_PATH or not; None if it does not tell.
 
-    stat(2) tells another device on btrfs and on some overlays. fdinfo's sdev of a watch is the
-    superblock's (inotify_fdinfo() of fs/notify/fdinfo.c), so we watch it for a moment: in a
-    child, as a filesystem that is somebody's program may keep us waiting.
+    stat(2) gives another device on btrfs and on some overlays. fdinfo's sdev of a watch is the
+    device of the superblock (inotify_fdinfo() of fs/notify/fdinfo.c), so we watch the directory for
+    a moment. A child does this, because a FUSE server can block it.
     """
     return ask_in_child(lambda: _look(fd), lambda _why: None, _PATIENCE_S)
 

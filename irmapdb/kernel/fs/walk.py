@@ -1,14 +1,14 @@
 """Walks one mount once, for all wanted inode numbers.
 
-The listing's own inode number (d_ino, getdents64(2)) is looked at first, so that an entry which
-cannot be a hit costs no system call. Directories are opened one by one below the mount's root
-with openat2(2), through no link and no other mount, so a tree that is rearranged under the walk
-leads nowhere else; a directory that is gone or denied is passed over, the latter is told.
+The walk compares the inode number of the listing first (d_ino, getdents64(2)), so an entry that
+cannot be a hit costs no system call. It opens directories one by one below the mount's root with
+openat2(2), through no link and no other mount. So the walk stays in the mount also if tasks move
+directories meanwhile. It skips a directory that is gone or denied, and reports a denied one.
 
 d_ino is not the inode's own number for a mount point, a btrfs subvolume and some directories of
-overlayfs: so every directory is asked itself when it is opened. Where it can differ for files
-too (overlayfs with layers on several filesystems, FUSE), `every_entry` makes a slower walk that
-offers all names.
+overlayfs. So the walk reads the number of every directory when it opens it. If d_ino can differ for
+files too (overlayfs with layers on several filesystems, FUSE), `every_entry` makes a slower walk
+that yields all names.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ _EMPTY_PATH = syscalls.AT_EMPTY_PATH | syscalls.AT_HANDLE_FID
 _ITSELF = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
 _LISTED = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK
 
-# Work is counted in entries: to open a directory costs as much as to look at some of them, and
-# more where its path is long.
+# Work is counted in entries. Opening a directory costs as much as some entries, and more if its
+# path is long.
 _DIRECTORY_WORK = 16
 _PROGRESS_WORK = 16384
 
-# A path is looked up from a descriptor that is no further away than this, and not more of them
-# are held.
+# The largest distance of a path from the descriptor of its lookup, and the largest number of such
+# descriptors.
 _ANCHOR_BYTES = 1000
 _ANCHORS = 64
 
 
 class Hit(Record):
-    """An entry whose inode number is wanted: a candidate, nothing more."""
+    """An entry with a wanted inode number: only a candidate."""
 
     ino: int
-    """The number it was found by; 0 in an `every_entry` walk, where none was looked at."""
+    """The number of the listing; 0 in an `every_entry` walk, which compares none."""
     path: bytes
     """Relative to the top of the walk, b"" for the top itself."""
 
@@ -64,17 +64,18 @@ def walk(  # noqa: PLR0913  what it tells, and whom
     on_denied: Callable[[bytes], None] = lambda _: None,
     over: Callable[[], bool] = lambda: False,
 ) -> Iterator[Hit]:
-    """Yield what may be one of `inos` below the directory `top_fd`, on the same mount.
+    """Yield entries that may be one of `inos` below the directory `top_fd`, on the same mount.
 
-    `inos` may shrink during the walk; `prune` are directories that are passed over, `closed`
-    those that are looked at themselves and not entered. `on_entries` is told now and then how
-    many entries were looked at since it was told last, and ends the walk by answering False;
-    `on_directories` likewise how many directories there were, in all. `on_denied` is told each
-    directory that may not be read. `over` tells, before each directory, that the time is up. One
-    with a path of some 64,000 bytes is not entered.
+    `inos` may shrink during the walk. The walk skips the directories in `prune`, and compares those
+    in `closed` without entering them. It calls `on_entries` now and then with the number of entries
+    since the last call, and ends if that returns False. It calls `on_directories` with the total
+    number of directories, and `on_denied` with each directory that it may not read. Before each
+    directory it calls `over`, and ends if the time is up. It does not enter a directory with a path
+    of some 64,000 bytes.
 
-    A directory is listed once, also where somebody moves it on in front of the walk. Which one it
-    is its number tells, or its handle with `by_handle`, where numbers are not one directory's.
+    The walk lists a directory only once, also if it is moved ahead of the walk. Directories are
+    identified by their number, or with `by_handle` by their handle, if several directories can
+    share a number.
     """
     visit = _visit_every if every_entry else _visit
     which = _handle if by_handle else _number
@@ -95,20 +96,20 @@ def walk(  # noqa: PLR0913  what it tells, and whom
                             seen.directories += 1
                             yield from visit(fd, path, inos, subdirectories, seen)
                     except OSError:
-                        pass  # removed under us, or an input error of this directory alone
+                        pass  # removed meanwhile, or an input error of only this directory
                     finally:
                         os.close(fd)
                 there = descent.go_on(subdirectories) and not seen.over
                 seen.work += _DIRECTORY_WORK + len(path) // _DIRECTORY_WORK
                 seen.tell()
     finally:
-        # Also where nobody asks for more: all is found.
+        # Also if the caller stops because all is found.
         if seen.entries:
             on_entries(seen.entries)
 
 
 class _Count:
-    """How much was looked at since it was told last, and whether that was enough."""
+    """Counts the work since the last report, and decides whether to end the walk."""
 
     def __init__(
         self, on_entries: Callable[[int], bool], on_directories: Callable[[int], bool]
@@ -131,7 +132,7 @@ class _Count:
 
 
 class _Anchor(Record):
-    """A directory on the way that is held open."""
+    """A directory on the path that is kept open."""
 
     fd: int
     level: int
@@ -140,10 +141,10 @@ class _Anchor(Record):
 
 
 class _Descent:
-    """Where a walk is, and what is left to do on each level above.
+    """The position of a walk, and the remaining work on each level above.
 
-    One path for all levels, and none opened from further above than an anchor: a tree that
-    somebody made deep on purpose costs neither memory nor time out of proportion.
+    There is one path for all levels, and each directory is opened from an anchor that is not far
+    above. So a tree that is deep on purpose does not cost much memory or time.
     """
 
     def __init__(self, top_fd: int) -> None:
@@ -181,7 +182,7 @@ class _Descent:
         return True
 
     def open(self, on_denied: Callable[[bytes], None]) -> int | None:
-        """Open the directory for reading; None where it is gone, denied or too deep."""
+        """Open the directory for reading; None if it is gone, denied or too deep."""
         if not self._is_near():
             return None
         try:
@@ -199,7 +200,7 @@ class _Descent:
         return None
 
     def look(self) -> int | None:
-        """Open the directory so that it cannot be read; None where it is gone or too deep."""
+        """Open the directory with O_PATH, not for reading; None if it is gone or too deep."""
         if not self._is_near():
             return None
         try:
@@ -211,7 +212,7 @@ class _Descent:
         return len(self.path) - self._anchors[-1].length < _ANCHOR_BYTES or self._anchor()
 
     def _anchor(self) -> bool:
-        # The parent will do: what else stands in it is opened from there too.
+        # Open the parent: its other entries are opened from there too.
         if len(self._anchors) > _ANCHORS:
             return False
         length = self._lengths[-2]
@@ -257,8 +258,7 @@ def _handle(fd: int) -> object:
 def _visit(
     fd: int, path: bytes, inos: Container[int], subdirectories: list[bytes] | None, count: _Count
 ) -> Iterator[Hit]:
-    # One directory, listed where its subdirectories are asked for. This loop is where the time
-    # goes.
+    # One directory, listed when its subdirectories are needed. This loop takes most of the time.
     ino = os.fstat(fd).st_ino
     if ino in inos:
         yield Hit(ino, path)
@@ -266,7 +266,7 @@ def _visit(
         return
     with os.scandir(fd) as entries:
         while not count.over and (some := list(itertools.islice(entries, _PROGRESS_WORK))):
-            count.add(len(some))  # also where nobody asks for more
+            count.add(len(some))  # also if the caller stops
             for entry in some:
                 if entry.is_dir(follow_symlinks=False):
                     subdirectories.append(os.fsencode(entry.name))

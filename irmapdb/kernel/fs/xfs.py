@@ -1,10 +1,10 @@
 """Asks an xfs with parent pointers for the names of an inode, each with its directory.
 
 Parent pointers are made by `mkfs.xfs -n parent=1`. An inode is (number, generation), so a number
-that was used again is another inode. XFS_IOC_GETPARENTS_BY_HANDLE asks without opening anything.
+that was used again is another inode. XFS_IOC_GETPARENTS_BY_HANDLE needs no open file.
 
 Sources: ioctl_xfs_getparents(2) of xfsprogs; fs/xfs/libxfs/xfs_fs.h, fs/xfs/xfs_handle.c,
-xfs_export.c of Linux 6.18. The ioctl is there since 6.10.
+xfs_export.c of Linux 6.18. The ioctl exists since 6.10.
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ def inode_of(handle: FileHandle) -> Inode | None:
 # (xfs_khandle_to_inode()). Then the cursor, which starts as zeroes and is handed back unread;
 # gp_iflags, gp_oflags, gp_bufsize, padding, gp_buffer.
 _GETPARENTS = struct.Struct("=QHHIQ16sHHIQQ")
-_FID_BYTES = 14  # of fid_pad, fid_gen and fid_ino: what fid_len has to say
+_FID_BYTES = 14  # the size of fid_pad, fid_gen and fid_ino, for fid_len
 _GETPARENTS_BY_HANDLE = ioctl.read_write(ord("X"), 63, _GETPARENTS.size)
 _DONE = 2  # XFS_GETPARENTS_OFLAG_DONE
-_ANSWER = struct.Struct("=24x16s2xH20x")  # of the same, what is of interest afterwards
+_ANSWER = struct.Struct("=24x16s2xH20x")  # the fields of the same struct that are read afterwards
 # struct xfs_getparents_rec: the parent's handle, of which generation and number are of interest,
 # gpr_reclen, reserved, the NUL-terminated name.
 _RECORD = struct.Struct("=12xIQI4x")
@@ -82,15 +82,15 @@ class _Buffer(threading.local):
 
 
 _buffer = _Buffer()
-# What a file can have of links that anybody made is far less: a bound for corrupt answers.
+# A limit for corrupt answers: a real file has far fewer links.
 _MOST_ROUNDS = 1 << 16
 
 
 def parse_parents(raw: bytes) -> list[tuple[Inode, bytes]]:
     """The records of one buffer: a parent and the name in it.
 
-    A buffer that begins with zeroes holds none. The length of the last record runs to the end of
-    the buffer. What is cut short is left out.
+    A buffer that begins with zeroes has none. The length of the last record runs to the end of the
+    buffer. A record that is cut short is left out.
     """
     found: list[tuple[Inode, bytes]] = []
     position = 0
@@ -107,7 +107,7 @@ def parse_parents(raw: bytes) -> list[tuple[Inode, bytes]]:
 
 
 def parents(fd: int, inode: Inode) -> Sequence[tuple[Inode, bytes]]:
-    """Every name of an inode with the directory that it stands in; none for the root.
+    """Every name of an inode with its directory; none for the root.
 
     `fd` is any directory of the filesystem but no O_PATH descriptor. ESTALE: no such inode (any
     more); EOPNOTSUPP: no parent pointers; ENOTTY: a kernel that does not know them; EPERM:
@@ -119,7 +119,7 @@ def parents(fd: int, inode: Inode) -> Sequence[tuple[Inode, bytes]]:
     found: list[tuple[Inode, bytes]] = []
     cursor = b""
     for _ in range(_MOST_ROUNDS):
-        # Where there is no record the kernel writes nothing: the answer before would be read.
+        # If there is no record, the kernel writes nothing, and we would read the previous answer.
         view[: _RECORD.size] = _NO_RECORD
         handle = (0, _FID_BYTES, 0, generation, ino)
         _GETPARENTS.pack_into(request, 0, *handle, cursor, 0, 0, _BUFFER_BYTES, 0, address)
