@@ -43,7 +43,7 @@ class Freezer(Record):
 
     @property
     def name(self) -> str:
-        """How messages call it."""
+        """Its name in messages."""
         return printable(self.path)
 
     @property
@@ -61,7 +61,7 @@ class Freezer(Record):
 
 
 def open_freezer(path: Path) -> Freezer:
-    """The freezer of the cgroup at `path`. UsageError if it is none."""
+    """The freezer of the cgroup at `path`. UsageError if that is no cgroup with a freezer."""
     for freezer in (Freezer(path, v2=True), Freezer(path, v2=False)):
         if freezer.control.exists():
             return freezer
@@ -76,25 +76,25 @@ def open_freezer(path: Path) -> Freezer:
 
 
 def is_held(freezer: Freezer) -> bool:
-    """Whether somebody has frozen it, or is about to.
+    """Whether another process has frozen it, or is freezing it.
 
-    An ancestor's freeze counts with v1 alone: there it is all that the state tells, and thawing
-    would do nothing.
+    The freeze of an ancestor counts only with v1: there the state shows both in the same way, and
+    thawing this cgroup would do nothing.
     """
     return _read(freezer.control) != freezer.off
 
 
 def is_frozen(freezer: Freezer) -> bool:
-    """Whether all tasks stand still. With v1 the kernel finds out when it is asked."""
+    """Whether all tasks are frozen. With v1 the kernel checks this when the file is read."""
     if freezer.v2:
         return b"frozen 1" in _read(freezer.path / "cgroup.events").splitlines()
     return _read(freezer.control) == freezer.on
 
 
 def find_frozen(pid: int) -> Path | None:
-    """The v1 cgroup by which somebody keeps a task frozen, its own or one above. None: not seen.
+    """The v1 cgroup that keeps a task frozen, its own or an ancestor. None: not found.
 
-    Who is frozen so comes to no ptrace stop; with v2 it does.
+    A task that is frozen by v1 cannot reach a ptrace stop; with v2 it can.
     """
     try:
         # By newlines alone: the name of a cgroup may hold a carriage return.
@@ -114,7 +114,7 @@ def find_frozen(pid: int) -> Path | None:
 
 
 def _frozen_upward(top: Path, below: str) -> Path | None:
-    # freezer.state also tells what is asked of one above; this only what is asked of itself.
+    # freezer.state also reports the freeze of an ancestor. This file reports only its own.
     for path in (top / below, *(top / below).parents):
         with contextlib.suppress(OSError):
             if (path / "freezer.self_freezing").read_bytes().strip() == b"1":
@@ -125,7 +125,7 @@ def _frozen_upward(top: Path, below: str) -> Path | None:
 
 
 def members(freezer: Freezer) -> tuple[int, ...]:
-    """The processes in the cgroup and below it, each once; those we have no number for left out."""
+    """The processes in the cgroup and below it, each once, without those that have no pid here."""
     pids: dict[int, None] = {}
     for directory, _, _ in os.walk(freezer.path):
         pids.update(dict.fromkeys(_processes(directory)))
@@ -162,11 +162,11 @@ class Guard:
 
     def __init__(self, freezer: Freezer, line: int) -> None:
         self._freezer = freezer
-        self._line = line  # to the helper, which thaws if it ends in silence
+        self._line = line  # to the helper, which thaws if this pipe closes without a message
         self._on = False
 
     def freeze(self) -> None:
-        """Ask for it; `is_frozen` tells when it is so. May be repeated."""
+        """Request the freeze; `is_frozen` reports when it is complete. May be repeated."""
         self._on = True
         self._write(self._freezer.on)
 
@@ -178,7 +178,7 @@ class Guard:
             self.dismiss()
 
     def dismiss(self) -> None:
-        """Nothing is left to guard: who freezes the cgroup from now on is somebody else."""
+        """End the guard: from now on, only other processes freeze the cgroup."""
         with contextlib.suppress(BrokenPipeError):  # it is gone already
             os.write(self._line, b"over\n")
 
@@ -193,14 +193,14 @@ class Guard:
             ) from error
 
 
-# It writes to a descriptor that is open from the start: no path has to lead there later. No
-# terminal and no polite signal ends it before us.
+# It writes to a descriptor that is open from the start, and so needs no path later. No
+# terminal signal, and no signal that can be blocked, ends it before us.
 _HELPER = 'trap "" HUP INT TERM; read -r over || printf %s "$1"'
 
 
 @contextlib.contextmanager
 def guarded(freezer: Freezer) -> Iterator[Guard]:
-    """A guard for a freezer that nobody holds; thawed when this ends, however it ends."""
+    """A guard for a freezer that is not in use. It is always thawed at the end."""
     try:
         with freezer.control.open("wb", buffering=0) as control:
             helper = subprocess.Popen(  # noqa: S603 - fixed words
@@ -216,7 +216,7 @@ def guarded(freezer: Freezer) -> Iterator[Guard]:
         raise FreezeError(
             f"cannot guard {freezer.name}: {error.strerror} ({error.filename!r})"
         ) from error
-    with helper:  # on the way out: closes the line and waits for its end
+    with helper:  # at the end: closes the pipe and waits for the helper
         assert helper.stdin is not None  # noqa: S101 - a pipe was asked for
         guard = Guard(freezer, helper.stdin.fileno())
         try:

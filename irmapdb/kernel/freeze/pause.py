@@ -1,11 +1,11 @@
 """Detects whether a task is paused already: its cgroup is frozen, or all its threads are stopped.
 
-Facts: Documentation/admin-guide/cgroup-v2.rst (`frozen` in cgroup.events tells of a frozen parent
-as well) and cgroup-v1/freezer-subsystem.rst (freezer.state likewise); cgroup_namespaces(7): paths
-in /proc/PID/cgroup and roots in mountinfo are relative to the reader's cgroup root. Where no file
-of a cgroup can be read, the tasks tell by what they wait in: do_freezer_trap() of
-kernel/cgroup/freezer.c and __refrigerator() of kernel/freezer.c. Also: every task stopped by a
-signal.
+Facts: Documentation/admin-guide/cgroup-v2.rst (`frozen` in cgroup.events also reports a frozen
+parent) and cgroup-v1/freezer-subsystem.rst (freezer.state likewise); cgroup_namespaces(7): paths in
+/proc/PID/cgroup and roots in mountinfo are relative to the reader's cgroup root. If no file of a
+cgroup can be read, the function in which the tasks wait decides: do_freezer_trap() of
+kernel/cgroup/freezer.c and __refrigerator() of kernel/freezer.c. A tree also counts as paused if a
+signal has stopped every task.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["FANOTIFY_PERMISSION", "find_pause", "has_permission_listener"]
 
 FANOTIFY_PERMISSION = 0x4 | 0x8
-"""FAN_CLASS_CONTENT and FAN_CLASS_PRE_CONTENT of fanotify_init(2): groups that may be asked before
-an open, and then hold whoever opens."""
+"""FAN_CLASS_CONTENT and FAN_CLASS_PRE_CONTENT of fanotify_init(2): the kernel may ask these groups
+before an open, and the open then waits."""
 
 _WAITS_FROZEN = (b"do_freezer_trap", b"__refrigerator")
 _STANDS_STILL = (b"T", b"t", b"Z", b"X")
@@ -34,9 +34,9 @@ _FANOTIFY = "anon_inode:[fanotify]"
 
 
 def find_pause(pid: int, tree: Callable[[], Iterable[int]] = tuple) -> str:
-    """By what a task and its tree are paused, in words; "" if they run, or it cannot be told.
+    """The cause of the pause of a task and its tree, as text; "" if they run, or it is unknown.
 
-    `tree` gives the tasks of the tree, which are asked only where no cgroup says that it is frozen.
+    `tree` returns the tasks of the tree. It is called only if no cgroup is frozen.
     """
     if _frozen_cgroups(pid):
         return "frozen cgroup"
@@ -45,7 +45,7 @@ def find_pause(pid: int, tree: Callable[[], Iterable[int]] = tuple) -> str:
 
 
 def has_permission_listener(pid: int, tree: Iterable[int] = ()) -> bool:
-    """Whether a task of the tree, or of its frozen cgroup, may be asked before a file is opened.
+    """Whether the kernel may ask a task of the tree, or of its frozen cgroup, before an open.
 
     If these are paused, such an open would wait for them.
     """
@@ -67,7 +67,7 @@ def _frozen_cgroups(pid: int) -> list[str]:
             if v2:
                 frozen = b"frozen 1" in read_file(f"{directory}/cgroup.events").split(b"\n")
             else:
-                # FREEZING: not all of them stand still yet, and none will run again before a thaw.
+                # FREEZING: some tasks are not frozen yet, and none will run again before a thaw.
                 frozen = read_file(f"{directory}/freezer.state").strip() != b"THAWED"
         except OSError:
             continue  # a root cgroup has no freezer
@@ -120,7 +120,7 @@ def _stands_still(pid: int) -> bool:
 
 
 def _is_listener(pid: int) -> bool:
-    # Unknown is yes: the question is whether an open is safe.
+    # Unknown counts as yes, because an open must be safe.
     try:
         for fd in os.listdir(f"{procfs.ROOT}/{pid}/fd"):
             if os.readlink(f"{procfs.ROOT}/{pid}/fd/{fd}") != _FANOTIFY:

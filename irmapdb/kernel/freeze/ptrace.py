@@ -3,9 +3,9 @@
 Facts: ptrace(2); ptrace_attach, ptrace_request and exit_ptrace in kernel/ptrace.c, ptrace_stop in
 kernel/signal.c, wait_task_stopped in kernel/exit.c.
 
-A tracee belongs to one thread of the tracer, and only that thread may call these functions
-(`reap` excepted). When that thread ends, in whatever way, the kernel lets go of every tracee,
-also of one that has not come to its stop yet, which PTRACE_DETACH cannot do.
+A tracee belongs to one thread of the tracer, and only that thread may call these functions (`reap`
+excepted). When that thread ends for any reason, the kernel detaches every tracee. It also detaches
+one that has not reached its stop yet; PTRACE_DETACH cannot do that.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _ptrace = ctypes.CFUNCTYPE(
 _PTRACE_CONT = 7
 _PTRACE_SEIZE = 0x4206
 _PTRACE_INTERRUPT = 0x4207
-# PTRACE_O_TRACEFORK | _TRACEVFORK | _TRACECLONE: who forks stops, and the child is ours at birth.
+# PTRACE_O_TRACEFORK | _TRACEVFORK | _TRACECLONE: a forking thread stops, and its child is traced.
 _FOLLOW = 0x02 | 0x04 | 0x08
 
 _WALL = 0x40000000  # also threads, and children that do not signal SIGCHLD
@@ -56,7 +56,7 @@ def _check(result: int, tid: int) -> int:
 
 
 class Phase(enum.Enum):
-    """Where a seized thread is on its way."""
+    """The state of a seized thread."""
 
     RUNS = enum.auto()
     """No stop yet: running, asleep in the kernel, or the first of several threads, ended."""
@@ -70,7 +70,7 @@ class Phase(enum.Enum):
 
 
 def seize(tid: int) -> None:
-    """PTRACE_SEIZE: attach. The thread goes on; what it forks from now on is seized and stopped.
+    """PTRACE_SEIZE: attach. The thread continues; its new children are seized and stopped.
 
     A signal for it is held back from now on, see `look`. EPERM: not allowed, traced already, or
     a zombie; ESRCH: gone. Blocks while the task is in execve(2), and as long as a task in
@@ -94,12 +94,12 @@ def resume(tid: int, signal: int) -> None:
 
 
 def look(tid: int) -> tuple[Phase, int]:
-    """How a thread stands, without waiting, and the signal of its stop (0: none).
+    """The state of a thread, without waiting, and the signal of its stop (0: none).
 
-    Nothing is taken from the kernel. If the report of a signal-delivery-stop were taken and this
-    process died before `resume`, the signal would be lost (wait_task_stopped clears the code
-    that ptrace_stop goes by); and an end that were taken would be lost for the parent.
-    The calling thread must have no children of its own: they would look like tracees.
+    No report is consumed. If we consumed the report of a signal-delivery-stop and died before
+    `resume`, the signal would be lost (wait_task_stopped clears the code that ptrace_stop reads).
+    If we consumed an exit, the parent would not get it. The calling thread must have no children of
+    its own: they would look like tracees.
     """
     try:
         report = os.waitid(os.P_PID, tid, _LOOK)
@@ -114,13 +114,13 @@ def look(tid: int) -> tuple[Phase, int]:
 
 
 def reap(tid: int) -> None:
-    """Let a dead thread go that is not the first of its process: nobody else waits for it.
+    """Reap a dead thread that is not the first of its process: only the tracer can do it.
 
     execve(2) in another of its threads and the end of the process wait until this is done. May
     be called from any thread of the tracer. Nothing happens if it lives or is not ours.
     """
     try:
-        # Looked at first: wait(2) would take the report of a stop as well, whatever is asked for.
+        # Check first: wait(2) would also consume the report of a stop, with any options.
         report = os.waitid(os.P_PID, tid, _REAP | os.WNOWAIT)
         if report is not None and report.si_code not in _STOPPED:
             os.waitid(os.P_PID, tid, _REAP)

@@ -1,7 +1,7 @@
 """Stops a task and its descendants inside `with frozen(pid):`, and resumes them afterwards.
 
-A thread of our own traces them (tracer.py). Its end, also that of a kill -9, is what lets go: the
-kernel then frees every tracee in whatever state it is.
+A thread of our own traces them (tracer.py). When that thread ends, also by kill -9, the kernel
+detaches every tracee in any state.
 
 Facts: ptrace(2), signal(7), kernel/ptrace.c.
 """
@@ -30,7 +30,7 @@ __all__ = ["Frozen", "check", "frozen"]
 
 _ATTEMPTS = 3
 _PAUSE_S = 2e-3
-# A hundred times what the frozen part of a dump takes for 100,000 watches.
+# A hundred times the frozen time of a dump with 100,000 watches.
 _LONGEST_HOLD_S = 30.0
 _ENDING = frozenset({signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM})
 
@@ -44,22 +44,22 @@ def frozen(
     hold_s: float = _LONGEST_HOLD_S,
     leave_stopped: bool = False,
 ) -> Iterator[Frozen]:
-    """Stop a task and all of its descendants; they run again when the block ends, however.
+    """Stop a task and all of its descendants. They run again when the block ends for any reason.
 
-    They also run again when the block takes longer than `hold_s`, whatever it waits for: its end
-    is a FreezeError then.
+    They also run again if the block takes longer than `hold_s`; the block then ends with
+    FreezeError.
 
     With `cgroup`, its freezer keeps all tasks in it from forking meanwhile; the root task must be
-    in it. A cgroup that is frozen already stays so. With `leave_stopped`, tasks are left as by
-    SIGSTOP if the block ends without an exception.
+    in it. A cgroup that is frozen already stays so. With `leave_stopped`, the tasks stay stopped as
+    by SIGSTOP if the block ends without an exception.
 
-    Pending signals are kept, system calls restarted as after SIGSTOP and SIGCONT, and a task
-    that was stopped before is so afterwards. Raises TaskError if the root is not there,
-    UsageError for ourselves, our ancestors, and a path that is no cgroup, FreezeError for a task
-    that is traced already, may not be traced or does not stop in time; none is left stopped then.
+    Pending signals are kept. System calls are restarted as after SIGSTOP and SIGCONT. A task that
+    was stopped before stays stopped. Raises TaskError if the root does not exist; UsageError for
+    this process, its ancestors, and a path that is no cgroup; FreezeError if a task is traced
+    already, may not be traced or does not stop in time. No task stays stopped then.
 
-    The root may be a child of this very process; but wait(2) for it, and Popen.poll, would report
-    the stop, so leave that until the block has ended.
+    The root may be a child of this process. Do not call wait(2) or Popen.poll for it before the
+    block has ended, because they would report the stop.
     """
     root, freezer = _admitted(root_pid, cgroup)
     with contextlib.ExitStack() as stack:
@@ -77,7 +77,7 @@ def frozen(
             if leave_stopped:
                 _leave_stopped(held.pids)
         finally:
-            # One call into C, and the first: no signal handler can come before it.
+            # One call into C, before anything else: no signal handler can run before it.
             tracer.go.release()
             with _signals_held():
                 tracer.finish()
@@ -86,7 +86,7 @@ def frozen(
 
 @contextlib.contextmanager
 def _signals_held() -> Iterator[None]:
-    # ^C raised in the middle of a library's start or end can break it, or get lost in there.
+    # ^C in the start or end of a library can break it, or can be lost there.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
     try:
         yield
@@ -105,7 +105,7 @@ def _kin() -> list[int]:
 
 
 def check(root_pid: int, *, cgroup: Path | None = None) -> None:
-    """Raise what `frozen` would raise at once, before it does anything."""
+    """Raise the errors that `frozen` raises before it does anything."""
     _admitted(root_pid, cgroup)
 
 
@@ -143,7 +143,7 @@ def _admit(freezer: Freezer, root: Task, kin: Collection[int]) -> None:
 
 
 def _leave_stopped(pids: Sequence[int]) -> None:
-    # They stand in a ptrace stop: the signal waits until they are let go of.
+    # They are in a ptrace stop: the signal waits until they are detached.
     done: list[int] = []
     try:
         for pid in pids:

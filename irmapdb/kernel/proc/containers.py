@@ -1,8 +1,9 @@
 """Finds the containers of this machine, from /proc only, without any container engine.
 
-A container is a tree of tasks whose mount namespace has a root filesystem of its own. A service
-of systemd with private mounts has the root of the host, and is none. The cgroup of the root task
-tells the container's id: the hook and the service name the database of a container by it.
+A container is a tree of tasks whose mount namespace has a root filesystem of its own. A service of
+systemd with private mounts has the root of the host, so it is no container. The cgroup of the root
+task has the container's id. The hook and the service use the id as the name of the container's
+database.
 
 Facts: proc_pid_cgroup(5), proc_pid_mountinfo(5), cgroup_namespaces(7); the cgroups of the
 engines: `cgroupsPath` of the OCI runtime specification (runc, crun, and containerd's `ctr`);
@@ -54,14 +55,14 @@ _KTHREADD = 2
 """The parent of all kernel threads (kernel/kthread.c), which only the first pid namespace shows."""
 
 _MOST_WITH_ONE_NAME = 4
-"""Of several trees in one cgroup: a tenant can make as many as it likes."""
+"""The largest number of trees in one cgroup: a tenant can make any number of them."""
 
 
 class ContainerName(Record):
-    """What a container is called."""
+    """The names of a container."""
 
     id: str
-    """As the engine calls it: 64 hex digits, or the path of the cgroup without its first slash."""
+    """The engine's id: 64 hex digits, or the path of the cgroup without its first slash."""
     file_stem: str
     """The name of its database without `.db`."""
 
@@ -81,7 +82,7 @@ class Container(Record):
 
     @property
     def key(self) -> tuple[int, int]:
-        """What tells it from every other container since boot."""
+        """Identifies it among all containers since boot."""
         return self.pid, self.starttime
 
 
@@ -90,10 +91,10 @@ def find_containers(
 ) -> tuple[Container, ...]:
     """The containers that run now, by their ids; a container inside of another is a part of it.
 
-    `tables` gets the mountinfo of mount namespaces that was read on the way.
+    The function stores the mountinfo of the mount namespaces that it reads in `tables`.
 
-    `pattern`: a shell pattern for the path of a cgroup of the root task. What starts or ends
-    meanwhile may be missing. Our own mount namespace is no container.
+    `pattern`: a shell pattern for the path of a cgroup of the root task. Containers that start or
+    end meanwhile may be missing. Our own mount namespace is no container.
     """
     foreign = _foreign_tasks({} if tables is None else tables)
     children: dict[int, list[int]] = {}
@@ -122,12 +123,12 @@ def find_containers(
 
 
 def database_name(pid: int, images: str) -> str:
-    """The database's name in a directory of many: the same for each dump of one container.
+    """The name of a container's database in the directory: the same for each dump.
 
-    64 hex digits, where a part of the task's cgroup path is such an id; with a digest of the ids
-    below it, of a container in a container, or of one that has made itself a cgroup with the name
-    of another. Otherwise, in a container, the end of the cgroup path and a digest of the whole.
-    Outside of containers the last part of the images dir and a digest of the whole.
+    64 hex digits, if a part of the task's cgroup path is such an id. A digest of the ids below it
+    follows, for a container in a container, or one that has made a cgroup with the name of another.
+    Otherwise, in a container, the end of the cgroup path and a digest of the whole path. Outside of
+    containers, the last part of the images dir and a digest of the whole path.
     """
     name = _container_of(pid)
     return name_by_images(images) if name is None else f"{name.file_stem}.db"
@@ -141,9 +142,9 @@ def _container_of(pid: int) -> ContainerName | None:
 
 
 def find_database(directory: AnyPath, pid: int) -> bytes | None:
-    """The database that the service keeps for the container of a task; None where it keeps none.
+    """The service's database for the container of a task; None if it has none.
 
-    Only in a directory for us alone: names in another one may be anything.
+    Only in a directory that only we can change: other users could choose the names in any other.
     """
     try:
         found = os.lstat(directory)
@@ -160,20 +161,20 @@ def find_database(directory: AnyPath, pid: int) -> bytes | None:
 
 
 def name_by_images(images: str) -> str:
-    """The database's name for a dump into this images dir, where no container is known."""
+    """The name of the database for a dump into this images dir, outside of containers."""
     whole = os.path.realpath(images or ".")
     return f"{_readable(os.path.basename(whole))}-{_digest(whole)}.db"
 
 
 def is_container_database(file_name: str) -> bool:
-    """Whether a file has the name of a container's database, not that of an images dir's."""
+    """Whether a file name is that of a container's database, and not of an images dir's."""
     return re.fullmatch(_DATABASE, file_name) is not None
 
 
 def name_by_cgroup(cgroups: dict[str, str], *, any_form: bool = False) -> ContainerName | None:
-    """The container's name by its root task's cgroups, hierarchy → path; None where none tells.
+    """The container's name from its root task's cgroups, hierarchy → path; None if none has an id.
 
-    Without `any_form` 64 hex digits alone are taken for an id.
+    Without `any_form`, only 64 hex digits count as an id.
     """
     for path in cgroups.values():
         ids = [found[1] for part in path.split("/") if (found := re.search(_HEX_ID, part))]
@@ -237,7 +238,7 @@ def _by_namespace() -> dict[int, list[int]]:
 
 
 def _mount_namespace(pid: int | str) -> int:
-    # 0 where the task is gone, or not ours to look at. The link is shorter to read than to follow.
+    # 0 if the task is gone, or we may not look at it. Reading the link is faster than following it.
     try:
         try:
             link = os.readlink(f"{procfs.ROOT}/{pid}/ns/mnt")

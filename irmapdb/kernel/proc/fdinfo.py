@@ -40,7 +40,7 @@ _INOTIFY_LINE = re.compile(
     rb" mask:([0-9a-f]+) ignored_mask:([0-9a-f]+)" + _HANDLE,
     re.MULTILINE,
 )
-_FANOTIFY_LINE = (  # a text, as most runs meet none
+_FANOTIFY_LINE = (  # a text and not compiled, because most runs need it never
     rb"(?m)^fanotify (?:"
     rb"mnt_id:(?P<mnt_id>[0-9a-f]+)"
     rb"|mnt_ns:(?P<mnt_ns>[0-9]+)"  # the only decimal number
@@ -58,15 +58,14 @@ def _handle(size: bytes | None, kind: bytes | None, data: bytes | None) -> FileH
         return None
     content = bytes.fromhex(data.decode("ascii"))
     if len(content) != int(size, 16):
-        return None  # a line cut short is no handle to compare with
+        return None  # do not compare with the handle of a cut-off line
     return FileHandle(int(kind, 16), content)
 
 
 def parse_fdinfo(raw: bytes, pid: int, fd: int, kind: WatchKind) -> WatchFile:
     """The watches and marks of one descriptor's fdinfo, in the kernel's order (newest first).
 
-    Lines that are neither are passed over. A watch whose filesystem encodes no handle has
-    `handle` None.
+    Other lines are ignored. `handle` is None if the filesystem of the watch encodes no handle.
     """
     found = _FLAGS.search(raw)
     flags = int(found[1], 8) if found else 0
@@ -86,7 +85,7 @@ def parse_fdinfo(raw: bytes, pid: int, fd: int, kind: WatchKind) -> WatchFile:
 
 
 class _Hex(dict[bytes, int]):
-    # Most numbers stand on every line: a look-up is a quarter of the work.
+    # Most numbers repeat on every line: a dictionary lookup takes a quarter of the time.
     def __missing__(self, digits: bytes) -> int:
         number = self[digits] = int(digits, 16)
         return number
@@ -134,10 +133,10 @@ def _fanotify_mark(line: re.Match[bytes], pid: int, fd: int) -> Mark:
 
 
 class RawWatchFile(Record):
-    """A descriptor that watches, and its fdinfo as read: parsed later, or never."""
+    """An inotify or fanotify descriptor, and the text of its fdinfo for a later parse."""
 
     pid: int
-    """The task, or a thread that has a table of descriptors of its own."""
+    """The task, or a thread with its own table of descriptors."""
     fd: int
     kind: WatchKind
     raw: bytes
@@ -180,7 +179,7 @@ def watch_descriptors(pid: int) -> list[tuple[int, WatchKind]]:
 
 
 def read_raw(pid: int, fd: int, kind: WatchKind) -> RawWatchFile | None:
-    """One descriptor's fdinfo; None where descriptor or task vanished."""
+    """One descriptor's fdinfo; None if the descriptor or task is gone."""
     try:
         try:
             raw = read_file(f"{procfs.ROOT}/{pid}/fdinfo/{fd}")

@@ -1,9 +1,9 @@
 """Keeps large fdinfo files open from one read to the next.
 
 The kernel makes the whole text of an fdinfo file at each read from its beginning, in a buffer of
-one page; where that is too small it takes one of twice the size and begins again
-(seq_read_iter() of fs/seq_file.c). The buffer stays as long as the file is open. So a second
-reading of an open file takes a third of the time that the first took.
+one page. If the buffer is too small, the kernel doubles it and begins again (seq_read_iter() of
+fs/seq_file.c). The buffer stays while the file is open. So a second read of an open file takes a
+third of the time of the first.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 __all__ = ["FdinfoFiles"]
 
 _LARGE_BYTES = 1 << 14
-"""From here on it is worth a descriptor."""
+"""Files of this size or more are kept open."""
 _MOST_OPEN = 64
-"""A process may open 1,024, and others are kept open as well."""
+"""A process may open 1,024 files, and it keeps other files open too."""
 
 
 class FdinfoFiles:
-    """Reads fdinfo, and keeps open what is large. A context manager: closes all of it."""
+    """Reads fdinfo, and keeps large files open. A context manager that closes them."""
 
     def __init__(self) -> None:
         self._open: dict[tuple[int, int], int] = {}
@@ -41,14 +41,15 @@ class FdinfoFiles:
             os.close(self._open.popitem()[1])
 
     def read(self, pid: int, fd: int, kind: WatchKind) -> RawWatchFile | None:
-        """One descriptor's fdinfo as it is now; None where descriptor or task vanished."""
+        """One descriptor's fdinfo as it is now; None if the descriptor or task is gone."""
         file = self._open.get((pid, fd))
         if file is None:
             return self._first(pid, fd, kind)
         try:
             return RawWatchFile(pid, fd, kind, procfs.read_open(file))
         except OSError:
-            # It was closed, or the task has ended: of that very task, whoever has its number now.
+            # It was closed, or the task has ended. The file belongs to that task, even if another
+            # task has its number now.
             os.close(self._open.pop((pid, fd)))
             return fdinfo.read_raw(pid, fd, kind)
 

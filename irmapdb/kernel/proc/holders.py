@@ -1,7 +1,7 @@
 """Finds the tasks that have a deleted file open, and the last name of that file.
 
-The link of a descriptor of such a file ends in ` (deleted)` (d_path() of fs/d_path.c); what is in
-front of it is the name at the time of its removal.
+The link of a descriptor of such a file ends in ` (deleted)` (d_path() of fs/d_path.c). The text
+before it is the name at the time of the removal.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Holder(Record):
     where: str
     """`fd 5`; or `cwd`, `root`, `exe`."""
     last_name: bytes
-    """Absolute in the root of the root task; as the kernel tells it where it is not below that."""
+    """Absolute in the root of the root task; as the kernel gives it if it is outside of that."""
 
     def __str__(self) -> str:
         return f"it was {printable(self.last_name)}; task {self.pid} holds it as {self.where}"
@@ -45,10 +45,10 @@ def deleted_holders(
     pids: Sequence[int],
     wanted: Iterable[Identity],
 ) -> dict[Identity, Holder]:
-    """The first holder among the tasks of each wanted inode that one of them has open.
+    """The first task that has each wanted inode open.
 
-    No filesystem is asked for what is not wanted: the device is that of the descriptor's mount.
-    Nor is one that may block.
+    Only wanted files are looked up, because the device of the descriptor's mount is compared first.
+    Filesystems that may block are not asked.
     """
     by_ino: dict[int, list[Identity]] = {}
     for identity in wanted:

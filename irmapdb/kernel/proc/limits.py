@@ -1,14 +1,14 @@
 """Finds the user that inotify and fanotify objects are charged to, and the limits of each user.
 
-An instance and all its watches are charged to the effective user who made it, in the user
-namespace that this was done in, and to the owner of that namespace in the one around it, up to
-the first (inc_ucount() of kernel/ucount.c). Each namespace has limits of its own, the same for
-every user in it: /proc/sys/user/ shows those of the reader's, namespaces(7), and in the first
-one they are what proc_sys_fs(5) calls fs.inotify and fs.fanotify. A new namespace has none, so
-the account that runs full is mostly the one of its owner outside.
+The kernel charges an instance and all its watches to the effective user who made it, in the user
+namespace of that user. It charges them also to the owner of that namespace in the parent namespace,
+and so on up to the first namespace (inc_ucount() of kernel/ucount.c). Each namespace has its own
+limits, the same for every user in it. /proc/sys/user/ shows the limits of the reader's namespace,
+namespaces(7). In the first namespace they are fs.inotify and fs.fanotify of proc_sys_fs(5). A new
+namespace has no limits, so usually the owner outside reaches a limit first.
 
-What the kernel has counted is not to be read anywhere; who made an instance neither. Marks of a
-fanotify group with FAN_UNLIMITED_MARKS are not charged.
+The kernel shows neither its counts nor the user who made an instance. Marks of a fanotify group
+with FAN_UNLIMITED_MARKS are not charged.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = ["ChargedUser", "LimitKind", "effective_uid", "is_unlimited", "payer_o
 
 
 class LimitKind(enum.StrEnum):
-    """What is counted, by the name of its sysctl."""
+    """The counted objects, each named by its sysctl."""
 
     INOTIFY_INSTANCES = "inotify/max_user_instances"
     INOTIFY_WATCHES = "inotify/max_user_watches"
@@ -54,9 +54,9 @@ _UID = struct.Struct("=I")
 
 
 def read_limits() -> dict[LimitKind, int]:
-    """How much each user may have, in our own user namespace and in the first one.
+    """The limits of each user, in our own user namespace and in the first one.
 
-    An account that this kernel does not have (fanotify's, before Linux 5.13) is left out.
+    A limit that this kernel does not have (fanotify's, before Linux 5.13) is left out.
     """
     limits: dict[LimitKind, int] = {}
     for account in LimitKind:
@@ -88,16 +88,16 @@ def effective_uid(pid: int) -> int | None:
 
 
 class ChargedUser(Record):
-    """Who is charged in our user namespace for what a task makes."""
+    """The user in our user namespace that is charged for the objects of a task."""
 
     uid: int | None
     """None if the task is gone, or may not be looked at."""
     is_below: bool
-    """Whether the task is in a user namespace within ours: then this is the owner of that."""
+    """Whether the task is in a user namespace within ours. Then the user is its owner."""
 
 
 def payer_of(pid: int) -> ChargedUser:
-    """Whose account a task's new instances are charged to."""
+    """The user that is charged for a task's new instances."""
     owner = None
     try:
         own = os.stat(f"{procfs.ROOT}/self/ns/user").st_ino
@@ -115,7 +115,7 @@ def payer_of(pid: int) -> ChargedUser:
 
 
 def _upwards(fd: int) -> Iterator[int]:
-    # A namespace and those around it, as far as they are ours to see. Closes each.
+    # A namespace and its parents, as far as we may see them. Closes each.
     while fd >= 0:
         try:
             yield fd

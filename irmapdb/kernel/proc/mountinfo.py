@@ -38,7 +38,7 @@ def _mount(line: bytes) -> Mount | None:
             root=_unescape(head[3]),
             mountpoint=_unescape(head[4]),
             options=_unescape(head[5]),
-            # What follows `fuse.` the filesystem's server has chosen.
+            # The filesystem's server chooses the text after `fuse.`.
             fstype=printable(_unescape(tail[0])),
             source=_unescape(tail[1]),
             super_options=tail[2],
@@ -48,12 +48,12 @@ def _mount(line: bytes) -> Mount | None:
 
 
 def parse_mountinfo(raw: bytes) -> tuple[Mount, ...]:
-    """Every mount of one mountinfo text, in its order. A line cut short is passed over."""
+    """Every mount of one mountinfo text, in its order. A cut-off line is ignored."""
     return tuple(filter(None, map(_mount, raw.split(b"\n"))))
 
 
 def read_mountinfo(pid: int | str) -> tuple[Mount, ...]:
-    """The mounts that a task sees, in its own root. OSError where it is gone or denied."""
+    """The mounts that a task sees, in its own root. OSError if it is gone or denied."""
     return parse_mountinfo(read_file(f"{procfs.ROOT}/{pid}/mountinfo"))
 
 

@@ -16,7 +16,7 @@ __all__ = ["mounted_anywhere", "open_namespace"]
 
 
 def open_namespace(mntns: int) -> Root | None:
-    """A namespace's own root, by any task in it that is in no chroot; None where none is."""
+    """A namespace's own root, from any task in it that is in no chroot; None if all are."""
     for pid, found in _tasks():
         if found != mntns:
             continue
@@ -31,7 +31,7 @@ def open_namespace(mntns: int) -> Root | None:
 
 
 def mounted_anywhere(kdevs: Collection[int]) -> set[int]:
-    """Which of these devices are mounted in any namespace that we may look at."""
+    """The devices among these that are mounted in a namespace that we may look at."""
     missing = set(kdevs)
     seen: set[tuple[int, str]] = set()
     for pid, mntns in _tasks():

@@ -17,23 +17,23 @@ __all__ = ["OpenFile", "mapped_files", "open_files"]
 
 
 class OpenFile(Record):
-    """Something that a task holds open, and the name that the kernel has for it."""
+    """A file that a task has open or mapped, and its name in the kernel."""
 
     link: str
     """The magic link: /proc/PID/fd/N, cwd, root, exe, or one of map_files."""
     path: bytes
-    """What it reads as; ` (deleted)` behind it may be a part of the name."""
+    """The text of the link; ` (deleted)` at its end may be a part of the name."""
 
 
-# A task may have 65,530 maps (vm.max_map_count of proc_sys_vm(5)), and more where that is raised.
+# A task may have 65,530 maps (vm.max_map_count of proc_sys_vm(5)), or more if that is raised.
 _MOST_MAPS = 10_000
 
 
 def open_files(pid: int) -> Iterator[OpenFile]:
-    """The named files, directories and executables that a task holds open.
+    """The named files, directories and executables that a task has open.
 
-    Sockets, pipes and anonymous inodes have no path and are left out. Whatever vanishes or is
-    denied is left out too.
+    Sockets, pipes and anonymous inodes have no path and are left out. Files that vanish or are
+    denied are left out too.
     """
     try:
         base = f"{procfs.ROOT}/{living_thread(pid)}"
@@ -45,7 +45,7 @@ def open_files(pid: int) -> Iterator[OpenFile]:
 
 
 def mapped_files(pid: int) -> Iterator[OpenFile]:
-    """The named files that a task has in its memory, which need not be open any more.
+    """The named files that a task has mapped, also those that are not open any more.
 
     Each name once, of the first 10,000 maps. To follow the links takes CAP_SYS_ADMIN or
     CAP_CHECKPOINT_RESTORE in the machine's own user namespace (proc_pid_map_files(5)).
@@ -60,7 +60,7 @@ def mapped_files(pid: int) -> Iterator[OpenFile]:
     for file in _named(links):
         if file.path not in known:
             yield file
-        # Of one name any number of files can have been deleted.
+        # Any number of deleted files can have had one name.
         if not file.path.endswith(b" (deleted)"):
             known.add(file.path)
 

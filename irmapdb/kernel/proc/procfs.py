@@ -11,7 +11,7 @@ ROOT = "/proc"
 
 
 def living_thread(pid: int | str) -> int | str:
-    """The task as given; where its first thread has ended, another one that lives.
+    """The task as given; if its first thread has ended, another live thread.
 
     A first thread that has ended has no descriptors, root and namespaces any more (do_exit() of
     kernel/exit.c), while the others have. Any thread's number can be looked up in /proc. OSError
@@ -36,7 +36,7 @@ _CHUNK_BYTES = 1 << 20
 
 
 def read_file(path: str, dir_fd: int | None = None) -> bytes:
-    """One file of /proc, whole, in as few calls as can be. OSError as open(2) and read(2)."""
+    """One whole file of /proc, in as few calls as possible. OSError as open(2) and read(2)."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=dir_fd)
     try:
         return _read_on(fd)
@@ -45,7 +45,7 @@ def read_file(path: str, dir_fd: int | None = None) -> bytes:
 
 
 def read_open(fd: int) -> bytes:
-    """An open file of /proc, whole, as it is now."""
+    """The whole text of an open file of /proc, as it is now."""
     os.lseek(fd, 0, os.SEEK_SET)
     return _read_on(fd)
 

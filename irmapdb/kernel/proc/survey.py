@@ -1,8 +1,8 @@
 """Reads all watches of a task tree without stopping a task.
 
-A descriptor that several tasks inherited is one open file description and is read once, as CRIU
-dumps it once (criu/file-ids.c). kcmp(2) tells, and gives all descriptions of the machine one order,
-so that each descriptor is compared with a few of those that have the same text.
+If several tasks inherited a descriptor, it is one open file description. It is read once, as CRIU
+dumps it once (criu/file-ids.c). kcmp(2) detects this. It also gives all descriptions of the machine
+one order, so each descriptor is compared with only a few of those with the same text.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ class Survey(Record):
     denied: tuple[Denied, ...]
     copies: tuple[SharedDescriptor, ...] = ()
     unread: int = 0
-    """How many tasks were not looked at to the end because the time was up."""
+    """The number of tasks that were not read completely because the time was up."""
     threads: MappingABC[int, int] = MappingProxyType({})
-    """The threads that have descriptors of their own, and whose they are."""
+    """The threads that have their own descriptors, and their tasks."""
 
     def owners(self) -> dict[tuple[int, int], list[int]]:
-        """Who else has a descriptor that was read: tasks by (pid, fd) of the one in `files`."""
+        """The other tasks that have a read descriptor, by (pid, fd) of the one in `files`."""
         owners: dict[tuple[int, int], list[int]] = {}
         for copy in self.copies:
             owners.setdefault((copy.of.pid, copy.of.fd), []).append(copy.pid)
@@ -67,8 +67,8 @@ def read_survey(
 ) -> Survey:
     """Read every inotify and fanotify descriptor of the tasks.
 
-    A task or descriptor that vanishes drops out; one that may not be read is in `denied`. `over`
-    tells that the time is up: the rest is not read then. `texts` make a second reading faster.
+    A task or descriptor that vanishes is left out; one that may not be read is in `denied`. If
+    `over` returns True, the time is up and the rest is not read. `texts` make a second read faster.
     """
     if texts is None:
         with FdinfoFiles() as own:
@@ -102,12 +102,12 @@ class _Descriptions:
         self.threads: dict[int, int] = {}
         self._files: list[RawWatchFile] = []
         self._copies: list[SharedDescriptor] = []
-        # Unequal text is another description. A text alone of its size need not be hashed.
+        # Different text means another description. A text with a unique size need not be hashed.
         self._alone: dict[int, RawWatchFile] = {}
         self._alike: dict[bytes, _Alike] = {}
 
     def read(self, pid: int, over: Callable[[], bool]) -> bool:
-        """The descriptors of a task or thread; False where the time was up.
+        """The descriptors of a task or thread; False if the time was up.
 
         OSError where it is gone or denied.
         """
@@ -120,7 +120,7 @@ class _Descriptions:
         return True
 
     def add(self, raw: RawWatchFile) -> None:
-        """One descriptor more: of a description of its own, or a copy."""
+        """Add one descriptor: the first of its description, or a copy."""
         first = self._alone.setdefault(len(raw.raw) - _start_of_shared(raw), raw)
         original = None
         if first is not raw:
@@ -143,7 +143,7 @@ class _Descriptions:
 
 
 def _start_of_shared(raw: RawWatchFile) -> int:
-    # The line before has flags of the descriptor, O_CLOEXEC, beside those of the description
+    # The line before has flags of the descriptor (O_CLOEXEC) and flags of the description
     # (fs/proc/fd.c, seq_show). Copies of one description differ there.
     return max(raw.raw.find(b"\nmnt_id:"), 0)
 
@@ -169,9 +169,9 @@ class _Alike:
         self.find_or_add(first)
 
     def find_or_add(self, raw: RawWatchFile) -> RawWatchFile | None:
-        """The descriptor that was read of the same description; None where this is the first.
+        """The descriptor of the same description that was read; None if this is the first.
 
-        None as well where the two cannot be compared: counted twice does no harm.
+        None also if the two cannot be compared: to count one twice does no harm.
         """
         new = _comparable(raw)
         if new is None:

@@ -1,9 +1,9 @@
 """Reads task trees from /proc.
 
-Facts: proc_pid_stat(5), proc_tid_children(5) (CONFIG_PROC_CHILDREN; exact only while the tasks
-stand still), proc(5) on `hidepid`. A descriptor of /proc/PID belongs to that very task: once it
-is gone, lookups through it fail, also when the number was given to another task
-(proc_pid_lookup and get_proc_task in fs/proc/base.c).
+Facts: proc_pid_stat(5), proc_tid_children(5) (CONFIG_PROC_CHILDREN; exact only while the tasks are
+stopped), proc(5) on `hidepid`. A descriptor of /proc/PID belongs to that very task: once it is
+gone, lookups through it fail, also when the number was given to another task (proc_pid_lookup and
+get_proc_task in fs/proc/base.c).
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ __all__ = [
 ]
 
 HIDDEN = "?"
-"""The state of a task that exists but that /proc does not show to us."""
+"""The state of a task that exists, but is hidden from us in /proc."""
 
 _DEAD = frozenset("ZXx")
 _KTHREADD = (2, 0, b"kthreadd")
 _WALKS = 3
-"""How often a tree that changed under the walk is walked again."""
+"""The number of repeated walks of a tree that changed during a walk."""
 
 # Fields of proc_pid_stat(5), counted from the one after the command.
 _STATE, _PPID, _FLAGS, _NUM_THREADS, _STARTTIME = 0, 1, 6, 17, 19
@@ -56,20 +56,20 @@ _PF_KTHREAD = 0x00200000
 
 
 class Task(Record):
-    """The part of /proc/PID/stat that tells one task from another."""
+    """The part of /proc/PID/stat that identifies a task."""
 
     pid: int
     ppid: int
-    """0 where the parent is outside of our pid namespace."""
+    """0 if the parent is outside of our pid namespace."""
     comm: bytes
     state: str
-    """One letter, proc_pid_stat(5); HIDDEN where /proc does not show the task."""
+    """One letter, proc_pid_stat(5); HIDDEN if /proc does not show the task."""
     starttime: int
     """Clock ticks since boot. (pid, starttime) is never used twice."""
 
     @property
     def name(self) -> str:
-        """How messages call the task."""
+        """The name of the task in messages."""
         return f"task {self.pid} ({printable(self.comm)})" if self.comm else f"task {self.pid}"
 
 
@@ -80,7 +80,7 @@ class Process(Record):
     tids: tuple[int, ...]
     children: tuple[int, ...]
     dead: bool
-    """A zombie. Where only the first thread has ended, the others keep the process alive."""
+    """Whether it is a zombie. Other live threads keep a process alive without its first thread."""
 
 
 def parse_stat(data: bytes) -> Task:
@@ -98,9 +98,9 @@ def parse_stat(data: bytes) -> Task:
 
 
 def read_task(pid: int) -> Task | None:
-    """Read one task (or thread). None if it is not there, or was just now.
+    """Read one task (or thread). None if it does not exist, or has just ended.
 
-    Raises TaskError where /proc hides it from us.
+    Raises TaskError if /proc hides it from us.
     """
     return _read_stat(f"{procfs.ROOT}/{pid}/stat", pid)
 
@@ -115,7 +115,7 @@ def _read_stat(path: str, pid: int) -> Task | None:
 
 
 def read_thread(pid: int, tid: int) -> Task | None:
-    """The same of one thread of a task, found below the task alone."""
+    """The same for one thread of a task, read below /proc/PID/task."""
     return _read_stat(f"{procfs.ROOT}/{pid}/task/{tid}/stat", tid)
 
 
@@ -132,14 +132,14 @@ def leader_of(tid: int) -> int | None:
 
 
 def children_index() -> dict[int, list[int]] | None:
-    """Every task's children by one scan; None where the kernel lists them itself."""
+    """Every task's children, from one scan of /proc; None if the kernel lists them itself."""
     if os.path.exists(f"{procfs.ROOT}/thread-self/children"):
         return None
     return _scan()
 
 
 def thread_children(pid: int, tid: int) -> tuple[int, ...]:
-    """The children of one thread; of its whole process, where the kernel does not list them."""
+    """The children of one thread; of its whole process, if the kernel does not list them."""
     try:
         with _directory(f"{procfs.ROOT}/{pid}/task", flags=os.O_RDONLY) as task_fd:
             index = children_index()
@@ -156,7 +156,7 @@ def read_process(
 ) -> Process | None:
     """Read a task, its threads, and its children (from `index`, where there is one).
 
-    None if it is not there, or went while we looked. Raises TaskError where /proc hides it.
+    None if it does not exist, or ended meanwhile. Raises TaskError if /proc hides it.
     """
     try:
         with _directory(f"{procfs.ROOT}/{pid}") as pid_fd:
@@ -254,9 +254,9 @@ def task_tree(root_pid: int) -> tuple[Task, ...]:
 
 
 def all_tasks() -> tuple[Task, ...]:
-    """Every process that /proc lists, by number, without zombies and kernel threads.
+    """Every process in /proc, by number, without zombies and kernel threads.
 
-    One whose /proc hides what it is has the state HIDDEN and an empty command.
+    A hidden process has the state HIDDEN and an empty command.
     """
     tasks = []
     for pid in sorted(int(name) for name in os.listdir(procfs.ROOT) if name.isdecimal()):
@@ -276,7 +276,7 @@ def all_tasks() -> tuple[Task, ...]:
 
 
 def _walk(root: Task) -> tuple[list[Task], bool]:
-    # The tree, and whether all of it stayed where it was.
+    # The tree, and whether no task changed its place meanwhile.
     index = children_index()
     tasks: list[Task] = []
     calm = True
@@ -312,7 +312,7 @@ def _is_kernel_thread(pid: int) -> bool:
     try:
         stat = read_file(f"{procfs.ROOT}/{pid}/stat")
     except OSError:
-        return False  # gone: the next who asks will be told
+        return False  # gone: the next call detects it
     return bool(int(stat[stat.rfind(b")") + 2 :].split()[_FLAGS]) & _PF_KTHREAD)
 
 
@@ -324,13 +324,13 @@ def _scan() -> dict[int, list[int]]:
         try:
             task = parse_stat(read_file(f"{procfs.ROOT}/{name}/stat"))
         except OSError:
-            continue  # gone, or hidden: then it is not ours to look at
+            continue  # gone, or hidden: then we may not look at it
         index.setdefault(task.ppid, []).append(task.pid)
     return index
 
 
 def _children(task_fd: int, tids: Sequence[int]) -> tuple[int, ...]:
-    # As short as can be: it is done for every thread while all tasks stand.
+    # As short as possible: it runs for every thread while all tasks are stopped.
     found = []
     for tid in tids:
         try:
@@ -355,7 +355,7 @@ def _directory(path: str, dir_fd: int | None = None, flags: int = os.O_PATH) -> 
 
 
 def _exists(pid: int) -> bool:
-    # What kill(2) sees does not depend on how /proc is mounted.
+    # kill(2) does not depend on the options of the /proc mount.
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):  # OverflowError: more than a pid_t
