@@ -1,6 +1,6 @@
 """Finds paths for identities: the engine, and one module for each source of paths.
 
-Each gives candidates for a batch; none decides. `irmapdb.resolve.search` asks them in this order,
-cheapest first: stored rows, file handles, the handles within an overlay's, what btrfs and xfs know,
-the tasks' own open files, a scan.
+Each source gives candidates for a batch; none decides. `irmapdb.resolve.search` asks them in this
+order, the cheapest first: stored rows, file handles, the layers of an overlay, the names in btrfs
+and xfs, the open files of the tasks, a scan.
 """

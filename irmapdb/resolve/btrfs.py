@@ -28,10 +28,10 @@ __all__ = ["BtrfsLookup"]
 
 
 class BtrfsLookup(MountLookup):
-    """Every path of an inode on btrfs, in whatever subvolume it lies.
+    """Every path of an inode on btrfs, in any subvolume.
 
-    Needs CAP_SYS_ADMIN. With CAP_DAC_READ_SEARCH alone it looks only into subvolumes that are
-    mounted themselves, and finds what INO_PATHS has room for.
+    Needs CAP_SYS_ADMIN. With only CAP_DAC_READ_SEARCH it looks only into mounted subvolumes, and
+    finds only as many paths as INO_PATHS has room for.
     """
 
     source = Source.BTRFS
@@ -52,13 +52,13 @@ class _View(Record):
     """A place where a part of a subvolume can be seen."""
 
     prefix: bytes
-    """What is seen: paths in the subvolume that begin so; b"" for all, else with a slash behind."""
+    """The prefix of the visible paths in the subvolume, with a slash at its end; b"" for all."""
     at: bytes
     mount: Mount
 
 
 class _Subvolume:
-    """One subvolume and all places that show it. A context manager: holds it open."""
+    """One subvolume and all places that show it. A context manager that keeps it open."""
 
     def __init__(
         self, root: Root, mount_fds: MountFds, upward: ReverseLookup[btrfs.Inode], tree: int
@@ -93,7 +93,7 @@ class _Subvolume:
         try:
             return list(self._upward.paths(top))
         except OSError as error:
-            # Deleted, or we may not ask where it lies; a mount may still show it.
+            # Deleted, or we may not ask for its place; a mount may still show it.
             self._denied = isinstance(error, PermissionError)
             return [mount.mountpoint for mount in self._upward.tops.get(top, ())]
 
@@ -134,7 +134,7 @@ class _Subvolume:
             try:
                 yield from self._upward.paths(inode)
             except PermissionError:
-                # What there was room for is better than nothing.
+                # An incomplete list is better than none.
                 if answer is None:
                     raise
             else:

@@ -1,8 +1,8 @@
 """Asks the sources one after the other, and accepts only proved paths.
 
-The resolvers are asked one after the other, cheapest first, each with all that is still wanted.
-They give candidates; only `prove` makes one an answer. The engine knows no kernel, no database
-and no file: it imports the model alone.
+It asks the resolvers one after the other, the cheapest first, each for all inodes that have no path
+yet. They give candidates; only `prove` makes a candidate an answer. The engine uses no kernel, no
+database and no file: it imports only the model.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ __all__ = [
 
 
 _MOST_TRIED = 16
-"""What is kept of why an inode has no path: for people to read."""
+"""The largest number of reasons that an inode without a path keeps, for people."""
 
 _SHARED = "may be another file, as the kernel shows the same of several"
 
@@ -53,14 +53,14 @@ class Candidate(Record):
 
 
 class Note(Record):
-    """Why a resolver has no candidate: kept for people, ends nothing."""
+    """The reason why a resolver has no candidate, for people. The search continues."""
 
     identity: Identity
     text: str
 
 
 class Deleted(Record):
-    """The inode has no name left, nor a mount point: nobody else needs to be asked."""
+    """The inode has no name and no mount point, so the search for it ends."""
 
     identity: Identity
 
@@ -68,10 +68,10 @@ class Deleted(Record):
 Answer: TypeAlias = Candidate | Note | Deleted
 
 Wanted: TypeAlias = KeysView[Identity]
-"""What has no answer yet: a live view, it shrinks while a resolver works."""
+"""The inodes without an answer: a live view that shrinks while a resolver works."""
 
 Prove: TypeAlias = Callable[[Identity, bytes], StaleReason | None]
-"""Why a path is not the inode that is wanted, asked from the kernel now; None if it is."""
+"""The reason why a path is not the wanted inode, asked from the kernel now; None if it is."""
 
 Prefer: TypeAlias = Callable[[Sequence[bytes]], Sequence[bytes]]
 """Several proved names of one inode, the best one first."""
@@ -82,8 +82,8 @@ if TYPE_CHECKING:
     class Resolver(Protocol):
         """Gives candidates for a batch.
 
-        Each answer is proved before the next one is asked for, so that a resolver which looks at
-        `wanted` again sees what is still worth its work.
+        Each candidate is proved before the resolver gives the next one. So a resolver that reads
+        `wanted` again sees the inodes that are still open.
         """
 
         source: Source
@@ -103,7 +103,7 @@ class Disproved(Record):
 
 
 class Resolution:
-    """What a batch came to: every identity is in one of the first two."""
+    """The result of a batch: every identity is in one of the first two."""
 
     def __init__(
         self,
@@ -117,11 +117,11 @@ class Resolution:
 
     @property
     def cut(self) -> int:
-        """How many have no path because the time was up."""
+        """The number of inodes without a path because the time was up."""
         return sum(failure.cut for failure in self.unresolved.values())
 
     def update(self, later: Resolution) -> None:
-        """Take over what a later batch came to; it knows better."""
+        """Add the result of a later batch, which replaces older answers."""
         for identity in later.resolved:
             self.unresolved.pop(identity, None)
         for identity in later.unresolved:
@@ -139,11 +139,11 @@ def resolve(
     prefer: Prefer = lambda paths: sorted(paths, key=len),
     over: Callable[[], bool] = lambda: False,
 ) -> Resolution:
-    """Find a proved path for each identity, or say what was tried.
+    """Find a proved path for each identity, or the reason of each resolver.
 
-    One resolver may prove several names of an inode; all are kept. `over` tells that the time
-    is up: what was proved so far is the result, the rest is unresolved and `cut`. Identities may
-    come with what others have tried before.
+    One resolver may prove several names of an inode; all are kept. If `over` returns True, the time
+    is up: the result has the paths proved so far, and the rest is unresolved and `cut`. Identities
+    may already have the reasons of earlier resolvers.
     """
     tried = identities if isinstance(identities, Mapping) else dict.fromkeys(identities, ())
     batch = _Batch({identity: [*before] for identity, before in tried.items()}, prove)
@@ -158,7 +158,7 @@ def resolve(
                     break
         finally:
             if isinstance(answers, Generator):
-                answers.close()  # it may hold files, directories and threads
+                answers.close()  # it may have files, directories and threads open
     return batch.outcome(prefer, cut=over())
 
 
@@ -199,7 +199,7 @@ class _Batch:
         if identity in self.pending:
             what = _SHARED if reason is StaleReason.AMBIGUOUS else f"is {reason}"
             tried, said = Tried(source, f"{printable(path)} {what}"), self.pending[identity]
-            # A walk may come by several times, and thousands of files may look alike.
+            # A walk may meet a file several times, and thousands of files may look alike.
             if len(said) < _MOST_TRIED and tried not in said:
                 said.append(tried)
 

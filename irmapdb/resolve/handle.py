@@ -27,10 +27,10 @@ _NO_NAME = "the kernel has no name cached for it"
 
 
 class Handles(MountLookup):
-    """open_by_handle_at(2) through the mounts of the device, and the name the kernel has cached.
+    """open_by_handle_at(2) through the mounts of the device, and the cached name in the kernel.
 
-    A file whose dentry was dropped opens, but has no name; a directory always has one. What was
-    deleted may have a mount point left. Needs CAP_DAC_READ_SEARCH.
+    A file whose dentry was dropped opens, but has no name; a directory always has one. A deleted
+    file may still have a mount point. Needs CAP_DAC_READ_SEARCH.
     """
 
     source = Source.HANDLE
@@ -45,7 +45,7 @@ class Handles(MountLookup):
             mounts = self._root.mounts_of(kdev)
             for mount in mounts:
                 yield from self._through(mount, identities, wanted, notes, deleted)
-            # The root of a mount has a name cached, be it one that was removed.
+            # The root of a mount has a cached name, also if that was removed.
             left = [one for one in identities if one in wanted and notes.get(one) != _NO_NAME]
             yield from at_mount_points(self._root, left)
             yield from deleted.values()
@@ -62,7 +62,7 @@ class Handles(MountLookup):
         deleted: dict[Identity, Deleted],
     ) -> Iterator[Candidate]:
         try:
-            # A mount point that is a file cannot be opened like this and is passed over.
+            # A mount point that is a file cannot be opened like this, and is skipped.
             mount_fd = self._mount_fds.open(mount.mountpoint)
         except OSError:
             return
@@ -72,7 +72,7 @@ class Handles(MountLookup):
                 if self._over():
                     return
                 if identity not in wanted or identity in deleted:
-                    continue  # another mount of the device has told already
+                    continue  # another mount of the device has already answered
                 if identity.handle is None:
                     notes[identity] = "the kernel shows no handle for it"
                     continue
@@ -111,7 +111,7 @@ class Handles(MountLookup):
                 if link == b"/" and not stat.S_ISDIR(status.st_mode):
                     return _NO_NAME
                 path = self._root.strip(link)
-        except OSError as error:  # a path beyond PATH_MAX, which no link can tell
+        except OSError as error:  # a path beyond PATH_MAX, too long for a link
             return f"the kernel does not tell its name: {error.strerror}"
         finally:
             os.close(fd)

@@ -1,7 +1,7 @@
 """Keeps directories open for open_by_handle_at(2) and ioctl(2), which take no O_PATH descriptor.
 
-A real open may wait: a fanotify listener for FAN_OPEN_PERM is asked first, and in the freeze it
-may be one of the frozen. So descriptors are opened before, and in the freeze no other is.
+A real open may wait for a fanotify listener (FAN_OPEN_PERM), and in the freeze the listener may be
+frozen itself. So the descriptors are opened before the freeze, and no other in it.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ __all__ = ["MountFds", "MountLookup"]
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK
 
 _MOST_OF_A_DEVICE = 8
-"""Of the thousands of places where it may be mounted."""
+"""The largest number of mounts of one device that are tried: it may have thousands."""
 
 
 class MountFds:
-    """The directories of one root that filesystems are asked through."""
+    """The directories of one root through which filesystems are asked."""
 
     def __init__(self, root: Root) -> None:
         self._root = root
@@ -36,7 +36,7 @@ class MountFds:
         self._only_kept = False
 
     def close(self) -> None:
-        """Let go of what is kept: until then it cannot be unmounted."""
+        """Close the kept directories: until then they cannot be unmounted."""
         self._root.superblocks.close()
         while self._kept:
             os.close(self._kept.popitem()[1])
@@ -44,7 +44,7 @@ class MountFds:
     def open(self, path: bytes) -> int:
         """A descriptor of a directory, which the caller closes. OSError as open(2).
 
-        EAGAIN: it is not kept, and no other may be opened now.
+        EAGAIN: it is not kept, and no directory may be opened now.
         """
         if not self._kept and not self._only_kept:
             return self._root.open(path, _DIRECTORY)
@@ -60,9 +60,10 @@ class MountFds:
             os.close(path_fd)
 
     def keep(self, kdevs: Iterable[int], most: int) -> int:
-        """Open mounts of these devices, those that show most of it first, and hold them open.
+        """Open mounts of these devices and keep them open; mounts that show more come first.
 
-        At most so many; how many there are then. Where no more can be opened, that is all.
+        Opens at most `most`, and stops if no more can be opened. Returns the number of kept
+        directories.
         """
         before = len(self._kept)
         for kdev in kdevs:
@@ -94,7 +95,7 @@ class MountFds:
 
     @contextmanager
     def only_kept(self) -> Iterator[None]:
-        """While inside, nothing is opened but what is kept."""
+        """Inside, only kept directories are used, and none is opened."""
         before, self._only_kept = self._only_kept, True
         try:
             with self._root.superblocks.only_kept():
@@ -104,7 +105,7 @@ class MountFds:
 
 
 class MountLookup:
-    """A resolver that asks a filesystem through its mounts, until `over` says that time is up."""
+    """A resolver that asks a filesystem through its mounts, until `over` returns True."""
 
     def __init__(
         self,
@@ -118,7 +119,7 @@ class MountLookup:
 
 
 def _which(fd: int) -> tuple[int | None, int, int]:
-    # An open descriptor keeps its mount's number and its inode's from being given to others
+    # While a descriptor is open, the numbers of its mount and inode are not reused
     # (cleanup_mnt() of fs/namespace.c): so it is the same directory on the same mount.
     known = syscalls.statx(fd)
     return known.mnt_id, known.st_kdev, known.ino

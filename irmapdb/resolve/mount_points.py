@@ -1,8 +1,8 @@
 """Finds files that have no name any more but are still a mount point.
 
-A file or directory that is bound somewhere stays there when its last name is removed: with the
-/etc/hosts of a container, say, whose file the host has replaced. No handle, link or directory
-leads to it any more; to look at the roots of the mounts does.
+A bind-mounted file or directory stays mounted when its last name is removed. An example is the
+/etc/hosts of a container after the host has replaced the file. No handle, link or directory leads
+to it any more, so this module checks the roots of the mounts.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["at_mount_points"]
 
 
 def at_mount_points(root: Root, wanted: Sequence[Identity]) -> Iterator[Candidate]:
-    """The mount points that are themselves what is wanted: inodes of one device."""
+    """The mount points whose root is a wanted inode of one device."""
     alike: dict[FileHandle | int | None, list[Identity]] = {}
     for identity in wanted:
         for sign in (identity.handle, identity.ino):

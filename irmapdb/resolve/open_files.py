@@ -42,7 +42,7 @@ class OpenFiles:
         deleted: set[Identity] = set()
         for identity in wanted:
             by_ino.setdefault(identity.ino, []).append(identity)
-        # A task has more maps than descriptors: they are looked at only for what is left.
+        # A task has more maps than descriptors: they are read only for the remaining inodes.
         for held_by in (open_files.open_files, open_files.mapped_files):
             for pid in self._pids if wanted else ():
                 for file in held_by(pid):
@@ -67,8 +67,8 @@ class OpenFiles:
         except OSError:
             return
         try:
-            # By the mount that it is on, whatever its name says: a stat on one that nobody wants
-            # could wait for long.
+            # By its mount, and not by its name: a stat on a mount that is not wanted could wait for
+            # long.
             mount = self._root.by_id.get(kernel_identity.mount_id(fd))
             if mount is None or mount.kdev not in kdevs:
                 return

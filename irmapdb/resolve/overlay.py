@@ -1,14 +1,15 @@
 """Finds paths on overlays by the handle of the file in its layer.
 
-The real handle inside fdinfo's overlay handle opens on a mount of the layer's filesystem in our own
-mount namespace, also with all caches dropped, as the watch holds the overlay inode and that one the
-inode of the layer. What /proc/self/fd says of the descriptor is the path in the layer, of which the
-path on the overlay is the end. Which part in front is to be stripped is tried out once for a layer:
-the names in the mount options may be relative, links, or those of another mount namespace.
+fdinfo's overlay handle contains the handle of the file in its layer. That handle opens on a mount
+of the layer's filesystem in our own mount namespace. It opens also with all caches dropped, because
+the watch holds the overlay inode, and the overlay inode holds the inode of the layer. /proc/self/fd
+gives the path in the layer, and the path on the overlay is the end of that path. The resolver tries
+once for each layer how much to strip from the front, because the names in the mount options may be
+relative, links, or names of another mount namespace.
 
-What was renamed has its old path there. It lies in the upper layer now, or below a directory that
-does; so that one layer is walked, for the attributes that tell the origin (`irmapdb.resolve.
-upper_layer`).
+A renamed file has its old path in the lower layer. It is in the upper layer now, or below a
+directory in the upper layer. So `irmapdb.resolve.upper_layer` walks that layer and reads the
+attributes with the origin.
 
 An overlay on an overlay has no such handles. Needs CAP_DAC_READ_SEARCH.
 """
@@ -50,16 +51,16 @@ _NO_CAPABILITY = "opening handles needs CAP_DAC_READ_SEARCH"
 
 
 class _Found(Record):
-    """What a layer's filesystem has by a handle."""
+    """A file of a layer's filesystem, found by its handle."""
 
     kdev: int
     path: bytes | None
-    """In our own root; None where no name is cached."""
+    """Its path in our own root; None if no name is cached."""
     deleted: bool
 
 
 class OverlayLayers:
-    """Every wanted inode of an overlay, by the handle within its handle."""
+    """Finds every wanted inode of an overlay by the handle within its handle."""
 
     source = Source.OVERLAY
 
@@ -67,7 +68,7 @@ class OverlayLayers:
         self._root = root
         self._over = over
         self._prefixes: dict[tuple[int, int], list[bytes]] = {}
-        """What was stripped before, by the devices of the overlay and of the layer."""
+        """The prefix that was stripped last, by the devices of the overlay and of the layer."""
 
     def __call__(self, wanted: Wanted) -> Iterator[Answer]:
         by_kdev: dict[int, list[Identity]] = {}
@@ -96,11 +97,11 @@ class _Overlay:
         self._mounts = root.mounts_of(kdev)
         self._candidates: dict[bytes, list[int]] = {}
         self._usual: dict[bytes, int] = {}
-        """The filesystem that had the last one, by the UUID in the handle."""
+        """The filesystem of the last hit, by the UUID in the handle."""
 
     def answers(self, identities: list[Identity], wanted: Wanted) -> Iterator[Answer]:
         left: dict[Identity, list[bytes]] = {}
-        """What was not found, with its paths in layers."""
+        """The inodes that were not found, with their paths in layers."""
         cold: dict[Identity, list[int]] = {}
         for identity in identities:
             if self._over():
@@ -132,7 +133,7 @@ class _Overlay:
     def _try_usual(
         self, identity: Identity, wrapped: Wrapped, wanted: Wanted
     ) -> Iterator[Candidate]:
-        # Mostly one layer's filesystem has all: the others are asked where it does not help.
+        # Usually one layer's filesystem has all inodes: the others are asked only if it has not.
         usual = self._usual.get(wrapped.uuid)
         found = self._open(wrapped, [usual]) if usual is not None else ""
         if not isinstance(found, str):
@@ -144,7 +145,7 @@ class _Overlay:
         return self._candidates[uuid]
 
     def _open(self, wrapped: Wrapped, kdevs: list[int]) -> list[_Found] | str:
-        # On all filesystems that may be the layer's, or why on none.
+        # On all filesystems that may be the layer's, or the reason for none.
         why = _NO_LAYER
         found = []
         for kdev in kdevs:
@@ -192,14 +193,14 @@ class _Overlay:
                     return
 
     def _shown_at(self, path: bytes) -> Iterator[bytes]:
-        # Where in this root a path on the overlay can be seen.
+        # The places in this root that show a path on the overlay.
         for mount in self._mounts:
             below = _below(path, mount.root)
             if below is not None:
                 yield (mount.mountpoint.rstrip(b"/") + below) or b"/"
 
     def _has_handle(self, path: bytes, identity: Identity) -> bool:
-        # A guess that is wrong is not worth a proof, which would tell why.
+        # Check a guess first: a proof would also search for the reason, which takes longer.
         mount = self._root.mount_of(path)
         if mount is None or mount.kdev != identity.kdev:
             return False
@@ -218,7 +219,7 @@ class _Overlay:
     def _cold(
         self, cold: dict[Identity, list[int]], left: dict[Identity, list[bytes]], wanted: Wanted
     ) -> Iterator[Answer]:
-        # Before Linux 6.5 a layer's name can be forgotten: then its filesystem is asked for it.
+        # Before Linux 6.5 the kernel can drop a layer's name: then its filesystem is asked for it.
         if not cold or not self._superblocks.may_open:
             for identity in cold:
                 yield Note(identity, _COLD)
@@ -289,7 +290,7 @@ class _Overlay:
         return self._open_named_upper()
 
     def _open_named_upper(self) -> int | None:
-        # Where only a part of the overlay can be seen.
+        # A mount can show only a part of the overlay.
         name = overlay.layers_of(self._mounts[0].super_options).upper
         if name is None or not name.startswith(b"/"):
             return None
@@ -309,7 +310,7 @@ def _look(kdev: int, fd: int) -> _Found:
 
 
 def _cuts(path: bytes) -> Iterator[int]:
-    # Where the part in front may end: before each slash, and behind all of it.
+    # The possible ends of the stripped prefix: before each slash, and at the end.
     cut = 0
     while cut >= 0:
         yield cut

@@ -1,9 +1,9 @@
 """Asks btrfs or xfs for the paths of a batch of inodes, ahead of the proof.
 
-What is asked here lies on disk and seldom in memory: for the rest the kernel still had a name.
-So a large batch is asked in the order of the inode numbers, which mostly is the order of the
-disk, and many at a time; and each path found is looked up there and then, so that its proof does
-not wait for the disk once more.
+The data of these inodes is on disk and rarely in memory: for the others the kernel still had a
+name. So a large batch is read in the order of the inode numbers, which is usually the order on the
+disk, and many at a time. Each found path is looked up at once, so that its proof does not wait for
+the disk again.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ if TYPE_CHECKING:
 
 __all__ = ["Asked", "ask_all", "asked"]
 
-# A disk answers many reads in the time of one. A few inodes are not worth a thread, and what was
-# found and waits for its proof is not to fill the memory.
+# A disk answers many reads in the time of one. A few inodes are not worth a thread. Paths that wait
+# for their proof must not fill the memory.
 _THREADS = 16
 _SLICE = 32
 _SLICES_AHEAD = 4 * _THREADS
 
 Node = TypeVar("Node", bound=tuple[int, ...])
 Asked = tuple[Node, "Identity"]
-"""An inode as its filesystem calls it, and as we do."""
+"""An inode as its filesystem identifies it, and as irmapdb does."""
 
 
 def asked(
     identities: Sequence[Identity], node_of: Callable[[FileHandle], Node | None]
 ) -> tuple[list[Asked[Node]], list[Note]]:
-    """The inodes that a filesystem can be asked for, in its order; a note for each other."""
+    """The inodes that the filesystem can look up, in its order; a note for each other inode."""
     nodes: list[Asked[Node]] = []
     notes: list[Note] = []
     for identity in identities:
@@ -64,13 +64,13 @@ def ask_all(
 ) -> Iterator[Answer]:
     """For each inode every path, or one note. OSError of `paths` becomes a note.
 
-    Nothing more is asked once `over` says that the time is up.
+    It ends when `over` returns True, because the time is up.
     """
     if len(batch) <= _SLICE:
         for one in batch:
             yield from _ask(one, paths)
         return
-    # The hook seldom needs them, and they take a while to import.
+    # The hook rarely needs them, and their import is slow.
     from concurrent import futures  # noqa: PLC0415
 
     def ask_slice(part: Sequence[Asked[Node]]) -> list[Answer]:
@@ -99,14 +99,14 @@ def ask_all(
                 ahead.extend(submit(part) for part in islice(slices, 1))
                 yield from answers
         finally:
-            pool.shutdown(cancel_futures=True)  # also where nobody wants the rest
+            pool.shutdown(cancel_futures=True)  # also if the caller stops
 
 
 @contextmanager
 def _on_one_cpu() -> Iterator[None]:
-    # Threads that take turns in one interpreter, and wait for a disk in between: on several CPUs
-    # each turn wakes another one up, and the whole takes half as long again. Those that are
-    # started meanwhile stay where this one is.
+    # The threads take turns in one interpreter and wait for the disk. On several CPUs each turn
+    # wakes another CPU, and the whole takes half as long again. Threads that are started
+    # meanwhile stay on this CPU.
     allowed = os.sched_getaffinity(0)
     with suppress(OSError):
         os.sched_setaffinity(0, {current_cpu()})

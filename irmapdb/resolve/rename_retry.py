@@ -1,6 +1,6 @@
 """Tries again for files that were renamed between the search and the proof.
 
-Such an inode is not given up before the tasks stand still.
+The search for such an inode continues until the tasks are frozen.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 __all__ = ["RenameRetry", "last_of", "once_more", "were_moving"]
 
 _MOVED = frozenset({StaleReason.GONE, StaleReason.REPLACED, StaleReason.SYMLINK})
-"""What a proof says of a path that was renamed or replaced just then."""
+"""The results of a proof for a path that was just renamed or replaced."""
 
 _PATHS = 8
-"""So many failed paths of an inode are proved once more, the last ones."""
+"""The largest number of failed paths of an inode that are proved again, the last ones."""
 
 _LOOK_AGAIN_S = 0.1
 """How long the tasks stand still for the questions of `look_again`."""
@@ -35,17 +35,17 @@ _BATCH = 16
 
 
 def last_of(failures: Sequence[Disproved]) -> list[Disproved]:
-    """As many of an inode's failed paths as are worth another proof."""
+    """The failed paths of an inode that are proved again."""
     return list(failures[-_PATHS:])
 
 
 def were_moving(root: Root, outcome: Resolution) -> dict[Identity, list[Disproved]]:
-    """What has no path and had one just before, with the paths that failed.
+    """The inodes without a path that had one just before, with the failed paths.
 
-    Not what lies below a mount of another device: that is no rename, and the next proof would say
-    the same. A stored path alone does not count: it may have been wrong for years, and a database
-    full of such must not keep the tasks waiting. What is renamed just now is in the kernel's cache
-    of names, or a scan meets it: one of these has told a path too.
+    A path below a mount of another device does not count: that is no rename, and the next proof
+    would fail too. A stored path alone does not count: it may have been wrong for years, and a
+    database of such paths must not make the freeze longer. A file that is being renamed is in the
+    kernel's cache of names, or a scan meets it, so another source has given a path too.
     """
     failed: dict[Identity, list[Disproved]] = {}
     for one in outcome.disproved:
@@ -69,7 +69,7 @@ def _was_moving(root: Root, one: Disproved) -> bool:
 def once_more(
     failed: Mapping[Identity, Sequence[Disproved]], identities: Collection[Identity]
 ) -> list[Resolver]:
-    """Resolvers that give the failed paths of these inodes again, one for each source."""
+    """Resolvers that give the failed paths of these inodes once more, one for each source."""
     by_source: dict[Source, list[Disproved]] = {}
     for identity in identities:
         for one in failed[identity]:

@@ -1,9 +1,9 @@
 """Follows an inode up to the mounts that show it, directory by directory.
 
-For filesystems that know the names of an inode. Nothing is walked down and nothing looked for:
-an inode's directory is asked for its name, that one's directory for its, and so on, until one is
-the root of a visible mount; the names put together are a path below it. Directories are
-remembered, so a batch asks for each once. A path is as deep as it is, beyond PATH_MAX too.
+For filesystems that know the names of an inode. Nothing is walked: the filesystem gives the name
+and directory of the inode, then the name and directory of that directory, and so on up to the root
+of a visible mount. The names together are a path below it. Directories are remembered, so a batch
+asks for each only once. A path may be longer than PATH_MAX.
 """
 
 from __future__ import annotations
@@ -28,17 +28,16 @@ if TYPE_CHECKING:
 __all__ = ["REFUSALS", "ReverseLookup", "by_device", "shows"]
 
 REFUSALS = frozenset({errno.ENOTTY, errno.EOPNOTSUPP, errno.EPERM})
-"""The kernel or the filesystem cannot tell, or we may not ask: so it is for every inode."""
+"""The kernel or filesystem cannot answer, or we may not ask: the same for every inode."""
 
-# A path that a person or a program made is far shorter; one in a hostile tree need not be, nor one
-# that a broken filesystem tells of.
+# Normal paths are far shorter. In a hostile tree or a broken filesystem they can be longer.
 _LONGEST_BYTES = 1 << 16
 
 Node = TypeVar("Node", bound=tuple[int, ...])
 
 
 def by_device(root: Root, wanted: Wanted, fstype: str) -> dict[int, list[Identity]]:
-    """What is wanted of the devices that are mounted with this filesystem type, by kdev."""
+    """The wanted inodes on mounted filesystems of this type, by kdev."""
     root.renew()
     kdevs = {mount.kdev for mount in root.by_mountpoint.values() if mount.fstype == fstype}
     found: dict[int, list[Identity]] = {}
@@ -49,13 +48,13 @@ def by_device(root: Root, wanted: Wanted, fstype: str) -> dict[int, list[Identit
 
 
 def shows(root: Root, mount: Mount, path: bytes) -> bool:
-    """Whether a lookup of `path` ends on this mount, and not on one that lies over it."""
+    """Whether a lookup of `path` ends on this mount, and not on a mount over it."""
     met = root.mount_of(path)
     return met is not None and met.mnt_id == mount.mnt_id
 
 
 class _Place(Record):
-    """Where a mount shows a directory, unless another one lies over it."""
+    """A path at which a mount shows a directory, unless another mount hides it."""
 
     mount: Mount
     path: bytes
@@ -63,19 +62,19 @@ class _Place(Record):
 
 
 class _Places(Record):
-    """Where a directory is to be seen."""
+    """The places of a directory."""
 
     found: list[_Place]
     lost: OSError | None
-    """What ended the way up: a directory removed under us, say. There may be other links, and
-    places below it."""
+    """The error that ended the way up, for example a removed directory. There may be other links,
+    and places below it."""
 
 
 class ReverseLookup(Generic[Node]):
-    """One device of one root. A context manager: holds a directory of the device open.
+    """One device of one root. A context manager that keeps a directory of the device open.
 
-    `node_of` gives the inode that a handle names; `names`, from a descriptor on the device, every
-    name of an inode with the directory that it stands in (OSError as its ioctl).
+    `node_of` gives the inode of a handle. `names`, from a descriptor on the device, gives every
+    name of an inode with its directory (OSError as its ioctl).
     """
 
     def __init__(
@@ -129,7 +128,7 @@ class ReverseLookup(Generic[Node]):
                 return  # a file bound over another; or not now
 
     def paths(self, node: Node) -> Iterator[bytes]:
-        """Every path of an inode in this root; none where no mount shows it.
+        """Every path of an inode in this root; none if no mount shows it.
 
         FileNotFoundError: the filesystem has no name for it; NotADirectoryError: there is no
         directory to ask through; else as the ioctl.
@@ -153,8 +152,8 @@ class ReverseLookup(Generic[Node]):
             raise failure
 
     def _places_of(self, directory: Node) -> _Places:
-        # Kept with those of its parent, as most of a batch lies in few directories, and these in
-        # fewer. Not those of all above: a chain may be as deep as its path is long.
+        # Kept with those of its parent, because most of a batch is in few directories. Not those of
+        # all ancestors: a path can have very many.
         places = self._places.get(directory)
         if places is None:
             places = self._places[directory] = self._look(directory)
@@ -205,7 +204,7 @@ class ReverseLookup(Generic[Node]):
         if directory in self._parents:
             return self._parents[directory]
         names = self._ask(directory)
-        # A directory has one name. Two are one that was renamed while the filesystem told.
+        # A directory has one name. If there are two, it was renamed during the answer.
         self._parents[directory] = up = names[0] if names else None
         return up
 
@@ -227,7 +226,7 @@ def _tail(parts: list[bytes]) -> bytes:
 
 
 def _below(above: _Places, nearer: list[_Place], tail: bytes) -> _Places:
-    """What is seen there, and what is seen of it at the places of a directory above it."""
+    """The places in `nearer`, and `tail` below each place in `above`."""
     room = _LONGEST_BYTES - len(tail)
     found = [_Place(mount, path + tail) for mount, path in above.found if len(path) <= room]
     lost = above.lost if len(found) == len(above.found) else _too_long()

@@ -1,6 +1,6 @@
 """Makes the sources of paths in one root, the cheapest first, each imported at its first use.
 
-Mostly the stored rows answer everything, and the hook imports no more.
+Usually the stored rows answer everything, and the hook imports no other source.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["Late", "lookups"]
 
 
 class Late:
-    """The resolver that `make` imports and makes."""
+    """A resolver that `make` imports and creates at its first use."""
 
     def __init__(self, source: Source, make: Callable[[], Resolver]) -> None:
         self.source = source
@@ -30,7 +30,7 @@ class Late:
         return self.load()(wanted)
 
     def load(self) -> Resolver:
-        """Import and make it now, if it is not there yet."""
+        """Import and create it now, if that has not happened yet."""
         if self._made is None:
             self._made = self._make()
         return self._made
@@ -39,7 +39,7 @@ class Late:
 def lookups(
     root: Root, mount_fds: MountFds, holders: Collection[int], over: Callable[[], bool]
 ) -> tuple[Late, ...]:
-    """All that ask the kernel without a walk. `holders`: the tasks whose open files may tell."""
+    """All sources that need no walk. `holders`: the tasks whose open files are read."""
 
     def handles() -> Resolver:
         from irmapdb.resolve.handle import Handles  # noqa: PLC0415

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Load", "StoredRows"]
 
 _SLICE = 4096
-"""So many inodes are loaded at once: to prove their paths takes about as long."""
+"""The number of inodes that are loaded at once: proving their paths takes about as long."""
 
 
 class StoredRows:
@@ -37,11 +37,11 @@ class StoredRows:
     ) -> None:
         self._load = load
         self.rows: dict[InodeKey, list[Mapping]] = {}
-        """Every row that was loaded, the stale ones too; no item where there was none."""
+        """Every row that was loaded, also stale ones. An inode without rows is not in it."""
         self._asked: set[Identity] = set()
 
     def load(self, identities: Iterable[Identity]) -> None:
-        """Load what is stored for these inodes and was not loaded before."""
+        """Load the rows of these inodes that were not loaded before."""
         new = set(identities) - self._asked
         self._asked |= new
         self.rows |= self._load({identity.key for identity in new})
@@ -55,7 +55,7 @@ class StoredRows:
         self.load(identities)
         for identity in identities if self.rows else ():
             for row in self.rows.get(identity.key, ()):
-                # A stale row is history. A row with another handle is tried all the same: its
-                # path may name this inode now.
+                # A stale row is history. A row with another handle is tried: its path may name this
+                # inode now.
                 if not row.stale:
                     yield Candidate(identity, row.path)

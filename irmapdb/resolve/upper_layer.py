@@ -1,7 +1,7 @@
 """Walks the upper layer of an overlay for renamed files, by their origins and redirects.
 
-What is copied up keeps the handle of the inode that it comes from in the attribute
-`overlay.origin`, and a directory that was renamed its old path in `overlay.redirect`
+A copied-up file has the handle of its original inode in the attribute `overlay.origin`. A renamed
+directory has its old path in `overlay.redirect`
 (https://docs.kernel.org/filesystems/overlayfs.html; ovl_get_fh() and ovl_get_redirect_xattr() of
 fs/overlayfs). The names in the upper layer are those on the overlay.
 """
@@ -29,16 +29,16 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 class UpperLayer(Record):
-    """What the upper layer tells of names that are not the lower layers'."""
+    """The names in the upper layer that differ from the lower layers."""
 
     by_origin: dict[tuple[bytes, FileHandle], list[bytes]]
-    """Paths on the overlay, by what they were copied up from."""
+    """Paths on the overlay, by the handle of their original inode."""
     redirects: list[tuple[bytes, bytes]]
-    """The path of a renamed directory in the lower layers and the one on the overlay; not of those
-    below it that were not renamed themselves."""
+    """The path of a renamed directory in the lower layers, and its path on the overlay. Directories
+    below it are not here, if they were not renamed themselves."""
 
     def paths_of(self, identity: Identity, layer_paths: Collection[bytes]) -> Iterator[bytes]:
-        """Where on the overlay an inode may be that has one of these paths in a layer."""
+        """The possible paths on the overlay of an inode with one of these paths in a layer."""
         wrapped = overlay.unwrap(identity.handle)
         if wrapped is not None:
             yield from self.by_origin.get(_key(wrapped), ())
@@ -58,8 +58,8 @@ def read_upper_layer(
 ) -> UpperLayer:
     """Walk the directory `upper_fd`, which may be O_PATH.
 
-    `user_attributes`: the overlay is mounted with userxattr. Where the time is up, it is what was
-    found so far.
+    `user_attributes`: the overlay is mounted with userxattr. If the time is up, the result has the
+    names found so far.
     """
     space = "user" if user_attributes else "trusted"
     origin, redirect = f"{space}.overlay.origin", f"{space}.overlay.redirect"
@@ -110,7 +110,7 @@ def _entries(upper_fd: int, path: bytes) -> Iterator[tuple[bytes, str, bool]]:
 
 
 def _attribute(path: str, name: str) -> bytes:
-    # b"" where it has none.
+    # b"" if it has none.
     try:
         return os.getxattr(path, name, follow_symlinks=False)
     except OSError:
@@ -122,8 +122,8 @@ def _key(wrapped: Wrapped) -> tuple[bytes, FileHandle]:
 
 
 def _starts(path: bytes, directory: bytes) -> Iterator[int]:
-    # Where in a layer's path the path of a directory begins: which part is the layer's own name
-    # is not known.
+    # The possible begins of the directory's path in a layer's path: the length of the layer's own
+    # name is not known.
     start = path.find(directory)
     while start >= 0:
         end = start + len(directory)
