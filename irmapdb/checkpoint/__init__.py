@@ -1,1 +1,1 @@
-"""The steps of a checkpoint, pre-dump and dump, and the files in the work dir."""
+"""Runs the steps of a checkpoint, pre-dump and dump, and handles the files in the work dir."""

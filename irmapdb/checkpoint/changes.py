@@ -1,4 +1,4 @@
-"""What happened to the mappings: the stored rows before a step beside what the step proved.
+"""Compares the stored rows before a step with the results of the step.
 
 Pure: rows and outcome in, stale rows and changes out.
 """
@@ -20,7 +20,7 @@ __all__ = ["ChangeSet", "add_unmounted", "diff"]
 
 
 class ChangeSet(Record):
-    """What the store has to be told."""
+    """The changes for the store."""
 
     stale: tuple[tuple[Mapping, StaleReason], ...]
     changes: tuple[Change, ...]
@@ -34,11 +34,11 @@ def diff(
     disprove: Callable[[Identity, bytes], StaleReason | None],
     unmounted: Iterable[Mapping] = (),
 ) -> ChangeSet:
-    """Compare what was stored with what was proved. `unmounted`: rows of devices that are gone.
+    """Compare the stored rows with the proved paths. `unmounted`: rows of unmounted devices.
 
-    `disprove` is asked (in the root task's own namespace) about a row that failed for one inode
-    but speaks of another: two inodes of one (kdev, ino) are normal on btrfs and overlayfs, and
-    only its own may condemn a row.
+    `disprove` checks a row (in the root task's own namespace) if it failed for another inode than
+    its own. Two inodes of one (kdev, ino) are normal on btrfs and overlayfs, and only a failed
+    proof for its own inode makes a row stale.
     """
     failed = _failed_rows(rows, outcome.disproved, disprove)
     for row in unmounted:
@@ -46,7 +46,7 @@ def diff(
     for identity, answer in outcome.resolved.items() if failed else ():
         for row in rows.get(identity.key, ()):
             if row.identity.matches(identity) and _holds(row, answer):
-                failed.pop(row.id, None)  # it failed for a while, and holds in the end
+                failed.pop(row.id, None)  # it failed for a while, and was proved in the end
     changes: list[Change] = []
     told: set[int | None] = set()
     hits = 0
@@ -60,7 +60,7 @@ def diff(
         for row in known:
             live = not row.stale and row.id not in failed
             if live and row not in mine and _holds(row, answer):
-                # The row is about to be overwritten: say what it was.
+                # The row is about to be overwritten: record its old path.
                 changes.append(_stale(row, StaleReason.REUSED))
         lost = [row for row in mine if row.id in failed]
         change = _how_found(identity, answer, mine, lost, failed)
@@ -99,7 +99,7 @@ def _failed_rows(
                 reason = one.reason
             elif not row.mntns:
                 reason = disprove(row.identity, row.path)
-            # What we may not look at, or could not just now, may be as right as before.
+            # A path that we may not or could not look up may still be right.
             if reason is not None and reason is not StaleReason.UNREACHABLE:
                 failed[row.id] = (row, reason)
     return failed
@@ -125,7 +125,7 @@ def _how_found(
     path, mntns = answer.path, answer.mntns
     if any(row.path == path and not row.stale for row in mine):
         return None
-    # A number alone may have been given to another file since: then one went, and one was found.
+    # Another file may have got the same number: then one path became stale, and one was found.
     known = [row for row in lost if None not in {row.identity.handle, identity.handle}]
     if known:
         old = known[-1]

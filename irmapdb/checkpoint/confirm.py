@@ -1,8 +1,8 @@
-"""What was proved while the tasks ran, confirmed when they stand still.
+"""Decides in the freeze which paths must be proved again.
 
-A path that was proved stays proved until some part of it is renamed, removed or mounted over.
-`kernel.rename_monitor` reports the first two, the mount table the third. Only paths that these
-concern, and paths that neither can see, are proved again.
+A proved path stays right until a part of it is renamed, removed or mounted over.
+`kernel.rename_monitor` reports the first two, the mount table the third. Only the reported paths,
+and paths that neither of them can observe, are proved again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Confirmation"]
 
-# Why an answer has to be proved again, as the database tells it.
+# The reasons for a second proof, as in the database.
 _OVERFLOW = "queue overflow"
 _UNWITNESSED = "not witnessed"
 _ELSEWHERE = "other namespace"
@@ -32,10 +32,10 @@ _RENAMED = "renamed"
 
 
 class Confirmation:
-    """Knows which answers may have become wrong since they were proved.
+    """Finds the answers that may have become wrong since their proof.
 
-    The order is: `cover` the devices, prove, `index` the answers, and ask for `suspects` as
-    often as needed; each call speaks of the time since the one before.
+    The order is: `cover` the devices, prove, `index` the answers, and call `suspects` as often as
+    needed. Each call reports the time since the previous call.
     """
 
     def __init__(self, root: Root, monitor: RenameMonitor) -> None:
@@ -46,13 +46,13 @@ class Confirmation:
         self._parts: set[bytes] = set()
         self._indexed: tuple[Resolved, ...] = ()
         self.causes: Counter[str] = Counter()
-        """Of the last suspects: how many there were for which cause."""
+        """The number of the last suspects for each cause."""
 
     def cover(self, kdevs: Iterable[int]) -> None:
-        """Have the kernel monitor these devices, before the first proof on them."""
+        """Make the kernel monitor these devices, before the first proof on them."""
         for kdev in set(kdevs):
             mounts = self._root.mounts_of(kdev)
-            # What other hosts and FUSE servers rename, this kernel does not see.
+            # This kernel does not see renames by other hosts and by FUSE servers.
             if mounts and not self._root.may_block(kdev):
                 self._watch(kdev, mounts[0].mountpoint)
 
@@ -67,7 +67,7 @@ class Confirmation:
             os.close(fd)
 
     def index(self, outcome: Resolution) -> None:
-        """Take in the answers, while the tasks still run: asking is cheap afterwards."""
+        """Index the answers while the tasks still run, so that `suspects` is fast."""
         answers = tuple(outcome.resolved.values())
         before = self._indexed
         if len(answers) == len(before) and all(map(operator.is_, answers, before)):
@@ -82,12 +82,12 @@ class Confirmation:
     def suspects(self, outcome: Resolution, rewatched: Iterable[Identity] = ()) -> list[Identity]:
         """The answers that have to be proved again.
 
-        `rewatched`: whose watch may have been added since the proof. One that was there all the
-        time has kept its filesystem from going; of the others a mount that looks the same may
-        have come back with other files.
+        `rewatched`: inodes whose watch may have been added since the proof. A watch that existed
+        all the time has kept its filesystem mounted. For the others, a mount that looks the same
+        may be new, with other files.
         """
         self.causes = Counter()
-        self.index(outcome)  # what was proved again may have another path now
+        self.index(outcome)  # a second proof may have given another path
         names = self._monitor.names()
         generation = self._generation
         mountpoints = self._changed_mountpoints()
@@ -136,7 +136,7 @@ class Confirmation:
         ]
         if self._generation != self._root.generation:
             self._generation = self._root.generation
-            # The monitor of a filesystem goes with it, and its number to the next one.
+            # The monitor of a filesystem ends with it, and the next filesystem may get its number.
             kdevs = set(self._monitor.kdevs)
             self._monitor.kdevs.clear()
             self.cover(kdevs)
@@ -149,7 +149,7 @@ def _has_part(answer: Resolved, parts: set[bytes] | frozenset[bytes]) -> bool:
 
 
 def _what(mounts: Mapping[bytes, Mount], point: bytes) -> tuple[int, int, bytes] | None:
-    # The number alone does not do: the kernel gives the lowest free one to the next mount.
+    # The number alone is not enough: the kernel gives the lowest free number to the next mount.
     mount = mounts.get(point)
     return None if mount is None else (mount.mnt_id, mount.kdev, mount.root)
 

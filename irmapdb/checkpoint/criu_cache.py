@@ -1,18 +1,18 @@
-"""What CRIU is handed: the entries of irmap-cache that it will find, and believe.
+"""Chooses the entries of irmap-cache: those that CRIU will find and accept.
 
 CRIU's criu/irmap.c keeps the entries in 32 buckets by (device + inode number), puts each in front
-of those that it loaded before, and believes the first one of an inode whose path has these very
+of those that it loaded before, and accepts the first entry of an inode whose path has the same
 numbers by `fstatat(root, path + 1, AT_SYMLINK_NOFOLLOW)`. It compares no handle, so
 
-- a path whose `st_dev` is not the watch's device is no use: every path on btrfs, and files of an
-  overlay with layers on several filesystems;
-- of two watched inodes with one (device, inode number) the entry of one would be believed of the
-  other: no entry at all is better than a wrong path;
-- the same number may be another inode's on an overlay, so what has no handle there gets no entry;
-  CRIU cannot read such a watch in fdinfo anyway;
+- CRIU never accepts a path whose `st_dev` is not the watch's device: every path on btrfs, and files
+  of an overlay with layers on several filesystems;
+- if two watched inodes have one (device, inode number), CRIU would use the entry of one for the
+  other: no entry is better than a wrong path;
+- on an overlay another inode may have the same number, so a watch without a handle gets no entry
+  there; CRIU cannot read such a watch in fdinfo anyway;
 - `/` is looked up as the empty path and not found; `/.` is.
 
-What is left out here stays in the database.
+Paths that are left out here stay in the database.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ if TYPE_CHECKING:
 
 __all__ = ["cache_entries", "is_unopenable", "spell_root"]
 
-# Where the getattr of the filesystem gives another device or number than the superblock and the
-# inode have: btrfs_getattr() and ovl_getattr() of the kernel's fs/.
+# Filesystems whose getattr gives another device or number than that of the superblock and the
+# inode: btrfs_getattr() and ovl_getattr() of the kernel's fs/.
 _OWN_NUMBERS = frozenset({"btrfs", "overlay"})
 
-# Nobody opens a handle there (no fh_to_dentry in their export_operations), so CRIU asks its cache
-# for every watch; elsewhere only for the few whose name is not cached by the kernel.
+# No handle can be opened there (no fh_to_dentry in their export_operations), so CRIU asks its cache
+# for every watch. Elsewhere it asks only for watches whose name the kernel has not cached.
 _UNOPENABLE = frozenset({"devpts", "overlay", "proc", "sysfs"})
 
 _PATH_MAX = 4096
@@ -59,12 +59,12 @@ def cache_entries(
     watched: Iterable[Identity],
     root: Root,
 ) -> list[CacheEntry]:
-    """What CRIU may have to look up: every name, of what is watched, that it will believe.
+    """The entries that CRIU may look up: every name of a watched inode that CRIU will accept.
 
-    `watched` has an identity for each watch. The order is CRIU's, which begins to look at the
-    end: further names first, as they are needed only where the best one is gone; then the best
-    ones, at the end those that are asked for most. If a look at the numbers may block, it is not
-    taken, and there is no entry.
+    `watched` has an identity for each watch. CRIU begins at the end. So the further names come
+    first, because they are needed only if the best name is gone. The best names follow, and at the
+    end those that are asked for most. If reading the numbers of a path may block, there is no
+    entry.
     """
     counts = Counter(watched)
     ambiguous = _ambiguous(counts)
@@ -93,15 +93,15 @@ def cache_entries(
 
 
 def is_unopenable(root: Root, identity: Identity) -> bool:
-    """Whether CRIU can open no handle there, so that a dump fails without an entry.
+    """Whether CRIU cannot open a handle there, so that a dump fails without an entry.
 
-    As far as the kind of filesystem tells: an overlay with `nfs_export=on` is called unopenable.
+    It uses only the type of the filesystem: an overlay with `nfs_export=on` counts as unopenable.
     """
     return any(mount.fstype in _UNOPENABLE for mount in root.mounts_of(identity.kdev))
 
 
 def _ambiguous(identities: Iterable[Identity]) -> set[InodeKey]:
-    # What differs in the handle alone.
+    # Identities that differ only in the handle.
     counts = Counter(identity.key for identity in identities)
     return {key for key, count in counts.items() if count > 1}
 
@@ -114,7 +114,7 @@ def _has_the_numbers(root: Root, identity: Identity, path: bytes) -> bool:
     try:
         fd = root.open(path)
     except OSError:
-        return False  # gone since it was proved
+        return False  # gone since its proof
     try:
         status = os.fstat(fd)
     finally:

@@ -1,4 +1,4 @@
-"""What a step found and proved: plain data, before any of it is written."""
+"""Collects the results of a step as plain data, before any of it is written."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ FSNOTIFY_NAMES = b"inotify.img", b"fanotify.img"
 
 
 class MarkRow(Record):
-    """A mark that has no inode, and what it is on."""
+    """A mark without an inode, and its mount or filesystem."""
 
     mark: Mark
     comm: bytes
     target: bytes
     """The mount point, or `major:minor` of the filesystem."""
     mntns: int = 0
-    """As in Mapping: whose mount table the mount point is in."""
+    """As in Mapping: the mount namespace of the mount point."""
 
     @property
     def is_dropped(self) -> bool:
-        """Whether CRIU leaves it out of a dump, and says nothing."""
+        """Whether CRIU leaves it out of a dump without a message."""
         return self.mark.kind is not MarkKind.MOUNT
 
 
@@ -58,7 +58,7 @@ class Begun:
 
 
 class Findings(Record):
-    """What a step found and proved, before any of it is written."""
+    """The results of a step, before any of them is written."""
 
     event: Event
     pid: int
@@ -70,7 +70,7 @@ class Findings(Record):
     marks: tuple[MarkRow, ...]
     denied: tuple[Denied, ...]
     proved: tuple[Resolved, ...]
-    """Also of what is watched no longer."""
+    """Also of inodes that are not watched any more."""
     change_set: changes.ChangeSet
     stats: RunStats
     entries: tuple[CacheEntry, ...]
@@ -78,21 +78,21 @@ class Findings(Record):
     images: dict[bytes, bytes]
     """The fsnotify images, of a dump."""
     mounted: dict[int, frozenset[int]]
-    """The devices that each mount namespace had mounted that was looked at; 0: the root task's."""
+    """The mounted devices of each mount namespace that was read; 0: the root task's."""
     cut: int
     """Watches without a path because the time was up."""
     unread: int
     """Tasks whose descriptors were not all read because the time was up."""
     unopenable: frozenset[Identity] = frozenset()
-    """What has no path and lies where CRIU can open no handle: the dump fails on it."""
+    """Watches without a path where CRIU can open no handle: the dump fails on them."""
     news: News | None = None
-    """The irmap-cache that was taken over and is not stored yet."""
+    """The irmap-cache that was loaded and is not stored yet."""
 
 
 if TYPE_CHECKING:
 
     class Tree(Protocol):
-        """The tasks, as far as findings tell of them."""
+        """The parts of a task tree that findings need."""
 
         pid: int
         root: Root
@@ -109,7 +109,7 @@ if TYPE_CHECKING:
 def make_findings(
     begun: Begun, tree: Tree, search: Search, watched: Sequence[WatchFile]
 ) -> Findings:
-    """Everything that a step found."""
+    """Collect all results of a step."""
     outcome = search.outcome
     criu_cache.spell_root(outcome)
     watches = _watch_rows(tree, outcome, watched)

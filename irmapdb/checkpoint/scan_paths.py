@@ -1,4 +1,4 @@
-"""The paths that somebody has named for the scan, looked at before anything is done."""
+"""Checks the scan paths of the user before a step begins."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ _PATIENCE_S = 5.0
 
 
 class _Trouble(Record):
-    """Why there is nothing to scan at a path."""
+    """The reason why a path cannot be scanned."""
 
     why: str
     advice: str
 
 
 def check_scan_paths(root: Root, named: Iterable[bytes], config: Config) -> None:
-    """Refuse a path of the command line that is no use: FileError; warn of the configuration's."""
+    """Refuse a useless path of the command line (FileError); warn about a configured one."""
     for path in named:
         if trouble := _trouble(root, path):
             message = f"{printable(path)}: {trouble.why}"
             raise FileError(message, advice=trouble.advice, about="scan path")
-    # Those of the configuration are for every container, and need not be in each.
+    # The paths of the configuration are for all containers, and need not exist in each.
     for path in config.scan_paths:
         if trouble := _trouble(root, path):
             _log.warning("[scan] paths: %s: %s; not scanned", printable(path), trouble.why)

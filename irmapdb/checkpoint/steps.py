@@ -1,13 +1,13 @@
-"""The steps, whole: pre-dump and dump. The way of the data is read from here.
+"""Runs the whole steps, pre-dump and dump. Begin to read the flow of the data here.
 
     survey (fdinfo) → load (image, database) → resolve (engine) → write (image, database)
 
-dump does all of that while the tasks run; then it freezes them, reads fdinfo again, proves what
-may have changed since, and lets them go before it writes.
+dump does all of that while the tasks run. Then it freezes them, reads fdinfo again, proves the
+paths again that may have changed, and resumes the tasks before it writes.
 
-The hook does what pre-dump does, in another order: CRIU gets irmap-cache first (`find`,
-`hand_over`), and the database hears of it when CRIU has gone on (`keep`). So modules that take long
-to import are imported where they are needed.
+The hook does the same as pre-dump in another order. CRIU gets irmap-cache first (`find`,
+`hand_over`). The database gets the results after CRIU has continued (`keep`). So modules with a
+slow import are imported only where they are needed.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ _log = Log(__name__)
 
 
 class StepOptions(Record):
-    """What pre-dump and dump are told."""
+    """The options of pre-dump and dump."""
 
     pid: int
     images_dir: AnyPath = b"."
@@ -91,30 +91,30 @@ class StepOptions(Record):
     scan_paths: tuple[bytes, ...] = ()
     config: Config = Config()
     progress: Callable[[int, bytes], None] = lambda _scanned, _top: None
-    """Told during a scan: entries looked at so far, and where."""
+    """Called during a scan with the number of compared entries, and the place."""
     over: Callable[[], bool] = lambda: False
-    """Whether the time is up; what was proved until then is written."""
+    """Returns True if the time is up. The paths proved until then are written."""
     wait_s: float = 10.0
-    """How long to wait for another process's step in the database."""
+    """The longest wait for another process's step in the database."""
     take_cache: bool = True
-    """Whether to take over what irmap-cache holds, where it is news."""
+    """Whether to load a new irmap-cache."""
     paused_for_s: float | None = None
-    """If the tasks stand still already: how long directories may be opened and walked, which may
-    have to wait for one of them."""
+    """The time for opening and walking directories if the tasks are paused already. Such an open
+    may wait for a paused task."""
     surveyed: Callable[[Survey], None] = lambda _survey: None
-    """Told by `find` what is watched, before any path is looked for."""
+    """Called by `find` with the watches, before it looks for any path."""
 
 
 class Survey(Record):
-    """What is watched, and what is known of it so far."""
+    """The watches, and the paths found so far."""
 
     watches: int
     entries: Callable[[], list[CacheEntry]]
-    """What irmap-cache would hold now, with what has been proved. For any thread, at any time."""
+    """The entries of irmap-cache from the paths proved so far. For any thread, at any time."""
 
 
 class FreezeOptions(Record):
-    """How dump stops the tasks."""
+    """The options for the freeze of dump."""
 
     cgroup: Path | None = None
     timeout_s: float = 10.0
@@ -122,7 +122,7 @@ class FreezeOptions(Record):
 
 
 class StepReport(Record):
-    """What a step came to."""
+    """The result of a step."""
 
     event: Event
     pid: int
@@ -133,7 +133,7 @@ class StepReport(Record):
     changes: tuple[Change, ...]
     stats: RunStats
     loaded: int
-    """Entries taken over from an irmap-cache that was newer than the database."""
+    """The number of entries loaded from an irmap-cache that was newer than the database."""
     cut: int
     """Watches without a path because the time was up."""
     unread: int
@@ -141,13 +141,13 @@ class StepReport(Record):
     written: tuple[bytes, ...]
     """The files that were replaced, the cache image first."""
     resolved: tuple[Resolved, ...] = ()
-    """What was proved, with every name."""
+    """The proved paths, with every name."""
     private_copy: str = ""
-    """Why SQLite worked on a private copy of the database; "" where it did not."""
+    """Why SQLite worked on a private copy of the database; "" if it did not."""
 
 
 def pre_dump(options: StepOptions) -> StepReport:
-    """Find, prove and store the paths of a tree's watches, without stopping anyone."""
+    """Find, prove and store the paths of a tree's watches, without stopping a task."""
     with _tree(options) as tree, _transaction(options, Event.PRE_DUMP) as step:
         loaded = _load_cache(options, step)
         with tree.search(options, step.tx.load) as search:
@@ -176,7 +176,7 @@ def _survey(tree: _Tree, search: Search, watched: list[WatchFile]) -> Survey:
     identities = [watch.identity for file in watched for watch in file.watches]
 
     def entries() -> list[CacheEntry]:
-        found = search.proved.copy()  # at once: the other thread goes on
+        found = search.proved.copy()  # at once: the other thread continues
         proved = Resolution({i: Resolved(i, path, Source.STORED) for i, path in found.items()})
         criu_cache.spell_root(proved)
         return criu_cache.cache_entries(proved, identities, tree.root)
@@ -187,14 +187,14 @@ def _survey(tree: _Tree, search: Search, watched: list[WatchFile]) -> Survey:
 def hand_over(found: Findings, further: Sequence[CacheEntry] = ()) -> FileStamp | None:
     """Write irmap-cache for CRIU, with `further` entries that CRIU looks at after all others.
 
-    Returns what `keep` is to remember of the file: None where it is not all ours.
+    Returns the stamp of the file for `keep`; None if the file has entries that are not ours.
     """
     stamp = work_dir.write_cache(found.place, [*further, *found.entries])
     return None if further else stamp
 
 
 def keep(options: StepOptions, found: Findings, stamp: FileStamp | None) -> StepReport:
-    """The second half: store what was found and handed over."""
+    """The second half: store the results."""
     with _transaction(options, found.event) as step:
         loaded = 0
         if found.news is not None:
@@ -211,8 +211,8 @@ def keep(options: StepOptions, found: Findings, stamp: FileStamp | None) -> Step
 def dump(options: StepOptions, freezing: FreezeOptions) -> StepReport:
     """The same, confirmed with the tasks stopped, and CRIU's fsnotify images written.
 
-    The tasks run again before anything is written. If they are to be left stopped, they stand
-    still until all is written and committed: whatever goes wrong, also a kill, lets them go.
+    The tasks run again before anything is written. With `leave_stopped` they stay frozen until all
+    is written and committed. After any error, also after a kill, they run again.
     """
     from irmapdb.checkpoint.confirm import Confirmation  # noqa: PLC0415 for a dump alone
     from irmapdb.kernel.freeze import stop_tree  # noqa: PLC0415
@@ -246,7 +246,7 @@ def dump(options: StepOptions, freezing: FreezeOptions) -> StepReport:
             search.resolve(watched)
             report = _write(options, step, make_findings(step, tree, search, watched), loaded)
             if freezing.leave_stopped:
-                held.confirm()  # before anything is for good: images of tasks that run are none
+                held.confirm()  # before anything is final: images of running tasks would be wrong
             return report
 
 
@@ -260,7 +260,8 @@ def _resolve(
     search.add_owners(tree.owners)
     search.resolve(watched)
     if any(one.handle is None for one in search.outcome.unresolved) and not over():
-        # The look at the candidates may have made the kernel show a handle that it did not show.
+        # The lookup of the candidates may have made the kernel show a handle that it did not show
+        # before.
         watched = tree.read()
         search.resolve(watched)
     return watched
@@ -271,7 +272,7 @@ def _read_frozen(tree: _Tree, search: Search, pids: Sequence[int]) -> list[Watch
     bare = {identity.key for identity in tree.rewatched if identity.handle is None}
     known = [one for one in search.outcome.resolved if one.key in bare and one.handle is not None]
     if known:
-        # A name that fell out of the cache took the handle along; a look at it brings both back.
+        # If the kernel drops a name, it drops the handle too. A lookup restores both.
         search.prove_again(known, at_once=True)
         rewatched, reparsed = tree.rewatched, tree.reparsed
         watched = tree.read_again(pids)
@@ -283,7 +284,7 @@ def _read_frozen(tree: _Tree, search: Search, pids: Sequence[int]) -> list[Watch
 def _confirm_frozen(
     tree: _Tree, search: Search, confirmation: Confirmation, held: Frozen
 ) -> tuple[list[WatchFile], RunStats]:
-    # With what the time in the freeze went into.
+    # With the parts of the time in the freeze.
     begun = time.monotonic_ns()
     watched = _read_frozen(tree, search, held.pids)
     read = time.monotonic_ns()
@@ -304,7 +305,7 @@ def _confirm_frozen(
 
 
 class _Tree:
-    """The tasks, their root, and what they watch."""
+    """The tasks, their root, and their watches."""
 
     def __init__(self, pid: int, root: Root, texts: FdinfoFiles) -> None:
         self._texts = texts
@@ -313,11 +314,11 @@ class _Tree:
         self.denied: tuple[Denied, ...] = ()
         self.unread = 0
         self.owners: dict[tuple[int, int], list[int]] = {}
-        """Who else has a descriptor, by (pid, fd)."""
+        """The other tasks that have a descriptor, by (pid, fd)."""
         self.rewatched: list[Identity] = []
-        """What the descriptors watch whose text was another one than before."""
+        """The watches of the descriptors whose text has changed."""
         self.reparsed = 0
-        """How many these descriptors are."""
+        """The number of these descriptors."""
         self._tasks: dict[int, Task] = {}
         self._parsed: dict[tuple[int, int], tuple[bytes, WatchFile]] = {}
         self._nested_mounts: dict[int, tuple[Mount, int]] = {}
@@ -328,17 +329,17 @@ class _Tree:
 
     @property
     def pids(self) -> list[int]:
-        """All tasks that were met."""
+        """All tasks that were found."""
         return list(self._tasks)
 
     def read(self, over: Callable[[], bool] = lambda: False) -> list[WatchFile]:
-        """What the tasks watch now. TaskError where the root task is gone."""
+        """Read the watches of the tasks now. TaskError if the root task is gone."""
         files = self._survey(tasks.task_tree(self.pid), over)
         _log.info("tasks: %d, descriptors that watch: %d", len(self._tasks), len(files))
         return files
 
     def read_again(self, pids: Sequence[int]) -> list[WatchFile]:
-        """The same for tasks that stand still, some of them new."""
+        """The same for frozen tasks, some of them new."""
         found = (self._tasks.get(pid) or tasks.read_task(pid) for pid in pids)
         return self._survey([task for task in found if task is not None])
 
@@ -356,7 +357,8 @@ class _Tree:
         return [self._parse(raw) for raw in survey.files]
 
     def _parse(self, raw: RawWatchFile) -> WatchFile:
-        # A text that has not changed is not parsed again: most of the time, in the freeze.
+        # A text that has not changed is not parsed again. In the freeze this saves most of the
+        # time.
         known = self._parsed.get((raw.pid, raw.fd))
         if known is None or known[0] != raw.raw:
             known = self._parsed[raw.pid, raw.fd] = (raw.raw, raw.parse())
@@ -383,7 +385,7 @@ class _Tree:
                 for mount in mountinfo.read_mountinfo(procfs.living_thread(pid)):
                     self._nested_mounts[mount.mnt_id] = (mount, mntns)
         except OSError:
-            return  # gone, or not ours to look at
+            return  # gone, or we may not look at it
 
     def search(self, options: StepOptions, load: Load) -> Search:
         search = Search(
@@ -408,14 +410,14 @@ def _mount_marks(file: WatchFile) -> Iterator[Mark]:
 
 @contextlib.contextmanager
 def _tree(options: StepOptions) -> Iterator[_Tree]:
-    tasks.task_tree(options.pid)  # before anything is made on its behalf: is it there?
+    tasks.task_tree(options.pid)  # check that it exists before anything is created for it
     with open_root(options.pid) as root, FdinfoFiles() as texts:
         check_scan_paths(root, options.scan_paths, options.config)
         yield _Tree(options.pid, root, texts)
 
 
 class _Transaction(Begun):
-    """The same, and the transaction that all of it goes into."""
+    """The same, with the transaction that all changes go into."""
 
     def __init__(
         self,
@@ -430,7 +432,7 @@ class _Transaction(Begun):
         super().__init__(event, place, started_at)
         self.tx = tx
         self.until_committed = until_committed
-        """Undoes what was done beside the database, should it not be committed."""
+        """Undoes the changes outside of the database if the transaction is not committed."""
         self.private_copy = private_copy
 
 
@@ -466,7 +468,7 @@ def _transaction(options: StepOptions, event: Event) -> Iterator[_Transaction]:
         except FreezeError as error:
             if store.made:
                 raise  # nothing is left behind, not even the database
-            # Something was done to the tasks, if in vain: that is worth a row.
+            # The tasks were frozen, so a failed dump gets a row too.
             with store.step() as tx:
                 tx.add_run(
                     event,
@@ -513,7 +515,7 @@ def _frozen(pid: int, freezing: FreezeOptions) -> Iterator[Frozen]:
 
 
 def _write(options: StepOptions, step: _Transaction, found: Findings, loaded: int) -> StepReport:
-    """Everything that a step found, into the database and the images."""
+    """Write all results of a step into the database and the images."""
     report = _store(options, step, found, loaded)
     work_dir.save_images(
         step.tx, step.place, found.entries, found.images.items(), step.until_committed
@@ -572,13 +574,12 @@ def _in_words(stats: RunStats, cut: int, unread: int) -> str:
 def _unmounted(tx: Step, mounted: dict[int, frozenset[int]]) -> Iterator[Mapping]:
     """The live rows of devices that are mounted nowhere.
 
-    What is not mounted in our tree's namespace may be the row of another tree that shares the
-    database, and no row tells whose it is. It is as right as before where its device is still
-    mounted in any namespace of the machine; a wrong one is found out when it is used.
+    A device that is not mounted in our tree's namespace may belong to another tree with the same
+    database, and no row has its tree. So the row stays live if its device is still mounted in any
+    namespace of the machine. A wrong row is detected when it is used.
 
-    The rows of a nested namespace tell whose they are, so that what is mounted elsewhere does not
-    count. A namespace that was not looked at may have its mounts still; of a chroot not all are
-    seen.
+    The rows of a nested namespace have its number, so mounts of other namespaces do not count for
+    them. A namespace that was not read may still have its mounts, and a chroot does not show all.
     """
     for mntns, kdevs in mounted.items():
         absent = tx.live_devices(mntns) - kdevs

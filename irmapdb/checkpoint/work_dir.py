@@ -1,10 +1,10 @@
-"""Where things lie: CRIU's directories, the database, the cache image.
+"""Reads and writes the files of a step: the cache image and the database in CRIU's directories.
 
-`-D` is the images dir (default "."), `-W` the work dir (default: the images dir); irmap-cache
-and irmap.db lie in the work dir. A step that writes makes either directory if its parent is there.
-Where the work dir has no cache, that of the dump before serves: `--prev-images-dir`, relative to
-the images dir as CRIU has it, or what the link `parent` in the images dir leads to, which CRIU
-leaves there (open_irmap_cache() of its criu/irmap.c).
+`-D` is the images dir (default "."), `-W` the work dir (default: the images dir); irmap-cache and
+irmap.db lie in the work dir. A step that writes makes either directory if its parent exists. If the
+work dir has no cache, the step reads the cache of the previous dump. That is in
+`--prev-images-dir`, relative to the images dir as with CRIU, or in the target of the link `parent`
+in the images dir, which CRIU makes (open_irmap_cache() of its criu/irmap.c).
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ DATABASE_NAME = "irmap.db"
 
 
 class WorkDir(Record):
-    """The directories of one step; `open` makes sure that they are there."""
+    """The directories of one step; `open` checks that they exist."""
 
     images: bytes
     work: bytes
     database: bytes
     previous: bytes | None
-    """The images of the dump before."""
+    """The images of the previous dump."""
 
     @classmethod
     def open(
@@ -66,13 +66,13 @@ class WorkDir(Record):
         database: AnyPath | None = None,
         previous: AnyPath | None = None,
     ) -> WorkDir:
-        """FileError names the directory that is not one."""
+        """FileError if one of them is no directory."""
         images = os.fsencode(images)
         work = images if work is None else os.fsencode(work)
         asked = [("images dir", images), ("work dir", work)]
         if previous is None:
             parent = within(images, PARENT_NAME)
-            before = parent if os.path.isdir(parent) else None  # False where we may not look
+            before = parent if os.path.isdir(parent) else None  # False if we may not look
         else:
             before = within(images, os.fsencode(previous))
             asked.append(("previous images dir", before))
@@ -102,7 +102,7 @@ def within(directory: bytes, path: bytes) -> bytes:
 
 
 def _no_directory(path: bytes) -> str:
-    # Why not; "" where it is one. It need not be one that we may list.
+    # The reason why it is no directory; "" if it is one. We need no right to list it.
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
@@ -114,11 +114,11 @@ def _no_directory(path: bytes) -> str:
 
 @contextlib.contextmanager
 def made_directory(path: AnyPath | None) -> Iterator[None]:
-    """Make a directory with mode 0700, if it is missing and its parent is there.
+    """Make a directory with mode 0700, if it is missing and its parent exists.
 
-    If the body raises, the directory is removed again, unless something lies in it. A missing
-    parent is not made: `WorkDir.open` names the directory. FileError if it cannot be made, or if
-    its path leads through a symbolic link of another user.
+    If the body raises, the directory is removed again, unless it has files. A missing parent is not
+    made: `WorkDir.open` names the directory. FileError if it cannot be made, or if its path leads
+    through a symbolic link of another user.
     """
     if path is None or os.path.lexists(path):
         yield
@@ -134,7 +134,7 @@ def made_directory(path: AnyPath | None) -> Iterator[None]:
 
 def _make(path: bytes, stack: contextlib.ExitStack) -> Callable[[], None]:
     # mkdirat(2) and unlinkat(2) in the parent, which is opened once: another user may be able to
-    # change where its path leads.
+    # change the target of its path.
     parent, name = os.path.split(path)
     try:
         at = stack.enter_context(open_directory(parent)).fd
@@ -153,7 +153,7 @@ def _make(path: bytes, stack: contextlib.ExitStack) -> Callable[[], None]:
 
 
 class News(Record):
-    """An irmap-cache that is another file than we last read or wrote."""
+    """An irmap-cache that is not the file that we last read or wrote."""
 
     path: bytes
     stamp: FileStamp
@@ -161,9 +161,9 @@ class News(Record):
 
 
 def read_news(image_seen: Callable[[bytes], FileStamp | None], place: WorkDir) -> News | None:
-    """What irmap-cache holds, where it is news. A missing cache is normal.
+    """Read irmap-cache if it is new. A missing cache is normal.
 
-    `image_seen` tells how a file was when the database last heard of it.
+    `image_seen` has the stamp of a file from when the database last read or wrote it.
     """
     for directory in filter(None, (place.work, place.previous)):
         path = within(directory, os.fsencode(CACHE_NAME))
@@ -191,9 +191,9 @@ def _decode(data: bytes, name: str) -> tuple[CacheEntry, ...]:
 
 
 class MappingsAndNews:
-    """The rows of a database as they will be once an irmap-cache has been taken in.
+    """The rows of a database as they will be after an irmap-cache is imported.
 
-    What is not stored yet has a negative id.
+    A row that is not stored yet has a negative id.
     """
 
     def __init__(
@@ -216,7 +216,7 @@ class MappingsAndNews:
         for key in keys:
             if new := self._new.get(key):
                 rows = found.setdefault(key, [])
-                # A stale row that the image has again is live again.
+                # If the image has a stale row again, the row is live again.
                 rows[:] = [r._replace(stale_at=None) if r.path in new else r for r in rows]
                 known = {row.path for row in rows}
                 rows += (
@@ -228,7 +228,7 @@ class MappingsAndNews:
 
 
 def write_cache(place: WorkDir, entries: Sequence[CacheEntry]) -> FileStamp:
-    """Replace irmap-cache, wholly or not at all."""
+    """Replace irmap-cache as a whole, or not at all."""
     return FileStamp.of(files.replace_whole(place.cache, cache_bytes(entries)))
 
 
@@ -241,7 +241,7 @@ def save_images(
 ) -> None:
     """Replace irmap-cache, and other images before it, and remember it as our own.
 
-    The old ones come back if `until_committed` is closed by an exception.
+    If `until_committed` ends with an exception, the old images are restored.
     """
     step.set_image(entries)
     images = [*others, (place.cache, cache_bytes(entries))]
