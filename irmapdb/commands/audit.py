@@ -32,7 +32,8 @@ from irmapdb.model import format_kdev, parse_kdev
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from irmapdb.audit.check import AuditFinding, AuditOptions, AuditReport, Evidence, Selection
+    from irmapdb.audit.check import AuditOptions, AuditReport
+    from irmapdb.audit.findings import AuditFinding, Evidence, Selection
     from irmapdb.audit.fix import Mended
     from irmapdb.model import Identity, Mapping
 
@@ -224,7 +225,7 @@ def _say_why_nothing(report: AuditReport) -> None:
 def _selection(
     only: list[str] | None, paths: list[str] | None, devices: list[str] | None, span: str | None
 ) -> Selection:
-    from irmapdb.audit.check import AuditVerdict, Selection
+    from irmapdb.audit.findings import AuditVerdict, Selection
     from irmapdb.durations import before, parse_duration
 
     for word in only or ():

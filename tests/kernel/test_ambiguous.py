@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from irmapdb.audit import check
-from irmapdb.audit.check import AuditVerdict
+from irmapdb.audit.findings import AuditVerdict
 from irmapdb.checkpoint import steps
 from irmapdb.kernel.identity import disproof
 from irmapdb.kernel.root import Root

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from irmapdb.audit import check, fix
-from irmapdb.audit.check import AuditFinding, AuditVerdict
+from irmapdb.audit.findings import AuditFinding, AuditVerdict
 from irmapdb.model import (
     ChangeKind,
     Event,

@@ -135,7 +135,13 @@ def test_a_nested_namespace_is_audited_where_it_is_named(
         store_row(database, identity, far.path, mntns)
 
         def verdicts(pid: int | None) -> tuple[dict[bytes, str], int]:
-            report = check.audit(check.AuditOptions(database, pid=pid, config=NO_HINTS))
+            told: list[tuple[int, int]] = []
+            report = check.audit(
+                check.AuditOptions(
+                    database, pid=pid, config=NO_HINTS, on_checked=lambda *at: told.append(at)
+                )
+            )
+            assert told[-1] == (len(report.findings) - report.unseen, 2), "of all namespaces"
             found = {one.mapping.path: one.verdict.value for one in report.findings}
             assert (report.lost, report.unseen) == (0, int(pid is None))
             return found, report.left_out

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from irmapdb.audit import check as audit
-from irmapdb.audit import fix
-from irmapdb.audit.check import AuditVerdict, Selection
+from irmapdb.audit import fix, root_audit
+from irmapdb.audit.findings import AuditVerdict, Selection
 from irmapdb.checkpoint import steps
 from irmapdb.checkpoint.steps import StepOptions
 from irmapdb.criu.check import dump as check
@@ -251,7 +251,7 @@ def test_a_server_that_never_answers(
         options = audit.AuditOptions(work / "irmap.db", config=named)
         before = {one.mapping.path: one.verdict for one in audit.audit(options).findings}
         with server.silent(), monkeypatch.context() as patch:
-            patch.setattr(audit, "_PATIENCE_S", 0.5)
+            patch.setattr(root_audit, "_PATIENCE_S", 0.5)
             found = {one.mapping.path: one for one in audit.audit(options).findings}
             assert fix.mend(options).run_id is None
     assert before[os.fsencode(far)] is AuditVerdict.VALID
@@ -276,7 +276,7 @@ def test_who_waits_on_the_way_to_a_mount_is_not_waited_for(
         steps.pre_dump(StepOptions(watcher.pid, images_dir=work, config=NO_HINTS))
         (mapping,) = (one.mapping for one in audit.audit(options).findings)
         with server.silent(), monkeypatch.context() as patch:
-            for module in (audit, check):
+            for module in (root_audit, check):
                 patch.setattr(module, "_PATIENCE_S", 0.5)
             (found,) = audit.audit(options).findings
             (row,) = check.check_dump(

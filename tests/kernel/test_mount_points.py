@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from irmapdb.audit import check as audit
-from irmapdb.audit.check import AuditVerdict
+from irmapdb.audit.findings import AuditVerdict
 from irmapdb.checkpoint import steps
 from irmapdb.checkpoint.steps import FreezeOptions, StepOptions
 from irmapdb.criu.check import dump as check

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from irmapdb.audit import check
-from irmapdb.audit.check import AuditVerdict
+from irmapdb.audit.findings import AuditVerdict
 from irmapdb.checkpoint import steps
 from irmapdb.checkpoint.steps import FreezeOptions
 from irmapdb.criu.check.dump import DumpCheckOptions, check_dump

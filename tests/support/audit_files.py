@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 import pytest
 
 from irmapdb.audit import check
-from irmapdb.audit.check import AuditFinding, AuditVerdict
+from irmapdb.audit.findings import AuditFinding, AuditVerdict
 from irmapdb.checkpoint import steps
 from irmapdb.checkpoint.steps import FreezeOptions, StepOptions
 from irmapdb.config import Config

@@ -1,0 +1,100 @@
+"""What a finding changes in the database, if a second proof agrees. Pure."""
+
+from __future__ import annotations
+
+from irmapdb.audit.findings import AuditVerdict
+from irmapdb.model import Resolved, Source, StaleReason
+from irmapdb.record import Record
+from irmapdb.resolve.engine import Disproved, Resolution
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from collections.abc import Mapping as MappingABC
+
+    from irmapdb.audit.findings import AuditFinding
+    from irmapdb.model import Identity, Mapping
+
+__all__ = ["Repair", "proved_again", "repair_of"]
+
+
+class Repair(Record):
+    """What to write about one mapping."""
+
+    mapping: Mapping
+    """The row as the audit read it."""
+    disproof: StaleReason | None
+    """What the audit's proof said of its path; None if it holds."""
+    stale_reason: StaleReason | None
+    """The reason to store if a second proof says the same; None for a row that stays as it is."""
+    names: tuple[bytes, ...]
+    """Other paths of the inode to store, the best one first, each if it is proved again."""
+    source: Source
+    """Who knew the names."""
+
+    @property
+    def paths(self) -> tuple[bytes, ...]:
+        """All that has to be proved again."""
+        return (self.mapping.path, *self.names)
+
+
+def repair_of(finding: AuditFinding) -> Repair | None:
+    """What a finding changes. None: nothing, as it says what is stored, or nobody could look."""
+    if finding.verdict is AuditVerdict.UNREACHABLE:
+        return None
+    mapping, evidence = finding.mapping, finding.evidence
+    if evidence is None:
+        # It holds. A stale one is live again, but not by its number alone.
+        is_revived = mapping.stale and not finding.by_number
+        return Repair(mapping, None, None, (), Source.STORED) if is_revived else None
+    names = () if finding.by_number else evidence.moved_to
+    if mapping.stale and not names:
+        return None
+    stale_reason = None if mapping.stale else _reason_to_store(finding)
+    return Repair(mapping, evidence.reason, stale_reason, names, evidence.source or Source.STORED)
+
+
+def proved_again(
+    repairs: Iterable[Repair],
+    reasons: MappingABC[tuple[Identity, bytes], StaleReason | None],
+) -> Resolution:
+    """What is true of the repairs of one mount namespace.
+
+    `reasons`: why each path of a repair is not its inode, by a second proof; None if it is.
+    """
+    outcome = Resolution()
+    for repair in repairs:
+        row = repair.mapping
+        reason = reasons[row.identity, row.path]
+        if reason is None:
+            if row.stale and row.identity.handle is not None:
+                _add(outcome, row, [row.path], Source.STORED)
+        elif reason is not StaleReason.UNREACHABLE:
+            if not row.stale:
+                why = repair.stale_reason if reason is repair.disproof else reason
+                failed = Disproved(row.identity, row.path, Source.STORED, why or reason, row.mntns)
+                outcome.disproved.append(failed)
+            names = [one for one in repair.names if reasons[row.identity, one] is None]
+            _add(outcome, row, names, repair.source)
+    return outcome
+
+
+def _reason_to_store(finding: AuditFinding) -> StaleReason | None:
+    # What became of the inode says more than what is at its path.
+    evidence = finding.evidence
+    if finding.verdict is AuditVerdict.DELETED:
+        return StaleReason.DELETED
+    if finding.verdict is AuditVerdict.MOVED and evidence is not None and not evidence.moved_to:
+        return StaleReason.MOVED
+    return None if evidence is None else evidence.reason
+
+
+def _add(outcome: Resolution, row: Mapping, names: list[bytes], source: Source) -> None:
+    if not names:
+        return
+    known = outcome.resolved.get(row.identity)
+    if known is not None:
+        names = [known.path, *known.other_paths, *names]
+        source = known.source
+    best, *others = dict.fromkeys(names)
+    outcome.resolved[row.identity] = Resolved(row.identity, best, source, tuple(others), row.mntns)
