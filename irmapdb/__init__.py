@@ -26,7 +26,8 @@ if TYPE_CHECKING:
         read_cache,
         write_cache,
     )
-    from irmapdb.audit.check import AuditFinding, AuditReport, AuditVerdict, Evidence
+    from irmapdb.audit.check import AuditReport
+    from irmapdb.audit.findings import AuditFinding, AuditVerdict, Evidence
     from irmapdb.checkpoint.findings import MarkRow
     from irmapdb.checkpoint.steps import StepReport
     from irmapdb.criu.check.dump import DumpCheck, MarkCheck, Problem, WatchCheck
@@ -194,7 +195,8 @@ _MODULES = {
         "read_cache",
         "write_cache",
     ),
-    "irmapdb.audit.check": ("AuditFinding", "AuditReport", "AuditVerdict", "Evidence"),
+    "irmapdb.audit.check": ("AuditReport",),
+    "irmapdb.audit.findings": ("AuditFinding", "AuditVerdict", "Evidence"),
     "irmapdb.checkpoint.findings": ("MarkRow",),
     "irmapdb.checkpoint.steps": ("StepReport",),
     "irmapdb.criu.check.dump": ("DumpCheck", "MarkCheck", "Problem", "WatchCheck"),

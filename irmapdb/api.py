@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from datetime import datetime
 
-    from irmapdb.audit.check import AuditReport, AuditVerdict
+    from irmapdb.audit.check import AuditReport
+    from irmapdb.audit.findings import AuditVerdict
     from irmapdb.checkpoint.steps import StepOptions, StepReport
     from irmapdb.criu.check.dump import DumpCheck
     from irmapdb.criu.check.restore import RestoreCheck
@@ -208,8 +209,9 @@ def audit(
     Raises UsageError, ConfigError, TaskError; FileError for a root that cannot be opened;
     DatabaseError for a file that is no database of irmapdb or has an older schema.
     """
-    from irmapdb.audit.check import AuditOptions, Selection
+    from irmapdb.audit.check import AuditOptions
     from irmapdb.audit.check import audit as run
+    from irmapdb.audit.findings import Selection
     from irmapdb.checkpoint.work_dir import DATABASE_NAME
     from irmapdb.config import load_config
 
