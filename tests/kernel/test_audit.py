@@ -121,6 +121,7 @@ def test_the_whole_story(garden: Garden) -> None:
     assert live(garden) == replayed(garden)
 
 
+@pytest.mark.alone  # another worker may mount the old device meanwhile
 def test_a_remount_on_another_device(garden: Garden, area: MountArea, tmp_path: Path) -> None:
     filesystem = area.ext4("other")
     there = Garden(filesystem.mountpoint, tmp_path / "there", garden.watcher)

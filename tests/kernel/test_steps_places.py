@@ -130,6 +130,7 @@ def _inode(path: bytes | None) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
+@pytest.mark.alone  # another worker may mount the old device meanwhile
 def test_a_filesystem_that_comes_back_as_another_device(
     area: MountArea, watcher: Watcher, tmp_path: Path
 ) -> None:

@@ -16,7 +16,7 @@ from irmapdb.node import unit
 from tests.support.cli import irmapdb
 from tests.support.features import require_program
 from tests.support.hook import CHECKOUT
-from tests.support.warm import Asked
+from tests.support.warm import OURS, Asked
 
 
 def test_install_and_its_undo(tmp_path):
@@ -66,7 +66,7 @@ def test_it_works_with_the_capabilities_and_the_mounts_of_the_unit(node, warm, h
     container.add_inotify("/srv/app/file-0")
     warm.end(signal.SIGKILL)
     kept = ",".join("+" + one.removeprefix("CAP_").lower() for one in unit.CAPABILITIES)
-    command = [sys.executable, "-m", "irmapdb", "warm", "--interval", "0.2"]
+    command = [sys.executable, "-m", "irmapdb", "warm", "--interval", "0.2", "--cgroup", OURS]
     # A mount namespace in which nothing but these two directories can be written to.
     script = """
         for path in "$1" "$2"; do mkdir -p -m 700 "$path"; mount --bind "$path" "$path"; done
