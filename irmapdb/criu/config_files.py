@@ -1,10 +1,10 @@
 """Edits CRIU's configuration files: the file that each runtime reads, and our line in it.
 
-One option a line, without dashes: `action-script /path`. A `#` begins a comment, anywhere, and a
-path with blanks cannot be written, quoted or not; the option may stand there several times, and
-CRIU calls every script (parse_statement() of criu/config.c, add_script() of
-criu/action-scripts.c). Who reads what: criu(8), CONFIGURATION FILES; runc's
-docs/checkpoint-restore.md; handle_criu_config_file() of crun's src/libcrun/criu.c.
+One option a line, without dashes: `action-script /path`. A `#` begins a comment at any place. A
+path with blanks is not possible, quoted or not. The option may have several lines, and CRIU calls
+every script (parse_statement() of criu/config.c, add_script() of criu/action-scripts.c). The file
+of each runtime: criu(8), CONFIGURATION FILES; runc's docs/checkpoint-restore.md;
+handle_criu_config_file() of crun's src/libcrun/criu.c.
 """
 
 from __future__ import annotations
@@ -51,17 +51,17 @@ _UNSAFE = re.compile(r'[\s"#]')
 
 
 class Runtime(enum.StrEnum):
-    """Who starts CRIU."""
+    """The program that starts CRIU."""
 
     CRIU = "criu"
-    """CRIU itself: its default configuration, which it reads whoever starts it."""
+    """CRIU itself: its default configuration, which it always reads."""
     RUNC = "runc"
     CRUN = "crun"
     PODMAN = "podman"
 
 
 class ChangeKind(enum.StrEnum):
-    """What became of a file."""
+    """The change of a file."""
 
     ADDED = "line added"
     MADE = "made, with the line"
@@ -74,20 +74,20 @@ class ChangeKind(enum.StrEnum):
 
 
 class LineChange(Record):
-    """One file, and what was done to it."""
+    """One file, and its change."""
 
     file: Path
     did: ChangeKind
     other_scripts: tuple[str, ...]
-    """Action scripts of other people in it: CRIU calls them as well."""
+    """Other action scripts in it: CRIU calls them too."""
     removed_scripts: tuple[Path, ...] = ()
-    """The scripts of ours that were named in the lines that are gone."""
+    """Our scripts in the removed lines."""
 
 
 def of_runtime(runtime: Runtime, directory: Path = DIRECTORY) -> tuple[Path, ...]:
-    """The files in which a line reaches CRIU when this runtime starts it.
+    """The files that CRIU reads when this runtime starts it.
 
-    crun reads crun.conf where there is one, else runc.conf; podman uses either runtime.
+    crun reads crun.conf if it exists, else runc.conf; podman uses either runtime.
     """
     runc, crun = directory / "runc.conf", directory / "crun.conf"
     match runtime:
@@ -96,16 +96,16 @@ def of_runtime(runtime: Runtime, directory: Path = DIRECTORY) -> tuple[Path, ...
         case Runtime.RUNC:
             return (runc,)
         case Runtime.CRUN:
-            # A new crun.conf would take from crun what runc.conf says.
+            # With a new crun.conf, crun would not read runc.conf any more.
             return (crun,) if crun.exists() or not runc.exists() else (runc,)
         case Runtime.PODMAN:
             return (runc, crun) if crun.exists() else (runc,)
 
 
 def line_for(hook: Path, runtimes: Iterable[Runtime] = ()) -> str:
-    """The line that makes CRIU call the hook. FileError where CRIU could not read the path.
+    """The line that makes CRIU call the hook. FileError if CRIU could not read the path.
 
-    Its comment says which runtimes it was added for, as two of them can read one file.
+    Its comment lists the runtimes that it was added for, because two runtimes can read one file.
     """
     text, name = str(hook), printable(hook)
     if not hook.is_absolute() or _UNSAFE.search(text):
@@ -120,7 +120,7 @@ def line_for(hook: Path, runtimes: Iterable[Runtime] = ()) -> str:
 
 
 def check_hook(hook: Path) -> None:
-    """Refuse what CRIU could not execute, as that would fail every dump. FileError says why."""
+    """Refuse a program that CRIU could not execute (FileError): it would fail every dump."""
     name = printable(hook)
     advice = "install irmapdb, or name its irmapdb-hook"
     try:
@@ -146,9 +146,9 @@ def check_hook(hook: Path) -> None:
 
 
 def install(runtime: Runtime, hook: Path, directory: Path = DIRECTORY) -> list[LineChange]:
-    """Have CRIU call the hook. Everything else in the files stays, byte for byte.
+    """Make CRIU call the hook. Everything else in the files stays, byte for byte.
 
-    FileError where the hook is none, or a file cannot be written or is a symbolic link.
+    FileError if the hook is no program, or if a file cannot be written or is a symbolic link.
     """
     line_for(hook)
     check_hook(hook)
@@ -156,9 +156,9 @@ def install(runtime: Runtime, hook: Path, directory: Path = DIRECTORY) -> list[L
 
 
 def uninstall(runtime: Runtime, hook: Path | None, directory: Path = DIRECTORY) -> list[LineChange]:
-    """Undo `install`: take out every irmapdb-hook, and `hook` whatever its name is.
+    """Undo `install`: remove every irmapdb-hook, and `hook` with any name.
 
-    A line that another runtime was given as well stays, for that one.
+    If the line is also for another runtime, it stays for that runtime.
     """
     return [_uninstall(file, hook, runtime) for file in of_runtime(runtime, directory)]
 
@@ -185,7 +185,9 @@ def _install(file: Path, hook: Path, runtime: Runtime) -> LineChange:
     elif lines[-1] == b"":
         lines[-1:] = [line, b""]
     else:
-        lines.append(line)  # the last line had no end, and ours has none: to be undone exactly
+        lines.append(
+            line
+        )  # the last line had no newline, so ours has none: uninstall restores the file exactly
     _rewrite(file, lines)
     if not ours:
         return LineChange(file, ChangeKind.ADDED, others)
@@ -206,13 +208,13 @@ def _uninstall(file: Path, hook: Path | None, runtime: Runtime) -> LineChange:
         return LineChange(file, ChangeKind.SHARED if shared else ChangeKind.NOTHING, others)
     gone = {_script(one) for one in lines if _is_ours(one, own)} - set(map(_script, kept))
     scripts = tuple(Path(os.fsdecode(script)) for script in sorted(gone))
-    header = kept[0] if kept else b""  # our line alone, without an end
+    header = kept[0] if kept else b""  # only our line, without a newline
     if header in {_MADE_FILE, _MADE_ALL}:
         del kept[0]
         if kept in ([], [b""]):
             file.unlink()
             if header == _MADE_ALL:
-                with contextlib.suppress(OSError):  # somebody else uses it by now
+                with contextlib.suppress(OSError):  # it has other files now
                     file.parent.rmdir()
             return LineChange(file, ChangeKind.UNMADE, others, scripts)
     _rewrite(file, kept)
@@ -220,7 +222,7 @@ def _uninstall(file: Path, hook: Path | None, runtime: Runtime) -> LineChange:
 
 
 def _without(line: bytes, own: bytes, runtime: Runtime) -> bytes | None:
-    # The line without this runtime; None: it was for this one alone, or says for none.
+    # The line without this runtime; None if it was only for this one, or lists none.
     if not _is_ours(line, own):
         return line
     rest = _runtimes(line) - {runtime}
@@ -230,7 +232,7 @@ def _without(line: bytes, own: bytes, runtime: Runtime) -> bytes | None:
 
 
 def _runtimes(line: bytes) -> set[Runtime]:
-    # Those that the line was added for; of an older irmapdb it does not say.
+    # The runtimes of the line. A line of an older irmapdb lists none.
     found = _OPTION.fullmatch(line)
     comment = (found and found[2]) or b""
     if not comment.startswith(_FOR):

@@ -1,7 +1,7 @@
 """Checks whether the crun of this machine gives a configuration file to CRIU.
 
-crun 1.28 does so, 1.21 does not. It calls criu_set_config_file() of libcriu, which is from CRIU
-4.2, and looks the function up by its name in the library, so both are asked for the name.
+crun 1.28 does so, 1.21 does not. It calls criu_set_config_file() of libcriu (since CRIU 4.2), and
+looks up the function by its name. So this module searches both files for the name.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _LIBRARY = "libcriu.so.2"
 
 
 def why_not_read(library: str = _LIBRARY) -> str:
-    """Why the crun on PATH reads no configuration of CRIU; empty where it does, or is not there."""
+    """Why the crun on PATH reads no configuration of CRIU; empty if it does, or does not exist."""
     found = shutil.which("crun")
     if found is None:
         return ""

@@ -1,7 +1,7 @@
 """The shell script that CRIU executes: `irmapdb-hook.sh` beside this file, filled in and installed.
 
-It lies outside of any Python environment, so that a dump passes whatever becomes of irmapdb. It
-names the configuration files that call it, one in a comment line each, and is removed with the
+The script is outside of any Python environment, so that a dump passes even if irmapdb is removed.
+It lists the configuration files that call it, one in a comment line each. It is removed with the
 last of them.
 """
 
@@ -34,10 +34,10 @@ __all__ = [
 ]
 
 SCRIPT_PATH = Path("/usr/local/libexec/irmapdb/irmapdb-hook")
-"""Where `irmapdb hook --install` puts it."""
+"""The path at which `irmapdb hook --install` writes it."""
 
 RUN_DIRECTORY = Path("/run/irmapdb")
-"""For root alone: the FIFO of the service, its images, and which dumps have been served."""
+"""Only for root: the FIFO of the service, its images, and the list of served dumps."""
 
 _TEMPLATE = Path(__file__).with_name("irmapdb-hook.sh")
 _LIMIT_BYTES = 1 << 20
@@ -55,8 +55,8 @@ def script_text(
 ) -> bytes:
     """The script that starts `program`, the `irmapdb-hook` of a Python environment.
 
-    `python` is the interpreter of that environment, if it is the one that runs now: the script
-    starts it directly, as long as it finds this package where it is now.
+    `python` is the interpreter of that environment, if it runs now. The script starts it directly,
+    as long as this package stays at its present place.
     """
     text = _TEMPLATE.read_bytes()
     values: dict[bytes, str | AnyPath] = {
@@ -81,7 +81,7 @@ def is_script(path: Path) -> bool:
 def write_script(
     path: Path, program: Path, config_file: Path, *, python: Path | None = None
 ) -> None:
-    """Install the script for one more configuration file. FileError says why it cannot be done.
+    """Install the script for one more configuration file. FileError if that is not possible.
 
     `python` as in `script_text`.
     """
@@ -102,7 +102,7 @@ def write_script(
 def release_script(path: Path, config_file: Path) -> bool:
     """Remove the script, unless another configuration file calls it; whether it was removed.
 
-    A file is asked itself; one that cannot be read counts as one that calls it.
+    It reads each file. A file that cannot be read counts as one that calls the script.
     """
     if not is_script(path):
         return False
@@ -112,13 +112,13 @@ def release_script(path: Path, config_file: Path) -> bool:
         return False
     path.unlink(missing_ok=True)
     if path == SCRIPT_PATH or path.parent.name == SCRIPT_PATH.parent.name:
-        with contextlib.suppress(OSError):  # there is something else in it
+        with contextlib.suppress(OSError):  # it has other files
             path.parent.rmdir()
     return True
 
 
 def check_parents(path: Path) -> None:
-    """Refuse a place where others could replace the file. FileError names the directory."""
+    """Refuse a place where other users could replace the file (FileError)."""
     for directory in path.parents:
         try:
             found = directory.stat()
@@ -145,8 +145,8 @@ def _names(file: Path, script: bytes) -> bool:
 
 
 def _packages() -> str:
-    # Where the modules of this environment lie, this package's first: for sys.path. "" where that
-    # cannot be told in one line.
+    # The directories of this environment's modules, this package's first, for sys.path. "" if they
+    # do not fit into one line.
     own = str(Path(__file__).parents[2])
     found = dict.fromkeys([own, *site.getsitepackages()])
     return "" if any(":" in directory for directory in found) else ":".join(found)

@@ -1,10 +1,10 @@
 """Lists the files that a restore brings along: mounts, tmpfs content, changes of a root.
 
-A restored container gets its mounts from its runtime and from CRIU, so that what lies below them is
-not missing because a bare root directory lacks it. CRIU's images have the mounts of each mount
-namespace (`mountpoints-N.img`) and what was in each tmpfs (`tmpfs-dev-N.tar.gz.img`, N its device).
-An engine's checkpoint has, beside them or one directory up, what was changed in the root
-(`rootfs-diff.tar`) and removed from it (`deleted.files`, a JSON list of paths).
+A restored container gets its mounts from its runtime and from CRIU. So a file below a mount is not
+missing if the bare root directory lacks it. CRIU's images have the mounts of each mount namespace
+(`mountpoints-N.img`) and the files of each tmpfs (`tmpfs-dev-N.tar.gz.img`, N is its device). An
+engine's checkpoint has, beside them or one directory up, the changed files of the root
+(`rootfs-diff.tar`) and its removed files (`deleted.files`, a JSON list of paths).
 """
 
 from __future__ import annotations
@@ -35,34 +35,34 @@ _GHOST_HEAD_BYTES = 4096
 
 
 class Origin(Record):
-    """Where a path will come from in a restore."""
+    """The source of a path in a restore."""
 
     what: str
     """`the mount /data`, `tmpfs-dev-45.tar.gz.img`, `rootfs-diff.tar`."""
     has_it: bool | None
-    """Whether the path is in there; None where that cannot be told from the images."""
+    """Whether the source has the path; None if the images do not show that."""
     why_not_told: str = ""
 
 
 class Brought(Record):
-    """All that the images of one tree say of this."""
+    """All sources in the images of one tree."""
 
     has_mounts: bool
-    """Whether there are mounts in the images: without, no handle is opened in a restore."""
+    """Whether the images have mounts. Without mounts, a restore opens no handle."""
     ghosts: frozenset[InodeKey]
-    """Deleted files that the images bring along."""
+    """Deleted files that the images contain."""
     origins: dict[tuple[bytes, int | None], Origin]
     """By path, and by the id of the mount in whose namespace it starts."""
     removed: frozenset[bytes]
     """Paths that the engine removes from the root."""
 
     def origin(self, path: bytes, mnt_id: int | None) -> Origin | None:
-        """Where the path comes from; None where nothing brings it."""
+        """The source of the path; None if there is none."""
         return self.origins.get((path, mnt_id))
 
 
 def read_brought(images: Path, wanted: Collection[tuple[bytes, int | None]]) -> Brought:
-    """What the images in a directory bring of the wanted (path, mount id).
+    """The sources of the wanted (path, mount id) in the images of a directory.
 
     ImageError or FileError for an image of CRIU's that is damaged or cannot be read.
     """
@@ -90,14 +90,14 @@ def _number(image: Path) -> int:
 def _mount_of(
     path: bytes, mnt_id: int | None, namespaces: list[tuple[DumpedMount, ...]]
 ) -> DumpedMount | None:
-    """The mount that a path is on; None where that is a root."""
+    """The mount that a path is on; None if that is a root."""
     mine = [
         mounts
         for mounts in namespaces
         if mnt_id is None or any(mount.mnt_id == mnt_id for mount in mounts)
     ]
-    # Without a mount id the path starts at the root of the root task's namespace: the first one
-    # that was made, and so the one with the smallest number.
+    # Without a mount id the path starts at the root of the root task's namespace. That namespace
+    # was made first, so it has the smallest number.
     best: DumpedMount | None = None
     for mount in mine[0] if mine else ():
         if mount.mountpoint != b"/" and _is_below(path, mount.mountpoint):
@@ -146,7 +146,7 @@ def _in_root_diff(images: Path, wanted: set[bytes]) -> dict[bytes, Origin]:
 
 
 def _look_into(archive: Path, wanted: set[bytes]) -> tuple[set[bytes], str]:
-    """Which of the wanted names are members; and why not all of them were looked at."""
+    """The wanted names that are members, and the reason if not all members were read."""
     found: set[bytes] = set()
     try:
         with files.open_regular(archive) as file:

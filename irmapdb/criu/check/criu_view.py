@@ -29,13 +29,13 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK
 
 
 class CriuMount(Record):
-    """A mount of CRIU's list, and the root in which CRIU looks its mount point up."""
+    """A mount of CRIU's list, and the root in which CRIU looks up its mount point."""
 
     root: Root
     mount: Mount
 
     def open(self) -> int | None:
-        """A descriptor of the mount point; None where it is a file, hidden, or not reached."""
+        """A descriptor of the mount point; None if it is a file, hidden, or not reachable."""
         try:
             fd = self.root.open(self.mount.mountpoint, _DIRECTORY)
         except OSError:
@@ -76,10 +76,10 @@ class Mountpoints:
 
 
 class CriuView(Record):
-    """What CRIU sees of one task tree."""
+    """One task tree as CRIU sees it."""
 
     root: Root
-    """The root task's; that of CRIU, and of us, where they share the mount namespace."""
+    """The root task's root; CRIU's and our own root, if they share the mount namespace."""
     views: tuple[CriuMount, ...]
     """In the order in which CRIU tries them."""
     foreign: bool
@@ -91,29 +91,29 @@ class CriuView(Record):
     def lookup(self, path: bytes, flags: int = os.O_PATH | os.O_NOFOLLOW, *, root: Root) -> int:
         """A descriptor of a path without its first slash, as CRIU's openat(2) and fstatat(2) go.
 
-        Links on the way are followed. In another mount namespace an absolute one leads CRIU out,
-        into its own root; here it leads nowhere: OSError.
+        Links on the way are followed. In another mount namespace, an absolute link leads CRIU out
+        into its own root; here it raises OSError.
         """
         stay = syscalls.RESOLVE_BENEATH if self.foreign else syscalls.RESOLVE_IN_ROOT
         return syscalls.openat2(root.fd, path, flags, stay | syscalls.RESOLVE_NO_MAGICLINKS)
 
     def is_on(self, kdev: int, fstype: str) -> bool:
-        """Whether a device is mounted somewhere as this type of filesystem."""
+        """Whether a device is mounted anywhere as this type of filesystem."""
         return any(view.mount.kdev == kdev and view.mount.fstype == fstype for view in self.views)
 
 
 def numbers(fd: int) -> InodeKey:
-    """All that CRIU compares: st_dev, in the kernel's encoding, and st_ino."""
+    """The numbers that CRIU compares: st_dev, in the kernel's encoding, and st_ino."""
     status = os.fstat(fd)
     return InodeKey(kdev_of(os.major(status.st_dev), os.minor(status.st_dev)), status.st_ino)
 
 
 @contextlib.contextmanager
 def open_criu_view(tasks: Sequence[Task]) -> Iterator[CriuView]:
-    """What CRIU would see of these tasks, the root task first. TaskError as `open_root`.
+    """These tasks as CRIU would see them, the root task first. TaskError as `open_root`.
 
-    A namespace's mounts are tried from the last to the first, and of several namespaces those
-    that were met last come first.
+    CRIU tries a namespace's mounts from the last to the first, and begins with the namespace that
+    it met last.
     """
     with contextlib.ExitStack() as stack:
         root = stack.enter_context(open_root(tasks[0].pid))
@@ -130,7 +130,7 @@ def open_criu_view(tasks: Sequence[Task]) -> Iterator[CriuView]:
                 roots[mntns] = nested
         foreign = root.mntns != mountinfo.mount_namespace("self")
         views = tuple(
-            # From its own namespace CRIU looks everything up in its own root.
+            # In its own namespace CRIU looks up everything in its own root.
             CriuMount(one if foreign else root, mount)
             for one in reversed(roots.values())
             for mount in criu_mounts(one)
@@ -142,8 +142,8 @@ def open_criu_view(tasks: Sequence[Task]) -> Iterator[CriuView]:
 def criu_mounts(root: Root) -> list[Mount]:
     """The mounts of one namespace in CRIU's order, the last one first.
 
-    Without those that CRIU leaves out, those whose name it does not get right, and the one that a
-    `Root` adds for a chroot.
+    Without the mounts that CRIU leaves out, those with a name that it reads wrongly, and the mount
+    that a `Root` adds for a chroot.
     """
     return [
         mount

@@ -36,37 +36,37 @@ if TYPE_CHECKING:
 __all__ = ["DumpCheck", "DumpCheckOptions", "MarkCheck", "Problem", "WatchCheck", "check_dump"]
 
 _PATIENCE_S = 5.0
-"""How long a filesystem may take that waits for somebody else."""
+"""The time limit for a filesystem that can block."""
 
 
 class DumpCheckOptions(Record):
-    """What CRIU will be told, and where it will run."""
+    """CRIU's options, and its directories."""
 
     pid: int
     images_dir: Path = Path()
     work_dir: Path | None = None
     prev_images_dir: Path | None = None
     version: CriuVersion | None = None
-    """None: asked from the criu on PATH."""
+    """None: from the criu on PATH."""
     force_irmap: bool = False
     scan_paths: tuple[bytes, ...] = ()
     config: Config = Config()
     progress: Callable[[int, bytes], None] = lambda _scanned, _top: None
-    """Told during a walk: entries looked at so far, and where."""
+    """Called during a walk with the number of compared entries, and the place."""
 
 
 class WatchCheck(Record):
-    """One watch, and what CRIU will do with it."""
+    """One watch, and the prediction for it."""
 
     watch: Watch
     comm: bytes
     fstype: str | None
-    """None where no directory that CRIU sees is on the watch's device."""
+    """None if CRIU sees no directory on the watch's device."""
     prediction: Prediction
 
 
 class MarkCheck(Record):
-    """A fanotify mark that has no inode, and what CRIU will do with it."""
+    """A fanotify mark without an inode, and the prediction for it."""
 
     mark: Mark
     comm: bytes
@@ -82,12 +82,12 @@ class MarkCheck(Record):
 
 
 class Problem(Record):
-    """Something about the whole dump."""
+    """A problem of the whole dump."""
 
     why: str
     advice: str
     fatal: bool
-    """Whether the dump fails on it. Else a restore may fail, or the predictions are in doubt."""
+    """Whether the dump fails on it. Else a restore may fail, or the predictions are uncertain."""
 
 
 class DumpCheck(Record):
@@ -99,15 +99,15 @@ class DumpCheck(Record):
     denied: tuple[Denied, ...]
     problems: tuple[Problem, ...]
     cache: bytes | None
-    """The irmap-cache that CRIU will load; None where there is none."""
+    """The irmap-cache that CRIU will load; None if there is none."""
     entries: int
-    """How many entries it has."""
+    """The number of its entries."""
     notes: tuple[str, ...] = ()
-    """What else there is to know. The predictions stand."""
+    """Further remarks. They do not change the predictions."""
 
     @property
     def fails(self) -> bool:
-        """Whether CRIU will end with an error: one watch is enough."""
+        """Whether the dump will fail: one failing watch is enough."""
         return (
             any(problem.fatal for problem in self.problems)
             or any(one.prediction.outcome is CriuOutcome.FAILS for one in self.watches)
@@ -116,9 +116,9 @@ class DumpCheck(Record):
 
     @property
     def right(self) -> bool:
-        """Whether every watch and mark comes back on what it is on now.
+        """Whether a restore sets every watch and mark on its present file again.
 
-        Of what else a dump may fail on (sockets, terminals) nothing is known here.
+        Other causes of a failed dump (sockets, terminals) are not checked.
         """
         return (
             not (self.problems or self.denied)
@@ -128,20 +128,20 @@ class DumpCheck(Record):
 
     @property
     def uncertain(self) -> bool:
-        """Whether of some watch it is not known what CRIU will do."""
+        """Whether a watch has no prediction."""
         return any(one.prediction.outcome is CriuOutcome.UNKNOWN for one in self.watches)
 
     @property
     def walk_us(self) -> int:
-        """How long CRIU's walks of overlays may keep the tasks frozen."""
+        """An estimate of the frozen time for CRIU's walks of overlays."""
         return sum(one.prediction.walk_us for one in self.watches)
 
 
 def check_dump(options: DumpCheckOptions) -> DumpCheck:
-    """Predict what CRIU, called like this, will do. Nobody is stopped, and nothing is written.
+    """Predict a dump by CRIU with these options. It stops no task and writes nothing.
 
-    TaskError where the root task is missing or may not be looked at; FileError for a directory
-    that is missing; ImageError for an irmap-cache that CRIU reads and irmapdb does not.
+    TaskError if the root task is missing or may not be read; FileError if a directory is missing;
+    ImageError for an irmap-cache that CRIU reads and irmapdb does not.
     """
     _refuse_relative(options.scan_paths)
     place = WorkDir.open(options.images_dir, options.work_dir, previous=options.prev_images_dir)
@@ -214,12 +214,12 @@ def _notes(criu_view: CriuView, call: Call) -> Iterator[str]:
 
 
 def _why_missing_aside(criu_view: CriuView, path: bytes) -> str:
-    # CRIU follows links, so a tenant may lead it to a mount that does not answer.
+    # CRIU follows links, so a tenant can lead it to a mount that does not answer.
     return ask_in_child(lambda: _why_missing(criu_view, path), lambda _: "", _PATIENCE_S)
 
 
 def _why_missing(criu_view: CriuView, path: bytes) -> str:
-    # By its directory's listing: to look up what is there would give its name to the kernel.
+    # Read its directory's listing: a lookup would put the name into the kernel's cache.
     parent, _, name = path.rstrip(b"/").rpartition(b"/")
     try:
         fd = criu_view.lookup(parent[1:] or b".", os.O_RDONLY | os.O_DIRECTORY, root=criu_view.root)
@@ -228,14 +228,16 @@ def _why_missing(criu_view: CriuView, path: bytes) -> str:
                 return ""
         finally:
             os.close(fd)
-        os.close(criu_view.lookup(path[1:], root=criu_view.root))  # not all that is there is listed
+        os.close(
+            criu_view.lookup(path[1:], root=criu_view.root)
+        )  # a listing need not have all entries
     except (OSError, ValueError) as error:
         return str(error.strerror if isinstance(error, OSError) else error)
     return ""
 
 
 def _headless(found: Iterable[Task]) -> Problem | None:
-    # compel_interrupt_task() asks for the first thread alone.
+    # compel_interrupt_task() stops only the first thread.
     for task in found:
         if task.state == "Z":
             why = f"the first thread of {task.name} has ended, and CRIU cannot stop the others"
@@ -254,9 +256,9 @@ def _with_holders(settled: _Settled, criu_view: CriuView) -> _Settled:
 
 
 def _scan_once(settled: _Settled) -> _Settled:
-    """One --irmap-scan-path for all that could do with one: the directory above them all.
+    """One --irmap-scan-path for all watches that need one: their common directory.
 
-    Not the root: to scan that for each watch would take longer than to name several.
+    Not the root: a scan of the root for each watch would take longer than several options.
     """
     paths = [one.scan.path for _, one in settled.values() if one.scan is not None]
     above = os.path.commonpath(paths) if len(paths) > 1 else b"/"
@@ -272,10 +274,10 @@ _REMOVED = b"//deleted"
 
 
 def _removed_mounts(criu_view: CriuView) -> Iterator[Problem]:
-    """Bind mounts whose source was removed or replaced: a subPath file of Kubernetes, say.
+    """Bind mounts with a removed or replaced source, for example a subPath file of Kubernetes.
 
-    CRIU dumps them. Its restore makes the source anew under the old name, and fails where something
-    has that name by then; a container runtime mounts what has it, and fails where nothing does.
+    CRIU dumps them. Its restore creates the source again under the old name, and fails if that name
+    exists. A container runtime mounts the file with that name, and fails if it does not exist.
     """
     removed = [mount for mount in criu_view.root.mounts if mount.root.endswith(_REMOVED)]
     if not removed or not criu_view.foreign:  # the machine's own mounts are not dumped
@@ -294,12 +296,12 @@ def _removed_mounts(criu_view: CriuView) -> Iterator[Problem]:
 
 
 def _answered(ask: Callable[[], bool]) -> bool:
-    # Somewhere on the way may be a filesystem that does not answer.
+    # A filesystem on the way may not answer.
     return ask_in_child(ask, lambda _: False, _PATIENCE_S)
 
 
 def _has_name(kdev: int, name: bytes) -> bool:
-    # Seen from our own mounts, as the restore will see it.
+    # From our own mounts, as in the restore.
     for mount in mountinfo.read_mountinfo("self"):
         below = os.path.relpath(name, mount.root)
         here = mount.kdev == kdev and not below.startswith(b"../")
@@ -351,7 +353,7 @@ def _load_cache(place: WorkDir) -> tuple[bytes | None, Sequence[CacheEntry], Pro
 
 
 _Settled: TypeAlias = dict["Identity", tuple[str | None, Prediction]]
-"""The filesystem type and what CRIU will do, for each watched inode."""
+"""The filesystem type and the prediction for each watched inode."""
 
 
 def _settle_all(
@@ -374,7 +376,7 @@ def _settle_all(
 def _settle_aside(
     batch: Iterable[Identity], fstype: str, observer: Observer, call: Call
 ) -> _Settled:
-    # Where CRIU would wait as well, with the tasks frozen: perhaps for one of them.
+    # CRIU would wait here too, with the tasks frozen, and perhaps for one of them.
     def settle() -> _Settled:
         return _settle(map(observer.facts, batch), observer, call)
 
@@ -391,7 +393,7 @@ def _settle_aside(
 
 
 def _settle(batch: Iterable[Facts], observer: Observer, call: Call) -> _Settled:
-    """Look at what the decisions ask for, at one thing for all before the next."""
+    """Take the looks that the decisions need, each look for all watches before the next."""
     settled: _Settled = {}
     pending = {facts.identity: facts for facts in batch}
     while pending:
@@ -410,7 +412,7 @@ def _settle(batch: Iterable[Facts], observer: Observer, call: Call) -> _Settled:
 
 
 def _taken(observer: Observer, look: Look, batch: Sequence[Facts]) -> Iterator[Facts]:
-    # One watch that cannot be looked at costs no other its verdict.
+    # If one watch cannot be read, the others still get a verdict.
     taken: dict[Identity, Facts] = {}
     try:
         for facts in observer.take(look, batch):
@@ -428,7 +430,7 @@ def _taken(observer: Observer, look: Look, batch: Sequence[Facts]) -> Iterator[F
 
 
 _TOGETHER = {Look.OVERLAY, Look.SCAN, Look.SEARCH}
-"""Looks for a whole batch: which watch an error is of cannot be told."""
+"""Looks for a whole batch: an error has no watch of its own."""
 
 
 def _check_mark(mark: Mark, comm: bytes, criu_view: CriuView) -> MarkCheck:

@@ -1,12 +1,12 @@
 """Decides on one watch as CRIU does, from facts: pure functions, in CRIU's order.
 
-`decide` says what CRIU will do, or what is to be looked at before that can be said. Whoever asks
-looks at that and at nothing else, because a look can change what CRIU finds afterwards.
+`decide` returns the prediction, or the look that it needs first. The caller takes only that look,
+because a look can change the result of CRIU afterwards.
 
-Facts from criu/fsnotify.c, criu/irmap.c and criu/proc_parse.c of CRIU 4.1.1 and 4.2, and from what
-4.1.1 was seen to do; for 4.3, from what was measured with it: the walk of an overlay comes before
-irmap, compares st_dev and st_ino, and where it finds nothing the watch is dumped without a path,
-unless irmap is forced.
+Facts from criu/fsnotify.c, criu/irmap.c and criu/proc_parse.c of CRIU 4.1.1 and 4.2, and from
+measurements with 4.1.1. For 4.3, from measurements: the walk of an overlay comes before irmap, and
+compares st_dev and st_ino. If the walk finds nothing, the watch is dumped without a path, unless
+irmap is forced.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["decide", "scan_below"]
 
 _NEW_AT_EACH_MOUNT = frozenset({"tmpfs", "devtmpfs"})
-"""Their inode numbers; so CRIU dumps no watch without a path there."""
+"""Their inode numbers. There CRIU dumps no watch without a path."""
 
 _GIVE_UP = "have the task remove the watch before the dump"
 
@@ -61,7 +61,7 @@ _HOST_MOUNTS = (
 
 
 def decide(facts: Facts, call: Call) -> Prediction | Look:
-    """What CRIU does with the watch, or the look to be taken before that can be said."""
+    """The prediction for the watch, or the look that it needs first."""
     if facts.hopeless:
         return _fails(*facts.hopeless)
     if facts.unseen:
@@ -77,7 +77,7 @@ def decide(facts: Facts, call: Call) -> Prediction | Look:
 
 
 def scan_below(prediction: Prediction, directory: bytes) -> Prediction:
-    """The same with advice to scan this directory, in which more is than the one watch."""
+    """The same with advice to scan this directory, which has other watches too."""
     if prediction.scan is None:
         return prediction
     lead = prediction.scan.lead
@@ -132,7 +132,7 @@ def _unopened(facts: Facts, call: Call) -> Prediction | Look:
 
 
 def _missed_by_walk(facts: Facts, call: Call) -> Prediction | Look:
-    # CRIU 4.3 then takes the handle for one that opens, which on an overlay no restore can do.
+    # CRIU 4.3 then dumps the watch by its handle, and on an overlay no restore can open it.
     if facts.search is None:
         return Look.SEARCH
     why = f"CRIU {call.version} walks the overlay for it"
@@ -164,13 +164,13 @@ def _by_name(found: Found, facts: Facts, call: Call) -> Prediction:
         return Prediction(WatchVerdict.PATH, CriuOutcome.PATH, why, found.path)
     why = f"the handle leads to {printable(found.path)}, another file with the same inode number"
     if found.path == b"/":
-        # What has no cached name reads as "/".
+        # A file without a cached name reads as "/".
         return _wrong(found, why, f"{_pre_dump(call)}: a path that was proved has a cached name")
     return _wrong(found, why, "unmount what hides the watched file, or have the watch removed")
 
 
 def _right(verdict: WatchVerdict, why: str, found: Found, facts: Facts) -> Prediction:
-    # As far as anybody can tell.
+    # None: it has the handle, but another file may have it too.
     if found.right is None:
         return _ambiguous(found, facts)
     if found.symlink:
@@ -184,7 +184,7 @@ def _without_path(facts: Facts, handle: HandleLook, call: Call) -> Prediction | 
     if handle.mounted is not None:
         return _only_mounted(facts, handle, handle.mounted, call)
     if handle.deleted:
-        # Also where CRIU brings the file back (a ghost): the watch goes when it is deleted again.
+        # Also if CRIU restores the file (a ghost): the watch ends when CRIU deletes it again.
         return _no_restore(f"{why}; a restore loses the watch", _CLOSE)._replace(deleted=True)
     if handle.symlink or handle.too_long:
         advice = _GIVE_UP if handle.symlink else f"shorten its path, or {_GIVE_UP}"
@@ -292,7 +292,7 @@ def _out_of_reach(facts: Facts, call: Call, search: SearchLook, why: str) -> Pre
         why = f"{why}: irmap compares st_dev, which is not the device of its filesystem here"
         return _fails(why, _better_numbers(facts, call), search.path)
     if search.gave_up:
-        # Whether it has a path that would help is what was not found out.
+        # It is not known whether it has a path that would help.
         advice = f"{_pre_dump(call)}, with the --irmap-scan-path that it is below"
         why = f"{why}, so CRIU fails as it is called; where the file is: {search.gave_up}"
         return Prediction(WatchVerdict.UNKNOWN, CriuOutcome.FAILS, why, advice=advice)
@@ -332,11 +332,11 @@ def _scan_option(path: bytes | None) -> str:
 
 
 def _quoted(path: bytes) -> str:
-    """A path as a shell takes it; what has escapes, as bash, ksh and zsh do."""
+    """A path quoted for a shell; with escapes for bash, ksh and zsh if needed."""
     shown = printable(path)
     if shown.encode() == path:
         return shlex.quote(shown)
-    # Byte by byte: what printable() escapes as a character, a shell would take for one byte.
+    # Byte by byte: an escape of printable() can be a character, and a shell reads it as one byte.
     plain = (chr(byte) if chr(byte) in _PLAIN else f"\\x{byte:02x}" for byte in path)
     return f"$'{''.join(plain)}'"
 

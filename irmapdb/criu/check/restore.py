@@ -1,9 +1,9 @@
 """Predicts for each watch of a dump whether `criu restore` can set it again.
 
-CRIU opens a watch's recorded path in the root of the restored tree, and watches what that is; a
-watch without a path is found by its handle, through a mount of the device that it had, if the
-images have mounts. One that cannot be opened ends the restore (get_mark_path() and open_handle() of
-criu/fsnotify.c). What a restore brings along by itself (`brought`) is not looked for in the root.
+CRIU opens a watch's recorded path in the root of the restored tree, and watches the file there. It
+opens a watch without a path by its handle, through a mount of its device, if the images have
+mounts. If it cannot open one watch, the restore fails (get_mark_path() and open_handle() of
+criu/fsnotify.c). Files that the restore itself provides (`brought`) need not exist in the root.
 """
 
 from __future__ import annotations
@@ -44,32 +44,32 @@ _IN_ROOT = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS
 
 
 class RestoreVerdict(enum.StrEnum):
-    """What a restore will make of one watch."""
+    """The prediction for one watch in a restore."""
 
     THERE = "there"
-    """The path is there."""
+    """The path exists."""
     REPLACED = "replaced"
-    """The path is there, but not the file of the dump."""
+    """The path exists, but is not the file of the dump."""
     LINKED = "linked"
-    """The path is there, by way of a symbolic link: the watch is set where it leads."""
+    """The path leads through a symbolic link: the watch is set on the target."""
     OTHER_TYPE = "other-type"
-    """A directory was watched and the path is none, or the other way round."""
+    """The watch was on a directory and the path is none, or the other way round."""
     MISSING = "missing"
-    """Nothing is at the path: the restore fails."""
+    """The path does not exist: the restore fails."""
     BY_HANDLE = "by-handle"
-    """No path was recorded, and the handle opens: this is the filesystem."""
+    """No path was recorded, and the handle opens on a filesystem of this machine."""
     BROUGHT = "brought"
-    """The root lacks the path, and need not have it: a mount or an archive brings it."""
+    """The root lacks the path, but a mount or an archive provides it."""
     NO_RESTORE = "no-restore"
-    """No path was recorded, and the images have no mounts to open the handle through."""
+    """No path was recorded, and the images have no mounts for opening the handle."""
     DELETED = "deleted"
-    """The images bring the deleted file along; it is removed again, and the watch with it."""
+    """The images have the deleted file. CRIU removes it again, and the watch ends."""
     NO_FILESYSTEM = "no-filesystem"
     """No path was recorded, and the handle does not open here: the restore fails."""
 
     @property
     def right(self) -> bool:
-        """Whether the watch comes back, as far as can be told from here."""
+        """Whether a restore sets the watch again, as far as the images and this machine show."""
         return self in _RIGHT
 
 
@@ -83,19 +83,19 @@ _RIGHT = {
 
 
 class WatchRestore(Record):
-    """One watch or mount mark of the images, and what a restore will make of it."""
+    """One watch or mount mark of the images, and the prediction for it."""
 
     file: FsnotifyFile
     watch: FsnotifyWatch | MountMark
     verdict: RestoreVerdict
     why: str
     origin: str
-    """Where the path comes from: `the root`, `the mount /data`, an archive. Empty: from nothing."""
+    """The source of the path: `the root`, `the mount /data`, an archive. Empty: none."""
     advice: str
 
     @property
     def right(self) -> bool:
-        """Whether it comes back on what was watched, as far as can be told from here."""
+        """Whether it comes back on the watched file, as far as images and machine show that."""
         return self.verdict.right and not self.advice
 
 
@@ -108,15 +108,15 @@ class RestoreCheck(Record):
 
     @property
     def right(self) -> bool:
-        """Whether every watch comes back."""
+        """Whether a restore sets every watch again."""
         return all(one.right for one in self.watches)
 
 
 def check_images(images: Path, root: Path) -> RestoreCheck:
-    """Look for every recorded path under `root`, and here for the filesystems of the rest.
+    """Check every recorded path under `root`, and the handles of the other watches here.
 
-    Nothing outside of `root` is opened, wherever its links lead. FileError where there are no
-    images, or those of a dump that failed, or no root; ImageError where one is damaged.
+    It opens nothing outside of `root`, also if links lead there. FileError if the images or the
+    root are missing, or if the dump has failed; ImageError if an image is damaged.
     """
     image = images / _IMAGE
     if files.read_if_there(images / _INVENTORY, limit_bytes=files.LIMIT_BYTES) is None:
@@ -144,7 +144,7 @@ def check_images(images: Path, root: Path) -> RestoreCheck:
 
 
 def _start(watch: FsnotifyWatch | MountMark) -> tuple[bytes, int | None]:
-    """The path, and the mount that says in which namespace it starts."""
+    """The path, and the mount that determines its namespace."""
     return watch.path or b"", watch.mnt_id if isinstance(watch, FsnotifyWatch) else None
 
 
@@ -156,7 +156,7 @@ class _Seen(Record):
 
 
 class _Eyes:
-    """Looks into the root to be restored, and at the filesystems of this machine."""
+    """Checks paths in the root of the restore, and handles on the filesystems of this machine."""
 
     def __init__(self, root_fd: int, brought: Brought) -> None:
         self._root_fd = root_fd
@@ -174,7 +174,7 @@ class _Eyes:
         self._here.__exit__()
 
     def look(self, watch: FsnotifyWatch | MountMark) -> _Seen:
-        """What will become of one watch."""
+        """The prediction for one watch."""
         if isinstance(watch, MountMark):
             if watch.path is None:
                 return _Seen(RestoreVerdict.THERE, "it comes back with its mount")
@@ -245,7 +245,7 @@ class _Eyes:
             os.close(fd)
 
     def _compared(self, fd: int, identity: Identity | None) -> _Seen | None:
-        # Only where the filesystem of the dump is here can be told what was watched.
+        # The watched file is known only if the filesystem of the dump is on this machine.
         watched = None if identity is None else self._by_handle(identity)
         if watched is None:
             return None

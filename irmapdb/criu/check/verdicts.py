@@ -28,7 +28,7 @@ __all__ = [
 
 
 class CriuOutcome(enum.StrEnum):
-    """What CRIU, called as it is, makes of one watch."""
+    """The result of CRIU for one watch, with the given options."""
 
     PATH = "dumped with its path"
     NO_PATH = "dumped without a path"
@@ -38,37 +38,37 @@ class CriuOutcome(enum.StrEnum):
 
 
 class WatchVerdict(enum.StrEnum):
-    """What that means to who wants the checkpoint."""
+    """The meaning of the result for the user."""
 
     PATH = "path"
     """Dumped with its path, which CRIU finds itself."""
     NO_PATH = "no-path"
-    """Dumped without one: a restore finds the file by its handle, on this filesystem only."""
+    """Dumped without a path: a restore finds the file by its handle, only on this filesystem."""
     NO_RESTORE = "no-restore"
-    """Dumped without one, and no restore brings the watch back: it fails, or loses the watch."""
+    """Dumped without a path, and no restore sets the watch again: it fails, or loses the watch."""
     SYMLINK = "symlink"
-    """Dumped with the path of a symbolic link: a restore watches where that leads, or fails."""
+    """Dumped with the path of a symbolic link: a restore watches the target, or fails."""
     OPTIONS = "options"
-    """Fails as CRIU is called, but not with other options."""
+    """Fails with the given options, but not with others."""
     CACHE = "cache"
     """Dumped with its path, because irmap-cache has it."""
     WALK = "walk"
     """Dumped with its path after a walk of the whole filesystem, while the tasks are frozen."""
     WRONG_PATH = "wrong-path"
-    """Dumped with the path of another file, and nothing says so."""
+    """Dumped with the path of another file, without a message."""
     FAILS = "fails"
     """The whole dump fails on it."""
     UNKNOWN = "unknown"
-    """It was not found out, or not in time, what would help, or what CRIU will do."""
+    """irmapdb could not find out the result, or not in time a remedy."""
 
     @property
     def right(self) -> bool:
-        """Whether the watch comes back wherever the path is there."""
+        """Whether a restore sets the watch again if the path exists."""
         return self in {WatchVerdict.PATH, WatchVerdict.CACHE, WatchVerdict.WALK}
 
 
 class CriuVersion(Record):
-    """A version of CRIU, and who says that it is this one."""
+    """A version of CRIU, and the source of that information."""
 
     major: int
     minor: int
@@ -79,17 +79,17 @@ class CriuVersion(Record):
 
     @property
     def is_known(self) -> bool:
-        """Whether it is one of those whose ways are described here (docs/criu.md)."""
+        """Whether docs/criu.md describes the behaviour of this version."""
         return (4, 1) <= (self.major, self.minor) <= (4, 3)
 
     @property
     def walks_overlays(self) -> bool:
-        """CRIU 4.3 and later look for the watches of an overlay by walking it."""
+        """CRIU 4.3 and later walk an overlay to find its watches."""
         return (self.major, self.minor) >= (4, 3)
 
 
 class Call(Record):
-    """How CRIU is to be called."""
+    """The options of the call of CRIU."""
 
     pid: int
     version: CriuVersion
@@ -99,99 +99,99 @@ class Call(Record):
 
 
 class Look(enum.IntEnum):
-    """What is to be looked at, in the order in which it may be looked at.
+    """The looks at facts, in the allowed order.
 
-    Whatever could give a file's name to the kernel, and so change what CRIU finds, comes after
-    all looks that CRIU makes before it.
+    A look that can put a file's name into the kernel's cache, and so change CRIU's result, comes
+    after all looks that CRIU takes before it.
     """
 
     HANDLE = enum.auto()
-    """What the handle opens, and which name the kernel has for it."""
+    """Open the handle, and read the name that the kernel has for it."""
     OVERLAY = enum.auto()
-    """All of an overlay, as CRIU 4.3 walks it."""
+    """Walk an overlay, as CRIU 4.3 does."""
     CACHE = enum.auto()
-    """The entries of irmap-cache."""
+    """Check the entries of irmap-cache."""
     SCAN = enum.auto()
-    """Below the scan paths, then below CRIU's hints."""
+    """Search below the scan paths, then below CRIU's hints."""
     SEARCH = enum.auto()
-    """Everywhere: not for CRIU, but to give advice."""
+    """Search everywhere: only for the advice."""
 
 
 class Found(Record):
-    """A path that CRIU takes for the watched file."""
+    """A path that CRIU accepts as the watched file."""
 
     path: bytes
     right: bool | None
-    """Whether it is the watched file, by handle; CRIU compares numbers alone. None: it has the
-    handle, and another file can have the same one."""
+    """Whether it is the watched file, by handle; CRIU compares only numbers. None: it has the
+    handle, but another file can have the same handle."""
     symlink: bool = False
     """Whether it is a symbolic link, which a restore follows."""
 
 
 class HandleLook(Record):
-    """What open_by_handle_at(2) through the mounts of the device gives."""
+    """The result of open_by_handle_at(2) through the mounts of the device."""
 
     opened: bool
     found: Found | None = None
     deleted: bool = False
-    """The inode has no name left; it may have a mount point."""
+    """Whether the inode has no name; it may have a mount point."""
     why_not: str = ""
-    """Where no mount opened it: what the kernel said."""
+    """The kernel's error, if no mount could open the handle."""
     mounted: SearchLook | None = None
-    """Where it is mounted by itself: a file bound over another, say."""
+    """Its own mount point, for example if it is bind-mounted over another file."""
     symlink: bool = False
-    """It is a symbolic link."""
+    """Whether it is a symbolic link."""
     too_long: bool = False
-    """It has a path, which is longer than the kernel tells (PATH_MAX)."""
+    """Whether its path is longer than the kernel gives it (PATH_MAX)."""
 
 
 class OverlayLook(Record):
-    """What a walk of the mounts of an overlay meets."""
+    """The result of a walk of the mounts of an overlay."""
 
     hits: tuple[Found, ...]
     entries: int
     walk_us: int
-    """How long CRIU's walk would take, by how long ours took."""
+    """An estimate of the time of CRIU's walk, from the time of ours."""
 
 
 class CacheLook(Record):
-    """What the entries of irmap-cache for this device and inode number come to."""
+    """The result of the entries of irmap-cache for this device and inode number."""
 
     found: Found | None = None
     refused: tuple[bytes, ...] = ()
-    """Paths of entries that CRIU would drop."""
+    """The paths of entries that CRIU would drop."""
 
 
 class SearchLook(Record):
-    """Where the watched file is, and whether CRIU's irmap would know it there."""
+    """The path of the watched file, and whether CRIU's irmap would accept it."""
 
     path: bytes | None = None
     deleted: bool = False
-    """The inode has no name left."""
+    """Whether the inode has no name."""
     mntns: int = 0
-    """The mount namespace that it lives in, where that of the root task lacks it; there `path`
-    starts."""
+    """The mount namespace in which `path` starts, if the root task's namespace does not have the
+    file."""
     gave_up: str = ""
-    """Where it was not looked for everywhere: why not."""
+    """The reason, if not every place was searched."""
     acceptable: bool = False
-    """Whether st_dev and st_ino of the path are what irmap compares them with."""
+    """Whether st_dev and st_ino of the path are the numbers that irmap expects."""
     hinted: bool = False
-    """Below a scan path or one of CRIU's hints, where --force-irmap alone would find it."""
+    """Whether it is below a scan path or a hint of CRIU, where --force-irmap would find it."""
 
 
 class Facts(Record):
-    """What is known of one watched inode. A look that was not taken is None."""
+    """The facts about one watched inode. A look that was not taken is None."""
 
     identity: Identity
     fstype: str | None = None
     """None: no directory in CRIU's mount tables has the device."""
     hopeless: tuple[str, str] | None = None
-    """Where no look is worth taking, and CRIU fails: why, and what to do."""
+    """Why CRIU fails without any further look, and what to do."""
     unseen: tuple[str, str] | None = None
-    """Where it could not be looked at: why not, and what to do."""
+    """Why the inode could not be read, and what to do."""
     own_mounts: bool = True
-    """Whether the tree has a mount namespace of its own. Only then the images have mounts, and a
-    restore can open handles through them."""
+    """Whether the tree has a mount namespace of its own. Only then do the images have mounts,
+    through which a restore can open handles."""
     handle: HandleLook | None = None
     overlay: OverlayLook | None = None
     cache: CacheLook | None = None
@@ -205,25 +205,25 @@ class ScanAdvice(Record):
     lead: str
     """The advice up to the option."""
     path: bytes
-    """The path that the option is to be given: the watched file, or a directory above it."""
+    """The value of the option: the watched file, or a directory above it."""
 
 
 class Prediction(Record):
-    """What CRIU will do with one watch."""
+    """The prediction for one watch."""
 
     verdict: WatchVerdict
     outcome: CriuOutcome
     why: str
-    """One line for people: how CRIU gets there."""
+    """The reason, in one line for people."""
     path: bytes | None = None
-    """The path that CRIU records, right or wrong; or where the file is, as far as we know."""
+    """The path that CRIU records, right or wrong; or the path of the file, if it is known."""
     advice: str = ""
-    """What to do; empty where nothing is to be done."""
+    """What to do; empty if nothing is necessary."""
     scan: ScanAdvice | None = None
-    """Where the advice ends with an --irmap-scan-path."""
+    """The --irmap-scan-path at the end of the advice."""
     deleted: bool = False
-    """Whether it is because the inode has no name left."""
+    """Whether the cause is that the inode has no name."""
     entries: int = 0
-    """How many directory entries CRIU walks for this watch, while the tasks are frozen."""
+    """The number of directory entries that CRIU walks for this watch in the freeze."""
     walk_us: int = 0
-    """How long that may take."""
+    """An estimate of the time for that."""

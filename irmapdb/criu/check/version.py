@@ -27,7 +27,7 @@ def parse_version(text: str) -> CriuVersion:
 
 
 def criu_version(program: str = "criu") -> CriuVersion:
-    """What the CRIU on PATH says that it is; ASSUMED where there is none that answers."""
+    """The version of the CRIU on PATH; ASSUMED if there is none, or it does not answer."""
     try:
         said = subprocess.run(  # noqa: S603 the program that the user would call
             [program, "--version"],

@@ -1,8 +1,8 @@
 """Walks the directories of CRIU's scan, for many inodes at once, without a stat of each entry.
 
-CRIU stats whatever it meets (irmap_scan() of criu/irmap.c), once more for each watch. Here the
-inode numbers of listings are compared, which looks no name up, and what comes out are candidates.
-CRIU's scan crosses mounts, and follows links only on the way to where it starts.
+CRIU calls stat for every entry (irmap_scan() of criu/irmap.c), again for each watch. This module
+compares the inode numbers of listings, which looks up no name, and yields candidates. CRIU's scan
+crosses mounts, and follows links only on the way to its start.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ _NO_CHILDREN = b"/."
 
 
 class WalkHit(Record):
-    """A path by whose listing an inode could be the one."""
+    """A path whose inode number in the listing is wanted."""
 
     identity: Identity
     path: bytes
 
 
 class Walks:
-    """Walks in one criu_view. What the caller counts as `done` is looked for no further."""
+    """Walks in one criu_view. It does not search for inodes that the caller counts as `done`."""
 
     def __init__(self, criu_view: CriuView, progress: Callable[[int, bytes], None]) -> None:
         self._criu_view = criu_view
@@ -48,7 +48,7 @@ class Walks:
         self._progress = progress
         self._deadline = math.inf
         self.entries = 0
-        """Directory entries looked at so far."""
+        """The number of directory entries compared so far."""
         self.over = False
         """Whether the limit has ended a walk."""
 
@@ -65,7 +65,7 @@ class Walks:
     def below(
         self, start: bytes, identities: Collection[Identity], done: Container[Identity]
     ) -> Iterator[WalkHit]:
-        """Where CRIU's scan starts, and what lies below, also on other mounts."""
+        """The start of CRIU's scan, and everything below it, also on other mounts."""
         try:
             top_fd = self._criu_view.lookup(start[1:], root=self._root)
         except OSError:
@@ -76,7 +76,7 @@ class Walks:
             if start == _NO_CHILDREN or not _is_directory(top_fd):
                 return
             top = None
-            # The start may lead through a link (/lib/udev), and CRIU spells it as it was given.
+            # The start may lead through a link (/lib/udev), and CRIU keeps its spelling.
             with contextlib.suppress(OSError):  # ENAMETOOLONG
                 top = self._root.strip(os.fsencode(os.readlink(f"/proc/self/fd/{top_fd}")))
             if top is None:
@@ -129,7 +129,7 @@ class Walks:
                 inos.setdefault(identity.ino, []).append(identity)
         if not inos:
             return
-        # FUSE need not say which inode an entry is (fs/fuse/readdir.c), so each is asked.
+        # FUSE need not give the inode of an entry (fs/fuse/readdir.c), so each is looked up.
         every = is_fuse(mount.fstype)
         tick = self._ticker(top)
         for hit in walk(top_fd, inos, every_entry=every, on_entries=tick):
@@ -158,7 +158,7 @@ def _is_directory(fd: int) -> bool:
 
 
 def _ino_below(top_fd: int, path: bytes) -> int:
-    # 0, which no inode has, for what is gone.
+    # 0, which no inode has, for a removed entry.
     try:
         fd = open_beneath(top_fd, path, os.O_PATH | os.O_NOFOLLOW)
     except OSError:
