@@ -1,12 +1,18 @@
-"""`make demo`: the main job on a live process, with a rename between pre-dump and dump."""
+"""`make demo`: CRIU fails on an overlay, passes with irmapdb's paths; then a rename before a dump.
+
+The first part needs root and a CRIU; without one of them only the second part runs.
+"""
 
 from __future__ import annotations
 
+import os
+import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,50 +21,109 @@ if TYPE_CHECKING:
 
 _HERE = Path(__file__).parent
 _DONE = (0, 3)
+_OLDEST = (4, 1)
+"""The oldest CRIU that irmapdb is for."""
 
 
 def main() -> None:
-    """Run the session that the README shows."""
-    with tempfile.TemporaryDirectory(prefix="irmapdb-demo-", dir="/var/tmp") as scratch:
-        tree, work = Path(scratch, "srv"), Path(scratch, "ckpt")
-        for directory in (tree / "conf", tree / "data", work):
-            directory.mkdir(parents=True)
-        for name in ("conf/app.toml", "data/in.csv", "data/Caf\udce9 \n.txt"):
-            (tree / name).write_text("x\n")
-        watched = [
-            tree / "conf/app.toml",
-            tree / "data",
-            tree / "data/in.csv",
-            tree / "data/Caf\udce9 \n.txt",
-            Path("/etc/passwd"),
-            Path("/dev/shm"),
-        ]
-        with _task(watched) as pid:
-            _say("A process watches files and directories. Before the checkpoint, while it runs:")
-            _run("pre-dump", "-t", str(pid), "-D", work)
-            _say("A log rotation, say: a watched file gets another name.")
-            (tree / "data/in.csv").rename(tree / "data/in.csv.1")
-            sys.stdout.write(f"$ mv {tree}/data/in.csv {tree}/data/in.csv.1\n")
-            _say("The checkpoint: the task is stopped for as long as it takes to confirm.")
-            _run("dump", "-t", str(pid), "-D", work)
-            _say(f"It runs on ({_state(pid)}). This is what CRIU will load:")
-            _run("show", work / "irmap-cache")
-            _say("And this is what the database knows of the file that was renamed:")
-            question = "SELECT kind, old_path, path, reason FROM change WHERE old_path IS NOT NULL"
-            _run("sql", "--db", work / "irmap.db", question)
+    """Both parts, in a directory that is removed afterwards."""
+    with tempfile.TemporaryDirectory(prefix="demo-", dir="/var/tmp") as scratch:
+        criu = _find_criu()
+        if isinstance(criu, str):
+            _say(f"The dump with CRIU is left out: {criu}.")
+        else:
+            _show_overlay(Path(scratch, "container"), criu)
+        _show_rename(Path(scratch, "rename"))
+
+
+def _find_criu() -> Path | str:
+    # A CRIU, or the reason why there is none.
+    if os.geteuid() != 0:
+        return "CRIU and overlay mounts need root"
+    found = shutil.which("criu")
+    if found is not None and _version(Path(found)) >= _OLDEST:
+        return Path(found)
+    sys.path.insert(0, str(_HERE.parent))
+    try:
+        from tests.support.criu_versions import criu_of  # noqa: PLC0415 only where there is no CRIU
+        from tests.support.packages import RigError  # noqa: PLC0415
+    except ImportError:
+        return "no CRIU 4.1 or newer on PATH"
+    try:
+        return criu_of("4.2")
+    except RigError as error:
+        return str(error)
+
+
+def _show_overlay(top: Path, criu: Path) -> None:
+    with _overlay(top) as root, _task([root / "app/settings", root / "app/log"], top) as pid:
+        (top / "alone").mkdir()
+        _say("A container's root is an overlay. A task in it watches two files.")
+        _run("ps", "-t", str(pid))
+        _say("CRIU alone: it looks for the paths while the task is frozen, and finds none.")
+        if _criu(criu, "dump", "-t", str(pid), "--leave-running", "-D", top / "alone"):
+            _say("This CRIU found them by its own walk of the overlay, as 4.3 can.")
+        _say("irmapdb finds the paths before the dump, while the task runs.")
+        _run("pre-dump", "-t", str(pid), "-D", top / "images")
+        _say("CRIU asks irmap-cache in the same directory, and the dump passes.")
+        options = ("-t", str(pid), "--leave-running", "-D", top / "images")
+        if not _criu(criu, "dump", *options):
+            sys.exit("demo: CRIU failed with the paths of irmapdb")
+        _say("The images have a path for each watch.")
+        _run("check", "--images", top / "images", "--root", "/")
+
+
+def _show_rename(top: Path) -> None:
+    tree, work = top / "srv", top / "images"
+    for directory in (tree / "conf", tree / "data", work):
+        directory.mkdir(parents=True)
+    for name in ("conf/app.toml", "data/today.log", "data/caf\udce9.csv"):
+        (tree / name).write_text("x\n")
+    watched = [tree / name for name in ("conf/app.toml", "data/today.log", "data/caf\udce9.csv")]
+    with _task([*watched, tree / "data", Path("/etc/passwd")], top) as pid:
+        _say("Another task, on a plain filesystem. The paths are stored in irmap.db.")
+        _run("pre-dump", "-t", str(pid), "-D", work)
+        _say("A log rotation: a watched file gets another name.")
+        (tree / "data/today.log").rename(tree / "data/today.log.1")
+        sys.stdout.write(f"$ mv {tree}/data/today.log {tree}/data/today.log.1\n")
+        _say("irmapdb dump stops the task only to confirm each path. It finds the new name.")
+        _run("dump", "-t", str(pid), "-D", work)
+        _say(f"The task runs again ({_state(pid)}). The database knows about the rename.")
+        query = "SELECT kind, old_path, path, reason FROM change WHERE old_path IS NOT NULL"
+        _run("sql", "--db", work / "irmap.db", query)
 
 
 @contextmanager
-def _task(paths: list[Path]) -> Iterator[int]:
-    command = [sys.executable, _HERE / "watched.py", *paths]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as task:
-        assert task.stdout is not None
-        if task.stdout.readline() != "ready\n":
-            sys.exit("demo: the watched process did not start")
-        try:
-            yield task.pid
-        finally:
-            task.kill()
+def _overlay(top: Path) -> Iterator[Path]:
+    # What a container engine mounts: the image below, the container's own changes above.
+    for name in ("image/app", "changes", "work", "root"):
+        (top / name).mkdir(parents=True)
+    for name in ("settings", "log"):
+        (top / "image/app" / name).write_text("x\n")
+    layers = f"lowerdir={top}/image,upperdir={top}/changes,workdir={top}/work"
+    subprocess.run(["mount", "-t", "overlay", "-o", layers, "overlay", top / "root"], check=True)
+    try:
+        yield top / "root"
+    finally:
+        subprocess.run(["umount", "--lazy", top / "root"], check=True)
+
+
+@contextmanager
+def _task(paths: list[Path], top: Path) -> Iterator[int]:
+    # A session of its own without a terminal, and no pipe to us: CRIU could not restore those.
+    ready = top / "ready"
+    command = [sys.executable, "-I", "-S", _HERE / "watched.py", ready, *paths]
+    with ExitStack() as opened:
+        null = opened.enter_context(open(os.devnull, "r+b"))
+        task = subprocess.Popen(
+            command, stdin=null, stdout=null, stderr=null, start_new_session=True, cwd="/"
+        )
+        opened.callback(task.wait)
+        opened.callback(task.kill)
+        while not ready.exists():
+            if task.poll() is not None:
+                sys.exit("demo: the watching task did not start")
+        yield task.pid
 
 
 def _state(pid: int) -> str:
@@ -77,6 +142,25 @@ def _run(*arguments: str | Path) -> None:
     done = subprocess.run([sys.executable, "-m", "irmapdb", *arguments], check=False)
     if done.returncode not in _DONE:
         sys.exit(f"demo: irmapdb ended with {done.returncode}")
+
+
+def _criu(criu: Path, *arguments: str | Path) -> bool:
+    # Whether it passed. Its errors are shown, and its last line.
+    sys.stdout.write(f"$ criu {shlex.join(map(str, arguments))}\n")
+    sys.stdout.flush()
+    done = subprocess.run(
+        [criu, *arguments, "-v4"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+    )
+    lines = done.stdout.decode(errors="backslashreplace").splitlines()
+    kept = [line for line in lines if ("fsnotify" in line and "Error" in line) or "Dumping" in line]
+    sys.stdout.writelines(f"{line}\n" for line in kept or lines[-10:])
+    return done.returncode == 0
+
+
+def _version(criu: Path) -> tuple[int, ...]:
+    done = subprocess.run([criu, "--version"], stdout=subprocess.PIPE, check=False)
+    found = re.search(rb"^Version: (\d+)\.(\d+)", done.stdout, re.MULTILINE)
+    return tuple(map(int, found.groups())) if found else ()
 
 
 if __name__ == "__main__":
