@@ -1,4 +1,4 @@
-"""`python -m irmapdb`: the console script by another name."""
+"""Runs the console script as `python -m irmapdb`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The functions of the library: options in, frozen data out. Programs import them from `irmapdb`.
+"""Implements the functions of the library. Programs import them from `irmapdb`.
 
 Each function is one step with the options that the command of the same name has. They print
 nothing, end no process, and read no environment variable. What they do is logged below the logger

@@ -1,4 +1,4 @@
-"""The configuration file: TOML, `/etc/irmapdb.toml` or the one that is named.
+"""Reads the configuration: TOML, from `/etc/irmapdb.toml` or another file.
 
 --config names it, else IRMAPDB_CONFIG, for the hook as well.
 

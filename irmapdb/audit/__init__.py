@@ -1,1 +1,1 @@
-"""Stored mappings compared with the filesystem: which are stale, and where their files went."""
+"""Compares stored mappings with the filesystem, and stores the result on request."""

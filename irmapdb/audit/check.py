@@ -1,4 +1,4 @@
-"""Every stored mapping beside the filesystem as it is now: what holds, and where the rest went.
+"""Audits every stored mapping against the present filesystem. It only reads.
 
 `audit` reads the database and writes nothing. It looks each path up in the root that the path
 starts at (irmapdb.audit.root_audit). irmapdb.audit.fix does the same, and then writes.

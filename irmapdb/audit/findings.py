@@ -1,4 +1,4 @@
-"""The verdict on a stored mapping, with the evidence for it; and which mappings to audit."""
+"""Defines the verdict on a stored mapping, its evidence, and the choice of mappings to audit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The audit that writes: what does not hold is marked stale, what was found is stored.
+"""Stores the result of an audit: marks stale mappings, and stores new paths.
 
 The check itself holds no lock on the database. So each row that is to be changed is read again in
 the transaction that changes it, and proved again: what a step has mended in between is left alone.

@@ -1,4 +1,4 @@
-"""The verdict on a mapping that failed its proof: its inode has moved, is deleted, or unknown."""
+"""Decides on a mapping that failed its proof: its inode has moved, is deleted, or is unknown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is at a path now, and since when."""
+"""Reads the inode at a path now, and the time of its last change."""
 
 from __future__ import annotations
 

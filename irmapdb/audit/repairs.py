@@ -1,4 +1,4 @@
-"""What a finding changes in the database, if a second proof agrees. Pure."""
+"""Decides the changes in the database for a finding, if a second proof agrees. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The audit of the mappings whose paths start at one root.
+"""Audits the mappings whose paths start at one root.
 
 Three questions give a verdict. Is the inode at its path (the proof of irmapdb.kernel.identity)? Is
 another path of it known (to the filesystem by its handle, to other rows, to a scan)? Does the

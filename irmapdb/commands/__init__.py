@@ -1,4 +1,4 @@
-"""The command line: parse, call, print, exit code. No thinking is done here.
+"""Implements the command line: parse, call, print, exit code.
 
 stdout is the result, stderr is talk. Exit codes: 0 done; 1 not done; 2 wrong usage; 3 done, with
 findings; 130 interrupted (128 + SIGINT). A command is imported when it is asked for, see

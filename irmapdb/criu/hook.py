@@ -1,4 +1,4 @@
-"""`irmapdb-hook`: CRIU's action script, which finds the paths just before CRIU loads its cache.
+"""Runs as `irmapdb-hook`, CRIU's action script, and finds the paths before CRIU loads its cache.
 
 CRIU executes it at every action, without arguments: CRTOOLS_SCRIPT_ACTION, CRTOOLS_INIT_PID and
 CRTOOLS_IMAGE_DIR in the environment, its work dir as the cwd, its log as stdout and stderr. Any

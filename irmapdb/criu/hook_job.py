@@ -1,4 +1,4 @@
-"""The hook's work: one pre-dump for CRIU, which ends with the best irmap-cache that can be had.
+"""Does the work of the hook: one pre-dump for CRIU, with the best possible irmap-cache.
 
 CRIU has its answer as soon as that is written; the database hears of it later (`Served.keep`). So
 nothing that takes long to import is imported here: no SQLAlchemy, alembic or typer.

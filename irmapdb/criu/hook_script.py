@@ -1,4 +1,4 @@
-"""The shell script that CRIU executes: `irmapdb-hook.sh` beside this file, filled in and installed.
+"""Fills in and installs `irmapdb-hook.sh`, the shell script that CRIU executes.
 
 The script is outside of any Python environment, so that a dump passes even if irmapdb is removed.
 It lists the configuration files that call it, one in a comment line each. It is removed with the

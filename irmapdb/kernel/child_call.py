@@ -1,4 +1,4 @@
-"""Calls that may never return, made in a process that can be killed.
+"""Makes a system call that may block for ever in a child process, which can be killed.
 
 A lookup on a FUSE or network filesystem waits for a server: another machine, or a program of a
 tenant, or one of the very tasks that are to be frozen. Such a wait ends by SIGKILL alone

@@ -1,4 +1,4 @@
-"""The root in which every path is looked up: a descriptor and the mounts below it.
+"""Opens a root directory with its mounts, and looks up paths in it.
 
 Nothing here follows a symbolic link or leaves the root, whatever a tenant plants in the tree:
 openat2(2) with RESOLVE_IN_ROOT, RESOLVE_NO_SYMLINKS and RESOLVE_NO_MAGICLINKS. Which directory

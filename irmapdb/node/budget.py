@@ -1,4 +1,4 @@
-"""The CPU time that the service and its children may use."""
+"""Limits the CPU time of the service and its children."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The requests of the hook: each is answered by a child, which is forked beforehand if possible."""
+"""Answers the requests of the hook, each in a child that is forked in advance if possible."""
 
 from __future__ import annotations
 

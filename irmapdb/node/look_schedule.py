@@ -1,4 +1,4 @@
-"""When the service looks at the containers, and which of them need work afterwards."""
+"""Schedules the looks at the containers, and the work that they find."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The service: looks at the containers every now and then, and makes ready what has changed.
+"""Runs the service: it looks at the containers at intervals, and proves changed paths.
 
 The process itself only schedules, and remembers; each look and each container's work is a child
 at idle priority (`pool`). What a look costs in CPU time, and what all work does, is bounded.

@@ -1,4 +1,4 @@
-"""The state that the parts of the service share: the containers, the queue and the children."""
+"""Holds the shared state of the service: the containers, the queue and the children."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The work on the containers in the queue: to keep their paths, and to prove them again."""
+"""Schedules the work on the containers in the queue: new proofs, and repeated proofs."""
 
 from __future__ import annotations
 

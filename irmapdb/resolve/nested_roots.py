@@ -1,4 +1,4 @@
-"""The roots of nested mount namespaces, and of chroots in them.
+"""Opens the roots of nested mount namespaces, and of chroots in them.
 
 An inode that cannot be seen in the main root, and that a task in a nested mount namespace watches,
 is looked for in the root of that namespace. If all tasks of that namespace are in chroots, it is

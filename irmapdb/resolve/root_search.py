@@ -1,4 +1,4 @@
-"""The search in one root: the order of its sources, and which of them may be asked when.
+"""Searches in one root: has the order of its sources, and decides which may be asked.
 
 A filesystem whose lookups may block (network, FUSE) is asked in a child process that can be killed.
 """

@@ -1,4 +1,4 @@
-"""Walks: the last resort, and the only one where nothing else knows."""
+"""Walks directories for inodes that no other source finds."""
 
 from __future__ import annotations
 

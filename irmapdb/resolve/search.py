@@ -1,4 +1,4 @@
-"""The search for the paths of one task tree's inodes, in every root that they can be seen from.
+"""Searches for the paths of one task tree's inodes, in every root that shows them.
 
 All are looked for in the root of the root task's mount namespace: CRIU's cache has paths in that
 root only. Nested roots come next (`nested_roots`).

@@ -1,4 +1,4 @@
-"""The tasks of a search: those that watch, and those that hold the same files open."""
+"""Lists the tasks of a search: those with watches, and others with the same files open."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Looking at what CRIU will look at, without changing what it will find.
+"""Reads the facts that CRIU will read, without changing CRIU's result.
 
 A file's name in the kernel (its dentry) decides how CRIU fares with a handle, and whoever looks a
 path up pulls the name in. So a watch is first looked at by its handle alone, which names nothing,

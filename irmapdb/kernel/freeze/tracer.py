@@ -1,4 +1,4 @@
-"""The thread that seizes, stops and holds a task tree, and by its end lets go of it.
+"""Seizes, stops and holds a task tree in a thread. When the thread ends, the tasks run again.
 
 It seizes every thread of every task while they run on, asks all to stop, and looks for newcomers
 until there are none. With a cgroup, the freezer is on for a moment only, as CRIU does it: the

@@ -1,4 +1,4 @@
-"""The filesystems that are mounted in our own mount namespace: where layers of overlays lie.
+"""Finds the filesystems of overlay layers among the mounts of our own mount namespace.
 
 A handle inside an overlay's handle is opened through them. They are told apart by their UUID, which
 FS_IOC_GETFSUUID (Linux 6.9, include/uapi/linux/fs.h) tells of any open directory, and which the
