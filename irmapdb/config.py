@@ -1,30 +1,30 @@
 """Reads the configuration: TOML, from `/etc/irmapdb.toml` or another file.
 
---config names it, else IRMAPDB_CONFIG, for the hook as well.
+`--config` or else IRMAPDB_CONFIG names the file, also for the hook.
 
 [scan]
-paths = ["/srv"]                 # walked first, like --irmap-scan-path
-hints = ["/etc", "/var/log"]     # in place of the built-in ones
+paths = ["/srv"]                 # searched first, like --irmap-scan-path
+hints = ["/etc", "/var/log"]     # searched next, instead of the built-in hints
 skip-filesystems = ["nfs4"]      # in addition to the built-in ones
 
-[hook]                           # of irmapdb-hook; the environment has the last word:
+[hook]                           # of irmapdb-hook; the environment has precedence:
 timeout = 10                     # seconds                 IRMAPDB_HOOK_TIMEOUT
 paused-timeout = 1               # seconds in a pause      IRMAPDB_HOOK_PAUSED_TIMEOUT
 strict = false                   # may fail the dump       IRMAPDB_HOOK_STRICT
 db = "/var/lib/irmapdb"          # not in the work dir     IRMAPDB_HOOK_DB
 
 [retention]                      # what is kept in the database
-automatic = true                 # whoever adds to it takes out a bit of the rest
-keep-runs = 1000                 # with what each of them saw
-keep-rows = 200000               # of what all of them saw, and of each other kind of history
-stale-older-than = "30d"         # stale mappings, and what happened to the mappings
-unused-older-than = "90d"        # mappings that hold, and nobody watches
+automatic = true                 # each step deletes some old rows
+keep-runs = 1000                 # with the watches of each run
+keep-rows = 200000               # watches of all runs; and rows of each other kind of history
+stale-older-than = "30d"         # stale mappings, and changes
+unused-older-than = "90d"        # live mappings without a watch
 
 [warm]                           # of `irmapdb warm`, the service
 directory = "/var/lib/irmapdb"   # a database for each container
 interval = 60                    # seconds between two looks at the containers
 share = 0.25                     # of one CPU, for all work on them
-keep-gone = "7d"                 # databases of containers that are gone
+keep-gone = "7d"                 # databases of ended containers
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ HINTS = (
     b"/usr/share/polkit-1/actions",
     b"/lib/udev",
 )
-"""Where notifications are typically put: the hints of CRIU's criu/irmap.c, less the root itself,
-which needs no walk."""
+"""Usual places of watches: the hints of CRIU's criu/irmap.c, without the root itself, which needs
+no walk."""
 
 UNWALKED_FILESYSTEMS = frozenset(
     {
@@ -98,20 +98,19 @@ UNWALKED_FILESYSTEMS = frozenset(
         "vboxsf",
     }
 )
-"""Not walked unless asked for by path: a lookup may wait for another machine or program. Every
-`fuse` type counts as one of them."""
+"""Not walked unless the user names a path there: a lookup may wait for another machine or program.
+Every `fuse` type counts as one of them."""
 
 
 class HookConfig(Record):
-    """How CRIU's action script works; the defaults are what holds without a `[hook]`."""
+    """The settings of CRIU's action script; the defaults apply without a `[hook]`."""
 
     timeout_s: float = 10.0
-    """The limit. What was proved is written before it is reached."""
+    """The time limit. The proved paths are written before it ends."""
     timeout_is_set: bool = False
-    """Else it grows with the number of watches."""
+    """Whether the user has set it. Else it grows with the number of watches."""
     paused_timeout_s: float = 1.0
-    """If the tasks stand still already: after this time nothing is walked, and no directory
-    opened."""
+    """If the tasks are paused: after this time no directory is walked or opened."""
     strict: bool = False
     """Whether an error of ours fails CRIU's dump."""
     db: AnyPath | None = None
@@ -119,35 +118,35 @@ class HookConfig(Record):
 
 
 class Retention(Record):
-    """What is kept in the database; the defaults are what holds without a `[retention]`."""
+    """The limits of old rows in the database; the defaults apply without a `[retention]`."""
 
     automatic: bool = True
-    """Whether pre-dump and dump take out a bit of what need not be kept, each time."""
+    """Whether each pre-dump and dump deletes some old rows."""
     keep_runs: int = 1000
-    """The newest runs, with what each of them saw."""
+    """The number of newest runs that are kept, with their watches."""
     keep_rows: int = 200_000
-    """Of what the runs saw, of the changes, and of the mappings that the last run did not use."""
+    """The limit for watches of all runs, for changes, and for mappings that are not in use."""
     stale_older_than: timedelta = timedelta(days=30)
-    """For so long stale mappings are kept, and what happened to the mappings."""
+    """The time for which stale mappings and changes are kept."""
     unused_older_than: timedelta = timedelta(days=90)
-    """For so long mappings are kept that hold, and nobody watches."""
+    """The time for which live mappings without a watch are kept."""
 
 
 class WarmConfig(Record):
-    """How `irmapdb warm` works; the defaults are what holds without a `[warm]`."""
+    """The settings of `irmapdb warm`; the defaults apply without a `[warm]`."""
 
     directory: AnyPath = b"/var/lib/irmapdb"
-    """With a database for each container; the hook looks for them here, too."""
+    """The directory with a database for each container; the hook reads it too."""
     interval_s: float = 60.0
-    """Between two looks at the containers."""
+    """The seconds between two looks at the containers."""
     share: float = 0.25
-    """Of one CPU, for all work that the looks find."""
+    """The share of one CPU for all work that the looks find."""
     keep_gone: timedelta = timedelta(days=7)
-    """For so long the databases of containers are kept that are gone."""
+    """The time for which databases of ended containers are kept."""
 
 
 class Config(Record):
-    """What the file can say; the defaults are what holds without one."""
+    """All settings of the file; the defaults apply without a file."""
 
     scan_paths: tuple[bytes, ...] = ()
     hints: tuple[bytes, ...] = HINTS
@@ -157,7 +156,7 @@ class Config(Record):
     warm: WarmConfig = WarmConfig()
 
     def walkable(self, fstype: str) -> bool:
-        """Whether a filesystem may be walked without being named."""
+        """Whether a filesystem may be walked if the user has not named it."""
         return fstype not in self.skip_filesystems and not is_fuse(fstype)
 
 
@@ -307,7 +306,7 @@ def path_in(environment: MappingABC[str, str]) -> bytes | None:
 
 
 def with_environment(hook: HookConfig, environment: MappingABC[str, str]) -> HookConfig:
-    """What the variables IRMAPDB_HOOK_… say in place of the file; "" says nothing.
+    """The values of the variables IRMAPDB_HOOK_…, which replace those of the file; "" sets nothing.
 
     They are TIMEOUT, PAUSED_TIMEOUT, STRICT and DB. ConfigError names the variable.
     """

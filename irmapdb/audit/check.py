@@ -34,53 +34,52 @@ __all__ = ["Audit", "AuditOptions", "AuditReport", "audit", "open_audit"]
 
 
 class AuditOptions(Record):
-    """What the audit is told."""
+    """The options of the audit."""
 
     database: Path
     root: bytes | None = None
     """A directory that the paths start at; None: our own root, or that of `pid`."""
     pid: int | None = None
-    """A task whose root the paths start at, and whose mount namespace they are of; what is stored
-    of other namespaces that its descendants are in is looked up there."""
+    """A task: the paths start at its root, in its mount namespace. Paths of other namespaces of its
+    descendants are looked up in those namespaces."""
     select: Selection = Selection()
     search: bool = False
-    """Whether to scan for what nobody knows a path of."""
+    """Whether to scan for inodes without a known path."""
     config: Config = Config()
     on_checked: Callable[[int, int], None] = lambda _done, _all: None
-    """Told how many mappings were checked, of how many."""
+    """Called with the number of checked mappings, and the number of all."""
     on_scanned: Callable[[int, bytes], None] = lambda _scanned, _top: None
-    """Told during a scan: entries looked at so far, and where."""
+    """Called during a scan with the number of compared entries, and the place."""
     wait_s: float = 10.0
-    """How long to wait for another process's step in the database."""
+    """The longest wait for another process's step in the database."""
 
 
 class AuditReport(Record):
-    """What came out, by the ids of the mappings."""
+    """The result, in the order of the mappings' ids."""
 
     findings: tuple[AuditFinding, ...]
-    """Of all that were checked."""
+    """The findings of all checked mappings."""
     shown: tuple[AuditFinding, ...]
-    """Those of them whose verdict was asked for."""
+    """The findings with a wanted verdict."""
     stored: int
-    """How many mappings there are, checked or not."""
+    """The number of mappings, checked or not."""
     left_out: int
-    """How many of those that were selected are of mount namespaces that no task of the tree that
-    was named is in."""
+    """The number of selected mappings in mount namespaces that have no task of the named tree."""
     root: str
-    """Where the paths were looked up, for people."""
+    """The root of the lookups, for people."""
     scanned: int
     took_us: int
     private_copy: str = ""
-    """Why SQLite worked on a private copy of the database; "" where it did not."""
+    """Why SQLite worked on a private copy of the database; "" if it did not."""
 
     @property
     def lost(self) -> int:
-        """How many mappings the database takes for true that do not hold."""
+        """The number of live mappings that are wrong."""
         return sum(one.is_news for one in self.findings) - self.unseen
 
     @property
     def unseen(self) -> int:
-        """How many it takes for true that could not be looked at."""
+        """The number of live mappings that could not be checked."""
         return sum(one.is_news and one.verdict is AuditVerdict.UNREACHABLE for one in self.findings)
 
 
@@ -107,7 +106,7 @@ def _open_root(options: AuditOptions) -> Root:
 
 
 class Audit:
-    """Parts the stored mappings by the root that their paths start at, and audits each part there.
+    """Divides the stored mappings by the root of their paths, and audits each part there.
 
     `opened` closes the roots of other mount namespaces.
     """
@@ -120,7 +119,7 @@ class Audit:
         self._checked = self._to_check = 0
 
     def report(self) -> AuditReport:
-        """Read the database, check, and say what came out."""
+        """Read the database, check the mappings, and return the result."""
         start = time.monotonic_ns()
         options = self._options
         with Store.open_readonly(options.database, wait_s=options.wait_s) as store:
@@ -135,7 +134,7 @@ class Audit:
                 parts.setdefault(self._audits[row.mntns], []).append(row)
         foreign = [row for row in wanted if row.mntns not in self._audits]
         findings = [finding for one, part in parts.items() for finding in one.findings(part)]
-        if options.pid is None:  # a person who names a tree asks for nothing else
+        if options.pid is None:  # the user has named a tree, and wants only that
             findings += map(_foreign, foreign)
         findings.sort(key=lambda finding: finding.mapping.id or 0)
         return AuditReport(
@@ -181,7 +180,7 @@ class Audit:
         if self._options.pid is None:
             return
         for task in tasks.task_tree(self._options.pid) if missing else ():
-            with contextlib.suppress(OSError, TaskError):  # it has ended, or is not ours to see
+            with contextlib.suppress(OSError, TaskError):  # it has ended, or we may not see it
                 mntns = mountinfo.mount_namespace(task.pid)
                 root = open_namespace(mntns) if mntns in missing else None
                 if root is not None:

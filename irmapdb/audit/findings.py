@@ -17,49 +17,49 @@ __all__ = ["AuditFinding", "AuditVerdict", "Evidence", "Selection"]
 
 
 class AuditVerdict(enum.StrEnum):
-    """What a mapping is worth now. Their order is that of the tables."""
+    """The state of a mapping now, in the order of the tables."""
 
     VALID = "valid"
     """The path names the inode."""
     MOVED = "moved"
-    """It does not; but the inode is there, under another name."""
+    """The path does not name the inode, but the inode has another name."""
     REPLACED = "replaced"
-    """The path names another inode, or leads through a symbolic link; nobody knows the old one in
+    """The path names another inode, or leads through a symbolic link. The old inode is not known in
     this root."""
     REUSED = "reused"
-    """The path names another inode that was given the same number: the handle tells."""
+    """The path names another inode with the same number: its handle differs."""
     DELETED = "deleted"
-    """Nothing is at the path, and the inode has no name left or is no more."""
+    """The path does not exist, and the inode has no name or does not exist any more."""
     GONE = "gone"
-    """Nothing is at the path, and nobody can say what became of the inode."""
+    """The path does not exist, and the state of the inode is unknown."""
     UNMOUNTED = "unmounted"
     """The device is not mounted in this root, or hidden there, or not at the path any more."""
     UNREACHABLE = "unreachable"
-    """We may not look, or had no answer, or the path belongs to another mount namespace."""
+    """We may not look up the path, or got no answer, or it is in another mount namespace."""
 
 
 class Evidence(Record):
-    """Why a mapping does not hold."""
+    """The evidence that a mapping is wrong."""
 
     reason: StaleReason | None = None
-    """What the proof says of the path; None where nobody could look."""
+    """The result of the proof of the path; None if it could not be looked up."""
     found: Identity | None = None
-    """What is at the path now."""
+    """The inode at the path now."""
     changed_at: datetime | None = None
-    """When that last changed (st_ctime); where nothing is there, when a name last came or went in
-    the nearest directory that is (st_mtime)."""
+    """The time of its last change (st_ctime). If the path does not exist: the time when a name was
+    last added to or removed from the nearest existing directory (st_mtime)."""
     moved_to: tuple[bytes, ...] = ()
-    """Proved paths of the inode, the best one first. May be empty for `moved`: its name is not
-    known then."""
+    """Proved paths of the inode, the best one first. May be empty for `moved`, if the new name is
+    not known."""
     source: Source | None = None
-    """Who knew where to."""
+    """The source of the new path."""
     unseen: str = ""
-    """Why nobody could look at what is at the path; empty where somebody did."""
+    """Why the path could not be looked up; empty if it was."""
     note: str = ""
 
 
 class AuditFinding(Record):
-    """A mapping as it is stored, and what it is worth."""
+    """A stored mapping, and the verdict on it."""
 
     mapping: Mapping
     verdict: AuditVerdict
@@ -73,18 +73,18 @@ class AuditFinding(Record):
 
     @property
     def is_news(self) -> bool:
-        """Whether the database takes it for true, and it is not, or nobody knows."""
+        """Whether it is live in the database, but wrong or not checked."""
         return self.verdict is not AuditVerdict.VALID and not self.mapping.stale
 
 
 class Selection(Record):
-    """Which mappings are of interest; the default is all of them."""
+    """The choice of mappings; the default is all."""
 
     paths: tuple[bytes, ...] = ()
     """Shell patterns, of which one has to match; `*` matches `/` too."""
     kdevs: frozenset[int] = frozenset()
     unproved_since: datetime | None = None
-    """Those that were not proved at this time or later."""
+    """Only mappings whose last proof was before this time."""
     verdicts: frozenset[AuditVerdict] = frozenset()
 
     def takes(self, mapping: Mapping) -> bool:
@@ -99,5 +99,5 @@ class Selection(Record):
         return not self.paths or any(fnmatch.fnmatchcase(path, one) for one in self.paths)
 
     def shows(self, finding: AuditFinding) -> bool:
-        """Whether what came out is to be told."""
+        """Whether the finding is shown."""
         return not self.verdicts or finding.verdict in self.verdicts

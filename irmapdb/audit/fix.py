@@ -1,7 +1,7 @@
 """Stores the result of an audit: marks stale mappings, and stores new paths.
 
-The check itself holds no lock on the database. So each row that is to be changed is read again in
-the transaction that changes it, and proved again: what a step has mended in between is left alone.
+The check itself holds no lock on the database. So the transaction reads and proves each row again
+before it changes the row. A row that a step has corrected meanwhile stays as it is.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ __all__ = ["Mended", "mend"]
 
 
 class Mended(Record):
-    """What was found, and what was done about it."""
+    """The findings, and the changes in the database."""
 
     report: AuditReport
     run_id: int | None
-    """None where there was nothing to do: then nothing was written."""
+    """None if there was nothing to write."""
     changes: tuple[Change, ...]
 
 
 def mend(options: AuditOptions) -> Mended:
-    """Audit, then write. What could not be looked at stays as it is.
+    """Audit, then write. Mappings that could not be checked stay as they are.
 
-    A mapping that was marked stale and holds again is live again.
+    A stale mapping that is right again becomes live.
     """
     started_at = datetime.now(UTC)
     with open_audit(options) as auditing:
@@ -147,7 +147,7 @@ def _is_unchanged(then: Mapping, now: Mapping | None) -> bool:
 
 
 def _entries(entries: Iterable[CacheEntry], change_set: ChangeSet) -> list[CacheEntry]:
-    """What irmap-cache is to hold: the new path of what moved in the place of the old one."""
+    """The new content of irmap-cache: a new path takes the place of the old one."""
     moved: dict[tuple[InodeKey, bytes | None], bytes] = {
         (change.identity.key, change.old_path): change.path
         for change in change_set.changes

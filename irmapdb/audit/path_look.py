@@ -18,7 +18,7 @@ __all__ = ["PathLook", "look_at_path"]
 
 
 class PathLook(Record):
-    """What one look at a path found."""
+    """The result of one look at a path."""
 
     found: Identity | None = None
     """The inode there; None if there is none, or irmapdb could not look."""
@@ -70,5 +70,5 @@ def _time(ns: int) -> datetime:
 
 def _why_unseen(error: OSError) -> str:
     if error.errno in {errno.ENOENT, errno.ENOTDIR, errno.ESTALE}:
-        return ""  # there is nothing to be seen
+        return ""  # there is nothing to see
     return os.strerror(error.errno or 0)

@@ -19,32 +19,32 @@ __all__ = ["Repair", "proved_again", "repair_of"]
 
 
 class Repair(Record):
-    """What to write about one mapping."""
+    """The changes for one mapping."""
 
     mapping: Mapping
     """The row as the audit read it."""
     disproof: StaleReason | None
-    """What the audit's proof said of its path; None if it holds."""
+    """The result of the audit's proof of its path; None if it is right."""
     stale_reason: StaleReason | None
-    """The reason to store if a second proof says the same; None for a row that stays as it is."""
+    """The reason to store if a second proof gives the same; None for a row that stays as it is."""
     names: tuple[bytes, ...]
     """Other paths of the inode to store, the best one first, each if it is proved again."""
     source: Source
-    """Who knew the names."""
+    """The source of the names."""
 
     @property
     def paths(self) -> tuple[bytes, ...]:
-        """All that has to be proved again."""
+        """All paths that must be proved again."""
         return (self.mapping.path, *self.names)
 
 
 def repair_of(finding: AuditFinding) -> Repair | None:
-    """What a finding changes. None: nothing, as it says what is stored, or nobody could look."""
+    """The changes for a finding. None if it agrees with the database, or could not be checked."""
     if finding.verdict is AuditVerdict.UNREACHABLE:
         return None
     mapping, evidence = finding.mapping, finding.evidence
     if evidence is None:
-        # It holds. A stale one is live again, but not by its number alone.
+        # It is right. A stale mapping becomes live again, but not by its number alone.
         is_revived = mapping.stale and not finding.by_number
         return Repair(mapping, None, None, (), Source.STORED) if is_revived else None
     names = () if finding.by_number else evidence.moved_to
@@ -58,7 +58,7 @@ def proved_again(
     repairs: Iterable[Repair],
     reasons: MappingABC[tuple[Identity, bytes], StaleReason | None],
 ) -> Resolution:
-    """What is true of the repairs of one mount namespace.
+    """The confirmed repairs of one mount namespace.
 
     `reasons`: why each path of a repair is not its inode, by a second proof; None if it is.
     """
@@ -80,7 +80,7 @@ def proved_again(
 
 
 def _reason_to_store(finding: AuditFinding) -> StaleReason | None:
-    # What became of the inode says more than what is at its path.
+    # The state of the inode is more useful than the file at its path.
     evidence = finding.evidence
     if finding.verdict is AuditVerdict.DELETED:
         return StaleReason.DELETED

@@ -37,7 +37,7 @@ _TICK = 512
 
 
 class RootAudit:
-    """Audits mappings in one root, which the caller holds open."""
+    """Audits mappings in one root, which the caller keeps open."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class RootAudit:
 
     @property
     def scanned(self) -> int:
-        """How many directory entries the scan has looked at."""
+        """The number of directory entries that the scan has compared."""
         return 0 if self._scan is None else self._scan.scanned
 
     def findings(self, mappings: Iterable[Mapping]) -> Iterator[AuditFinding]:
@@ -152,11 +152,12 @@ class RootAudit:
     def _lost_findings(
         self, kdev: int, lost: list[tuple[Mapping, StaleReason]], valid: list[AuditFinding]
     ) -> list[AuditFinding]:
-        # An inode without a handle is not looked for: the same number elsewhere proves nothing.
+        # It does not search for an inode without a handle: the same number elsewhere proves
+        # nothing.
         wanted = {m.identity for m, _ in lost if m.identity.handle is not None}
         outcome = self._resolve(wanted)
         for finding in valid:
-            # Further names (hard links) that are stored already, and hold.
+            # Further names (hard links) that are stored already, and are right.
             identity, path = finding.mapping.identity, finding.mapping.path
             answer = outcome.resolved.get(identity)
             if answer is not None and path not in {answer.path, *answer.other_paths}:

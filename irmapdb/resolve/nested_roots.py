@@ -1,8 +1,8 @@
 """Opens the roots of nested mount namespaces, and of chroots in them.
 
-An inode that cannot be seen in the main root, and that a task in a nested mount namespace watches,
-is looked for in the root of that namespace. If all tasks of that namespace are in chroots, it is
-looked for in the watching task's own root.
+If the main root does not show an inode, and a task in a nested mount namespace watches it, the
+search continues in the root of that namespace. If all tasks of that namespace are in chroots, it
+continues in the watching task's own root.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from irmapdb.resolve.root_search import RootSearch
 
     _Key: TypeAlias = tuple[int, ...]
-    """Of a nested root: its mount namespace; for a chroot also which directory it is."""
+    """The key of a nested root: its mount namespace; for a chroot also its directory."""
 
 __all__ = ["NestedRoots"]
 
@@ -46,7 +46,7 @@ class NestedRoots:
         self._searches: dict[_Key, RootSearch] = {}
         self._chroots_only: set[int] = set()
         self.found_in: dict[Identity, RootSearch] = {}
-        """Where each inode was found that was not found in the main root."""
+        """The nested root of each inode that was not found in the main root."""
 
     def close(self) -> None:
         """Close the roots."""
@@ -88,7 +88,7 @@ class NestedRoots:
         by_root: dict[RootSearch, list[Identity]] = {}
         for identity, watching in watchers.items():
             if identity not in outcome.unresolved:
-                continue  # one that was deleted is there: a nested root may have it mounted
+                continue  # also deleted ones: a nested root may have them mounted
             pids: Collection[int] = watching
             if not self._main.mounts_of(identity.kdev):
                 # Any task may have mounted it; the watching one got there through /proc/PID/fd.
@@ -104,7 +104,7 @@ class NestedRoots:
         return by_root
 
     def _search_of(self, pid: int) -> RootSearch | None:
-        # None for a task in the main mount namespace, and for one that cannot be looked at.
+        # None for a task in the main mount namespace, and for one that cannot be read.
         try:
             mntns = mountinfo.mount_namespace(pid)
             if mntns == self._main.mntns:

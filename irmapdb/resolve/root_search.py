@@ -50,12 +50,12 @@ _LISTENER = "a paused task may be asked before a directory is opened, so none wa
 
 
 class Paused:
-    """The tasks stand still already: a lookup that waits for one of them never returns."""
+    """The tasks are paused already: a lookup that waits for one of them never returns."""
 
     def __init__(self, for_s: float, may_hold_us: Callable[[], bool]) -> None:
-        """`for_s`: how long directories may be opened and walked, from the first one on.
+        """`for_s`: the time for opening and walking directories, from the first one on.
 
-        `may_hold_us` says whether one of the tasks may be asked before a directory is opened.
+        `may_hold_us` returns whether the kernel may ask one of the tasks before an open.
         """
         self._for_s = for_s
         self.may_hold_us = may_hold_us
@@ -69,7 +69,7 @@ class Paused:
 
 
 class SearchOptions(Record):
-    """What a search is told by its caller, the same for all of its roots."""
+    """The options of a search, the same for all of its roots."""
 
     load: Load
     config: Config
@@ -83,7 +83,7 @@ class SearchOptions(Record):
 
 
 class RootSearch:
-    """The sources of paths in one root, and what they answered."""
+    """The sources of paths in one root, and their answers."""
 
     def __init__(
         self,
@@ -116,7 +116,7 @@ class RootSearch:
         self.failed: dict[Identity, list[Disproved]] = {}
         """The failed paths of each inode that was being renamed during the search."""
         self.proved: dict[Identity, bytes] = {}
-        """A path is here from its proof on: before its batch is through."""
+        """It has a path as soon as that is proved, before its batch ends."""
 
     @property
     def is_nested(self) -> bool:
@@ -125,14 +125,14 @@ class RootSearch:
 
     @property
     def scanned(self) -> int:
-        """Directory entries looked at."""
+        """The number of directory entries compared."""
         here = self._scanner.scanned if self._scanner is not None else 0
         return here + self._scanned_in_child
 
     def hold_open(self, kdevs: Iterable[int], most: int) -> int:
-        """Prepare for `resolve_at_once`: open mounts of these devices and of what was renamed.
+        """Prepare for `resolve_at_once`: open mounts of these devices and of renamed inodes.
 
-        Gives how many descriptors it opened, `most` at the most.
+        Returns the number of opened descriptors, at most `most`.
         """
         for source in self._lookups:
             source.load()  # no import in the freeze
@@ -141,7 +141,7 @@ class RootSearch:
         return self.mount_fds.keep(local, most)
 
     def resolve_at_once(self, identities: Iterable[Identity]) -> Resolution:
-        """Ask in the freeze: without a walk, and without a lookup that may block.
+        """Search in the freeze: without a walk, and without a lookup that may block.
 
         An inode without an answer is left out, unless it is known to be deleted.
         """
@@ -156,10 +156,10 @@ class RootSearch:
     def resolve_paused(
         self, identities: Iterable[Identity], paused: Paused, *, freeze_follows: bool
     ) -> Resolution:
-        """Ask while the tasks are paused.
+        """Search while the tasks are paused.
 
-        No server is asked, and we open no directory. A child that can be killed looks for the
-        rest, unless a paused task could keep it from ever ending.
+        It asks no server and opens no directory. A child that can be killed searches for the rest,
+        unless a paused task could block it for ever.
         """
         local, blocking = self._by_blocking(identities)
         with self.mount_fds.only_kept():
@@ -174,7 +174,7 @@ class RootSearch:
         return outcome
 
     def resolve(self, identities: Iterable[Identity], *, freeze_follows: bool) -> Resolution:
-        """Ask every source while the tasks run; with `freeze_follows` no scan for what moves."""
+        """Ask every source while the tasks run; with `freeze_follows`, no scan for moving files."""
         local, blocking = self._by_blocking(identities)
         outcome = self._ask_and_scan(local, freeze_follows=freeze_follows)
         _log_outcome(outcome)

@@ -27,9 +27,9 @@ __all__ = ["Scan"]
 
 
 class _ClosedInProc:
-    """The directories of /proc that are not entered: all but the tasks' own.
+    """The directories of /proc that a scan does not enter: all but those of the tasks.
 
-    A thread's own repeat those of its task, and map_files has a name for each map.
+    The files of a thread repeat those of its task, and map_files has a name for each map.
     """
 
     def __init__(self, pids: Container[bytes]) -> None:
@@ -52,13 +52,13 @@ class _ClosedInProc:
 
 
 _MOST_SAMPLED = 1000
-"""Entries that are looked at for a file: there may be none."""
+"""The limit of compared entries in a search for a file: there may be no file."""
 
 _TASK_AND_THREAD = 2  # of /proc/PID/task/TID, below PID
 
 
 class _Walk(Record):
-    """One walk to be made: from an absolute path, on the mount that it lies on."""
+    """One walk: from an absolute path, on the mount of that path."""
 
     top: bytes
     mount: Mount
@@ -80,8 +80,8 @@ class _Denied(Record):
 class Scan:
     """Walk the user's paths, the hints, then every mount whose device is wanted.
 
-    A mount is walked for all wanted inodes at once and left as soon as they are found; one
-    where nothing is wanted is not entered.
+    It walks a mount for all wanted inodes at once, and ends as soon as they are found. It does not
+    enter a mount without wanted inodes.
     """
 
     source = Source.SCAN
@@ -108,7 +108,7 @@ class Scan:
         self._closed: set[int] = set()
         self._given_up: dict[int, str] = {}
         self.scanned = 0
-        """Directory entries looked at so far."""
+        """The number of directory entries compared so far."""
 
     def __call__(self, wanted: Wanted) -> Iterator[Answer]:
         self._walked = []
@@ -123,7 +123,7 @@ class Scan:
             if any(identity.kdev == one.mount.kdev for identity in wanted):
                 yield from self._walk(one, wanted)
         for one in self._walks():
-            # Where the listing's numbers are not the inodes' own, look at every entry.
+            # If the listing's numbers are not the inodes' own, look up every entry.
             if (
                 _own_numbers(one.mount.fstype)
                 and not self._over()
@@ -134,7 +134,7 @@ class Scan:
             yield Note(identity, self._why_not(identity))
 
     def _was_walked(self, one: _Walk) -> bool:
-        # The same path or one above it, on the same mount: a hint that is a mount point, say.
+        # The same path or a parent, on the same mount: for example a hint that is a mount point.
         return any(
             walk.mount is one.mount and _is_below(one.top, walk.top) for walk in self._walked
         )
@@ -174,8 +174,8 @@ class Scan:
         self._walked.append(one)
 
     def _may_differ(self, one: _Walk, wanted: Wanted) -> bool:
-        # An overlay with its layers on one filesystem, or with xino, gives each file the number
-        # that its listing has, and its own st_dev: one file tells. Directories were asked before.
+        # An overlay with its layers on one filesystem, or with xino, gives each file the number of
+        # the listing, and its own st_dev: one file shows this. Directories were checked before.
         if one.mount.fstype != "overlay":
             return True
         if not any(identity.kdev == one.mount.kdev for identity in wanted):
@@ -201,11 +201,11 @@ class Scan:
             return
         for hit in self._hits(one, (), every_entry=True):
             if self._over():
-                return  # to look at a whole directory like this can take long
+                return  # to check a whole directory like this can take long
             path = _join(one.top, hit.path)
             mount = self._root.mount_of(path)
             if mount is not None and mount.mnt_id != one.mount.mnt_id:
-                continue  # something is mounted over it, which may be another's to answer
+                continue  # hidden by a mount that may have a server
             try:
                 found = kernel_identity.identify(self._root, path)
             except OSError:
@@ -229,7 +229,7 @@ class Scan:
         try:
             top = syscalls.statx(top_fd)
             if top.mnt_id not in {one.mount.mnt_id, None}:
-                return  # something else was mounted there in between
+                return  # another filesystem was mounted there meanwhile
             if not stat.S_ISDIR(top.mode):
                 if every_entry or top.ino in inos:
                     yield Hit(0 if every_entry else top.ino, b"")
@@ -246,7 +246,7 @@ class Scan:
                 closed=closed or (),
                 on_entries=lambda count: self._tick(count, one.top),
                 on_directories=lambda number: self._is_in_proportion(one, top_fd, number),
-                # Where every entry is asked, it is the second walk.
+                # If every entry is looked up, it is the second walk.
                 on_denied=lambda path: None if every_entry else self._deny(one, path),
                 over=self._over,
             )
@@ -258,14 +258,14 @@ class Scan:
             os.close(top_fd)
 
     def _closed_on(self, one: _Walk) -> _ClosedInProc | None:
-        # Whoever names a directory below /proc wants it looked at whole.
+        # If the user names a directory below /proc, scan all of it.
         whole = one.top == one.mount.mountpoint and one.mount.root == b"/"
         if one.mount.fstype == "proc" and whole:
             return _ClosedInProc(self._pid_names())
         return None
 
     def _pid_names(self) -> frozenset[bytes]:
-        # A proc of the container counts pids as its own namespace does.
+        # A /proc of the container has the pids of its own namespace.
         return frozenset(
             str(number).encode() for pid in self._pids for number in tasks.namespace_pids(pid)
         )
@@ -309,7 +309,7 @@ class Scan:
         return "; ".join(notes)
 
     def _walked_of(self, mounts: Iterable[Mount]) -> tuple[list[bytes], list[str]]:
-        # What of a device is walked, and of which type is what is not.
+        # The mounts of a device that are walked, and the types of those that are not.
         walked: list[bytes] = []
         rest: dict[str, None] = {}
         for mount in mounts:
@@ -328,8 +328,8 @@ def _own_numbers(fstype: str) -> bool:
     return fstype == "overlay" or is_fuse(fstype)
 
 
-# Whoever makes directories in front of a walk could keep it for ever. The filesystem tells how many
-# inodes there are; btrfs does not, and overlayfs only those of its upper layer.
+# A task that makes directories ahead of a walk could keep it for ever. The number of inodes of the
+# filesystem is a limit; btrfs does not give it, and overlayfs only that of its upper layer.
 _SPARE_DIRECTORIES = 1_000_000
 _MOST_UNCOUNTED = 4_000_000
 
@@ -338,7 +338,7 @@ def _most_directories(fd: int, fstype: str) -> int:
     try:
         status = os.fstatvfs(fd)
     except OSError:
-        return _MOST_UNCOUNTED  # a server of FUSE need not answer that
+        return _MOST_UNCOUNTED  # a FUSE server need not answer this
     used = max(0, status.f_files - status.f_ffree)
     if not status.f_files or _own_numbers(fstype):
         return max(_MOST_UNCOUNTED, 2 * used)
@@ -350,7 +350,7 @@ def _is_below(path: bytes, top: bytes) -> bool:
 
 
 def _canonical(path: bytes) -> bytes:
-    # By the text alone, as no link is followed anyway. normpath keeps two leading slashes.
+    # Only by the text, because no link is followed. normpath keeps two leading slashes.
     return b"/" + os.path.normpath(path).lstrip(b"/")
 
 

@@ -1,7 +1,7 @@
 """Searches for the paths of one task tree's inodes, in every root that shows them.
 
-All are looked for in the root of the root task's mount namespace: CRIU's cache has paths in that
-root only. Nested roots come next (`nested_roots`).
+It first searches in the root of the root task's mount namespace: CRIU's cache has only paths in
+that root. Nested roots come next (`nested_roots`).
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ if TYPE_CHECKING:
 __all__ = ["Search"]
 
 _MOST_HELD_OPEN = 128
-"""Descriptors of mounts, of all roots together: a process may open 1,024."""
+"""The largest number of mount descriptors of all roots: a process may open 1,024."""
 
 
 class Search:
-    """Resolves batches and proves answers again. A context manager: holds the roots open."""
+    """Resolves batches and proves answers again. A context manager that keeps the roots open."""
 
     def __init__(
         self,
@@ -52,9 +52,9 @@ class Search:
         over: Callable[[], bool] = lambda: False,
     ) -> None:
         self.paused: Paused | None = None
-        """Set where the tasks stand still already."""
+        """Set if the tasks are paused already."""
         self.freeze_follows = False
-        """Whether the tasks are about to stand still: what moves can wait for that."""
+        """Whether a freeze follows: moving files can wait for it."""
         self.outcome = engine.Resolution()
         self.resolve_us = 0
         self._options = SearchOptions(load, config, tuple(scan_paths), scan, progress, over)
@@ -62,7 +62,7 @@ class Search:
         self._mount_fds: list[MountFds] = []
         self._main = RootSearch(root, self._options, self._watchers, self._mount_fds)
         self.proved = self._main.proved
-        """In the main root, from the moment of the proof on: before a batch is through."""
+        """In the main root. It has a path as soon as that is proved, before its batch ends."""
         self._nested = NestedRoots(
             root,
             lambda nested: RootSearch(
@@ -82,7 +82,7 @@ class Search:
 
     @property
     def rows(self) -> dict[InodeKey, list[Mapping]]:
-        """Every stored row that was looked at, as it was before."""
+        """Every stored row that was read, in its old state."""
         rows: dict[InodeKey, list[Mapping]] = {}
         for search in self._searches():
             for key, found in search.stored.rows.items():
@@ -91,25 +91,25 @@ class Search:
 
     @property
     def scanned(self) -> int:
-        """Directory entries looked at."""
+        """The number of directory entries compared."""
         return sum(search.scanned for search in self._searches())
 
     @property
     def nested_roots(self) -> list[Root]:
-        """The roots of other mount namespaces that were looked at, without chroots in them."""
+        """The opened roots of other mount namespaces, without chroots in them."""
         roots = (search.root for search in self._nested.searches)
         return [root for root in roots if root.is_namespaces_own]
 
     def add_owners(self, owners: MappingABC[tuple[int, int], Iterable[int]]) -> None:
-        """Who else has the descriptors that are resolved next, by (pid, fd)."""
+        """The other tasks with the descriptors that are resolved next, by (pid, fd)."""
         self._watchers.add_owners(owners)
 
     def add_holders(self, pids: Iterable[int]) -> None:
-        """Tasks that may hold open what is watched, beside those that watch: all of the tree."""
+        """Other tasks that may have watched files open: all of the tree."""
         self._watchers.holders.update(dict.fromkeys(pids))
 
     def hold_open(self) -> None:
-        """Open what filesystems are asked through `at_once`: until the end, nothing else is."""
+        """Open the directories for `at_once`: until the end, no other directory is opened."""
         everything = (*self.outcome.resolved, *self.outcome.unresolved)
         kdevs = {self._main: {identity.kdev for identity in everything}}
         for identity, search in self._nested.found_in.items():
@@ -119,12 +119,12 @@ class Search:
             left -= search.hold_open(kdevs.get(search, ()), left)
 
     def resolve(self, files: Iterable[WatchFile], *, at_once: bool = False) -> None:
-        """Resolve what the files watch and is neither resolved nor given up yet.
+        """Resolve the watched inodes that are neither resolved nor given up yet.
 
-        `at_once`, for the freeze: nothing is walked, nobody is waited for, who may be one of the
-        frozen, and no directory is opened that is not held open. What that leaves without an
-        answer is looked for by the next call. So is what had a path only a moment ago: it is not
-        given up before the tasks stand still.
+        `at_once`, for the freeze: it walks no directory, does not wait for a server that may be
+        frozen, and uses only directories that are already open. The next call searches for the
+        inodes without an answer. It also searches for inodes that had a path just before: they are
+        given up only after the freeze.
         """
         start = time.monotonic_ns()
         if at_once:
@@ -142,9 +142,9 @@ class Search:
         self.resolve_us += (time.monotonic_ns() - start) // 1000
 
     def prove_again(self, identities: Iterable[Identity], *, at_once: bool = False) -> None:
-        """Prove answers again; those that no longer hold are resolved anew.
+        """Prove answers again, and resolve those that are wrong now.
 
-        Not those on a filesystem that may keep us waiting. `at_once` as in `resolve`.
+        Not on filesystems that may block. `at_once` as in `resolve`.
         """
         start = time.monotonic_ns()
         lost: dict[RootSearch, dict[Identity, list[Disproved]]] = {}
@@ -164,15 +164,15 @@ class Search:
         self.resolve_us += (time.monotonic_ns() - start) // 1000
 
     def disprove(self, identity: Identity, path: bytes) -> StaleReason | None:
-        """Why a path in the main root is not that inode; None if it is, or if asking may wait."""
+        """Why a path in the main root is not that inode; None if it is, or a lookup may block."""
         if self._main.root.may_block(identity.kdev):
             return None
         if self._options.over():
-            return StaleReason.UNREACHABLE  # not looked at: it may be as right as before
+            return StaleReason.UNREACHABLE  # not looked up: it may still be right
         return disproof(self._main.root, identity, path)
 
     def _prove_paths(self, search: RootSearch, identity: Identity) -> list[Disproved]:
-        # Keeps the paths that hold, or takes the answer away; gives the paths that failed.
+        # Keeps the proved paths, or removes the answer; returns the failed paths.
         answer = self.outcome.resolved[identity]
         paths = (answer.path, *answer.other_paths)
         held, failures = [], []

@@ -15,13 +15,13 @@ __all__ = ["Watchers"]
 
 
 class Watchers:
-    """Who watches each inode, and which names the tasks have open."""
+    """The tasks that watch each inode, and the names that the tasks have open."""
 
     def __init__(self, root: Root, over: Callable[[], bool]) -> None:
         self._root = root
         self._over = over
         self.pids: dict[int, None] = {}
-        """Tasks that watch, in the order in which they were met."""
+        """Tasks with watches, in the order of the survey."""
         self.holders: dict[int, None] = {}
         """Tasks whose open files may be the watched inodes."""
         self._owners: dict[tuple[int, int], tuple[int, ...]] = {}
