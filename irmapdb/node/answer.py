@@ -1,7 +1,7 @@
 """Answers the hook: proves the remembered paths of a tree again, and writes them.
 
-A child of the service does this for one request, at normal priority: tasks may be frozen, and
-wait for it. So nothing is walked, no directory of the tenant is opened, and nobody is waited for.
+A child of the service does this for one request, at normal priority, because frozen tasks may wait
+for it. So it walks nothing, opens no directory of the tenant, and waits for no server.
 
 docs/architecture.md has the protocol.
 """
@@ -60,14 +60,14 @@ _LINE = re.compile(
 )
 
 _MOST_BYTES = 2000
-"""Of a reply: less than PIPE_BUF."""
+"""The largest size of a reply: less than PIPE_BUF."""
 
 _OLD_CACHE_BYTES = 16 << 20
-"""A larger one is left to the hook."""
+"""The hook handles a larger one."""
 
 DONE, NOT_SERVED, SEARCHES = 0, 2, 3
-"""The codes of a reply. 1, by which a script fails the dump, is never sent. After SEARCHES another
-reply follows."""
+"""The codes of a reply. The service never sends 1, with which the script would fail the dump. After
+SEARCHES a second reply follows."""
 
 
 class Request(Record):
@@ -77,20 +77,20 @@ class Request(Record):
     criu: int
     criu_starttime: int
     reply: str
-    """The name of the FIFO that the script waits at."""
+    """The name of the FIFO from which the script reads the reply."""
     script: int
-    """The process that waits."""
+    """The process that executes the script."""
     alone: bool = False
     """Whether it has no program to start if the service finds no path: then it waits longer."""
 
 
 class Reply(Record):
-    """What the script is told, and what the service remembers of it."""
+    """The reply to the script, and the data that the service remembers."""
 
     code: int
     text: str
     changed: bool = False
-    """Whether a path was not as it was remembered: the container has to be looked at again."""
+    """Whether a remembered path was wrong, so that the service must read the container again."""
 
 
 class Confirmed(Record):
@@ -101,15 +101,15 @@ class Confirmed(Record):
     watches: int
     resolved: int
     lost: int
-    """Inodes that had a path when it was remembered, and have none now."""
+    """Inodes that had a remembered path, and have none now."""
     new: int
-    """Inodes that were not watched then, and for which no path was found."""
+    """New watched inodes for which no path was found."""
     missing: frozenset[InodeKey]
     """All inodes for which no path was found."""
 
 
 def send(run: RunDirectory, name: str, reply: Reply) -> bool:
-    """Tell the script; whether it was there to hear it."""
+    """Send the reply; returns whether the script still waits."""
     text = reply.text if reply.text.isprintable() else ascii(reply.text)[1:-1]
     line = f"{reply.code} {text}".encode("utf-8", "backslashreplace")[:_MOST_BYTES] + b"\n"
     try:
@@ -127,7 +127,7 @@ def send(run: RunDirectory, name: str, reply: Reply) -> bool:
 
 
 def parse_request(line: bytes) -> Request | None:
-    """One line without its newline; None for what is none of a script's."""
+    """Parse one line without its newline; None if it is no line of a script."""
     found = _LINE.fullmatch(line.decode("ascii", "replace"))
     if found is None:
         return None
@@ -137,9 +137,9 @@ def parse_request(line: bytes) -> Request | None:
 
 
 def confirm(kept: Kept, config: Config) -> Confirmed:
-    """Prove every path of a container once more; TaskError where it has ended.
+    """Prove every path of a container again; TaskError if it has ended.
 
-    What is too much to be remembered is loaded from the database.
+    Paths that were too many to remember are loaded from the database.
     """
     pid = kept.container.pid
     with open_root(pid) as root, _memory(kept, config) as load:
@@ -179,7 +179,7 @@ def _memory(kept: Kept, config: Config) -> Iterator[Load]:
 
 
 class _Memory:
-    """The answers of a container as the store would have them."""
+    """The answers of a container, in the form of the store."""
 
     def __init__(self, answers: Iterable[Resolved]) -> None:
         self._rows: dict[InodeKey, list[Mapping]] = {}
@@ -202,7 +202,7 @@ class _Memory:
 def answer(
     request: Request, kept: Kept, config: Config, run: RunDirectory, tell: Callable[[Reply], object]
 ) -> Reply:
-    """Confirm, write irmap-cache into the work dir of CRIU, and `tell` the script, once."""
+    """Prove the paths, write irmap-cache into the work dir of CRIU, and `tell` the script, once."""
     begun_s = time.monotonic()
     told: list[Reply] = []
 
@@ -216,7 +216,7 @@ def answer(
             found = confirm(kept, config)
             changed = bool(found.lost or found.new)
             if changed and os.path.lexists(f"{work}/{CACHE_NAME}"):
-                # Its entries may be of use, which the hook knows how to find out.
+                # Its entries may be useful; the hook can check that.
                 end(Reply(NOT_SERVED, _missing(found), changed=True))
             elif found.missing and _has_more(Path(work, CACHE_NAME), found.missing):
                 end(Reply(NOT_SERVED, "irmap-cache has entries of what has no path"))
@@ -224,7 +224,7 @@ def answer(
                 files.replace_whole(
                     Path(work, CACHE_NAME),
                     encode_cache(found.entries),
-                    # Else the hook has begun alone, and its image may be the better one.
+                    # Otherwise the hook has started itself, and its image may be better.
                     is_wanted=lambda: run.is_waiting(request.reply),
                     in_place=lambda: end(_reply(found, begun_s)),
                 )
@@ -247,8 +247,8 @@ def _reply(found: Confirmed, begun_s: float) -> Reply:
 
 
 def _has_more(cache: Path, missing: Collection[InodeKey]) -> bool:
-    # Whether there is an old irmap-cache with which CRIU may find what we do not; or one that
-    # cannot be read.
+    # Whether there is an old irmap-cache with paths that we did not find; or one that cannot be
+    # read.
     try:
         data = files.read_if_there(cache, limit_bytes=_OLD_CACHE_BYTES)
         return data is not None and any(
@@ -266,8 +266,8 @@ def _missing(found: Confirmed) -> str:
 def open_work_dir(request: Request, pids: Collection[int]) -> Iterator[str]:
     """The cwd of CRIU, as a path through a descriptor of ours.
 
-    TaskError unless the process is the one that executes the script that has asked, and none of
-    the container's, which are `pids`, and root alone can write to the directory.
+    TaskError unless the process executes the script of the request, is none of `pids` (the
+    container's tasks), and only root can write to the directory.
     """
     pidfd = os.pidfd_open(request.criu)
     try:
@@ -283,7 +283,7 @@ def open_work_dir(request: Request, pids: Collection[int]) -> Iterator[str]:
         try:
             poll = select.poll()
             poll.register(pidfd, select.POLLIN)
-            if poll.poll(0):  # then it may be the cwd of another one
+            if poll.poll(0):  # then it may be the cwd of another process
                 message = "CRIU has ended"
                 raise TaskError(message)
             found = os.fstat(fd)

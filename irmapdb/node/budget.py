@@ -10,7 +10,7 @@ _BURST_S = 30.0
 
 
 class Budget:
-    """A share of the time. What was used beyond it is a debt that time pays back."""
+    """A share of the time. Use beyond the share is a debt, which decreases with time."""
 
     def __init__(self, share: float) -> None:
         self.used_s = 0.0

@@ -1,7 +1,7 @@
 """Manages the directory of the containers' databases: `/var/lib/irmapdb` by default.
 
-A database outlives its container for a while: the container may be restored, or its engine may
-start it again. Then it is removed.
+A database stays for some time after its container has ended, because the container may be restored
+or started again. Then it is removed.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ _TOUCH_S = 3600.0
 
 
 def make_directory(path: AnyPath) -> None:
-    """Make the directory, for us alone. FileError where others get in."""
+    """Make the directory, only for us. FileError if other users can use it."""
     make_private(Path(os.fsdecode(path)))
 
 
 def care(directory: AnyPath, alive: Collection[str], keep_gone: timedelta) -> list[str]:
-    """Remove the databases of containers that have been gone for so long; their names.
+    """Remove the databases of containers that ended so long ago; returns their names.
 
-    `alive` are the names, without `.db`, of the containers that run. A database's time of change
-    tells when its container was seen last. What has no name of a container's is left alone.
+    `alive` are the names, without `.db`, of the containers that run. The change time of a database
+    is the time when its container was last seen. Files with other names stay.
     """
     now_s = time.time()
     top = Path(os.fsdecode(directory))

@@ -25,22 +25,22 @@ __all__ = ["HookRequests"]
 _log = Log(__name__)
 
 _ANSWER_LIMIT_S = 2.0
-"""The script does not wait for as long."""
+"""The time limit of an answer. The script waits for a shorter time."""
 _SEARCH_LIMIT_S = 9.5
 """The same if the script has no program to start; `whole_search` ends before."""
 _ANSWER_MEMORY_BYTES = 1 << 30
 _MOST_ANSWERED_AT_ONCE = 16
 _AFTER_REQUEST_S = 30.0
-"""After a request nothing else is done with its container: CRIU works on it."""
+"""After a request, the service does not work on the container for this time: CRIU does."""
 _REQUEST_BYTES = 1 << 16
 
 
 class HookRequests:
-    """Reads the requests of the hook, and has them answered."""
+    """Reads the requests of the hook, and starts children that answer them."""
 
     def __init__(self, state: State) -> None:
         self.answers: Counter[int] = Counter()
-        """How many replies there were, by their codes."""
+        """The number of replies, by their codes."""
         self._state = state
         self._unread = b""
         self._spare: Spare | None = None
@@ -66,7 +66,7 @@ class HookRequests:
             self._refuse(request, "too many requests at once")
         else:
             if known is not None:
-                # A child that works on it may hold its database, or a directory in it.
+                # A child that works on it may have its database open, or a directory in it.
                 known.retry_s = time.monotonic() + _AFTER_REQUEST_S
                 self._state.stop_work(known)
             self._start_answer(request, known.kept if known is not None else None)
@@ -106,7 +106,7 @@ class HookRequests:
         if not request.alone and kept is not None:
             return answer(request, kept, config, run, tell)
         if kept is not None:
-            # What it cannot serve is for the search.
+            # If it cannot serve the request, the search does.
             reply = answer(
                 request,
                 kept,
@@ -137,7 +137,7 @@ class HookRequests:
             self._spare = None
 
     def renew_spare(self) -> None:
-        """Have a child ready that knows what we know: a request does not wait for the fork."""
+        """Keep a child ready with our present data, so that a request does not wait for a fork."""
         state = self._state
         knows = {key: one.kept for key, one in state.known.items() if one.kept is not None}
         if self._spare is not None:

@@ -50,52 +50,52 @@ class NoPath(Record):
 
 
 class KeepOptions(Record):
-    """How a container is made ready."""
+    """The options for the work on a container."""
 
     run: RunDirectory
     databases: AnyPath
     """The directory with a database for each container."""
     config: Config
     time_s: float
-    """After this time no more is looked for, and what was proved until then is written."""
+    """After this time the search ends, and the proved paths are written."""
 
 
 class Kept(Record):
-    """A container that was made ready."""
+    """A container with proved paths."""
 
     container: Container
     digest: bytes
-    """Of what it was seen to watch before; see `look.Seen`."""
+    """The digest of its watches before the work; see `look.Seen`."""
     proved_at_s: float
     """time.time() when it was done."""
     took_s: float
     watches: int
     resolved: int
     no_path: tuple[NoPath, ...]
-    """The first of the others."""
+    """The first of the watches without a path."""
     parts: frozenset[bytes] | None
-    """The names in all paths; None where they are too many: then any rename may concern them."""
+    """The names in all paths; None if they are too many: then any rename may concern them."""
     kdevs: frozenset[int]
-    """The filesystems whose renames are heard of."""
+    """The filesystems whose renames the kernel reports."""
     unheard: bool
-    """Whether there is a path on a filesystem whose renames are not."""
+    """Whether there is a path on a filesystem whose renames are not reported."""
     answers: tuple[Resolved, ...] | None
-    """What was proved; None where it is too much: then the database has it."""
+    """The proved paths; None if they are too many: then the database has them."""
     without: frozenset[Identity]
-    """What is watched and has no path in the root of the container, as far as anybody knows."""
+    """Watched inodes without a known path in the root of the container."""
     cut: bool
-    """Whether the time was over before all were looked for."""
+    """Whether the time was up before the search was complete."""
     problem: str
-    """What else was wrong; "" for nothing."""
+    """A further problem; "" if there is none."""
 
     @property
     def known(self) -> frozenset[Identity]:
-        """What had a path in the root of the container."""
+        """The inodes with a path in the root of the container."""
         return frozenset(one.identity for one in self.answers or () if not one.mntns)
 
 
 def keep(seen: Seen, options: KeepOptions, monitor: RenameMonitor) -> Kept:
-    """Prove every path of a container; raises TaskError where it ended meanwhile."""
+    """Prove every path of a container; TaskError if it ended meanwhile."""
     container = seen.container
     begun_s = time.monotonic()
     end_s = begun_s + options.time_s
@@ -116,16 +116,16 @@ def keep(seen: Seen, options: KeepOptions, monitor: RenameMonitor) -> Kept:
         try:
             report = steps.pre_dump(step)
         except DatabaseError as error:
-            # The image does not depend on what cannot be stored.
+            # An error of the database does not affect the image.
             problem = str(error)
             report = steps.pre_dump(_without(step, work))
-        _require(container)  # else it is the image of another one, to which the number was given
+        _require(container)  # else it is the image of another task, which has the number now
         os.replace(work / CACHE_NAME, options.run.image(*container.key))
     return _kept(seen, report, begun_s, end_s, frozenset(monitor.kdevs) | known, problem)
 
 
 def nothing_to_keep(seen: Seen) -> Kept:
-    """The same of a container that watches nothing."""
+    """The same for a container without watches."""
     return Kept(
         seen.container,
         seen.digest,
@@ -156,7 +156,7 @@ def _require(container: Container) -> None:
 
 
 def _cover(container: Container, config: Config, monitor: RenameMonitor) -> None:
-    # Before the first proof: what is renamed from now on is heard of.
+    # Before the first proof: from now on the kernel reports renames.
     with open_root(container.pid) as root, contextlib.suppress(TaskError):
         root.adopt(config)
         confirmation = Confirmation(root, monitor)

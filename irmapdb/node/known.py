@@ -13,33 +13,33 @@ if TYPE_CHECKING:
 __all__ = ["RETRY_MOST_S", "Known", "is_touched"]
 
 RETRY_MOST_S = 3600.0
-"""A container is looked at, and work that failed is tried again, at least this often."""
+"""The longest time between two looks at a container, and until failed work is tried again."""
 
 
 @dataclass(slots=True)
 class Known:
-    """What is remembered of one container."""
+    """The memory about one container."""
 
     container: Container
     seen: Seen | None = None
     kept: Kept | None = None
     next_look_s: float = 0.0
-    """Not before this time (time.monotonic())."""
+    """The next look is not before this time (time.monotonic())."""
     retry_s: float = 0.0
-    """Not before this time is work that failed tried again."""
+    """Failed work is not tried again before this time."""
     failures: int = 0
     problem: str = ""
     touched: bool = True
-    """Whether a name in a path of it was moved since it was proved."""
+    """Whether a name in one of its paths was moved since the proof."""
     slow: bool = False
     apart: bool = False
-    """Whether its paths are proved again in a child of its own, as one with others failed."""
+    """Whether its paths are proved again in a separate child, because a shared one failed."""
     verified_s: float = 0.0
-    """When its paths were proved last (time.monotonic())."""
+    """The time of the last proof of its paths (time.monotonic())."""
 
 
 def is_touched(known: Known, names: frozenset[bytes]) -> bool:
-    """Whether one of these names is in a path that was proved."""
+    """Whether one of these names is in a proved path."""
     kept = known.kept
     if kept is None:
         return False

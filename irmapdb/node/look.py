@@ -1,7 +1,7 @@
 """Looks at all containers: reads their watches, and detects changes by a digest.
 
-Everything is read from /proc, where nothing of a tenant's can keep us waiting; what is too much
-for one look is said to be so.
+It reads only /proc, where a tenant cannot block it. If a container is too large for one look, the
+result says so.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Look", "Seen", "look_around"]
 
 _PATIENCE_S = 1.0
-"""How long one container is looked at: 100,000 watches take half of it."""
+"""The time limit for one container: 100,000 watches take half of it."""
 
 
 class Seen(Record):
@@ -28,20 +28,20 @@ class Seen(Record):
 
     container: Container
     digest: bytes
-    """Of the text of every descriptor that watches, and of the mount tables; equal means that
-    nothing was added, removed or mounted. b"" where not all could be read."""
+    """The digest of the text of every watching descriptor, and of the mount tables. If it is equal,
+    nothing was added, removed or mounted. b"" if not all could be read."""
     watches: int
-    """How many lines these texts have for watches and marks."""
+    """The number of lines for watches and marks in these texts."""
     cost_s: float
-    """How long the look took."""
+    """The time that the look took."""
 
 
 class Look(Record):
-    """What one look at the machine found."""
+    """The result of one look at the machine."""
 
     seen: tuple[Seen, ...]
     skipped: tuple[tuple[int, int], ...]
-    """The keys of the containers that it was not the time for."""
+    """The keys of the containers that were not due."""
 
 
 def look_around(
@@ -61,8 +61,8 @@ def look_around(
 
 def _look_at(container: Container, read: Mapping[int, bytes]) -> Seen:
     begun_s = time.monotonic()
-    # A descriptor that is inherited, or a task that ends while another starts, changes nothing:
-    # only what is watched in which mount namespace counts.
+    # An inherited descriptor changes nothing, and neither does a task that ends while another
+    # starts: only the watched inodes and their mount namespaces count.
     texts: set[tuple[int, bytes]] = set()
     tables: dict[int, bytes] = {}
     whole = True
@@ -84,7 +84,7 @@ def _look_at(container: Container, read: Mapping[int, bytes]) -> Seen:
                 table = read.get(mntns)
                 tables[mntns] = table or procfs.read_file(f"{procfs.ROOT}/{pid}/mountinfo")
         except OSError:
-            continue  # ended, or execve to another user's file: the next look sees
+            continue  # ended, or execve to another user's file: the next look detects it
     digest = hashlib.blake2b(digest_size=16)
     for mntns, text in sorted(texts):
         digest.update(b"%d %d\n%b" % (mntns, len(text), text))

@@ -28,22 +28,22 @@ _log = Log(__name__)
 _LOOK_LIMIT_S = 120.0
 _LOOK_MEMORY_BYTES = 1 << 30
 _UNHEARD_INTERVALS = 60
-"""In every so many intervals the paths are proved again where renames are not heard."""
+"""After so many intervals, paths without reports of renames are proved again."""
 _LOOK_SHARE = 0.02
-"""Of the time, for the looks at one container: one that takes longer is looked at less often."""
+"""The largest share of the time for looks at one container: slow looks are less frequent."""
 
 
 class LookSchedule:
-    """The looks at the containers. Those that need work come into the queue."""
+    """Starts the looks at the containers, and puts those that need work into the queue."""
 
     def __init__(self, state: State) -> None:
         self.done = 0
-        """How many looks have succeeded."""
+        """The number of successful looks."""
         self._state = state
         self._blind_keys: set[tuple[int, int]] = set()
 
     def try_start(self) -> None:
-        """Start a look, or log why there is none; the next one is tried all the same."""
+        """Start a look, or log why that is not possible."""
         try:
             self.start()
         except OSError as error:
@@ -63,7 +63,7 @@ class LookSchedule:
             return seen, state.monitor.names(), state.monitor.blind
 
         state.pool.start(LOOK, None, look, limit_s=_LOOK_LIMIT_S, memory_bytes=_LOOK_MEMORY_BYTES)
-        # The work that runs now cannot tell which of these names it has seen.
+        # The running work may or may not have seen these renames.
         self._blind_keys = {key for key in state.known if state.is_worked_on(key)}
 
     def take(self, ended: Ended) -> None:
@@ -107,7 +107,7 @@ class LookSchedule:
             return True
         if kept.digest != seen.digest or not self._state.run.image(*known.container.key).exists():
             return True
-        # Where renames are not heard, paths are proved again every now and then.
+        # Without reports of renames, paths are proved again at intervals.
         old_s = _UNHEARD_INTERVALS * self._state.interval_s
         return kept.unheard and now_s - known.verified_s > old_s
 

@@ -10,7 +10,7 @@ __all__ = ["notify"]
 
 
 def notify(state: str) -> None:
-    """Tell the service manager, where one has started us."""
+    """Notify the service manager, if one has started us."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address.startswith(("/", "@")):
         return

@@ -1,7 +1,7 @@
 """Runs work in child processes with a time limit, so that a slow or crashing one harms no other.
 
-A child is forked, so that it knows all that its parent knows and starts within milliseconds; its
-result comes back through a pipe. It dies with its parent.
+A child is forked, so it has all data of its parent and starts within milliseconds. Its result comes
+back through a pipe. It dies with its parent.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ class Child:
     key: Any
     pid: int
     pipe: int
-    """Where its result comes from."""
+    """The pipe with its result."""
     begun_s: float
     limit_s: float
-    """How long it may run, beginning with `begun_s` (time.monotonic())."""
+    """Its time limit, from `begun_s` (time.monotonic())."""
     killed: bool = False
     data: bytearray = field(default_factory=bytearray)
 
@@ -54,11 +54,11 @@ class Ended(Record):
 
     child: Child
     result: Any
-    """What its function returned; None where it did not."""
+    """The return value of its function; None if it did not return."""
     why: str
-    """Why there is no result; "" where there is one."""
+    """Why there is no result; "" if there is one."""
     cpu_s: float
-    """CPU time of the child and of what it waited for."""
+    """CPU time of the child and of its own children."""
 
 
 class Pool:
@@ -77,7 +77,7 @@ class Pool:
         return len(self._by_pipe)
 
     def count(self, kind: str) -> int:
-        """How many of a kind run."""
+        """The number of running children of a kind."""
         return sum(child.kind == kind for child in self)
 
     def start(
@@ -89,7 +89,7 @@ class Pool:
         limit_s: float,
         memory_bytes: int,
     ) -> Child:
-        """Run `call` in a child. OSError where no process can be made."""
+        """Run `call` in a child. OSError if no process can be made."""
         readable, writable = os.pipe2(os.O_CLOEXEC)
         parent = os.getpid()
         try:
@@ -107,12 +107,12 @@ class Pool:
         return child
 
     def next_limit_s(self) -> float | None:
-        """When the next child has to be killed (time.monotonic()); None where none runs."""
+        """The time when the next child must be killed (time.monotonic()); None if none runs."""
         limits = [child.begun_s + child.limit_s for child in self if not child.killed]
         return min(limits, default=None)
 
     def take(self, ready: set[int]) -> list[Ended]:
-        """Read from the pipes that are `ready`, kill what runs too long, reap what has ended."""
+        """Read from the `ready` pipes, kill children that run too long, reap ended ones."""
         now_s = time.monotonic()
         ended = []
         for child in [*self]:
@@ -125,7 +125,7 @@ class Pool:
         return ended
 
     def kill(self, is_meant: Callable[[Child], bool]) -> bool:
-        """Kill the children that are meant, and forget them; whether there was any."""
+        """Kill the chosen children and forget them; returns whether there was any."""
         found = [child for child in self if is_meant(child)]
         for child in found:
             self._kill(child)
@@ -139,7 +139,7 @@ class Pool:
             self._end(child, "killed")
 
     def _is_over(self, child: Child) -> bool:
-        # Whether the pipe is at its end. One that sends too much is killed.
+        # Whether the pipe is at its end. A child that sends too much is killed.
         try:
             while part := os.read(child.pipe, _CHUNK_BYTES):
                 child.data += part

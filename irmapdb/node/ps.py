@@ -1,8 +1,8 @@
 """Lists the watches of all tasks, from /proc only: it reads and writes no database.
 
-What is counted is what the descriptors of the tasks show. A descriptor that several tasks share
-(fork) is counted once, for the first of them. Whom the kernel charges for it nobody tells: the
-effective user of that task is taken for the one who made it (irmapdb.kernel.proc.limits).
+It counts the watches in the descriptors of the tasks. A descriptor that several tasks share (fork)
+is counted once, for the first of them. The kernel does not show the user that it charges. So ps
+uses the effective user of that task (irmapdb.kernel.proc.limits).
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ if TYPE_CHECKING:
 __all__ = ["ProcessRow", "PsOptions", "Usage", "WatchList", "WatchedPath", "take"]
 
 _HEAD_BYTES = 512
-"""The lines of an fdinfo that come before the first mark are fewer."""
+"""More than the lines of an fdinfo before the first mark."""
 
 
 class ProcessRow(Record):
-    """One process and what it has open."""
+    """One process, and its inotify and fanotify descriptors."""
 
     pid: int
     comm: bytes
@@ -49,20 +49,20 @@ class ProcessRow(Record):
     groups: int
     marks: int
     shared: int
-    """Descriptors that are another process's too, and counted there."""
+    """Descriptors that another process has too, and that are counted there."""
 
 
 class Usage(Record):
     """One account of one user."""
 
     uid: int | None
-    """The user who is charged; None where that could not be seen."""
+    """The charged user; None if that could not be read."""
     account: LimitKind
     used: int
     limit: int | None
-    """None where this kernel has no such limit."""
+    """None if this kernel has no such limit."""
     below: int
-    """How much of it is charged to the user for tasks in user namespaces of theirs."""
+    """The part of it from tasks in the user's own user namespaces."""
 
 
 class WatchedPath(Record):
@@ -74,9 +74,9 @@ class WatchedPath(Record):
     why: str | None
     """Why there is no path."""
     mntns: int = 0
-    """As in Mapping: whose root the path starts at."""
+    """As in Mapping: the mount namespace of the path."""
     deleted: bool = False
-    """The inode has no name left: nobody will find one."""
+    """Whether the inode has no name, so that no search can find one."""
 
 
 class PsOptions(Record):
@@ -85,29 +85,29 @@ class PsOptions(Record):
     pid: int | None = None
     """The root of a tree; None: all tasks of the machine."""
     search: bool = False
-    """Whether to scan for what nobody knows the path of."""
+    """Whether to scan for inodes without a known path."""
     scan_paths: tuple[bytes, ...] = ()
     config: Config = Config()
     progress: Callable[[int, bytes], None] = lambda _scanned, _top: None
 
 
 class WatchList(Record):
-    """What was counted."""
+    """The result of a count."""
 
     processes: tuple[ProcessRow, ...]
-    """Those that watch something, the one with most watches and marks first."""
+    """The processes with watches or marks, those with most of them first."""
     users: tuple[Usage, ...]
-    """Counted from all tasks of the machine, the one nearest to its limit first; of each user that
-    has anything, all limits."""
+    """Counted from all tasks of the machine, those nearest to their limits first; all limits of
+    each user that has a watch or mark."""
     limits: dict[LimitKind, int]
     denied: tuple[Task, ...]
-    """Tasks that may not be looked at: of the tree, or of the machine."""
+    """Tasks that may not be read: of the tree, or of the machine."""
     hidden: tuple[Task, ...]
     """Those of the machine: `users` lacks them."""
     watches: tuple[WatchedPath, ...] = ()
-    """Of a tree alone, in the order of the tasks."""
+    """Only of a tree, in the order of the tasks."""
     of_machine: bool = True
-    """Whether all tasks were asked for, and not those of a tree."""
+    """Whether it is about all tasks, and not about a tree."""
 
     @property
     def unresolved(self) -> tuple[WatchedPath, ...]:
@@ -118,18 +118,19 @@ class WatchList(Record):
 
     @property
     def complete(self) -> bool:
-        """Of a tree: whether all its tasks were looked at, and each watch has a path.
+        """Of a tree: whether all its tasks were read, and each watch has a path.
 
-        Of the machine: True. Nearly everywhere a task is hidden, from root too; `hidden` has it.
+        Of the machine: True, because nearly every machine has a hidden task, also for root;
+        `hidden` has it.
         """
         return self.of_machine or not (self.denied or self.unresolved)
 
 
 def take(options: PsOptions) -> WatchList:
-    """Count. TaskError where the task is gone or its root may not be looked into."""
+    """Count the watches. TaskError if the task is gone or its root may not be read."""
     tree = () if options.pid is None else tasks.task_tree(options.pid)
     pids = {task.pid for task in tree}
-    # The tree first: what it shares with others is counted for it.
+    # The tree first: descriptors that it shares with others are counted for it.
     everyone = (*tree, *(task for task in tasks.all_tasks() if task.pid not in pids))
     shown = everyone if options.pid is None else tree
     survey = read_survey(everyone)

@@ -2,10 +2,10 @@
 
 warm.lock            held while a service runs
 warm.pid             its `PID STARTTIME`
-warm.fifo            through which the hook's script asks it
-status.json          what `irmapdb warm --status` shows
+warm.fifo            for the requests of the hook's script
+status.json          for `irmapdb warm --status`
 image-PID-STARTTIME  the irmap-cache that was proved last for the container of that root task
-work-PID-STARTTIME/  where the next one is made
+work-PID-STARTTIME/  for making the next one
 reply-…              FIFOs of the hook's script, each for one reply
 hook-…               marks of the hook's script, each for a dump that has been served
 """
@@ -48,7 +48,7 @@ _STATUS_LIMIT_BYTES = 64 << 20
 
 
 def make_private(path: Path) -> None:
-    """Make a directory for us alone, or check that it is one. FileError where others get in."""
+    """Make a directory only for us, or check that it is one. FileError if others can use it."""
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = path.lstat()
@@ -72,7 +72,7 @@ def make_private(path: Path) -> None:
 
 
 class RunDirectory:
-    """The directory, for one service or for those who read what it tells. A context manager."""
+    """The directory, for one service or for its readers. A context manager."""
 
     def __init__(self, path: Path, *, make: bool = True) -> None:
         if make:
@@ -91,7 +91,7 @@ class RunDirectory:
             self._lock_fd = None
 
     def lock(self) -> None:
-        """Be the only service here. FileError names the one that runs already."""
+        """Take the lock of the service. FileError names a service that runs already."""
         fd = os.open(
             self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
         )
@@ -106,7 +106,7 @@ class RunDirectory:
         self._lock_fd = fd
 
     def forget_lock(self) -> None:
-        """Leave the lock to the parent alone: for a forked child."""
+        """Leave the lock to the parent only: for a forked child."""
         if self._lock_fd is not None:
             os.close(self._lock_fd)
             self._lock_fd = None
@@ -117,21 +117,21 @@ class RunDirectory:
         return ""
 
     def announce(self) -> int:
-        """Make the FIFO that the hook's script writes to, and tell who reads it; its descriptor.
+        """Make the FIFO for the hook's script, and write our pid; returns its descriptor.
 
-        What another name than a FIFO of ours has there is replaced.
+        Another file with that name is replaced.
         """
         fifo = self.path / _FIFO
         fifo.unlink(missing_ok=True)
         os.mkfifo(fifo, 0o600)
-        # For writing, too: else it would be at its end whenever no script has it open.
+        # Also for writing: else it would be at its end if no script has it open.
         fd = os.open(fifo, os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
         me = tasks.require_task(os.getpid())
         files.replace_whole(self.path / _PID, b"%d %d\n" % (me.pid, me.starttime))
         return fd
 
     def running(self) -> int | None:
-        """The pid of the service that runs here; None where none does."""
+        """The pid of the service that runs here; None if none does."""
         try:
             pid, starttime = map(int, (self.path / _PID).read_text().split())
             task = tasks.read_task(pid)
@@ -140,7 +140,7 @@ class RunDirectory:
         return pid if task is not None and task.starttime == starttime else None
 
     def is_waiting(self, name: str) -> bool:
-        """Whether a script waits at its FIFO still."""
+        """Whether a script still waits at its FIFO."""
         try:
             os.close(self.open_reply(name))
         except (OSError, ValueError):
@@ -148,12 +148,12 @@ class RunDirectory:
         return True
 
     def open_reply(self, name: str) -> int:
-        """The FIFO that a script waits at. ValueError, OSError: it is none of a script's."""
+        """Open the FIFO of a script. ValueError, OSError: it does not belong to a script."""
         if not _REPLY.fullmatch(name):
             message = f"{name[:80]!r} is no name for a reply"
             raise ValueError(message)
         flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(self.path / name, flags)  # ENXIO: nobody waits any more
+        fd = os.open(self.path / name, flags)  # ENXIO: the script does not wait any more
         if not stat.S_ISFIFO(os.fstat(fd).st_mode):
             os.close(fd)
             message = f"{name} is no FIFO"
@@ -180,7 +180,7 @@ class RunDirectory:
             shutil.rmtree(path, ignore_errors=True)
 
     def clean(self, alive: Collection[tuple[int, int]]) -> None:
-        """Remove what belongs to root tasks that are gone, and what scripts have left."""
+        """Remove the files of ended root tasks, and old files of scripts."""
         for name in os.listdir(self.path):
             path = self.path / name
             if found := _OF_CONTAINER.fullmatch(name):
@@ -195,11 +195,11 @@ class RunDirectory:
                     path.unlink(missing_ok=True)
 
     def write_status(self, document: dict[str, Any]) -> None:
-        """Replace what `--status` shows."""
+        """Replace the status for `--status`."""
         files.replace_whole(self.path / _STATUS, json.dumps(document).encode() + b"\n")
 
     def read_status(self) -> dict[str, Any] | None:
-        """What the last look or the service wrote; None where there was none."""
+        """The last written status; None if there is none."""
         data = files.read_if_there(self.path / _STATUS, limit_bytes=_STATUS_LIMIT_BYTES)
         if data is None:
             return None

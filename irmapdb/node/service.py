@@ -1,7 +1,7 @@
 """Runs the service: it looks at the containers at intervals, and proves changed paths.
 
-The process itself only schedules, and remembers; each look and each container's work is a child
-at idle priority (`pool`). What a look costs in CPU time, and what all work does, is bounded.
+The process itself only schedules and remembers. Each look and each container's work runs in a child
+at idle priority (`pool`). The CPU time of looks and of all work is limited.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _CALM_S = 2.0
 
 
 class Service:
-    """The service. A context manager: takes what it needs, and gives it back."""
+    """The service. A context manager that acquires and releases its resources."""
 
     def __init__(self, options: ServiceOptions) -> None:
         self._options = options
@@ -82,7 +82,7 @@ class Service:
     def once(self) -> dict[str, Any]:
         """One look, and all work that it finds; the status afterwards.
 
-        OSError where no process can be made to look.
+        OSError if no process can be made.
         """
         self._looks.start(everything=True)
         while len(self._pool) or self._state.queue:
@@ -113,11 +113,12 @@ class Service:
             notify("STOPPING=1")
 
     def _is_calm(self, since_s: float) -> bool:
-        # Whether nothing is being done; or it has been a while, as work on one may take long.
+        # Whether no work runs; or the last status is old, because work on one container may take
+        # long.
         return since_s > _CALM_S or not (self._pool.count(LOOK) or self._work.is_working())
 
     def _step(self, wait_s: float, fds: dict[int, Callable[[], None]] | None = None) -> bool:
-        # Waits for whatever comes first, and deals with it. Whether a child has ended.
+        # Waits for the first event and handles it. Returns whether a child has ended.
         others = fds or {}
         poll = select.poll()
         for fd in [*others, *(child.pipe for child in self._pool)]:

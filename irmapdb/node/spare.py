@@ -1,7 +1,7 @@
 """Forks a child in advance, so that it can answer one request at once.
 
-After a fork the first touch of each page costs a copy, which takes longer than all the proofs of
-a small container. So the child rehearses once, on a watch of its own.
+After a fork, the first write to each page copies the page, and this takes longer than all proofs of
+a small container. So the child does the work once in advance, on a watch of its own.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Spare:
         config: Config,
         answer: Callable[[Request, Kept], Reply],
     ) -> Spare:
-        """Fork one; it is of the `busy_kind` from its request on. OSError where it cannot be."""
+        """Fork one; from its request on it has the `busy_kind`. OSError if that fails."""
         readable, writable = os.pipe2(os.O_CLOEXEC)
 
         def wait() -> Reply:
@@ -85,12 +85,12 @@ class Spare:
         child = self._child
         child.kind, child.key = self._busy_kind, (request, key)
         child.begun_s, child.limit_s = time.monotonic(), limit_s
-        with contextlib.suppress(BrokenPipeError):  # killed: the pool tells
+        with contextlib.suppress(BrokenPipeError):  # killed: the pool reports it
             os.write(self._pipe, pickle.dumps((request, key)))
         os.close(self._pipe)
 
     def close(self) -> None:
-        """It is not needed any more."""
+        """End it, if it is not needed any more."""
         os.close(self._pipe)
 
 

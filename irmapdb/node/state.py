@@ -23,12 +23,12 @@ ANSWER, SPARE = "answer", "spare"
 
 
 class ServiceOptions(Record):
-    """How the service works."""
+    """The options of the service."""
 
     run: Path = RUN_DIRECTORY
     config: Config = Config()
     interval_s: float | None = None
-    """Between two looks; None: as the configuration has it."""
+    """The time between two looks; None: from the configuration."""
     cgroup: str | None = None
     """A shell pattern for the cgroups of the root tasks; None: all containers."""
 
@@ -63,11 +63,11 @@ class State:
         self.monitor.kdevs &= used  # the next filesystem may get the number
 
     def is_worked_on(self, key: tuple[int, int]) -> bool:
-        """Whether a child may hold the container's database, or a directory in it."""
+        """Whether a child may have the container's database open, or a directory in it."""
         return any(_works_on(child, key) for child in self.pool)
 
     def stop_work(self, known: Known) -> None:
-        """Kill the children that work on a container, and take it out of the queue."""
+        """Kill the children that work on a container, and remove it from the queue."""
         key = known.container.key
         self.queue.pop(key, None)
         if self.pool.kill(lambda child: _works_on(child, key)):

@@ -78,7 +78,7 @@ def _container(
 
 
 def _state(seen: Seen | None, kept: Kept | None, problem: str) -> str:
-    # `ready`: nothing has changed since it was proved; `changed`: the next work is for it.
+    # `ready`: nothing has changed since the proof; `changed`: it waits for work.
     if kept is None:
         return "failed" if problem else "new"
     if seen is not None and seen.digest != kept.digest:

@@ -23,8 +23,8 @@ UNIT_DIRECTORY = Path("/etc/systemd/system")
 UNIT_NAME = "irmapdb-warm.service"
 
 CAPABILITIES = ("CAP_DAC_READ_SEARCH", "CAP_SYS_ADMIN", "CAP_SYS_PTRACE")
-"""Handles are opened with the first, renames are heard of with the second, and the third lets us
-look at tasks of other users, at their roots and descriptors."""
+"""The first is for opening handles, the second for reports of renames. The third is for reading
+tasks of other users, their roots and descriptors."""
 
 _FIRST_LINE = "# Made by `irmapdb warm --install`, which `--uninstall` undoes."
 _LIMIT_BYTES = 1 << 20
@@ -90,9 +90,9 @@ def unit_text(command: Sequence[str], databases: Path) -> str:
 
 
 def install(command: Sequence[str], databases: Path, directory: Path = UNIT_DIRECTORY) -> Path:
-    """Write the unit, and start it where systemd runs; its path.
+    """Write the unit, and start it if systemd runs; returns its path.
 
-    FileError, where it cannot be written, or another unit has its name.
+    FileError if it cannot be written, or if another unit has its name.
     """
     path = directory / UNIT_NAME
     _check(path)
@@ -105,9 +105,9 @@ def install(command: Sequence[str], databases: Path, directory: Path = UNIT_DIRE
 
 
 def uninstall(directory: Path = UNIT_DIRECTORY) -> Path | None:
-    """Stop it, and remove the unit; its path, or None where there was none.
+    """Stop it, and remove the unit; returns its path, or None if there was none.
 
-    The databases stay. FileError where another unit has its name.
+    The databases stay. FileError if another unit has its name.
     """
     path = directory / UNIT_NAME
     if not _check(path):
@@ -135,7 +135,7 @@ def _check(path: Path) -> bool:
 
 
 def _systemctl(*arguments: str) -> None:
-    # Where systemd does not run, the file is all there is to do.
+    # If systemd does not run, only the file is written.
     systemctl = shutil.which("systemctl")
     if systemctl is None or not _BOOTED.is_dir():
         return

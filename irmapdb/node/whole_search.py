@@ -1,8 +1,8 @@
 """Does the whole search for a script that has no program to start, as on a host without Python.
 
-A child of the service does in CRIU's work dir what the hook would do there: it knows of pauses, of
-the time limit and of an old irmap-cache (`criu.hook_job`). Nothing is stored: the service looks at
-the container again after the request.
+A child of the service does the work of the hook in CRIU's work dir, also in a pause, with the time
+limit and with an old irmap-cache (`criu.hook_job`). It stores nothing: the service reads the
+container again after the request.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["search"]
 
 _LIMIT_S = 8.0
-"""Of the 10 s for which the script waits."""
+"""The time limit: the script waits for 10 s."""
 
 
 def search(
@@ -35,7 +35,7 @@ def search(
 ) -> Reply:
     """Search, write irmap-cache into the work dir of CRIU, and `tell` the script, twice.
 
-    Changes the cwd. If the time is up, the process ends here, after what was proved is written.
+    Changes the cwd. If the time is up, it writes the proved paths, and the process ends here.
     """
     tell(Reply(SEARCHES, "the service searches"))
     try:

@@ -26,14 +26,14 @@ __all__ = ["WorkSchedule"]
 _log = Log(__name__)
 
 _QUICK_S, _LONG_S = 20.0, 240.0
-"""How long the work on one container may take; the long time for those that needed more once."""
+"""The time limits of the work on one container; the long one is for slow containers."""
 _GRACE_S = 10.0
-"""To write what was proved, after that time."""
+"""The further time for writing the proved paths."""
 _KEEP_MEMORY_BYTES = 2 << 30
 _VERIFY_LIMIT_S = 10.0
 _VERIFY_MEMORY_BYTES = 1 << 30
 _MOST_VERIFIED_AT_ONCE = 16
-"""In one child, as to fork one takes longer than to prove the paths of one container again."""
+"""The number of containers for one child: a fork takes longer than the proofs of a container."""
 _MOST_AT_ONCE = {VERIFY: 2, KEEP: 2, SLOW: 1}
 _MOST_ANSWERS = 200_000
 
@@ -98,7 +98,7 @@ class WorkSchedule:
             known.touched = False
 
     def take_kept(self, ended: Ended) -> None:
-        """Take the paths of one container."""
+        """Take the result of the work on one container."""
         known = self._state.known.get(ended.child.key)
         if known is None:
             return  # it has ended meanwhile
@@ -146,7 +146,7 @@ class WorkSchedule:
                 self._note_failure(all_known[key], f"no child: {error.strerror}")
 
     def take_verified(self, ended: Ended) -> None:
-        """Take the keys of the containers with a path that does not hold any more."""
+        """Take the keys of the containers with a wrong path."""
         for key in ended.child.key & self._state.known.keys():
             known = self._state.known[key]
             if ended.result is None and len(ended.child.key) > 1:
@@ -168,7 +168,7 @@ class WorkSchedule:
         _log.warning("%s: %s", printable(os.fsencode(known.container.name.id)), why)
 
     def _trim_answers(self) -> None:
-        # The largest go first: the database has them.
+        # The largest are forgotten first: the database has them.
         held = [one for one in self._state.known.values() if one.kept and one.kept.answers]
         held.sort(key=lambda one: len(one.kept.answers or ()) if one.kept else 0)
         total = sum(len(one.kept.answers or ()) for one in held if one.kept)
@@ -180,9 +180,9 @@ class WorkSchedule:
 
 
 def _holds(kept: Kept, config: Config) -> bool:
-    # Whether every path is as it is remembered.
+    # Whether every remembered path is still right.
     try:
         found = confirm(kept, config)
     except IrmapError:
-        return False  # it has ended, say
+        return False  # for example, it has ended
     return not (found.lost or found.new)
