@@ -6,12 +6,12 @@ exit code but 0 fails the dump. Facts: criu(8); run_shell_scripts() of criu/acti
 cr_system_userns() of criu/util.c.
 
 This process only waits; a child does the work (`irmapdb.criu.hook_job`). If the child cannot import
-a module, crashes, or hangs in a system call, CRIU still gets exit code 0. For that reason, and
-because every other action ends at once, so little is imported here.
+a module, crashes, or hangs in a system call, CRIU still gets exit code 0. So this module imports
+very little. Another reason is that every other action must end at once.
 
-CRIU has its answer as soon as the child has written irmap-cache. The child goes on alone and
-stores what it found: in a session of its own, with nothing of CRIU's open, bounded in time and
-memory. If it is killed then, no more is lost than this run's history.
+CRIU gets its answer as soon as the child has written irmap-cache. Then the child continues alone
+and stores its results: in its own session, with no file of CRIU open, and with limits for time and
+memory. If it is killed then, only this run's history is lost.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ import time
 __all__ = ["LOG_NAME", "SCRIPT_VARIABLE", "STRICT_EXIT_CODE", "attend", "execute", "main"]
 
 SCRIPT_VARIABLE = "IRMAPDB_HOOK_SCRIPT"
-"""Set by the installed shell script, which has filtered CRIU's calls and remembers them."""
+"""Set by the installed shell script, which filters and remembers CRIU's calls."""
 
 STRICT_EXIT_CODE = 99
-"""What that script gets where the dump shall fail: none that Python ends with by itself."""
+"""The exit code for the script if the dump must fail. Python itself never ends with it."""
 
 LOG_NAME = "irmapdb.log"
-"""In the work dir; the one before is kept beside it, with `.old` added."""
+"""In the work dir; the previous log is kept beside it, with `.old` added."""
 
 _LOG_LIMIT_BYTES = 1 << 20
 _ACTION = "pre-dump"
 _MEMORY = "/run/irmapdb"
 _MEMORY_S = 10.0  # CRIU's second call of one action follows the first within milliseconds
-_UNTOLD_S = 10.0  # for the child to say what the configuration allows it
-_LEAST_S = 2.0  # no child is killed before, as Python itself needs some time
-_ALONE_S = 120  # for what the child does when CRIU has gone on
+_UNTOLD_S = 10.0  # for the child to report its time limit
+_LEAST_S = 2.0  # no child is killed before this, because Python itself needs some time
+_ALONE_S = 120  # for the child's work after CRIU has continued
 _ALONE_NICE = 10
 _ALONE_BYTES = 4 << 30  # of address space
 _REAP_S = 1.0
@@ -48,18 +48,18 @@ _MOST_FDS = 1 << 30
 
 
 class _CallError(Exception):
-    """What CRIU's environment lacks, in words."""
+    """The missing part of CRIU's environment, as text."""
 
 
 def main() -> int:
     """The console script: CRIU's environment in, the exit code out."""
     code = _main()
-    # The installed script takes this one alone for an order to fail the dump.
+    # Only with this code does the installed script fail the dump.
     return STRICT_EXIT_CODE if code and SCRIPT_VARIABLE in os.environ else code
 
 
 def execute() -> None:
-    """The same for the installed script. Never returns: to tidy up would take time."""
+    """The same for the installed script. Never returns, because cleaning up would take time."""
     os._exit(main())
 
 
@@ -83,14 +83,14 @@ def attend(pid: int, images: str, *, until_stored: bool = False) -> int:
     """Serve one dump of the tree of `pid`, in the cwd; the exit code for CRIU.
 
     `images` is CRIU's images dir, or "". Never waits for longer than the configured time, or 2
-    seconds. `until_stored` waits also for what is done when CRIU has gone on.
+    seconds. With `until_stored` it also waits until the results are stored.
     """
     import signal
 
     started_s = time.monotonic()
     log_fd = _open_log()
     log_bytes = _size_of(log_fd)
-    # Whoever ends us wants us to end, not the dump.
+    # SIGTERM and SIGHUP stop the hook; CRIU still gets exit code 0.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     listen_fd, tell_fd = os.pipe()
@@ -135,7 +135,7 @@ def _attend_once() -> int:
     if memory and _is_remembered(memory):
         return 0
     if not os.path.exists("/proc/self/fd/0"):
-        os.open(os.devnull, os.O_RDONLY)  # CRIU closes stdin: nothing of ours shall be number 0
+        os.open(os.devnull, os.O_RDONLY)  # CRIU closes stdin: no file of ours may get number 0
     try:
         return attend(_init_pid(), os.environ.get("CRTOOLS_IMAGE_DIR", ""))
     finally:
@@ -173,15 +173,15 @@ def _work(pid: int, images: str, started_s: float, tell_fd: int, log_fd: int | N
 
 
 def _quiet(tell_fd: int, log_fd: int | None) -> None:
-    # What Python has to say of its own end is for our log: CRIU's gets one line. Nothing else of
-    # CRIU's stays open, as this process may outlive it.
+    # Python's own messages at its end go to our log; CRIU's log gets one line. No other file of
+    # CRIU stays open, because this process may outlive CRIU.
     target = os.open(os.devnull, os.O_WRONLY) if log_fd is None else log_fd
     for fd in (1, 2):
         os.dup2(target, fd)
     keep = sorted({2, tell_fd, target})
     for fd, following in zip(keep, [*keep[1:], _MOST_FDS], strict=True):
         os.closerange(fd + 1, following)
-    # Where memory is short, what CRIU dumps is worth more than this process.
+    # If memory is short, the dumped tasks are more important than this process.
     try:
         with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
             file.write("1000")
@@ -192,10 +192,10 @@ def _quiet(tell_fd: int, log_fd: int | None) -> None:
 def _serve(pid: int, images: str, started_s: float, tell_fd: int, log_fd: int | None) -> int:
     import gc
 
-    # Nothing that is made by an import becomes garbage: to look for it takes a tenth of the time.
+    # Imports make no garbage, and the collector would take a tenth of the time.
     gc.disable()
 
-    # Before all that takes long, and may fail.
+    # Before everything that is slow, or may fail.
     from irmapdb import config as configuration
     from irmapdb.errors import ConfigError
 
@@ -254,7 +254,8 @@ def _tell(fd: int, word: str, text: str) -> None:
 
 
 def _go_on_alone() -> None:
-    # CRIU, and whoever started it, may end now, and the work dir may be removed or unmounted.
+    # CRIU and the program that started it may end now, and the work dir may be removed or
+    # unmounted.
     import resource
     import signal
 
@@ -270,19 +271,19 @@ def _go_on_alone() -> None:
 
 
 def _is_deaf(tell_fd: int) -> bool:
-    # Whether the parent is gone. Not by its pid: a search may ask from a child of its own.
+    # Whether the parent is gone. Not by its pid, because a child of a search may call this too.
     import select
 
     poll = select.poll()
     poll.register(tell_fd, 0)
-    return bool(poll.poll(0))  # POLLERR: nobody has the other end open
+    return bool(poll.poll(0))  # POLLERR: the other end is closed
 
 
 # --- the parent -----------------------------------------------------------------------------------
 
 
 def _listen(fd: int, started_s: float, told: dict[str, str]) -> str:
-    # Takes in what the child tells. Why it has to be ended; "" if it ended itself.
+    # Reads the child's messages. Returns why it must be killed; "" if it ended itself.
     import select
 
     poll = select.poll()
@@ -308,8 +309,8 @@ def _listen(fd: int, started_s: float, told: dict[str, str]) -> str:
 
 
 def _reap(child: int) -> int:
-    # The exit code, or the signal as a negative number. A child that hangs in the kernel is left
-    # to it: it has been killed, and goes when the call returns. No pidfd: a sandbox may deny it.
+    # The exit code, or the signal as a negative number. We do not wait for a child that hangs in
+    # the kernel: it is killed, and ends when the call returns. No pidfd: a sandbox may deny it.
     import signal
 
     end_s = time.monotonic() + _REAP_S
@@ -324,7 +325,7 @@ def _reap(child: int) -> int:
 
 
 def _is_strict(told: dict[str, str] | None = None) -> bool:
-    # As the child has read it; from the environment alone, where it did not come that far.
+    # From the child; or only from the environment, if the child has not sent it.
     if told and "strict" in told:
         return told["strict"] == "1"
     return os.environ.get("IRMAPDB_HOOK_STRICT", "").lower() in {"1", "true", "yes"}
@@ -334,7 +335,7 @@ def _is_strict(told: dict[str, str] | None = None) -> bool:
 
 
 def _memory_of_call() -> str:
-    # A file that stands for one dump of one CRIU process. A pid alone may come again.
+    # A file for one dump of one CRIU process. A pid alone may be used again.
     parent = os.getppid()
     with open(f"/proc/{parent}/stat", "rb") as file:
         stat = file.read()
@@ -350,7 +351,7 @@ def _is_remembered(memory: str) -> bool:
 
 
 def _remember(memory: str) -> None:
-    # And forgets the older ones.
+    # Removes the older files too.
     try:
         os.makedirs(_MEMORY, mode=0o700, exist_ok=True)
         for name in os.listdir(_MEMORY):
@@ -367,10 +368,10 @@ def _remember(memory: str) -> None:
         os.utime(fd)
         os.close(fd)
     except OSError:
-        return  # then the second call does it all again
+        return  # then the second call does the work again
 
 
-# --- what is said ---------------------------------------------------------------------------------
+# --- messages -------------------------------------------------------------------------------------
 
 
 def _open_log() -> int | None:
@@ -384,7 +385,7 @@ def _open_log() -> int | None:
         _say(f"cannot write {LOG_NAME}: {error.strerror}")
         return None
     status = os.fstat(fd)
-    # A second link may be a file of root's that somebody has linked here.
+    # With a second link, it may be a file of root that another user has linked here.
     if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
         os.close(fd)
         _say(f"cannot write {LOG_NAME}: no regular file with one link")
@@ -397,7 +398,7 @@ def _size_of(fd: int | None) -> int:
 
 
 def _one_line(text: str) -> str:
-    # Of the work dir's name, say. No import: this also tells of imports that fail.
+    # For example the work dir's name. No import: this also reports failed imports.
     return text if text.isprintable() else ascii(text)[1:-1]
 
 

@@ -1,11 +1,11 @@
 """Does the work of the hook: one pre-dump for CRIU, with the best possible irmap-cache.
 
-CRIU has its answer as soon as that is written; the database hears of it later (`Served.keep`). So
-nothing that takes long to import is imported here: no SQLAlchemy, alembic or typer.
+CRIU gets its answer as soon as that is written; the database gets the results later
+(`Served.keep`). So this module imports no slow module: no SQLAlchemy, alembic or typer.
 
-Where something of ours is broken it is gone around, once each: a database that cannot be read is
-not read, an old irmap-cache that CRIU would fail on is set aside, one that only we do not
-understand is not read. What goes wrong is told as a problem and raises nothing.
+If a file of ours is broken, the job works without it. It skips a database that it cannot read,
+renames an old irmap-cache that CRIU would fail on, and skips one that only irmapdb cannot read. It
+reports errors as problems, and raises none.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ if TYPE_CHECKING:
 __all__ = ["ASIDE_NAME", "Done", "Job", "Served", "serve"]
 
 ASIDE_NAME = "irmap-cache.broken"
-"""What an irmap-cache that CRIU would fail on is renamed to."""
+"""The new name of an irmap-cache that CRIU would fail on."""
 
 _NOTES = 50
 _LINE_CHARACTERS = 1000
-_TO_SEARCH = 0.8  # of the time; the rest is for what was proved to be written
-_TO_WRITE = 0.95  # of the time: then what has been proved is written, whatever is going on
-_KEEP_WAIT_S = 20.0  # for another process's step in the database, when CRIU has gone on
+_TO_SEARCH = 0.8  # of the time; the rest is for writing the proved paths
+_TO_WRITE = 0.95  # of the time: then the proved paths are written in any case
+_KEEP_WAIT_S = 20.0  # for another process's step in the database, after CRIU has continued
 _WATCHES_A_SECOND = 1000
-"""So many more a second are allowed where no `timeout` is set: a tenth of what was measured."""
+"""Without a `timeout`, the limit grows by 1 s for so many watches: a tenth of our speed."""
 
 
 class Job(Record):
@@ -55,25 +55,25 @@ class Job(Record):
 
     pid: int
     images: str
-    """CRIU's images dir; "" where it did not say."""
+    """CRIU's images dir; "" if CRIU did not name it."""
     config: Config
     hook: HookConfig
     started_s: float
-    """time.monotonic() when CRIU called."""
+    """time.monotonic() at CRIU's call."""
     abandoned: Callable[[], bool] = lambda: False
-    """Whether nobody waits for the result any more."""
+    """Returns True if the result is not needed any more."""
     tell_budget: Callable[[float], None] = lambda _seconds: None
-    """Told when the time grows with the number of watches."""
+    """Called when the time limit grows with the number of watches."""
     too_late: Callable[[Done], None] = lambda _done: None
-    """Called by another thread when the time is up and `serve` has not returned; what was proved
-    until then is in irmap-cache."""
+    """Called by another thread if the time is up and `serve` has not returned. The paths proved
+    until then are in irmap-cache."""
     work: AnyPath | None = None
     """A name of the cwd; None: the one that getcwd(2) gives, which another mount namespace's
     directory does not have."""
 
 
 class Done(Record):
-    """What the job came to. Every text is one line."""
+    """The result of the job. Every text is one line."""
 
     fresh: bool
     """Whether irmap-cache is new."""
@@ -83,11 +83,11 @@ class Done(Record):
 
 
 class Served(Record):
-    """The answer to CRIU, and what is left to do when it has gone on."""
+    """The answer to CRIU, and the remaining work after CRIU has continued."""
 
     done: Done
     keep: Callable[[], tuple[str, ...]]
-    """Stores what was found; returns lines for the log."""
+    """Stores the results; returns lines for the log."""
 
 
 class _State:
@@ -96,7 +96,7 @@ class _State:
         self.work = os.fsencode(job.work) if job.work else os.getcwdb()
         self.problems: list[str] = []
         self.warnings: list[str] = []
-        """What the library warned of."""
+        """The warnings of the library."""
         self.take_cache = True
         self.read_database = True
         self.database = _named(self.work, DATABASE_NAME)
@@ -104,9 +104,9 @@ class _State:
         self.budget_s = job.hook.timeout_s
         self.soft_end_s = 0.0
         self.pause = find_pause(job.pid, lambda: _tree_of(job.pid))
-        """By what the tasks are paused; "": they run."""
+        """The cause of the pause; "" if the tasks run."""
         self.writing = threading.Lock()
-        """Held while irmap-cache is written, and for ever by whoever is the last to do so."""
+        """Held while irmap-cache is written. The last writer never releases it."""
         self.survey: steps.Survey | None = None
 
     def over(self) -> bool:
@@ -163,7 +163,7 @@ def _attempt(state: _State) -> Served:
 
 
 def _take_over(state: _State) -> None:
-    # If the time is up just now, the other thread is at it, and ends the process.
+    # If the time is up just now, the other thread writes it, and ends the process.
     state.writing.acquire()
 
 
@@ -176,7 +176,7 @@ def _tree_of(pid: int) -> list[int]:
 
 def _find(state: _State) -> tuple[Findings, steps.StepOptions]:
     job = state.job
-    # What fails late leaves a bit for the next attempt.
+    # After a late failure, there is a little time for the next attempt.
     budget_s = state.budget_s * _TO_SEARCH
     state.soft_end_s = max(job.started_s + budget_s, time.monotonic() + budget_s / 8)
     images = os.fsencode(os.path.realpath(job.images)) if job.images else state.work
@@ -201,7 +201,7 @@ def _find(state: _State) -> tuple[Findings, steps.StepOptions]:
 
 
 def _make_way(state: _State, error: Exception) -> bool:
-    # Whether there is a way around what has failed; the next attempt takes it.
+    # Whether the next attempt can work without the failed part.
     before = state.take_cache, state.read_database
     if isinstance(error, IrmapError):
         state.problems.append(str(error))
@@ -240,8 +240,8 @@ def _in_words(error: Exception) -> str:
 
 
 def _choose_database(state: _State) -> None:
-    # A directory of databases that the hook is told to use; else that of the service, where it
-    # knows this container; else the work dir. Where one cannot be made, the store says so.
+    # The configured directory of databases; else that of the service, if it knows this container;
+    # else the work dir. If it cannot be made, the store reports that.
     job, directory = state.job, state.job.hook.db
     if directory is None and not os.path.isdir(job.config.warm.directory):
         return
@@ -268,7 +268,7 @@ def _named(directory: AnyPath, name: str) -> bytes:
 
 
 def _watch_the_time(state: _State) -> None:
-    # What is proved is written before the limit, whatever the other thread waits for.
+    # Writes the proved paths before the limit, even if the other thread is blocked.
     while True:
         left_s = state.job.started_s + state.budget_s * _TO_WRITE - time.monotonic()
         if left_s <= 0:
@@ -303,13 +303,13 @@ def _watch_the_time(state: _State) -> None:
 
 
 def _old_entries(state: _State) -> tuple[CacheEntry, ...]:
-    """What irmap-cache holds that CRIU could use without us.
+    """The entries of irmap-cache that CRIU could use without irmapdb.
 
-    CRIU fails on one that is broken, so that is set aside at once, whatever comes after.
+    CRIU fails on a broken file, so the hook renames it at once.
     """
     path = _named(state.work, CACHE_NAME)
     try:
-        # In the cwd, wherever its parents are by now.
+        # In the cwd, even if its parents were moved.
         data = files.read_if_there(os.fsencode(CACHE_NAME), limit_bytes=files.LIMIT_BYTES)
     except FileError as error:
         state.problems.append(str(error))
@@ -336,12 +336,12 @@ def _old_entries(state: _State) -> tuple[CacheEntry, ...]:
 
 
 def _to_keep(state: _State, found: Findings) -> list[CacheEntry]:
-    """The old entries of what has no proved path: CRIU looks at each of them itself.
+    """The old entries of watches without a proved path: CRIU checks each of them itself.
 
-    Where tasks were not read, also those of what no other task watches. Not those that were found
-    to be wrong, nor any of two watched inodes with one device and number, of which CRIU would
-    believe an entry of the other. What is only ambiguous may be right, and without us CRIU would
-    have it too.
+    If tasks were not read, also the entries of inodes without a known watch. Not the entries that
+    were found wrong. Not those of two watched inodes with one device and number, because CRIU would
+    use the entry of one for the other. An ambiguous entry may be right, and without irmapdb CRIU
+    would have it too.
     """
     if not state.old or not (found.stats.unresolved or found.unread):
         return []
@@ -392,7 +392,7 @@ def _done(state: _State, found: Findings, kept: list[CacheEntry]) -> Done:
         if kept:
             summary += f", {len(kept)} old entries kept for CRIU to look at"
         missing = (row for row in found.watches if row.path is None)
-        # Those first that fail the dump.
+        # Those that fail the dump come first.
         rows = sorted(missing, key=lambda row: row.watch.identity not in found.unopenable)
         notes = [
             f"no path for {row.watch.kind} fd {row.watch.fd} of {row.watch.pid}"
@@ -417,6 +417,6 @@ def _plural(watches: int) -> str:
 
 
 def _lines(texts: Iterable[str]) -> tuple[str, ...]:
-    # Names are printable already; an error of others may still break the line.
+    # Names are printable already; a foreign error text may still break the line.
     whole = (text if text.isprintable() else ascii(text)[1:-1] for text in texts)
     return tuple(text[:_LINE_CHARACTERS] for text in whole)

@@ -1,11 +1,11 @@
 """Makes a system call that may block for ever in a child process, which can be killed.
 
-A lookup on a FUSE or network filesystem waits for a server: another machine, or a program of a
-tenant, or one of the very tasks that are to be frozen. Such a wait ends by SIGKILL alone
-(request_wait_answer() of fs/fuse/dev.c), so it is made in a child that we can do without.
+A lookup on a FUSE or network filesystem waits for a server: another machine, a program of a tenant,
+or even a task of the tree. Only SIGKILL ends such a wait (request_wait_answer() of fs/fuse/dev.c),
+so the lookup runs in a child that we can kill.
 
-The child may outlive us: a hard NFS mount holds it until the server answers. So it keeps nothing
-open that another program waits for the end of, as `irmapdb … | jq` does.
+The child may outlive us: a hard NFS mount holds it until the server answers. So it closes every
+pipe whose end another program waits for, as in `irmapdb … | jq`.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ _LAST_WAIT_S = 1.0
 _FIRST_PAUSE_S = 50e-6
 _LONGEST_PAUSE_S = 10e-3
 _LOOK_MS = 50
-"""How often is asked whether the time is up."""
+"""The interval of the checks whether the time is up."""
 _STANDARD = frozenset({0, 1, 2})
 _left_behind: set[int] = set()
 """Children that were killed and had not ended after `_LAST_WAIT_S`."""
 
 
 class _Failed(Record):
-    """What the child has to say instead of a result."""
+    """The child's error instead of a result."""
 
     why: str
 
@@ -72,13 +72,13 @@ def call_in_child(
     *,
     count_queueing: bool = True,
 ) -> Any:  # noqa: ANN401 what call gives
-    """What `call` returns in a forked child. TimeoutError: it did not in time, and was killed.
+    """The result of `call` in a forked child. TimeoutError if it was too slow; it is killed then.
 
-    The time is up after `timeout_s`, or as soon as `over` says so. Without `count_queueing` the
-    time in which the child waits for a CPU is not counted: a busy machine is no hang. The child
-    shares nothing back but the result, which is pickled; of our descriptors it has those of
-    directories, O_PATH ones and files that are only read. ChildProcessError where `call` raised
-    something, or there is no child, or it was killed.
+    The time is up after `timeout_s`, or when `over` returns True. Without `count_queueing`, the
+    time in which the child waits for a CPU does not count, because a busy machine is not a hang.
+    Only the pickled result comes back. The child keeps only descriptors of directories, O_PATH
+    descriptors, and files that are only read. ChildProcessError if `call` raised an error, or if
+    the child could not be made or was killed.
     """
     _reap_left_behind()
     readable, writable = os.pipe2(os.O_CLOEXEC)
@@ -112,11 +112,11 @@ def call_in_child(
 
 
 def _end(pid: int) -> None:
-    # Until it is waited for, the number is the child's. No pidfd: a sandbox may deny it.
+    # Until we wait for it, the pid belongs to the child. No pidfd: a sandbox may deny it.
     try:
         os.kill(pid, signal.SIGKILL)
-        # A child that waits killable is gone at once. Any other is left behind: a hard NFS mount
-        # may hold it for ever, and must not hold us.
+        # A child in a killable wait ends at once. We leave any other child behind: a hard NFS mount
+        # may block it for ever, and must not block us.
         deadline = time.monotonic() + _LAST_WAIT_S
         pause_s = _FIRST_PAUSE_S
         while os.waitpid(pid, os.WNOHANG) == (0, 0):
@@ -130,7 +130,7 @@ def _end(pid: int) -> None:
 
 
 def _reap_left_behind() -> None:
-    # Otherwise each stays a zombie for as long as we run.
+    # Otherwise each stays a zombie until we end.
     for pid in tuple(_left_behind):
         try:
             ended = os.waitpid(pid, os.WNOHANG) != (0, 0)
@@ -141,8 +141,8 @@ def _reap_left_behind() -> None:
 
 
 def _close_inherited(kept: int) -> None:
-    # Replaced rather than closed: the next file would get the number of what another part of the
-    # program still writes to. No stat, which may wait for the server as well.
+    # Replaced, not closed: a new file would get the number of a file that another part of the
+    # program still writes to. No stat, because that may wait for the server too.
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     for fd in map(int, os.listdir("/proc/self/fd")):
         if fd not in {kept, null} and (fd in _STANDARD or not _is_only_looked_at(fd)):
@@ -164,7 +164,7 @@ def _in_child(call: Callable[[], Any], writable: int, parent: int) -> None:
     status = 1
     _left_behind.clear()  # they are children of the parent
     try:
-        # Nobody is there to kill it if the parent is killed first.
+        # If the parent is killed first, no process would kill the child.
         die_with_parent(parent)
         _close_inherited(writable)
         with os.fdopen(writable, "wb") as pipe:

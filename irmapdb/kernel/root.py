@@ -1,8 +1,8 @@
 """Opens a root directory with its mounts, and looks up paths in it.
 
-Nothing here follows a symbolic link or leaves the root, whatever a tenant plants in the tree:
-openat2(2) with RESOLVE_IN_ROOT, RESOLVE_NO_SYMLINKS and RESOLVE_NO_MAGICLINKS. Which directory
-is the root: __mntns_get_root_fd() of CRIU's criu/mount.c.
+No lookup follows a symbolic link or leaves the root, with any files that a tenant makes: openat2(2)
+with RESOLVE_IN_ROOT, RESOLVE_NO_SYMLINKS and RESOLVE_NO_MAGICLINKS. Which directory is the root:
+__mntns_get_root_fd() of CRIU's criu/mount.c.
 """
 
 from __future__ import annotations
@@ -63,37 +63,37 @@ class Root:
 
     def __init__(self, fd: int, table_fd: int, mntns: int, prefix: bytes) -> None:
         self.fd = fd
-        """O_PATH descriptor of the root directory."""
+        """An O_PATH descriptor of the root directory."""
         self.table_fd = table_fd
         """Descriptor of the mountinfo that goes with it. It outlives the task, and tells when it
         changes."""
         self.mntns = mntns
         """Inode number of the mount namespace."""
         self.prefix = prefix
-        """What the kernel puts in front of a path in this root when we read a link: b"" unless the
-        root is a chroot."""
+        """The prefix that the kernel adds to a path in this root when we read a link: b"" unless
+        the root is a chroot."""
         self.mounts: tuple[Mount, ...] = ()
         self.by_id: dict[int, Mount] = {}
         self.by_mountpoint: dict[bytes, Mount] = {}
-        """The mount that a lookup meets at each mount point; hidden ones are not here."""
+        """The mount that a lookup meets at each mount point, without hidden mounts."""
         self._by_kdev: dict[int, list[Mount]] = {}
         self._by_directory: dict[bytes, Mount | None] = {}
         self._ways: dict[int, list[Mount]] = {}
         self.generation = 0
-        """Counts how often something was mounted, moved or unmounted. Another mount may look just
-        like the one before, down to its number and that of its device."""
+        """Counts mounts, moves and unmounts. A new mount may look the same as the old one, with the
+        same number and device."""
         self._changes = select.poll()
         self._pid = os.getpid()
         self._outside = False
-        """Whether the table lacks the mount that the root directory lies on."""
+        """Whether the table lacks the mount of the root directory."""
         self._own: Superblock | None = None
-        """What the root directory lies on, where the table lacks it."""
+        """The superblock of the root directory, if the table lacks it."""
         self.superblocks = OwnMounts(_open_own_root)
-        """Where layers of the overlays in it lie: what is mounted in our own mount namespace."""
+        """The superblocks of our own mount namespace, for the layers of its overlays."""
         self._is_local: Callable[[str], bool] = Config().walkable
         """Whether a type of filesystem never blocks on a server."""
         self.trusted: set[int] = set()
-        """Devices whose server (FUSE) the user has named, and so answers for."""
+        """FUSE devices that the user has named, and so trusts."""
         self._changes.register(self.table_fd, select.POLLPRI)
         self.refresh()
 
@@ -107,7 +107,7 @@ class Root:
 
     @property
     def is_namespaces_own(self) -> bool:
-        """Whether paths in it are those in its mount namespace's root: it is no chroot."""
+        """Whether it is the root of its mount namespace, and no chroot."""
         # A root that was unmounted reads "/" too, but no table has it.
         return not self.prefix and not self._outside
 
@@ -120,17 +120,17 @@ class Root:
         self._take(mountinfo.parse_mountinfo(procfs.read_open(self.table_fd)))
 
     def renew(self) -> None:
-        """Read the mounts again if anything was mounted, moved or unmounted since.
+        """Read the mounts again if a mount was added, moved or removed since.
 
-        The kernel tells (mounts_poll() of fs/proc_namespace.c), and it costs next to nothing to
-        ask. Not of a directory that was renamed above a mount point: that only `refresh` sees.
+        The kernel reports this (mounts_poll() of fs/proc_namespace.c), and the call is very fast.
+        It does not report the rename of a directory above a mount point: only `refresh` sees that.
         """
         if self._has_changed():
             self._read()
 
     def _has_changed(self) -> bool:
         if os.getpid() != self._pid:
-            return True  # a forked child shares the open file, and would take the news from us
+            return True  # a forked child shares the open file, and would consume our notification
         changed = bool(self._changes.poll(0))
         self.generation += changed
         return changed
@@ -152,8 +152,8 @@ class Root:
         self._by_directory.clear()
 
     def _superblock(self, st_kdev: int) -> Superblock:
-        # Asked once: an open directory stays where it is. Where nobody tells, what stat says of
-        # the device is right on all but btrfs and some overlays, and there it matches nothing.
+        # Read once: an open directory stays on its mount. If it is unknown, the device of stat is
+        # right except on btrfs and some overlays, and there it matches nothing.
         if self._own is None:
             self._own = superblock_of(self.fd) or Superblock(st_kdev, "")
         return self._own
@@ -163,15 +163,15 @@ class Root:
         return open_beneath(self.fd, path, flags)
 
     def mount_of(self, path: bytes) -> Mount | None:
-        """The mount that an absolute path would be looked up on, by name alone.
+        """The mount of a lookup of an absolute path, by its name only.
 
-        None below a chroot that is no mount point, where the kernel does not tell its mount
-        (before Linux 5.8).
+        None below a chroot that is no mount point, if the kernel does not give its mount (before
+        Linux 5.8).
         """
         mount = self.by_mountpoint.get(path)
         if mount is not None:
             return mount
-        # Many paths lie in one directory: what holds for it is remembered.
+        # Many paths are in one directory: its result is remembered.
         directory = path[: path.rfind(b"/")]
         if directory not in self._by_directory:
             self._by_directory[directory] = self._mount_above(directory)
@@ -185,7 +185,7 @@ class Root:
             path = path[: path.rfind(b"/")]
 
     def mounts_to(self, path: bytes) -> list[Mount]:
-        """The visible mounts that a lookup of an absolute path passes, by name alone."""
+        """The visible mounts that a lookup of an absolute path passes, by its name only."""
         found = []
         while True:
             mount = self.by_mountpoint.get(path or b"/")
@@ -196,7 +196,7 @@ class Root:
             path = path[: path.rfind(b"/")]
 
     def on_the_way(self, kdev: int) -> list[Mount]:
-        """The visible mounts of a device, and those that a lookup passes before it is there."""
+        """The visible mounts of a device, and the mounts on the way to them."""
         found = self._ways.get(kdev)
         if found is None:
             found = self._ways[kdev] = list(self.mounts_of(kdev))
@@ -234,7 +234,7 @@ class Root:
         return ", ".join(sorted(kinds))
 
     def mounts_of(self, kdev: int) -> list[Mount]:
-        """The visible mounts of a device, those that show most of it first."""
+        """The visible mounts of a device; mounts that show more of it come first."""
         mounts = self._by_kdev.get(kdev)
         if mounts is None:
             found = (mount for mount in self.by_mountpoint.values() if mount.kdev == kdev)
@@ -242,24 +242,24 @@ class Root:
         return mounts
 
     def mount_by_id(self, mnt_id: int) -> Mount | None:
-        """A mount by its number; None where it is not one of this root's."""
+        """A mount by its number; None if it is not in this root."""
         self.renew()  # a new mount often gets the number of one that is gone
         return self.by_id.get(mnt_id)
 
     def kdev_of_mount(self, mnt_id: int) -> int | None:
-        """The superblock's device of a mount; None where it is not one of this root's."""
+        """The superblock's device of a mount; None if it is not in this root."""
         mount = self.mount_by_id(mnt_id)
         return None if mount is None else mount.kdev
 
     def trust(self, scan_paths: Iterable[bytes]) -> None:
-        """Take the user's word for the FUSE servers that these absolute paths lead to."""
+        """Trust the FUSE servers of these absolute paths, because the user has named them."""
         for path in scan_paths:
             mount = self.mount_of(path.rstrip(b"/"))
             if mount is not None and is_fuse(mount.fstype):
                 self.trusted.add(mount.kdev)
 
     def strip(self, link: bytes) -> bytes | None:
-        """A path in this root from what a magic link reads as; None for one outside."""
+        """The path in this root for the text of a magic link; None if it is outside."""
         if not self.prefix:
             return link
         if link == self.prefix:
@@ -268,11 +268,11 @@ class Root:
 
 
 def _visible(mounts: tuple[Mount, ...], root_id: int | None) -> dict[bytes, Mount]:
-    """Which mount a lookup meets at each mount point.
+    """The mount that a lookup meets at each mount point.
 
-    Of two mounts with one parent, the one whose mount point is above hides the other; a mount
-    upon a mount's own root hides all its siblings below it in the same way. Only what is mounted
-    upon the root (`root_id`) itself is never met: a lookup begins below it.
+    Of two mounts with one parent, the mount with the upper mount point hides the other. A mount on
+    a mount's own root hides all its siblings below it in the same way. A lookup never meets a mount
+    on the root (`root_id`) itself, because it begins below that.
     """
     children: dict[int, list[Mount]] = {}
     known = {mount.mnt_id for mount in mounts}
@@ -303,7 +303,7 @@ def _below_any(path: bytes, points: set[bytes]) -> bool:
 
 
 def _require_calls(fd: int) -> None:
-    """TaskError where a sandbox refuses one of the calls that every proof is made of."""
+    """TaskError if a sandbox refuses a call that every proof needs."""
 
     def open_itself() -> None:
         os.close(open_beneath(fd, b"/", os.O_PATH))
@@ -316,7 +316,7 @@ def _require_calls(fd: int) -> None:
         try:
             call()
         except OSError as error:
-            # Without CONFIG_FHANDLE there are no handles to be compared, which is no refusal.
+            # Without CONFIG_FHANDLE there are no handles to compare; that is no refusal.
             handles = name == "name_to_handle_at"
             if error.errno not in (_REFUSED if handles else _REFUSED_OR_UNKNOWN):
                 continue
@@ -330,9 +330,9 @@ def _require_calls(fd: int) -> None:
 def open_root(pid: int) -> Root:
     """The root of a task's mount namespace.
 
-    A task in our own namespace is looked at from our root, also where it is in a chroot, as
-    CRIU does; one in another namespace from its own root. TaskError where it may not be, or
-    where there is no such task.
+    For a task in our own namespace it is our root, also if the task is in a chroot, as with CRIU.
+    For a task in another namespace it is the task's own root. TaskError if we may not open it, or
+    if the task does not exist.
     """
     try:
         mntns = mountinfo.mount_namespace(pid)

@@ -1,10 +1,10 @@
 """Reads the facts that CRIU will read, without changing CRIU's result.
 
-A file's name in the kernel (its dentry) decides how CRIU fares with a handle, and whoever looks a
-path up pulls the name in. So a watch is first looked at by its handle alone, which names nothing,
-as CRIU itself begins; paths of irmap-cache and of a scan are looked up only where CRIU would do
-that too; and where a file without a cached name is looked for to give advice, listings are read
-and nothing is looked up. What does get warm is right then, and CRIU finds the same path sooner.
+The result of CRIU for a handle depends on the file's name in the kernel's cache (its dentry), and
+every lookup of a path adds the name. So each watch is first checked by its handle only, which adds
+no name; CRIU begins in the same way. Paths of irmap-cache and of a scan are looked up only if CRIU
+would look them up too. To search for a file without a cached name (for advice), only listings are
+read. If a lookup adds a name, the path is right, and CRIU finds the same path earlier.
 
 Sources: alloc_openable() of criu/fsnotify.c, irmap_revalidate() and irmap_scan() of criu/irmap.c.
 """
@@ -54,7 +54,7 @@ __all__ = ["Observer"]
 _ROOT_HINT = b"/."
 
 _SEARCH_S = 5.0
-"""How long a file may be looked for to give better advice."""
+"""The time limit of the search for better advice."""
 
 _LATE = f"not found within {_SEARCH_S:g} s"
 
@@ -64,7 +64,7 @@ _CRIU_WALK_FACTOR = 1.7
 
 
 class Observer:
-    """Takes looks for batches of watched inodes. A context manager: holds mount points open."""
+    """Takes looks for batches of watched inodes. A context manager that keeps mount points open."""
 
     def __init__(
         self,
@@ -86,7 +86,7 @@ class Observer:
             self._entries.setdefault(entry.key, []).append(entry.path)
         self._mountpoints = Mountpoints(criu_view.views)
         self.denied = False
-        """Whether a handle was not opened for want of CAP_DAC_READ_SEARCH."""
+        """Whether a handle could not be opened without CAP_DAC_READ_SEARCH."""
 
     def __enter__(self) -> Self:
         return self
@@ -95,7 +95,7 @@ class Observer:
         self._mountpoints.close()
 
     def facts(self, identity: Identity) -> Facts:
-        """What is known before the first look."""
+        """The facts before the first look."""
         opened = self._mountpoints.of(identity.kdev)
         fstype = opened[0][0].mount.fstype if opened else None
         return Facts(identity, fstype, own_mounts=self._criu_view.foreign)
@@ -151,7 +151,7 @@ class Observer:
         return None
 
     def _named(self, root: Root, identity: Identity, link: bytes) -> Found | None:
-        # Only the inode number is compared, and a link at the end is followed.
+        # CRIU compares only the inode number, and follows a link at the end.
         try:
             fd = self._criu_view.lookup(link[1:] or b".", os.O_PATH, root=root)
         except OSError:
@@ -179,7 +179,7 @@ class Observer:
         return CacheLook(None, tuple(refused))
 
     def _revalidated(self, identity: Identity, path: bytes) -> Found | None:
-        # A C string ends at the first NUL, and its first byte is taken for the slash.
+        # A C string ends at the first NUL, and CRIU assumes that its first byte is the slash.
         name = path.partition(b"\0")[0]
         try:
             fd = self._criu_view.lookup(name[1:], root=self._root)
@@ -208,7 +208,7 @@ class Observer:
                 if hit is None:
                     continue
                 found[identity].append(hit)
-                # Several files of an overlay may have the same numbers: each of them counts.
+                # Several files of an overlay may have the same numbers, and each of them counts.
                 if not self._criu_view.is_on(identity.kdev, "overlay"):
                     done.add(identity)
             pending = [identity for identity in pending if not found[identity]]
@@ -256,7 +256,7 @@ class Observer:
         yield from self._search(rest)
 
     def _search_listings(self, kdev: int, batch: Sequence[Facts]) -> Iterator[Facts]:
-        # No name is looked up, as CRIU would find it afterwards.
+        # No name is looked up, because CRIU would find it afterwards.
         paths: dict[Identity, bytes] = {}
         identities = [facts.identity for facts in batch]
         gave_up = self._unwalked(kdev)
@@ -289,7 +289,7 @@ class Observer:
         return any((path + b"/").startswith(start.rstrip(b"/") + b"/") for start in starts)
 
     def _search(self, batch: Sequence[Facts]) -> Iterator[Facts]:
-        # By any means: no handle opens there, so it does not matter what gets a cached name.
+        # By any source: no handle opens there, so a cached name does not matter.
         root, pids = self._root, self._criu_view.pids
         paths = self._call.scan_paths
         deadline = time.monotonic() + _SEARCH_S
@@ -325,7 +325,7 @@ class Observer:
     def _elsewhere(
         self, identities: Iterable[Identity], over: Callable[[], bool]
     ) -> dict[Identity, SearchLook]:
-        # In the tree's other mount namespaces, where pre-dump looks as well, and CRIU does not.
+        # In the tree's other mount namespaces. pre-dump searches there, and CRIU does not.
         found: dict[Identity, SearchLook] = {}
         left = list(identities)
         for root in self._criu_view.nested:
@@ -371,7 +371,7 @@ def _opened(fd: int) -> HandleLook:
 
 
 def _link_of(fd: int) -> bytes | None:
-    # None: the path is longer than a link tells (proc_pid_readlink() of fs/proc/base.c).
+    # None: the path is too long for a link (proc_pid_readlink() of fs/proc/base.c).
     try:
         return os.fsencode(os.readlink(f"/proc/self/fd/{fd}"))
     except OSError as error:
@@ -385,7 +385,7 @@ def _is_link(fd: int) -> bool:
 
 
 def _is(identity: Identity, root: Root, fd: int) -> bool | None:
-    # As Found has it: None where another file may look the same.
+    # As in Found: None if another file may have the same handle.
     try:
         reason = disproof_of_fd(root, identity, fd)
     except OSError:

@@ -1,8 +1,8 @@
 """Seizes, stops and holds a task tree in a thread. When the thread ends, the tasks run again.
 
-It seizes every thread of every task while they run on, asks all to stop, and looks for newcomers
-until there are none. With a cgroup, the freezer is on for a moment only, as CRIU does it: the
-tasks go from it straight to their ptrace stop.
+It seizes every thread of every task while they run, asks all to stop, and searches for new tasks
+until there are none. With a cgroup, the freezer is on only for a short time, as with CRIU: the
+tasks go from the freezer directly to their ptrace stop.
 
 Facts: ptrace(2); kernel/ptrace.c, kernel/signal.c, kernel/fork.c (wait_for_vfork_done), fs/exec.c
 (de_thread), kernel/cgroup/legacy_freezer.c.
@@ -34,18 +34,18 @@ if TYPE_CHECKING:
 
 __all__ = ["Frozen", "Tracer"]
 
-# A thread that sleeps needs some microseconds to its stop, one that works in the kernel longer.
+# A sleeping thread needs some microseconds until its stop; a thread in a system call needs longer.
 _FIRST_PAUSE_S = 20e-6
 _LONGEST_PAUSE_S = 2e-3
 _SLOW_S = 0.5e-3
-"""Who has not stopped after a pause of this length is looked at more closely."""
+"""After this pause, check the threads that have not stopped for the cause."""
 _FREEZER_S = 0.25
-"""How long a cgroup's freezer is waited for. With v1, execve and the freezer can wait for each
-other for ever: frozen threads do not die of the SIGKILL that execve sends to them."""
+"""The longest wait for a cgroup's freezer. With v1, execve and the freezer can wait for each other
+for ever: frozen threads do not die of the SIGKILL that execve sends to them."""
 _WATCH_S = 0.02
-"""How often the caller's thread sees after the one that seizes."""
+"""The interval at which the caller's thread checks the tracing thread."""
 _GRACE_S = 1.0
-"""How long that one may overstay its time before it is given up."""
+"""The further time for the tracing thread, before the caller gives up."""
 _ATTEMPTS = 3
 
 _CAP_SYS_PTRACE = 19  # include/uapi/linux/capability.h
@@ -54,24 +54,24 @@ _GONE = frozenset("ZXx")
 
 
 class Frozen(Record):
-    """A task tree that stands still."""
+    """A frozen task tree."""
 
     pids: tuple[int, ...]
-    """The whole tree as found standing: the root first, parents before children, no zombies."""
+    """The whole frozen tree: the root first, parents before children, no zombies."""
     freezing_us: int
-    """From the first task that was seized to the last that stood."""
+    """The time from the first seized task to the last stopped one."""
     since_ns: int
-    """time.monotonic_ns() when all stood still."""
+    """time.monotonic_ns() when all were stopped."""
     confirm: Callable[[], None]
-    """FreezeError if the tasks do not stand still any more. The end of the block asks it too."""
+    """FreezeError if the tasks are not stopped any more. The end of the block checks it too."""
 
 
 class _AbandonedError(Exception):
-    """The caller has left before all tasks stood still."""
+    """The caller has left before all tasks were stopped."""
 
 
 class Tracer:
-    """The thread that the tracees belong to, and what its owner may ask of it.
+    """The tracing thread, and the operations of its owner.
 
     No threading.Thread: that has parts in Python which an exception in the owner's thread (^C)
     can break, at its start and at its end.
@@ -92,10 +92,10 @@ class Tracer:
         self._hold_s = hold_s
         self._held_too_long = False
         self._deadline = time.monotonic() + timeout_s
-        # Who is frozen by somebody else with v1 cannot come to a ptrace stop, and need not.
+        # A task that another process has frozen with v1 cannot reach a ptrace stop, and need not.
         self._frozen_elsewhere = bool(freezer and not freezer.v2 and guard is None)
         self._exempt: frozenset[int] = frozenset()
-        self._held: dict[int, int] = {}  # tid → pid of what is seized
+        self._held: dict[int, int] = {}  # tid → pid of the seized threads
         self._seizing: tuple[int, float] | None = None  # pid, since when
         self._outcome: Frozen | BaseException | None = None
         self._started = False
@@ -106,7 +106,7 @@ class Tracer:
         """Released by the owner, once: let all tasks go."""
         self.go.acquire()
 
-    # What the owner's thread does.
+    # In the owner's thread.
 
     def start(self) -> None:
         """Begin to stop the tasks."""
@@ -117,7 +117,7 @@ class Tracer:
         self._started = True
 
     def wait(self) -> Frozen:
-        """Wait until all tasks stand still; FreezeError or TaskError if they do not."""
+        """Wait until all tasks are stopped; FreezeError or TaskError if they do not stop."""
         while not self._done.acquire(timeout=_WATCH_S):
             self._unblock()
             self._give_up_late()
@@ -126,7 +126,7 @@ class Tracer:
         raise self._outcome or FreezeError("the thread that stops the tasks was lost")
 
     def confirm(self) -> None:
-        """FreezeError if the tasks do not stand still any more."""
+        """FreezeError if the tasks are not stopped any more."""
         if self._held_too_long:
             raise FreezeError(
                 f"{self._root.name} and its descendants were let go after {self._hold_s:g} s: "
@@ -140,9 +140,10 @@ class Tracer:
             )
 
     def finish(self) -> None:
-        """Wait until the kernel has let go; `go` was released before."""
+        """Wait until the kernel has detached the tasks; `go` was released before."""
         self._deadline = time.monotonic()
-        # The end that Python knows of comes a little before the kernel's, which lets go.
+        # Python reports the end of the thread a little before the kernel ends it and detaches the
+        # tasks.
         while self._started and (
             self._tid is None or os.path.exists(f"/proc/self/task/{self._tid}")
         ):
@@ -171,7 +172,7 @@ class Tracer:
                 "it hangs in execve, perhaps of a file on a dead network filesystem",
             )
 
-    # What the tracing thread does.
+    # In the tracing thread.
 
     def _run(self) -> None:
         # Signals are the caller's. SIGCHLD is not blocked: it would be kept instead of ignored.
@@ -184,8 +185,8 @@ class Tracer:
             self._done.release()
             return
         self._done.release()
-        # The owner may be kept waiting by a mount that somebody has just made. Nobody stays
-        # stopped for that: the end of this thread lets go.
+        # A new mount may block the owner. The tasks must not stay stopped then: the end of this
+        # thread detaches them.
         self._held_too_long = not self.go.acquire(timeout=self._hold_s)
 
     def _stop(self) -> Frozen:
@@ -201,7 +202,8 @@ class Tracer:
         fresh, _ = self._sweep()  # all run on
         if self._guard and self._freezer:
             self._guard.freeze()
-            # What does not rest by then is left to ptrace: it can do without, and name it.
+            # If a task is not frozen by then, ptrace continues without the freezer, and can name
+            # the task.
             limit = min(time.monotonic() + _FREEZER_S, self._deadline)
             self._comes_to_rest(self._freezer, limit)
             fresh |= self._sweep()[0]
@@ -235,7 +237,7 @@ class Tracer:
         return True
 
     def _sweep(self) -> tuple[set[int], tuple[int, ...]]:
-        """Seize every thread that is not held yet: these, and the processes of the tree."""
+        """Seize every new thread of these tasks and of the processes of the tree."""
         index = tasks.children_index()
         fresh: set[int] = set()
         tree: list[int] = []
@@ -246,7 +248,7 @@ class Tracer:
             if process is None:
                 continue
             if ppid and process.task.ppid != ppid:
-                continue  # given to another parent: out of the tree, or found again there
+                continue  # it has another parent now: outside of the tree, or found again in it
             if not ppid and process.task.starttime != self._root.starttime:
                 break
             tree.append(pid)
@@ -263,7 +265,7 @@ class Tracer:
     def _seize_process(
         self, pid: int, index: Mapping[int, Sequence[int]] | None, fresh: set[int]
     ) -> Process | None:
-        # The process as it is when all its threads are held: whom they fork then, we get.
+        # Read the process again when all its threads are seized: their new children are traced too.
         while True:
             self._check_time(())
             process = tasks.read_process(pid, index=index)
@@ -352,7 +354,7 @@ class Tracer:
         return True
 
     def _still(self, tid: int, pending: Collection[int]) -> bool:
-        """Whether a thread that does not come to its stop cannot run either."""
+        """Whether a thread that does not reach its stop cannot run either."""
         pid = self._held[tid]
         task = tasks.read_thread(pid, tid)
         if task is not None and task.state in _GONE and tid == pid:
@@ -361,8 +363,8 @@ class Tracer:
             return True
         if task is None or task.state != "D":
             return False  # the next look tells
-        # After vfork a thread sleeps until its child has another memory, and the child stands.
-        # The child may itself sleep on the way there: that it shares its memory is no excuse.
+        # After vfork a thread sleeps until its child has other memory. The child is stopped. The
+        # child may itself sleep on the way there: that it shares its memory is no excuse.
         moving = {self._held.get(other) for other in pending}  # None: ended in this very round
         return any(
             child in self._held and child not in moving and syscalls.same_memory(tid, child)
@@ -401,7 +403,7 @@ class Tracer:
 
 
 def _describe(pid: int, tid: int | None = None) -> str:
-    """`task PID (comm)`, with what is known of why it does not move."""
+    """`task PID (comm)`, with the known reason why it does not stop."""
     task = tasks.read_task(pid)
     text = f"task {pid}" if task is None else task.name
     where = f"/proc/{pid}/task/{tid or pid}"

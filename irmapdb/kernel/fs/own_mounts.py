@@ -1,8 +1,8 @@
 """Finds the filesystems of overlay layers among the mounts of our own mount namespace.
 
-A handle inside an overlay's handle is opened through them. They are told apart by their UUID, which
-FS_IOC_GETFSUUID (Linux 6.9, include/uapi/linux/fs.h) tells of any open directory, and which the
-overlay puts in front of the handle (struct ovl_fb of fs/overlayfs/overlayfs.h).
+A handle inside an overlay's handle is opened through them. Their UUIDs identify them:
+FS_IOC_GETFSUUID (Linux 6.9, include/uapi/linux/fs.h) gives the UUID of an open directory, and the
+overlay stores it in front of the handle (struct ovl_fb of fs/overlayfs/overlayfs.h).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ LAYER_TYPES = frozenset(
     {"bcachefs", "btrfs", "erofs", "exfat", "ext2", "ext3", "ext4", "f2fs", "iso9660", "jfs"}
     | {"ntfs3", "ramfs", "rootfs", "squashfs", "tmpfs", "udf", "vfat", "xfs"}
 )
-"""Where a layer may lie whose handles can be opened, and whose files nobody else serves."""
+"""The types of layer filesystems whose handles can be opened, without those that have a server."""
 
 # Each lists its superblocks, those too that are mounted nowhere any more, by their block device.
 _LISTED = ("ext4", "xfs", "erofs", "f2fs")
@@ -51,15 +51,15 @@ _MOST_HELD_OPEN = 64
 
 
 class _Found(Record):
-    """One superblock, and what FS_IOC_GETFSUUID said of it."""
+    """One superblock, and its UUID from FS_IOC_GETFSUUID."""
 
     mount: Mount
     uuid: bytes | None
-    """None: this kernel does not tell."""
+    """None: this kernel does not give it."""
 
 
 class OwnMounts:
-    """The superblocks of our own mount namespace. Opened when first asked; closed by `close`.
+    """The superblocks of our own mount namespace. Opened at the first use; closed by `close`.
 
     What it opens are directories of mount points in our own namespace, none of a tenant's.
     """
@@ -76,7 +76,7 @@ class OwnMounts:
         self._named_generation = -1
 
     def close(self) -> None:
-        """Let go of everything: until then what is open cannot be unmounted."""
+        """Close all directories: until then their mounts cannot be unmounted."""
         while self._open:
             os.close(self._open.popitem()[1])
         if self._root is not None:
@@ -86,7 +86,7 @@ class OwnMounts:
 
     @contextlib.contextmanager
     def only_kept(self) -> Iterator[None]:
-        """While inside, no directory is opened: what was not looked at before stays unknown."""
+        """Inside, no directory is opened: superblocks that were not read before stay unknown."""
         before, self._only_kept = self._only_kept, True
         try:
             yield
@@ -103,10 +103,10 @@ class OwnMounts:
         return root
 
     def with_uuid(self, uuid: bytes | None) -> dict[int, Mount] | None:
-        """A mount of each superblock of that UUID by its device; None where it is not known.
+        """A mount of each superblock of that UUID by its device; None if that is not known.
 
-        Of any, where `uuid` is None; of those that have none, where it is NO_UUID.
-        Known means that this machine has no other superblock of that UUID, visible or not.
+        All superblocks if `uuid` is None; those without a UUID if it is NO_UUID. Known means that
+        this machine has no other superblock of that UUID, visible or not.
         """
         self._renew()
         if not self._is_complete(no_uuid=uuid in {None, NO_UUID}):
@@ -135,27 +135,27 @@ class OwnMounts:
         return not self._only_kept
 
     def keep(self) -> None:
-        """Open what may be asked for while nothing may be opened."""
+        """Open the directories that may be needed while no directory may be opened."""
         self._renew()
         for kdev in self._found:
             with contextlib.suppress(OSError):
                 self.descriptor(kdev)
 
     def uuid_of(self, kdev: int) -> bytes | None:
-        """The UUID of one; None where this kernel does not tell, or it is not mounted here."""
+        """The UUID of one; None if this kernel does not give it, or it is not mounted here."""
         self._renew()
         found = self._found.get(kdev)
         return None if found is None else found.uuid
 
     def mount_at(self, name: bytes) -> Mount | None:
-        """The mount on which a directory lies, links on the way followed.
+        """The mount of a directory. Links on the way are followed.
 
-        None where there is none, or the name is relative: to what is not known any more.
+        None if there is none, or if the name is relative, because its start is not known any more.
         """
         return self.layer_at(name, 0, lambda _fd: True)
 
     def layer_at(self, name: bytes, mnt_id: int, is_layer: Callable[[int], bool]) -> Mount | None:
-        """The same of a directory that is a layer of the overlay with this mount id.
+        """The same for a directory that is a layer of the overlay with this mount id.
 
         `is_layer` is asked about an O_PATH descriptor of it, once as long as nothing is mounted.
         """
@@ -175,7 +175,7 @@ class OwnMounts:
         return {kdev: one.mount for kdev, one in self._found.items()}
 
     def open_handle(self, kdev: int, handle: FileHandle) -> int:
-        """An O_PATH descriptor of what a superblock has by this handle; the caller closes it.
+        """An O_PATH descriptor of the file with this handle; the caller closes it.
 
         ESTALE: it knows no such inode. EPERM: needs CAP_DAC_READ_SEARCH. EAGAIN: it is not open,
         and nothing may be opened now.
@@ -183,7 +183,7 @@ class OwnMounts:
         return syscalls.open_by_handle_at(self.descriptor(kdev), handle, os.O_PATH)
 
     def descriptor(self, kdev: int) -> int:
-        """A descriptor of a directory on a superblock: kept open, for who asks not to close."""
+        """A descriptor of a directory on a superblock, kept open: the caller must not close it."""
         fd = self._open.get(kdev)
         if fd is None:
             if self._only_kept or len(self._open) >= _MOST_HELD_OPEN:
