@@ -1,8 +1,8 @@
 """Implements the command line: parse, call, print, exit code.
 
-stdout is the result, stderr is talk. Exit codes: 0 done; 1 not done; 2 wrong usage; 3 done, with
-findings; 130 interrupted (128 + SIGINT). A command is imported when it is asked for, see
-irmapdb.commands.group, and what it needs when it runs: `--help` waits for no database.
+stdout has the result, stderr the messages. Exit codes: 0 done; 1 not done; 2 wrong usage; 3 done,
+with findings; 130 interrupted (128 + SIGINT). A command is imported when it is called
+(irmapdb.commands.group), and the library when the command runs: `--help` waits for no database.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def main() -> None:
     collector.run_rarely()
     if sys.stdin is None:
         sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115 to the end
-    # What cannot be shown on this terminal is escaped, and is no reason to end.
+    # Characters that the terminal cannot show are escaped, and cause no error.
     sys.stdout = render.tolerant(sys.stdout, named=True)
     sys.stderr = render.tolerant(sys.stderr, named=False)
     sys.unraisablehook = _unraisable
@@ -143,7 +143,7 @@ def main() -> None:
     except KeyboardInterrupt:  # also one that comes while files are being closed
         code = interrupted()
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done, and the code stands
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # all work is done, and the exit code is known
     close_log()
     collector.stop()
     if code:
@@ -163,12 +163,12 @@ def _run() -> int:
             return 2
         raise usage.translated(error, arguments, group) from error
     finally:
-        sys.stdout.flush()  # here, where what fails is told: Python's own flush ends with 120
+        sys.stdout.flush()  # an error is reported here; Python's own flush would end with 120
     # typer makes a code of KeyboardInterrupt.
     return interrupted() if code == INTERRUPTED else int(code or 0)
 
 
 def _unraisable(problem: sys.UnraisableHookArgs) -> None:
-    # Ctrl-C in a finalizer, where nothing can be raised: no reason for a traceback.
+    # Ctrl-C in a finalizer cannot be raised, and must give no traceback.
     if not isinstance(problem.exc_value, KeyboardInterrupt | MemoryError):
         sys.__unraisablehook__(problem)

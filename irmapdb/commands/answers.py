@@ -44,7 +44,7 @@ def print_answer(answer: Answer, form: Form) -> None:
 
 
 def summary(answer: Answer) -> str:
-    """How many rows, how long it took, and whether there are more."""
+    """The number of rows, the time, and whether there are more rows."""
     rows = render.count(len(answer.rows), "row")
     cut = ", and there are more" if answer.cut else ""
     return f"{rows}{cut} ({answer.took_us / 1e6:.3f} s)"
@@ -83,7 +83,7 @@ def _cell(value: Value) -> str:
 
 
 def _plain(answer: Answer, row: tuple[Value, ...]) -> Iterator[Value]:
-    # The row as every form has it: of BLOBs only names are left.
+    # The row for every form: only names stay BLOBs.
     for column, value in zip(answer.columns, row, strict=True):
         if isinstance(value, bytes) and not _is_name(column, value):
             yield f"x'{value.hex()}'"
@@ -92,7 +92,7 @@ def _plain(answer: Answer, row: tuple[Value, ...]) -> Iterator[Value]:
 
 
 def _is_name(column: str, blob: bytes) -> bool:
-    # A path or a task's name that is no UTF-8. A file handle may by chance look like one.
+    # A path or a task's name that is not UTF-8. A file handle may look like one.
     control = any(byte < _SPACE or byte == _DEL for byte in blob)
     may_be = blob.startswith(b"/") or not control
     return may_be and b"\0" not in blob and column.lower() != _HANDLE
@@ -106,7 +106,7 @@ def _document(answer: Answer) -> list[dict[str, Any]]:
 
 
 def _distinct(columns: Sequence[str]) -> list[str]:
-    # `a.path, b.path` are both "path": none may be lost, nor take the name of a third.
+    # `a.path, b.path` are both "path": none may be lost, or take the name of a third column.
     names: list[str] = []
     taken = set(columns)
     for name in columns:

@@ -130,7 +130,7 @@ def audit(
     - replaced: Another file has the path.
     - reused: Another file has the path and the inode number.
     - deleted: The file does not exist any more.
-    - gone: No file has the path, and irmapdb does not know where the inode is.
+    - gone: No file has the path, and irmapdb does not know another path of the inode.
     - unmounted: The device is not mounted here.
     - unreachable: irmapdb could not look at the path.
 
@@ -156,7 +156,7 @@ def audit(
 
     refuse_two_forms(as_json, as_csv)
     if fix and tree is None and root is None:
-        # A container's paths, looked up in our own root, would all be found to be wrong.
+        # In our own root, all paths of a container would be wrong.
         message = "--fix without a root"
         raise UsageError(
             message, advice="say whose paths these are: -t PID, or --root / for this machine's own"
@@ -204,8 +204,8 @@ def _only_audit(options: AuditOptions) -> Mended:
 
 
 def _is_of_interest(finding: AuditFinding, *, chosen: bool) -> bool:
-    # What the database does not know: a live one that does not hold, a stale one that does. Of
-    # what was asked for by its verdict, every live one.
+    # Differences from the database: live mappings that are wrong, stale ones that are right. With
+    # a wanted verdict, every live one.
     if finding.mapping.stale:
         return finding.verdict == "valid"
     return finding.is_news or chosen
@@ -213,7 +213,7 @@ def _is_of_interest(finding: AuditFinding, *, chosen: bool) -> bool:
 
 def _say_why_nothing(report: AuditReport) -> None:
     if report.left_out:
-        return  # told anyway
+        return  # printed in any case
     if report.stored:
         render.say(
             f"nothing to check: none of {render.count(report.stored, 'mapping')} is selected"
@@ -259,7 +259,7 @@ def _kdev(word: str) -> int:
 
 
 def _counts(findings: Iterable[AuditFinding]) -> dict[str, tuple[int, int]]:
-    """Of each verdict that occurs how many are live, and how many were marked stale before."""
+    """For each verdict, the number of live mappings, and of those that were stale before."""
     counts = Counter((str(one.verdict), one.mapping.stale) for one in findings)
     return {
         verdict: (counts[verdict, False], counts[verdict, True])

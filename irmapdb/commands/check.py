@@ -178,7 +178,7 @@ def check(
 
 
 def _refuse_unused(options: Mapping[str, object], beside: str, advice: str) -> None:
-    # Who gives an option expects that it does something.
+    # Refuse an option that would have no effect.
     for option, given in options.items():
         if given:
             message = f"{option} beside {beside}"
@@ -201,7 +201,7 @@ _MANY_FINDINGS = 20
 
 
 def _print_dump(report: DumpCheck, *, all_rows: bool) -> None:
-    for note in report.notes:  # first: one may be that the CRIU is none that is known
+    for note in report.notes:  # first, because one may be about an unknown version of CRIU
         render.print_line(f"note: {note}")
     rows = [_watch_row(one) for one in _listed(report.watches, _is_right, all_rows=all_rows)]
     rows += [_mark_row(one) for one in _listed(report.marks, _is_right_mark, all_rows=all_rows)]
@@ -253,11 +253,11 @@ class _Finding(Record):
     what: str
     why: str
     advice: str
-    """Empty where nothing is to be done."""
+    """Empty if nothing is necessary."""
 
 
 def _print_findings(findings: Iterable[_Finding], *, all_rows: bool) -> None:
-    # One for each reason: of many watches that lack the same, only the paths differ.
+    # One for each reason: many watches can differ only in their paths.
     alike: dict[tuple[str, str], list[str]] = {}
     for finding in findings:
         if finding.advice:
@@ -352,7 +352,7 @@ def _restore_row(one: WatchRestore) -> tuple[str, ...]:
 
 
 def _numbers(one: WatchRestore) -> tuple[int | None, str]:
-    """The watch descriptor, where there is one, and the inode or mount."""
+    """The watch descriptor, if there is one, and the inode or mount."""
     from irmapdb.image.fsnotify import FsnotifyWatch
 
     if isinstance(one.watch, FsnotifyWatch):

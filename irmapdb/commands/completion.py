@@ -1,8 +1,8 @@
 """Completes a command line, for the scripts in `shells/`, which bash, zsh and fish run.
 
 Such a script calls irmapdb with the words of the line, the unfinished one last, and
-_IRMAPDB_COMPLETE in the environment. The answer is a line for each proposal, `VALUE<TAB>ABOUT`;
-or one line, `files` or `directories`, where the shell proposes names itself.
+_IRMAPDB_COMPLETE in the environment. The answer has a line for each proposal, `VALUE<TAB>ABOUT`. Or
+it is one line, `files` or `directories`, and the shell proposes names itself.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Proposal(Record):
 
 
 class _Line(Record):
-    """What stands before the unfinished word, from the command on."""
+    """The words before the unfinished word, from the command on."""
 
     command: Any
     name: str
@@ -58,7 +58,7 @@ class _Line(Record):
 
 
 def script(shell: str) -> str:
-    """The script that a shell runs to have completion."""
+    """The completion script of a shell."""
     return (Path(__file__).parent / "shells" / _SCRIPTS[shell]).read_text("utf-8")
 
 
@@ -130,7 +130,7 @@ def _options(line: _Line, start: str) -> Iterator[Proposal]:
     for option in _parameters(line.command):
         is_over = option.name in line.values and not option.multiple
         for name in option.opts:
-            # The long name says more: the letter only where it is asked for.
+            # Propose the long name; the letter only if it is typed exactly.
             if name.startswith(start) and not is_over and (name[:2] == "--" or start == name):
                 yield Proposal(name, _first_sentence(option.help or ""))
 
@@ -187,7 +187,7 @@ def _saved_queries(_line: _Line, _start: str) -> Iterator[tuple[str, str]]:
 
 
 def _query_parameters(line: _Line, start: str) -> Iterator[tuple[str, str]]:
-    # Of the saved query that the line names: `days=7`; runs and inodes from the database.
+    # The parameters of the saved query on the line: `days=7`; runs and inodes from the database.
     from irmapdb import queries
 
     saved = queries.SAVED.get(line.arguments[0]) if line.arguments else None
@@ -254,4 +254,4 @@ _FINDERS: dict[tuple[str, str], Callable[[_Line, str], Iterator[tuple[str, str]]
     ("prune", "keep_runs"): _runs,
     ("check", "criu_version"): _versions,
 }
-"""Command ("": any) and parameter: values and what they are."""
+"""Command ("": any) and parameter → values with a description."""

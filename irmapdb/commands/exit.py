@@ -33,24 +33,24 @@ def end_with_findings(found: object) -> None:
 
 
 def exit_code_of(command: Callable[[], int]) -> int:
-    """Run a command. An error is one line on stderr. KeyboardInterrupt is the caller's."""
+    """Run a command. An error is one line on stderr. The caller handles KeyboardInterrupt."""
     try:
         return command()
     except IrmapError as error:
         return _failed(error, error.exit_code, line_of(error))
     except BrokenPipeError:
-        # The reader of our output went away, as `head` does.
+        # The reader of our output has closed the pipe, as `head` does.
         _leave_stdout()
         return 1
     except OSError as error:
-        # An error that no package has translated: still one line that names the object.
+        # An error that no package has translated: print one line that names the object.
         where = "" if error.filename is None else f"{render.shown(error.filename)}: "
         _failed(error, 1, f"{where}{error.strerror or error}")
         if error.filename == render.STDOUT:
             _leave_stdout()
         return 1
     except MemoryError as error:
-        error.__traceback__ = None  # what the frames hold is memory
+        error.__traceback__ = None  # free the memory of the frames
         return _failed(error, 1, _NO_MEMORY)
     except ImportError as error:  # a library that no memory was left for, or half of an upgrade
         reason = render.printable_text(str(error))
@@ -77,14 +77,14 @@ _OPTIONS = {
 
 
 def line_of(error: IrmapError) -> str:
-    """An error with the options that set what it speaks of."""
+    """The error, with the options of the settings that it names."""
     before = f"{_OPTIONS[error.about]} " if error.about else ""
     behind = f" with {_OPTIONS[error.remedy]}" if error.remedy else ""
     return f"{before}{error}{behind}"
 
 
 def interrupted() -> int:
-    """Say that the command was interrupted; the exit code."""
+    """Print that the command was interrupted; returns the exit code."""
     return _failed(KeyboardInterrupt(), INTERRUPTED, "interrupted")
 
 
@@ -95,5 +95,5 @@ def _failed(error: BaseException, code: int, line: str) -> int:
 
 
 def _leave_stdout() -> None:
-    # Python's own flush at exit must not meet the same pipe or disk again.
+    # Python's own flush at exit must not use the same pipe or disk again.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

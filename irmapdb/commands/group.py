@@ -1,8 +1,8 @@
 """Imports and builds a command when it is called by name.
 
-typer builds every command of an app before it looks at the arguments; that takes longer than most
-of them take to do their work. The list of names is enough for it to find the one that is meant,
-to suggest one for a name that is wrong, and to complete a name in the shell.
+typer builds every command of an app before it reads the arguments, and this takes longer than the
+work of most commands. With the list of names, it can find the command, suggest one for a wrong
+name, and complete a name in the shell.
 
 Source: https://click.palletsprojects.com/en/stable/complex/#lazily-loading-subcommands, whose
 classes typer keeps.
@@ -51,7 +51,7 @@ _MODULES = {
     "warm": "warm",
     "db": "database",
 }
-"""In the order in which help has them: the module of each, which has others beside it."""
+"""The module of each command, in the order of the help. A module can have several commands."""
 
 _TOLD_BY_THE_EXIT_CODE = {"pre-dump", "dump", "check", "audit", "prune", "hook", "warm"}
 """Commands that print no table with -q."""
@@ -60,7 +60,7 @@ _EXAMPLES = re.compile(r"^Examples?:\n", re.MULTILINE)
 
 
 class _ByName(Mapping[str, Command]):
-    """All commands; one is there as soon as it is looked at."""
+    """All commands. Each is built when it is first looked up."""
 
     def __init__(self) -> None:
         self._built: dict[str, Command] = {}
@@ -95,7 +95,7 @@ def _build(module: str) -> dict[str, Command]:
 
 @cache
 def _of_every_command() -> list[Any]:
-    # As typer makes them: each takes part in no signature.
+    # Made by typer, but in no signature.
     app = typer.Typer(add_completion=False)
 
     @app.command()
@@ -135,7 +135,7 @@ def _be_plain(wanted: bool) -> None:
 
 
 def _silenced(command: Any) -> Any:  # noqa: ANN401 any function
-    # What programs ask for is printed all the same.
+    # Output for programs is printed in any case.
     @wraps(command)
     def run(**values: Any) -> Any:  # noqa: ANN401
         asked = any(values.get(name) for name in ("as_json", "as_csv", "print_"))
@@ -148,8 +148,8 @@ def _silenced(command: Any) -> Any:  # noqa: ANN401 any function
 
 
 def _with_examples_apart(text: str | None) -> str | None:
-    # A paragraph each: markdown takes the first for the end of its heading, and the others,
-    # indented, for blocks of code with blank lines around.
+    # One paragraph for each: otherwise markdown adds the first to its heading, and makes blocks of
+    # code from the others, which are indented.
     found = _EXAMPLES.search(cleandoc(text or ""))
     if found is None:
         return text
@@ -163,7 +163,7 @@ def _tree(command: Command) -> Iterator[Command]:
 
 
 def hide_bools(command: Command) -> None:
-    """Let no flag of a command, typer's own neither, look as if it took a `<bool>`."""
+    """Show no `<bool>` for the flags of a command, also for typer's own flags."""
     context = typer.Context(command, help_option_names=HELP_OPTIONS)
     for parameter in command.get_params(context):
         if getattr(parameter, "is_flag", False):

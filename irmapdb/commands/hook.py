@@ -135,7 +135,7 @@ def _called(script: Path | None) -> Path:
 def _install(
     runtime: config_files.Runtime, script: Path | None, criu_dir: Path, *, as_json: bool
 ) -> Path:
-    # Our script, or a program of the user's own, which is left as it is.
+    # Our script, or a program of the user, which stays as it is.
     from irmapdb.criu import config_files, hook_script
 
     called = _called(script)
@@ -182,7 +182,7 @@ def _program() -> Path:
 
 
 def _compile() -> None:
-    # Some installers leave that to the first start, which is the hook's, or is not allowed to.
+    # Some installers leave this to the first start. That may be the hook, or may not be allowed to.
     import compileall
 
     import irmapdb
@@ -192,7 +192,7 @@ def _compile() -> None:
 
 
 def _say_who_calls(called: Path, runtime: Runtime, *, as_json: bool) -> None:
-    """Exit code 3 where the file is written, and the crun of this machine will not read it."""
+    """Exit code 3 if the file is written, but the crun of this machine will not read it."""
     from irmapdb.criu.crun import why_not_read
 
     why = why_not_read() if runtime in {"crun", "podman"} else ""

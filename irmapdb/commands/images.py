@@ -46,7 +46,7 @@ def import_(
 
     Each entry is marked *revalidate*, and proved before use. An entry with an impossible path
     (empty, relative, with NUL, `.` or `..`) is kept and counted. `[retention]` in the configuration
-    says which old rows are deleted.
+    sets the limits for old rows.
 
     Examples:
         irmapdb import /var/lib/ckpt/irmap-cache

@@ -57,7 +57,7 @@ _ADVICE = "write fe00000:2e3 as CRIU's log has it, 254:0 739, 739, or /the/path"
 
 
 class Key(Record):
-    """What is asked for: one of the last three is not None."""
+    """One key: one of the last three is not None."""
 
     text: str
     key: InodeKey | None = None
@@ -66,12 +66,12 @@ class Key(Record):
 
     @property
     def is_like_a_device(self) -> bool:
-        """Whether it was read as CRIU's hex, and could have been meant for a device alone."""
+        """Whether it was read as CRIU's hex, but may also be only a device."""
         return self.key is not None and DEVICE.fullmatch(self.text) is not None
 
 
 def parse_keys(arguments: Sequence[str]) -> Iterator[Key]:
-    """The keys that the arguments are: two of them may be one key. UsageError.
+    """Parse the arguments into keys: two arguments may be one key. UsageError.
 
     An argument with blanks in it may be lines of CRIU's log, or of an fdinfo. Such a line may also
     be given without quotes, as several arguments.
@@ -100,7 +100,7 @@ def _parse_lines(text: str) -> Iterator[Key]:
 
 
 def _log_key(line: str) -> Key | None:
-    """What a line of CRIU's log, or of an fdinfo, speaks of; None if it is no such line."""
+    """The key in a line of CRIU's log, or of an fdinfo; None if it is no such line."""
     if found := _FDINFO.fullmatch(line):
         return _log_inode(found[2], found[1])
     prefix = _LOG_PREFIX.match(line)
@@ -169,7 +169,7 @@ def _number(word: str) -> int:
 
 
 def spellings(path: bytes) -> Iterator[bytes]:
-    """The path as it stands, and the one that our tables print like this, where there is one."""
+    """The path as given, and the path that our tables print in this form, if there is one."""
     yield path
     try:
         read = from_printable(os.fsdecode(path))

@@ -1,8 +1,8 @@
 """Lays out a table on a terminal: aligned, within its width, with no cell cut.
 
-A table that is too wide keeps its columns if only the last one is to blame: a long cell of that is
-wrapped in its column, or below its row with an indent. Otherwise each row becomes a list, with a
-line or more for each cell.
+If a table is too wide only because of its last column, it keeps its columns: a long cell is wrapped
+in its column, or below its row with an indent. Otherwise each row becomes a list, with a line or
+more for each cell.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _PIECES = re.compile(r"/?[^/ ]* ?")  # of a path or text: a line may begin with 
 
 
 class Column(Record):
-    """The head of a column, where a title is not ours and may end with `>` itself."""
+    """The head of a column whose title is not ours, and may end with `>` itself."""
 
     title: str
     flush_right: bool
@@ -41,10 +41,10 @@ def lay_out(
     width: int | None,
     paint: Callable[[str, str], str],
 ) -> Iterator[str]:
-    """The lines of a table. `width` is None where nothing is wrapped.
+    """The lines of a table. `width` is None if nothing is wrapped.
 
-    `paint` gets the title of a column and a cell without blanks around it; what it adds has no
-    width.
+    `paint` gets the title of a column and a cell without blanks around it. The text that it adds
+    must have no width.
     """
     titles = [head.title for head in heads]
     natural = [max(map(text_width, cells)) for cells in zip(titles, *rows, strict=True)]
@@ -58,7 +58,7 @@ def lay_out(
 
 
 def wrap(text: str, width: int, indent: str = _INDENT) -> list[str]:
-    """Lines that are no wider, if a piece of the text can be broken off; the first has no indent.
+    """Wrap a text to the width, if it can be broken; the first line has no indent.
 
     Without line ends and indents they are the text again.
     """
@@ -73,7 +73,7 @@ def wrap(text: str, width: int, indent: str = _INDENT) -> list[str]:
 
 
 def text_width(text: str) -> int:
-    """In columns of a terminal: a Chinese character takes two, a combining accent none."""
+    """The width in columns of a terminal: two for a Chinese character, none for an accent."""
     if text.isascii():
         return len(text)
     from wcwidth import wcswidth
@@ -83,7 +83,7 @@ def text_width(text: str) -> int:
 
 
 def _parts(piece: str, width: int) -> Iterator[str]:
-    # A piece that is wider than a line is broken anywhere.
+    # A piece that is wider than a line is broken at any place.
     part = ""
     for char in piece if text_width(piece) > width else ():
         if part and text_width(part + char) > width:
@@ -94,7 +94,7 @@ def _parts(piece: str, width: int) -> Iterator[str]:
 
 
 def _padding(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[int]:
-    # A cell that is longer than most pushes its own line to the right and no other.
+    # A cell that is longer than most moves only its own line to the right.
     return [
         max((width for width in map(text_width, cells) if width <= _MAX_PADDED), default=0)
         for cells in zip(titles, *rows, strict=True)

@@ -33,15 +33,15 @@ _causes.setLevel(logging.CRITICAL)
 
 
 class _Stamped(logging.Formatter):
-    # As CRIU has it, so that the two logs can be read side by side: print_ts() of its log.c.
+    # As in CRIU's log (print_ts() of its log.c), so that you can compare the two logs.
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 logging's
         return f"({record.relativeCreated / 1000:09.6f}) {record.message}"
 
 
 class _LogFile(logging.StreamHandler[TextIO]):
-    """The log in a file. What the last run left in it stays until this one does something.
+    """The log in a file. The log of the last run stays until this run begins its work.
 
-    So who fails on its arguments takes nothing away, and only adds why. Each run begins with a
+    So a run with wrong arguments removes nothing, and only adds its error. Each run begins with a
     line that names it.
     """
 
@@ -53,7 +53,7 @@ class _LogFile(logging.StreamHandler[TextIO]):
         self._begun = False
 
     def begin(self) -> None:
-        """Throw away the log of the run before."""
+        """Remove the log of the previous run."""
         fd = self.stream.fileno()
         if not self._begun and stat.S_ISREG(os.fstat(fd).st_mode):
             os.ftruncate(fd, 0)
@@ -71,7 +71,7 @@ class _LogFile(logging.StreamHandler[TextIO]):
             self._begun = True
             super().emit(self._heading)
 
-    # A disk that is full under the log is told once, and ends nothing.
+    # If the disk is full, print one message, and continue.
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002, N802 logging's
         self.setLevel(logging.CRITICAL + 1)
         why = sys.exc_info()[1]
@@ -89,7 +89,7 @@ def _heading() -> logging.LogRecord:
 
 
 def start_talk() -> None:
-    """Say on stderr what the library warns of, until `start_log` decides where its log goes."""
+    """Print the library's warnings on stderr, until `start_log` sets the place of the log."""
     handler = logging.StreamHandler(sys.stderr)
     handler.addFilter(lambda record: record.levelno >= logging.ERROR or not render.is_quiet())
     handler.setFormatter(logging.Formatter("irmapdb: %(message)s"))
@@ -125,24 +125,24 @@ def start_log(verbose: int, log: Path | None, work_dir: Path, kept: Iterable[Pat
 
 
 def log_end(line: str, error: BaseException) -> None:
-    """Write why the run ends into the log file, and the error's causes if they are asked for."""
+    """Write the error of the run into the log file, and its causes if they are wanted."""
     logger = logging.getLogger("irmapdb")
     if any(isinstance(handler, _LogFile) for handler in logger.handlers):
         logger.error("Error: %s", line)
     cause = error.__cause__
     while cause is not None:
-        # Their words are not ours, and may be of several lines.
+        # Their texts are not ours, and may have several lines.
         _causes.error("because of %s: %s", type(cause).__name__, render.shown(str(cause)))
         cause = cause.__cause__
 
 
 def close_log() -> None:
-    """Give the log file back."""
+    """Close the log file."""
     logger = logging.getLogger("irmapdb")
     for handler in [one for one in logger.handlers if isinstance(one, _LogFile)]:
-        handler.begin()  # of a run that had nothing to tell
+        handler.begin()  # of a run without messages
         logger.removeHandler(handler)
-        with contextlib.suppress(OSError):  # the disk is full: that was told
+        with contextlib.suppress(OSError):  # the disk is full: that was reported
             handler.stream.close()
 
 
@@ -151,7 +151,7 @@ _OURS = re.compile(r"irmap\.db([-.].*)?|irmap-cache([-.].*)?|.*\.img", re.DOTALL
 
 
 def _refuse_kept(path: Path, kept: Iterable[Path | None]) -> None:
-    # By name: a file that is not there yet is SQLite's to make. What is a link is not written to.
+    # By name: SQLite may make the file later. We never write through a link.
     if _OURS.fullmatch(path.name) or any(one and _is_of(path, one) for one in kept):
         message = f"{render.shown(path)}: a log there would destroy what irmapdb keeps"
         raise FileError(message, advice=_ADVICE)
@@ -170,7 +170,7 @@ _REFUSALS = {
 
 
 def _open_log(path: Path) -> TextIO:
-    # Not truncated, and not waiting for who reads a FIFO: first it is looked at.
+    # Not truncated, and without waiting for the reader of a FIFO: it is checked first.
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
     flags |= os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
     try:

@@ -151,7 +151,7 @@ def _state(mapping: Mapping) -> str:
 
 
 def _grouped(sightings: Sequence[Sighting]) -> list[list[Sighting]]:
-    """The same watch seen by one run after the other, together."""
+    """Group the same watch of consecutive runs."""
 
     def watch(seen: Sighting) -> tuple[Any, ...]:
         row = seen.row

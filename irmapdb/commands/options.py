@@ -39,7 +39,7 @@ PID_ADVICE = "give the pid of the tree's root task, as you see it: `pgrep -o NAM
 
 
 def positive_pid(value: int | None) -> int | None:
-    """Refuse what can be no process."""
+    """Refuse a number that cannot be a process."""
     if value is not None and value <= 0:
         message = f"-t {value}: not a process id"
         raise UsageError(message, advice=PID_ADVICE)
@@ -47,7 +47,7 @@ def positive_pid(value: int | None) -> int | None:
 
 
 def positive_seconds(value: float) -> float:
-    """Refuse what is no span of time to wait."""
+    """Refuse a value that is no time to wait."""
     if not 0 < value < math.inf:
         message = f"--timeout {value:g}: not a number of seconds"
         raise UsageError(message, advice="give a number above 0")
@@ -159,7 +159,7 @@ LogFile = Annotated[
 
 
 def refuse_two_forms(as_json: bool, as_csv: bool) -> None:
-    """UsageError if both are asked for."""
+    """UsageError if both are given."""
     if as_json and as_csv:
         message = "--json and --csv are two forms"
         raise UsageError(message, advice="give one of them")
@@ -173,6 +173,6 @@ def database_path(database: Path | None, work_dir: Path | None) -> Path:
 
 
 def named_database(database: Path | None, work_dir: Path | None) -> Path | None:
-    """--db, or IRMAPDB_DB where -W is not given; an empty variable counts as none."""
+    """--db, or IRMAPDB_DB if -W is not given; an empty variable counts as none."""
     text = os.environ.get("IRMAPDB_DB")
     return Path(text) if text and database is None and work_dir is None else database

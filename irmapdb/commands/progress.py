@@ -33,17 +33,17 @@ class Progress:
             sys.stderr.flush()
 
     def scanning(self, scanned: int, top: bytes) -> None:
-        """Entries looked at so far, and where."""
+        """Show the number of compared entries, and the place."""
         if self._is_time():
             self._show(f"scanning {render.printable(top)}: {scanned:,} entries")
 
     def checking(self, done: int, total: int) -> None:
-        """How many were checked, of how many."""
+        """Show the number of checked mappings, and the number of all."""
         if self._is_time():
             self._show(f"checking: {done:,} of {total:,} mappings")
 
     def removing(self, rows: int) -> None:
-        """How many rows were removed so far."""
+        """Show the number of removed rows."""
         if self._is_time():
             self._show(f"removing: {rows:,} rows")
 
@@ -54,7 +54,7 @@ class Progress:
         self._shown = True
         self._next = time.monotonic() + _BETWEEN_S
         columns = shutil.get_terminal_size().columns
-        if text_width(text) >= columns:  # a line that goes on below is not removed again
+        if text_width(text) >= columns:  # a wrapped line cannot be erased
             text = wrap(text, columns - 2)[0] + "…"
         sys.stderr.write(f"\r\x1b[K{text}")
         sys.stderr.flush()

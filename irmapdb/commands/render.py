@@ -2,8 +2,8 @@
 
 A path is bytes that a tenant chose. All output follows one rule: a terminal gets printable
 characters only, so that no name can move the cursor or break a line; a pipe or a file gets JSON,
-CSV and images byte for byte. In JSON a byte that is no UTF-8 becomes a lone surrogate (PEP 383),
-which `os.fsencode` turns back. Tables are for people, and printable everywhere.
+CSV and images byte for byte. In JSON a byte that is not UTF-8 becomes a lone surrogate (PEP 383),
+and `os.fsencode` gives the byte again. Tables are for people, and printable everywhere.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def shown(path: str | bytes | int | os.PathLike[str]) -> str:
 
 
 class _Named(io.FileIO):
-    # A write that fails does not say where to; other errors without a name are no fault of stdout.
+    # A failed write has no name. Other errors without a name do not come from stdout.
     def write(self, data: ReadableBuffer, /) -> int:
         try:
             return super().write(data)
@@ -80,8 +80,8 @@ STDOUT = "stdout"
 
 
 def tolerant(stream: TextIO | None, *, named: bool) -> TextIO:
-    """The stream, so that it escapes what its encoding lacks; its errors are STDOUT's if asked."""
-    if stream is None:  # closed by who started us
+    """The stream, with escapes for characters that its encoding lacks. Errors can name STDOUT."""
+    if stream is None:  # closed by our parent
         return open(os.devnull, "w", encoding="utf-8")
     if not isinstance(stream, io.TextIOWrapper):
         return stream
@@ -102,13 +102,13 @@ def tolerant(stream: TextIO | None, *, named: bool) -> TextIO:
 
 
 def in_namespace(path: bytes, mntns: int) -> str:
-    """A path for people, and whose root it starts at where that is not the root task's."""
+    """A path for people, with its mount namespace if that is not the root task's."""
     shown_path = printable(path)
     return f"{shown_path} (in mount namespace {mntns})" if mntns else shown_path
 
 
 def json_path(path: bytes | None) -> str | None:
-    """A path as it stands in our JSON."""
+    """A path in our JSON."""
     return None if path is None else os.fsdecode(path)
 
 
@@ -118,7 +118,7 @@ def time_cell(at: datetime | None) -> str:
 
 
 def json_time(at: datetime | None) -> str | None:
-    """A time as it stands in our JSON: UTC with microseconds, as in the database."""
+    """A time in our JSON: UTC with microseconds, as in the database."""
     from irmapdb.store.values import to_time
 
     return None if at is None else to_time(at)
@@ -132,9 +132,9 @@ def print_json(document: Any) -> None:  # noqa: ANN401 whatever json takes
 
 
 def print_text(text: str) -> None:
-    """Text of several lines, to a program as it is; at a terminal each line is made printable."""
+    """Text of several lines: unchanged for a program, printable lines at a terminal."""
     if sys.stdout.isatty():
-        # A line of SQL may have a backslash, and is copied as it stands where it can be.
+        # A line of SQL may have a backslash, so a printable line is copied unchanged.
         text = "\n".join(
             line if line.replace("\t", " ").isprintable() else printable_text(line)
             for line in text.split("\n")
@@ -184,7 +184,7 @@ def _raw_field(value: Cell) -> str | int | float | None:
 def _printable_field(value: Cell) -> str | int | float | None:
     if isinstance(value, bytes):
         return printable(value)
-    # As text came in: what is no UTF-8 in it is a surrogate.
+    # As in the input text: a byte that is not UTF-8 is a surrogate.
     return printable_text(value) if isinstance(value, str) else value
 
 
@@ -231,13 +231,13 @@ _manner = _Manner()
 
 
 def set_manner(*, colour: bool | None = None, quiet: bool | None = None) -> None:
-    """Whether verdicts may have a colour, and whether remarks are left away."""
+    """Set whether verdicts may have a colour, and whether remarks are left out."""
     _manner.colour = _manner.colour if colour is None else colour
     _manner.quiet = _manner.quiet if quiet is None else quiet
 
 
 def is_quiet() -> bool:
-    """Whether remarks on stderr are left away."""
+    """Whether remarks on stderr are left out."""
     return _manner.quiet
 
 
@@ -267,7 +267,7 @@ def _may_colour() -> bool:
 
 
 def say(text: str) -> None:
-    """A remark, on stderr, unless the command is to be quiet."""
+    """Print a remark on stderr, unless `-q` is given."""
     if not _manner.quiet:
         typer.echo(text, err=True)
 
@@ -278,7 +278,7 @@ def count(number: int, noun: str, plural: str = "") -> str:
 
 
 def change_line(change: Change) -> str:
-    """What happened to a mapping, on one line."""
+    """The change of a mapping, on one line."""
     path = in_namespace(change.path, change.mntns)
     match change.kind:
         case "moved":
@@ -290,7 +290,7 @@ def change_line(change: Change) -> str:
 
 
 def change_json(change: Change) -> dict[str, Any]:
-    """What happened to a mapping, as it stands in our JSON."""
+    """The change of a mapping, in our JSON."""
     return {
         "kind": change.kind,
         "dev": change.identity.kdev,

@@ -36,9 +36,9 @@ __all__ = ["add_to", "parse_parameter", "resolve"]
 
 _LIMIT_ROWS = 10_000
 _TEXT_LIMIT_BYTES = 16 << 20
-"""The longest text of questions. SQLite takes 1 MiB for each."""
+"""The longest text of all statements. SQLite accepts 1 MiB for each."""
 _TIMEOUT_S = 30.0
-_GRACE_S = 1.0  # SQLite ends by itself what it looks at between its steps
+_GRACE_S = 1.0  # SQLite itself ends a statement that it can check between its steps
 
 _OTHER_TOOLS = """
 `irmapdb sql NAME` runs one of these, `irmapdb sql 'SELECT …'` any other query. For a session:
@@ -48,7 +48,7 @@ _OTHER_TOOLS = """
 
 _NAME = re.compile(r"[A-Za-z][\w-]*")
 _INTEGER = re.compile(r"0|-?[1-9]\d{0,18}")
-# One word, and yet SQL: to be refused as what it is, or the beginning of more.
+# One word that is SQL, and no saved query: refused as SQL, or the begin of a statement.
 _BARE_STATEMENTS = {
     *("ALTER", "ANALYZE", "ATTACH", "BEGIN", "COMMIT", "CREATE", "DELETE", "DETACH", "DROP", "END"),
     *("EXPLAIN", "INSERT", "PRAGMA", "REINDEX", "RELEASE", "REPLACE", "ROLLBACK", "SAVEPOINT"),
@@ -203,8 +203,8 @@ def _answer(
 def _in_time(answers: Iterator[Answer], timeout_s: float | None) -> Iterator[Answer]:
     """Each answer. A statement that SQLite cannot stop in time ends the process.
 
-    SQLite does not look at the clock inside one call of a function. There is no way to end that
-    call but to end the process, which has nothing to undo: it only reads.
+    SQLite does not check the time inside one call of a function. Only the end of the process ends
+    that call. The process only reads, so it has nothing to undo.
     """
     while True:
         timer = threading.Timer((timeout_s or 0) + _GRACE_S, _end_process, (timeout_s,))
@@ -276,7 +276,7 @@ def _checked(shown: str, value: Value, default: str | int | None) -> Value:
     if isinstance(default, int) and not isinstance(value, int):
         message = f"{shown}={os.fsdecode(value) if isinstance(value, bytes) else value}"
         raise UsageError(f"{message}: not a whole number")
-    # What has to be given is an inode, in whatever form `irmapdb lookup` takes.
+    # The value is an inode, in any form of `irmapdb lookup`.
     return _inode(shown, value) if default is None else value
 
 
@@ -285,7 +285,7 @@ def _inode(shown: str, value: Value) -> Value:
 
     text = os.fsdecode(value) if isinstance(value, bytes) else str(value)
     keys = []
-    with suppress(UsageError):  # it names what `irmapdb lookup` takes, a path too
+    with suppress(UsageError):  # its advice lists the forms of `irmapdb lookup`, also a path
         keys = list(parse_keys([text]))
     if len(keys) != 1 or keys[0].path is not None:
         message = f"{shown}={render.shown(text)}: not one inode"
@@ -293,13 +293,13 @@ def _inode(shown: str, value: Value) -> Value:
     first = keys[0]
     if first.key is not None:
         return str(first.key)
-    # As the view has it: TEXT where SQLite's numbers do not reach.
+    # As in the view: TEXT if it is too large for SQLite's numbers.
     ino = first.ino or 0
     return ino if ino < 1 << 63 else str(ino)
 
 
 def parse_parameter(text: str) -> tuple[str, Value]:
-    """`NAME=VALUE`. A number is a number; text that is no UTF-8 is a BLOB, as paths are."""
+    """`NAME=VALUE`. A number is a number; text that is not UTF-8 is a BLOB, as in paths."""
     name, equals, value = text.partition("=")
     if not equals or not name.isidentifier():
         message = f"-p {render.shown(text)}: not NAME=VALUE"

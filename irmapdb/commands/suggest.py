@@ -20,7 +20,7 @@ _CALLED_ALSO = {
     "process": "tree",
     "verbose": "verbosity",
 }
-"""What other programs call an option, and our name of it, both without dashes."""
+"""The name of an option in other programs, and our name of it, both without dashes."""
 
 _CRIUS = frozenset(
     {
@@ -52,7 +52,7 @@ def advise_on_option(
 def _like(option: str, arguments: Sequence[str], known: Collection[str]) -> list[str]:
     name = option.lstrip("-").replace("_", "-")
     if not option.startswith("--"):
-        # One dash and a long name: the parser takes its first letter for an option.
+        # One dash and a long name: the parser reads its first letter as an option.
         whole = [word for word in arguments if word.startswith(option) and f"-{word}" in known]
         if whole:
             return [f"-{whole[0]}"]

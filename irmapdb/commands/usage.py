@@ -59,7 +59,7 @@ def translated(error: Exception, arguments: Sequence[str], group: TyperGroup) ->
 
 
 def refuse_empty(parameter: Any, value: object) -> None:  # noqa: ANN401 typer's, or click's
-    """UsageError for an empty value: most often it is a shell's variable that is not set."""
+    """UsageError for an empty value: usually it is an unset variable of the shell."""
     values = value if isinstance(value, list | tuple) else [value]
     if "" not in values:
         return
@@ -89,7 +89,7 @@ def _see_help(command: str) -> str:
 
 
 def _name(error: Any, arguments: Sequence[str]) -> str:  # noqa: ANN401
-    """The option as it was written, else its first spelling; an argument as help has it."""
+    """The option as it was written, else its first spelling; an argument as in the help."""
     parameter = error.param
     spellings = [*parameter.opts, *parameter.secondary_opts]
     if not spellings[0].startswith("-"):
@@ -101,7 +101,7 @@ def _name(error: Any, arguments: Sequence[str]) -> str:  # noqa: ANN401
 
 
 def _value(error: Any, arguments: Sequence[str]) -> str:  # noqa: ANN401
-    """What was given, the last time: typer does not tell."""
+    """The given value, the last one: typer does not report it."""
     spellings = error.param.opts
     value = ""
     for number, word in enumerate(arguments):

@@ -40,7 +40,7 @@ def wd_cell(wd: int | None) -> str:
 
 
 def path_cell(path: bytes | None, why: str | None, mntns: int) -> str:
-    """The path of a watch, or why there is none."""
+    """The path of a watch, or the reason why there is none."""
     return f"- ({why})" if path is None else render.in_namespace(path, mntns)
 
 
@@ -60,7 +60,7 @@ def watch_json(watch: Watch | Mark, comm: bytes | None) -> dict[str, Any]:
 
 
 def say_denied(denied: Iterable[Denied]) -> None:
-    """Name on stderr the tasks that may not be looked at."""
+    """List on stderr the tasks that may not be read."""
     for one in denied:
         comm = render.printable(one.task.comm)
         render.say(f"process {one.task.pid} ({comm}): {one.why}; run as root to see it")
