@@ -1,6 +1,6 @@
 """Stores mappings in `irmap.db`: tables, queries, steps and schema revisions.
 
-The only package that imports sqlite3, sqlalchemy or alembic. It gives its rows out as the types of
+Only this package imports sqlite3, sqlalchemy or alembic. It returns its rows as the types of
 irmapdb.model and irmapdb.store.records.
 
 `database` writes; `ask`, `entries` and `mappings` only read, without sqlalchemy; `revisions`

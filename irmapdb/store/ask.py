@@ -1,8 +1,8 @@
 """Runs SQL of the user on a database that is open read-only.
 
-Three guards, each enough alone for most of what could be tried: the file is opened with
-`mode=ro`, `PRAGMA query_only` is on, and an authorizer lets only through what reads: no other
-file, no PRAGMA that sets something, no extension, no temporary table.
+Three mechanisms prevent writes. The file is opened with `mode=ro`. `PRAGMA query_only` is on. An
+authorizer allows only reads: no other file, no PRAGMA that sets a value, no extension, no temporary
+table.
 
 Source: https://www.sqlite.org/c3ref/set_authorizer.html and c3ref/c_alter_table.html (the codes),
 https://www.sqlite.org/c3ref/progress_handler.html, https://www.sqlite.org/pragma.html.
@@ -40,22 +40,22 @@ if TYPE_CHECKING:
 __all__ = ["FUNCTIONS", "Answer", "Ask", "Value"]
 
 Value: TypeAlias = str | bytes | int | float | None
-"""What a cell holds. TEXT that another tool has spoilt has its odd bytes as lone surrogates."""
+"""The value of a cell. In damaged TEXT of another tool, odd bytes are lone surrogates."""
 
 FUNCTIONS = {
     "kdev": "kdev('254:0') is 266338304, and kdev(266338304) is '254:0'",
     "hex_ino": "hex_ino(dev, ino) is 'fe00000:2e3', as CRIU's log has it",
     "path_text": "path_text(path) is printable text, as the tables show it",
 }
-"""The functions that questions have beside SQLite's own."""
+"""The functions that irmapdb adds to those of SQLite."""
 
-# SQLite looks at the clock between its steps and not within a function, so what one function can
-# be given is bounded (irmapdb.store.limits): a second of LIKE, a few of instr() and replace().
+# SQLite checks the time between its steps, but not within a function. So the arguments of functions
+# are limited (irmapdb.store.limits): a second of LIKE, a few of instr() and replace().
 _BYTES_AN_ANSWER = 64 << 20
 _BYTES_OF_MEMORY = 512 << 20
 """Of SQLite in this process, for ORDER BY and the like."""
 _BYTES_A_CELL = 8
-"""What a cell counts beside its text."""
+"""The size of a cell without its text."""
 _MESSAGE_WIDTH = 200
 _STEPS_BETWEEN_LOOKS = 500
 
@@ -64,7 +64,7 @@ _MISSING = re.compile(r'no such (?P<kind>column|table|function): "?(?P<name>[^"(
 
 _ALLOWED = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_RECURSIVE}
 _REFUSED_FUNCTIONS = {"load_extension", "fts3_tokenizer"}
-# Those that only tell; the second kind with an argument, which names a table.
+# PRAGMAs that only read; the second kind has an argument, the name of a table.
 _PRAGMAS = {
     *("application_id", "collation_list", "compile_options", "database_list", "encoding"),
     *("freelist_count", "function_list", "journal_mode", "module_list", "page_count", "page_size"),
@@ -82,7 +82,7 @@ _QUESTION_AT_FAULT = {
 
 
 class Answer(Record):
-    """What one statement gave."""
+    """The result of one statement."""
 
     columns: tuple[str, ...]
     rows: list[tuple[Value, ...]]
@@ -119,10 +119,10 @@ class Ask:
         path_text: Callable[[bytes], str] = os.fsdecode,
         wait_s: float = 10.0,
     ) -> Ask:
-        """Open a database, also while another process writes. Nothing is changed, ever.
+        """Open a database, also while another process writes it. It never changes the database.
 
-        `path_text` is what the SQL function of that name does. Raises DatabaseError for what is
-        no database of ours, and for an older schema.
+        `path_text` implements the SQL function of that name. Raises DatabaseError for a file that
+        is no database of irmapdb, and for an older schema.
         """
         with ExitStack() as stack:
             place = stack.enter_context(open_place(path, write=False))
@@ -145,9 +145,9 @@ class Ask:
     ) -> Iterator[Answer]:
         """The answer of each statement of a text, one after the other.
 
-        `limit` is the most rows, `timeout_s` the longest time of one statement. Raises SqlError
-        for what SQLite does not understand, what takes too long or gives more than 64 MiB, and
-        what would not only read.
+        `limit` is the most rows, `timeout_s` the longest time of one statement. Raises SqlError for
+        a statement that SQLite does not understand, that takes too long, gives more than 64 MiB, or
+        does more than read.
         """
         values = _Values(parameters or {})
         for statement in split(text):
@@ -167,14 +167,14 @@ class Ask:
         with translated(self.path, self._wait_s):
             for (name,) in self._execute(names).fetchall():
                 found[name] = ()
-                # A view of a table that is gone, or a name that is no UTF-8.
+                # A view of a missing table, or a name that is not UTF-8.
                 with suppress(sqlite3.OperationalError, UnicodeError):
                     rows = self._execute(columns, {"name": name})
                     found[name] = tuple(column for (column,) in rows)
         return found
 
     def close(self) -> None:
-        """Give the file back. A second time does nothing."""
+        """Close the file. A second call does nothing."""
         self._stack.close()
 
     def __enter__(self) -> Self:
@@ -200,7 +200,7 @@ class Ask:
         start = time.monotonic()
         self._deadline = None if timeout_s is None else start + timeout_s
         try:
-            # Closed in any case: an open statement would hold up a checkpoint of the WAL.
+            # Always close it: an open statement would block a checkpoint of the WAL.
             with closing(self._execute(statement, values)) as cursor:
                 columns = tuple(column[0] for column in cursor.description or ())
                 rows = self._fetch(cursor, limit, timeout_s)
@@ -292,7 +292,7 @@ class Ask:
 
 
 class _Guard:
-    """SQLite's authorizer: lets through what only reads, and keeps what it refused."""
+    """SQLite's authorizer: allows only reads, and remembers what it refused."""
 
     def __init__(self) -> None:
         self.refused = ""

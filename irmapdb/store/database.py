@@ -50,23 +50,23 @@ class Store(InodeReports):
         self._stack = stack
         self._failed = False
         self.made = place.made
-        """Whether it was made by this very object, and no step has been committed since. Where
-        one has failed, it goes again with the object."""
+        """Whether this object made the file, and no step has been committed since. If a step fails,
+        the file is removed with the object."""
         self.upgraded: Upgrade | None = None
-        """What opening it did to an older schema."""
+        """The upgrade of an older schema when it was opened."""
 
     @property
     def why_copied(self) -> str:
-        """Why SQLite works on a private copy of the database; "" where it works in place."""
+        """Why SQLite works on a private copy of the database; "" if it works in place."""
         return self._place.why_copied
 
     @classmethod
     def open(cls, path: AnyPath, *, create: bool, wait_s: float = 10.0) -> Store:
         """Open for reading and writing; an older schema is upgraded, with a backup beside it.
 
-        `create`: make the database, mode 0600, where there is none or an empty file. `wait_s`:
-        how long to wait for another process's step, now and in each step.
-        Raises DatabaseError, also for a symlink and for whatever is no database of ours.
+        `create`: make the database, mode 0600, if there is none or an empty file. `wait_s`: the
+        longest wait for another process's step, now and in each step. Raises DatabaseError, also
+        for a symlink and for any file that is no database of irmapdb.
         """
         place: Place | None = None
         try:
@@ -86,9 +86,9 @@ class Store(InodeReports):
 
     @classmethod
     def open_readonly(cls, path: AnyPath, *, wait_s: float = 10.0) -> Store:
-        """Open for reading alone, also while another process writes.
+        """Open only for reading, also while another process writes.
 
-        An older schema is refused with DatabaseError: nothing is changed here.
+        Raises DatabaseError for an older schema, because it changes nothing.
         """
         with ExitStack() as stack:
             place = stack.enter_context(open_place(path, write=False))
@@ -116,12 +116,12 @@ class Store(InodeReports):
         self.made = False
 
     def prunable(self, keep: Retention, now: datetime) -> Pruned:
-        """What Step.prune would take out, if it was called until there is nothing left."""
+        """The rows that repeated calls of Step.prune would delete."""
         with translated(self.path, self._wait_s), self._connection.begin():
             return retention.count(self._connection, keep, now)
 
     def size(self) -> tuple[int, int]:
-        """How many bytes the file has, and how many of them are free for new rows."""
+        """The size of the file, and the bytes in it that are free for new rows."""
         with translated(self.path, self._wait_s), self._connection.begin():
             page, pages, free = (
                 self._connection.exec_driver_sql(f"PRAGMA {name}").scalar_one()
@@ -130,7 +130,7 @@ class Store(InodeReports):
         return page * pages, page * free
 
     def vacuum(self) -> None:
-        """Rewrite the file without its free pages. Needs as much disk space again meanwhile."""
+        """Rewrite the file without its free pages. Meanwhile this needs as much free disk space."""
         # SQLAlchemy's begin() sends nothing to SQLite, which refuses this in a transaction.
         with translated(self.path, self._wait_s), self._connection.begin():
             self._connection.exec_driver_sql("VACUUM")
@@ -195,7 +195,7 @@ def _unmake(place: Place) -> None:
 
 
 def _holds_anything(raw: sqlite3.Connection) -> bool:
-    # Every step that is committed leaves a row in one of these.
+    # Every committed step leaves a row in one of these.
     return any(
         raw.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchone()  # noqa: S608 - fixed words
         for table in ("run", "mapping", "image_seen")

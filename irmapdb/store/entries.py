@@ -1,6 +1,6 @@
 """Reads the entries for `irmap-cache` from the database, with SQLite only.
 
-An export is done before SQLAlchemy would be imported, so the SQL is written out here.
+An export takes less time than the import of SQLAlchemy, so the SQL is text here.
 """
 
 from __future__ import annotations

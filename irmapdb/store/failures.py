@@ -52,7 +52,7 @@ def show(path: bytes) -> str:
 
 
 def another_file(path: bytes, reason: str, advice: str) -> DatabaseError:
-    """The error for a database in whose place another file may be named: the end of `advice`."""
+    """The error for a database. Its advice ends with `advice`, and may suggest another file."""
     return DatabaseError(show(path), reason, advice=advice, remedy="database")
 
 
@@ -69,9 +69,9 @@ def primary_code(error: sqlite3.Error) -> int | None:
 
 @contextmanager
 def translated(path: bytes, wait_s: float = 0) -> Iterator[None]:
-    """Let no error of SQLite or SQLAlchemy out but as a DatabaseError about `path`.
+    """Turn each error of SQLite or SQLAlchemy into a DatabaseError about `path`.
 
-    `wait_s` is how long a lock was waited for.
+    `wait_s` is the time of the wait for a lock.
     """
     try:
         yield
@@ -161,7 +161,7 @@ def explain_full(path: bytes) -> DatabaseError:
 
 
 def explain_lock(path: bytes, wait_s: float) -> DatabaseError:
-    """The error for a lock that was waited for in vain."""
+    """The error for a lock that was not released in time."""
     holder = find_holder(path)
     who = "another process" if holder is None else f"pid {holder.pid} ({holder.comm})"
     return DatabaseError(
@@ -198,14 +198,14 @@ def _what_it_is(path: bytes) -> str:
     if head.startswith(b"SQLite format 3\0"):
         return "its header is damaged, or it is encrypted"
     start = head[:16]
-    # A file of text is best known by its words.
+    # Quote the begin of a text file, so that the user recognizes it.
     if start.isascii() and all(one.isprintable() or one.isspace() for one in start.decode()):
         return f'it begins with "{show(start)}"'
     return f"it begins with the bytes {start[:8].hex(' ')}"
 
 
 def find_holder(path: bytes) -> Holder | None:
-    """The process that keeps others from writing `path`, if the kernel shows it.
+    """The process that has the write lock of `path`, if the kernel shows it.
 
     Read from proc_locks(5). fcntl(F_GETLK) would need a descriptor of the file, and closing
     it would drop this process's own locks (https://www.sqlite.org/howtocorrupt.html, 2.2).

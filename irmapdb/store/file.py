@@ -30,13 +30,13 @@ __all__ = [
 AnyPath = bytes | os.PathLike[bytes] | os.PathLike[str]
 
 SIDECARS = (b"-wal", b"-shm", b"-journal")
-"""What SQLite keeps beside a database, under its name and these."""
+"""The endings of SQLite's files beside a database."""
 
 _MAX_PATH_BYTES = 512  # MAX_PATHNAME in sqlite's src/os_unix.c
 
 
 def absolute(path: AnyPath) -> bytes:
-    """The path in the form that everything here takes."""
+    """The path in the form of all functions here."""
     return os.path.abspath(os.fsencode(path))
 
 
@@ -51,9 +51,9 @@ def check_length(path: bytes) -> None:
 
 
 def status_of(dir_fd: int, name: bytes, path: bytes) -> os.stat_result | None:
-    """The stat of the file that a name in an open directory is; None if there is none.
+    """The stat of a file by its name in an open directory; None if there is none.
 
-    Refuses a symlink, and what is no regular file. `path` is for messages.
+    Refuses a symlink, and a file that is not regular. `path` is for messages.
     """
     try:
         status = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
@@ -127,7 +127,7 @@ def cannot_be_opened(path: bytes, error: OSError) -> DatabaseError:
 
 
 def is_missing(path: bytes) -> DatabaseError:
-    """The error for a database that is not there."""
+    """The error for a missing database."""
     return another_file(
         path,
         "no such database",
@@ -136,13 +136,13 @@ def is_missing(path: bytes) -> DatabaseError:
 
 
 def check_readable(dir_fd: int, name: bytes, path: bytes) -> None:
-    """Refuse what may not be read."""
+    """Refuse a file that may not be read."""
     if not os.access(name, os.R_OK, dir_fd=dir_fd, effective_ids=True):
         raise another_file(path, "may not be read", "run as its owner, or name another file")
 
 
 def check_writable(dir_fd: int, name: bytes | None, path: bytes) -> None:
-    """Refuse what cannot be written: SQLite would open it for reading, and fail later."""
+    """Refuse a file that cannot be written: SQLite would open it for reading, and fail later."""
     directory = os.path.dirname(path)
     for needed, shown in ((name, path), (b".", directory)):
         if needed is None:

@@ -109,9 +109,9 @@ _TAKE_IN = (
 def take_in(
     connection: Connection, entries: Iterable[CacheEntry], now: datetime, path: bytes
 ) -> None:
-    """Put the entries behind the list, as mappings to be proved before they are used.
+    """Append the entries to the list, as mappings that must be proved before use.
 
-    A stale mapping is live again. The places that they had in the list before are given up.
+    A stale mapping becomes live again. Their earlier places in the list are removed.
     """
     count = _fill(connection, entries)
     connection.execute(_TAKE_IN, {"source": Source.IMAGE.value, "now": to_time(now)})
@@ -122,7 +122,7 @@ def take_in(
 
 
 def replace(connection: Connection, entries: Iterable[CacheEntry], path: bytes) -> None:
-    """Make the entries the list. DatabaseError where one is no mapping."""
+    """Replace the list by these entries. DatabaseError if one is no mapping."""
     count = _fill(connection, entries)
     connection.execute(_ALL_OF_IT)
     _put(connection, count, 0, path)

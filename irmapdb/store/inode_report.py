@@ -33,16 +33,16 @@ class Sighting(Record):
     run_id: int
     event: str
     at: datetime
-    """When the run came to its end."""
+    """The end of the run."""
     row: WatchRow
 
 
 class InodeReport(Record):
-    """What the database knows of one (device, inode number): of one inode, mostly."""
+    """The rows of one (device, inode number), which is usually one inode."""
 
     key: InodeKey
     mappings: tuple[Mapping, ...]
-    """Of every mount namespace, the stale ones too, in the order they were first seen."""
+    """The mappings of every mount namespace, also stale ones, the first stored one first."""
     sightings: tuple[Sighting, ...]
     """Oldest run first."""
     changes: tuple[ChangeRow, ...]
@@ -53,7 +53,7 @@ class InodeReports(Reader):
     """The queries for one inode."""
 
     def find_by_ino(self, ino: int) -> list[InodeKey]:
-        """The inodes of this number, whatever the device."""
+        """The inodes of this number, on any device."""
         return self._keys(lambda table: table.c.ino == to_ino(ino))
 
     def find_by_path(self, path: bytes) -> list[InodeKey]:
@@ -67,7 +67,7 @@ class InodeReports(Reader):
         return self._keys(has_path)
 
     def inode_report(self, key: InodeKey) -> InodeReport | None:
-        """All that is known of an inode; None if that is nothing."""
+        """Everything about an inode; None if the database does not know it."""
         mappings = self._of(tables.mapping, rows.MAPPING_COLUMNS, key)
         changes = self._of(tables.change, rows.CHANGE_COLUMNS, key)
         sightings = self._sightings(key)

@@ -1,7 +1,7 @@
 """Limits every connection: the size of a value, the depth of an expression, the time.
 
 A hostile database can make a statement run for ever, so none of our statements may run for longer
-than STATEMENT_S. Queries of people have a limit of their own (irmapdb.store.ask).
+than STATEMENT_S. Queries of users have a separate limit (irmapdb.store.ask).
 
 Source: https://www.sqlite.org/c3ref/limit.html, https://www.sqlite.org/limits.html,
 https://www.sqlite.org/c3ref/progress_handler.html, https://www.sqlite.org/security.html,
@@ -46,27 +46,27 @@ _LIMITS = {
 }
 
 PRAGMAS = (
-    # A schema is data: no function runs because a view or an index of the file says so.
+    # A schema is data: no view or index of the file may call a function.
     "PRAGMA trusted_schema = OFF",
-    # A page whose cells do not fit it is an error, and not read.
+    # A page with cells that do not fit is an error, and is not read.
     "PRAGMA cell_size_check = ON",
-    # A file that is cut while it is read is an error, and no signal.
+    # A file that becomes shorter during a read gives an error, and no signal.
     "PRAGMA mmap_size = 0",
 )
-"""What else is set on every connection."""
+"""Further settings of every connection."""
 
 _DEFENSIVE = "SQLITE_DBCONFIG_DEFENSIVE"  # Python 3.12
 
 
 class TooLongError(sqlite3.OperationalError):
-    """A statement that took longer than it may."""
+    """A statement took too long."""
 
     sqlite_errorcode = sqlite3.SQLITE_INTERRUPT
     sqlite_errorname = "SQLITE_INTERRUPT"
 
 
 class UnreadableError(sqlite3.DatabaseError):
-    """An error whose words are no UTF-8: SQLite quotes the bytes of a damaged schema.
+    """An error whose text is not UTF-8: SQLite quotes the bytes of a damaged schema.
 
     Python loses its code.
     """
@@ -110,7 +110,7 @@ class _Cursor(sqlite3.Cursor):
 
 
 class Bounded(sqlite3.Connection):
-    """A connection with these bounds."""
+    """A connection with these limits."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401 as sqlite3
         super().__init__(*arguments, **options)
@@ -122,7 +122,7 @@ class Bounded(sqlite3.Connection):
         self.set_progress_handler(self.is_over, _STEPS_BETWEEN_LOOKS)
 
     def begin(self, sql: str) -> None:
-        """A statement begins now."""
+        """Record the start of a statement."""
         limit_s = _VACUUM_S if sql == "VACUUM" else STATEMENT_S
         self._end_s = time.monotonic() + limit_s
 

@@ -1,6 +1,6 @@
 """Reads the stored mappings with SQLite only.
 
-The hook answers CRIU before SQLAlchemy could be imported, so the SQL is written out here.
+The hook must answer CRIU before SQLAlchemy is imported, so the SQL is text here.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ MAPPING_NAMES = (
 )
 """The columns that `read_mapping` takes; `path` as a BLOB."""
 
-# A few words that every row repeats: the look-up is dearer than the rest of the row.
+# A few words that every row repeats: without this cache they would take most of the time.
 _source = lru_cache(Source)
 _stale_reason = lru_cache(StaleReason)
 
@@ -70,7 +70,7 @@ _HANDLE_BYTES = 128  # MAX_HANDLE_SZ in include/linux/exportfs.h
 
 
 def read_identity(dev: int, ino: int, handle_type: int | None, handle: bytes | None) -> Identity:
-    """The identity of a row. ValueError or TypeError for what irmapdb does not write."""
+    """The identity of a row. ValueError or TypeError for values that irmapdb does not write."""
     if type(dev) is not int or type(ino) is not int or not 0 <= dev <= _KDEV_MAX:
         check_number("the device", dev, 0, _KDEV_MAX)
         check_number("the inode number", ino, -INT64_MAX - 1, INT64_MAX)
@@ -119,7 +119,7 @@ _BAD = (TypeError, ValueError, OverflowError)
 def read_all(
     read: Callable[[Sequence[Any]], T], found: Sequence[Sequence[Any]], path: bytes, table: str = ""
 ) -> Iterator[T]:
-    """Each row, read. A DatabaseError names the first bad one, and counts those like it.
+    """Read each row. A DatabaseError names the first bad row, and counts the others.
 
     `table` is that of the rows, which begin with their id; "" for other rows.
     """
@@ -153,7 +153,7 @@ _SEEN = f"SELECT {', '.join(FileStamp._fields)} FROM image_seen WHERE path = ?" 
 
 
 class StoredMappings:
-    """An open database, for reading. Without one: nothing is stored."""
+    """An open database, for reading. Without a file it has no rows."""
 
     def __init__(
         self, raw: sqlite3.Connection | None = None, path: bytes = b"", wait_s: float = 0
@@ -164,7 +164,7 @@ class StoredMappings:
         self._is_empty = raw is None or not self._fetch(_ANY)
 
     def load(self, keys: Collection[InodeKey], mntns: int = 0) -> dict[InodeKey, list[Mapping]]:
-        """Every mapping of each inode, the stale ones too, in the order they were first seen.
+        """Every mapping of each inode, also stale ones, in the order of their first storage.
 
         An inode without one has no item.
         """
@@ -186,7 +186,7 @@ class StoredMappings:
         return found
 
     def image_seen(self, path: AnyPath) -> FileStamp | None:
-        """How an image file was when it was last imported or written; None if it never was."""
+        """The stamp of an image file at its last import or write; None if there was none."""
         rows = self._fetch(_SEEN, to_text(absolute(path)))
         return next(read_all(_read_stamp, rows, self._path), None)
 

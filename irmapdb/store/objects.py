@@ -1,14 +1,14 @@
 """Compares the tables, indexes, views and triggers of a database with those of irmapdb.
 
 A schema is code: CHECK constraints, generated columns, triggers, foreign keys, defaults and indexes
-on expressions run whenever a row is read or written. So the text of each of our tables and indexes
-must be that of its revision (`schemas/`, where each file has what its revision adds or changes),
-and that of each of our views the one of `views.sql`. Spaces and line ends do not count: a column
-that was added later stands on the line of the one before.
+on expressions run when a row is read or written. So the text of each of our tables and indexes must
+be that of its revision. `schemas/` has a file for each revision, with its additions and changes.
+The text of each of our views must be that of `views.sql`. Spaces and line ends do not count,
+because a column that was added later is on the line of the previous column.
 
-A person may add plain tables, views, and indexes on plain columns. Nothing of irmapdb uses them.
-What would run by itself when irmapdb uses its own tables is refused: a trigger, a virtual table, a
-table with a foreign key, an index on an expression or with a condition, a unique index.
+A user may add plain tables, views, and indexes on plain columns. irmapdb does not use them. It
+refuses objects that can run when it uses its own tables: a trigger, a virtual table, a table with a
+foreign key, an index on an expression or with a condition, a unique index.
 
 Source: https://www.sqlite.org/schematab.html, https://www.sqlite.org/security.html.
 """
@@ -33,7 +33,7 @@ __all__ = ["SchemaObject", "check_kinds", "check_objects", "check_texts", "read_
 
 _MOST_OBJECTS = 1000
 _SCHEMAS = os.path.join(os.path.dirname(__file__), "schemas")
-# As bytes: no name need be UTF-8.
+# As bytes: a name need not be UTF-8.
 _OBJECTS = f"""
 SELECT CAST(type AS TEXT), CAST(name AS BLOB), CAST(tbl_name AS BLOB), CAST(sql AS BLOB)
 FROM sqlite_master LIMIT {_MOST_OBJECTS + 1}
@@ -60,7 +60,7 @@ class SchemaObject(Record):
 
 
 def read_objects(raw: sqlite3.Connection, path: bytes) -> list[SchemaObject]:
-    """All of a database; DatabaseError if there are more than a person would add."""
+    """All objects of a database; DatabaseError if there are more than a user would add."""
     found = [SchemaObject(*row) for row in raw.execute(_OBJECTS).fetchall()]
     if len(found) > _MOST_OBJECTS:
         raise another_file(
@@ -72,7 +72,7 @@ def read_objects(raw: sqlite3.Connection, path: bytes) -> list[SchemaObject]:
 
 
 def check_kinds(objects: Iterable[SchemaObject], tables: Collection[str], path: bytes) -> None:
-    """Refuse triggers, virtual tables, and what has the name of a table of ours and is none."""
+    """Refuse triggers, virtual tables, and other objects with the name of a table of ours."""
     for one in objects:
         # In any spelling: SQLite does not tell names apart by case.
         ours = _lower(one.name) in tables
@@ -84,7 +84,7 @@ def check_kinds(objects: Iterable[SchemaObject], tables: Collection[str], path: 
 def check_texts(
     objects: Iterable[SchemaObject], names: Iterable[str], revision: str, path: bytes
 ) -> None:
-    """Refuse if one of these tables or indexes is not there, or not as the revision makes it."""
+    """Refuse if one of these tables or indexes is missing, or differs from the revision."""
     found = {_lower(one.name): one for one in objects}
     for name in names:
         one = found.get(name)
@@ -97,7 +97,7 @@ def check_texts(
 def check_objects(
     objects: Collection[SchemaObject], revision: str, path: bytes, *, with_views: bool
 ) -> None:
-    """Refuse a schema that is not that of the revision, but for what people may add.
+    """Refuse a schema that is not that of the revision, except for additions of the user.
 
     `with_views`: compare ours too. Those of an older schema are made anew by the upgrade.
     """

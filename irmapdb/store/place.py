@@ -1,10 +1,10 @@
 """Decides where SQLite works: on the database itself, or on a private copy of it.
 
-SQLite uses files by their names. It rolls back whatever journal lies beside a database, deletes the
-file that the journal names, opens a FIFO and waits, and writes through a hard link. So it works on
-the database itself ("in place") only if no other user can put a file under these names:
+SQLite uses files by their names. It rolls back any journal beside a database, deletes the file that
+the journal names, opens a FIFO and waits, and writes through a hard link. So it works on the
+database itself ("in place") only if no other user can put a file under these names:
 
-- the directory and its parents belong to root or the caller, who alone may write to them
+- the directory and its parents belong to root or the caller, and only these may write to them
   (irmapdb.ownership);
 - so do the database and SQLite's files beside it; these are regular files with one link each.
 
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 __all__ = ["COPY_LIMIT_BYTES", "Place", "open_place"]
 
 COPY_LIMIT_BYTES = 1 << 30
-"""The largest database that a private copy is made of."""
+"""The largest database for a private copy."""
 
 UNREAD = b".unread"
 """Added to the name of a journal or log that was not read, when a new database is put beside it."""
@@ -87,11 +87,11 @@ class Place:
         self, path: bytes, directory: Directory, work: bytes, why_copied: str, wait_s: float = 0
     ) -> None:
         self.path = path
-        """As it was named, absolute: for messages."""
+        """The absolute path as the user named it, for messages."""
         self.directory = directory
         self.name = os.path.basename(path)
         self.work = work
-        """What SQLite opens."""
+        """The file that SQLite opens."""
         self.why_copied = why_copied
         """Why `work` is a private copy; "" if it is the database itself."""
         self.made = False
@@ -109,13 +109,13 @@ class Place:
         return bool(self.why_copied)
 
     def mark_changed(self) -> None:
-        """The copy is to be put back."""
+        """Record that the copy must be put back."""
         self._is_changed = self.copied
 
     def put_back(self) -> None:
-        """Make the copy the database, if a step has changed it.
+        """Replace the database by the copy, if a step has changed it.
 
-        DatabaseError: it was not done, and is not done later.
+        DatabaseError if that failed. It is not tried again.
         """
         if not self._is_changed:
             return
@@ -158,7 +158,7 @@ class Place:
         then = self._old
         if (now and _Stamp.of(now)) != (then and _Stamp.of(then)):
             raise self._was_written()
-        # A program that works in place has a lock on it as long as it has it open.
+        # A program that works in place has a lock on the file while it is open.
         end_s = time.monotonic() + self._wait_s
         while find_holder(self.path) is not None:
             if time.monotonic() > end_s:
@@ -186,10 +186,10 @@ class Place:
 def open_place(
     path: AnyPath, *, write: bool, create: bool = False, wait_s: float = 10.0
 ) -> Iterator[Place]:
-    """Decide where SQLite works, and make the copy if there has to be one.
+    """Decide where SQLite works, and make the copy if it is needed.
 
-    `create`: whether there may be no database yet. `wait_s`: how long to wait for another writer
-    of a directory where copies are made. What `put_back` was not called for is not kept.
+    `create`: whether there may be no database yet. `wait_s`: the longest wait for another writer of
+    a directory where copies are made. Without a call of `put_back`, changes of a copy are lost.
     """
     where = absolute(path)
     check_length(where)
@@ -289,7 +289,7 @@ def _check_size(path: bytes, size: int, why: str) -> None:
 
 
 def _lock(dir_fd: int, path: bytes, wait_s: float) -> None:
-    # Closed with the directory. Where no lock can be had, the stamp is compared all the same.
+    # Closed with the directory. Without a lock, the stamp is still compared.
     end_s = time.monotonic() + wait_s
     while True:
         try:

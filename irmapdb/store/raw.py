@@ -1,7 +1,7 @@
 """Opens SQLite's own connection to the file, with its mode, journal and pragmas.
 
-What only reads needs no more than this; SQLAlchemy, which takes longer to import than most
-questions take, comes on top of it in irmapdb.store.connect.
+Readers need only this module. irmapdb.store.connect adds SQLAlchemy, whose import takes longer than
+most queries.
 
 Source: https://www.sqlite.org/uri.html, https://www.sqlite.org/wal.html,
 https://www.sqlite.org/pragma.html.
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["check_unchanged", "connect_raw", "open_raw", "use_wal"]
 
-# What SQLite says of a WAL database where there can be no shared memory.
+# SQLite's error for a WAL database without shared memory.
 _NO_SHARED_MEMORY = {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PROTOCOL}
 _CACHE_KIB = 4 * 1024  # more is no faster, only more
 _PLAIN = frozenset(b"/-._~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
@@ -33,14 +33,14 @@ _SHARED_MEMORY_BYTES = 32 * 1024  # WALINDEX_PGSZ in sqlite's src/wal.c
 
 
 class _Unlocked(Bounded):
-    """Reads a file as one that never changes, without a lock; `stamp` tells if it did."""
+    """Reads a file as if it never changes, without a lock; `stamp` detects a change."""
 
     path = b""
     stamp: tuple[int, ...] = ()
 
 
 def open_raw(path: bytes, *, write: bool, wait_s: float) -> sqlite3.Connection:
-    """SQLite's own connection to an absolute path; a transaction is only what is begun."""
+    """SQLite's own connection to an absolute path. It begins no transaction by itself."""
     if not write and (_never_changes(path) or _has_no_space_for_locks(path)):
         return _open_unlocked(path)
     return sqlite3.connect(
@@ -68,8 +68,8 @@ def _open_unlocked(path: bytes) -> _Unlocked:
 
 
 def _never_changes(path: bytes) -> bool:
-    # A WAL database on a read-only filesystem can be read only so: there is no place for the
-    # shared memory.
+    # This is the only way to read a WAL database on a read-only filesystem: there is no place
+    # for the shared memory.
     try:
         read_only = os.statvfs(path).f_flag & os.ST_RDONLY
     except OSError:
@@ -84,13 +84,13 @@ def _has_no_space_for_locks(path: bytes) -> bool:
 
 
 def _has_no_room_for_locks(path: bytes) -> bool:
-    # The same, where it is only we who may make no file.
+    # The same, if only we may not make a file.
     writable = os.access(os.path.dirname(path), os.W_OK, effective_ids=True)
     return not writable and not os.path.lexists(path + b"-wal") and not _has_log(path)
 
 
 def _has_log(path: bytes) -> bool:
-    # Something that belongs to the database and that who reads without locks would leave out.
+    # A file of the database that a reader without locks would ignore.
     return any(_size_of(path + suffix) for suffix in (b"-wal", b"-journal"))
 
 
@@ -107,7 +107,7 @@ def _stamp(path: bytes) -> tuple[int, ...]:
 
 
 def check_unchanged(raw: object) -> None:
-    """Raise DatabaseError if what was read without locks has changed meanwhile."""
+    """Raise DatabaseError if a file that was read without locks has changed meanwhile."""
     if isinstance(raw, _Unlocked) and raw.stamp != _stamp(raw.path):
         raise DatabaseError(
             show(raw.path),
@@ -166,12 +166,12 @@ def _configured(raw: sqlite3.Connection, pragmas: Iterable[str]) -> sqlite3.Conn
 def connect_raw(
     place: Place, *, write: bool, wait_s: float, foreign_keys: bool = True
 ) -> Iterator[sqlite3.Connection]:
-    """A connection to a database, with our bounds, closed at the end."""
+    """A connection to a database, with our limits, closed at the end."""
     pragmas = [
         *PRAGMAS,
         f"PRAGMA query_only = {'OFF' if write else 'ON'}",
         f"PRAGMA foreign_keys = {'ON' if foreign_keys else 'OFF'}",
-        # The first to read the file: what is no database fails here.
+        # The first read of the file: another type of file fails here.
         f"PRAGMA cache_size = -{_CACHE_KIB}",
         "PRAGMA temp_store = MEMORY",
     ]
@@ -210,10 +210,10 @@ def _open_anywhere(
 
 
 def use_wal(path: bytes) -> None:
-    """Switch to the write-ahead log where the filesystem allows it, so that readers never wait.
+    """Switch to the write-ahead log if the filesystem allows it, so that readers never wait.
 
-    Where it has no shared memory (some FUSE filesystems), or another process uses the
-    database at this moment, it stays in rollback mode.
+    If it has no shared memory (some FUSE filesystems), or another process uses the database at this
+    moment, it stays in rollback mode.
     """
     raw = open_raw(path, write=True, wait_s=0)
     try:

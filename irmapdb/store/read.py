@@ -1,7 +1,7 @@
 """Has the queries of the library: whole tables as iterators, and the lookups of a step.
 
-Long answers are read a page at a time, by the row's id, so that no cursor stays open and no
-writer is held up while the caller works on a row.
+Long answers are read in pages, by the row's id. So no cursor stays open, and no writer waits while
+the caller works on a row.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Reader:
         return found
 
     def image_entries(self) -> list[CacheEntry]:
-        """What `irmap-cache` should hold, in its order: the image list without stale mappings."""
+        """The entries for `irmap-cache`, in its order: the image list without stale mappings."""
         with translated(self.path, self._wait_s):
             return fetch_entries(raw_of(self._connection), self.path)
 
@@ -110,13 +110,13 @@ class Reader:
             yield from self._read(read, page)
 
     def watches(self, run_id: int) -> Iterator[WatchRow]:
-        """What one run saw, in the order in which it saw it; nothing for an unknown run."""
+        """The watches of one run, in their order; none for an unknown run."""
         of_run = select(*rows.WATCH_COLUMNS).where(tables.watch.c.run_id == run_id)
         for page in self._pages(of_run, tables.watch.c.id):
             yield from self._read_watches(page)
 
     def changes(self) -> Iterator[ChangeRow]:
-        """What happened to the mappings, oldest first."""
+        """The changes of the mappings, oldest first."""
         for page in self._pages(select(*rows.CHANGE_COLUMNS), tables.change.c.id):
             yield from self._read(rows.read_change, page)
 

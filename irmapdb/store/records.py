@@ -15,7 +15,7 @@ __all__ = ["ChangeRow", "FileStamp", "RunRow", "WatchRow"]
 
 
 class FileStamp(Record):
-    """What stat(2) says of a file; as long as it is the same, so is the file."""
+    """The stat(2) of a file. While it is the same, the file is unchanged."""
 
     st_dev: int
     """As user space sees it: not a kdev."""
@@ -29,12 +29,12 @@ class FileStamp(Record):
 
 
 class RunRow(Record):
-    """One step, as it was stored."""
+    """One stored step."""
 
     id: int
     event: Event
     pid: int | None
-    """The root task; None where the step had none (import)."""
+    """The root task; None if the step had none (import)."""
     comm: bytes | None
     started_at: datetime
     finished_at: datetime
@@ -43,7 +43,7 @@ class RunRow(Record):
 
 
 class WatchRow(Record):
-    """What one run saw of one watch. Either `path` or `why` is None."""
+    """One watch in one run. Either `path` or `why` is None."""
 
     watch: Watch
     comm: bytes | None
@@ -51,13 +51,13 @@ class WatchRow(Record):
     why: str | None
     """Why there is no path."""
     mntns: int = 0
-    """As in Mapping: whose root the path starts at."""
+    """As in Mapping: the mount namespace of the path."""
     tried: tuple[Tried, ...] = ()
-    """What each resolver said, where there is no path."""
+    """The answer of each resolver, if there is no path."""
 
 
 class ChangeRow(Record):
-    """What happened to a mapping, when, and in which run."""
+    """A change of a mapping, with its time and run."""
 
     id: int
     run_id: int | None

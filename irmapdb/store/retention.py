@@ -1,22 +1,22 @@
 """Deletes old rows, so that a database stops growing.
 
-- `run`, with its rows in `watch` and `tried`: the newest `keep_runs` are kept, and of these as
-  many as together have no more than `keep_rows` watches; the newest pre-dump or dump in any case.
-  What came after that one (imports, audits that wrote) is counted like all others.
+- `run`, with its rows in `watch` and `tried`: the newest `keep_runs` are kept, and of these as many
+  as together have no more than `keep_rows` watches; the newest pre-dump or dump is always kept.
+  Later runs (imports, audits that wrote) count like all others.
 - `change`: kept as long as stale mappings, and no more than `keep_rows`.
 - `mapping`, stale: kept for `stale_older_than` since it went stale.
-- `mapping`, live: what stands in `irmap-cache` or was used by the newest run is kept; the rest for
-  `unused_older_than` since it was last used. Of this rest and the stale ones together no more
-  than `keep_rows`.
+- `mapping`, live: kept if it is in `irmap-cache` or the newest run used it; the others are kept for
+  `unused_older_than` since their last use. The others and the stale ones together are at most
+  `keep_rows`.
 
-A step takes out a few thousand rows, or twice as many as it wrote itself: so what it leaves behind
-cannot become more and more. Old runs and changes are the first of their tables, and cost no look
-at what is kept. Old mappings lie everywhere among the others, so these are looked through where
-the step had much to do anyway, and else every 32nd time.
+A step deletes a few thousand rows, or twice as many as it wrote itself, so the old rows cannot
+accumulate. Old runs and changes are the first of their tables, so kept rows need not be read. Old
+mappings are anywhere in their table. So a step reads that table only if it had much to do anyway,
+or every 32nd time.
 
-The pages go to SQLite's list of free ones and are used again: the file stays as large as it once
-was. It is not made smaller behind each step (`PRAGMA auto_vacuum`), which would move pages about
-for ever only to ask for them again a minute later; `Store.vacuum` does it once, when asked.
+SQLite uses the free pages again, so the file does not become smaller. `PRAGMA auto_vacuum` would
+make it smaller after each step, but it would move pages all the time that the next step needs
+again. `Store.vacuum` does it once, on request.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ __all__ = ["Pruned", "count", "prune"]
 
 
 class Pruned(Record):
-    """How many rows were taken out, or would be."""
+    """The number of rows that were deleted, or would be."""
 
     runs: int = 0
     watches: int = 0
@@ -68,12 +68,12 @@ _ALL = -1  # no LIMIT, https://www.sqlite.org/lang_select.html#limitoffset
 
 
 class _OldRuns(Record):
-    """The runs that are not kept: all up to the newest of them, but for one."""
+    """The runs to delete: all up to the newest of them, except one."""
 
     newest: int
     """0 if all are kept."""
     step: int
-    """The newest step, which stays wherever it stands."""
+    """The newest step, which is always kept."""
 
     def have(self, run_id: ColumnElement[int]) -> ColumnElement[bool]:
         """Whether one of them has this id."""
@@ -85,10 +85,10 @@ _last_step = select(_run.id).where(_is_step).order_by(_run.id.desc()).limit(1)
 
 
 def prune(connection: Connection, keep: Retention, now: datetime, wrote: int) -> Pruned:
-    """Take out what need not be kept, the oldest first, at the end of a step.
+    """Delete old rows, the oldest first, at the end of a step.
 
-    `wrote`: how many rows the step has written. One run and its watches may be more than is to
-    be taken out.
+    `wrote`: the number of rows that the step has written. It deletes a run with all its watches, so
+    it may delete more rows than the limit.
     """
     at_most = _FEW + 2 * wrote
     runs, watches = _prune_runs(connection, keep, at_most)
@@ -111,7 +111,7 @@ def _prune_mappings(connection: Connection, keep: Retention, now: datetime, at_m
 
 
 def count(connection: Connection, keep: Retention, now: datetime) -> Pruned:
-    """How many rows `prune` would take out if it was called until nothing is left to do."""
+    """The number of rows that repeated calls of `prune` would delete."""
     old = _old_runs(connection, keep)
     last_change = _last_change(connection, keep, now, _ALL)
     some = _old_mappings(connection, keep, now, _ALL)
@@ -159,7 +159,7 @@ def _prune_runs(connection: Connection, keep: Retention, at_most: int) -> tuple[
 
 
 def _last_change(connection: Connection, keep: Retention, now: datetime, at_most: int) -> int:
-    """The newest change that is not kept, of the oldest `at_most`; 0 if all are.
+    """The newest change to delete, of the oldest `at_most`; 0 if all are kept.
 
     Changes are numbered in the order of time, and taken out in that order.
     """
@@ -182,7 +182,7 @@ def _last_change(connection: Connection, keep: Retention, now: datetime, at_most
 def _old_mappings(
     connection: Connection, keep: Retention, now: datetime, at_most: int
 ) -> Select[tuple[int]] | None:
-    """Which mappings are not kept, the oldest `at_most`, as a query for ids; None if all are."""
+    """The mappings to delete, the oldest `at_most`, as a query for ids; None if all are kept."""
     used = func.coalesce(_mapping.last_used_at, _mapping.first_seen_at)
     stale = _mapping.stale_at.is_not(None)
     latest = select(func.max(_run.finished_at)).where(_is_step).scalar_subquery()

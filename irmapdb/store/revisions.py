@@ -48,12 +48,12 @@ class Revision(Record):
 
     id: str
     down: str | None
-    """The one before it; None for the first."""
+    """The previous revision; None for the first."""
     subject: str
 
 
 class Upgrade(Record):
-    """What `upgrade` did: from where, to where, and the copy of what was there before."""
+    """The result of `upgrade`: the old and new revision, and the backup."""
 
     old: str
     new: str
@@ -92,7 +92,7 @@ def _only(down: object) -> str | None:
 
 
 def upgrade(path: AnyPath, *, wait_s: float = 10.0) -> Upgrade:
-    """Bring a database to the newest schema; what was there before stays beside it.
+    """Upgrade a database to the newest schema; a backup of the old file stays beside it.
 
     On an error the database is as it was.
     """
@@ -101,7 +101,7 @@ def upgrade(path: AnyPath, *, wait_s: float = 10.0) -> Upgrade:
 
 
 def upgrade_place(place: Place, *, wait_s: float) -> Upgrade:
-    """The same for a database that is being used; a private copy of it is put back."""
+    """The same for an open database; a private copy of it is put back."""
     # Foreign keys are off: a table is rebuilt by dropping the old one, which would take the
     # rows that refer to it along.
     with (
@@ -164,7 +164,7 @@ def backup(path: AnyPath, dest: AnyPath) -> None:
     """Copy a database, also one that is being written, to a new file of mode 0600."""
     to = absolute(dest)
     with open_place(path, write=False) as place, _directory_of(to) as dir_fd:
-        _current(place)  # says what it is, if it is none of ours
+        _current(place)  # raises an error if it is no database of irmapdb
         if os.path.lexists(to):
             raise DatabaseError(show(to), "is there already", advice="name a new file")
         _copy(place, dir_fd, to, replace=False, elsewhere="name a file elsewhere")

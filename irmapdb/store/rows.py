@@ -1,8 +1,8 @@
 """Converts between rows of the database and the types of irmapdb.model.
 
-Writing: `*_values` gives a tuple for each row, and `*_FIELDS` names what stands in it. Reading:
-`*_COLUMNS` names what to select and `read_*` takes such a row. A word that we do not know
-(`source`, `kind`, …) raises ValueError.
+Writing: `*_values` gives a tuple for each row, and `*_FIELDS` has the names of its fields. Reading:
+`*_COLUMNS` has the columns to select, and `read_*` takes such a row. An unknown word (`source`,
+`kind`, …) raises ValueError.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ __all__ = [
 STATS = tuple(name for name in RunStats.__match_args__ if name != "sources")
 """The fields of RunStats that are columns of `run`."""
 
-# A few words that every row repeats: the look-up is dearer than the rest of the row.
+# A few words that every row repeats: without this cache they would take most of the time.
 _stale_reason = lru_cache(StaleReason)
 _watch_kind = lru_cache(WatchKind)
 
@@ -115,7 +115,7 @@ CHANGE_COLUMNS = _columns(
 
 
 def maybe_text(raw: bytes | None) -> str | bytes | None:
-    """The stored form of what need not be there."""
+    """The stored form of an optional value."""
     return None if raw is None else to_text(raw)
 
 
@@ -144,7 +144,7 @@ def resolved_values(resolved: Iterable[Resolved], now: datetime) -> Iterator[tup
                 yield *identity, to_text(path), *rest
 
 
-# What is unique of a mapping, under names that no column has.
+# The unique fields of a mapping, under names that no column has.
 _KEY = ("key_dev", "key_ino", "key_path", "key_mntns")
 STALE_FIELDS = (*_KEY, "now", "reason")
 
@@ -152,7 +152,7 @@ STALE_FIELDS = (*_KEY, "now", "reason")
 def stale_values(
     items: Iterable[tuple[Mapping, StaleReason]], now: datetime
 ) -> Iterator[tuple[Any, ...]]:
-    """The key of each mapping, when and why it went stale."""
+    """The key of each mapping, and the time and reason of its becoming stale."""
     at = to_time(now)
     for mapping, reason in items:
         kdev, ino, _ = mapping.identity

@@ -1,8 +1,8 @@
 """Defines the tables of `irmap.db` at the newest revision.
 
 A new database is made from here; an older one gets here by the revisions in `migrations/`.
-tests/test_migrations.py keeps the two the same, word for word. irmapdb.store.values says
-in which form inode numbers, paths and times are kept.
+tests/test_migrations.py keeps the two the same, word for word. irmapdb.store.values describes the
+stored form of inode numbers, paths and times.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ mapping = Table(
     UniqueConstraint("dev", "ino", "path", "mntns"),
 )
 
-# What the `irmap-cache` image holds, in its order. One mapping may stand in it more than once:
+# The entries of the `irmap-cache` image, in its order. A mapping may be in it more than once:
 # CRIU writes an entry a watch.
 image_entry = Table(
     "image_entry",
@@ -140,7 +140,7 @@ run = Table(
     Column("stale", Integer, nullable=False),
     Column("scanned", Integer, nullable=False),
     Column("outcome", Text, nullable=False),
-    # What the time in a freeze went into; 0 and "" for a step without one.
+    # The parts of the time in a freeze; 0 and "" for a step without one.
     Column("tasks_frozen", Integer, nullable=False, server_default=text("0")),
     Column("reread_us", Integer, nullable=False, server_default=text("0")),
     Column("reparsed", Integer, nullable=False, server_default=text("0")),
@@ -152,7 +152,7 @@ run = Table(
     Column("paused_us", Integer, nullable=False, server_default=text("0")),
 )
 
-# How many identities each resolver answered.
+# The number of identities that each resolver answered.
 run_source = Table(
     "run_source",
     metadata,
@@ -183,7 +183,7 @@ watch = Table(
     Index(None, "run_id"),
 )
 
-# What each resolver said of a watch that none could resolve, in the order they were asked.
+# The answer of each resolver for a watch without a path, in the order of the resolvers.
 tried = Table(
     "tried",
     metadata,

@@ -3,8 +3,8 @@
 | in Python | in the file |
 |---|---|
 | unsigned 64-bit inode number | INTEGER, two's complement: SQLite's integers are signed |
-| path, comm: any bytes | TEXT where they are UTF-8 without NUL, else BLOB |
-| aware datetime | TEXT, UTC, `YYYY-MM-DD HH:MM:SS.ffffff`: what SQLite's date functions read |
+| path, comm: any bytes | TEXT if they are UTF-8 without NUL, else BLOB |
+| aware datetime | TEXT, UTC, `YYYY-MM-DD HH:MM:SS.ffffff`: as SQLite's date functions read it |
 
 `to_*` gives the stored form, `from_*` takes it. Plain functions, not SQLAlchemy's
 TypeDecorator: that would take half of the time of every bulk statement.
@@ -54,7 +54,7 @@ def from_ino(value: int) -> int:
 
 
 def to_text(raw: bytes) -> str | bytes:
-    """Text where every SQLite tool can read it as text, else the bytes.
+    """Text if every SQLite tool can read it as text, else the bytes.
 
     A NUL goes into a BLOB: SQLite's own functions and the shell cut TEXT off there. Select it
     as `CAST(… AS BLOB)`: then not even TEXT that another tool has spoilt can fail to decode.
@@ -67,7 +67,7 @@ def to_text(raw: bytes) -> str | bytes:
 
 
 def to_words(text: str) -> str:
-    """Words for people, which may name what is no UTF-8: SQLite takes no lone surrogates."""
+    """Text for people. A name in it may not be UTF-8, and SQLite accepts no lone surrogates."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
@@ -81,7 +81,7 @@ def to_time(at: datetime) -> str:
 
 @lru_cache(maxsize=1024)
 def from_time(value: object) -> datetime:
-    """The aware datetime again. What is no such text raises ValueError."""
+    """The aware datetime again. ValueError for any other text."""
     if not isinstance(value, str) or not _TIME.fullmatch(value):
         raise ValueError(f"{_shown(value)} is no time")
     at = datetime.fromisoformat(value).replace(tzinfo=UTC)

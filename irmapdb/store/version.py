@@ -1,7 +1,7 @@
 """Reads the schema revision of a file. Every open begins with it.
 
-The revision stands in alembic's own table; `application_id` tells our files from
-those of other programs with alembic. Source: https://www.sqlite.org/pragma.html#pragma_application_id.
+The revision is in alembic's own table. `application_id` distinguishes our files from those of other
+programs with alembic. Source: https://www.sqlite.org/pragma.html#pragma_application_id.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 APPLICATION_ID = 0x49524D50
-"""`PRAGMA application_id` of our files ("IRMP"): tells a newer schema from a foreign database."""
+"""`PRAGMA application_id` ("IRMP"): distinguishes a newer schema from a foreign database."""
 
 REVISIONS = ("0001", "0002", "0003", "0004")
 """Every schema revision, oldest first. Known here so that opening needs no alembic."""
@@ -47,8 +47,8 @@ TABLES = frozenset(
 def read_revision(raw: sqlite3.Connection, place: Place) -> str | None:
     """The revision of the schema, one of REVISIONS; None for an empty database.
 
-    A foreign database, one with a newer schema, and one that would run what irmapdb did not put
-    there, raises DatabaseError.
+    DatabaseError for a foreign database, for a newer schema, and for a schema that can run foreign
+    code.
     """
     path = place.path
     objects = read_objects(raw, path)
@@ -96,7 +96,7 @@ def _check_whole(raw: sqlite3.Connection, place: Place) -> None:
 
 
 def check_newest(raw: sqlite3.Connection, place: Place) -> None:
-    """Raise DatabaseError unless it is a database of ours, with the newest schema."""
+    """Raise DatabaseError unless it is a database of irmapdb with the newest schema."""
     revision = read_revision(raw, place)
     if revision is None:
         raise refuse_empty(place.path)
@@ -109,7 +109,7 @@ def check_newest(raw: sqlite3.Connection, place: Place) -> None:
 
 
 def refuse_empty(path: bytes) -> DatabaseError:
-    """The error for an empty database where one with data is needed."""
+    """The error for an empty database."""
     return DatabaseError(
         show(path),
         "an empty database",

@@ -1,8 +1,8 @@
 """Creates the views of the schema from `views.sql`.
 
-A view holds no data, so it is never changed: an upgrade takes all away, lets the revisions work
-on the tables alone (SQLite renames no table that a view speaks of), and makes those of the newest
-schema. migrations/env.py does that around every upgrade.
+An upgrade drops all views, because SQLite renames no table that a view uses. Then the revisions
+change the tables, and the upgrade makes the views of the newest schema. migrations/env.py does that
+around every upgrade.
 
 Source: https://www.sqlite.org/lang_createview.html, https://www.sqlite.org/lang_altertable.html.
 """
@@ -30,7 +30,7 @@ def statements() -> dict[str, str]:
 
 
 def create(connection: Connection, others: dict[str, str] | None = None) -> None:
-    """Make all views, in the caller's transaction; and `others`, where ours leave them the name."""
+    """Make all views in the caller's transaction, and `others` unless ours have the same name."""
     for statement in ((others or {}) | statements()).values():
         connection.exec_driver_sql(statement)
 
@@ -38,7 +38,7 @@ def create(connection: Connection, others: dict[str, str] | None = None) -> None
 def drop(connection: Connection) -> dict[str, str]:
     """Drop all views, in the caller's transaction; the statements that made them, by name.
 
-    Some may be a person's own.
+    Some may be the user's own.
     """
     found = connection.exec_driver_sql("SELECT name, sql FROM sqlite_master WHERE type = 'view'")
     dropped = dict(map(tuple, found.all()))

@@ -50,8 +50,8 @@ _UNIQUE = (_mapping.dev, _mapping.ino, _mapping.path, _mapping.mntns)
 class _Bulk:
     """A statement that is run for many rows, compiled once.
 
-    SQLAlchemy writes the SQL; the rows go to the driver as tuples, in the form that
-    irmapdb.store.values gives them. Its own work on each row would take longer than SQLite's.
+    SQLAlchemy writes the SQL. The rows go directly to the driver as tuples, in the form of
+    irmapdb.store.values, because SQLAlchemy's work on each row would take longer than SQLite's.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class _Bulk:
         self._arrange = itemgetter(*map(fields.index, compiled.positiontup or ()))
 
     def run(self, connection: Connection, values: Iterable[tuple[Any, ...]]) -> None:
-        """Run it for each row, in batches; what is no column or parameter is left out."""
+        """Run it for each row, in batches. Fields without a column or parameter are left out."""
         tuples = map(self._arrange, values)
         while batch := list(islice(tuples, _BATCH)):
             connection.exec_driver_sql(self.sql, batch)
@@ -142,34 +142,34 @@ class Step(Reader):
     """An open step; made by Store.step, which commits it."""
 
     def flag_all(self) -> None:
-        """Flag every mapping that is not stale: to be proved before it is used."""
+        """Flag every live mapping, so that it is proved before use."""
         self._connection.execute(_FLAG_ALL)
 
     def import_entries(self, entries: Sequence[CacheEntry], now: datetime) -> int:
-        """Take in an image's entries, to be proved before they are used.
+        """Add an image's entries, as mappings that must be proved before use.
 
-        They go to the end of what `irmap-cache` holds, in their order and with their
-        duplicates; the places that the same mappings had there before are given up. A stale
-        mapping is live again. Returns how many mappings are new.
+        They go to the end of the list of `irmap-cache`, in their order and with their duplicates.
+        Earlier places of the same mappings are removed. A stale mapping becomes live again. Returns
+        the number of new mappings.
         """
         before = self._count_mappings()
         image_list.take_in(self._connection, entries, now, self.path)
         return self._count_mappings() - before
 
     def prove(self, resolved: Iterable[Resolved], now: datetime, *, used: bool = True) -> None:
-        """Store each proved path: proved now, not stale, with the handle it has now.
+        """Store each proved path: proved now, live, with its present handle.
 
-        `used`: that it was for a watch, too.
+        `used`: whether it is also the path of a watch.
         """
         statement = _PROVE if used else _PROVE_UNUSED
         statement.run(self._connection, rows.resolved_values(resolved, now))
 
     def mark_stale(self, items: Iterable[tuple[Mapping, StaleReason]], now: datetime) -> None:
-        """Mark what no longer holds. What is stale already keeps its time and reason."""
+        """Mark mappings as stale. A mapping that is stale already keeps its time and reason."""
         _MARK_STALE.run(self._connection, rows.stale_values(items, now))
 
     def set_image(self, entries: Iterable[CacheEntry]) -> None:
-        """Make these, in this order, what `irmap-cache` holds.
+        """Replace the list of `irmap-cache` by these entries, in this order.
 
         Each must be a mapping: DatabaseError otherwise.
         """
@@ -208,14 +208,14 @@ class Step(Reader):
         return run_id
 
     def add_watches(self, run_id: int, watches: Iterable[WatchRow]) -> None:
-        """Store what a run saw, and what was tried for each watch without a path."""
+        """Store the watches of a run, and the answers of the resolvers for those without a path."""
         first_id = self._connection.scalars(_LAST_WATCH).one() + 1
         numbered = list(enumerate(watches, first_id))
         _WATCH.run(self._connection, rows.watch_values(run_id, numbered))
         _TRIED.run(self._connection, rows.tried_values(numbered))
 
     def add_changes(self, run_id: int, changes: Iterable[Change], now: datetime) -> None:
-        """Store what a run changed, after the mappings: a change points to the one of its path."""
+        """Store the changes of a run, after its mappings, because a change refers to a mapping."""
         _CHANGE.run(self._connection, rows.change_values(run_id, changes, now))
 
     def prune(self, keep: Retention, now: datetime, wrote: int) -> Pruned:
