@@ -57,4 +57,4 @@ def warnings_into(texts: list[str]) -> Iterator[None]:
     try:
         yield
     finally:
-        _collected.remove(texts)
+        _collected.pop()

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from irmapdb.audit.path_look import look_at_path
 from irmapdb.kernel.identity import identify
 from irmapdb.kernel.root import open_root
 from irmapdb.model import CacheEntry, Identity, Resolved, Source
@@ -313,3 +315,11 @@ def test_errors(case: Case, words: tuple[str, ...], code: int, message: str) -> 
     assert message in done.stderr.decode()
     assert done.stderr.count(b"\n") == 1
     assert done.stdout == b""
+
+
+def test_a_time_that_python_does_not_know():
+    """A tenant sets the time of a directory to the year 33658, which a tmpfs keeps."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as top, open_root(os.getpid()) as root:
+        os.utime(top, ns=(0, 10**21))
+        look = look_at_path(root, os.fsencode(top) + b"/gone")
+    assert (look.found, look.changed_at) == (None, None)

@@ -150,6 +150,20 @@ def test_a_tab(shell: str, place: Path) -> None:
     assert got == LINES
 
 
+@pytest.mark.parametrize("shell", list(_SHELLS))
+@pytest.mark.parametrize(
+    "names", [(b"/t/$(touch owned)=",), (b"/t/$(touch owned)/a", b"/t/$(touch owned)/b")]
+)
+def test_a_name_is_never_a_command(shell: str, names: tuple[bytes, ...], place: Path) -> None:
+    entries = [CacheEntry(254 << 20, 800 + ino, name) for ino, name in enumerate(names)]
+    (place / "hostile").write_bytes(cache.encode_cache(entries))
+    assert irmapdb("import", place / "hostile", "-W", place).code == 0
+    with _Terminal(shell, place) as terminal:
+        (*_, word) = terminal.type("lookup /t/")
+    assert not (place / "owned").exists()
+    assert os.fsencode(word)[:6] in {b"/t", b"/t/$(t"}
+
+
 def _proposed(monkeypatch: pytest.MonkeyPatch, *words: str) -> dict[str, str]:
     monkeypatch.setenv("_IRMAPDB_COMPLETE", "fish")
     done = irmapdb(*words)

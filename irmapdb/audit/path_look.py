@@ -64,8 +64,12 @@ def _look(root: Root, path: bytes) -> _Sight:
         os.close(fd)
 
 
-def _time(ns: int) -> datetime:
-    return datetime.fromtimestamp(ns / 1e9, UTC)
+def _time(ns: int) -> datetime | None:
+    # utimensat(2) takes any time; that of a directory is the tenant's choice.
+    try:
+        return datetime.fromtimestamp(ns / 1e9, UTC)
+    except (ValueError, OverflowError, OSError):
+        return None
 
 
 def _why_unseen(error: OSError) -> str:

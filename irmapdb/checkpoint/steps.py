@@ -412,6 +412,7 @@ def _mount_marks(file: WatchFile) -> Iterator[Mark]:
 def _tree(options: StepOptions) -> Iterator[_Tree]:
     tasks.task_tree(options.pid)  # check that it exists before anything is created for it
     with open_root(options.pid) as root, FdinfoFiles() as texts:
+        root.adopt(options.config, options.scan_paths)
         check_scan_paths(root, options.scan_paths, options.config)
         yield _Tree(options.pid, root, texts)
 

@@ -69,7 +69,10 @@ def answer(group: TyperGroup, words: Sequence[str]) -> str:
     with suppress(IrmapError, OSError, ValueError):
         # A line break or tab in a value has no place in a line.
         found = [one for one in propose(group, words) if one.value.isprintable()]
-    return "".join(f"{value}\t{about}\n" if about else f"{value}\n" for value, about in found)
+    return "".join(
+        f"{value}\t{about}\n" if about and about.isprintable() else f"{value}\n"
+        for value, about in found
+    )
 
 
 def propose(group: TyperGroup, words: Sequence[str]) -> Iterator[Proposal]:

@@ -144,8 +144,9 @@ def _install(
         program = _program()
         config_files.check_hook(program)
         _compile()
+        python = hook_script.find_python()
         for file in config_files.of_runtime(runtime, Path(os.path.abspath(criu_dir))):
-            hook_script.write_script(called, program, file, python=Path(sys.executable))
+            hook_script.write_script(called, program, file, python=python)
     _show(config_files.install(runtime, called, criu_dir), as_json=as_json)
     return called
 

@@ -11,6 +11,8 @@ import contextlib
 import os
 import site
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 from irmapdb import config, files
@@ -27,6 +29,7 @@ __all__ = [
     "RUN_DIRECTORY",
     "SCRIPT_PATH",
     "check_parents",
+    "find_python",
     "is_script",
     "release_script",
     "script_text",
@@ -115,6 +118,26 @@ def release_script(path: Path, config_file: Path) -> bool:
         with contextlib.suppress(OSError):  # it has other files
             path.parent.rmdir()
     return True
+
+
+def find_python() -> Path | None:
+    """The interpreter that the script may start without `site`.
+
+    None if the modules are not found then, as where the environment relies on .pth files: there
+    the script starts the program instead.
+    """
+    if not sys.executable:
+        return None
+    code = (
+        "import sys; sys.path += sys.argv[1].split(':');"
+        "import irmapdb.criu.hook_job, sqlalchemy, alembic, google.protobuf"
+    )
+    command = [sys.executable, "-ISc", code, _packages()]
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=60, check=False)  # noqa: S603 our own
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return Path(sys.executable) if done.returncode == 0 else None
 
 
 def check_parents(path: Path) -> None:

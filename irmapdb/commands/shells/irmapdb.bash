@@ -31,8 +31,9 @@ _irmapdb() {
         word=${word%%$'\t'*}
         [[ $word == *= ]] && compopt -o nospace
         word=${word#"$typed"}
-        # One that is put in is quoted; in a list it would only be hard to read.
-        if ((${#lines[@]} == 1)) && [[ $word != *= ]]; then printf -v word %q "$word"; fi
+        # Quoted, each one: readline also puts in what several have in common, and a name that
+        # another user chose must not become a command.
+        printf -v word %q "$word"
         COMPREPLY+=("$word")
     done
 }

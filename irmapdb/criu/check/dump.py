@@ -164,6 +164,8 @@ def check_dump(options: DumpCheckOptions) -> DumpCheck:
         ) as observer,
     ):
         criu_view.root.adopt(options.config, options.scan_paths)
+        for nested in criu_view.nested:
+            nested.adopt(options.config)
         other_root = (
             _other_root(criu_view.root) if criu_view.foreign and criu_view.root.prefix else None
         )
