@@ -18,7 +18,7 @@ __all__ = ["paused", "run_rarely", "stop"]
 
 @contextlib.contextmanager
 def paused(*, collect_first: bool = False) -> Iterator[None]:
-    """No collection in this block; a whole one before it, where asked for."""
+    """No collection in this block; on request a full collection before it."""
     was_enabled = gc.isenabled()
     if collect_first:
         gc.collect()

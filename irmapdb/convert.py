@@ -1,7 +1,7 @@
 """Converts between the three forms: CRIU's image (PB), crit's JSON, and the database.
 
-What a file is, its content tells, never its name. All three hold the same list, in order and
-with its duplicates: what `irmap-cache` holds.
+The type of a file is detected from its content, never from its name. All three forms have the same
+list in the same order, with its duplicates: the list of `irmap-cache`.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _SUFFIXES = {
 
 
 class Content(Record):
-    """What a file held."""
+    """The content of a file."""
 
     format: Format
     entries: tuple[CacheEntry, ...]
@@ -60,8 +60,8 @@ class Imported(Record):
 
     entries: int
     unusable: int
-    """Those of them whose path nothing can be at. They are kept, as every byte of an image is, but
-    no proof accepts them."""
+    """The entries with an impossible path. They are kept, like every byte of an image, but no proof
+    accepts them."""
 
 
 def format_for(destination: Path) -> Format:
@@ -105,7 +105,7 @@ def encode(entries: Iterable[CacheEntry], form: Format, *, pretty: bool = False)
 
 
 def convert(source: Path, destination: Path, form: Format, *, pretty: bool = False) -> Content:
-    """Write what one file holds into another, replaced whole.
+    """Write the content of one file into another, which is replaced whole.
 
     FileError for a destination that is the source, or a database: that is only made new.
     """
@@ -178,8 +178,8 @@ def read_database(path: Path) -> tuple[CacheEntry, ...]:
 
 
 def _check_replaceable(source: Path, destination: Path) -> None:
-    # Before any database is open: see store/file.py. What cannot be looked at, or is no regular
-    # file, is refused by who writes it.
+    # Before any database is open: see store/file.py. A file that cannot be read, or is no regular
+    # file, is refused by its writer.
     with suppress(OSError):
         if str(source) != "-" and os.path.samestat(os.stat(source), os.lstat(destination)):
             message = f"{destination}: is the file that is read"
@@ -207,7 +207,7 @@ def _make_database(destination: Path, entries: Sequence[CacheEntry]) -> None:
         message = f"{printable(destination.parent)}: no such directory"
         raise FileError(message, advice="make it first")
     files.check_replaceable(destination)
-    # Made elsewhere and put there when it is whole; that never replaces what is there.
+    # Made elsewhere and renamed into place when it is whole. That never replaces an existing file.
     try:
         with scratch_directory("convert") as scratch:
             made = os.path.join(scratch, b"new.db")

@@ -25,7 +25,7 @@ def parse_duration(text: str) -> timedelta:
 
 
 def before(now: datetime, span: timedelta) -> datetime:
-    """So long ago; the first moment that a datetime can name where the span goes further back."""
+    """The time before this span; the first possible datetime if the span is too long."""
     try:
         return now - span
     except OverflowError:

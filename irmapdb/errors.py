@@ -21,7 +21,7 @@ __all__ = [
 ]
 
 
-# What could move a terminal's cursor, break the line or show it in another order; and bytes that
+# Characters that can move a terminal's cursor, break the line or change its order; and bytes that
 # are no UTF-8. A backslash stays: names are quoted by `model.printable` before they get here.
 # A text, which `re` compiles at its first use: a run without errors, such as the hook's, has none.
 _CONTROL = "[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
@@ -86,7 +86,7 @@ class DatabaseError(IrmapError):
 
 
 class SqlError(IrmapError):
-    """A question to the database that SQLite does not understand, or that may not be asked."""
+    """A statement that SQLite does not understand, or that is not allowed."""
 
 
 class TaskError(IrmapError):

@@ -108,7 +108,7 @@ def _closing(fd: int) -> Iterator[int]:
 
 @contextlib.contextmanager
 def _open_regular(path: bytes, *, follow: bool) -> Iterator[int]:
-    # What the name leads to is taken hold of first, and opened only if it is a regular file: to
+    # The target of the name is opened with O_PATH first, and read only if it is a regular file: to
     # open a device may do something, and the name may lead elsewhere a moment later.
     flags = os.O_PATH | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
     with _closing(os.open(path, flags)) as held:
@@ -119,7 +119,7 @@ def _open_regular(path: bytes, *, follow: bool) -> Iterator[int]:
 
 
 def _read_up_to(fd: int, size_bytes: int) -> bytes:
-    # Less only where the file ends before.
+    # Less only if the file ends before.
     chunks = []
     left = size_bytes
     while left > 0 and (chunk := os.read(fd, min(left, _CHUNK_BYTES))):
@@ -131,7 +131,7 @@ def _read_up_to(fd: int, size_bytes: int) -> bytes:
 def read_prefix(
     path: bytes | os.PathLike[str], *, size_bytes: int = 512, follow: bool = True
 ) -> bytes:
-    """The first bytes of a regular file, or all of it where it is shorter; as `read_whole`.
+    """The first bytes of a regular file, or all of it if it is shorter; as `read_whole`.
 
     `follow`: whether a symbolic link is.
     """
@@ -172,7 +172,7 @@ def open_regular(path: bytes | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 
 def read_if_there(path: bytes | os.PathLike[str], *, limit_bytes: int) -> bytes | None:
-    """The bytes of a regular file, or None where there is no such file; as `read_whole`."""
+    """The bytes of a regular file, or None if it does not exist; as `read_whole`."""
     try:
         return read_whole(path, limit_bytes=limit_bytes)
     except FileError as error:
@@ -194,7 +194,7 @@ def _new_name(name: bytes) -> bytes:
 
 
 def _remove_leftovers(dir_fd: int) -> None:
-    # What _new_name made, in a process that did not live to rename or remove it.
+    # Files of _new_name from a process that ended before it could rename or remove them.
     try:
         names = os.listdir(dir_fd)
     except OSError as error:
@@ -223,7 +223,7 @@ def _lock(fd: int) -> bool:
 
 
 class _Content(Record):
-    """What a new file is to be."""
+    """The properties of a new file."""
 
     data: bytes | int
     """The bytes, or a descriptor of a file that has them."""
@@ -304,7 +304,7 @@ def _sync_directory(dir_fd: int) -> None:
 
 
 class _New(Record):
-    """A new file, whole, synced and locked, beside the target that it is to be."""
+    """A new file, whole, synced and locked, beside its target."""
 
     target: bytes
     dir_fd: int
@@ -330,7 +330,7 @@ def _replaceable(target: bytes) -> Iterator[tuple[int, bytes]]:
     directory, name = os.path.split(target)
     if name in (b"", b".", b".."):
         raise FileError(f"cannot write {printable(target)}: no file name", advice="add a file name")
-    # By no link that somebody else may have made to lead us to another directory.
+    # By no link with which another user could lead us to another directory.
     with open_directory(directory) as found:
         with contextlib.suppress(FileNotFoundError):
             old = os.stat(name, dir_fd=found.fd, follow_symlinks=False)
@@ -359,7 +359,7 @@ def _made(target: bytes, dir_fd: int, name: bytes, content: _Content) -> Iterato
 
 
 def check_replaceable(path: bytes | os.PathLike[str]) -> None:
-    """FileError where it can be told beforehand that `replace_whole` would fail."""
+    """FileError if `replace_whole` would surely fail."""
     target = os.fsencode(path)
     with _writing(target), _replaceable(target) as (dir_fd, _):
         if not os.access(b".", os.W_OK | os.X_OK, dir_fd=dir_fd, effective_ids=True):
@@ -375,7 +375,7 @@ def replace_whole(
     is_wanted: Callable[[], bool] = lambda: True,
     in_place: Callable[[], None] | None = None,
 ) -> os.stat_result:
-    """Make `path` a regular file with these bytes and this mode: wholly, or not at all.
+    """Make `path` a regular file with these bytes and this mode, as a whole or not at all.
 
     `is_wanted` is asked when the bytes are on the disk, which can take long: FileError if not.
     `in_place` is called when readers see the new file, and with it the bytes go to the disk only
@@ -405,10 +405,10 @@ def put_file(
     owner: tuple[int, int] | None = None,
     replace: bool,
 ) -> os.stat_result:
-    """Put a copy of an open file into an open directory, wholly or not at all; its stat.
+    """Put a copy of an open file into an open directory, whole or not at all; returns its stat.
 
-    `owner`: user and group ids, where the caller may give them away. `replace`: whether a file of
-    that name is replaced; else it is FileExistsError. Raises OSError.
+    `owner`: user and group ids, if the caller may set them. `replace`: whether a file of that name
+    is replaced; else it is FileExistsError. Raises OSError.
     """
     with _made(name, dir_fd, name, _Content(source_fd, mode, owner)) as new:
         if replace:
@@ -422,7 +422,7 @@ def put_file(
 
 
 def put_new(path: bytes | os.PathLike[str], source: bytes) -> None:
-    """Copy a file to `path`, mode 0600, where nothing is yet: wholly, or not at all. FileError."""
+    """Copy a file to `path`, mode 0600, which must not exist: whole or not at all. FileError."""
     target = os.fsencode(path)
     with _writing(target), _replaceable(target) as (dir_fd, name), open(source, "rb") as file:
         put_file(dir_fd, name, file.fileno(), replace=False)

@@ -31,17 +31,17 @@ class Log:
         return logging is not None and logging.getLogger(self._name).isEnabledFor(logging.DEBUG)
 
     def debug(self, text: str, *arguments: object) -> None:
-        """For those who look for a fault."""
+        """Log a message for debugging."""
         if logging := sys.modules.get("logging"):
             logging.getLogger(self._name).debug(text, *arguments)
 
     def info(self, text: str, *arguments: object) -> None:
-        """How far a step is."""
+        """Log the progress of a step."""
         if logging := sys.modules.get("logging"):
             logging.getLogger(self._name).info(text, *arguments)
 
     def warning(self, text: str, *arguments: object) -> None:
-        """What is worth a line on stderr."""
+        """Log a message that is printed on stderr."""
         if _collected:
             _collected[-1].append(text % arguments)
             return

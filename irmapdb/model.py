@@ -156,7 +156,7 @@ def is_canonical(path: bytes) -> bool:
 
 
 class InodeKey(Record):
-    """What CRIU's cache is keyed by. Not unique on btrfs and overlayfs."""
+    """The key of CRIU's cache. Not unique on btrfs and overlayfs."""
 
     kdev: int
     ino: int
@@ -177,7 +177,7 @@ class FileHandle(Record):
 
 
 class Identity(Record):
-    """What an inode *is*: (kdev, handle), or (kdev, ino) where no handle can be had."""
+    """The identity of an inode: (kdev, handle), or (kdev, ino) without a handle."""
 
     kdev: int
     ino: int
@@ -204,7 +204,7 @@ class Identity(Record):
 
 
 class WatchKind(enum.StrEnum):
-    """What an open descriptor is."""
+    """The type of an open descriptor."""
 
     INOTIFY = "inotify"
     FANOTIFY = "fanotify"
@@ -277,7 +277,7 @@ class Mount(Record):
     fstype: str
     source: bytes
     super_options: bytes
-    """As it stands there, escapes and all: a comma of a name is no end of an option."""
+    """The raw text with its escapes: a comma in a name does not end an option."""
 
 
 def is_fuse(fstype: str) -> bool:
@@ -289,7 +289,7 @@ def is_fuse(fstype: str) -> bool:
 
 
 class CacheEntry(Record):
-    """One `irmap_cache_entry` of CRIU's image: exactly what the file says, believed by nobody."""
+    """One `irmap_cache_entry` of CRIU's image, exactly as in the file, and not proved."""
 
     kdev: int
     ino: int
@@ -321,7 +321,7 @@ class StaleReason(enum.StrEnum):
     REPLACED = "replaced"
     """The path names another inode now."""
     REUSED = "reused"
-    """The same inode number, but another file (the handle tells)."""
+    """The same inode number, but another file (the handle differs)."""
     SYMLINK = "symlink"
     """A part of the path has become a symbolic link, or leaves the root."""
     AMBIGUOUS = "ambiguous"
@@ -333,10 +333,9 @@ class StaleReason(enum.StrEnum):
     BAD_PATH = "bad-path"
     """Not a path that the kernel would give: relative, with `..` or `//`, or with a NUL byte."""
     DELETED = "deleted"
-    """Nothing is at the path, and the inode has no name left or is no more. An audit's: a step
-    does not ask."""
+    """The path does not exist, and the inode has no name or does not exist. Only from an audit."""
     MOVED = "moved"
-    """The inode is there, under a name that nobody knows. An audit's too."""
+    """The inode exists, under an unknown name. Only from an audit."""
 
 
 class Mapping(Record):
@@ -353,9 +352,9 @@ class Mapping(Record):
     stale_at: datetime | None = None
     stale_reason: StaleReason | None = None
     mntns: int = 0
-    """Inode number of the nested mount namespace whose root the path starts at (where all its
-    tasks are in chroots, at the one of whoever watches); 0: the root task's own, the only one that
-    CRIU's cache speaks of."""
+    """Inode number of the nested mount namespace whose root the path starts at. If all its tasks
+    are in chroots, the path starts at the root of the watching task. 0: the root task's own
+    namespace; CRIU's cache has only paths of that."""
     id: int | None = None
     """The row's id; None before it is stored."""
 
@@ -365,7 +364,7 @@ class Mapping(Record):
 
 
 class ChangeKind(enum.StrEnum):
-    """What happened to a mapping."""
+    """A change of a mapping."""
 
     FOUND = "found"
     MOVED = "moved"
@@ -390,7 +389,7 @@ class Change(Record):
 
 
 class Tried(Record):
-    """What one resolver said about a watch that it could not resolve."""
+    """The answer of one resolver for a watch that it could not resolve."""
 
     resolver: str
     note: str
@@ -425,7 +424,7 @@ class Unresolved(Record):
 
 
 class Event(enum.StrEnum):
-    """What a row of the `run` table stands for."""
+    """The event of a row of the `run` table."""
 
     PRE_DUMP = "pre-dump"
     DUMP = "dump"
@@ -453,7 +452,7 @@ class RunStats(Record):
     reread_us: int = 0
     """Of `frozen_us`: reading again what the tasks watch."""
     reparsed: int = 0
-    """Descriptors whose text was another one than before the freeze."""
+    """The number of descriptors whose text has changed since before the freeze."""
     confirm_us: int = 0
     """Of `frozen_us`: asking what was renamed, removed or mounted since the proof."""
     reproved: int = 0

@@ -1,8 +1,8 @@
 """Checks whether only root and the caller can change the entries of a directory.
 
-A program that runs as root may use a file by its name only where nobody else can put another one
-under that name. That is so if the directory and each of its parents belong to root or to the
-caller, and nobody else may write to them. A sticky directory, as /tmp, may be a parent: there the
+A program that runs as root may use a file by its name only if no other user can put another file
+under that name. This is certain if the directory and each of its parents belong to root or to the
+caller, and no other user may write to them. A sticky directory, as /tmp, may be a parent: there the
 kernel lets others neither rename nor remove our entries. None of them may lie on a FUSE filesystem
 of somebody else, whose server tells whom a file belongs to.
 
@@ -38,9 +38,9 @@ class Directory(Record):
     """An open directory."""
 
     fd: int
-    """For reading; where it may not be listed, O_PATH."""
+    """A descriptor for reading; O_PATH if it may not be listed."""
     path: bytes
-    """Its path without symbolic links; b"" where it has none in our root."""
+    """Its path without symbolic links; b"" if it has none in our root."""
     shared_with: str
     """Why another user can change its entries, in words; "" if none can."""
 
@@ -54,8 +54,8 @@ def belongs_to_us(status: os.stat_result) -> bool:
 def open_directory(path: bytes) -> Iterator[Directory]:
     """Open a directory, once; closed at the end.
 
-    FileError if the path leads through a symbolic link of somebody else to a directory that is not
-    theirs. OSError if there is no such directory.
+    FileError if the path leads through a symbolic link of another user to a directory that does not
+    belong to that user. OSError if there is no such directory.
     """
     found, planters = _walk(path)
     try:
@@ -79,7 +79,7 @@ def _reopened(fd: int) -> int:
 
 
 def _check_planters(path: bytes, directory: Directory, planters: set[int]) -> None:
-    # A link that somebody else made leads to a directory of theirs, or it leads us astray.
+    # A link of another user must lead to a directory of that user.
     owner = os.fstat(directory.fd).st_uid
     if planters and not (directory.shared_with and planters == {owner}):
         uids = ", ".join(map(str, sorted(planters)))
@@ -94,7 +94,7 @@ def _check_planters(path: bytes, directory: Directory, planters: set[int]) -> No
 
 
 def _walk(path: bytes) -> tuple[int, set[int]]:
-    # The directory, and who could have made the symbolic links on the way but root and us.
+    # The directory, and the other users that can have made the symbolic links on the way.
     todo = path.split(b"/")[::-1]
     planters: set[int] = set()
     links = 0
@@ -164,7 +164,7 @@ def _look_up(fd: int) -> Directory:
 
 
 def _why_shared_above(fd: int) -> str:
-    # By "..", which no rename of a parent meanwhile can lead elsewhere unseen.
+    # By "..": a rename of a parent cannot change this without notice.
     child: os.stat_result | None = None
     devices: set[int] = set()
     at = os.open(b".", _PATH, dir_fd=fd)
@@ -190,7 +190,7 @@ def _why_shared_above(fd: int) -> str:
 
 
 def _why_served(devices: set[int]) -> str:
-    # Whether one of these filesystems is served by a program of somebody else.
+    # Whether a program of another user serves one of these filesystems.
     numbers = {b"0:%d" % os.minor(device) for device in devices if not os.major(device)}
     if not numbers:
         return ""
@@ -207,7 +207,7 @@ def _is_other(uid: int) -> bool:
 
 
 def _why_shared(directory: os.stat_result, entry: os.stat_result | None) -> str:
-    # What somebody else may do to an entry of a directory; without an entry, to any.
+    # The rights of other users on an entry of a directory; without an entry, on any.
     if not belongs_to_us(directory):
         return f"belongs to uid {directory.st_uid}"
     if not directory.st_mode & _OTHERS_WRITE:

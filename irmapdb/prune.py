@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 __all__ = ["PruneOptions", "PruneReport", "describe", "prune"]
 
 _ROWS_A_TRANSACTION = 20_000
-"""So that nobody who wants to write waits for long, and the log does not become as large as the
-database."""
+"""A limit for one transaction, so that other writers do not wait for long, and the log does not
+become as large as the database."""
 
 
 class PruneOptions(Record):
-    """What is to be kept, and how."""
+    """The options of prune."""
 
     database: Path
     keep: Retention = Retention()
@@ -38,19 +38,19 @@ class PruneOptions(Record):
 
 
 class PruneReport(Record):
-    """What was taken out; with `dry_run`, what would be."""
+    """The deleted rows; with `dry_run`, the rows that would be deleted."""
 
     pruned: Pruned
     run_id: int | None
-    """None where nothing was taken out, or one run alone."""
+    """None if nothing was deleted, or only one run."""
     size: int
     """Bytes of the file afterwards."""
     free: int
     """Those of them that new rows will use."""
     private_copy: str = ""
-    """Why SQLite worked on a private copy of the database; "" where it did not."""
+    """Why SQLite worked on a private copy of the database; "" if it did not."""
     upgraded_from: str | None = None
-    """The revision of the schema that it had before; None where that is the newest."""
+    """The old revision of the schema; None if that is the newest."""
 
 
 def prune(options: PruneOptions) -> PruneReport:

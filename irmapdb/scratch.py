@@ -1,7 +1,7 @@
 """Makes temporary directories. If this run is killed, the next run removes them.
 
-A run holds a flock(2) on its directory, which the kernel drops with the process. So a directory
-that nobody holds is a leftover.
+A run holds a flock(2) on its directory, and the kernel drops the lock with the process. So a
+directory without a lock is a leftover.
 """
 
 from __future__ import annotations

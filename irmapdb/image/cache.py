@@ -4,8 +4,8 @@ Facts from CRIU's criu/irmap.c and images/fh.proto, and from images that CRIU 4.
 order of the entries has a meaning: CRIU tries the last one of an inode first. Both directions
 keep it, and keep duplicates.
 
-Reading is strict: an entry must be exactly the bytes that CRIU would write for its three fields.
-So nothing is dropped in silence, and what was read is written back byte for byte.
+Reading is strict: an entry must be exactly the bytes that CRIU would write for its three fields. So
+no data is dropped, and an image is written back byte for byte.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _REFUSED = (
 
 
 def _what_is_wrong(message: bytes) -> tuple[str, str]:
-    # The slow look at one entry that the fast loop of decode_cache stumbled over; and what to do.
+    # Decode slowly an entry that the fast loop of decode_cache could not decode, for the error.
     from google.protobuf.unknown_fields import UnknownFieldSet  # noqa: PLC0415 - seldom needed
 
     try:
@@ -67,9 +67,9 @@ _make = CacheEntry._make  # takes half the time of the class itself
 def decode_cache(data: bytes, name: str) -> tuple[CacheEntry, ...]:
     """The entries of the image `data`, in its order; `name` stands for the file in errors.
 
-    Raises ImageError for anything that is not, byte for byte, what CRIU could have written. The
-    entries are what the file says: no device, inode or path in them is known to exist, and a
-    path may be empty, relative, or contain any byte.
+    Raises ImageError unless CRIU could have written the file, byte for byte. The entries are not
+    checked: their devices, inodes and paths need not exist, and a path may be empty, relative, or
+    contain any byte.
     """
     entry = IrmapCacheEntry()  # one for all: a new one for each takes twice as long
     parse, forget_unknown = entry.ParseFromString, entry.DiscardUnknownFields
@@ -90,9 +90,9 @@ def decode_cache(data: bytes, name: str) -> tuple[CacheEntry, ...]:
 
 
 def loadable(data: bytes) -> bool:
-    """Whether CRIU would load the image, where `decode_cache` may be stricter.
+    """Whether CRIU would load the image; `decode_cache` may be stricter.
 
-    One that it would not makes `criu dump` fail.
+    With an image that it would not load, `criu dump` fails.
     """
     try:
         messages = [message for _, message in frames(data, "", IRMAP_CACHE)]
@@ -126,7 +126,7 @@ def _messages(entries: Iterable[CacheEntry]) -> Iterator[bytes]:
 
 
 def encode_cache(entries: Iterable[CacheEntry]) -> bytes:
-    """The image of these entries, in their order; header only where there are none.
+    """The image of these entries, in their order; only a header if there are none.
 
     Raises ImageError for a device that is not u32 or an inode number that is not u64.
     """

@@ -32,7 +32,7 @@ _MAX_DEV, _MAX_INODE = (1 << 32) - 1, (1 << 64) - 1
 def cache_bytes(entries: Iterable[CacheEntry]) -> bytes:
     """The image of these entries, as irmapdb.image.cache.encode_cache gives it.
 
-    For what the kernel told: devices are u32 and inode numbers u64.
+    For values of the kernel: devices are u32 and inode numbers u64.
     """
     return join_frames(
         IRMAP_CACHE,
@@ -46,7 +46,7 @@ def cache_bytes(entries: Iterable[CacheEntry]) -> bytes:
 def cache_entries(data: bytes) -> tuple[CacheEntry, ...] | None:
     """The entries of an image, as irmapdb.image.cache.decode_cache gives them.
 
-    None for what that would refuse, and tell why.
+    None if decode_cache would raise an error.
     """
     try:
         found = [_ENTRY.fullmatch(message) for _, message in frames(data, "", IRMAP_CACHE)]

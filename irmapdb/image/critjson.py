@@ -2,9 +2,9 @@ r"""Encodes and decodes crit's JSON form of `irmap-cache`.
 
     {"magic": "IRMAP_CACHE", "entries": [{"dev": 266338304, "inode": 19, "path": "/etc"}, …]}
 
-What is written is byte for byte what `crit decode` (or `crit decode --pretty`) prints, for names
-that are valid UTF-8. A name that is not is written in the form of PEP 383, a byte 0x80 to 0xff
-that decodes to nothing as the escape `\udc80` to `\udcff`, so that every byte comes back.
+For names that are valid UTF-8, the output is byte for byte that of `crit decode` (or `crit decode
+--pretty`). A name that is not is written in the form of PEP 383, a byte 0x80 to 0xff that decodes
+to nothing as the escape `\udc80` to `\udcff`, so that every byte comes back.
 
 Where crit itself loses something:
 
@@ -54,7 +54,7 @@ _quote = json.JSONEncoder().encode  # of a string: ASCII, with JSON's escapes
 
 
 class _BadValueError(Exception):
-    """What is wrong with a part of the text; becomes an ImageError that says where."""
+    """An error in a part of the text; it becomes an ImageError with the place."""
 
 
 def _pretty_dev(kdev: int) -> str:
@@ -62,9 +62,9 @@ def _pretty_dev(kdev: int) -> str:
 
 
 def encode_json(entries: Iterable[CacheEntry], *, pretty: bool = False) -> bytes:
-    """What `crit decode` prints of the image of these entries; `pretty` as its --pretty.
+    """The output of `crit decode` for the image of these entries; `pretty` as its --pretty.
 
-    Raises ImageError where the image could not hold an entry, as `encode_cache` does.
+    Raises ImageError if the image cannot have an entry, like `encode_cache`.
     """
     rows: list[tuple[int | str, int, str]] = []
     for index, entry in enumerate(entries):

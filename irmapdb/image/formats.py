@@ -11,21 +11,21 @@ __all__ = ["Format", "sniff"]
 
 
 class Format(enum.StrEnum):
-    """What `sniff` tells apart."""
+    """The forms that `sniff` detects."""
 
     PB = "pb"
     """CRIU's own `irmap-cache`."""
     DB = "db"
     """irmapdb's SQLite database."""
     JSON = "json"
-    """What crit makes of the image."""
+    """crit's JSON of the image."""
 
 
 def sniff(prefix: bytes, name: str) -> Format:
     """The format of a file that starts with `prefix`; `name` stands for the file in errors.
 
-    Looks no further than it must: a JSON text need not be crit's, nor the image whole. Raises
-    ImageError that says what the file looks like where it is none of the three.
+    It reads only as much as necessary: a JSON text need not be crit's, and the image need not be
+    whole. Raises ImageError with the apparent type if the file is none of the three.
     """
     if prefix.startswith(SQLITE_HEADER):
         return Format.DB

@@ -29,11 +29,11 @@ __all__ = ["DAMAGED", "frames", "image_error", "join_frames"]
 _SIZE = struct.Struct("<i")
 
 DAMAGED = "the file is damaged: remove it, or have it written again"
-"""The advice where nobody can have meant what is there."""
+"""The advice for a file that is damaged."""
 
 
 def image_error(name: str, offset: int, what: str, *, advice: str = DAMAGED) -> ImageError:
-    """An error that names the file and the byte where it goes wrong."""
+    """An error with the name of the file and the offset of the wrong byte."""
     return ImageError(f"{name}: offset {offset}: {what}", advice=advice)
 
 
@@ -55,7 +55,7 @@ def _check_header(data: bytes, name: str, magic: Magic) -> None:
 def frames(data: bytes, name: str, magic: Magic) -> Iterator[tuple[int, bytes]]:
     """Each message of the image `data`, with its offset in the file.
 
-    Raises ImageError, which names the file as `name`, where the framing does not hold.
+    Raises ImageError, with `name` as the file, if the framing is wrong.
     """
     _check_header(data, name, magic)
     unpack, width = _SIZE.unpack_from, _SIZE.size

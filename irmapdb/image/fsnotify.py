@@ -71,7 +71,7 @@ class FsnotifyWatch(Record):
     mflags: int
     """fanotify's mark flags; 0 for inotify."""
     path: bytes | None
-    """What a restore will open; None: by handle, so on the same filesystem only."""
+    """The path that a restore will open; None: it opens the handle, only on the same filesystem."""
     mnt_id: int | None
     """The mount in whose namespace `path` starts; None: the root task's."""
 
@@ -85,7 +85,7 @@ class MountMark(Record):
     ignored_mask: int
     mflags: int
     path: bytes | None
-    """The mount point; None in a mount namespace, where the mount id tells."""
+    """The mount point; None in a mount namespace, where only the mount id is stored."""
 
 
 class FsnotifyFile(Record):
@@ -108,7 +108,7 @@ class FsnotifyFile(Record):
 
 
 def _fown() -> FownEntry:
-    # fdinfo does not tell who gets SIGIO.
+    # fdinfo does not show the receiver of SIGIO.
     return FownEntry(uid=0, euid=0, signum=0, pid_type=0, pid=0)
 
 
@@ -166,8 +166,8 @@ def encode_inotify(
 ) -> bytes:
     """The INOTIFY_FILE image of the inotify descriptors among `files`, with ids from 1 on.
 
-    `path_of` gives the path of an identity, or None where it is not known; the watch then has
-    its handle alone.
+    `path_of` gives the path of an identity, or None if it is not known. Then the watch has only its
+    handle.
     """
 
     def messages() -> Iterator[bytes]:
@@ -222,7 +222,7 @@ _Entry = TypeVar("_Entry", bound=Message)
 
 
 class _BadEntryError(Exception):
-    """What is wrong with one entry; becomes an ImageError that says where."""
+    """An error in one entry; it becomes an ImageError with the place."""
 
 
 def _identity(kdev: int, ino: int, handle: FhEntry) -> Identity:
@@ -342,8 +342,8 @@ def _decode(
 def decode_inotify(data: bytes, name: str) -> tuple[FsnotifyFile, ...]:
     """The descriptors of an INOTIFY_FILE image; `name` stands for the file in errors.
 
-    Raises ImageError for an image that is damaged or another one. Fields that a newer CRIU may
-    have added are ignored: what is read here is looked at, never written back.
+    Raises ImageError for an image that is damaged or another one. Fields of a newer CRIU are
+    ignored, because the data is never written back.
     """
     return _decode(data, name, INOTIFY_FILE, InotifyFileEntry, _read_inotify)
 

@@ -128,9 +128,9 @@ _KINDS = {
 
 
 def describe(prefix: bytes) -> str:
-    """What a file that starts with `prefix` (16 bytes or more of it) seems to be, for a message.
+    """The apparent type of a file that starts with `prefix` (16 bytes or more), for a message.
 
-    Never fails: what is not known is shown as hex.
+    Never fails: an unknown prefix is shown as hex.
     """
     if not prefix:
         return "an empty file"

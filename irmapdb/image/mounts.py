@@ -23,7 +23,7 @@ class DumpedMount(Record):
     mnt_id: int
     kdev: int
     root: bytes
-    """What of its filesystem is mounted."""
+    """The mounted directory of its filesystem."""
     mountpoint: bytes
     """Absolute in the namespace."""
 
@@ -48,9 +48,9 @@ def decode_mounts(data: bytes, name: str) -> tuple[DumpedMount, ...]:
 
 
 def decode_ghost(data: bytes, name: str) -> InodeKey | None:
-    """Which deleted file it is; None where the image does not tell. ImageError as above.
+    """The deleted file of the image; None if the image does not have it. ImageError as above.
 
-    `data` may end anywhere behind the first entry: the content follows, and is not needed.
+    `data` may end anywhere after the first entry: the content follows, and is not needed.
     """
     for offset, message in frames(data, name, GHOST_FILE):
         try:

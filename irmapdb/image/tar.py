@@ -33,16 +33,16 @@ _CHUNK_BYTES = 1 << 20
 
 
 class Reader(Protocol):
-    """What a binary file and a decompressor have in common."""
+    """The common interface of a binary file and a decompressor."""
 
     def read(self, size: int, /) -> bytes:
         """At most so many bytes; none at the end."""
 
 
 def member_names(stream: Reader, name: str) -> Iterator[bytes]:
-    """The name of each member as it stands there, `./etc/` for one.
+    """The name of each member as in the archive, for example `./etc/`.
 
-    Raises ImageError, which calls the archive `name`, where it is damaged or too long.
+    Raises ImageError, with `name` as the archive, if it is damaged or too long.
     """
     read, given = 0, b""
     while (header := _block(stream, name)).strip(b"\0"):
