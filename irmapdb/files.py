@@ -5,9 +5,9 @@ fsync(2) of the file before and of the directory after. A crash at any instructi
 file or the new one. All of it happens relative to one descriptor of the directory, so that
 whoever renames a parent meanwhile cannot lead the write elsewhere.
 
-A writer that is killed between giving the new file a name and renaming it leaves that name
-behind. It holds a flock(2) on the file until then, and the kernel drops that with the process:
-the next writer in the same directory removes every such file that nobody holds.
+A writer that is killed between giving the new file a name and renaming it leaves that name behind.
+It holds a flock(2) on the file until then, and the kernel drops that with the process: the next
+writer in the same directory removes every such file that no process has locked.
 """
 
 from __future__ import annotations

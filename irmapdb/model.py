@@ -301,7 +301,7 @@ class CacheEntry(Record):
 
 
 class Source(enum.StrEnum):
-    """Where a mapping came from first."""
+    """The first source of a mapping."""
 
     IMAGE = "image"
     STORED = "stored"
@@ -420,7 +420,7 @@ class Unresolved(Record):
     @property
     def why(self) -> str:
         """One line for people."""
-        return "; ".join(f"{t.resolver}: {t.note}" for t in self.tried) or "nobody was asked"
+        return "; ".join(f"{t.resolver}: {t.note}" for t in self.tried) or "no source was asked"
 
 
 class Event(enum.StrEnum):
@@ -450,20 +450,20 @@ class RunStats(Record):
     """Directory entries that a scan looked at."""
     tasks_frozen: int = 0
     reread_us: int = 0
-    """Of `frozen_us`: reading again what the tasks watch."""
+    """Part of `frozen_us`: reading the watches again."""
     reparsed: int = 0
     """The number of descriptors whose text has changed since before the freeze."""
     confirm_us: int = 0
-    """Of `frozen_us`: asking what was renamed, removed or mounted since the proof."""
+    """Part of `frozen_us`: asking for renames, removals and mounts since the proof."""
     reproved: int = 0
     """Answers that were proved again in the freeze."""
     reproved_why: str = ""
-    """How many for which cause: `renamed 2, not witnessed 5`."""
+    """The numbers for each cause: `renamed 2, not witnessed 5`."""
     frozen_resolve_us: int = 0
-    """Of `frozen_us`, and of `resolve_us`: proving again, and resolving what was new."""
+    """Part of `frozen_us` and of `resolve_us`: proving again, and resolving new watches."""
     paused: int = 0
     """1: a container engine had the tasks paused already."""
     paused_us: int = 0
-    """Of that pause: until CRIU had its answer."""
+    """The part of that pause until CRIU had its answer."""
     sources: abc.Mapping[str, int] = MappingProxyType({})
-    """How many identities each resolver answered."""
+    """The number of identities that each resolver answered."""

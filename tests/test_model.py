@@ -79,7 +79,7 @@ def test_matching_has_no_direction(one, other):
 def test_what_is_told_cannot_be_changed():
     unresolved = Unresolved(Identity(1, 2, None), (Tried("handle", "no"), Tried("scan", "no such")))
     assert unresolved.why == "handle: no; scan: no such"
-    assert Unresolved(Identity(1, 2, None), ()).why == "nobody was asked"
+    assert Unresolved(Identity(1, 2, None), ()).why == "no source was asked"
     with pytest.raises(AttributeError):
         unresolved.deleted = True
 

@@ -77,7 +77,7 @@ def watch_row(identity, answer, pid, kind, mask):
     watch = Watch(pid, 3, kind, 1 if kind is WatchKind.INOTIFY else -1, identity, mask, 0, 0)
     if isinstance(answer, bytes):
         return WatchRow(watch, b"task", answer, None)
-    why = "; ".join(f"{one.resolver}: {one.note}" for one in answer) or "nobody was asked"
+    why = "; ".join(f"{one.resolver}: {one.note}" for one in answer) or "no source was asked"
     return WatchRow(watch, b"ta\xffsk", None, why, tried=answer)
 
 

@@ -29,7 +29,7 @@ _LOST = {
 }
 _FATE_NOTES = {
     InodeState.GONE: "the filesystem does not know its handle any more",
-    InodeState.UNLINKED: "it has no name left, but somebody holds it open",
+    InodeState.UNLINKED: "it has no name, but a process has it open",
 }
 
 
@@ -118,7 +118,7 @@ class LostMappings:
             note = f"it is there on its device, but {nowhere} ({failure.why})"
         if not self._searched:
             if state is InodeState.NAMED and not partly:
-                note = "it is there, under a name that nobody knows: a search scans for it"
+                note = "it exists under an unknown name: a search scans for it"
             elif partly or state is InodeState.UNKNOWN:
                 note = f"{note}; a search scans for it"
         return state, note

@@ -418,7 +418,7 @@ def test_a_v1_freeze_that_somebody_ends_meanwhile_is_noticed(start, make_cgroup)
     cgroup.put(target.pid)
     cgroup.freeze()
     with (
-        pytest.raises(FreezeError, match="thawed by somebody else"),
+        pytest.raises(FreezeError, match="thawed by another process"),
         frozen(target.pid, cgroup=cgroup.path),
     ):
         cgroup.thaw()

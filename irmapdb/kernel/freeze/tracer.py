@@ -135,7 +135,7 @@ class Tracer:
             )
         if self._frozen_elsewhere and self._freezer and not cgroups.is_frozen(self._freezer):
             raise FreezeError(
-                f"{self._freezer.name} was thawed by somebody else meanwhile",
+                f"{self._freezer.name} was thawed by another process meanwhile",
                 advice="leave it frozen, or thaw it before",
             )
 
@@ -194,7 +194,7 @@ class Tracer:
         if self._frozen_elsewhere and self._freezer:
             if not self._comes_to_rest(self._freezer, self._deadline):
                 raise FreezeError(
-                    f"{self._freezer.name} is being frozen by somebody else and does not come to "
+                    f"{self._freezer.name} is being frozen by another process and does not come to "
                     f"rest within {self._timeout_s:g} s",
                     advice="thaw it, or freeze it again",
                 )
@@ -453,7 +453,7 @@ def _permission() -> str:
     except OSError:
         scope = 0
     if scope == 3:  # noqa: PLR2004 - Documentation/admin-guide/LSM/Yama.rst
-        return "kernel.yama.ptrace_scope is 3: nobody may trace until the next boot"
+        return "kernel.yama.ptrace_scope is 3: no process may trace until the next boot"
     if scope:
         return f"run with CAP_SYS_PTRACE: kernel.yama.ptrace_scope is {scope}"
     if _may_trace_all():
