@@ -3,8 +3,7 @@
 The names of `__all__` are the library: docs/library.md describes them, and they are stable. All
 modules below are internal.
 
-CRIU waits for the import of this package, so that a name is imported when it is first used (PEP
-562).
+CRIU waits for the import of this package, so each name is imported only at its first use (PEP 562).
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Implements the functions of the library. Programs import them from `irmapdb`.
 
-Each function is one step with the options that the command of the same name has. They print
-nothing, end no process, and read no environment variable. What they do is logged below the logger
-`irmapdb`.
+Each function is one step, with the options of the command of the same name. The functions print
+nothing, end no process, and read no environment variable. They log below the logger `irmapdb`.
 
 In every function:
 
@@ -134,7 +133,7 @@ def check(
     criu_version: str | None = None,
     config: AnyPath | None = None,
 ) -> DumpCheck:
-    """Predict for each watch of a tree what `criu dump` will do with it.
+    """Predict for each watch of a tree whether `criu dump` can dump it.
 
     Give it the directories and options that CRIU will get: `scan_paths` are its
     `--irmap-scan-path`, `force_irmap` its `--force-irmap`. `criu_version` is written as "4.2"
