@@ -168,7 +168,7 @@ def _proposed(monkeypatch: pytest.MonkeyPatch, *words: str) -> dict[str, str]:
     monkeypatch.setenv("_IRMAPDB_COMPLETE", "fish")
     done = irmapdb(*words)
     assert (done.code, done.err) == (0, "")
-    logging.disable(logging.NOTSET)
+    assert logging.root.manager.disable == logging.NOTSET
     return dict(line.partition("\t")[::2] for line in done.out.splitlines())
 
 

@@ -14,6 +14,7 @@ from irmapdb.store.entries import read_entries
 from irmapdb.store.failures import translated
 from irmapdb.store.place import open_place
 from irmapdb.store.revisions import current, upgrade
+from tests.support.hook import CHECKOUT
 from tests.support.hostile import COMMANDS, ENTRY, fill, run_command
 
 SLOW = "(WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT max(x) FROM n)"
@@ -121,7 +122,7 @@ def test_every_command_says_so(tmp_path, name, what):
 @pytest.mark.parametrize("revision", ["0001", "0002"])
 def test_an_older_schema_is_compared_before_it_is_upgraded(tmp_path, revision):
     path = tmp_path / "irmap.db"
-    source = f"tests/data/db/{revision}.db"
+    source = CHECKOUT / "tests" / "data" / "db" / f"{revision}.db"
     with closing(sqlite3.connect(path)) as target, closing(sqlite3.connect(source)) as old:
         old.backup(target)
     with closing(sqlite3.connect(path)) as connection, connection:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,15 +64,24 @@ def script(shell: str) -> str:
 
 def answer(group: TyperGroup, words: Sequence[str]) -> str:
     """The lines for a shell. An error is no proposal."""
-    logging.disable()
     found: list[Proposal] = []
-    with suppress(IrmapError, OSError, ValueError):
+    with _silent_log(), suppress(IrmapError, OSError, ValueError):
         # A line break or tab in a value has no place in a line.
         found = [one for one in propose(group, words) if one.value.isprintable()]
     return "".join(
         f"{value}\t{about}\n" if about and about.isprintable() else f"{value}\n"
         for value, about in found
     )
+
+
+@contextmanager
+def _silent_log() -> Iterator[None]:
+    before = logging.root.manager.disable
+    logging.disable()
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def propose(group: TyperGroup, words: Sequence[str]) -> Iterator[Proposal]:

@@ -187,7 +187,8 @@ class Told:
         self.root = root
         self.kdevs = [superblock_kdev(mountpoint) for mountpoint in mountpoints]
         root.renew()
-        self.confirmation = Confirmation(root, monitor, config or Config())
+        root.adopt(config or Config())
+        self.confirmation = Confirmation(root, monitor)
         self.outcome = Resolution()
 
     def prove(self, paths):
