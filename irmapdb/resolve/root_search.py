@@ -98,9 +98,7 @@ class RootSearch:
 
         `mount_fds` are those of all roots of the search. This root's are appended.
         """
-        # The paths that were named are those of the main root: at the same path in another one, a
-        # tenant may have mounted a FUSE server of its own.
-        root.adopt(options.config, () if mntns else options.scan_paths)
+        root.adopt(options.config, options.scan_paths)
         self.root = root
         self._mntns = mntns
         self._options = options
