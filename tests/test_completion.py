@@ -138,7 +138,7 @@ class _Terminal:
             self._drain(0.05)
 
     def _drain(self, quiet_s: float) -> None:
-        # A terminal that nobody reads makes the shell wait.
+        # The shell waits if its output is not read.
         while select.select([self._fd], [], [], quiet_s)[0]:
             self._said += os.read(self._fd, 1 << 16)
 

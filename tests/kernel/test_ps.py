@@ -95,7 +95,7 @@ def test_the_limits_are_the_kernels(watcher: Watcher, tree: list[Path]) -> None:
     }
     for one in found.users:
         assert one.limit == found.limits[one.account]
-    assert {one.account for one in found.users} == set(LimitKind), "those of nobody too"
+    assert {one.account for one in found.users} == set(LimitKind), "also those without any use"
     shares = [one.used / one.limit for one in found.users]
     assert shares == sorted(shares, reverse=True)
 

@@ -1,4 +1,4 @@
-"""The walk of an upper layer: bounded, whatever a tenant has put there."""
+"""The walk of an upper layer: no content of the layer makes it endless."""
 
 from __future__ import annotations
 

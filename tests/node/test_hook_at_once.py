@@ -170,7 +170,7 @@ def test_killed_at_any_moment(tree, hook):
         image, truth = tree.image(), tree.truth()
         if whom != "hook":
             assert image in (before, truth), about
-        # A child that nobody waits for stops searching; what it has not proved stays as it was.
+        # A child stops its search if no process waits for it; unproved rows stay as they were.
         assert before & truth <= image <= before | truth, about
         assert tree.task.state() in "SR", about
         if (tree.work / "irmap.db").exists():

@@ -150,7 +150,7 @@ def test_the_service(container, warm, real_hook, tmp_path):
         time.sleep(chance.uniform(0, 0.05))
         children = children_of(warm.process.pid)
         warm.end(signal.SIGKILL)
-        assert script.wait(WAIT_S) == 0  # the dump goes on, whatever happens
+        assert script.wait(WAIT_S) == 0  # so the dump goes on after each kill
         until(
             lambda pids=children: all(state_of(pid) in {"gone", "Z"} for pid in pids),
             f"its children end with it, round {index}",

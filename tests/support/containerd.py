@@ -202,7 +202,7 @@ class ContainerdDaemon:
 
 
 class ContainerdContainer:
-    """One container as `ctr` knows it, whatever its program is. A context manager: removes it."""
+    """One container of `ctr`, with any program. A context manager: removes it."""
 
     def __init__(
         self,
@@ -312,7 +312,7 @@ class ContainerdContainer:
             time.sleep(0.02)
 
     def close(self) -> None:
-        """Remove it, whatever state it is in."""
+        """Remove it in any state: running, paused, stopped or restored."""
         self._end_tasks()
         with suppress(ProgramError):
             self.kill()
