@@ -3,7 +3,7 @@
 A file is written beside its target and renamed over it: open(2) O_TMPFILE, linkat(2), rename(2),
 fsync(2) of the file before and of the directory after. A crash at any instruction leaves the old
 file or the new one. All of it happens relative to one descriptor of the directory, so that
-whoever renames a parent meanwhile cannot lead the write elsewhere.
+a user who renames a parent meanwhile cannot lead the write elsewhere.
 
 A writer that is killed between giving the new file a name and renaming it leaves that name behind.
 It holds a flock(2) on the file until then, and the kernel drops that with the process: the next
@@ -184,7 +184,7 @@ def read_if_there(path: bytes | os.PathLike[str], *, limit_bytes: int) -> bytes 
 # --- writing ------------------------------------------------------------------------------------
 
 
-# No name of anybody else's: what matches is removed, whatever its target was.
+# Only irmapdb uses such names, so each match is removed, for any target.
 _LEFTOVER = re.compile(rb"\.[^/]*\.[0-9a-f]{16}\.irmapdb-new", re.DOTALL)
 
 
@@ -382,7 +382,7 @@ def replace_whole(
     after that: for a reader that waits, and a file that is worth nothing after a power loss.
     Returns the new file's stat. Raises FileError, and leaves the old file and nothing else, for
     a target that is there and no regular file (a symbolic link is not followed), a directory
-    that is missing, full or read-only, and whatever else keeps the file from being written.
+    that is missing, full or read-only, and any other error of the write.
     """
     target = os.fsencode(path)
     with _writing(target), _prepared(target, data, mode, synced=in_place is None) as new:
@@ -435,7 +435,7 @@ def replaced(
     """Several files, replaced inside the block, and for good if it ends without an exception.
 
     The first is renamed when all of them are on the disk, so a disk that is full leaves all old
-    files; so does whatever the block raises. Only a crash can leave some files new and some old.
+    files; so does an exception of the block. Only a crash can leave some files new and some old.
     """
     with contextlib.ExitStack() as stack:
         news: list[_New] = []

@@ -4,7 +4,7 @@ A program that runs as root may use a file by its name only if no other user can
 under that name. This is certain if the directory and each of its parents belong to root or to the
 caller, and no other user may write to them. A sticky directory, as /tmp, may be a parent: there the
 kernel lets others neither rename nor remove our entries. None of them may lie on a FUSE filesystem
-of somebody else, whose server tells whom a file belongs to.
+of another user, whose server reports the owner of a file.
 
 Source: path_resolution(7), openat(2) O_PATH, inode(7) "sticky bit", proc(5) /proc/PID/fd,
 proc_pid_mountinfo(5), mount.fuse3(8) user_id.

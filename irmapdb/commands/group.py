@@ -186,6 +186,6 @@ def _checked(parameter: Any, process: Any, context: Any, value: Any) -> Any:  # 
 class Commands(TyperGroup):
     """The group of all commands, for `typer.Typer(cls=…)`."""
 
-    def __init__(self, **settings: Any) -> None:  # noqa: ANN401 - whatever typer gives
+    def __init__(self, **settings: Any) -> None:  # noqa: ANN401 - typer's own settings
         super().__init__(**settings)
         self.commands = _ByName()  # type: ignore[assignment]  # none is added later

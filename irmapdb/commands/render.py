@@ -124,7 +124,7 @@ def json_time(at: datetime | None) -> str | None:
     return None if at is None else to_time(at)
 
 
-def print_json(document: Any) -> None:  # noqa: ANN401 whatever json takes
+def print_json(document: Any) -> None:  # noqa: ANN401 any JSON value
     """One JSON document on stdout."""
     # ASCII, with all control characters escaped: fit for a terminal as it is.
     json.dump(document, sys.stdout, indent=2)
@@ -162,7 +162,7 @@ Cell = str | bytes | int | float | None
 def print_csv(columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> None:
     """CSV on stdout: to a program byte for byte, at a terminal printable. None is an empty field.
 
-    Text is UTF-8 whatever the locale says, and bytes come out as they are; in text, a byte that is
+    Text is UTF-8 in every locale, and bytes come out as they are; in text, a byte that is
     no UTF-8 is a lone surrogate (PEP 383).
     """
     sys.stdout.flush()

@@ -97,7 +97,7 @@ converse() {
 		printf '%s\n' "$1"
 	} &
 	sender=$!
-	# The FIFO is at its end when nobody has it open for writing any more.
+	# The FIFO is at its end when no process has it open for writing any more.
 	sleep "$wait_s" >&3 2>&3 4<&- &
 	timer=$!
 	exec 3>&-

@@ -198,7 +198,7 @@ class Pool:
             with os.fdopen(writable, "wb") as pipe:
                 pickle.dump(answer, pipe)
             status = 0
-        except BaseException:  # noqa: BLE001 a child returns to nobody
+        except BaseException:  # noqa: BLE001 a child has no caller to return to
             status = 1
         finally:
             with contextlib.suppress(Exception):

@@ -48,7 +48,7 @@ StateDirectory=irmapdb
 StateDirectoryMode=0700
 UMask=0077
 
-# Its share of the machine, whatever the containers do.
+# Its share of the machine: the containers cannot raise it.
 MemoryMax=4G
 TasksMax=64
 LimitNOFILE=4096

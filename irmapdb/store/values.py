@@ -111,6 +111,6 @@ def check_word(name: str, value: object) -> None:
 
 
 def _shown(value: object) -> str:
-    # ASCII on one line, whatever it is.
+    # Any value as ASCII on one line.
     text = ascii(value[:_SHOWN_CHARACTERS] if isinstance(value, str | bytes) else value)
     return text if len(text) <= 2 * _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "..."
