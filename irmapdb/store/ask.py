@@ -29,7 +29,6 @@ from irmapdb.store.values import from_ino
 from irmapdb.store.version import check_newest
 
 TYPE_CHECKING = False
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from types import TracebackType

@@ -16,7 +16,6 @@ from irmapdb.store.records import FileStamp
 from irmapdb.store.values import to_time, to_words
 
 TYPE_CHECKING = False
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from datetime import datetime
