@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 from contextlib import suppress
@@ -127,17 +126,6 @@ def watcher() -> Iterator[Watcher]:
     """A process that watches what it is told to."""
     with Watcher() as made:
         yield made
-
-
-@pytest.fixture(autouse=True)
-def _log() -> None:
-    """Each test begins with the log that a new process has: other programs' code may change it."""
-    logging.disable(logging.NOTSET)
-    for name, logger in logging.root.manager.loggerDict.items():
-        if name.startswith("irmapdb") and isinstance(logger, logging.Logger):
-            logger.disabled = False
-            if name != "irmapdb.causes":
-                logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(autouse=True)

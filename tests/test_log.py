@@ -43,6 +43,8 @@ def test_causes_are_told_where_they_are_asked_for(tmp_path):
     bad.write_text("[scan\n")
     told = irmapdb(*words[:-1], bad, "-v")
     assert "because of TOMLDecodeError" in told.err
+    # A run that ends before its log begins prints no causes, also after one that did.
+    assert "because of" not in irmapdb("prune", "/").err
 
 
 @pytest.mark.parametrize(

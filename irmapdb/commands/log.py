@@ -29,7 +29,6 @@ __all__ = ["close_log", "log_end", "start_log", "start_talk"]
 _LEVELS = (logging.WARNING, logging.WARNING, logging.INFO, logging.DEBUG, logging.DEBUG)
 
 _causes = logging.getLogger("irmapdb.causes")
-_causes.setLevel(logging.CRITICAL)
 
 
 class _Stamped(logging.Formatter):
@@ -96,6 +95,7 @@ def start_talk() -> None:
     logger = logging.getLogger("irmapdb")
     logger.handlers = [handler]
     logger.setLevel(logging.WARNING)
+    _causes.setLevel(logging.CRITICAL)
 
 
 def start_log(verbose: int, log: Path | None, work_dir: Path, kept: Iterable[Path | None]) -> None:
