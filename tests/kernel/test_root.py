@@ -324,6 +324,7 @@ def test_a_forked_child_does_not_take_the_news_from_us(area):
         assert root.generation == before + 1
 
 
+@pytest.mark.alone  # tests beside it would take the number
 def test_the_number_of_a_mount_may_be_that_of_another_one_later(area):
     # The kernel gives the lowest free number, so the next mount often gets that of the last.
     place = area.path / "place"
