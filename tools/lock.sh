@@ -29,6 +29,6 @@ compile() {
 }
 
 compile run pyproject.toml "$@"
-compile dev --group pyproject.toml:dev pyproject.toml "$@"
+compile dev --all-extras --group pyproject.toml:dev pyproject.toml "$@"
 compile protos --group pyproject.toml:protos "$@"
 compile lock --group pyproject.toml:lock "$@"
