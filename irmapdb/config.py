@@ -6,6 +6,7 @@
 paths = ["/srv"]                 # searched first, like --irmap-scan-path
 hints = ["/etc", "/var/log"]     # searched next, instead of the built-in hints
 skip-filesystems = ["nfs4"]      # in addition to the built-in ones
+skip-paths = ["/srv/cache"]      # directories that no scan enters, unless it begins there
 
 [hook]                           # of irmapdb-hook; the environment has precedence:
 timeout = 10                     # seconds                 IRMAPDB_HOOK_TIMEOUT
@@ -151,6 +152,9 @@ class Config(Record):
     scan_paths: tuple[bytes, ...] = ()
     hints: tuple[bytes, ...] = HINTS
     skip_filesystems: frozenset[str] = UNWALKED_FILESYSTEMS
+    skip_paths: tuple[bytes, ...] = ()
+    """Directories that no scan enters, as seen from the root of the tasks. A scan path at or below
+    one has precedence."""
     hook: HookConfig = HookConfig()
     retention: Retention = Retention()
     warm: WarmConfig = WarmConfig()
@@ -163,7 +167,7 @@ class Config(Record):
 _KNOWN = {
     "hook": {"db", "paused-timeout", "strict", "timeout"},
     "retention": {"automatic", "keep-rows", "keep-runs", "stale-older-than", "unused-older-than"},
-    "scan": {"hints", "paths", "skip-filesystems"},
+    "scan": {"hints", "paths", "skip-filesystems", "skip-paths"},
     "warm": {"directory", "interval", "keep-gone", "share"},
 }
 
@@ -206,6 +210,7 @@ def _config(document: dict[str, Any], source: str) -> Config:
         scan_paths=_paths(scan, "paths", source, defaults.scan_paths),
         hints=_paths(scan, "hints", source, defaults.hints),
         skip_filesystems=UNWALKED_FILESYSTEMS | set(_strings(scan, "skip-filesystems", source)),
+        skip_paths=_skip_paths(scan, source),
         hook=_hook(document.get("hook", {}), source),
         retention=_retention(document.get("retention", {}), source),
         warm=_warm(document.get("warm", {}), source),
@@ -387,4 +392,15 @@ def _paths(
         if b"\0" in path:
             message = f"{source}: {name}: '{printable(path)}' has a NUL byte"
             raise ConfigError(message, advice="no path has one")
+    return paths
+
+
+def _skip_paths(scan: dict[str, Any], source: str) -> tuple[bytes, ...]:
+    paths = _paths(scan, "skip-paths", source, ())
+    for path in paths:
+        if not os.path.normpath(path).strip(b"/"):
+            message = f"{source}: skip-paths: '{printable(path)}' is the root"
+            raise ConfigError(
+                message, advice="no scan would find a file: name directories below it"
+            )
     return paths

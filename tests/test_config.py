@@ -27,12 +27,14 @@ def test_every_entry_is_taken(load):
         paths = ["/srv", "/caf\\u00e9 (deleted)"]
         hints = ["/opt"]
         skip-filesystems = ["cifs", "zonefs"]
+        skip-paths = ["/srv/cache/", "/caf\\u00e9"]
         """
     )
     assert loaded == Config(
         scan_paths=(b"/srv", "/café (deleted)".encode()),
         hints=(b"/opt",),
         skip_filesystems=UNWALKED_FILESYSTEMS | {"zonefs"},
+        skip_paths=(b"/srv/cache/", "/café".encode()),
     )
 
 
@@ -57,7 +59,7 @@ WRONG = {
     "unknown entry": ("[scan]\npath = []\n", "unknown entry scan.path; did you mean scan.paths?"),
     "nothing like it": (
         "[scan]\nzzz = 1\n",
-        "unknown entry scan.zzz; known: hints, paths, skip-filesystems",
+        "unknown entry scan.zzz; known: hints, paths, skip-filesystems, skip-paths",
     ),
     "no table": ("scan = 3\n", "scan is not a table; write [scan]"),
     "no list": ("[scan]\npaths = '/srv'\n", "paths is not a list of strings"),
@@ -68,6 +70,11 @@ WRONG = {
     "no truth": ("[hook]\nstrict = 'yes'\n", "is neither true nor false; write true or false"),
     "no number": ("[retention]\nkeep-runs = 0\n", "is no number to keep; give a whole number"),
     "no span": ("[retention]\nstale-older-than = 'x'\n", "'x' is no span of time: write 45s"),
+    "skips all": ("[scan]\nskip-paths = ['/a/..']\n", "skip-paths: '/a/..' is the root; no scan"),
+    "skips relative": ("[scan]\nskip-paths = ['srv']\n", "skip-paths: 'srv' is not absolute"),
+    "skips one text": ("[scan]\nskip-paths = '/srv'\n", "skip-paths is not a list of strings"),
+    "skips NUL": ('[scan]\nskip-paths = ["/a\\u0000b"]\n', "has a NUL byte"),
+    "skips nothing": ("[scan]\nskip-paths = ['']\n", "skip-paths: '' is not absolute"),
     "NUL": ('[scan]\npaths = ["/a\\u0000b"]\n', "has a NUL byte"),
 }
 

@@ -92,6 +92,8 @@ class Root:
         """The superblocks of our own mount namespace, for the layers of its overlays."""
         self._is_local: Callable[[str], bool] = Config().walkable
         """Whether a type of filesystem never blocks on a server."""
+        self.skip_paths: tuple[bytes, ...] = ()
+        """Directories that the user wants left out of every scan."""
         self.trusted: set[int] = set()
         """FUSE devices that the user has named, and so trusts."""
         self._changes.register(self.table_fd, select.POLLPRI)
@@ -212,9 +214,12 @@ class Root:
     def adopt(self, config: Config, scan_paths: Iterable[bytes] = ()) -> None:
         """Let the configuration say which types of filesystem may block, and which paths may not.
 
+        It also has the directories that no scan enters.
+
         A device that one of `scan_paths`, or of the configuration's, lies on is trusted.
         """
         self._is_local = config.walkable
+        self.skip_paths = config.skip_paths
         self.trust((*scan_paths, *config.scan_paths))
 
     def may_block(self, kdev: int) -> bool:

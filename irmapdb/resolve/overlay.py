@@ -30,6 +30,7 @@ from irmapdb.resolve import engine
 from irmapdb.resolve.btrfs import BtrfsLookup
 from irmapdb.resolve.engine import Candidate, Deleted, Note
 from irmapdb.resolve.mount_points import at_mount_points
+from irmapdb.resolve.skip_paths import SkipPaths
 from irmapdb.resolve.upper_layer import UpperLayer, read_upper_layer
 from irmapdb.resolve.xfs import XfsParents
 
@@ -264,9 +265,19 @@ class _Overlay:
             return None
         try:
             user = b"userxattr" in self._mounts[0].super_options.split(b",")
-            return read_upper_layer(fd, left, user_attributes=user, over=self._over)
+            return read_upper_layer(
+                fd, left, user_attributes=user, skipped=self._skipped(), over=self._over
+            )
         finally:
             os.close(fd)
+
+    def _skipped(self) -> frozenset[bytes]:
+        # On the overlay, whose names are those of its upper layer.
+        mount = self._mounts[0]
+        if mount.root != b"/":
+            return frozenset()
+        below = SkipPaths(self._root.skip_paths).below(mount.mountpoint)
+        return frozenset(b"/" + path for path in below)
 
     def _open_upper(self) -> int | None:
         # The handle of an overlay's root is the upper layer's (ovl_check_encode_origin()).

@@ -13,6 +13,7 @@ from irmapdb.kernel.proc import tasks
 from irmapdb.model import Source, is_fuse, printable
 from irmapdb.record import Record
 from irmapdb.resolve.engine import Candidate, Note
+from irmapdb.resolve.skip_paths import SkipPaths, canonical_path, is_below
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -51,6 +52,16 @@ class _ClosedInProc:
         return below[:1] == [b"task"] and len(below) > _TASK_AND_THREAD
 
 
+class _Either:
+    """The directories of both."""
+
+    def __init__(self, first: Container[bytes], second: Container[bytes]) -> None:
+        self._both = (first, second)
+
+    def __contains__(self, path: object) -> bool:
+        return any(path in one for one in self._both)
+
+
 _MOST_SAMPLED = 1000
 """The limit of compared entries in a search for a file: there may be no file."""
 
@@ -62,6 +73,8 @@ class _Walk(Record):
 
     top: bytes
     mount: Mount
+    skips: SkipPaths
+    """The directories that it leaves out."""
 
 
 class _Denied(Record):
@@ -98,8 +111,10 @@ class Scan:
     ) -> None:
         self._root = root
         self._config = config
-        self._paths = tuple(map(_canonical, (*paths, *config.scan_paths)))
-        self._hints = tuple(map(_canonical, config.hints))
+        self._paths = tuple(map(canonical_path, (*paths, *config.scan_paths)))
+        self._hints = tuple(map(canonical_path, config.hints))
+        skips = map(canonical_path, config.skip_paths)
+        self._skips = SkipPaths(path for path in skips if path not in self._paths)
         self._pids = pids
         self._progress = progress
         self._over = over
@@ -136,7 +151,8 @@ class Scan:
     def _was_walked(self, one: _Walk) -> bool:
         # The same path or a parent, on the same mount: for example a hint that is a mount point.
         return any(
-            walk.mount is one.mount and _is_below(one.top, walk.top) for walk in self._walked
+            walk.mount is one.mount and is_below(one.top, walk.top) and not walk.skips.has(one.top)
+            for walk in self._walked
         )
 
     def _walks(self) -> Iterator[_Walk]:
@@ -144,19 +160,24 @@ class Scan:
         for path in self._paths:
             mount = root.mount_of(path)
             if mount is not None:
-                yield _Walk(path, mount)
-                yield from self._submounts(path)
+                skips = self._skips.for_named(path)
+                yield _Walk(path, mount, skips)
+                yield from self._submounts(path, skips)
         for path in self._hints:
             mount = root.mount_of(path)
+            if self._skips.has(path):
+                continue
             if mount is not None and self._config.walkable(mount.fstype):
-                yield _Walk(path, mount)
-                yield from self._submounts(path)
-        yield from self._submounts(b"/")
+                yield _Walk(path, mount, self._skips)
+                yield from self._submounts(path, self._skips)
+        yield from self._submounts(b"/", self._skips)
 
-    def _submounts(self, path: bytes) -> Iterator[_Walk]:
+    def _submounts(self, path: bytes, skips: SkipPaths) -> Iterator[_Walk]:
         for mountpoint, mount in self._root.by_mountpoint.items():
-            if _is_below(mountpoint, path) and self._config.walkable(mount.fstype):
-                yield _Walk(mountpoint, mount)
+            if not is_below(mountpoint, path) or skips.has(mountpoint):
+                continue
+            if self._config.walkable(mount.fstype):
+                yield _Walk(mountpoint, mount, skips)
 
     def _walk(self, one: _Walk, wanted: Wanted) -> Iterator[Answer]:
         inos: dict[int, list[Identity]] = {}
@@ -243,7 +264,7 @@ class Scan:
                 every_entry=every_entry,
                 by_handle=_own_numbers(one.mount.fstype),
                 prune={path.removeprefix(below) for path in walked if path.startswith(below)},
-                closed=closed or (),
+                closed=_Either(one.skips.below(one.top), closed or ()),
                 on_entries=lambda count: self._tick(count, one.top),
                 on_directories=lambda number: self._is_in_proportion(one, top_fd, number),
                 # If every entry is looked up, it is the second walk.
@@ -306,6 +327,8 @@ class Scan:
             notes.append(given_up)
         if denied := self._denied.get(identity.kdev):
             notes.append(str(denied))
+        if skipped := self._skips.note(mounts, self._root.mount_of):
+            notes.append(skipped)
         return "; ".join(notes)
 
     def _walked_of(self, mounts: Iterable[Mount]) -> tuple[list[bytes], list[str]]:
@@ -314,7 +337,11 @@ class Scan:
         rest: dict[str, None] = {}
         for mount in mounts:
             named = [path for path in self._paths if self._root.mount_of(path) == mount]
-            if self._config.walkable(mount.fstype) or mount.mountpoint in named:
+            if mount.mountpoint in named:
+                walked.append(mount.mountpoint)
+            elif self._skips.has(mount.mountpoint):
+                walked += dict.fromkeys(named)
+            elif self._config.walkable(mount.fstype):
                 walked.append(mount.mountpoint)
             else:
                 walked += dict.fromkeys(named)
@@ -343,15 +370,6 @@ def _most_directories(fd: int, fstype: str) -> int:
     if not status.f_files or _own_numbers(fstype):
         return max(_MOST_UNCOUNTED, 2 * used)
     return _SPARE_DIRECTORIES + 2 * used
-
-
-def _is_below(path: bytes, top: bytes) -> bool:
-    return (path.rstrip(b"/") + b"/").startswith(top.rstrip(b"/") + b"/")
-
-
-def _canonical(path: bytes) -> bytes:
-    # Only by the text, because no link is followed. normpath keeps two leading slashes.
-    return b"/" + os.path.normpath(path).lstrip(b"/")
 
 
 def _join(top: bytes, path: bytes) -> bytes:

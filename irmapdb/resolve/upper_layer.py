@@ -54,12 +54,13 @@ def read_upper_layer(
     wanted: Collection[Identity],
     *,
     user_attributes: bool,
+    skipped: Collection[bytes] = (),
     over: Callable[[], bool] = lambda: False,
 ) -> UpperLayer:
-    """Walk the directory `upper_fd`, which may be O_PATH.
+    """Walk the directory `upper_fd`, which may be O_PATH, without the directories in `skipped`.
 
-    `user_attributes`: the overlay is mounted with userxattr. If the time is up, the result has the
-    names found so far.
+    `user_attributes`: the overlay is mounted with userxattr. `skipped` has paths on the overlay. If
+    the time is up, the result has the names found so far.
     """
     space = "user" if user_attributes else "trusted"
     origin, redirect = f"{space}.overlay.origin", f"{space}.overlay.redirect"
@@ -79,7 +80,8 @@ def read_upper_layer(
                 lower = _lower_path(below, name, _attribute(entry, redirect))
                 if lower != _lower_path(below, name, b""):
                     found.redirects.append((lower, here))
-                pending.append((here, lower))
+                if here not in skipped:
+                    pending.append((here, lower))
     return found
 
 

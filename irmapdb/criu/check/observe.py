@@ -38,6 +38,7 @@ from irmapdb.resolve.mount_points import at_mount_points
 from irmapdb.resolve.open_files import OpenFiles
 from irmapdb.resolve.overlay import OverlayLayers
 from irmapdb.resolve.scan import Scan
+from irmapdb.resolve.skip_paths import SkipPaths
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -262,8 +263,9 @@ class Observer:
         gave_up = self._unwalked(kdev)
         if not gave_up:
             with self._walks.limited(_SEARCH_S):
+                skips = SkipPaths(self._config.skip_paths)
                 for mount in self._root.mounts_of(kdev):
-                    for identity, path in self._walks.mount(mount, identities, paths):
+                    for identity, path in self._walks.mount(mount, identities, paths, skips=skips):
                         paths.setdefault(identity, path)
             gave_up = _LATE if self._walks.over else ""
         for facts in batch:

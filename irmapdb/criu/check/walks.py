@@ -18,6 +18,7 @@ from irmapdb.kernel.fs.walk import walk
 from irmapdb.kernel.root import open_beneath
 from irmapdb.model import is_fuse
 from irmapdb.record import Record
+from irmapdb.resolve.skip_paths import SkipPaths
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["WalkHit", "Walks"]
 
+_NO_SKIPS = SkipPaths()
 _NO_CHILDREN = b"/."
 """CRIU's last hint: the root, but nothing below it."""
 
@@ -97,8 +99,14 @@ class Walks:
         identities: Iterable[Identity],
         done: Container[Identity] = (),
         spelled: bytes | None = None,
+        skips: SkipPaths = _NO_SKIPS,
     ) -> Iterator[WalkHit]:
-        """All of a visible mount; `spelled` is another way to write its mount point."""
+        """All of a visible mount, but `skips`; `spelled` is another way to write its mount point.
+
+        CRIU leaves out no directory.
+        """
+        if skips.has(mount.mountpoint):
+            return
         wanted = [one for one in identities if one.kdev == mount.kdev and one not in done]
         if not wanted:
             return
@@ -109,7 +117,8 @@ class Walks:
             return
         try:
             if _is_directory(fd):
-                yield from self._directory(fd, mount, top, wanted, done)
+                closed = skips.below(mount.mountpoint)
+                yield from self._directory(fd, mount, top, wanted, done, closed)
             else:  # a file bound over another
                 yield from (WalkHit(one, top) for one in wanted)
         finally:
@@ -122,6 +131,7 @@ class Walks:
         top: bytes,
         identities: Iterable[Identity],
         done: Container[Identity],
+        closed: Container[bytes] = (),
     ) -> Iterator[WalkHit]:
         inos: dict[int, list[Identity]] = {}
         for identity in identities:
@@ -132,7 +142,7 @@ class Walks:
         # FUSE need not give the inode of an entry (fs/fuse/readdir.c), so each is looked up.
         every = is_fuse(mount.fstype)
         tick = self._ticker(top)
-        for hit in walk(top_fd, inos, every_entry=every, on_entries=tick):
+        for hit in walk(top_fd, inos, every_entry=every, closed=closed, on_entries=tick):
             path = b"%b/%b" % (top.rstrip(b"/"), hit.path) if hit.path else top
             ino = _ino_below(top_fd, hit.path) if every else hit.ino
             for identity in inos.get(ino, ()):
