@@ -14,7 +14,7 @@ import pytest
 
 from irmapdb.checkpoint import steps
 from irmapdb.config import Config
-from irmapdb.kernel.ambiguous import REASONS, Reason, may_be_another
+from irmapdb.kernel.uniqueness import REASONS, Reason, may_be_another
 from irmapdb.kernel.identity import disproof, identify_fd
 from irmapdb.kernel.root import Root
 from irmapdb.model import FileHandle, Identity, Mount, StaleReason
