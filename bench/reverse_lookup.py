@@ -12,8 +12,8 @@ import sys
 import time
 
 from irmapdb.config import Config
-from irmapdb.kernel.identity import disproof
 from irmapdb.kernel.proc import fdinfo
+from irmapdb.kernel.proof import disproof
 from irmapdb.kernel.root import open_root
 from irmapdb.model import WatchKind
 from irmapdb.resolve import engine

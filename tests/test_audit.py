@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from irmapdb.audit.path_look import look_at_path
-from irmapdb.kernel.identity import identify
+from irmapdb.kernel.proof import identify
 from irmapdb.kernel.root import open_root
 from irmapdb.model import CacheEntry, Identity, Resolved, Source
 from irmapdb.store.database import Store

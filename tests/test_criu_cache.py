@@ -8,7 +8,7 @@ import pytest
 
 from irmapdb.checkpoint import criu_cache
 from irmapdb.config import Config
-from irmapdb.kernel.identity import identify
+from irmapdb.kernel.proof import identify
 from irmapdb.kernel.root import Root, open_root
 from irmapdb.model import FileHandle, Identity, Resolved, Source
 from irmapdb.resolve.engine import Resolution

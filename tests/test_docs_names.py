@@ -58,7 +58,7 @@ def test_modules_that_are_named_are_there(page: Path) -> None:
 
 
 def test_a_name_that_is_not_there_is_found() -> None:
-    assert all(map(_is_there, ("cli.py", "kernel.identity", "image/cache.py", "store/", "a.path")))
+    assert all(map(_is_there, ("cli.py", "kernel.proof", "image/cache.py", "store/", "a.path")))
     wrong = ("nothing.py", "kernel.nothing", "store/nothing", "store.write.nothing", "image/x.py")
     assert not any(map(_is_there, wrong))
 

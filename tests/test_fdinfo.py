@@ -13,9 +13,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from irmapdb.kernel.identity import identify
 from irmapdb.kernel.proc import fdinfo, mountinfo, open_files, procfs, tasks
 from irmapdb.kernel.proc.survey import read_survey
+from irmapdb.kernel.proof import identify
 from irmapdb.kernel.root import open_root
 from irmapdb.model import (
     FileHandle,

@@ -6,7 +6,7 @@ import errno
 import os
 from datetime import UTC, datetime
 
-from irmapdb.kernel.identity import identify_fd
+from irmapdb.kernel.proof import identify_fd
 from irmapdb.record import Record
 
 TYPE_CHECKING = False

@@ -1,6 +1,6 @@
 """Audits the mappings whose paths start at one root.
 
-Three questions give a verdict. Is the inode at its path (the proof of irmapdb.kernel.identity)? Is
+Three questions give a verdict. Is the inode at its path (the proof of irmapdb.kernel.proof)? Is
 another path of it known (to the filesystem by its handle, to other rows, to a scan)? Does the
 filesystem still know the inode at all (irmapdb.kernel.fs.inode_state)?
 """
@@ -11,7 +11,7 @@ from irmapdb.audit.findings import AuditFinding, AuditVerdict, Evidence
 from irmapdb.audit.lost import LostMappings
 from irmapdb.kernel.child_call import ask_in_child
 from irmapdb.kernel.fs.inode_state import fates
-from irmapdb.kernel.identity import disproof
+from irmapdb.kernel.proof import disproof
 from irmapdb.model import StaleReason
 from irmapdb.resolve import engine
 from irmapdb.resolve.btrfs import BtrfsLookup

@@ -6,7 +6,7 @@ import errno
 import itertools
 import os
 
-from irmapdb.kernel import identity as kernel_identity
+from irmapdb.kernel import proof
 from irmapdb.kernel.fs import btrfs
 from irmapdb.model import Source
 from irmapdb.record import Record
@@ -113,7 +113,7 @@ class _Subvolume:
     def _open(self, tree: int, at: bytes) -> int:
         fd = self._mount_fds.open(at)
         try:
-            handle = kernel_identity.identify_fd(self._root, fd).handle
+            handle = proof.identify_fd(self._root, fd).handle
         except OSError:
             os.close(fd)
             raise

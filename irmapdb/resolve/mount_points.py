@@ -7,7 +7,7 @@ to it any more, so this module checks the roots of the mounts.
 
 from __future__ import annotations
 
-from irmapdb.kernel import identity as kernel_identity
+from irmapdb.kernel import proof
 from irmapdb.resolve.engine import Candidate
 
 TYPE_CHECKING = False
@@ -28,7 +28,7 @@ def at_mount_points(root: Root, wanted: Sequence[Identity]) -> Iterator[Candidat
             alike.setdefault(sign, []).append(identity)
     for mount in root.mounts_of(wanted[0].kdev) if wanted else ():
         try:
-            found = kernel_identity.identify(root, mount.mountpoint)
+            found = proof.identify(root, mount.mountpoint)
         except OSError:
             continue
         for identity in dict.fromkeys((*alike.get(found.handle, ()), *alike.get(found.ino, ()))):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from irmapdb.kernel import identity as kernel_identity
+from irmapdb.kernel import proof
 from irmapdb.kernel.proc import open_files
 from irmapdb.model import Source
 from irmapdb.resolve.engine import Candidate, Deleted, Note
@@ -69,14 +69,14 @@ class OpenFiles:
         try:
             # By its mount, and not by its name: a stat on a mount that is not wanted could wait for
             # long.
-            mount = self._root.by_id.get(kernel_identity.mount_id(fd))
+            mount = self._root.by_id.get(proof.mount_id(fd))
             if mount is None or mount.kdev not in kdevs:
                 return
             status = os.fstat(fd)
             candidates = by_ino.get(status.st_ino)
             if not candidates:
                 return
-            found = kernel_identity.identify_fd(self._root, fd)
+            found = proof.identify_fd(self._root, fd)
         except OSError:
             return
         finally:

@@ -22,7 +22,7 @@ import stat
 
 from irmapdb.kernel import syscalls
 from irmapdb.kernel.fs import overlay
-from irmapdb.kernel.identity import disproof
+from irmapdb.kernel.proof import disproof
 from irmapdb.kernel.syscalls import AT_EMPTY_PATH, AT_HANDLE_FID
 from irmapdb.model import Identity, Source
 from irmapdb.record import Record

@@ -12,7 +12,7 @@ import errno
 import os
 from typing import Generic, TypeVar
 
-from irmapdb.kernel import identity as kernel_identity
+from irmapdb.kernel import proof
 from irmapdb.record import Record
 
 TYPE_CHECKING = False
@@ -112,7 +112,7 @@ class ReverseLookup(Generic[Node]):
         except OSError:
             return
         try:
-            found = kernel_identity.identify_fd(self._root, fd)
+            found = proof.identify_fd(self._root, fd)
         except OSError:
             return
         finally:

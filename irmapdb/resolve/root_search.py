@@ -9,7 +9,7 @@ import itertools
 import time
 
 from irmapdb.kernel.child_call import ask_in_child
-from irmapdb.kernel.identity import disproof_of_watch
+from irmapdb.kernel.proof import disproof_of_watch
 from irmapdb.log import Log
 from irmapdb.model import Source, StaleReason, Tried, Unresolved, printable
 from irmapdb.record import Record

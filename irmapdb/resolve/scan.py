@@ -6,8 +6,7 @@ import itertools
 import os
 import stat
 
-from irmapdb.kernel import identity as kernel_identity
-from irmapdb.kernel import syscalls
+from irmapdb.kernel import proof, syscalls
 from irmapdb.kernel.fs.walk import Hit, walk
 from irmapdb.kernel.proc import tasks
 from irmapdb.model import Source, is_fuse, printable
@@ -228,7 +227,7 @@ class Scan:
             if mount is not None and mount.mnt_id != one.mount.mnt_id:
                 continue  # hidden by a mount that may have a server
             try:
-                found = kernel_identity.identify(self._root, path)
+                found = proof.identify(self._root, path)
             except OSError:
                 continue
             hits = [identity for identity in mine if found.matches(identity)]

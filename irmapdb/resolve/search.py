@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 
-from irmapdb.kernel.identity import disproof, disproof_of_watch
+from irmapdb.kernel.proof import disproof, disproof_of_watch
 from irmapdb.model import StaleReason
 from irmapdb.resolve import engine
 from irmapdb.resolve.engine import Disproved

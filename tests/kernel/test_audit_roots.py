@@ -13,7 +13,7 @@ from irmapdb.checkpoint.steps import StepOptions
 from irmapdb.config import Config
 from irmapdb.errors import FileError, UsageError
 from irmapdb.kernel.directory import open_directory_root
-from irmapdb.kernel.identity import identify
+from irmapdb.kernel.proof import identify
 from irmapdb.kernel.root import open_root
 from irmapdb.model import (
     ChangeKind,

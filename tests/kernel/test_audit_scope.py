@@ -20,7 +20,7 @@ from irmapdb.criu.check import dump as check
 from irmapdb.criu.check.verdicts import CriuVersion
 from irmapdb.criu.check.verdicts import WatchVerdict as Prediction
 from irmapdb.kernel.fs.inode_state import InodeState, fates
-from irmapdb.kernel.identity import identify
+from irmapdb.kernel.proof import identify
 from irmapdb.kernel.root import open_root
 from irmapdb.model import (
     CacheEntry,

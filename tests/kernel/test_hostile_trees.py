@@ -14,8 +14,8 @@ from irmapdb.checkpoint.steps import StepOptions
 from irmapdb.config import Config
 from irmapdb.errors import FileError
 from irmapdb.kernel.child_call import call_in_child
-from irmapdb.kernel.identity import disproof
 from irmapdb.kernel.proc import fdinfo
+from irmapdb.kernel.proof import disproof
 from irmapdb.kernel.root import open_root
 from irmapdb.resolve import root_search
 from irmapdb.resolve.search import Search

@@ -13,7 +13,7 @@ import pytest
 
 from irmapdb.checkpoint import steps
 from irmapdb.kernel.child_call import call_in_child
-from irmapdb.kernel.identity import disproof
+from irmapdb.kernel.proof import disproof
 from irmapdb.kernel.root import Root, open_root
 from irmapdb.model import Identity, Source
 from irmapdb.node import ps

@@ -10,7 +10,7 @@ import pytest
 
 from irmapdb.checkpoint.confirm import Confirmation
 from irmapdb.config import Config
-from irmapdb.kernel.identity import disproof, identify
+from irmapdb.kernel.proof import disproof, identify
 from irmapdb.kernel.rename_monitor import RenameMonitor
 from irmapdb.model import Resolved, Source
 from irmapdb.resolve.engine import Resolution

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from irmapdb.image import fsnotify
-from irmapdb.kernel import identity as kernel_identity
-from irmapdb.kernel import syscalls
+from irmapdb.kernel import proof, syscalls
 from irmapdb.model import Source
 from irmapdb.resolve import rename_retry, root_search
 from irmapdb.resolve import search as search_module
@@ -64,7 +63,7 @@ class Tree:
 def moving(monkeypatch: pytest.MonkeyPatch) -> Tree:
     """Moves each path between candidate and proof."""
     found = Tree()
-    prove = kernel_identity.disproof_of_watch
+    prove = proof.disproof_of_watch
 
     def move_and_prove(root: object, identity: Identity, path: bytes, *more: object) -> object:
         found.before_proof(path)

@@ -9,7 +9,7 @@ import pytest
 
 from irmapdb.config import Config
 from irmapdb.kernel.child_call import call_in_child
-from irmapdb.kernel.identity import identify
+from irmapdb.kernel.proof import identify
 from irmapdb.kernel.root import open_root
 from irmapdb.model import FileHandle, Source
 from irmapdb.resolve.handle import Handles

@@ -12,7 +12,7 @@ import pytest
 from irmapdb.errors import TaskError
 from irmapdb.kernel import syscalls
 from irmapdb.kernel.child_call import call_in_child
-from irmapdb.kernel.identity import disproof, identify
+from irmapdb.kernel.proof import disproof, identify
 from irmapdb.kernel.root import open_beneath, open_root
 from irmapdb.model import kdev_of
 from tests.support.filesystems import superblock_kdev

@@ -11,7 +11,7 @@ import pytest
 from irmapdb.audit import check
 from irmapdb.audit.findings import AuditVerdict
 from irmapdb.checkpoint import steps
-from irmapdb.kernel.identity import disproof
+from irmapdb.kernel.proof import disproof
 from irmapdb.kernel.root import Root
 from irmapdb.model import Identity, StaleReason
 from tests.support.area import MountArea

@@ -14,9 +14,9 @@ import pytest
 
 from irmapdb.checkpoint import steps
 from irmapdb.config import Config
-from irmapdb.kernel.uniqueness import REASONS, Reason, may_be_another
-from irmapdb.kernel.identity import disproof, identify_fd
+from irmapdb.kernel.proof import disproof, identify_fd
 from irmapdb.kernel.root import Root
+from irmapdb.kernel.uniqueness import REASONS, Reason, may_be_another
 from irmapdb.model import FileHandle, Identity, Mount, StaleReason
 from irmapdb.node import ps
 from tests.support.area import MountArea

@@ -12,7 +12,7 @@ import pytest
 from irmapdb.checkpoint import steps
 from irmapdb.checkpoint.steps import FreezeOptions
 from irmapdb.kernel.fs import overlay
-from irmapdb.kernel.identity import disproof
+from irmapdb.kernel.proof import disproof
 from irmapdb.kernel.root import Root
 from irmapdb.model import FileHandle, StaleReason
 from irmapdb.node import ps

@@ -12,7 +12,7 @@ import pytest
 from irmapdb.checkpoint import steps
 from irmapdb.checkpoint.steps import StepOptions
 from irmapdb.config import Config
-from irmapdb.kernel.identity import disproof
+from irmapdb.kernel.proof import disproof
 from irmapdb.kernel.root import Root
 from irmapdb.model import Identity, Source
 from irmapdb.resolve import engine

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from irmapdb.kernel.identity import disproof
+from irmapdb.kernel.proof import disproof
 from irmapdb.kernel.root import open_root
 from irmapdb.model import FileHandle
 from irmapdb.resolve import engine

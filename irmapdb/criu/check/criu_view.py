@@ -11,8 +11,8 @@ import os
 
 from irmapdb.errors import TaskError
 from irmapdb.kernel import syscalls
-from irmapdb.kernel.identity import identify_fd
 from irmapdb.kernel.proc import mountinfo
+from irmapdb.kernel.proof import identify_fd
 from irmapdb.kernel.root import Root, open_root
 from irmapdb.model import InodeKey, Mount, kdev_of
 from irmapdb.record import Record

@@ -30,7 +30,7 @@ from irmapdb.criu.check.verdicts import (
 )
 from irmapdb.criu.check.walks import Walks
 from irmapdb.kernel import syscalls
-from irmapdb.kernel.identity import disproof, disproof_of_fd
+from irmapdb.kernel.proof import disproof, disproof_of_fd
 from irmapdb.model import StaleReason
 from irmapdb.resolve import engine
 from irmapdb.resolve.handle import Handles

@@ -21,7 +21,7 @@ from irmapdb.errors import FileError
 from irmapdb.image import fsnotify
 from irmapdb.image.fsnotify import FsnotifyWatch, MountMark
 from irmapdb.kernel import syscalls
-from irmapdb.kernel.identity import identify_fd
+from irmapdb.kernel.proof import identify_fd
 from irmapdb.kernel.root import open_root
 from irmapdb.model import printable
 from irmapdb.record import Record

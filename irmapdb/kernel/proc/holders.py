@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 
-from irmapdb.kernel import identity as kernel_identity
+from irmapdb.kernel import proof
 from irmapdb.kernel.proc import open_files
 from irmapdb.model import printable
 from irmapdb.record import Record
@@ -75,13 +75,13 @@ def _held(
     except OSError:
         return []
     try:
-        if root.kdev_of_mount(kernel_identity.mount_id(fd)) not in kdevs:
+        if root.kdev_of_mount(proof.mount_id(fd)) not in kdevs:
             return []
         status = os.fstat(fd)
         candidates = by_ino.get(status.st_ino, ())
         if status.st_nlink or not candidates:
             return []
-        held = kernel_identity.identify_fd(root, fd)
+        held = proof.identify_fd(root, fd)
         return [identity for identity in candidates if held.matches(identity)]
     except OSError:
         return []

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from irmapdb.kernel import identity as kernel_identity
-from irmapdb.kernel import syscalls
+from irmapdb.kernel import proof, syscalls
 from irmapdb.kernel.child_call import call_in_child
-from irmapdb.kernel.identity import disproof, identify, identify_fd
+from irmapdb.kernel.proof import disproof, identify, identify_fd
 from irmapdb.model import FileHandle, Identity, StaleReason, is_canonical
 from tests.support.filesystems import drop_caches, superblock_kdev
 from tests.support.kernel_paths import (
@@ -406,7 +405,7 @@ def without(monkeypatch):
                 raise OSError(error, os.strerror(error))
             return real(dir_fd, path, flags)
 
-        monkeypatch.setattr(kernel_identity.syscalls, "name_to_handle_at", refuse)
+        monkeypatch.setattr(proof.syscalls, "name_to_handle_at", refuse)
 
     return without
 

@@ -13,8 +13,8 @@ import errno
 import os
 
 from irmapdb.kernel import syscalls
-from irmapdb.kernel.uniqueness import may_be_another
 from irmapdb.kernel.syscalls import AT_EMPTY_PATH, AT_HANDLE_FID
+from irmapdb.kernel.uniqueness import may_be_another
 from irmapdb.model import Identity, StaleReason, is_canonical, kdev_of
 
 TYPE_CHECKING = False
