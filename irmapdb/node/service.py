@@ -15,7 +15,7 @@ from irmapdb.errors import FileError
 from irmapdb.kernel.priority import be_idle
 from irmapdb.log import Log
 from irmapdb.node import databases
-from irmapdb.node.budget import Budget
+from irmapdb.node.cpu_budget import CpuBudget
 from irmapdb.node.hook_requests import HookRequests
 from irmapdb.node.look_schedule import LookSchedule
 from irmapdb.node.notify import notify
@@ -62,7 +62,7 @@ class Service:
         except BaseException:
             self._stack.close()
             raise
-        self._budget = Budget(self._state.settings.share)
+        self._budget = CpuBudget(self._state.settings.share)
         self._looks = LookSchedule(self._state)
         self._work = WorkSchedule(self._state, self._budget)
         self._requests = HookRequests(self._state)

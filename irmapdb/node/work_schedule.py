@@ -16,7 +16,7 @@ from irmapdb.node.state import KEEP, SLOW, VERIFY
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from irmapdb.config import Config
-    from irmapdb.node.budget import Budget
+    from irmapdb.node.cpu_budget import CpuBudget
     from irmapdb.node.known import Known
     from irmapdb.node.pool import Ended
     from irmapdb.node.state import State
@@ -41,7 +41,7 @@ _MOST_ANSWERS = 200_000
 class WorkSchedule:
     """Starts the work on the containers in the queue, and takes its results."""
 
-    def __init__(self, state: State, budget: Budget) -> None:
+    def __init__(self, state: State, budget: CpuBudget) -> None:
         self._state = state
         self._budget = budget
 

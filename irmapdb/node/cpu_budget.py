@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 
-__all__ = ["Budget"]
+__all__ = ["CpuBudget"]
 
 _BURST_S = 30.0
 
 
-class Budget:
+class CpuBudget:
     """A share of the time. Use beyond the share is a debt, which decreases with time."""
 
     def __init__(self, share: float) -> None:
