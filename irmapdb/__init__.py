@@ -30,15 +30,10 @@ if TYPE_CHECKING:
     from irmapdb.checkpoint.findings import MarkRow
     from irmapdb.checkpoint.steps import StepReport
     from irmapdb.criu.check.dump import DumpCheck, MarkCheck, Problem, WatchCheck
+    from irmapdb.criu.check.facts import Call
     from irmapdb.criu.check.restore import RestoreCheck, RestoreVerdict, WatchRestore
-    from irmapdb.criu.check.verdicts import (
-        Call,
-        CriuOutcome,
-        CriuVersion,
-        Prediction,
-        ScanAdvice,
-        WatchVerdict,
-    )
+    from irmapdb.criu.check.verdicts import CriuOutcome, Prediction, ScanAdvice, WatchVerdict
+    from irmapdb.criu.check.version import CriuVersion
     from irmapdb.errors import (
         ConfigError,
         DatabaseError,
@@ -199,15 +194,10 @@ _MODULES = {
     "irmapdb.checkpoint.findings": ("MarkRow",),
     "irmapdb.checkpoint.steps": ("StepReport",),
     "irmapdb.criu.check.dump": ("DumpCheck", "MarkCheck", "Problem", "WatchCheck"),
+    "irmapdb.criu.check.facts": ("Call",),
     "irmapdb.criu.check.restore": ("RestoreCheck", "RestoreVerdict", "WatchRestore"),
-    "irmapdb.criu.check.verdicts": (
-        "Call",
-        "CriuOutcome",
-        "CriuVersion",
-        "Prediction",
-        "ScanAdvice",
-        "WatchVerdict",
-    ),
+    "irmapdb.criu.check.verdicts": ("CriuOutcome", "Prediction", "ScanAdvice", "WatchVerdict"),
+    "irmapdb.criu.check.version": ("CriuVersion",),
     "irmapdb.errors": (
         "ConfigError",
         "DatabaseError",

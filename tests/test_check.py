@@ -9,22 +9,19 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from irmapdb.criu.check.predict import decide
-from irmapdb.criu.check.verdicts import (
+from irmapdb.criu.check.decision import decide
+from irmapdb.criu.check.facts import (
     CacheLook,
     Call,
-    CriuOutcome,
-    CriuVersion,
     Facts,
     Found,
     HandleLook,
     Look,
     OverlayLook,
-    Prediction,
     SearchLook,
-    WatchVerdict,
 )
-from irmapdb.criu.check.version import ASSUMED, criu_version, parse_version
+from irmapdb.criu.check.verdicts import CriuOutcome, Prediction, WatchVerdict
+from irmapdb.criu.check.version import ASSUMED, CriuVersion, criu_version, parse_version
 from irmapdb.errors import UsageError
 from irmapdb.model import FileHandle, Identity
 

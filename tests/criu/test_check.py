@@ -19,8 +19,8 @@ import pytest
 from irmapdb.checkpoint import steps
 from irmapdb.criu.check.dump import DumpCheck, DumpCheckOptions, check_dump
 from irmapdb.criu.check.restore import RestoreVerdict, check_images
-from irmapdb.criu.check.verdicts import CriuOutcome, CriuVersion, WatchVerdict
-from irmapdb.criu.check.version import criu_version
+from irmapdb.criu.check.verdicts import CriuOutcome, WatchVerdict
+from irmapdb.criu.check.version import CriuVersion, criu_version
 from irmapdb.errors import ImageError
 from irmapdb.image.framing import join_frames
 from irmapdb.image.magic import MOUNTS

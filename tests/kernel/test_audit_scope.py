@@ -17,8 +17,8 @@ from irmapdb.audit.findings import AuditVerdict, Selection
 from irmapdb.checkpoint import steps
 from irmapdb.checkpoint.steps import StepOptions
 from irmapdb.criu.check import dump as check
-from irmapdb.criu.check.verdicts import CriuVersion
 from irmapdb.criu.check.verdicts import WatchVerdict as Prediction
+from irmapdb.criu.check.version import CriuVersion
 from irmapdb.kernel.fs.inode_state import InodeState, fates
 from irmapdb.kernel.proof import identify
 from irmapdb.kernel.root import open_root

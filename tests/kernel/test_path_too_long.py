@@ -14,8 +14,10 @@ from irmapdb.audit.findings import AuditVerdict
 from irmapdb.checkpoint import steps
 from irmapdb.checkpoint.steps import FreezeOptions
 from irmapdb.criu.check.dump import DumpCheckOptions, check_dump
+from irmapdb.criu.check.facts import Look
 from irmapdb.criu.check.observe import Observer
-from irmapdb.criu.check.verdicts import CriuOutcome, CriuVersion, Look, WatchVerdict
+from irmapdb.criu.check.verdicts import CriuOutcome, WatchVerdict
+from irmapdb.criu.check.version import CriuVersion
 from irmapdb.node import ps
 from tests.support.filesystems import drop_caches
 from tests.support.names import deep_file
@@ -24,7 +26,7 @@ from tests.support.stepping import new_work_dir, options_for
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from irmapdb.criu.check.verdicts import Facts
+    from irmapdb.criu.check.facts import Facts
     from tests.support.area import MountArea
     from tests.support.watcher import Watcher
 

@@ -1,7 +1,7 @@
 """Predicts the fate of each watch: before a dump, and before a restore.
 
-`predict` decides on one watch as CRIU does, without any system call. `observe` gets the facts that
-`predict` asks for. `dump` uses both for a task tree, and `restore` reads the images of a dump.
+`decision` decides on one watch as CRIU does, without any system call. `observe` gets the `facts`
+that it asks for. `dump` uses both for a task tree, and `restore` reads the images of a dump.
 """
 
 from __future__ import annotations

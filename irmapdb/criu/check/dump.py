@@ -10,10 +10,11 @@ from irmapdb import files
 from irmapdb.checkpoint.work_dir import CACHE_NAME, WorkDir, within
 from irmapdb.config import Config
 from irmapdb.criu.check.criu_view import CriuView, open_criu_view
+from irmapdb.criu.check.decision import decide, scan_below
+from irmapdb.criu.check.facts import Call, Facts, Look
 from irmapdb.criu.check.observe import Observer
-from irmapdb.criu.check.predict import decide, scan_below
-from irmapdb.criu.check.verdicts import Call, CriuOutcome, CriuVersion, Facts, Look, Prediction
-from irmapdb.criu.check.version import criu_version
+from irmapdb.criu.check.verdicts import CriuOutcome, Prediction
+from irmapdb.criu.check.version import CriuVersion, criu_version
 from irmapdb.errors import FileError
 from irmapdb.image import cache
 from irmapdb.kernel.child_call import ask_in_child

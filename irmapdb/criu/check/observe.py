@@ -19,7 +19,7 @@ import time
 
 from irmapdb.config import HINTS
 from irmapdb.criu.check.criu_view import CriuView, Mountpoints, numbers
-from irmapdb.criu.check.verdicts import (
+from irmapdb.criu.check.facts import (
     CacheLook,
     Facts,
     Found,
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from irmapdb.config import Config
-    from irmapdb.criu.check.verdicts import Call
+    from irmapdb.criu.check.facts import Call
     from irmapdb.kernel.root import Root
     from irmapdb.model import CacheEntry, Identity, InodeKey
 

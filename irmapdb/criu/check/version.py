@@ -5,10 +5,32 @@ from __future__ import annotations
 import re
 import subprocess
 
-from irmapdb.criu.check.verdicts import CriuVersion
 from irmapdb.errors import UsageError
+from irmapdb.record import Record
 
-__all__ = ["ASSUMED", "criu_version", "parse_version"]
+__all__ = ["ASSUMED", "CriuVersion", "criu_version", "parse_version"]
+
+
+class CriuVersion(Record):
+    """A version of CRIU, and the source of that information."""
+
+    major: int
+    minor: int
+    source: str = "--criu-version"
+
+    def __str__(self) -> str:
+        return f"{self.major}.{self.minor}"
+
+    @property
+    def is_known(self) -> bool:
+        """Whether docs/criu.md describes the behaviour of this version."""
+        return (4, 1) <= (self.major, self.minor) <= (4, 3)
+
+    @property
+    def walks_overlays(self) -> bool:
+        """CRIU 4.3 and later walk an overlay to find its watches."""
+        return (self.major, self.minor) >= (4, 3)
+
 
 ASSUMED = CriuVersion(4, 2, "assumed: no criu on PATH tells its version")
 

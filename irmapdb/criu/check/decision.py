@@ -14,13 +14,14 @@ from __future__ import annotations
 import shlex
 import string
 
-from irmapdb.criu.check.verdicts import CriuOutcome, Look, Prediction, ScanAdvice, WatchVerdict
+from irmapdb.criu.check.facts import Look
+from irmapdb.criu.check.verdicts import CriuOutcome, Prediction, ScanAdvice, WatchVerdict
 from irmapdb.durations import format_estimate
 from irmapdb.model import is_fuse, printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from irmapdb.criu.check.verdicts import Call, Facts, Found, HandleLook, OverlayLook, SearchLook
+    from irmapdb.criu.check.facts import Call, Facts, Found, HandleLook, OverlayLook, SearchLook
 
 __all__ = ["decide", "scan_below"]
 
