@@ -37,7 +37,7 @@ def _as_criu_finds(entries):
 
 
 def test_best_name_is_last_and_the_most_watched_are_behind_all(root):
-    kdev = next(mount.kdev for mount in root.mounts if mount.fstype == "proc")
+    kdev = next(mount.kdev for mount in root.mounts.all if mount.fstype == "proc")
     seldom, often, other = (Identity(kdev, ino, None) for ino in (1, 2, 3))
     outcome = _outcome(
         (often, b"/often", b"/link", b"/other"), (seldom, b"/seldom", b"/link-2"), (other, b"/o")
@@ -63,7 +63,7 @@ def test_what_only_the_cache_answers_is_behind_what_handles_answer(root, tmp_pat
 
 
 def test_two_inodes_of_one_number_get_no_entry(root):
-    kdev = next(mount.kdev for mount in root.mounts if mount.fstype == "proc")
+    kdev = next(mount.kdev for mount in root.mounts.all if mount.fstype == "proc")
     one, two = (Identity(kdev, 5, FileHandle(1, handle)) for handle in (b"1", b"2"))
     single = Identity(kdev, 6, FileHandle(1, b"3"))
     outcome = _outcome((one, b"/one"), (single, b"/single"))

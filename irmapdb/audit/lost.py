@@ -47,9 +47,9 @@ class LostMappings:
         kdev, handle = mapping.identity.kdev, mapping.identity.handle
         device = format_kdev(kdev)
         note = f"{device} is not mounted here"
-        if self._root.mounts_of(kdev):
+        if self._root.mounts.of_device(kdev):
             note = f"{device} is not mounted there any more"
-        elif any(mount.kdev == kdev for mount in self._root.mounts):
+        elif any(mount.kdev == kdev for mount in self._root.mounts.all):
             note = f"what is mounted of {device} is hidden under other mounts"
         elif look.found is not None and handle is not None and look.found.handle == handle:
             note = f"{note}; {format_kdev(look.found.kdev)} has a file with its handle at the path"
@@ -82,7 +82,7 @@ class LostMappings:
         answer = outcome.resolved.get(identity)
         if answer is not None:
             return _found_elsewhere(mapping, reason, look, answer)
-        if reason is StaleReason.UNMOUNTED and not self._root.mounts_of(identity.kdev):
+        if reason is StaleReason.UNMOUNTED and not self._root.mounts.of_device(identity.kdev):
             return self.unmounted(mapping)
         state, note = self._state(identity, outcome, states)
         verdict = self._verdict(reason, state, identity.kdev)
@@ -124,7 +124,7 @@ class LostMappings:
         return state, note
 
     def _shows_all_of(self, kdev: int) -> bool:
-        return any(mount.root == b"/" for mount in self._root.mounts_of(kdev))
+        return any(mount.root == b"/" for mount in self._root.mounts.of_device(kdev))
 
     def _look(self, mapping: Mapping) -> PathLook:
         return look_at_path(self._root, mapping.path)

@@ -71,7 +71,7 @@ class RootAudit:
         for mapping in mappings:
             by_kdev.setdefault(mapping.identity.kdev, []).append(mapping)
         for kdev, group in by_kdev.items():
-            if not self._root.mounts_of(kdev):
+            if not self._root.mounts.of_device(kdev):
                 yield from map(self._lost.unmounted, group)
             elif self._root.may_block(kdev):
                 yield from self._in_children(kdev, group)

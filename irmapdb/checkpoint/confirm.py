@@ -41,8 +41,8 @@ class Confirmation:
     def __init__(self, root: Root, monitor: RenameMonitor) -> None:
         self._root = root
         self._monitor = monitor
-        self._mounts = dict(root.by_mountpoint)
-        self._generation = root.generation
+        self._mounts = dict(root.mounts.by_mountpoint)
+        self._generation = root.mountinfo.generation
         self._parts: set[bytes] = set()
         self._indexed: tuple[Resolved, ...] = ()
         self.causes: Counter[str] = Counter()
@@ -51,7 +51,7 @@ class Confirmation:
     def cover(self, kdevs: Iterable[int]) -> None:
         """Make the kernel monitor these devices, before the first proof on them."""
         for kdev in set(kdevs):
-            mounts = self._root.mounts_of(kdev)
+            mounts = self._root.mounts.of_device(kdev)
             # This kernel does not see renames by other hosts and by FUSE servers.
             if mounts and not self._root.may_block(kdev):
                 self._watch(kdev, mounts[0].mountpoint)
@@ -128,14 +128,14 @@ class Confirmation:
     def _changed_mountpoints(self) -> list[bytes]:
         before = self._mounts
         self._root.refresh()
-        after = self._mounts = dict(self._root.by_mountpoint)
+        after = self._mounts = dict(self._root.mounts.by_mountpoint)
         changed = [
             point
             for point in before.keys() | after.keys()
             if _what(before, point) != _what(after, point)
         ]
-        if self._generation != self._root.generation:
-            self._generation = self._root.generation
+        if self._generation != self._root.mountinfo.generation:
+            self._generation = self._root.mountinfo.generation
             # The monitor of a filesystem ends with it, and the next filesystem may get its number.
             kdevs = set(self._monitor.kdevs)
             self._monitor.kdevs.clear()

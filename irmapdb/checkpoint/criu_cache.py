@@ -68,7 +68,7 @@ def cache_entries(
     """
     counts = Counter(watched)
     ambiguous = _ambiguous(counts)
-    fstypes = {mount.kdev: mount.fstype for mount in root.mounts}
+    fstypes = {mount.kdev: mount.fstype for mount in root.mounts.all}
     further: list[CacheEntry] = []
     best: dict[tuple[bool, int], list[CacheEntry]] = {}
     for identity, count in counts.items():
@@ -97,7 +97,7 @@ def is_unopenable(root: Root, identity: Identity) -> bool:
 
     It uses only the type of the filesystem: an overlay with `nfs_export=on` counts as unopenable.
     """
-    return any(mount.fstype in _UNOPENABLE for mount in root.mounts_of(identity.kdev))
+    return any(mount.fstype in _UNOPENABLE for mount in root.mounts.of_device(identity.kdev))
 
 
 def _ambiguous(identities: Iterable[Identity]) -> set[InodeKey]:

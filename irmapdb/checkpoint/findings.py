@@ -159,10 +159,10 @@ def make_findings(
 
 
 def _mounted(root: Root, search: Search) -> dict[int, frozenset[int]]:
-    mounted = {0: frozenset(mount.kdev for mount in root.mounts)}
+    mounted = {0: frozenset(mount.kdev for mount in root.mounts.all)}
     for nested in search.nested_roots:
         nested.renew()
-        mounted[nested.mntns] = frozenset(mount.kdev for mount in nested.mounts)
+        mounted[nested.mntns] = frozenset(mount.kdev for mount in nested.mounts.all)
     return mounted
 
 

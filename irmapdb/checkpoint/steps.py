@@ -370,12 +370,12 @@ class _Tree:
 
     def mount_of(self, mnt_id: int) -> Mount | None:
         """The marked mount, in the root task's table or in that of the marking task."""
-        mount = self.root.by_id.get(mnt_id)
+        mount = self.root.mounts.by_id.get(mnt_id)
         return mount or self._nested_mounts.get(mnt_id, (None, 0))[0]
 
     def mntns_of(self, mnt_id: int) -> int:
         """The mount namespace that the mount was found in; 0: the root task's, or nowhere."""
-        nested = mnt_id not in self.root.by_id
+        nested = mnt_id not in self.root.mounts.by_id
         return self._nested_mounts.get(mnt_id, (None, 0))[1] if nested else 0
 
     def _read_nested_mounts(self, pid: int) -> None:

@@ -7,6 +7,7 @@ translates the mounts below the directory to the view of a process whose root is
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 
 from irmapdb.errors import FileError
@@ -24,27 +25,24 @@ if TYPE_CHECKING:
 __all__ = ["open_directory_root"]
 
 
-class _DirectoryRoot(Root):
-    def _take(self, mounts: Iterable[Mount]) -> None:
-        super()._take(self._shown(tuple(mounts)))
-
-    def _shown(self, mounts: tuple[Mount, ...]) -> Iterator[Mount]:
-        own = syscalls.statx(self.fd).mnt_id
-        if own is None:  # before Linux 5.8
-            own = _nearest(mounts, self.prefix)
-        below = {own}
-        grown = True
-        while grown:  # a mount need not stand behind the one that it is mounted on
-            more = {mount.mnt_id for mount in mounts if mount.parent_id in below} - below
-            below |= more
-            grown = bool(more)
-        for mount in mounts:
-            if mount.mnt_id == own:
-                within = self.prefix.removeprefix(mount.mountpoint.rstrip(b"/"))
-                root = mount.root.rstrip(b"/") + within
-                yield mount._replace(mountpoint=b"/", root=root or b"/")
-            elif mount.mnt_id in below and mount.mountpoint.startswith(self.prefix + b"/"):
-                yield mount._replace(mountpoint=mount.mountpoint.removeprefix(self.prefix))
+def _below(fd: int, prefix: bytes, mounts: tuple[Mount, ...]) -> Iterator[Mount]:
+    """The mounts at or below the directory `fd`, whose path is `prefix`, as seen from it."""
+    own = syscalls.statx(fd).mnt_id
+    if own is None:  # before Linux 5.8
+        own = _nearest(mounts, prefix)
+    below = {own}
+    grown = True
+    while grown:  # a mount need not stand behind the one that it is mounted on
+        more = {mount.mnt_id for mount in mounts if mount.parent_id in below} - below
+        below |= more
+        grown = bool(more)
+    for mount in mounts:
+        if mount.mnt_id == own:
+            within = prefix.removeprefix(mount.mountpoint.rstrip(b"/"))
+            root = mount.root.rstrip(b"/") + within
+            yield mount._replace(mountpoint=b"/", root=root or b"/")
+        elif mount.mnt_id in below and mount.mountpoint.startswith(prefix + b"/"):
+            yield mount._replace(mountpoint=mount.mountpoint.removeprefix(prefix))
 
 
 def _nearest(mounts: Iterable[Mount], path: bytes) -> int | None:
@@ -69,8 +67,9 @@ def open_directory_root(directory: bytes) -> Root:
             message = f"{name}: lies in another mount namespace"
             raise FileError(message, advice="name one of its tasks", remedy="task")
         prefix = os.fsencode(os.readlink(f"/proc/self/fd/{fd}")).rstrip(b"/")
-        table_fd = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
-        opened.callback(os.close, table_fd)
-        root = _DirectoryRoot(fd, table_fd, mountinfo.mount_namespace("self"), prefix)
+        table = mountinfo.MountinfoFile("self")
+        opened.callback(table.close)
+        view = functools.partial(_below, fd, prefix)
+        root = Root(fd, table, mountinfo.mount_namespace("self"), prefix, view)
         opened.pop_all()
         return root

@@ -45,17 +45,17 @@ def identify_fd(root: Root, fd: int) -> Identity:
             if error.errno not in _NO_SUCH_HANDLE:
                 raise
             continue
-        kdev = root.kdev_of_mount(mnt_id)
-        if kdev is None:
+        mount = root.mount_by_id(mnt_id)
+        if mount is None:
             break
-        return Identity(kdev, os.fstat(fd).st_ino, handle)
+        return Identity(mount.kdev, os.fstat(fd).st_ino, handle)
     else:
         handle = None
     known = syscalls.statx(fd)
-    kdev = root.kdev_of_mount(mount_id(fd) if known.mnt_id is None else known.mnt_id)
+    mount = root.mount_by_id(mount_id(fd) if known.mnt_id is None else known.mnt_id)
     # The mount is not in the table (a file that was opened in another namespace). The device of
     # stat is right except on btrfs and some overlays, and there it matches nothing.
-    return Identity(known.st_kdev if kdev is None else kdev, known.ino, handle)
+    return Identity(known.st_kdev if mount is None else mount.kdev, known.ino, handle)
 
 
 def mount_id(fd: int) -> int:
@@ -95,7 +95,7 @@ def disproof(
     if not is_canonical(path):
         return StaleReason.BAD_PATH
     root.renew()
-    mount = root.mount_of(path)
+    mount = root.mounts.of_path(path)
     if mount is not None and mount.kdev != wanted.kdev:
         something = _is_mounted(root, wanted) and _is_something(root, path)
         return StaleReason.REPLACED if something else StaleReason.UNMOUNTED
@@ -174,7 +174,7 @@ def _st_kdev(fd: int) -> int:
 
 
 def _is_mounted(root: Root, wanted: Identity) -> bool:
-    return any(mount.kdev == wanted.kdev for mount in root.mounts)
+    return any(mount.kdev == wanted.kdev for mount in root.mounts.all)
 
 
 def _is_something(root: Root, path: bytes) -> bool:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import errno
 import os
-import select
 
 from irmapdb.config import Config
 from irmapdb.errors import TaskError
 from irmapdb.kernel import syscalls
 from irmapdb.kernel.fs.own_mounts import OwnMounts
 from irmapdb.kernel.fs.superblock import Superblock, superblock_of
+from irmapdb.kernel.mount_table import MountTable
 from irmapdb.kernel.proc import mountinfo, procfs
 from irmapdb.kernel.syscalls import AT_EMPTY_PATH
 from irmapdb.model import Mount, is_fuse
@@ -24,6 +24,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import Self
+
+    from irmapdb.kernel.proc.mountinfo import MountinfoFile
 
 __all__ = ["Root", "open_beneath", "open_root"]
 
@@ -61,42 +63,39 @@ def open_beneath(dir_fd: int, path: bytes, flags: int, *, resolve: int = _RESOLV
 class Root:
     """An open root and a snapshot of its mounts. A context manager: closes what it opened."""
 
-    def __init__(self, fd: int, table_fd: int, mntns: int, prefix: bytes) -> None:
+    def __init__(
+        self,
+        fd: int,
+        mountinfo_file: MountinfoFile,
+        mntns: int,
+        prefix: bytes,
+        view: Callable[[tuple[Mount, ...]], Iterable[Mount]] = lambda mounts: mounts,
+    ) -> None:
         self.fd = fd
         """An O_PATH descriptor of the root directory."""
-        self.table_fd = table_fd
-        """Descriptor of the mountinfo that goes with it. It outlives the task, and tells when it
-        changes."""
+        self.mountinfo = mountinfo_file
+        """The mountinfo that goes with it."""
         self.mntns = mntns
         """Inode number of the mount namespace."""
         self.prefix = prefix
         """The prefix that the kernel adds to a path in this root when we read a link: b"" unless
         the root is a chroot."""
-        self.mounts: tuple[Mount, ...] = ()
-        self.by_id: dict[int, Mount] = {}
-        self.by_mountpoint: dict[bytes, Mount] = {}
-        """The mount that a lookup meets at each mount point, without hidden mounts."""
-        self._by_kdev: dict[int, list[Mount]] = {}
-        self._by_directory: dict[bytes, Mount | None] = {}
-        self._ways: dict[int, list[Mount]] = {}
-        self.generation = 0
-        """Counts mounts, moves and unmounts. A new mount may look the same as the old one, with the
-        same number and device."""
-        self._changes = select.poll()
-        self._pid = os.getpid()
-        self._outside = False
-        """Whether the table lacks the mount of the root directory."""
-        self._own: Superblock | None = None
-        """The superblock of the root directory, if the table lacks it."""
+        self.mounts = MountTable((), None)
+        """The mounts as they were when they were read last."""
         self.superblocks = OwnMounts(_open_own_root)
         """The superblocks of our own mount namespace, for the layers of its overlays."""
-        self._is_local: Callable[[str], bool] = Config().walkable
-        """Whether a type of filesystem never blocks on a server."""
         self.skip_paths: tuple[bytes, ...] = ()
         """Directories that the user wants left out of every scan."""
         self.trusted: set[int] = set()
         """FUSE devices that the user has named, and so trusts."""
-        self._changes.register(self.table_fd, select.POLLPRI)
+        self._view = view
+        """Translates the mounts of mountinfo into those of this root."""
+        self._outside = False
+        """Whether the table lacks the mount of the root directory."""
+        self._top: Mount | None = None
+        """That mount."""
+        self._is_local: Callable[[str], bool] = Config().walkable
+        """Whether a type of filesystem never blocks on a server."""
         self.refresh()
 
     def __enter__(self) -> Self:
@@ -105,7 +104,7 @@ class Root:
     def __exit__(self, *_: object) -> None:
         self.superblocks.close()
         os.close(self.fd)
-        os.close(self.table_fd)
+        self.mountinfo.close()
 
     @property
     def is_namespaces_own(self) -> bool:
@@ -115,11 +114,8 @@ class Root:
 
     def refresh(self) -> None:
         """Read the mounts again."""
-        self._has_changed()
+        self.mountinfo.has_changed()
         self._read()
-
-    def _read(self) -> None:
-        self._take(mountinfo.parse_mountinfo(procfs.read_open(self.table_fd)))
 
     def renew(self) -> None:
         """Read the mounts again if a mount was added, moved or removed since.
@@ -127,89 +123,23 @@ class Root:
         The kernel reports this (mounts_poll() of fs/proc_namespace.c), and the call is very fast.
         It does not report the rename of a directory above a mount point: only `refresh` sees that.
         """
-        if self._has_changed():
+        if self.mountinfo.has_changed():
             self._read()
 
-    def _has_changed(self) -> bool:
-        if os.getpid() != self._pid:
-            return True  # a forked child shares the open file, and would consume our notification
-        changed = bool(self._changes.poll(0))
-        self.generation += changed
-        return changed
-
-    def _take(self, mounts: Iterable[Mount]) -> None:
+    def _read(self) -> None:
+        mounts = tuple(self._view(self.mountinfo.read()))
         own = syscalls.statx(self.fd)
-        self.mounts = tuple(mounts)
-        self.by_id = {mount.mnt_id: mount for mount in self.mounts}
-        self._outside = own.mnt_id is not None and own.mnt_id not in self.by_id
+        self._outside = own.mnt_id is not None and all(m.mnt_id != own.mnt_id for m in mounts)
         if own.mnt_id is not None and self._outside:
             # A chroot that is no mount point: the table begins with the mounts below it.
-            kdev, fstype = self._superblock(own.st_kdev)
-            top = Mount(own.mnt_id, own.mnt_id, kdev, b"/", b"/", b"", fstype, b"", b"")
-            self.mounts = (top, *self.mounts)
-            self.by_id[own.mnt_id] = top
-        self.by_mountpoint = _visible(self.mounts, own.mnt_id)
-        self._by_kdev.clear()
-        self._ways.clear()
-        self._by_directory.clear()
-
-    def _superblock(self, st_kdev: int) -> Superblock:
-        # Read once: an open directory stays on its mount. If it is unknown, the device of stat is
-        # right except on btrfs and some overlays, and there it matches nothing.
-        if self._own is None:
-            self._own = superblock_of(self.fd) or Superblock(st_kdev, "")
-        return self._own
+            # Read once: an open directory stays on its mount.
+            self._top = self._top or _mount_of_directory(self.fd, own.mnt_id, own.st_kdev)
+            mounts = (self._top, *mounts)
+        self.mounts = MountTable(mounts, own.mnt_id)
 
     def open(self, path: bytes, flags: int = os.O_PATH | os.O_NOFOLLOW) -> int:
         """Open an absolute path of this root. The caller closes the descriptor."""
         return open_beneath(self.fd, path, flags)
-
-    def mount_of(self, path: bytes) -> Mount | None:
-        """The mount of a lookup of an absolute path, by its name only.
-
-        None below a chroot that is no mount point, if the kernel does not give its mount (before
-        Linux 5.8).
-        """
-        mount = self.by_mountpoint.get(path)
-        if mount is not None:
-            return mount
-        # Many paths are in one directory: its result is remembered.
-        directory = path[: path.rfind(b"/")]
-        if directory not in self._by_directory:
-            self._by_directory[directory] = self._mount_above(directory)
-        return self._by_directory[directory]
-
-    def _mount_above(self, path: bytes) -> Mount | None:
-        while True:
-            mount = self.by_mountpoint.get(path or b"/")
-            if mount is not None or path in {b"", b"/"}:
-                return mount
-            path = path[: path.rfind(b"/")]
-
-    def mounts_to(self, path: bytes) -> list[Mount]:
-        """The visible mounts that a lookup of an absolute path passes, by its name only."""
-        found = []
-        while True:
-            mount = self.by_mountpoint.get(path or b"/")
-            if mount is not None:
-                found.append(mount)
-            if path in {b"", b"/"}:
-                return found
-            path = path[: path.rfind(b"/")]
-
-    def on_the_way(self, kdev: int) -> list[Mount]:
-        """The visible mounts of a device, and the mounts on the way to them."""
-        found = self._ways.get(kdev)
-        if found is None:
-            found = self._ways[kdev] = list(self.mounts_of(kdev))
-            for mount in self.mounts_of(kdev):
-                path = mount.mountpoint
-                while path not in {b"", b"/"}:
-                    path = path[: path.rfind(b"/")]
-                    above = self.by_mountpoint.get(path or b"/")
-                    if above is not None and above not in found:
-                        found.append(above)
-        return found
 
     def adopt(self, config: Config, scan_paths: Iterable[bytes] = ()) -> None:
         """Let the configuration say which types of filesystem may block, and which paths may not.
@@ -222,46 +152,33 @@ class Root:
         self.skip_paths = config.skip_paths
         self.trust((*scan_paths, *config.scan_paths))
 
+    def trust(self, scan_paths: Iterable[bytes]) -> None:
+        """Trust the FUSE servers of these absolute paths, because the user has named them."""
+        for path in scan_paths:
+            mount = self.mounts.of_path(path.rstrip(b"/"))
+            if mount is not None and is_fuse(mount.fstype):
+                self.trusted.add(mount.kdev)
+
     def may_block(self, kdev: int) -> bool:
         """Whether a lookup on this device may block on a network or FUSE server, or on autofs."""
-        return any(not self._is_local(mount.fstype) for mount in self.on_the_way(kdev))
+        return any(not self._is_local(mount.fstype) for mount in self.mounts.on_way_to(kdev))
 
     def blocking_kinds(self, kdev: int) -> str:
         """The types of filesystem on which it may block, for people; "" for none."""
-        return self._kinds(self.on_the_way(kdev))
+        return self._kinds(self.mounts.on_way_to(kdev))
 
     def blocking_kinds_to(self, path: bytes) -> str:
         """The same of a lookup of an absolute path."""
-        return self._kinds(self.mounts_to(path))
+        return self._kinds(self.mounts.along(path))
 
     def _kinds(self, mounts: Iterable[Mount]) -> str:
         kinds = {mount.fstype for mount in mounts if not self._is_local(mount.fstype)}
         return ", ".join(sorted(kinds))
 
-    def mounts_of(self, kdev: int) -> list[Mount]:
-        """The visible mounts of a device; mounts that show more of it come first."""
-        mounts = self._by_kdev.get(kdev)
-        if mounts is None:
-            found = (mount for mount in self.by_mountpoint.values() if mount.kdev == kdev)
-            mounts = self._by_kdev[kdev] = sorted(found, key=lambda mount: len(mount.root))
-        return mounts
-
     def mount_by_id(self, mnt_id: int) -> Mount | None:
         """A mount by its number; None if it is not in this root."""
         self.renew()  # a new mount often gets the number of one that is gone
-        return self.by_id.get(mnt_id)
-
-    def kdev_of_mount(self, mnt_id: int) -> int | None:
-        """The superblock's device of a mount; None if it is not in this root."""
-        mount = self.mount_by_id(mnt_id)
-        return None if mount is None else mount.kdev
-
-    def trust(self, scan_paths: Iterable[bytes]) -> None:
-        """Trust the FUSE servers of these absolute paths, because the user has named them."""
-        for path in scan_paths:
-            mount = self.mount_of(path.rstrip(b"/"))
-            if mount is not None and is_fuse(mount.fstype):
-                self.trusted.add(mount.kdev)
+        return self.mounts.by_id.get(mnt_id)
 
     def strip(self, link: bytes) -> bytes | None:
         """The path in this root for the text of a magic link; None if it is outside."""
@@ -272,39 +189,11 @@ class Root:
         return link.removeprefix(self.prefix) if link.startswith(self.prefix + b"/") else None
 
 
-def _visible(mounts: tuple[Mount, ...], root_id: int | None) -> dict[bytes, Mount]:
-    """The mount that a lookup meets at each mount point.
-
-    Of two mounts with one parent, the mount with the upper mount point hides the other. A mount on
-    a mount's own root hides all its siblings below it in the same way. A lookup never meets a mount
-    on the root (`root_id`) itself, because it begins below that.
-    """
-    children: dict[int, list[Mount]] = {}
-    known = {mount.mnt_id for mount in mounts}
-    for mount in mounts:
-        top = mount.parent_id == mount.mnt_id or mount.parent_id not in known
-        if mount.mountpoint == b"/" and mount.parent_id == root_id != mount.mnt_id:
-            continue
-        children.setdefault(-1 if top else mount.parent_id, []).append(mount)
-    table: dict[bytes, Mount] = {}
-    pending = [-1]
-    while pending:
-        siblings = children.get(pending.pop(), ())
-        points = {mount.mountpoint for mount in siblings}
-        for mount in siblings:
-            if _below_any(mount.mountpoint, points):
-                continue
-            table[mount.mountpoint] = mount
-            pending.append(mount.mnt_id)
-    return table
-
-
-def _below_any(path: bytes, points: set[bytes]) -> bool:
-    while path not in {b"", b"/"}:
-        path = path[: path.rfind(b"/")]
-        if (path or b"/") in points:
-            return True
-    return False
+def _mount_of_directory(fd: int, mnt_id: int, st_kdev: int) -> Mount:
+    # If its superblock is unknown, the device of stat is right except on btrfs and some overlays,
+    # and there it matches nothing.
+    kdev, fstype = superblock_of(fd) or Superblock(st_kdev, "")
+    return Mount(mnt_id, mnt_id, kdev, b"/", b"/", b"", fstype, b"", b"")
 
 
 def _require_calls(fd: int) -> None:
@@ -347,7 +236,7 @@ def open_root(pid: int) -> Root:
         prefix = os.fsencode(os.readlink(f"{procfs.ROOT}/{who}/root")).rstrip(b"/")
         fd = os.open(f"{procfs.ROOT}/{who}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            table_fd = os.open(f"{procfs.ROOT}/{who}/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
+            mountinfo_file = mountinfo.MountinfoFile(who)
         except OSError:
             os.close(fd)
             raise
@@ -361,10 +250,10 @@ def open_root(pid: int) -> Root:
         raise TaskError(message, advice="run as root, or as the owner of the process") from error
     try:
         _require_calls(fd)
-        return Root(fd, table_fd, mntns, prefix)
+        return Root(fd, mountinfo_file, mntns, prefix)
     except BaseException:
         os.close(fd)
-        os.close(table_fd)
+        mountinfo_file.close()
         raise
 
 

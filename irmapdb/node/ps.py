@@ -271,13 +271,13 @@ def _paths(
 
 def _of_mark(mark: Mark, comm: bytes, root: Root) -> WatchedPath:
     if mark.kind is MarkKind.FILESYSTEM:
-        mounts = root.mounts_of(mark.target)
+        mounts = root.mounts.of_device(mark.target)
         mount = mounts[0] if mounts else None
         missing = "its filesystem is not mounted in this root"
     elif mark.kind is MarkKind.NAMESPACE:
         return WatchedPath(mark, comm, None, f"it is on mount namespace {mark.target}")
     else:
-        mount = root.by_id.get(mark.target)
+        mount = root.mounts.by_id.get(mark.target)
         missing = "its mount is in another mount namespace, or in none any more"
     if mount is None:
         return WatchedPath(mark, comm, None, missing)

@@ -98,7 +98,7 @@ class _Subvolume:
             return [mount.mountpoint for mount in self._upward.tops.get(top, ())]
 
     def _add_view(self, tree: int, ino: int, at: bytes) -> None:
-        mount = self._root.mount_of(at)
+        mount = self._root.mounts.of_path(at)
         if mount is None:
             return
         try:

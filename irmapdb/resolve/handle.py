@@ -42,7 +42,7 @@ class Handles(MountLookup):
         for kdev, identities in by_kdev.items():
             notes: dict[Identity, str] = {}
             deleted: dict[Identity, Deleted] = {}
-            mounts = self._root.mounts_of(kdev)
+            mounts = self._root.mounts.of_device(kdev)
             for mount in mounts:
                 yield from self._through(mount, identities, wanted, notes, deleted)
             # The root of a mount has a cached name, also if that was removed.

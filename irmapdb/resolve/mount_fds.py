@@ -67,10 +67,10 @@ class MountFds:
         """
         before = len(self._kept)
         for kdev in kdevs:
-            if any(mount.fstype == "overlay" for mount in self._root.mounts_of(kdev)):
+            if any(mount.fstype == "overlay" for mount in self._root.mounts.of_device(kdev)):
                 self._root.superblocks.keep()
             found = 0
-            for mount in self._root.mounts_of(kdev):
+            for mount in self._root.mounts.of_device(kdev):
                 if found == _MOST_OF_A_DEVICE or len(self._kept) - before >= most:
                     break
                 try:

@@ -26,7 +26,7 @@ def at_mount_points(root: Root, wanted: Sequence[Identity]) -> Iterator[Candidat
     for identity in wanted:
         for sign in (identity.handle, identity.ino):
             alike.setdefault(sign, []).append(identity)
-    for mount in root.mounts_of(wanted[0].kdev) if wanted else ():
+    for mount in root.mounts.of_device(wanted[0].kdev) if wanted else ():
         try:
             found = proof.identify(root, mount.mountpoint)
         except OSError:

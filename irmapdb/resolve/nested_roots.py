@@ -90,7 +90,7 @@ class NestedRoots:
             if identity not in outcome.unresolved:
                 continue  # also deleted ones: a nested root may have them mounted
             pids: Collection[int] = watching
-            if not self._main.mounts_of(identity.kdev):
+            if not self._main.mounts.of_device(identity.kdev):
                 # Any task may have mounted it; the watching one got there through /proc/PID/fd.
                 pids = dict.fromkeys((*watching, *holders))
             for pid in pids:

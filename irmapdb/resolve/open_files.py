@@ -69,7 +69,7 @@ class OpenFiles:
         try:
             # By its mount, and not by its name: a stat on a mount that is not wanted could wait for
             # long.
-            mount = self._root.by_id.get(proof.mount_id(fd))
+            mount = self._root.mounts.by_id.get(proof.mount_id(fd))
             if mount is None or mount.kdev not in kdevs:
                 return
             status = os.fstat(fd)

@@ -74,7 +74,7 @@ class OverlayLayers:
     def __call__(self, wanted: Wanted) -> Iterator[Answer]:
         by_kdev: dict[int, list[Identity]] = {}
         for identity in wanted:
-            mounts = self._root.mounts_of(identity.kdev)
+            mounts = self._root.mounts.of_device(identity.kdev)
             if mounts and mounts[0].fstype == "overlay":
                 by_kdev.setdefault(identity.kdev, []).append(identity)
         for kdev, identities in by_kdev.items():
@@ -95,7 +95,7 @@ class _Overlay:
         self._kdev = kdev
         self._prefixes = prefixes
         self._over = over
-        self._mounts = root.mounts_of(kdev)
+        self._mounts = root.mounts.of_device(kdev)
         self._candidates: dict[bytes, list[int]] = {}
         self._usual: dict[bytes, int] = {}
         """The filesystem of the last hit, by the UUID in the handle."""
@@ -202,7 +202,7 @@ class _Overlay:
 
     def _has_handle(self, path: bytes, identity: Identity) -> bool:
         # Check a guess first: a proof would also search for the reason, which takes longer.
-        mount = self._root.mount_of(path)
+        mount = self._root.mounts.of_path(path)
         if mount is None or mount.kdev != identity.kdev:
             return False
         try:

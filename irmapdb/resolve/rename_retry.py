@@ -62,7 +62,7 @@ def were_moving(root: Root, outcome: Resolution) -> dict[Identity, list[Disprove
 def _was_moving(root: Root, one: Disproved) -> bool:
     if one.source is Source.STORED or one.reason not in _MOVED:
         return False
-    mount = root.mount_of(one.path)
+    mount = root.mounts.of_path(one.path)
     return mount is None or mount.kdev == one.identity.kdev
 
 

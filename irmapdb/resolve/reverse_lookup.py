@@ -39,7 +39,7 @@ Node = TypeVar("Node", bound=tuple[int, ...])
 def by_device(root: Root, wanted: Wanted, fstype: str) -> dict[int, list[Identity]]:
     """The wanted inodes on mounted filesystems of this type, by kdev."""
     root.renew()
-    kdevs = {mount.kdev for mount in root.by_mountpoint.values() if mount.fstype == fstype}
+    kdevs = {mount.kdev for mount in root.mounts.by_mountpoint.values() if mount.fstype == fstype}
     found: dict[int, list[Identity]] = {}
     for identity in wanted:
         if identity.kdev in kdevs:
@@ -49,7 +49,7 @@ def by_device(root: Root, wanted: Wanted, fstype: str) -> dict[int, list[Identit
 
 def shows(root: Root, mount: Mount, path: bytes) -> bool:
     """Whether a lookup of `path` ends on this mount, and not on a mount over it."""
-    met = root.mount_of(path)
+    met = root.mounts.of_path(path)
     return met is not None and met.mnt_id == mount.mnt_id
 
 
@@ -95,7 +95,7 @@ class ReverseLookup(Generic[Node]):
         self._refusal: int | None = None
         self.tops: dict[Node, list[Mount]] = {}
         """The inodes that are the roots of the device's visible mounts."""
-        for mount in root.mounts_of(kdev):
+        for mount in root.mounts.of_device(kdev):
             self._add_top(mount)
 
     def __enter__(self) -> Self:

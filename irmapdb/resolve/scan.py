@@ -157,13 +157,13 @@ class Scan:
     def _walks(self) -> Iterator[_Walk]:
         root = self._root
         for path in self._paths:
-            mount = root.mount_of(path)
+            mount = root.mounts.of_path(path)
             if mount is not None:
                 skips = self._skips.for_named(path)
                 yield _Walk(path, mount, skips)
                 yield from self._submounts(path, skips)
         for path in self._hints:
-            mount = root.mount_of(path)
+            mount = root.mounts.of_path(path)
             if self._skips.has(path):
                 continue
             if mount is not None and self._config.walkable(mount.fstype):
@@ -172,7 +172,7 @@ class Scan:
         yield from self._submounts(b"/", self._skips)
 
     def _submounts(self, path: bytes, skips: SkipPaths) -> Iterator[_Walk]:
-        for mountpoint, mount in self._root.by_mountpoint.items():
+        for mountpoint, mount in self._root.mounts.by_mountpoint.items():
             if not is_below(mountpoint, path) or skips.has(mountpoint):
                 continue
             if self._config.walkable(mount.fstype):
@@ -223,7 +223,7 @@ class Scan:
             if self._over():
                 return  # to check a whole directory like this can take long
             path = _join(one.top, hit.path)
-            mount = self._root.mount_of(path)
+            mount = self._root.mounts.of_path(path)
             if mount is not None and mount.mnt_id != one.mount.mnt_id:
                 continue  # hidden by a mount that may have a server
             try:
@@ -308,7 +308,7 @@ class Scan:
         self._denied[kdev] = _Denied(first, number + 1)
 
     def _why_not(self, identity: Identity) -> str:
-        mounts = self._root.mounts_of(identity.kdev)
+        mounts = self._root.mounts.of_device(identity.kdev)
         if not mounts:
             return "not mounted in this root, nothing to walk"
         walked, rest = self._walked_of(mounts)
@@ -326,7 +326,7 @@ class Scan:
             notes.append(given_up)
         if denied := self._denied.get(identity.kdev):
             notes.append(str(denied))
-        if skipped := self._skips.note(mounts, self._root.mount_of):
+        if skipped := self._skips.note(mounts, self._root.mounts.of_path):
             notes.append(skipped)
         return "; ".join(notes)
 
@@ -335,7 +335,7 @@ class Scan:
         walked: list[bytes] = []
         rest: dict[str, None] = {}
         for mount in mounts:
-            named = [path for path in self._paths if self._root.mount_of(path) == mount]
+            named = [path for path in self._paths if self._root.mounts.of_path(path) == mount]
             if mount.mountpoint in named:
                 walked.append(mount.mountpoint)
             elif self._skips.has(mount.mountpoint):

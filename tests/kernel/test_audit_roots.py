@@ -42,12 +42,12 @@ def test_a_directory_as_the_root(area: MountArea, tmp_path: Path) -> None:
                 status = path.stat()
                 kdev = os.major(status.st_dev) << 20 | os.minor(status.st_dev)
                 assert (found.kdev, found.ino) == (kdev, status.st_ino)
-                assert root.mount_of(within).kdev == kdev
-                assert root.mounts_of(kdev)
+                assert root.mounts.of_path(within).kdev == kdev
+                assert root.mounts.of_device(kdev)
                 with open(path, "rb") as file:
                     link = os.fsencode(os.readlink(f"/proc/self/fd/{file.fileno()}"))
                 assert root.strip(link) == within
-            assert {mount.kdev for mount in root.mounts} == {
+            assert {mount.kdev for mount in root.mounts.all} == {
                 os.major(one.stat().st_dev) << 20 | os.minor(one.stat().st_dev)
                 for one in (rootfs, inner)
             }

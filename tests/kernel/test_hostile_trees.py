@@ -172,7 +172,7 @@ def test_a_tree_that_contains_itself(rootfs, tenant):
     assert outcome.unresolved == {}
     with open_root(tenant.pid) as root:
         assert disproof(root, shown, outcome.resolved[shown].path) is None
-        assert len(root.by_mountpoint) <= len(root.mounts)
+        assert len(root.mounts.by_mountpoint) <= len(root.mounts.all)
 
 
 def test_a_tree_dug_to_the_bottom(rootfs, tenant):

@@ -140,7 +140,7 @@ def test_no_path_has_a_nul_byte(top, tmp_path):
 
 
 def named(root, path):
-    mount = root.mount_of(os.fsencode(path))
+    mount = root.mounts.of_path(os.fsencode(path))
     return None if mount is None else mount.mnt_id
 
 
@@ -158,9 +158,9 @@ def test_mounts_on_one_mount_point(area):
         root.refresh()
         # The one on top is met; the one below it, and what lies on the hidden place, are not.
         for path in (place, place / "below", place / "x"):
-            assert root.mount_of(os.fsencode(path)).source == b"second"
-        assert root.mounts_of(first_kdev) == []
-        assert [m.source for m in root.mounts if m.mountpoint == os.fsencode(place)] == [
+            assert root.mounts.of_path(os.fsencode(path)).source == b"second"
+        assert root.mounts.of_device(first_kdev) == []
+        assert [m.source for m in root.mounts.all if m.mountpoint == os.fsencode(place)] == [
             b"first",
             b"second",
         ]
@@ -169,8 +169,8 @@ def test_mounts_on_one_mount_point(area):
         root.refresh()
         assert named(root, below / "x") == mount_id(below) != outer
         assert named(root, place) == outer
-        assert root.mounts_of(first_kdev) == []
-        (visible,) = root.mounts_of(superblock_kdev(below))
+        assert root.mounts.of_device(first_kdev) == []
+        (visible,) = root.mounts.of_device(superblock_kdev(below))
         assert visible.mountpoint == os.fsencode(below)
 
 
@@ -180,7 +180,7 @@ def test_a_mount_point_of_any_name(area, name):
     os.mkdir(place)
     area.mount("tmpfs", os.fsdecode(name), "tmpfs")
     with open_root(os.getpid()) as root:
-        mount = root.mount_of(place + b"/file")
+        mount = root.mounts.of_path(place + b"/file")
         assert (mount.mnt_id, mount.mountpoint, mount.root) == (mount_id(place), place, b"/")
         status = os.stat(place)
         assert mount.kdev == kdev_of(os.major(status.st_dev), os.minor(status.st_dev))
@@ -199,7 +199,7 @@ def test_a_bind_mount_shows_a_part_of_its_filesystem(area):
         area.bind(source / "sub dir", target)
         area.bind(source / "file", over)
         root.refresh()
-        assert [(m.root, m.mountpoint) for m in root.mounts_of(kdev)] == [
+        assert [(m.root, m.mountpoint) for m in root.mounts.of_device(kdev)] == [
             (b"/", os.fsencode(source)),
             (b"/file", os.fsencode(over)),
             (b"/sub dir", os.fsencode(target)),
@@ -216,18 +216,18 @@ def test_the_mounts_that_a_lookup_passes_on_the_way(area):
         kdev = superblock_kdev(inner)
         root.refresh()
         base = mount_id(area.path)
-        way = {mount.mnt_id for mount in root.on_the_way(kdev)}
+        way = {mount.mnt_id for mount in root.mounts.on_way_to(kdev)}
         assert way >= {mount_id(inner), mount_id(outer), base, mount_id("/")}
         beside = area.path / "beside"
         beside.mkdir()
-        assert root.mount_of(os.fsencode(beside)).mnt_id == base
+        assert root.mounts.of_path(os.fsencode(beside)).mnt_id == base
         # All ways count, also a new one.
         (area.tmpfs("other") / "bound").mkdir()
         other = area.path / "other"
         area.bind(inner, other / "bound")
         root.renew()
-        assert {mount.mnt_id for mount in root.on_the_way(kdev)} >= {mount_id(other), *way}
-        assert root.on_the_way(2**32 - 1) == []
+        assert {mount.mnt_id for mount in root.mounts.on_way_to(kdev)} >= {mount_id(other), *way}
+        assert root.mounts.on_way_to(2**32 - 1) == []
 
 
 def test_what_is_mounted_upon_the_root_itself_is_never_met(tmp_path):
@@ -288,21 +288,21 @@ def test_any_pile_of_mounts_is_seen_as_the_kernel_sees_it(tmp_path, seed):
             truth = {name: mount_id(layout.outside(name)) for name in layout.present()}
             assert {name: named(root, f"{tmp_path}{name}") for name in truth} == truth
             # A mount is visible exactly where something leads to it.
-            for mount in root.by_mountpoint.values():
+            for mount in root.mounts.by_mountpoint.values():
                 if mount.mountpoint.startswith(os.fsencode(tmp_path)):
                     path = os.fsencode(f"/proc/{watcher.pid}/root") + mount.mountpoint
                     assert mount_id(path) == mount.mnt_id
-                    assert mount in root.mounts_of(mount.kdev)
+                    assert mount in root.mounts.of_device(mount.kdev)
 
 
 def test_a_mount_is_known_as_soon_as_a_file_on_it_is_met(area):
     with open_root(os.getpid()) as root:
         place = area.tmpfs()
         kdev = superblock_kdev(place)
-        assert root.mounts_of(kdev) == []
-        assert root.kdev_of_mount(mount_id(place)) == kdev
-        assert [mount.mountpoint for mount in root.mounts_of(kdev)] == [os.fsencode(place)]
-        assert root.kdev_of_mount(2**31 - 1) is None
+        assert root.mounts.of_device(kdev) == []
+        assert root.mount_by_id(mount_id(place)).kdev == kdev
+        assert [mount.mountpoint for mount in root.mounts.of_device(kdev)] == [os.fsencode(place)]
+        assert root.mount_by_id(2**31 - 1) is None
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -312,16 +312,16 @@ def test_a_forked_child_does_not_take_the_news_from_us(area):
 
         def look():
             root.renew()
-            return place in root.by_mountpoint
+            return place in root.mounts.by_mountpoint
 
-        before = root.generation
+        before = root.mountinfo.generation
         assert call_in_child(look, 10)
-        assert place not in root.by_mountpoint
+        assert place not in root.mounts.by_mountpoint
         root.renew()
-        assert place in root.by_mountpoint
-        assert root.generation == before + 1
+        assert place in root.mounts.by_mountpoint
+        assert root.mountinfo.generation == before + 1
         root.renew()
-        assert root.generation == before + 1
+        assert root.mountinfo.generation == before + 1
 
 
 @pytest.mark.alone  # tests beside it would take the number
@@ -332,7 +332,7 @@ def test_the_number_of_a_mount_may_be_that_of_another_one_later(area):
     run("mount", "-t", "tmpfs", "one", place)
     with open_root(os.getpid()) as root, ExitStack() as stack:
         number = mount_id(place)
-        one = root.kdev_of_mount(number)
+        one = root.mount_by_id(number).kdev
         keep = area.path / "keep"
         keep.mkdir()
         area.bind(place, keep)  # so that the device number is not free for the next
@@ -346,7 +346,7 @@ def test_the_number_of_a_mount_may_be_that_of_another_one_later(area):
                 stack.pop_all().close()  # the number is given back a little after the unmount
         other = superblock_kdev(place)
         assert (mount_id(place), other != one) == (number, True)
-        assert root.kdev_of_mount(number) == other
+        assert root.mount_by_id(number).kdev == other
 
 
 # Roots
@@ -387,13 +387,13 @@ def test_a_task_with_another_root_is_seen_from_that(rootfs, unshare):
         for path in (b"/out/passwd", b"/up/passwd"):
             with pytest.raises(OSError, match="symbolic"):
                 root.open(path)
-        assert root.mount_of(b"/etc").kdev == superblock_kdev(rootfs)
-        assert root.mount_of(b"/mnt/inner/x").fstype == "tmpfs"
-        assert superblock_kdev(Path("/")) not in {mount.kdev for mount in root.mounts}
-        mounts = root.mounts
+        assert root.mounts.of_path(b"/etc").kdev == superblock_kdev(rootfs)
+        assert root.mounts.of_path(b"/mnt/inner/x").fstype == "tmpfs"
+        assert superblock_kdev(Path("/")) not in {mount.kdev for mount in root.mounts.all}
+        mounts = root.mounts.all
         watcher.kill()
         root.refresh()
-        assert root.mounts == mounts
+        assert root.mounts.all == mounts
 
 
 def test_a_chroot_in_a_namespace_of_its_own_is_a_root_with_a_mount(rootfs):
@@ -404,11 +404,13 @@ def test_a_chroot_in_a_namespace_of_its_own_is_a_root_with_a_mount(rootfs):
         with open_root(watcher.pid) as root:
             kdev = superblock_kdev(rootfs)
             # The task's own table has no line for the mount that its root is a part of.
-            assert kdev not in {mount.kdev for mount in root.mounts if mount.source}
-            assert root.mount_of(b"/x").kdev == kdev
-            assert [mount.mountpoint for mount in root.mounts_of(kdev)] == [b"/"]
-            assert root.mount_of(b"/sub/x").mnt_id == mount_id(f"/proc/{watcher.pid}/root/sub")
-            assert root.kdev_of_mount(mount_id(rootfs)) is None
+            assert kdev not in {mount.kdev for mount in root.mounts.all if mount.source}
+            assert root.mounts.of_path(b"/x").kdev == kdev
+            assert [mount.mountpoint for mount in root.mounts.of_device(kdev)] == [b"/"]
+            assert root.mounts.of_path(b"/sub/x").mnt_id == mount_id(
+                f"/proc/{watcher.pid}/root/sub"
+            )
+            assert root.mount_by_id(mount_id(rootfs)) is None
             # What the kernel tells of files there begins in the root of the namespace.
             fd = watcher.open("/sub")
             link = os.fsencode(os.readlink(f"/proc/{watcher.pid}/fd/{fd}"))
@@ -424,7 +426,7 @@ def test_what_a_chroot_lies_on_is_told_as_mountinfo_has_it(area, kind):
     place = area.place(kind)
     jail = place.directory / "dir"
     with Watcher(unshare={"mount"}, chroot=jail) as watcher, open_root(watcher.pid) as root:
-        top = root.mount_of(b"/file")
+        top = root.mounts.of_path(b"/file")
         fstype = "fuse" if kind == "fuse" else kind.partition("-")[0]
         assert (top.kdev, top.fstype) == (superblock_kdev(place.mountpoint), fstype)
         found = identify(root, b"/file")
@@ -444,7 +446,7 @@ def test_a_chroot_on_what_does_not_tell(rootfs, monkeypatch):
 
             monkeypatch.setattr(syscalls, "inotify_init", refuse)
             with open_root(watcher.pid) as root:
-                assert root.mount_of(b"/x")[2:7:4] == (superblock_kdev(rootfs), "")
+                assert root.mounts.of_path(b"/x")[2:7:4] == (superblock_kdev(rootfs), "")
 
 
 def test_a_root_that_cannot_be_opened(watcher, monkeypatch):

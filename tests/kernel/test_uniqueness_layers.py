@@ -187,7 +187,7 @@ def test_layers_with_hostile_names_are_counted(
     lower = f"lowerdir={_escaped(named)}:{clones[1]}"
     area.mount("overlay", "top", "overlay", f"{lower},upperdir={base}/upper,workdir={base}/work")
     root.renew()
-    (mount,) = (one for one in root.mounts if one.mountpoint == os.fsencode(top))
+    (mount,) = (one for one in root.mounts.all if one.mountpoint == os.fsencode(top))
     layers = overlay.layers_of(mount.super_options)
     assert layers.lower == (os.fsencode(named), os.fsencode(clones[1]))
     assert layers.parts_links

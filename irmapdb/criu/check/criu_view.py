@@ -147,6 +147,6 @@ def criu_mounts(root: Root) -> list[Mount]:
     """
     return [
         mount
-        for mount in reversed(root.mounts)
+        for mount in reversed(root.mounts.all)
         if mount.fstype not in {"", "tracefs"} and b"\n" not in mount.mountpoint
     ]

@@ -282,7 +282,7 @@ def _removed_mounts(criu_view: CriuView) -> Iterator[Problem]:
     CRIU dumps them. Its restore creates the source again under the old name, and fails if that name
     exists. A container runtime mounts the file with that name, and fails if it does not exist.
     """
-    removed = [mount for mount in criu_view.root.mounts if mount.root.endswith(_REMOVED)]
+    removed = [mount for mount in criu_view.root.mounts.all if mount.root.endswith(_REMOVED)]
     if not removed or not criu_view.foreign:  # the machine's own mounts are not dumped
         return
     for mount in removed:

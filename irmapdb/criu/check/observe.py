@@ -225,7 +225,7 @@ class Observer:
         before, start = self._walks.entries, time.monotonic_ns()
         candidates = [
             candidate
-            for mount in self._root.mounts_of(kdev)[:1]
+            for mount in self._root.mounts.of_device(kdev)[:1]
             for candidate in self._walks.mount(mount, [facts.identity for facts in batch])
         ]
         walk_us = int((time.monotonic_ns() - start) / 1000 * _CRIU_WALK_FACTOR)
@@ -264,7 +264,7 @@ class Observer:
         if not gave_up:
             with self._walks.limited(_SEARCH_S):
                 skips = SkipPaths(self._config.skip_paths)
-                for mount in self._root.mounts_of(kdev):
+                for mount in self._root.mounts.of_device(kdev):
                     for identity, path in self._walks.mount(mount, identities, paths, skips=skips):
                         paths.setdefault(identity, path)
             gave_up = _LATE if self._walks.over else ""
@@ -331,7 +331,7 @@ class Observer:
         found: dict[Identity, SearchLook] = {}
         left = list(identities)
         for root in self._criu_view.nested:
-            here = [one for one in left if root.mounts_of(one.kdev)]
+            here = [one for one in left if root.mounts.of_device(one.kdev)]
             outcome = self._resolve_in(root, here, over)
             for identity, answer in outcome.resolved.items():
                 found[identity] = SearchLook(answer.path, mntns=root.mntns)
@@ -339,7 +339,7 @@ class Observer:
                 failure = outcome.unresolved.get(identity)
                 if failure is not None and failure.deleted:
                     found[identity] = SearchLook(deleted=True)
-                elif identity not in found and not self._root.mounts_of(identity.kdev):
+                elif identity not in found and not self._root.mounts.of_device(identity.kdev):
                     found[identity] = SearchLook(mntns=root.mntns)  # where its device is
             left = [one for one in left if one not in found]
         return found

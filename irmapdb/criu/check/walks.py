@@ -83,10 +83,10 @@ class Walks:
                 top = self._root.strip(os.fsencode(os.readlink(f"/proc/self/fd/{top_fd}")))
             if top is None:
                 return
-            mount = self._root.mount_of(top)
+            mount = self._root.mounts.of_path(top)
             if mount is not None:
                 yield from self._directory(top_fd, mount, start, identities, done)
-            for mountpoint, mount in self._root.by_mountpoint.items():
+            for mountpoint, mount in self._root.mounts.by_mountpoint.items():
                 if mountpoint.startswith(top.rstrip(b"/") + b"/") and mountpoint != b"/":
                     spelled = start.rstrip(b"/") + mountpoint[len(top.rstrip(b"/")) :]
                     yield from self.mount(mount, identities, done, spelled)

@@ -57,7 +57,7 @@ def opens_handles(fd: int) -> bool:
 
 def fates(root: Root, kdev: int, handles: Iterable[FileHandle]) -> dict[FileHandle, InodeState]:
     """The state of inodes of one device, asked through any mount of it in this root."""
-    for mount in root.mounts_of(kdev):
+    for mount in root.mounts.of_device(kdev):
         try:
             fd = root.open(mount.mountpoint, _DIRECTORY)
         except OSError:

@@ -175,7 +175,7 @@ def _is_in_one_layer(
 
 def _layers_that_show(root: Root, mount: Mount, layers: Layers) -> set[int] | None:
     # The devices of the layers; None if a name may not lead to its layer any more.
-    top = next((one for one in root.mounts_of(mount.kdev) if one.root == b"/"), None)
+    top = next((one for one in root.mounts.of_device(mount.kdev) if one.root == b"/"), None)
     if top is None:
         return None
 

@@ -160,9 +160,9 @@ class OwnMounts:
         `is_layer` is asked about an O_PATH descriptor of it, once as long as nothing is mounted.
         """
         root = self.root
-        if self._named_generation != root.generation:
+        if self._named_generation != root.mountinfo.generation:
             self._named.clear()
-            self._named_generation = root.generation
+            self._named_generation = root.mountinfo.generation
         if (name, mnt_id) not in self._named:
             if mnt_id and self._only_kept:
                 return None
@@ -196,12 +196,12 @@ class OwnMounts:
 
     def _renew(self) -> None:
         root = self.root
-        if self._generation == root.generation or self._only_kept:
+        if self._generation == root.mountinfo.generation or self._only_kept:
             return
-        self._generation = root.generation
+        self._generation = root.mountinfo.generation
         self._complete = False
         before, self._found = self._found, {}
-        mounts = (one for one in root.by_mountpoint.values() if one.fstype in LAYER_TYPES)
+        mounts = (one for one in root.mounts.by_mountpoint.values() if one.fstype in LAYER_TYPES)
         for mount in sorted(mounts, key=lambda one: len(one.root)):
             if mount.kdev not in self._found:
                 known = before.get(mount.kdev)

@@ -75,7 +75,8 @@ def _held(
     except OSError:
         return []
     try:
-        if root.kdev_of_mount(proof.mount_id(fd)) not in kdevs:
+        mount = root.mount_by_id(proof.mount_id(fd))
+        if mount is None or mount.kdev not in kdevs:
             return []
         status = os.fstat(fd)
         candidates = by_ino.get(status.st_ino, ())

@@ -1,15 +1,16 @@
-"""Parses the mountinfo of a task: proc_pid_mountinfo(5), fs/proc_namespace.c."""
+"""Reads the mountinfo of a task: proc_pid_mountinfo(5), fs/proc_namespace.c."""
 
 from __future__ import annotations
 
 import os
 import re
+import select
 
 from irmapdb.kernel.proc import procfs
 from irmapdb.kernel.proc.procfs import living_thread, read_file
 from irmapdb.model import Mount, kdev_of, printable
 
-__all__ = ["mount_namespace", "parse_mountinfo", "read_mountinfo"]
+__all__ = ["MountinfoFile", "mount_namespace", "parse_mountinfo", "read_mountinfo"]
 
 _OCTAL = re.compile(rb"\\([0-7]{3})")
 
@@ -55,6 +56,35 @@ def parse_mountinfo(raw: bytes) -> tuple[Mount, ...]:
 def read_mountinfo(pid: int | str) -> tuple[Mount, ...]:
     """The mounts that a task sees, in its own root. OSError if it is gone or denied."""
     return parse_mountinfo(read_file(f"{procfs.ROOT}/{pid}/mountinfo"))
+
+
+class MountinfoFile:
+    """The mountinfo of a task, kept open. It outlives the task, and tells when it changes."""
+
+    def __init__(self, pid: int | str) -> None:
+        self.generation = 0
+        """Counts mounts, moves and unmounts. A new mount may look the same as the old one, with the
+        same number and device."""
+        self._fd = os.open(f"{procfs.ROOT}/{pid}/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
+        self._opener = os.getpid()
+        self._changes = select.poll()
+        self._changes.register(self._fd, select.POLLPRI)
+
+    def close(self) -> None:
+        """Close it."""
+        os.close(self._fd)
+
+    def read(self) -> tuple[Mount, ...]:
+        """Its mounts as they are now."""
+        return parse_mountinfo(procfs.read_open(self._fd))
+
+    def has_changed(self) -> bool:
+        """Whether a mount was added, moved or removed since the last call."""
+        if os.getpid() != self._opener:
+            return True  # a forked child shares the open file, and would consume our notification
+        changed = bool(self._changes.poll(0))
+        self.generation += changed
+        return changed
 
 
 def mount_namespace(pid: int | str) -> int:
