@@ -4,24 +4,20 @@ It seizes every thread of every task while they run, asks all to stop, and searc
 until there are none. With a cgroup, the freezer is on only for a short time, as with CRIU: the
 tasks go from the freezer directly to their ptrace stop.
 
-Facts: ptrace(2); kernel/ptrace.c, kernel/signal.c, kernel/fork.c (wait_for_vfork_done), fs/exec.c
-(de_thread), kernel/cgroup/legacy_freezer.c.
+Facts: kernel/signal.c, fs/exec.c (de_thread), kernel/cgroup/legacy_freezer.c.
 """
 
 from __future__ import annotations
 
 import _thread
-import contextlib
 import os
 import signal
 import threading
 import time
 
 from irmapdb.errors import FreezeError, TaskError
-from irmapdb.kernel import syscalls
 from irmapdb.kernel.freeze import cgroup as cgroups
-from irmapdb.kernel.freeze import ptrace
-from irmapdb.kernel.freeze.ptrace import Phase
+from irmapdb.kernel.freeze.tracees import FIRST_PAUSE_S, LONGEST_PAUSE_S, SLOW_S, Tracees
 from irmapdb.kernel.proc import tasks
 from irmapdb.record import Record
 
@@ -34,11 +30,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Frozen", "Tracer"]
 
-# A sleeping thread needs some microseconds until its stop; a thread in a system call needs longer.
-_FIRST_PAUSE_S = 20e-6
-_LONGEST_PAUSE_S = 2e-3
-_SLOW_S = 0.5e-3
-"""After this pause, check the threads that have not stopped for the cause."""
 _FREEZER_S = 0.25
 """The longest wait for a cgroup's freezer. With v1, execve and the freezer can wait for each other
 for ever: frozen threads do not die of the SIGKILL that execve sends to them."""
@@ -46,11 +37,6 @@ _WATCH_S = 0.02
 """The interval at which the caller's thread checks the tracing thread."""
 _GRACE_S = 1.0
 """The further time for the tracing thread, before the caller gives up."""
-_ATTEMPTS = 3
-
-_CAP_SYS_PTRACE = 19  # include/uapi/linux/capability.h
-
-_GONE = frozenset("ZXx")
 
 
 class Frozen(Record):
@@ -95,8 +81,7 @@ class Tracer:
         # A task that another process has frozen with v1 cannot reach a ptrace stop, and need not.
         self._frozen_elsewhere = bool(freezer and not freezer.v2 and guard is None)
         self._exempt: frozenset[int] = frozenset()
-        self._held: dict[int, int] = {}  # tid → pid of the seized threads
-        self._seizing: tuple[int, float] | None = None  # pid, since when
+        self._tracees = Tracees()
         self._outcome: Frozen | BaseException | None = None
         self._started = False
         self._tid: int | None = None
@@ -147,25 +132,24 @@ class Tracer:
         while self._started and (
             self._tid is None or os.path.exists(f"/proc/self/task/{self._tid}")
         ):
-            time.sleep(_FIRST_PAUSE_S)
+            time.sleep(FIRST_PAUSE_S)
             self._unblock()
             self._give_up_late()
 
     def _unblock(self) -> None:
         # Attaching waits for execve, which waits for dead threads that we trace; or for a stopped
         # task that a v1 freezer holds. Both can only be undone from another thread.
-        seizing = self._seizing
+        seizing = self._tracees.seizing
         if seizing is None or time.monotonic() - seizing[1] < _WATCH_S:
             return
         if self._guard is not None:
             self._guard.thaw()
-        for tid, pid in self._held.copy().items():
-            if tid != pid:
-                ptrace.reap(tid)
+        self._tracees.unblock()
 
     def _give_up_late(self) -> None:
         if time.monotonic() > self._deadline + _GRACE_S:
-            pid = self._seizing[0] if self._seizing else self._root.pid
+            seizing = self._tracees.seizing
+            pid = seizing[0] if seizing else self._root.pid
             raise self._stuck(
                 pid,
                 f"{_describe(pid)} does not let itself be traced",
@@ -207,22 +191,22 @@ class Tracer:
             limit = min(time.monotonic() + _FREEZER_S, self._deadline)
             self._comes_to_rest(self._freezer, limit)
             fresh |= self._sweep()[0]
-            self._interrupt(fresh)
+            self._tracees.interrupt(fresh)
             self._guard.thaw()
         else:
-            self._interrupt(fresh)
-        self._await(fresh)
+            self._tracees.interrupt(fresh)
+        self._tracees.await_stop(fresh, self._check_time)
         while True:
             fresh, pids = self._sweep()
             if not fresh:
                 break
-            self._interrupt(fresh)
-            self._await(fresh)
+            self._tracees.interrupt(fresh)
+            self._tracees.await_stop(fresh, self._check_time)
         now_ns = time.monotonic_ns()
         return Frozen(pids, (now_ns - begun_ns) // 1000, now_ns, self.confirm)
 
     def _comes_to_rest(self, freezer: Freezer, deadline: float) -> bool:
-        pause_s = _FIRST_PAUSE_S
+        pause_s = FIRST_PAUSE_S
         while not cgroups.is_frozen(freezer):
             if time.monotonic() > deadline:
                 return False
@@ -230,10 +214,10 @@ class Tracer:
             if self._guard is not None:
                 # Again: v1 forgets a task that came to a ptrace stop on its way to the freezer.
                 self._guard.freeze()
-            if pause_s > _SLOW_S:
-                self._reap()
+            if pause_s > SLOW_S:
+                self._tracees.reap()
             time.sleep(pause_s)
-            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
         return True
 
     def _sweep(self) -> tuple[set[int], tuple[int, ...]]:
@@ -273,110 +257,14 @@ class Tracer:
                 return None
             if pid in self._exempt:
                 return process
-            strange = [tid for tid in process.tids if tid not in self._held]
-            taken = [tid for tid in strange if self._seize(tid, pid)]
+            strange = [tid for tid in process.tids if tid not in self._tracees.held]
+            taken = [tid for tid in strange if self._tracees.seize(tid, pid)]
             fresh.update(taken)
             if not taken:
                 if len(strange) < len(process.tids):
                     return process
                 # All about to end, or one is taking the number of the first by execve.
-                time.sleep(_FIRST_PAUSE_S)
-
-    def _seize(self, tid: int, pid: int) -> bool:
-        # False: it has ended.
-        self._seizing = (pid, time.monotonic())
-        try:
-            refusal: FreezeError | None = None
-            for _ in range(_ATTEMPTS):
-                try:
-                    ptrace.seize(tid)
-                except ProcessLookupError:
-                    return False
-                except PermissionError as error:
-                    phase, _ = ptrace.look(tid)
-                    if phase is Phase.FOREIGN:
-                        refusal = _refusal(tid, pid, error)
-                        if refusal is None:
-                            return False
-                        continue
-                    # Ours since its birth.
-                except OSError as error:  # ENOSYS: so may a sandbox answer
-                    raise _untraceable(pid, error) from error
-                self._held[tid] = pid
-                return True
-            raise refusal or AssertionError
-        finally:
-            self._seizing = None
-
-    def _interrupt(self, tids: Collection[int]) -> None:
-        for tid in tids:
-            with contextlib.suppress(ProcessLookupError):  # the next look tells
-                ptrace.interrupt(tid)
-
-    def _await(self, tids: Collection[int]) -> None:
-        pending = set(tids)
-        pause_s = _FIRST_PAUSE_S
-        while True:
-            for tid in tuple(pending):
-                if self._settled(tid, pending):
-                    pending.discard(tid)
-            if not pending:
-                return
-            if pause_s > _SLOW_S:
-                self._reap()
-                pending.intersection_update(self._held)
-                # Asked again: a thread that took its process's number by execve was not asked.
-                self._interrupt(pending)
-                pending -= {tid for tid in tuple(pending) if self._still(tid, pending)}
-            self._check_time(pending)
-            time.sleep(pause_s)
-            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
-
-    def _settled(self, tid: int, pending: set[int]) -> bool:
-        phase, number = ptrace.look(tid)
-        if phase is Phase.RUNS:
-            return False
-        if phase is Phase.SIGNALLED:
-            # On its way to a handler, and stopped before the handler's first instruction. The
-            # request is renewed, because this stop may have used it up (ptrace_stop).
-            with contextlib.suppress(ProcessLookupError):
-                ptrace.interrupt(tid)
-                ptrace.resume(tid, number)
-            return False
-        if phase is not Phase.STANDS:
-            pid = self._held.pop(tid, tid)
-            if pid != tid:
-                if phase is Phase.DEAD:
-                    ptrace.reap(tid)
-                # Reaped by execve, or it is that one which called it: then it is the first now.
-                elif pid in self._held:
-                    pending.add(pid)
-        return True
-
-    def _still(self, tid: int, pending: Collection[int]) -> bool:
-        """Whether a thread that does not reach its stop cannot run either."""
-        pid = self._held[tid]
-        task = tasks.read_thread(pid, tid)
-        if task is not None and task.state in _GONE and tid == pid:
-            # The first thread has ended, others have not; the kernel reports it with the last.
-            del self._held[tid]
-            return True
-        if task is None or task.state != "D":
-            return False  # the next look tells
-        # After vfork a thread sleeps until its child has other memory. The child is stopped. The
-        # child may itself sleep on the way there: that it shares its memory is no excuse.
-        moving = {self._held.get(other) for other in pending}  # None: ended in this very round
-        return any(
-            child in self._held and child not in moving and syscalls.same_memory(tid, child)
-            for child in tasks.thread_children(pid, tid)
-        )
-
-    def _reap(self) -> None:
-        # execve stops for dead threads of its process that we trace: also for those that stood.
-        for tid, pid in tuple(self._held.items()):
-            if tid != pid and ptrace.look(tid)[0] is Phase.DEAD:
-                del self._held[tid]
-                ptrace.reap(tid)
+                time.sleep(FIRST_PAUSE_S)
 
     def _check_left(self) -> None:
         if self.go.acquire(blocking=False):
@@ -386,7 +274,7 @@ class Tracer:
         self._check_left()
         if time.monotonic() > self._deadline:
             tid = min(pending, default=self._root.pid)
-            pid = self._held.get(tid, tid)
+            pid = self._tracees.held.get(tid, tid)
             raise self._stuck(
                 pid,
                 f"{_describe(pid, tid)} did not stop within {self._timeout_s:g} s",
@@ -417,51 +305,3 @@ def _describe(pid: int, tid: int | None = None) -> str:
     thread = tasks.read_thread(pid, tid or pid)
     state = "" if thread is None else f", state {thread.state}"
     return text + state + (f" in {wchan}" if wchan not in ("", "0") else "")
-
-
-def _refusal(tid: int, pid: int, error: OSError) -> FreezeError | None:
-    """Why a thread may not be seized; None if it has ended."""
-    try:
-        with open(f"/proc/{pid}/task/{tid}/status", "rb") as file:
-            status = dict(line.split(b":", 1) for line in file if b":" in line)
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    if status[b"State"].split()[0].decode() in _GONE:
-        return None
-    task = tasks.read_task(pid)
-    name = f"task {pid}" if task is None else task.name
-    tracer_pid = int(status[b"TracerPid"])
-    if tracer_pid:
-        tracer = tasks.read_task(tracer_pid)
-        return FreezeError(
-            f"{name} is traced by {f'task {tracer_pid}' if tracer is None else tracer.name}",
-            advice="a task has one tracer at most: end that one first",
-        )
-    return _untraceable(pid, error)
-
-
-def _untraceable(pid: int, error: OSError) -> FreezeError:
-    task = tasks.read_task(pid)
-    name = f"task {pid}" if task is None else task.name
-    return FreezeError(f"{name} may not be traced: {error.strerror}", advice=_permission())
-
-
-def _permission() -> str:
-    try:
-        with open("/proc/sys/kernel/yama/ptrace_scope", "rb") as file:
-            scope = int(file.read())
-    except OSError:
-        scope = 0
-    if scope == 3:  # noqa: PLR2004 - Documentation/admin-guide/LSM/Yama.rst
-        return "kernel.yama.ptrace_scope is 3: no process may trace until the next boot"
-    if scope:
-        return f"run with CAP_SYS_PTRACE: kernel.yama.ptrace_scope is {scope}"
-    if _may_trace_all():
-        return "allow ptrace(2) in the seccomp profile or security module of this sandbox"
-    return "run with CAP_SYS_PTRACE, or as the user of the task"
-
-
-def _may_trace_all() -> bool:
-    with open("/proc/self/status", "rb") as file:
-        effective = next(int(line.split()[1], 16) for line in file if line.startswith(b"CapEff:"))
-    return bool(effective >> _CAP_SYS_PTRACE & 1)

@@ -169,11 +169,6 @@ class OwnMounts:
             self._named[name, mnt_id] = _mount_at(root, name, is_layer)
         return self._named[name, mnt_id]
 
-    def mounts(self) -> dict[int, Mount]:
-        """A mount of each superblock that a layer may lie on, by its device."""
-        self._renew()
-        return {kdev: one.mount for kdev, one in self._found.items()}
-
     def open_handle(self, kdev: int, handle: FileHandle) -> int:
         """An O_PATH descriptor of the file with this handle; the caller closes it.
 
@@ -205,22 +200,11 @@ class OwnMounts:
         for mount in sorted(mounts, key=lambda one: len(one.root)):
             if mount.kdev not in self._found:
                 known = before.get(mount.kdev)
-                same = known is not None and known.mount == mount
-                found = known if same and known is not None else self._look(mount)
+                found = known if known and known.mount == mount else _look(root, mount)
                 if found is not None:
                     self._found[mount.kdev] = found
         for kdev in self._open.keys() - self._found.keys():
             os.close(self._open.pop(kdev))
-
-    def _look(self, mount: Mount) -> _Found | None:
-        try:
-            fd = self.root.open(mount.mountpoint, _DIRECTORY)
-        except OSError:
-            return None  # a file that is a mount point
-        try:
-            return _Found(mount, _uuid_of(fd, mount.fstype))
-        finally:
-            os.close(fd)
 
     def _is_complete(self, *, no_uuid: bool) -> bool:
         # A superblock lives on after `umount -l` while it is a layer of an overlay.
@@ -229,6 +213,17 @@ class OwnMounts:
         return self._complete and (
             not no_uuid or all(kdev in self._found for kdev in _attached_loop_devices())
         )
+
+
+def _look(root: Root, mount: Mount) -> _Found | None:
+    try:
+        fd = root.open(mount.mountpoint, _DIRECTORY)
+    except OSError:
+        return None  # a file that is a mount point
+    try:
+        return _Found(mount, _uuid_of(fd, mount.fstype))
+    finally:
+        os.close(fd)
 
 
 def _mount_at(root: Root, name: bytes, is_layer: Callable[[int], bool]) -> Mount | None:
