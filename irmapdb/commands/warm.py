@@ -94,6 +94,7 @@ def warm(
     from irmapdb.config import load_config
     from irmapdb.node.rundir import RunDirectory
     from irmapdb.node.service import Service, ServiceOptions
+    from irmapdb.node.service_lock import ServiceLock
 
     if once + status + install + uninstall > 1:
         message = "--once, --status, --install and --uninstall do not go together"
@@ -102,8 +103,8 @@ def warm(
         message = f"--interval {interval:g}: not a number of seconds"
         raise UsageError(message, advice="give a number above 0")
     if status:
-        directory = RunDirectory(run_dir, make=False)
-        _show_status(directory.read_status(), directory.running(), run_dir, as_json=as_json)
+        document = RunDirectory(run_dir, make=False).read_status()
+        _show_status(document, ServiceLock(run_dir).running(), run_dir, as_json=as_json)
         return
     if install or uninstall:
         arguments = _arguments(interval, cgroup, config)

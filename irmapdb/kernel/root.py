@@ -165,15 +165,11 @@ class Root:
 
     def blocking_kinds(self, kdev: int) -> str:
         """The types of filesystem on which it may block, for people; "" for none."""
-        return self._kinds(self.mounts.on_way_to(kdev))
+        return _blocking_kinds(self.mounts.on_way_to(kdev), self._is_local)
 
     def blocking_kinds_to(self, path: bytes) -> str:
         """The same of a lookup of an absolute path."""
-        return self._kinds(self.mounts.along(path))
-
-    def _kinds(self, mounts: Iterable[Mount]) -> str:
-        kinds = {mount.fstype for mount in mounts if not self._is_local(mount.fstype)}
-        return ", ".join(sorted(kinds))
+        return _blocking_kinds(self.mounts.along(path), self._is_local)
 
     def mount_by_id(self, mnt_id: int) -> Mount | None:
         """A mount by its number; None if it is not in this root."""
@@ -187,6 +183,11 @@ class Root:
         if link == self.prefix:
             return b"/"
         return link.removeprefix(self.prefix) if link.startswith(self.prefix + b"/") else None
+
+
+def _blocking_kinds(mounts: Iterable[Mount], is_local: Callable[[str], bool]) -> str:
+    kinds = {mount.fstype for mount in mounts if not is_local(mount.fstype)}
+    return ", ".join(sorted(kinds))
 
 
 def _mount_of_directory(fd: int, mnt_id: int, st_kdev: int) -> Mount:

@@ -13,7 +13,6 @@ hook-…               marks of the hook's script, each for a dump that has been
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import re
@@ -24,20 +23,19 @@ import time
 from irmapdb import files
 from irmapdb.criu.hook_script import RUN_DIRECTORY
 from irmapdb.errors import FileError
-from irmapdb.kernel.proc import tasks
 from irmapdb.model import printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
     from pathlib import Path
-    from typing import Any, Self
+    from typing import Any
 
     from irmapdb.kernel.proc.containers import Container
 
 __all__ = ["RUN_DIRECTORY", "RunDirectory", "make_private"]
 
-_LOCK, _PID, _FIFO, _STATUS = "warm.lock", "warm.pid", "warm.fifo", "status.json"
+_STATUS = "status.json"
 _OF_CONTAINER = re.compile(r"(?:image|work)-(\d+)-(\d+)")
 _REPLY = re.compile(r"reply-\d+-\d+")
 _OF_SCRIPTS = re.compile(r"reply-\d+-\d+|hook-\d+-\d+-\d+")
@@ -72,72 +70,12 @@ def make_private(path: Path) -> None:
 
 
 class RunDirectory:
-    """The directory, for one service or for its readers. A context manager."""
+    """The directory, for one service or for its readers."""
 
     def __init__(self, path: Path, *, make: bool = True) -> None:
         if make:
             make_private(path)
         self.path = path
-        self._lock_fd: int | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._lock_fd is not None:
-            for name in (_PID, _FIFO):
-                (self.path / name).unlink(missing_ok=True)
-            os.close(self._lock_fd)
-            self._lock_fd = None
-
-    def lock(self) -> None:
-        """Take the lock of the service. FileError names a service that runs already."""
-        fd = os.open(
-            self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
-        )
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(fd)
-            raise FileError(
-                f"{printable(self.path)}: `irmapdb warm` is running already{self._who()}",
-                advice="`irmapdb warm --status` shows what it does",
-            ) from error
-        self._lock_fd = fd
-
-    def forget_lock(self) -> None:
-        """Leave the lock to the parent only: for a forked child."""
-        if self._lock_fd is not None:
-            os.close(self._lock_fd)
-            self._lock_fd = None
-
-    def _who(self) -> str:
-        with contextlib.suppress(OSError, ValueError):
-            return f", as process {int((self.path / _PID).read_text().split()[0])}"
-        return ""
-
-    def announce(self) -> int:
-        """Make the FIFO for the hook's script, and write our pid; returns its descriptor.
-
-        Another file with that name is replaced.
-        """
-        fifo = self.path / _FIFO
-        fifo.unlink(missing_ok=True)
-        os.mkfifo(fifo, 0o600)
-        # Also for writing: else it would be at its end if no script has it open.
-        fd = os.open(fifo, os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
-        me = tasks.require_task(os.getpid())
-        files.replace_whole(self.path / _PID, b"%d %d\n" % (me.pid, me.starttime))
-        return fd
-
-    def running(self) -> int | None:
-        """The pid of the service that runs here; None if none does."""
-        try:
-            pid, starttime = map(int, (self.path / _PID).read_text().split())
-            task = tasks.read_task(pid)
-        except (OSError, ValueError):
-            return None
-        return pid if task is not None and task.starttime == starttime else None
 
     def is_waiting(self, name: str) -> bool:
         """Whether a script still waits at its FIFO."""

@@ -21,6 +21,7 @@ from irmapdb.node.look_schedule import LookSchedule
 from irmapdb.node.notify import notify
 from irmapdb.node.pool import Pool
 from irmapdb.node.rundir import RunDirectory
+from irmapdb.node.service_lock import ServiceLock
 from irmapdb.node.state import ANSWER, KEEP, LOOK, SLOW, SPARE, VERIFY, ServiceOptions, State
 from irmapdb.node.status import status_document
 from irmapdb.node.stop_signals import is_readable, stop_signals
@@ -53,8 +54,8 @@ class Service:
 
     def __enter__(self) -> Self:
         try:
-            self._run = self._stack.enter_context(RunDirectory(self._options.run))
-            self._run.lock()
+            self._run = RunDirectory(self._options.run)
+            self._lock = self._stack.enter_context(ServiceLock(self._run.path))
             self._state = State(self._options, self._run, self._pool)
             databases.make_directory(self._state.settings.directory)
             self._stack.enter_context(self._state.monitor)
@@ -92,7 +93,7 @@ class Service:
     def run(self) -> None:
         """Look again and again, and answer the hook, until SIGTERM, SIGINT or SIGHUP."""
         with stop_signals() as stop_fd:
-            fifo = self._run.announce()
+            fifo = self._lock.announce()
             self._own_fds = [fifo, stop_fd]
             sources = {stop_fd: lambda: None, fifo: lambda: self._requests.read(fifo)}
             notify("READY=1")
@@ -142,7 +143,7 @@ class Service:
 
     def _in_child(self, kind: str) -> None:
         # A child that hangs in the kernel must not keep the next service from starting.
-        self._run.forget_lock()
+        self._lock.forget()
         for fd in self._own_fds:
             os.close(fd)
         if kind not in {ANSWER, SPARE}:

@@ -148,8 +148,8 @@ def test_a_pid_that_was_given_to_another_task(node, tmp_path):
     (seen,) = look_around(OURS).seen
     other = seen._replace(container=seen.container._replace(starttime=seen.container.starttime - 1))
     databases = options.config.warm.directory
-    with RunDirectory(tmp_path / "run") as run, RenameMonitor() as monitor:
-        how = KeepOptions(run, databases, options.config, 10.0)
+    with RenameMonitor() as monitor:
+        how = KeepOptions(RunDirectory(tmp_path / "run"), databases, options.config, 10.0)
         with pytest.raises(TaskError, match="has ended"):
             keep(other, how, monitor)
         kept = keep(seen, how, monitor)
