@@ -89,6 +89,35 @@ class _Denied(Record):
         return f"{self.number} directories may not be read, the first is {first}"
 
 
+class _LeftOut:
+    """The parts of each device that a scan has left out."""
+
+    def __init__(self) -> None:
+        self.closed: set[int] = set()
+        """The devices with directories that a scan does not enter."""
+        self._denied: dict[int, _Denied] = {}
+        self._given_up: dict[int, str] = {}
+
+    def deny(self, kdev: int, path: bytes) -> None:
+        """A directory may not be read."""
+        first, number = self._denied.get(kdev) or (path, 0)
+        self._denied[kdev] = _Denied(first, number + 1)
+
+    def give_up(self, kdev: int, top: bytes, directories: int) -> None:
+        """A walk has ended early, because there were too many directories."""
+        how_many = f"{directories:,} directories, more than it should hold"
+        self._given_up[kdev] = f"{printable(top)} was given up after {how_many}"
+
+    def notes(self, kdev: int) -> Iterator[str]:
+        """The reasons, for people."""
+        if kdev in self.closed:
+            yield "not looked for in other tasks' directories, in map_files and below task/TID"
+        if kdev in self._given_up:
+            yield self._given_up[kdev]
+        if kdev in self._denied:
+            yield str(self._denied[kdev])
+
+
 class Scan:
     """Walk the user's paths, the hints, then every mount whose device is wanted.
 
@@ -118,17 +147,13 @@ class Scan:
         self._progress = progress
         self._over = over
         self._walked: list[_Walk] = []
-        self._denied: dict[int, _Denied] = {}
-        self._closed: set[int] = set()
-        self._given_up: dict[int, str] = {}
+        self._left_out = _LeftOut()
         self.scanned = 0
         """The number of directory entries compared so far."""
 
     def __call__(self, wanted: Wanted) -> Iterator[Answer]:
         self._walked = []
-        self._denied = {}
-        self._closed = set()
-        self._given_up = {}
+        self._left_out = _LeftOut()
         for one in self._walks():
             if not wanted or self._over():
                 break
@@ -238,11 +263,14 @@ class Scan:
                 return
 
     def _hits(self, one: _Walk, inos: Collection[int], *, every_entry: bool) -> Iterator[Hit]:
+        def on_denied(path: bytes) -> None:
+            if not every_entry:  # else it is the second walk
+                self._left_out.deny(one.mount.kdev, _join(one.top, path))
+
         try:
             top_fd = self._root.open(one.top)
         except PermissionError:
-            if not every_entry:
-                self._deny(one, b"")
+            on_denied(b"")
             return
         except OSError:
             return
@@ -266,12 +294,11 @@ class Scan:
                 closed=_Either(one.skips.below(one.top), closed or ()),
                 on_entries=lambda count: self._tick(count, one.top),
                 on_directories=lambda number: self._is_in_proportion(one, top_fd, number),
-                # If every entry is looked up, it is the second walk.
-                on_denied=lambda path: None if every_entry else self._deny(one, path),
+                on_denied=on_denied,
                 over=self._over,
             )
             if closed and closed.met:
-                self._closed.add(one.mount.kdev)
+                self._left_out.closed.add(one.mount.kdev)
         except OSError:
             return
         finally:
@@ -281,14 +308,8 @@ class Scan:
         # If the user names a directory below /proc, scan all of it.
         whole = one.top == one.mount.mountpoint and one.mount.root == b"/"
         if one.mount.fstype == "proc" and whole:
-            return _ClosedInProc(self._pid_names())
+            return _ClosedInProc(_names_in_proc(self._pids))
         return None
-
-    def _pid_names(self) -> frozenset[bytes]:
-        # A /proc of the container has the pids of its own namespace.
-        return frozenset(
-            str(number).encode() for pid in self._pids for number in tasks.namespace_pids(pid)
-        )
 
     def _tick(self, count: int, top: bytes) -> bool:
         self.scanned += count
@@ -298,14 +319,8 @@ class Scan:
     def _is_in_proportion(self, one: _Walk, top_fd: int, number: int) -> bool:
         if number <= _most_directories(top_fd, one.mount.fstype):
             return True
-        how_many = f"{number:,} directories, more than it should hold"
-        self._given_up[one.mount.kdev] = f"{printable(one.top)} was given up after {how_many}"
+        self._left_out.give_up(one.mount.kdev, one.top, number)
         return False
-
-    def _deny(self, one: _Walk, path: bytes) -> None:
-        kdev = one.mount.kdev
-        first, number = self._denied.get(kdev) or (_join(one.top, path), 0)
-        self._denied[kdev] = _Denied(first, number + 1)
 
     def _why_not(self, identity: Identity) -> str:
         mounts = self._root.mounts.of_device(identity.kdev)
@@ -318,14 +333,7 @@ class Scan:
         if rest:
             which = "the rest of " if walked else ""
             notes.append(f"{which}{', '.join(rest)} is walked only where a scan path names it")
-        if identity.kdev in self._closed:
-            notes.append(
-                "not looked for in other tasks' directories, in map_files and below task/TID"
-            )
-        if given_up := self._given_up.get(identity.kdev):
-            notes.append(given_up)
-        if denied := self._denied.get(identity.kdev):
-            notes.append(str(denied))
+        notes += self._left_out.notes(identity.kdev)
         if skipped := self._skips.note(mounts, self._root.mounts.of_path):
             notes.append(skipped)
         return "; ".join(notes)
@@ -346,6 +354,11 @@ class Scan:
                 walked += dict.fromkeys(named)
                 rest[mount.fstype] = None
         return walked, list(rest)
+
+
+def _names_in_proc(pids: Iterable[int]) -> frozenset[bytes]:
+    # A /proc of the container has the pids of its own namespace.
+    return frozenset(str(number).encode() for pid in pids for number in tasks.namespace_pids(pid))
 
 
 # overlayfs with layers on several filesystems gives a directory a number of its own, and FUSE
