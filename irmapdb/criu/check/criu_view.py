@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 
+from irmapdb.criu.check.facts import Found
 from irmapdb.errors import TaskError
 from irmapdb.kernel import syscalls
 from irmapdb.kernel.proc import mountinfo
-from irmapdb.kernel.proof import identify_fd
+from irmapdb.kernel.proof import disproof_of_fd, identify_fd
 from irmapdb.kernel.root import Root, open_root
-from irmapdb.model import InodeKey, Mount, kdev_of
+from irmapdb.model import InodeKey, Mount, StaleReason, kdev_of
 from irmapdb.record import Record
 
 TYPE_CHECKING = False
@@ -22,8 +24,18 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from irmapdb.kernel.proc.tasks import Task
+    from irmapdb.model import Identity
 
-__all__ = ["CriuMount", "CriuView", "Mountpoints", "criu_mounts", "numbers", "open_criu_view"]
+__all__ = [
+    "CriuMount",
+    "CriuView",
+    "Mountpoints",
+    "criu_mounts",
+    "found_at",
+    "numbers",
+    "open_criu_view",
+    "open_path",
+]
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK
 
@@ -106,6 +118,27 @@ def numbers(fd: int) -> InodeKey:
     """The numbers that CRIU compares: st_dev, in the kernel's encoding, and st_ino."""
     status = os.fstat(fd)
     return InodeKey(kdev_of(os.major(status.st_dev), os.minor(status.st_dev)), status.st_ino)
+
+
+def found_at(path: bytes, identity: Identity, root: Root, fd: int) -> Found:
+    """A path that CRIU accepts, with the proof that CRIU does not make. `fd` is open there."""
+    try:
+        reason = disproof_of_fd(root, identity, fd)
+    except OSError:
+        right: bool | None = False
+    else:
+        right = None if reason is StaleReason.AMBIGUOUS else reason is None
+    return Found(path, right, stat.S_ISLNK(os.fstat(fd).st_mode))
+
+
+@contextlib.contextmanager
+def open_path(root: Root, path: bytes) -> Iterator[int]:
+    """An O_PATH descriptor of a path. OSError as `Root.open`."""
+    fd = root.open(path)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 @contextlib.contextmanager

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import enum
 
+from irmapdb.config import HINTS
 from irmapdb.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from irmapdb.criu.check.version import CriuVersion
     from irmapdb.model import Identity
 
@@ -20,6 +23,7 @@ __all__ = [
     "Look",
     "OverlayLook",
     "SearchLook",
+    "by_device",
 ]
 
 
@@ -31,6 +35,11 @@ class Call(Record):
     force_irmap: bool = False
     scan_paths: tuple[bytes, ...] = ()
     work_dir: bytes = b"."
+
+    def scans(self, path: bytes) -> bool:
+        """Whether a path is below a scan path or a hint of CRIU, where --force-irmap finds it."""
+        starts = (*self.scan_paths, *HINTS)
+        return any((path + b"/").startswith(start.rstrip(b"/") + b"/") for start in starts)
 
 
 class Look(enum.IntEnum):
@@ -132,3 +141,11 @@ class Facts(Record):
     cache: CacheLook | None = None
     scan: tuple[Found, ...] | None = None
     search: SearchLook | None = None
+
+
+def by_device(batch: Iterable[Facts]) -> Iterable[tuple[int, list[Facts]]]:
+    """The facts of each device."""
+    found: dict[int, list[Facts]] = {}
+    for facts in batch:
+        found.setdefault(facts.identity.kdev, []).append(facts)
+    return found.items()

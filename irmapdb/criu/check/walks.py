@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from irmapdb.criu.check.criu_view import CriuView
     from irmapdb.model import Identity, Mount
 
-__all__ = ["WalkHit", "Walks"]
+__all__ = ["ROOT_HINT", "WalkHit", "Walks"]
 
 _NO_SKIPS = SkipPaths()
-_NO_CHILDREN = b"/."
+ROOT_HINT = b"/."
 """CRIU's last hint: the root, but nothing below it."""
 
 
@@ -75,7 +75,7 @@ class Walks:
         try:
             key = numbers(top_fd)
             yield from (WalkHit(one, start) for one in identities if one.key == key)
-            if start == _NO_CHILDREN or not _is_directory(top_fd):
+            if start == ROOT_HINT or not _is_directory(top_fd):
                 return
             top = None
             # The start may lead through a link (/lib/udev), and CRIU keeps its spelling.
