@@ -43,7 +43,7 @@ from irmapdb.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from collections.abc import Mapping as MappingABC
     from typing import Any
 
@@ -164,105 +164,6 @@ class Config(Record):
         return fstype not in self.skip_filesystems and not is_fuse(fstype)
 
 
-_KNOWN = {
-    "hook": {"db", "paused-timeout", "strict", "timeout"},
-    "retention": {"automatic", "keep-rows", "keep-runs", "stale-older-than", "unused-older-than"},
-    "scan": {"hints", "paths", "skip-filesystems", "skip-paths"},
-    "warm": {"directory", "interval", "keep-gone", "share"},
-}
-
-
-def load_config(path: AnyPath | None = None) -> Config:
-    """Read the configuration. ConfigError names the file and the entry.
-
-    Without `path`, `/etc/irmapdb.toml`, which may be missing; a named file may not.
-    """
-    source: AnyPath = DEFAULT_PATH if path is None else path
-    try:
-        text = files.read_if_there(source, limit_bytes=_LIMIT_BYTES)
-    except FileError as error:
-        raise ConfigError(error.message, advice=_ADVICE, remedy="configuration") from error
-    if text is None:
-        if path is None:
-            return Config()
-        message = f"{printable(source)}: no such file"
-        raise ConfigError(message, advice=_ADVICE, remedy="configuration")
-    import tomllib  # noqa: PLC0415 most machines have no such file
-
-    try:
-        document = tomllib.loads(text.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        message = f"{printable(source)}: not TOML: {error}"
-        raise ConfigError(message, advice="mend that line, or move the file away") from error
-    return _config(document, printable(source))
-
-
-def _config(document: dict[str, Any], source: str) -> Config:
-    _refuse_unknown(document, _KNOWN, source, "")
-    for table, entries in document.items():
-        if not isinstance(entries, dict):
-            message = f"{source}: {table} is not a table"
-            raise ConfigError(message, advice=f"write [{table}]")
-        _refuse_unknown(entries, _KNOWN[table], source, f"{table}.")
-    scan = document.get("scan", {})
-    defaults = Config()
-    return Config(
-        scan_paths=_paths(scan, "paths", source, defaults.scan_paths),
-        hints=_paths(scan, "hints", source, defaults.hints),
-        skip_filesystems=UNWALKED_FILESYSTEMS | set(_strings(scan, "skip-filesystems", source)),
-        skip_paths=_skip_paths(scan, source),
-        hook=_hook(document.get("hook", {}), source),
-        retention=_retention(document.get("retention", {}), source),
-        warm=_warm(document.get("warm", {}), source),
-    )
-
-
-def _hook(table: dict[str, Any], source: str) -> HookConfig:
-    hook = HookConfig()
-    if "timeout" in table:
-        hook = hook._replace(
-            timeout_s=_seconds(table["timeout"], f"{source}: timeout"), timeout_is_set=True
-        )
-    if "paused-timeout" in table:
-        seconds = _seconds(table["paused-timeout"], f"{source}: paused-timeout")
-        hook = hook._replace(paused_timeout_s=seconds)
-    if "strict" in table:
-        hook = hook._replace(strict=_truth(table["strict"], f"{source}: strict"))
-    if "db" in table:
-        hook = hook._replace(db=_directory(table["db"], f"{source}: db"))
-    return hook
-
-
-def _retention(table: dict[str, Any], source: str) -> Retention:
-    keep = Retention()
-    if "automatic" in table:
-        keep = keep._replace(automatic=_truth(table["automatic"], f"{source}: automatic"))
-    if "keep-runs" in table:
-        keep = keep._replace(keep_runs=_number(table["keep-runs"], f"{source}: keep-runs"))
-    if "keep-rows" in table:
-        keep = keep._replace(keep_rows=_number(table["keep-rows"], f"{source}: keep-rows"))
-    if "stale-older-than" in table:
-        span = _span(table["stale-older-than"], f"{source}: stale-older-than")
-        keep = keep._replace(stale_older_than=span)
-    if "unused-older-than" in table:
-        span = _span(table["unused-older-than"], f"{source}: unused-older-than")
-        keep = keep._replace(unused_older_than=span)
-    return keep
-
-
-def _warm(table: dict[str, Any], source: str) -> WarmConfig:
-    warm = WarmConfig()
-    if "directory" in table:
-        warm = warm._replace(directory=_directory(table["directory"], f"{source}: directory"))
-    if "interval" in table:
-        warm = warm._replace(interval_s=_seconds(table["interval"], f"{source}: interval"))
-    if "share" in table:
-        warm = warm._replace(share=_share(table["share"], f"{source}: share"))
-    if "keep-gone" in table:
-        warm = warm._replace(keep_gone=_span(table["keep-gone"], f"{source}: keep-gone"))
-    return warm
-
-
 def _share(value: object, where: str) -> float:
     if isinstance(value, int | float) and not isinstance(value, bool) and 0.01 <= value <= 64:  # noqa: PLR2004 of one CPU, up to 64 of them
         return float(value)
@@ -295,7 +196,159 @@ def _span(value: object, where: str) -> timedelta:
         raise ConfigError(message) from error
 
 
+def _strings(value: object, where: str) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        message = f"{where} is not a list of strings"
+        raise ConfigError(message, advice='write it as ["…", "…"]')
+    return value
+
+
+def _filesystems(value: object, where: str) -> frozenset[str]:
+    return UNWALKED_FILESYSTEMS.union(_strings(value, where))
+
+
+def _paths(value: object, where: str) -> tuple[bytes, ...]:
+    paths = tuple(map(os.fsencode, _strings(value, where)))
+    for path in paths:
+        if not path.startswith(b"/"):
+            message = f"{where}: '{printable(path)}' is not absolute"
+            raise ConfigError(message, advice="write it as seen from the root of the tasks")
+        if b"\0" in path:
+            message = f"{where}: '{printable(path)}' has a NUL byte"
+            raise ConfigError(message, advice="no path has one")
+    return paths
+
+
+def _skip_paths(value: object, where: str) -> tuple[bytes, ...]:
+    paths = _paths(value, where)
+    for path in paths:
+        if not os.path.normpath(path).strip(b"/"):
+            message = f"{where}: '{printable(path)}' is the root"
+            advice = "no scan would find a file: name directories below it"
+            raise ConfigError(message, advice=advice)
+    return paths
+
+
+def _seconds(value: object, where: str) -> float:
+    seconds = 0.0
+    # A bool is an int to Python, but no number of seconds.
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        with contextlib.suppress(OverflowError):
+            seconds = float(value)
+    if not 0 < seconds < math.inf:
+        message = f"{where}: {value!r} is no number of seconds"
+        raise ConfigError(message, advice="give a number above 0")
+    return seconds
+
+
+def _seconds_in(text: str, where: str) -> float:
+    try:
+        return _seconds(float(text), where)
+    except ValueError:
+        return _seconds(text, where)
+
+
+def _directory(value: object, where: str) -> bytes:
+    if not isinstance(value, str) or not value.startswith("/"):
+        message = f"{where}: {value!r} is no absolute path"
+        raise ConfigError(message, advice="name a directory; it is made where it is missing")
+    return os.fsencode(value)
+
+
 _TRUTHS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+
+
+def _truth_in(text: str, where: str) -> bool:
+    if text.lower() not in _TRUTHS:
+        message = f"{where} is {text!r}"
+        raise ConfigError(message, advice="set it to 1 or 0")
+    return _TRUTHS[text.lower()]
+
+
+# By table of the file: the field of each entry, and how its value is read.
+_ENTRIES: dict[str, dict[str, tuple[str, Callable[[object, str], Any]]]] = {
+    "scan": {
+        "paths": ("scan_paths", _paths),
+        "hints": ("hints", _paths),
+        "skip-filesystems": ("skip_filesystems", _filesystems),
+        "skip-paths": ("skip_paths", _skip_paths),
+    },
+    "hook": {
+        "timeout": ("timeout_s", _seconds),
+        "paused-timeout": ("paused_timeout_s", _seconds),
+        "strict": ("strict", _truth),
+        "db": ("db", _directory),
+    },
+    "retention": {
+        "automatic": ("automatic", _truth),
+        "keep-runs": ("keep_runs", _number),
+        "keep-rows": ("keep_rows", _number),
+        "stale-older-than": ("stale_older_than", _span),
+        "unused-older-than": ("unused_older_than", _span),
+    },
+    "warm": {
+        "directory": ("directory", _directory),
+        "interval": ("interval_s", _seconds),
+        "share": ("share", _share),
+        "keep-gone": ("keep_gone", _span),
+    },
+}
+_VARIABLES: dict[str, tuple[str, Callable[[str, str], Any]]] = {
+    "IRMAPDB_HOOK_TIMEOUT": ("timeout_s", _seconds_in),
+    "IRMAPDB_HOOK_PAUSED_TIMEOUT": ("paused_timeout_s", _seconds_in),
+    "IRMAPDB_HOOK_STRICT": ("strict", _truth_in),
+    "IRMAPDB_HOOK_DB": ("db", _directory),
+}
+
+
+def load_config(path: AnyPath | None = None) -> Config:
+    """Read the configuration. ConfigError names the file and the entry.
+
+    Without `path`, `/etc/irmapdb.toml`, which may be missing; a named file may not.
+    """
+    source: AnyPath = DEFAULT_PATH if path is None else path
+    try:
+        text = files.read_if_there(source, limit_bytes=_LIMIT_BYTES)
+    except FileError as error:
+        raise ConfigError(error.message, advice=_ADVICE, remedy="configuration") from error
+    if text is None:
+        if path is None:
+            return Config()
+        message = f"{printable(source)}: no such file"
+        raise ConfigError(message, advice=_ADVICE, remedy="configuration")
+    import tomllib  # noqa: PLC0415 most machines have no such file
+
+    try:
+        document = tomllib.loads(text.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        message = f"{printable(source)}: not TOML: {error}"
+        raise ConfigError(message, advice="mend that line, or move the file away") from error
+    return _config(document, printable(source))
+
+
+def _config(document: dict[str, Any], source: str) -> Config:
+    _refuse_unknown(document, _ENTRIES, source, "")
+    found: dict[str, dict[str, Any]] = {table: {} for table in _ENTRIES}
+    for table, entries in document.items():
+        if not isinstance(entries, dict):
+            message = f"{source}: {table} is not a table"
+            raise ConfigError(message, advice=f"write [{table}]")
+        known = _ENTRIES[table]
+        _refuse_unknown(entries, known, source, f"{table}.")
+        for name, value in entries.items():
+            field, read = known[name]
+            found[table][field] = read(value, f"{source}: {name}")
+    return Config(
+        **found["scan"],
+        hook=_hook(HookConfig(), found["hook"]),
+        retention=Retention(**found["retention"]),
+        warm=WarmConfig(**found["warm"]),
+    )
+
+
+def _hook(base: HookConfig, found: dict[str, Any]) -> HookConfig:
+    is_set = base.timeout_is_set or "timeout_s" in found
+    return base._replace(**found, timeout_is_set=is_set)
 
 
 def path_in(environment: MappingABC[str, str]) -> bytes | None:
@@ -315,46 +368,12 @@ def with_environment(hook: HookConfig, environment: MappingABC[str, str]) -> Hoo
 
     They are TIMEOUT, PAUSED_TIMEOUT, STRICT and DB. ConfigError names the variable.
     """
-    if text := environment.get("IRMAPDB_HOOK_TIMEOUT"):
-        timeout_s = _seconds_in(text, "IRMAPDB_HOOK_TIMEOUT")
-        hook = hook._replace(timeout_s=timeout_s, timeout_is_set=True)
-    if text := environment.get("IRMAPDB_HOOK_PAUSED_TIMEOUT"):
-        paused_s = _seconds_in(text, "IRMAPDB_HOOK_PAUSED_TIMEOUT")
-        hook = hook._replace(paused_timeout_s=paused_s)
-    if text := environment.get("IRMAPDB_HOOK_STRICT"):
-        if text.lower() not in _TRUTHS:
-            message = f"IRMAPDB_HOOK_STRICT is {text!r}"
-            raise ConfigError(message, advice="set it to 1 or 0")
-        hook = hook._replace(strict=_TRUTHS[text.lower()])
-    if text := environment.get("IRMAPDB_HOOK_DB"):
-        hook = hook._replace(db=_directory(text, "IRMAPDB_HOOK_DB"))
-    return hook
-
-
-def _seconds_in(text: str, where: str) -> float:
-    try:
-        return _seconds(float(text), where)
-    except ValueError:
-        return _seconds(text, where)
-
-
-def _seconds(value: object, where: str) -> float:
-    seconds = 0.0
-    # A bool is an int to Python, but no number of seconds.
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        with contextlib.suppress(OverflowError):
-            seconds = float(value)
-    if not 0 < seconds < math.inf:
-        message = f"{where}: {value!r} is no number of seconds"
-        raise ConfigError(message, advice="give a number above 0")
-    return seconds
-
-
-def _directory(value: object, where: str) -> bytes:
-    if not isinstance(value, str) or not value.startswith("/"):
-        message = f"{where}: {value!r} is no absolute path"
-        raise ConfigError(message, advice="name a directory; it is made where it is missing")
-    return os.fsencode(value)
+    found = {
+        field: read(text, name)
+        for name, (field, read) in _VARIABLES.items()
+        if (text := environment.get(name))
+    }
+    return _hook(hook, found)
 
 
 def _refuse_unknown(entries: Iterable[str], known: Iterable[str], source: str, prefix: str) -> None:
@@ -369,38 +388,3 @@ def _refuse_unknown(entries: Iterable[str], known: Iterable[str], source: str, p
         )
         message = f"{source}: unknown entry {prefix}{printable(name.encode())}"
         raise ConfigError(message, advice=advice)
-
-
-def _strings(table: dict[str, Any], name: str, source: str) -> list[str]:
-    value = table.get(name, [])
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        message = f"{source}: {name} is not a list of strings"
-        raise ConfigError(message, advice=f'write {name} = ["…", "…"]')
-    return value
-
-
-def _paths(
-    table: dict[str, Any], name: str, source: str, default: tuple[bytes, ...]
-) -> tuple[bytes, ...]:
-    if name not in table:
-        return default
-    paths = tuple(os.fsencode(item) for item in _strings(table, name, source))
-    for path in paths:
-        if not path.startswith(b"/"):
-            message = f"{source}: {name}: '{printable(path)}' is not absolute"
-            raise ConfigError(message, advice="write it as seen from the root of the tasks")
-        if b"\0" in path:
-            message = f"{source}: {name}: '{printable(path)}' has a NUL byte"
-            raise ConfigError(message, advice="no path has one")
-    return paths
-
-
-def _skip_paths(scan: dict[str, Any], source: str) -> tuple[bytes, ...]:
-    paths = _paths(scan, "skip-paths", source, ())
-    for path in paths:
-        if not os.path.normpath(path).strip(b"/"):
-            message = f"{source}: skip-paths: '{printable(path)}' is the root"
-            raise ConfigError(
-                message, advice="no scan would find a file: name directories below it"
-            )
-    return paths
