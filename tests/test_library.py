@@ -79,7 +79,7 @@ def test_every_name_resolves_and_is_described(name: str) -> None:
 
 
 def test_the_type_checker_sees_the_same_names() -> None:
-    tree = ast.parse((ROOT / "irmapdb" / "__init__.py").read_text("utf-8"))
+    tree = ast.parse((ROOT / "irmapdb" / "__init__.pyi").read_text("utf-8"))
     seen = {
         alias.asname or alias.name: (node.module, alias.name)
         for node in ast.walk(tree)
