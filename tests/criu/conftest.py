@@ -10,7 +10,9 @@ from tests.support import criu_versions
 from tests.support.check_outcome import Bench
 from tests.support.criu import Criu
 from tests.support.features import require_root
+from tests.support.hook import action_script
 from tests.support.packages import RigError
+from tests.support.warm import Warm, write_hook
 from tests.support.watcher import Watcher
 
 if TYPE_CHECKING:
@@ -49,6 +51,29 @@ def target(tmp_path: Path) -> Iterator[Watcher]:
     """A process without ties that CRIU could not dump; watches are for the test to add."""
     with Watcher(pipes=tmp_path / "pipes", cwd="/") as made:
         yield made
+
+
+@pytest.fixture
+def warm(tmp_path: Path) -> Iterator[Warm]:
+    """The service, for the containers of the tests."""
+    service = Warm(tmp_path)
+    try:
+        yield service
+    finally:
+        service.end(9)
+
+
+@pytest.fixture
+def lone_service(tmp_path: Path, warm: Warm) -> Path:
+    """The script for a host that has the service, and no program to start."""
+    return write_hook(tmp_path, warm.run, program=tmp_path / "no-such-program")
+
+
+@pytest.fixture
+def served(lone_service: Path) -> Iterator[None]:
+    """CRIU under runc calls that script."""
+    with action_script(lone_service):
+        yield
 
 
 def _bench(criu: Criu, target: Watcher, directory: Path) -> Bench:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.support.features import require_program
-from tests.support.hook import CHECKOUT, hook_program
+from tests.support.hook import installed_for_runc
 from tests.support.notify import IN_CREATE, IN_OPEN
 from tests.support.programs import SYSTEM_PATH
-from tests.support.runc import Container, fill_rootfs
+from tests.support.runc import Container, fill_rootfs_with_app
 
 ETC_CRIU = Path("/etc/criu")
+PATHS = {"/srv/app/settings", "/.", "/srv/state", "/data", "/data/file"}
 
 
 @pytest.fixture
@@ -23,9 +22,7 @@ def overlay(area):
     require_program("runc")
     base = area.ext4("layers").mountpoint
     lower = base / "lower"
-    fill_rootfs(lower)
-    (lower / "srv" / "app").mkdir(parents=True)
-    (lower / "srv" / "app" / "settings").write_text("lower")
+    fill_rootfs_with_app(lower)
     made = area.overlay(lower=lower, upper_base=base)
     (made.mountpoint / "srv" / "state").write_text("upper")
     return made
@@ -51,31 +48,13 @@ def _files_of_criu() -> dict[str, bytes] | None:
     return {path.name: path.read_bytes() for path in ETC_CRIU.iterdir() if path.is_file()}
 
 
-def _irmapdb_hook(programs: Path, *arguments: str | Path) -> None:
-    command = [sys.executable, "-m", "irmapdb", "hook", *arguments]
-    path = os.pathsep.join((str(programs), os.environ["PATH"]))
-    subprocess.run(
-        command,
-        cwd=CHECKOUT,
-        env={**os.environ, "PATH": path},
-        check=True,
-        stdout=subprocess.DEVNULL,
-    )
-
-
 @pytest.fixture
 def installed(tmp_path):
-    """The hook, switched on for runc by `irmapdb hook --install` until the test ends."""
-    program = hook_program(tmp_path)
-    script = tmp_path / "libexec" / "irmapdb-hook"
     before = _files_of_criu()
-    _irmapdb_hook(program.parent, "--install", "runc", "--script", script)
-    try:
+    with installed_for_runc(tmp_path) as script:
         yield script
-    finally:
-        _irmapdb_hook(program.parent, "--uninstall", "runc", "--script", script)
-        assert _files_of_criu() == before
-        assert not script.exists()
+    assert _files_of_criu() == before
+    assert not script.exists()
 
 
 def _watch_everywhere(container, overlay, data):
@@ -113,8 +92,7 @@ def test_runc_checkpoint_and_restore_with_the_hook(
     images, work = tmp_path / "images", tmp_path / "work"
     done = container.checkpoint(images, work)
     assert done.ok, (done.log, (work / "dump.log").read_text(errors="replace")[-3000:])
-    paths = {dumped.path for dumped in criu.dumped_watches(images)}
-    assert paths == {"/srv/app/settings", "/.", "/srv/state", "/data", "/data/file"}
+    assert {dumped.path for dumped in criu.dumped_watches(images)} == PATHS
 
     restored = container.restore(images, work)
     assert restored.ok, (restored.log, (work / "restore.log").read_text(errors="replace")[-3000:])
@@ -132,10 +110,28 @@ def test_a_paused_container(container, overlay, data, installed, criu, tmp_path,
     assert done.ok, (done.log, (work / "dump.log").read_text(errors="replace")[-3000:])
     assert "5 watches: 5 proved" in (work / "dump.log").read_text(errors="replace")
     assert "of a pause (frozen cgroup)" in (work / "dump.log").read_text(errors="replace")
-    paths = {dumped.path for dumped in criu.dumped_watches(images)}
-    assert paths == {"/srv/app/settings", "/.", "/srv/state", "/data", "/data/file"}
+    assert {dumped.path for dumped in criu.dumped_watches(images)} == PATHS
     restored = container.restore(images, work)
     assert restored.ok, (restored.log, (work / "restore.log").read_text(errors="replace")[-3000:])
     container.resume()
     for task, watched, act in watches:
         assert task.hears(watched, act)
+
+
+def test_with_the_service(container, overlay, data, warm, served, criu, tmp_path):
+    watches = _watch_everywhere(container, overlay, data)
+    warm.wait_ready(len(watches))
+    images, work = tmp_path / "images", tmp_path / "work"
+    done = container.checkpoint(images, work)
+    log = (work / "dump.log").read_text(errors="replace")
+    assert done.ok, (done.log, log[-3000:])
+    assert "proved by the service" in log
+    assert {dumped.path for dumped in criu.dumped_watches(images)} == PATHS
+    restored = container.restore(images, work)
+    assert restored.ok, (restored.log, (work / "restore.log").read_text(errors="replace")[-3000:])
+    for task, watched, act in watches:
+        assert task.hears(watched, act)
+    # The restored container is another one, and is found again.
+    warm.wait_for(
+        lambda seen: [(one["pid"], one["resolved"]) for one in seen] == [(container.pid, 5)]
+    )

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Self
 
 from tests.support.features import require_program
 from tests.support.programs import SYSTEM_PATH, ProgramError, find_program
-from tests.support.runc import ContainerLink, fill_rootfs, python_homes
+from tests.support.runc import ContainerLink, fill_rootfs_with_app, python_homes
 from tests.support.watcher import Task, TaskDiedError
 
 if TYPE_CHECKING:
@@ -138,9 +138,7 @@ class ContainerdDaemon:
 
     def _import_image(self) -> None:
         rootfs = self.directory / "rootfs"
-        fill_rootfs(rootfs)
-        (rootfs / "srv" / "app").mkdir(parents=True)
-        (rootfs / "srv" / "app" / "settings").write_text("from the image")
+        fill_rootfs_with_app(rootfs)
         for number in range(WATCHABLE):
             (rootfs / "srv" / f"file{number}").touch()
         layer = io.BytesIO()

@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-__all__ = ["CHECKOUT", "hook_program", "log_until_stored", "make_executable"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = [
+    "CHECKOUT",
+    "RUNC_CONF",
+    "action_script",
+    "hook_command",
+    "hook_program",
+    "installed_for_runc",
+    "log_until_stored",
+    "make_executable",
+]
 
 CHECKOUT = Path(__file__).parent.parent.parent
+RUNC_CONF = Path("/etc/criu/runc.conf")
+"""CRIU's configuration file under runc, and under podman."""
 
 _PROGRAM = """\
 #!{python}
@@ -31,6 +49,44 @@ def hook_program(directory: Path) -> Path:
     program.write_text(_PROGRAM.format(python=sys.executable, checkout=str(CHECKOUT)))
     program.chmod(0o755)
     return program
+
+
+def hook_command(program: Path, *arguments: str | Path) -> None:
+    """Run `irmapdb hook`, which finds the program of the hook on PATH."""
+    subprocess.run(
+        [sys.executable, "-m", "irmapdb", "hook", *arguments],
+        cwd=CHECKOUT,
+        env={**os.environ, "PATH": os.pathsep.join((str(program.parent), os.environ["PATH"]))},
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+
+
+@contextmanager
+def installed_for_runc(directory: Path) -> Iterator[Path]:
+    """The hook's script, switched on for runc by `irmapdb hook --install`, and off at the end."""
+    program = hook_program(directory)
+    script = directory / "libexec" / "irmapdb-hook"
+    hook_command(program, "--install", "runc", "--script", script)
+    try:
+        yield script
+    finally:
+        hook_command(program, "--uninstall", "runc", "--script", script)
+
+
+@contextmanager
+def action_script(script: Path) -> Iterator[None]:
+    """CRIU under runc calls this script, and nothing else."""
+    before = RUNC_CONF.read_bytes() if RUNC_CONF.exists() else None
+    RUNC_CONF.parent.mkdir(exist_ok=True)
+    RUNC_CONF.write_text(f"action-script {script}\n")
+    try:
+        yield
+    finally:
+        if before is None:
+            RUNC_CONF.unlink()
+        else:
+            RUNC_CONF.write_bytes(before)
 
 
 def log_until_stored(work: Path, dumps: int = 1) -> list[str]:

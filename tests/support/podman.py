@@ -21,7 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from tests.support.programs import SYSTEM_PATH, ProgramError
-from tests.support.runc import ContainerLink, fill_rootfs, python_homes
+from tests.support.runc import ContainerLink, fill_rootfs_with_app, python_homes
 from tests.support.watcher import Task, TaskDiedError
 
 __all__ = ["PodmanContainer"]
@@ -88,9 +88,7 @@ class PodmanContainer(Task):
         self._release()
 
     def _make_image(self, rootfs: Path) -> None:
-        fill_rootfs(rootfs)
-        (rootfs / "srv" / "app").mkdir(parents=True)
-        (rootfs / "srv" / "app" / "settings").write_text("from the image")
+        fill_rootfs_with_app(rootfs)
         tar = self._directory / "rootfs.tar"
         with tarfile.open(tar, "w") as file:
             file.add(rootfs, arcname=".")

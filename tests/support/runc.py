@@ -27,7 +27,14 @@ from tests.support.watcher_link import PipeLink
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-__all__ = ["Container", "ContainerLink", "RuncRun", "fill_rootfs", "python_homes"]
+__all__ = [
+    "Container",
+    "ContainerLink",
+    "RuncRun",
+    "fill_rootfs",
+    "fill_rootfs_with_app",
+    "python_homes",
+]
 
 _PROGRAM = Path(__file__).with_name("watcher_task.py")
 _TIMEOUT_S = 60.0
@@ -47,6 +54,13 @@ def fill_rootfs(directory: Path) -> None:
     for name in _USR_LINKS:
         if Path("/", name).is_symlink():
             (directory / name).symlink_to(Path("/", name).readlink())
+
+
+def fill_rootfs_with_app(directory: Path) -> None:
+    """The same with a file to watch, /srv/app/settings."""
+    fill_rootfs(directory)
+    (directory / "srv" / "app").mkdir(parents=True)
+    (directory / "srv" / "app" / "settings").write_text("from the image")
 
 
 class RuncRun(NamedTuple):
