@@ -1,40 +1,26 @@
-"""/proc's text, as the kernel wrote it, as it could write it, and as it must not confuse us."""
+"""The text of fdinfo: as the kernel wrote it, as it could write it, and damaged."""
 
 import json
-import os
-import re
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
-import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from irmapdb.kernel.proc import fdinfo, mountinfo, open_files, procfs, tasks
-from irmapdb.kernel.proc.survey import read_survey
-from irmapdb.kernel.proof import identify
-from irmapdb.kernel.root import open_root
+from irmapdb.kernel.proc import fdinfo
 from irmapdb.model import (
     FileHandle,
     Identity,
     Mark,
     MarkKind,
-    Mount,
     Watch,
     WatchFile,
     WatchKind,
     kdev_of,
 )
-from tests.support.names import ODD_NAMES, deep_file
-from tests.support.notify import IN_ATTRIB, IN_MODIFY
 
 DATA = Path(__file__).parent / "data" / "proc"
 INOTIFY = (DATA / "fdinfo-inotify.txt").read_bytes()
 FANOTIFY = (DATA / "fdinfo-fanotify.txt").read_bytes()
-MOUNTINFO = (DATA / "mountinfo.txt").read_bytes()
 TRUTH = json.loads((DATA / "fdinfo-truth.json").read_text())
 
 PID, FD = 17, 5
@@ -131,36 +117,7 @@ def test_a_handle_tells_apart_what_the_inode_number_does_not():
     assert not one.matches(other)
 
 
-def test_the_mounts_are_read_exactly_and_explain_every_device():
-    mounts = mountinfo.parse_mountinfo(MOUNTINFO)
-    assert len(mounts) == MOUNTINFO.count(b"\n") == 12
-    assert mounts[8] == Mount(
-        mnt_id=45,
-        parent_id=27,
-        kdev=39,
-        root=b"/",
-        mountpoint=b"/mnt/btrfs",
-        options=b"rw,relatime",
-        fstype="btrfs",
-        source=b"/dev/loop2",
-        super_options=b"rw,discard=async,space_cache=v2,subvolid=5,subvol=/",
-    )
-    watches = fdinfo.parse_fdinfo(INOTIFY, PID, FD, WatchKind.INOTIFY).watches
-    of_wd = {one["wd"]: one for one in TRUTH}
-    # The watch's device is that of the mount that its path is on; what stat says is not always.
-    odd = set()
-    for watch in watches:
-        path = os.fsencode(of_wd[watch.wd]["path"])
-        if of_wd[watch.wd]["st_kdev"] != watch.identity.kdev:
-            odd.add(path)
-        if path == b"/dev/pts":
-            continue  # the file leaves out the second of two mounts there
-        below = [m for m in mounts if (path + b"/").startswith(m.mountpoint.rstrip(b"/") + b"/")]
-        assert max(below, key=lambda mount: len(mount.mountpoint)).kdev == watch.identity.kdev
-    assert {path.split(b"/")[2] for path in odd} == {b"btrfs", b"overlay2fs"}
-
-
-# What it could write: the printf formats of fs/notify/fdinfo.c and fs/proc_namespace.c
+# What it could write: the printf formats of fs/notify/fdinfo.c
 
 u32 = st.integers(0, 2**32 - 1)
 ino64 = st.integers(0, 2**64 - 1)
@@ -293,219 +250,3 @@ def test_a_mark_on_a_mount_namespace_is_listed():
     file = fdinfo.parse_fdinfo(raw + b" ignored_mask:0\n", PID, FD, WatchKind.FANOTIFY)
     mark = Mark(PID, FD, MarkKind.NAMESPACE, 4026531841, 0x1000000, 0, 0)
     assert (file.faflags, file.watches, file.marks) == (0x1000, (), (mark,))
-
-
-def test_a_filesystem_whose_server_names_it_badly_stays_on_its_line():
-    raw = rb"29 1 0:26 / /m rw - fuse.\377\012\033[2J none rw" + b"\n"
-    assert mountinfo.parse_mountinfo(raw)[0].fstype == r"fuse.\xff\n\x1b[2J"
-
-
-names = st.binary(min_size=1, max_size=12).filter(lambda name: b"\0" not in name)
-paths = st.lists(names, max_size=4).map(lambda parts: b"/" + b"/".join(parts))
-words = st.text("abcdefghij.,=-_0123456789", min_size=1, max_size=12)
-mounts = st.builds(
-    Mount,
-    mnt_id=st.integers(0, 2**31 - 1),
-    parent_id=st.integers(0, 2**31 - 1),
-    kdev=kdevs,
-    root=paths,
-    mountpoint=paths,
-    options=words.map(lambda word: b"rw," + word.encode()),
-    fstype=words,
-    source=names | st.just(b""),
-    super_options=names,
-)
-optional_fields = st.lists(
-    st.sampled_from(["shared:12", "master:3", "propagate_from:2", "unbindable", "-new:1"])
-)
-
-
-def escaped(field, more=frozenset()):
-    """mangle_path() of fs/seq_file.c, and whatever other bytes a kernel may choose to write so."""
-    return b"".join(
-        b"\\%03o" % byte if byte in b" \t\n\\#" or byte in more else bytes([byte]) for byte in field
-    )
-
-
-@given(
-    found=st.lists(st.tuples(mounts, optional_fields), max_size=4),
-    more=st.sampled_from([frozenset(), frozenset(b"\\a\xff"), frozenset(range(256))]),
-    cut=st.integers(0, 40),
-)
-def test_any_mount_table_is_read_back(found, more, cut):
-    raw = b"".join(
-        b"%d %d %d:%d %b %b %b%b - %b %b %b\n"
-        % (
-            mount.mnt_id,
-            mount.parent_id,
-            mount.kdev >> 20,
-            mount.kdev & 0xFFFFF,
-            escaped(mount.root, more),
-            escaped(mount.mountpoint, more),
-            mount.options,
-            b"".join(b" " + field.encode() for field in fields),
-            mount.fstype.encode(),
-            escaped(mount.source, more),
-            escaped(mount.super_options, more),
-        )
-        for mount, fields in found
-    )
-    # The last field is told as it stands, for its names may have commas.
-    expected = tuple(
-        mount._replace(super_options=escaped(mount.super_options, more)) for mount, _ in found
-    )
-    assert mountinfo.parse_mountinfo(raw) == expected
-    # A table that is cut off loses its end and nothing else.
-    shorter = mountinfo.parse_mountinfo(raw[: len(raw) - cut])
-    assert shorter[:-1] == expected[: max(len(shorter) - 1, 0)]
-
-
-@given(raw=st.binary(max_size=200) | st.text("0123456789:- /\\\n", max_size=80).map(str.encode))
-@example(raw=b"1 2 3 / / rw - ext4 /dev/vda rw")
-@example(raw=b"1 2 3:x / / rw - ext4 /dev/vda rw")
-@example(raw=b"1 2 3:4 / / rw - ext4")
-def test_no_mount_table_stops_the_parser(raw):
-    assert len(mountinfo.parse_mountinfo(raw)) <= raw.count(b"\n") + 1
-
-
-# Real processes
-
-
-def test_the_watches_of_a_real_process(watcher, tmp_path):
-    paths = [
-        os.fsencode(tmp_path / "plain"),
-        *(os.fsencode(tmp_path) + b"/" + n for n in ODD_NAMES),
-    ]
-    for path in paths:
-        Path(os.fsdecode(path)).touch()
-    watched = [watcher.add_inotify(path, IN_MODIFY | IN_ATTRIB) for path in paths]
-    assert fdinfo.watch_descriptors(watcher.pid) == [(watched[0].fd, WatchKind.INOTIFY)]
-    raw = fdinfo.read_raw(watcher.pid, watched[0].fd, WatchKind.INOTIFY)
-    assert raw.raw == Path(f"/proc/{watcher.pid}/fdinfo/{watched[0].fd}").read_bytes()
-    file = raw.parse()
-    assert (file.pid, file.fd, file.flags) == (watcher.pid, watched[0].fd, os.O_NONBLOCK)
-    # In the kernel's order, the newest first.
-    assert [(w.wd, w.identity.ino, w.mask) for w in file.watches] == [
-        (w.wd, w.st_ino, IN_MODIFY | IN_ATTRIB) for w in reversed(watched)
-    ]
-
-
-def test_a_file_that_is_deeper_than_a_link_can_tell_hides_no_watch(watcher, tmp_path):
-    watched = watcher.add_inotify(tmp_path)
-    deep = deep_file(tmp_path, length=4200)
-    here = os.open(tmp_path, os.O_PATH)
-    for part in Path(os.fsdecode(deep)).relative_to(tmp_path).parts[:-1]:
-        below = os.open(part, os.O_PATH, dir_fd=here)
-        os.close(here)
-        here = below
-    watcher.chdir(f"/proc/{os.getpid()}/fd/{here}")
-    os.close(here)
-    fd = watcher.open("file")
-    with pytest.raises(OSError, match="too long"):
-        os.readlink(f"/proc/{watcher.pid}/fd/{fd}")
-    assert fdinfo.watch_descriptors(watcher.pid) == [(watched.fd, WatchKind.INOTIFY)]
-    assert all(len(file.path) < 4096 for file in open_files.open_files(watcher.pid))
-
-
-HEADLESS = """
-import ctypes, os, threading, time
-libc = ctypes.CDLL(None)
-inotify = libc.inotify_init1(0)
-libc.inotify_add_watch(inotify, os.fsencode(os.getcwd()), 2)
-if os.fork() == 0:
-    time.sleep(1000)
-threading.Thread(target=time.sleep, args=(1000,)).start()
-print(flush=True)
-libc.syscall({"x86_64": 60}.get(os.uname().machine, 93), 0)
-"""
-
-
-@pytest.fixture
-def headless(tmp_path):
-    """A process whose first thread has ended while another lives on, and that watches tmp_path."""
-    with subprocess.Popen(
-        [sys.executable, "-c", HEADLESS], stdout=subprocess.PIPE, cwd=tmp_path, process_group=0
-    ) as process:
-        try:
-            assert process.stdout.readline() == b"\n"
-            while tasks.read_task(process.pid).state != "Z":
-                time.sleep(0.001)
-            yield process.pid
-        finally:
-            os.killpg(process.pid, signal.SIGKILL)
-
-
-def test_the_watches_of_a_process_whose_first_thread_has_ended(headless, tmp_path):
-    assert os.listdir(f"/proc/{headless}/fd") == []
-    (descriptor,) = fdinfo.watch_descriptors(headless)
-    (watch,) = fdinfo.read_raw(headless, *descriptor).parse().watches
-    assert (watch.pid, watch.identity.ino) == (headless, tmp_path.stat().st_ino)
-    assert os.fsencode(tmp_path) in {file.path for file in open_files.open_files(headless)}
-    assert mountinfo.mount_namespace(headless) == mountinfo.mount_namespace("self")
-    assert headless in {task.pid for task in tasks.all_tasks()}
-    # Its child has inherited the descriptor: it is one.
-    survey = read_survey(tasks.task_tree(headless))
-    assert ([raw.pid for raw in survey.files], len(survey.copies)) == ([headless], 1)
-    with open_root(headless) as root:
-        assert identify(root, os.fsencode(tmp_path)).matches(watch.identity)
-
-
-def test_what_vanishes_is_left_out(watcher, tmp_path):
-    watched = watcher.add_inotify(tmp_path)
-    spare = watcher.inotify()
-    assert [fd for fd, _ in fdinfo.watch_descriptors(watcher.pid)] == [watched.fd, spare]
-    watcher.close_fd(spare)
-    assert fdinfo.read_raw(watcher.pid, spare, WatchKind.INOTIFY) is None
-    watcher.kill()
-    assert fdinfo.read_raw(watcher.pid, watched.fd, WatchKind.INOTIFY) is None
-    assert tasks.namespace_pids(watcher.pid) == ()
-    assert list(open_files.open_files(watcher.pid)) == []
-    with pytest.raises(OSError, match="No such"):
-        fdinfo.watch_descriptors(watcher.pid)
-    with pytest.raises(OSError, match="No such"):
-        mountinfo.read_mountinfo(watcher.pid)
-    with pytest.raises(OSError, match="No such"):
-        mountinfo.mount_namespace(watcher.pid)
-
-
-def test_open_files_have_the_bytes_of_their_names(watcher, tmp_path):
-    directory = os.fsencode(tmp_path)
-    for name in ODD_NAMES:
-        watcher.write(directory + b"/" + name)
-    links = {watcher.open(directory + b"/" + name): name for name in ODD_NAMES}
-    watcher.chdir(tmp_path)
-    watcher.unlink(directory + b"/" + ODD_NAMES[0])
-    found = {file.link: file.path for file in open_files.open_files(watcher.pid)}
-    base = f"/proc/{watcher.pid}"
-    for fd, name in links.items():
-        deleted = b" (deleted)" if name == ODD_NAMES[0] else b""
-        assert found[f"{base}/fd/{fd}"] == directory + b"/" + name + deleted
-    assert found[f"{base}/cwd"] == directory
-    assert found[f"{base}/exe"] == os.fsencode(os.readlink(f"{base}/exe"))
-    # Its socket to us, and an inotify instance, have no path.
-    watcher.add_inotify(tmp_path)
-    assert all(file.path.startswith(b"/") for file in open_files.open_files(watcher.pid))
-
-
-def test_mapped_files_are_told_once_each_and_not_without_end(watcher, monkeypatch):
-    files = list(open_files.mapped_files(watcher.pid))
-    paths = [file.path for file in files]
-    assert os.fsencode(os.readlink(f"/proc/{watcher.pid}/exe")) in paths
-    assert len(set(paths)) == len(paths) < len(os.listdir(f"/proc/{watcher.pid}/map_files"))
-    assert all(file.link.startswith(f"/proc/{watcher.pid}/map_files/") for file in files)
-    monkeypatch.setattr(open_files, "_MOST_MAPS", 1)
-    assert len(list(open_files.mapped_files(watcher.pid))) == 1
-    watcher.kill()
-    assert list(open_files.mapped_files(watcher.pid)) == []
-
-
-def test_a_file_of_proc_is_read_whole(tmp_path):
-    large = tmp_path / "large"
-    large.write_bytes(os.urandom((1 << 20) + 17))
-    assert procfs.read_file(os.fspath(large)) == large.read_bytes()
-    (tmp_path / "empty").touch()
-    assert procfs.read_file(os.fspath(tmp_path / "empty")) == b""
-    status = procfs.read_file("/proc/self/status")
-    nspid = re.search(rb"NSpid:\s*([\d\s]+?)\n", status)[1]
-    assert tasks.namespace_pids(os.getpid()) == tuple(map(int, nspid.split()))
-    assert mountinfo.mount_namespace("self") == Path("/proc/self/ns/mnt").stat().st_ino
