@@ -7,6 +7,7 @@ import os
 from datetime import UTC, datetime
 
 from irmapdb.kernel.proof import identify_fd
+from irmapdb.kernel.syscalls import Descriptor
 from irmapdb.record import Record
 
 TYPE_CHECKING = False
@@ -53,15 +54,10 @@ def _look(root: Root, path: bytes) -> _Sight:
     if kinds:
         return _Sight(unseen=f"{kinds} may not answer")
     try:
-        fd = root.open(path)
+        with Descriptor(root.open(path)) as fd:
+            return _Sight(identify_fd(root, fd), os.fstat(fd))
     except OSError as error:
         return _Sight(unseen=_why_unseen(error))
-    try:
-        return _Sight(identify_fd(root, fd), os.fstat(fd))
-    except OSError as error:
-        return _Sight(unseen=_why_unseen(error))
-    finally:
-        os.close(fd)
 
 
 def _time(ns: int) -> datetime | None:

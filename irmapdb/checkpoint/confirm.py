@@ -11,6 +11,8 @@ import operator
 import os
 from collections import Counter
 
+from irmapdb.kernel.syscalls import Descriptor
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -61,10 +63,8 @@ class Confirmation:
             fd = self._root.open(mountpoint, os.O_PATH | os.O_DIRECTORY)
         except OSError:
             return
-        try:
+        with Descriptor(fd):
             self._monitor.watch(kdev, fd)
-        finally:
-            os.close(fd)
 
     def index(self, outcome: Resolution) -> None:
         """Index the answers while the tasks still run, so that `suspects` is fast."""

@@ -21,6 +21,7 @@ import itertools
 import os
 from collections import Counter
 
+from irmapdb.kernel.syscalls import Descriptor
 from irmapdb.model import CacheEntry, kdev_of
 
 TYPE_CHECKING = False
@@ -115,9 +116,7 @@ def _has_the_numbers(root: Root, identity: Identity, path: bytes) -> bool:
         fd = root.open(path)
     except OSError:
         return False  # gone since its proof
-    try:
+    with Descriptor(fd):
         status = os.fstat(fd)
-    finally:
-        os.close(fd)
     kdev = kdev_of(os.major(status.st_dev), os.minor(status.st_dev))
     return (kdev, status.st_ino) == identity.key

@@ -7,6 +7,7 @@ import stat
 
 from irmapdb.errors import FileError
 from irmapdb.kernel.child_call import ask_in_child
+from irmapdb.kernel.syscalls import Descriptor
 from irmapdb.log import Log
 from irmapdb.model import printable
 from irmapdb.record import Record
@@ -64,9 +65,7 @@ def _trouble_at(root: Root, path: bytes) -> _Trouble | None:
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else str(error)
         return _Trouble(f"{why} in the root of the tasks", "name what is there, without links")
-    try:
+    with Descriptor(fd):
         if stat.S_ISLNK(os.fstat(fd).st_mode):
             return _Trouble("is a symbolic link, which is not followed", "name its target")
-    finally:
-        os.close(fd)
     return None

@@ -31,6 +31,7 @@ __all__ = [
     "RESOLVE_NO_SYMLINKS",
     "RESOLVE_NO_XDEV",
     "RESOLVE_PLAIN",
+    "Descriptor",
     "Statx",
     "compare_files",
     "current_cpu",
@@ -239,6 +240,19 @@ _STATX_MNT_ID = 0x1000  # Linux 5.8
 _statx = _function(
     "statx", ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_void_p
 )
+
+
+class Descriptor:
+    """Closes a descriptor at the end of a block: `with Descriptor(os.open(…)) as fd`."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def __enter__(self) -> int:
+        return self._fd
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
 
 
 class Statx(Record):

@@ -17,6 +17,7 @@ from irmapdb import collector
 from irmapdb.kernel import syscalls
 from irmapdb.kernel.proc import fdinfo, tasks
 from irmapdb.kernel.proc.containers import Container, ContainerName
+from irmapdb.kernel.syscalls import Descriptor
 from irmapdb.model import Resolved, Source, WatchKind
 from irmapdb.node.answer import Reply, Request, confirm
 from irmapdb.node.keep import nothing_to_keep
@@ -98,8 +99,7 @@ def _rehearse(config: Config) -> None:
     # One watch of this process on a directory of ours.
     me = tasks.require_task(os.getpid())
     path = os.fsencode(os.path.realpath(config.warm.directory))
-    inotify = syscalls.inotify_init()
-    try:
+    with Descriptor(syscalls.inotify_init()) as inotify:
         syscalls.inotify_add_watch(inotify, path, _IN_DELETE_SELF)
         raw = fdinfo.read_raw(me.pid, inotify, WatchKind.INOTIFY)
         assert raw is not None  # noqa: S101 it is open
@@ -109,5 +109,3 @@ def _rehearse(config: Config) -> None:
         answers = (Resolved(watch.identity, path, Source.STORED),)
         kept = nothing_to_keep(Seen(container, b"", 1, 0.0))._replace(answers=answers)
         confirm(kept, config)
-    finally:
-        os.close(inotify)

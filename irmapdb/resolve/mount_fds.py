@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 from irmapdb.kernel import syscalls
 from irmapdb.kernel.root import open_beneath
+from irmapdb.kernel.syscalls import Descriptor
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -48,16 +49,13 @@ class MountFds:
         """
         if not self._kept and not self._only_kept:
             return self._root.open(path, _DIRECTORY)
-        path_fd = self._root.open(path)
-        try:
+        with Descriptor(self._root.open(path)) as path_fd:
             kept = self._kept.get(_which(path_fd))
             if kept is not None:
                 return os.dup(kept)
             if self._only_kept:
                 raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN), path)
             return open_beneath(path_fd, b"/", _DIRECTORY)
-        finally:
-            os.close(path_fd)
 
     def keep(self, kdevs: Iterable[int], most: int) -> int:
         """Open mounts of these devices and keep them open; mounts that show more come first.

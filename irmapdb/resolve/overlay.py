@@ -23,7 +23,7 @@ import stat
 from irmapdb.kernel import syscalls
 from irmapdb.kernel.fs import overlay
 from irmapdb.kernel.proof import disproof
-from irmapdb.kernel.syscalls import AT_EMPTY_PATH, AT_HANDLE_FID
+from irmapdb.kernel.syscalls import AT_EMPTY_PATH, AT_HANDLE_FID, Descriptor
 from irmapdb.model import Identity, Source
 from irmapdb.record import Record
 from irmapdb.resolve import engine
@@ -263,13 +263,11 @@ class _Overlay:
         fd = self._open_upper()
         if fd is None:
             return None
-        try:
+        with Descriptor(fd):
             user = b"userxattr" in self._mounts[0].super_options.split(b",")
             return read_upper_layer(
                 fd, left, user_attributes=user, skipped=self._skipped(), over=self._over
             )
-        finally:
-            os.close(fd)
 
     def _skipped(self) -> frozenset[bytes]:
         # On the overlay, whose names are those of its upper layer.
@@ -283,11 +281,8 @@ class _Overlay:
         # The handle of an overlay's root is the upper layer's (ovl_check_encode_origin()).
         for mount in self._mounts:
             try:
-                top = self._root.open(mount.mountpoint)
-                try:
+                with Descriptor(self._root.open(mount.mountpoint)) as top:
                     handle, _ = syscalls.name_to_handle_at(top, b"", AT_EMPTY_PATH | AT_HANDLE_FID)
-                finally:
-                    os.close(top)
             except OSError:
                 continue
             wrapped = overlay.unwrap(handle)

@@ -13,6 +13,7 @@ import os
 from typing import Generic, TypeVar
 
 from irmapdb.kernel import proof
+from irmapdb.kernel.syscalls import Descriptor
 from irmapdb.record import Record
 
 TYPE_CHECKING = False
@@ -108,15 +109,10 @@ class ReverseLookup(Generic[Node]):
 
     def _add_top(self, mount: Mount) -> None:
         try:
-            fd = self._root.open(mount.mountpoint)
+            with Descriptor(self._root.open(mount.mountpoint)) as fd:
+                found = proof.identify_fd(self._root, fd)
         except OSError:
             return
-        try:
-            found = proof.identify_fd(self._root, fd)
-        except OSError:
-            return
-        finally:
-            os.close(fd)
         node = self._node_of(found.handle) if found.handle else None
         if node is None or found.kdev != mount.kdev:
             return  # unmounted, or something was mounted over it

@@ -9,6 +9,7 @@ import stat
 from irmapdb.kernel import proof, syscalls
 from irmapdb.kernel.fs.walk import Hit, walk
 from irmapdb.kernel.proc import tasks
+from irmapdb.kernel.syscalls import Descriptor
 from irmapdb.model import Source, is_fuse, printable
 from irmapdb.record import Record
 from irmapdb.resolve.engine import Candidate, Note
@@ -227,15 +228,10 @@ class Scan:
             return False
         for hit in itertools.islice(self._hits(one, (), every_entry=True), _MOST_SAMPLED):
             try:
-                fd = self._root.open(_join(one.top, hit.path))
+                with Descriptor(self._root.open(_join(one.top, hit.path))) as fd:
+                    known = syscalls.statx(fd)
             except OSError:
                 continue
-            try:
-                known = syscalls.statx(fd)
-            except OSError:
-                continue
-            finally:
-                os.close(fd)
             if known.mnt_id == one.mount.mnt_id and not stat.S_ISDIR(known.mode):
                 return known.st_kdev != one.mount.kdev
         return True

@@ -14,6 +14,7 @@ from collections import deque
 from irmapdb.kernel import syscalls
 from irmapdb.kernel.fs import overlay
 from irmapdb.kernel.root import open_beneath
+from irmapdb.kernel.syscalls import Descriptor
 from irmapdb.record import Record
 
 TYPE_CHECKING = False
@@ -94,11 +95,12 @@ def _lower_path(below: bytes, name: bytes, redirect: bytes) -> bytes:
 def _entries(upper_fd: int, path: bytes) -> Iterator[tuple[bytes, str, bool]]:
     # Name, where its attributes can be read, and whether it is a directory.
     try:
-        fd = open_beneath(upper_fd, path, _DIRECTORY, resolve=syscalls.RESOLVE_PLAIN)
-    except OSError:
-        return
-    try:
-        with os.scandir(fd) as entries:
+        with (
+            Descriptor(
+                open_beneath(upper_fd, path, _DIRECTORY, resolve=syscalls.RESOLVE_PLAIN)
+            ) as fd,
+            os.scandir(fd) as entries,
+        ):
             for entry in entries:
                 yield (
                     os.fsencode(entry.name),
@@ -107,8 +109,6 @@ def _entries(upper_fd: int, path: bytes) -> Iterator[tuple[bytes, str, bool]]:
                 )
     except OSError:
         return
-    finally:
-        os.close(fd)
 
 
 def _attribute(path: str, name: str) -> bytes:

@@ -10,10 +10,11 @@ import contextlib
 import os
 import time
 
-from irmapdb.criu.check.criu_view import numbers, open_path
+from irmapdb.criu.check.criu_view import numbers
 from irmapdb.criu.check.facts import SearchLook, by_device
 from irmapdb.criu.check.walks import ROOT_HINT
 from irmapdb.kernel.proof import disproof
+from irmapdb.kernel.syscalls import Descriptor
 from irmapdb.resolve import engine
 from irmapdb.resolve.handle import Handles
 from irmapdb.resolve.open_files import OpenFiles
@@ -97,7 +98,7 @@ class AdviceSearch:
     def _seen(self, identity: Identity, path: bytes) -> SearchLook:
         acceptable = False
         # A directory has the st_dev of its files, but on an overlay of several filesystems.
-        with contextlib.suppress(OSError), open_path(self._root, os.path.dirname(path)) as fd:
+        with contextlib.suppress(OSError), Descriptor(self._root.open(os.path.dirname(path))) as fd:
             acceptable = numbers(fd).kdev == identity.kdev
         return SearchLook(path, acceptable=acceptable, hinted=self._call.scans(path))
 

@@ -13,6 +13,7 @@ from irmapdb.criu.check.criu_view import found_at, numbers
 from irmapdb.criu.check.facts import HandleLook, SearchLook
 from irmapdb.kernel import syscalls
 from irmapdb.kernel.proof import disproof
+from irmapdb.kernel.syscalls import Descriptor
 from irmapdb.resolve.mount_points import at_mount_points
 
 TYPE_CHECKING = False
@@ -54,11 +55,9 @@ class ByHandle:
                 self.denied |= error.errno == errno.EPERM
                 look = look._replace(why_not=look.why_not or error.strerror or "")
                 continue
-            try:
+            with Descriptor(fd):
                 look = _opened(fd)
                 link = _link_of(fd)
-            finally:
-                os.close(fd)
             if link is None:  # CRIU looks through no other mount then
                 return look._replace(too_long=True)
             found = self._named(view.root, identity, link)
@@ -82,12 +81,10 @@ class ByHandle:
             fd = self._criu_view.lookup(link[1:] or b".", os.O_PATH, root=root)
         except OSError:
             return None
-        try:
+        with Descriptor(fd):
             if numbers(fd).ino != identity.ino:
                 return None
             return found_at(link, identity, root, fd)
-        finally:
-            os.close(fd)
 
 
 def _opened(fd: int) -> HandleLook:

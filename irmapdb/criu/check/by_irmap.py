@@ -5,12 +5,11 @@ Sources: irmap_revalidate() and irmap_scan() of criu/irmap.c.
 
 from __future__ import annotations
 
-import os
-
 from irmapdb.config import HINTS
 from irmapdb.criu.check.criu_view import found_at, numbers
 from irmapdb.criu.check.facts import CacheLook
 from irmapdb.criu.check.walks import ROOT_HINT
+from irmapdb.kernel.syscalls import Descriptor
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -60,12 +59,10 @@ class ByIrmap:
             fd = self._criu_view.lookup(name[1:], root=self._root)
         except OSError:
             return None
-        try:
+        with Descriptor(fd):
             if numbers(fd) != identity.key:
                 return None
             return found_at(name, identity, self._root, fd)
-        finally:
-            os.close(fd)
 
     def scans(self, batch: Sequence[Facts]) -> Iterator[Facts]:
         """The facts with `Look.SCAN`."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import time
 
-from irmapdb.criu.check.criu_view import found_at, numbers, open_path
+from irmapdb.criu.check.criu_view import found_at, numbers
 from irmapdb.criu.check.facts import OverlayLook, by_device
+from irmapdb.kernel.syscalls import Descriptor
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class ByOverlayWalk:
             yield facts._replace(overlay=look)
 
     def _numbered(self, identity: Identity, path: bytes) -> Found | None:
-        with contextlib.suppress(OSError), open_path(self._root, path) as fd:
+        with contextlib.suppress(OSError), Descriptor(self._root.open(path)) as fd:
             if numbers(fd) == identity.key:
                 return found_at(path, identity, self._root, fd)
         return None

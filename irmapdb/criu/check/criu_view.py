@@ -34,7 +34,6 @@ __all__ = [
     "found_at",
     "numbers",
     "open_criu_view",
-    "open_path",
 ]
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK
@@ -129,16 +128,6 @@ def found_at(path: bytes, identity: Identity, root: Root, fd: int) -> Found:
     else:
         right = None if reason is StaleReason.AMBIGUOUS else reason is None
     return Found(path, right, stat.S_ISLNK(os.fstat(fd).st_mode))
-
-
-@contextlib.contextmanager
-def open_path(root: Root, path: bytes) -> Iterator[int]:
-    """An O_PATH descriptor of a path. OSError as `Root.open`."""
-    fd = root.open(path)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from irmapdb.kernel.child_call import ask_in_child
 from irmapdb.kernel.proc import mountinfo, tasks
 from irmapdb.kernel.proc.holders import deleted_holders
 from irmapdb.kernel.proc.survey import read_survey
+from irmapdb.kernel.syscalls import Descriptor
 from irmapdb.model import MarkKind, format_kdev, printable
 from irmapdb.record import Record
 
@@ -225,12 +226,11 @@ def _why_missing(criu_view: CriuView, path: bytes) -> str:
     # Read its directory's listing: a lookup would put the name into the kernel's cache.
     parent, _, name = path.rstrip(b"/").rpartition(b"/")
     try:
-        fd = criu_view.lookup(parent[1:] or b".", os.O_RDONLY | os.O_DIRECTORY, root=criu_view.root)
-        try:
+        with Descriptor(
+            criu_view.lookup(parent[1:] or b".", os.O_RDONLY | os.O_DIRECTORY, root=criu_view.root)
+        ) as fd:
             if name in {b"", *map(os.fsencode, os.listdir(fd))}:
                 return ""
-        finally:
-            os.close(fd)
         os.close(
             criu_view.lookup(path[1:], root=criu_view.root)
         )  # a listing need not have all entries

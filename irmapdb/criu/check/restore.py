@@ -23,6 +23,7 @@ from irmapdb.image.fsnotify import FsnotifyWatch, MountMark
 from irmapdb.kernel import syscalls
 from irmapdb.kernel.proof import identify_fd
 from irmapdb.kernel.root import open_root
+from irmapdb.kernel.syscalls import Descriptor
 from irmapdb.model import printable
 from irmapdb.record import Record
 
@@ -135,11 +136,8 @@ def check_images(images: Path, root: Path) -> RestoreCheck:
         *((file, mark) for file in found for mark in file.mount_marks),
     ]
     brought = read_brought(images, {_start(watch) for _, watch in every if watch.path is not None})
-    try:
-        with _Eyes(root_fd, brought) as eyes:
-            watches = [WatchRestore(file, watch, *eyes.look(watch)) for file, watch in every]
-    finally:
-        os.close(root_fd)
+    with Descriptor(root_fd), _Eyes(root_fd, brought) as eyes:
+        watches = [WatchRestore(file, watch, *eyes.look(watch)) for file, watch in every]
     return RestoreCheck(image, root, tuple(watches))
 
 
@@ -224,12 +222,10 @@ class _Eyes:
                 return _untold(origin)
             reason = error.strerror if isinstance(error, OSError) else str(error)
             return _Seen(RestoreVerdict.MISSING, f"{reason} in the root", "", _BRING)
-        try:
+        with Descriptor(fd):
             if advice:
                 return _Seen(verdict, _WATCHES_TARGET, _ROOT, advice)
             return self._compared(fd, identity) or _Seen(verdict, why, _ROOT)
-        finally:
-            os.close(fd)
 
     def _open(self, name: bytes, resolve: int, flags: int = os.O_PATH) -> int:
         return syscalls.openat2(self._root_fd, name, flags, resolve)
@@ -239,10 +235,8 @@ class _Eyes:
             fd = self._open(name, _IN_ROOT, os.O_PATH | os.O_NOFOLLOW)
         except OSError:
             return False
-        try:
+        with Descriptor(fd):
             return stat.S_ISLNK(os.fstat(fd).st_mode)
-        finally:
-            os.close(fd)
 
     def _compared(self, fd: int, identity: Identity | None) -> _Seen | None:
         # The watched file is known only if the filesystem of the dump is on this machine.

@@ -16,6 +16,7 @@ import time
 from irmapdb.criu.check.criu_view import numbers
 from irmapdb.kernel.fs.walk import walk
 from irmapdb.kernel.root import open_beneath
+from irmapdb.kernel.syscalls import Descriptor
 from irmapdb.model import is_fuse
 from irmapdb.record import Record
 from irmapdb.resolve.skip_paths import SkipPaths
@@ -72,7 +73,7 @@ class Walks:
             top_fd = self._criu_view.lookup(start[1:], root=self._root)
         except OSError:
             return
-        try:
+        with Descriptor(top_fd):
             key = numbers(top_fd)
             yield from (WalkHit(one, start) for one in identities if one.key == key)
             if start == ROOT_HINT or not _is_directory(top_fd):
@@ -90,8 +91,6 @@ class Walks:
                 if mountpoint.startswith(top.rstrip(b"/") + b"/") and mountpoint != b"/":
                     spelled = start.rstrip(b"/") + mountpoint[len(top.rstrip(b"/")) :]
                     yield from self.mount(mount, identities, done, spelled)
-        finally:
-            os.close(top_fd)
 
     def mount(
         self,
@@ -115,14 +114,12 @@ class Walks:
             fd = self._root.open(mount.mountpoint)
         except OSError:
             return
-        try:
+        with Descriptor(fd):
             if _is_directory(fd):
                 closed = skips.below(mount.mountpoint)
                 yield from self._directory(fd, mount, top, wanted, done, closed)
             else:  # a file bound over another
                 yield from (WalkHit(one, top) for one in wanted)
-        finally:
-            os.close(fd)
 
     def _directory(
         self,
@@ -173,7 +170,5 @@ def _ino_below(top_fd: int, path: bytes) -> int:
         fd = open_beneath(top_fd, path, os.O_PATH | os.O_NOFOLLOW)
     except OSError:
         return 0
-    try:
+    with Descriptor(fd):
         return os.fstat(fd).st_ino
-    finally:
-        os.close(fd)

@@ -14,7 +14,7 @@ import errno
 import os
 
 from irmapdb.kernel import syscalls
-from irmapdb.kernel.syscalls import AT_EMPTY_PATH
+from irmapdb.kernel.syscalls import AT_EMPTY_PATH, Descriptor
 from irmapdb.model import is_fuse
 
 TYPE_CHECKING = False
@@ -62,15 +62,13 @@ def fates(root: Root, kdev: int, handles: Iterable[FileHandle]) -> dict[FileHand
             fd = root.open(mount.mountpoint, _DIRECTORY)
         except OSError:
             continue  # a file that is a mount point, or one that we may not open
-        try:
+        with Descriptor(fd):
             if not opens_handles(fd):
                 break
             # FUSE gives ESTALE for all inodes that it has forgotten (fuse_get_dentry() of
             # fs/fuse/inode.c).
             forgets = is_fuse(mount.fstype) or mount.fstype == "virtiofs"
             return {handle: _fate(fd, handle, forgets=forgets) for handle in handles}
-        finally:
-            os.close(fd)
     return dict.fromkeys(handles, InodeState.UNKNOWN)
 
 

@@ -32,6 +32,7 @@ from functools import lru_cache
 
 from irmapdb.kernel.fs.overlay_layers import shows
 from irmapdb.kernel.fs.own_mounts import LAYER_TYPES, NO_UUID
+from irmapdb.kernel.syscalls import Descriptor
 from irmapdb.model import FileHandle, kdev_of
 from irmapdb.record import Record
 
@@ -184,11 +185,8 @@ def _layers_that_show(root: Root, mount: Mount, layers: Layers) -> set[int] | No
         return None if wrapped is None else wrapped.handle
 
     def is_layer(layer_fd: int) -> bool:
-        overlay_fd = root.open(top.mountpoint)
-        try:
+        with Descriptor(root.open(top.mountpoint)) as overlay_fd:
             return shows(overlay_fd, layer_fd, inner)
-        finally:
-            os.close(overlay_fd)
 
     found = set()
     for name in layers.lower:
@@ -221,10 +219,8 @@ def _mode_of(superblocks: OwnMounts, kdev: int, handle: FileHandle) -> int:
         if error.errno in {errno.ESTALE, errno.EOPNOTSUPP}:
             return 0
         raise
-    try:
+    with Descriptor(fd):
         return os.fstat(fd).st_mode
-    finally:
-        os.close(fd)
 
 
 def _mounts_of(

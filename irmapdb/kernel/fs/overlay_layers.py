@@ -13,7 +13,7 @@ from collections import deque
 
 from irmapdb.kernel import syscalls
 from irmapdb.kernel.root import open_beneath
-from irmapdb.kernel.syscalls import AT_EMPTY_PATH, AT_HANDLE_FID
+from irmapdb.kernel.syscalls import AT_EMPTY_PATH, AT_HANDLE_FID, Descriptor
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -51,14 +51,10 @@ def _entries(layer_fd: int) -> Iterator[bytes]:
             fd = open_beneath(layer_fd, above, _DIRECTORY, resolve=syscalls.RESOLVE_PLAIN)
         except OSError:
             continue
-        try:
-            with os.scandir(fd) as entries:
-                found = [
-                    (os.fsencode(entry.name), entry.is_dir(follow_symlinks=False))
-                    for entry in entries
-                ]
-        finally:
-            os.close(fd)
+        with Descriptor(fd), os.scandir(fd) as entries:
+            found = [
+                (os.fsencode(entry.name), entry.is_dir(follow_symlinks=False)) for entry in entries
+            ]
         for name, directory in found:
             path = name if above == b"." else above + b"/" + name
             yield path
@@ -68,12 +64,9 @@ def _entries(layer_fd: int) -> Iterator[bytes]:
 
 def _handle(dir_fd: int, path: bytes) -> FileHandle | None:
     try:
-        fd = open_beneath(dir_fd, path, os.O_PATH | os.O_NOFOLLOW, resolve=syscalls.RESOLVE_PLAIN)
+        with Descriptor(
+            open_beneath(dir_fd, path, os.O_PATH | os.O_NOFOLLOW, resolve=syscalls.RESOLVE_PLAIN)
+        ) as fd:
+            return syscalls.name_to_handle_at(fd, b"", AT_EMPTY_PATH | AT_HANDLE_FID)[0]
     except OSError:
         return None
-    try:
-        return syscalls.name_to_handle_at(fd, b"", AT_EMPTY_PATH | AT_HANDLE_FID)[0]
-    except OSError:
-        return None
-    finally:
-        os.close(fd)

@@ -14,6 +14,7 @@ import os
 
 from irmapdb.kernel import syscalls
 from irmapdb.kernel.proc import procfs
+from irmapdb.kernel.syscalls import Descriptor
 from irmapdb.model import kdev_of
 from irmapdb.record import Record
 
@@ -220,10 +221,8 @@ def _look(root: Root, mount: Mount) -> _Found | None:
         fd = root.open(mount.mountpoint, _DIRECTORY)
     except OSError:
         return None  # a file that is a mount point
-    try:
+    with Descriptor(fd):
         return _Found(mount, _uuid_of(fd, mount.fstype))
-    finally:
-        os.close(fd)
 
 
 def _mount_at(root: Root, name: bytes, is_layer: Callable[[int], bool]) -> Mount | None:

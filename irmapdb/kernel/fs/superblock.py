@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
 
 from irmapdb.kernel import syscalls
 from irmapdb.kernel.child_call import ask_in_child
+from irmapdb.kernel.syscalls import Descriptor
 from irmapdb.record import Record
 
 __all__ = ["Superblock", "superblock_of"]
@@ -66,11 +66,8 @@ def _look(fd: int) -> Superblock | None:
 
 
 def _watched_kdev(fd: int) -> int | None:
-    inotify = syscalls.inotify_init()
-    try:
+    with Descriptor(syscalls.inotify_init()) as inotify:
         syscalls.inotify_add_watch(inotify, b"/proc/self/fd/%d" % fd, _IN_IGNORED)
         with open(f"/proc/self/fdinfo/{inotify}", "rb") as fdinfo:
             shown = re.search(_SDEV, fdinfo.read())
-    finally:
-        os.close(inotify)
     return int(shown[1], 16) if shown else None

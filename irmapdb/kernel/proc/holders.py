@@ -11,6 +11,7 @@ import re
 
 from irmapdb.kernel import proof
 from irmapdb.kernel.proc import open_files
+from irmapdb.kernel.syscalls import Descriptor
 from irmapdb.model import printable
 from irmapdb.record import Record
 
@@ -71,23 +72,18 @@ def _held(
     root: Root, link: str, by_ino: dict[int, list[Identity]], kdevs: set[int]
 ) -> list[Identity]:
     try:
-        fd = os.open(link, os.O_PATH | os.O_CLOEXEC)
+        with Descriptor(os.open(link, os.O_PATH | os.O_CLOEXEC)) as fd:
+            mount = root.mount_by_id(proof.mount_id(fd))
+            if mount is None or mount.kdev not in kdevs:
+                return []
+            status = os.fstat(fd)
+            candidates = by_ino.get(status.st_ino, ())
+            if status.st_nlink or not candidates:
+                return []
+            held = proof.identify_fd(root, fd)
+            return [identity for identity in candidates if held.matches(identity)]
     except OSError:
         return []
-    try:
-        mount = root.mount_by_id(proof.mount_id(fd))
-        if mount is None or mount.kdev not in kdevs:
-            return []
-        status = os.fstat(fd)
-        candidates = by_ino.get(status.st_ino, ())
-        if status.st_nlink or not candidates:
-            return []
-        held = proof.identify_fd(root, fd)
-        return [identity for identity in candidates if held.matches(identity)]
-    except OSError:
-        return []
-    finally:
-        os.close(fd)
 
 
 def _where(link: str) -> str:
