@@ -187,19 +187,16 @@ def _number(value: object, where: str) -> int:
 
 def _span(value: object, where: str) -> timedelta:
     if not isinstance(value, str):
-        message = f"{where}: {value!r} is no span of time"
-        raise ConfigError(message, advice='write it as "30d"')
+        raise ConfigError(f"{where}: {value!r} is no span of time", advice='write it as "30d"')
     try:
         return parse_duration(value)
     except ValueError as error:
-        message = f"{where}: {error}"
-        raise ConfigError(message) from error
+        raise ConfigError(f"{where}: {error}") from error
 
 
 def _strings(value: object, where: str) -> list[str]:
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        message = f"{where} is not a list of strings"
-        raise ConfigError(message, advice='write it as ["…", "…"]')
+        raise ConfigError(f"{where} is not a list of strings", advice='write it as ["…", "…"]')
     return value
 
 
@@ -260,8 +257,7 @@ _TRUTHS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no
 
 def _truth_in(text: str, where: str) -> bool:
     if text.lower() not in _TRUTHS:
-        message = f"{where} is {text!r}"
-        raise ConfigError(message, advice="set it to 1 or 0")
+        raise ConfigError(f"{where} is {text!r}", advice="set it to 1 or 0")
     return _TRUTHS[text.lower()]
 
 
@@ -331,8 +327,7 @@ def _config(document: dict[str, Any], source: str) -> Config:
     found: dict[str, dict[str, Any]] = {table: {} for table in _ENTRIES}
     for table, entries in document.items():
         if not isinstance(entries, dict):
-            message = f"{source}: {table} is not a table"
-            raise ConfigError(message, advice=f"write [{table}]")
+            raise ConfigError(f"{source}: {table} is not a table", advice=f"write [{table}]")
         known = _ENTRIES[table]
         _refuse_unknown(entries, known, source, f"{table}.")
         for name, value in entries.items():
@@ -358,8 +353,7 @@ def path_in(environment: MappingABC[str, str]) -> bytes | None:
     """
     text = environment.get("IRMAPDB_CONFIG", "")
     if text and not text.startswith("/"):
-        message = f"IRMAPDB_CONFIG is {text!r}"
-        raise ConfigError(message, advice="give the hook an absolute path")
+        raise ConfigError(f"IRMAPDB_CONFIG is {text!r}", advice="give the hook an absolute path")
     return os.fsencode(text) or None
 
 

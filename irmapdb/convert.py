@@ -83,8 +83,7 @@ def read(source: Path) -> Content:
         data = files.read_whole(source, limit_bytes=files.LIMIT_BYTES)
     form = sniff(data, name)
     if form is Format.DB:
-        message = f"{name}: a database cannot be read from a pipe"
-        raise FileError(message, advice="name the file")
+        raise FileError(f"{name}: a database cannot be read from a pipe", advice="name the file")
     decode = cache.decode_cache if form is Format.PB else critjson.decode_json
     return Content(form, decode(data, name))
 

@@ -16,8 +16,7 @@ def parse_duration(text: str) -> timedelta:
     """A number and one unit. ValueError says what is expected."""
     found = re.fullmatch(_DURATION, text.strip())
     if found is None:
-        message = f"{text!r} is no span of time: write 45s, 90m, 2h, 30d or 4w"
-        raise ValueError(message)
+        raise ValueError(f"{text!r} is no span of time: write 45s, 90m, 2h, 30d or 4w")
     try:
         return timedelta(seconds=float(found[1]) * _UNITS_S[found[2]])
     except OverflowError as error:

@@ -24,12 +24,10 @@ else:
         ) -> _RecordType:
             fields = tuple(namespace.get("__annotations__", ()))
             if not fields and bases != (tuple,):
-                message = f"{name} has no fields"
-                raise TypeError(message)
+                raise TypeError(f"{name} has no fields")
             defaults = {field: namespace.pop(field) for field in fields if field in namespace}
             if tuple(defaults) != fields[len(fields) - len(defaults) :]:
-                message = f"{name}: a field without a default follows one that has a default"
-                raise TypeError(message)
+                raise TypeError(f"{name}: a field without a default follows one that has a default")
             namespace |= {field: field_at(number, None) for number, field in enumerate(fields)}
             namespace |= {
                 "__slots__": (),
@@ -55,19 +53,16 @@ else:
             given = {**cls._field_defaults, **named}
             if len(values) > len(cls._fields) or not named.keys() <= {*rest}:
                 got = ", ".join(named) or f"{len(values)} values"
-                message = f"{cls.__name__}({', '.join(cls._fields)}) does not take {got}"
-                raise TypeError(message)
+                raise TypeError(f"{cls.__name__}({', '.join(cls._fields)}) does not take {got}")
             if missing := [field for field in rest if field not in given]:
-                message = f"{cls.__name__}() lacks {', '.join(missing)}"
-                raise TypeError(message)
+                raise TypeError(f"{cls.__name__}() lacks {', '.join(missing)}")
             return [*values, *(given[field] for field in rest)]
 
         @classmethod
         def _make(cls, values: Iterable[Any]) -> Self:
             made = tuple.__new__(cls, values)
             if len(made) != len(cls._fields):
-                message = f"{cls.__name__} has {len(cls._fields)} fields, not {len(made)}"
-                raise TypeError(message)
+                raise TypeError(f"{cls.__name__} has {len(cls._fields)} fields, not {len(made)}")
             return made
 
         def _replace(self, **named: object) -> Self:

@@ -93,8 +93,7 @@ def audit(options: AuditOptions) -> AuditReport:
 def open_audit(options: AuditOptions) -> Iterator[Audit]:
     """The same step by step, for a caller that uses the roots afterwards; they stay open."""
     if options.root is not None and options.pid is not None:
-        message = "a directory and a task each name a root"
-        raise UsageError(message, advice="give one of them")
+        raise UsageError("a directory and a task each name a root", advice="give one of them")
     with _open_root(options) as root, contextlib.ExitStack() as opened:
         yield Audit(root, options, opened)
 

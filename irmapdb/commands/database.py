@@ -101,8 +101,7 @@ def backup(
     from irmapdb.store import revisions
 
     if str(destination) == "-":
-        message = "a database cannot be written to stdout"
-        raise UsageError(message, advice="name a new file")
+        raise UsageError("a database cannot be written to stdout", advice="name a new file")
     database = database_path(db, work_dir)
     revisions.backup(database, destination)
     render.say(f"{render.shown(database)} copied to {render.shown(destination)}")

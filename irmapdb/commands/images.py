@@ -147,8 +147,7 @@ def convert(
         raise UsageError(message, advice="add --to json: --pretty is for JSON alone")
     if str(destination) == "-":
         if form is Format.DB:
-            message = "a database cannot be written to stdout"
-            raise UsageError(message, advice="name a file")
+            raise UsageError("a database cannot be written to stdout", advice="name a file")
         content = forms.read(source)
         data = forms.encode(content.entries, form, pretty=pretty)
         (render.write_image if form is Format.PB else render.write_json)(data)

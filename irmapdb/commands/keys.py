@@ -79,8 +79,7 @@ def parse_keys(arguments: Sequence[str]) -> Iterator[Key]:
     words: list[str] = []
     for argument in arguments:
         if not argument.strip():
-            message = "an empty key"
-            raise UsageError(message, advice="give an inode or a path")
+            raise UsageError("an empty key", advice="give an inode or a path")
         if len(argument.split()) > 1 and not argument.startswith("/"):
             yield from _parse_words(words)
             words = []
@@ -163,8 +162,7 @@ def _kdev(word: str) -> int:
 def _number(word: str) -> int:
     number = int(word, 16) if word[:2].lower() == "0x" else int(word)
     if number >= 1 << 64:
-        message = f"{word}: larger than any inode number"
-        raise UsageError(message)
+        raise UsageError(f"{word}: larger than any inode number")
     return number
 
 

@@ -187,7 +187,6 @@ def _open_log(path: Path) -> TextIO:
         why = f"has {status.st_nlink} hard links, and may be another file of yours"
     if why:
         os.close(fd)
-        message = f"{render.shown(path)}: {why}"
-        raise FileError(message, advice=_ADVICE)
+        raise FileError(f"{render.shown(path)}: {why}", advice=_ADVICE)
     os.set_blocking(fd, True)  # a terminal may be slow
     return open(fd, "w", encoding="utf-8", errors="backslashreplace")

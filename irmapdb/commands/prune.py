@@ -120,8 +120,7 @@ def _span(option: str, text: str) -> timedelta:
     try:
         return parse_duration(text)
     except ValueError as error:
-        message = f"{option}: {error}"
-        raise UsageError(message) from error
+        raise UsageError(f"{option}: {error}") from error
 
 
 def _show(report: PruneReport, *, dry_run: bool, as_json: bool) -> None:

@@ -145,8 +145,7 @@ def sql(
         message = "an empty query"
         raise UsageError(message, advice="give SQL or the name of a saved query; --list has those")
     if query is not None and file is not None:
-        message = "a query and a file"
-        raise UsageError(message, advice="give one of them")
+        raise UsageError("a query and a file", advice="give one of them")
     values = dict(map(parse_parameter, parameter or ()))
     name = "" if query is not None else _name(file)
     text = _read(file) if query is None else query
@@ -258,12 +257,10 @@ def resolve(text: str, values: dict[str, Value]) -> tuple[str, dict[str, Value]]
     for name in values:
         if name not in saved.parameters:
             known = ", ".join(saved.parameters) or "no parameter"
-            message = f"-p {render.shown(name)}: the saved query {word} has {known}"
-            raise UsageError(message)
+            raise UsageError(f"-p {render.shown(name)}: the saved query {word} has {known}")
     for name, default in saved.parameters.items():
         if default is None and name not in values:
-            message = f"the saved query {word} needs {name}"
-            raise UsageError(message, advice=f"-p {name}=VALUE")
+            raise UsageError(f"the saved query {word} needs {name}", advice=f"-p {name}=VALUE")
     given = {
         name: _checked(f"-p {name}", value, saved.parameters[name])
         for name, value in values.items()

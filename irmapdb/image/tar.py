@@ -74,8 +74,7 @@ def _content(stream: Reader, size: int, name: str, *, padded: bool = True) -> by
         chunks.append(chunk)
         left -= len(chunk)
     if left:
-        message = f"{name}: the archive is cut off"
-        raise ImageError(message, advice="have it made again")
+        raise ImageError(f"{name}: the archive is cut off", advice="have it made again")
     return b"".join(chunks)[:size]
 
 
@@ -92,8 +91,7 @@ def _number(field: bytes, name: str) -> int:
     try:
         return int(digits or b"0", 8)
     except ValueError:
-        message = f"{name}: not a tar archive"
-        raise ImageError(message, advice="have it made again") from None
+        raise ImageError(f"{name}: not a tar archive", advice="have it made again") from None
 
 
 def _ustar_name(header: bytes) -> bytes:

@@ -130,8 +130,7 @@ def openat2(dir_fd: int, path: bytes, flags: int, resolve: int) -> int:
         block = _OpenHow(flags | os.O_CLOEXEC, 0, resolve)
         how = _hows[flags, resolve] = (block, ctypes.addressof(block))
     if b"\0" in path:
-        message = "embedded null byte"
-        raise ValueError(message)
+        raise ValueError("embedded null byte")
     fd = _openat2(_SYS_OPENAT2, dir_fd, path, how[1], ctypes.sizeof(_OpenHow))
     return fd if fd >= 0 else _check(fd, path)
 

@@ -151,8 +151,7 @@ def _without(step: steps.StepOptions, work: Path) -> steps.StepOptions:
 def _require(container: Container) -> None:
     task = tasks.read_task(container.pid)
     if task is None or task.starttime != container.starttime:
-        message = f"container {printable(container.name.id.encode())} has ended"
-        raise TaskError(message)
+        raise TaskError(f"container {printable(container.name.id.encode())} has ended")
 
 
 def _cover(container: Container, config: Config, monitor: RenameMonitor) -> None:

@@ -88,14 +88,12 @@ class RunDirectory:
     def open_reply(self, name: str) -> int:
         """Open the FIFO of a script. ValueError, OSError: it does not belong to a script."""
         if not _REPLY.fullmatch(name):
-            message = f"{name[:80]!r} is no name for a reply"
-            raise ValueError(message)
+            raise ValueError(f"{name[:80]!r} is no name for a reply")
         flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(self.path / name, flags)  # ENXIO: the script does not wait any more
         if not stat.S_ISFIFO(os.fstat(fd).st_mode):
             os.close(fd)
-            message = f"{name} is no FIFO"
-            raise ValueError(message)
+            raise ValueError(f"{name} is no FIFO")
         return fd
 
     def remove_reply(self, name: str) -> None:

@@ -31,7 +31,6 @@ from irmapdb.store.version import check_newest
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
-    from types import TracebackType
     from typing import NoReturn, Self, TypeAlias
 
     from irmapdb.store.file import AnyPath
@@ -179,12 +178,7 @@ class Ask:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _execute(self, sql: str, values: Mapping[str, Value] | None = None) -> sqlite3.Cursor:
