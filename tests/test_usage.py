@@ -96,13 +96,24 @@ def test_an_option_that_is_misspelt_is_refused(command: str, option: str, wants:
             for value in ("abc", "0", "-1", "1.5", "0x10")
         ),
         ("pre-dump --tree=abc", "--tree abc: not a process id; give the pid"),
-        ("pre-dump 4711", "needs -t PID (--tree); did you mean -t 4711?"),
-        ("dump -D img 4711", "needs -t PID (--tree); did you mean -t 4711?"),
+        ("pre-dump 4711", "4711: irmapdb pre-dump takes no such argument; did you mean -t 4711?"),
+        ("dump -D img 4711", "did you mean -t 4711?"),
         ("ps 4711", "4711: irmapdb ps takes no such argument; did you mean -t 4711?"),
         ("check 4711", "did you mean -t 4711?"),
         ("audit 4711", "did you mean -t 4711?"),
         ("4711", "did you mean `irmapdb pre-dump -t 4711`?"),
-        ("pre-dump", "irmapdb pre-dump needs -t PID (--tree); give the pid"),
+        *(
+            (command, f"irmapdb {command} needs -t PID (--tree) or --container NAME; give the pid")
+            for command in ("pre-dump", "dump")
+        ),
+        ("check", "check needs one of -t PID, --container NAME, --all and --images DIR"),
+        ("check --all -t 1", "check needs one of -t PID"),
+        *(
+            (f"{command} -t 1 --container web", "-t 1 beside --container web; give one of them")
+            for command in ("pre-dump", "dump", "audit", "ps", "hook")
+        ),
+        ("hook --install runc --container web", "-t and --container do not go together"),
+        ("pre-dump --name web", "did you mean --container?"),
         ("audit my.db", "did you mean --db my.db?"),
         ("prune /", "did you mean -W /?"),
         *(

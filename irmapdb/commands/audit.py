@@ -18,11 +18,13 @@ from irmapdb.commands.options import (
     AsCsv,
     AsJson,
     ConfigFile,
+    ContainerName,
     Database,
     Verbose,
     WorkDirOption,
     database_path,
     refuse_two_forms,
+    root_task_if_given,
     tree_option,
 )
 from irmapdb.commands.progress import Progress
@@ -59,6 +61,7 @@ def audit(
             "up a path of another mount namespace of its tree in that namespace."
         ),
     ] = None,
+    container: ContainerName = None,
     root: Annotated[
         Path | None,
         typer.Option(
@@ -155,6 +158,7 @@ def audit(
     from irmapdb.config import load_config
 
     refuse_two_forms(as_json, as_csv)
+    tree = root_task_if_given(tree, container)
     if fix and tree is None and root is None:
         # In our own root, all paths of a container would be wrong.
         message = "--fix without a root"

@@ -16,12 +16,14 @@ from irmapdb.commands.options import (
     AllRows,
     AsJson,
     ConfigFile,
+    ContainerName,
     CriuWorkDir,
     LogFile,
     PrevImagesDir,
     ScanPaths,
     Verbose,
     path_option,
+    root_task,
     tree_option,
 )
 from irmapdb.commands.progress import Progress
@@ -39,7 +41,7 @@ from irmapdb.record import Record
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from irmapdb.criu.check.dump import DumpCheck, MarkCheck, WatchCheck
+    from irmapdb.criu.check.dump import DumpCheck, DumpCheckOptions, MarkCheck, WatchCheck
     from irmapdb.criu.check.restore import RestoreCheck, WatchRestore
 
 __all__ = ["add_to", "check"]
@@ -57,6 +59,17 @@ def check(
         int | None,
         tree_option("Before a dump: the root task of the tree, it and all its descendants."),
     ] = None,
+    container: ContainerName = None,
+    every: Annotated[
+        bool,
+        typer.Option("--all", help="Before dumps: every container of this machine, a line each."),
+    ] = False,
+    services: Annotated[
+        bool,
+        typer.Option(
+            "--services", help="With --all: the host's own services that watch a file, too."
+        ),
+    ] = False,
     images: Annotated[
         Path | None,
         path_option("--images", metavar="DIR", text="Before a restore: the images of a dump."),
@@ -116,6 +129,9 @@ def check(
     - fails: The whole dump fails on this watch.
     - unknown: irmapdb could not find out.
 
+    With --all, it checks every container of this machine, for a dump into a new directory: one
+    line each, with the worst reason, and the advice below.
+
     With --images DIR and --root PATH, it checks a dump before a restore: does each watched path
     exist below PATH?
 
@@ -128,61 +144,107 @@ def check(
 
         irmapdb check -t 4711 -D img --force-irmap --irmap-scan-path /srv --criu-version 4.3
 
+        irmapdb check --container web
+
+        irmapdb check --all --json | jq '.containers[] | select(.fails) | .advice'
+
         irmapdb check --images img --root /var/lib/machines/web
 
     """
-    if (pid is None) == (images is None):
-        message = "check needs either -t PID or --images DIR"
-        raise UsageError(message, advice="-t before a dump, --images before a restore")
-    if pid is None and images is not None:
-        unused = {
+    subjects = {"-t": pid, "--container": container, "--all": every, "--images": images}
+    subject = _refuse_unused(
+        subjects,
+        {
             "-D": images_dir,
             "-W": work_dir,
             "--prev-images-dir": prev_images_dir,
+            "-o": log_file,
             "--force-irmap": force_irmap,
             "--irmap-scan-path": irmap_scan_path,
             "--criu-version": criu_version,
             "--config": config,
-            "-o": log_file,
-        }
-        _refuse_unused(unused, "--images", "it is for a dump that is yet to be made: use -t")
+            "--all-rows": all_rows,
+            "--services": services,
+            "--root": root,
+        },
+    )
+    if images is not None:
         start_log(verbose, None, Path(), ())
         _check_images(images, root or Path("/"), as_json=as_json, all_rows=all_rows)
-    elif pid is not None:
-        _refuse_unused({"--root": root}, "-t", "it is for a restore: use --images")
-        from irmapdb.config import load_config
-        from irmapdb.criu.check.dump import DumpCheckOptions, check_dump
-        from irmapdb.criu.check.version import parse_version
+        return
+    from irmapdb.config import load_config
+    from irmapdb.criu.check.version import parse_version
 
-        directory = images_dir or Path()
-        start_log(verbose, log_file, work_dir or directory, (config,))
-        with Progress() as progress:
-            report = check_dump(
-                DumpCheckOptions(
-                    pid=pid,
-                    images_dir=directory,
-                    work_dir=work_dir,
-                    prev_images_dir=prev_images_dir,
-                    version=None if criu_version is None else parse_version(criu_version),
-                    force_irmap=force_irmap,
-                    scan_paths=tuple(map(os.fsencode, irmap_scan_path or ())),
-                    config=load_config(config),
-                    progress=progress.scanning,
-                )
-            )
-        if as_json:
-            render.print_json(_dump_document(report))
-        else:
-            _print_dump(report, all_rows=all_rows)
-        end_with_findings(not report.right)
+    version = None if criu_version is None else parse_version(criu_version)
+    scan_paths = tuple(map(os.fsencode, irmap_scan_path or ()))
+    if subject == "--all":
+        from irmapdb.commands import check_all
+        from irmapdb.node.check_all import NodeCheckOptions
+
+        start_log(verbose, None, Path(), (config,))
+        asked = NodeCheckOptions(version, force_irmap, scan_paths, load_config(config), services)
+        check_all.run(asked, as_json=as_json)
+        return
+    from irmapdb.criu.check.dump import DumpCheckOptions
+
+    start_log(verbose, log_file, work_dir or images_dir or Path(), (config,))
+    options = DumpCheckOptions(
+        root_task(pid, container, "check"),
+        images_dir or Path(),
+        work_dir,
+        prev_images_dir,
+        version,
+        force_irmap,
+        scan_paths,
+        load_config(config),
+    )
+    _check_dump(options, as_json=as_json, all_rows=all_rows)
 
 
-def _refuse_unused(options: Mapping[str, object], beside: str, advice: str) -> None:
-    # Refuse an option that would have no effect.
-    for option, given in options.items():
-        if given:
-            message = f"{option} beside {beside}"
-            raise UsageError(message, advice=advice)
+_OF_CRIU = {"--force-irmap", "--irmap-scan-path", "--criu-version", "--config"}
+_OF_DUMP = {"-D", "-W", "--prev-images-dir", "-o", "--all-rows", *_OF_CRIU}
+_USED = {
+    "-t": _OF_DUMP,
+    "--container": _OF_DUMP,
+    "--all": {"--services", *_OF_CRIU},
+    "--images": {"--root", "--all-rows"},
+}
+"""The options that have an effect, by the option that says what is checked."""
+
+
+def _refuse_unused(subjects: Mapping[str, object], options: Mapping[str, object]) -> str:
+    # The only subject. Refuse an option that would have no effect.
+    given = [option for option, value in subjects.items() if value not in {None, False}]
+    if len(given) != 1:
+        message = "check needs one of -t PID, --container NAME, --all and --images DIR"
+        raise UsageError(message, advice="--images before a restore, the others before a dump")
+    subject = given[0]
+    for option, value in options.items():
+        if value and option not in _USED[subject]:
+            raise UsageError(f"{option} beside {subject}", advice=_advice_on(option, subject))
+    return subject
+
+
+def _advice_on(option: str, subject: str) -> str:
+    if subject == "--images":
+        return "it is for a dump that is yet to be made: use -t"
+    if option == "--root":
+        return "it is for a restore: use --images"
+    if option == "--services":
+        return "it goes with --all"
+    return "check one container, with -t or --container"
+
+
+def _check_dump(options: DumpCheckOptions, *, as_json: bool, all_rows: bool) -> None:
+    from irmapdb.criu.check.dump import check_dump
+
+    with Progress() as progress:
+        report = check_dump(options._replace(progress=progress.scanning))
+    if as_json:
+        render.print_json(_dump_document(report))
+    else:
+        _print_dump(report, all_rows=all_rows)
+    end_with_findings(not report.right)
 
 
 def _check_images(images: Path, root: Path, *, as_json: bool, all_rows: bool) -> None:

@@ -15,6 +15,7 @@ from irmapdb.commands.options import (
     AllRows,
     AsJson,
     ConfigFile,
+    ContainerName,
     CriuWorkDir,
     Database,
     ImagesDir,
@@ -25,6 +26,7 @@ from irmapdb.commands.options import (
     Verbose,
     named_database,
     positive_seconds,
+    root_task,
 )
 from irmapdb.commands.progress import Progress
 from irmapdb.commands.watch_rows import (
@@ -51,7 +53,8 @@ def add_to(app: typer.Typer) -> None:
 
 
 def pre_dump(
-    pid: Pid,
+    pid: Pid = None,
+    container: ContainerName = None,
     images_dir: ImagesDir = Path(),
     work_dir: CriuWorkDir = None,
     prev_images_dir: PrevImagesDir = None,
@@ -72,6 +75,8 @@ def pre_dump(
     Examples:
         irmapdb pre-dump -t 4711 -D /var/lib/ckpt
 
+        irmapdb pre-dump --container web -D img
+
         irmapdb pre-dump -t 4711 -D img -W work --irmap-scan-path /srv/data
 
         irmapdb pre-dump -t 4711 --json | jq '.watches[] | select(.path == null)'
@@ -79,13 +84,15 @@ def pre_dump(
     """
     from irmapdb.checkpoint.steps import pre_dump as run
 
-    given = (pid, images_dir, work_dir, prev_images_dir, irmap_scan_path, db, config)
+    tree = root_task(pid, container, "pre-dump")
+    given = (tree, images_dir, work_dir, prev_images_dir, irmap_scan_path, db, config)
     report = _run(run, *given, verbose, log_file)
     _show(report, as_json=as_json, all_rows=all_rows)
 
 
 def dump(
-    pid: Pid,
+    pid: Pid = None,
+    container: ContainerName = None,
     images_dir: ImagesDir = Path(),
     work_dir: CriuWorkDir = None,
     prev_images_dir: PrevImagesDir = None,
@@ -134,7 +141,8 @@ def dump(
     from irmapdb.checkpoint.steps import dump as run
 
     freeze = FreezeOptions(freeze_cgroup, timeout, leave_stopped)
-    given = (pid, images_dir, work_dir, prev_images_dir, irmap_scan_path, db, config)
+    tree = root_task(pid, container, "dump")
+    given = (tree, images_dir, work_dir, prev_images_dir, irmap_scan_path, db, config)
     report = _run(lambda options: run(options, freeze), *given, verbose, log_file)
     _show(report, as_json=as_json, all_rows=all_rows, left_stopped=leave_stopped)
 

@@ -183,6 +183,18 @@ def _tasks(_line: _Line, _start: str) -> Iterator[tuple[str, str]]:
                 yield str(pid), _one_line(_read_proc(pid, "comm"))
 
 
+def _containers(_line: _Line, start: str) -> Iterator[tuple[str, str]]:
+    # The names; with the first characters of an id, the id.
+    from irmapdb.kernel.proc.containers import find_containers
+    from irmapdb.node.container_info import describe_all
+
+    for info in describe_all(find_containers()):
+        if info.label != info.short_id:
+            yield info.label, _one_line(info.image or info.engine or "")
+        if start or info.label == info.short_id:
+            yield info.id, _one_line(info.label)
+
+
 def _read_proc(pid: int, name: str) -> str:
     with open(f"/proc/{pid}/{name}", encoding="utf-8", errors="replace") as file:
         return file.read()
@@ -258,6 +270,7 @@ def _versions(_line: _Line, _start: str) -> Iterator[tuple[str, str]]:
 _FINDERS: dict[tuple[str, str], Callable[[_Line, str], Iterator[tuple[str, str]]]] = {
     ("", "pid"): _tasks,
     ("", "tree"): _tasks,
+    ("", "container"): _containers,
     ("sql", "query"): _saved_queries,
     ("sql", "parameter"): _query_parameters,
     ("audit", "only"): _verdicts,

@@ -12,7 +12,14 @@ import typer
 
 from irmapdb.commands import render
 from irmapdb.commands.exit import end_with_findings
-from irmapdb.commands.options import AsJson, CriuWorkDir, ImagesDir, tree_option
+from irmapdb.commands.options import (
+    AsJson,
+    ContainerName,
+    CriuWorkDir,
+    ImagesDir,
+    root_task_if_given,
+    tree_option,
+)
 from irmapdb.errors import FileError, UsageError
 
 if TYPE_CHECKING:
@@ -35,6 +42,7 @@ def hook(
         int | None,
         tree_option("The root task of the tree.  [default: CRTOOLS_INIT_PID, which CRIU sets]"),
     ] = None,
+    container: ContainerName = None,
     images_dir: ImagesDir = Path(),
     work_dir: CriuWorkDir = None,
     install: Annotated[
@@ -81,8 +89,8 @@ def hook(
     from irmapdb.criu import config_files
 
     wanted = [one for one in (install, uninstall, print_) if one is not None]
-    if len(wanted) > 1 or (wanted and pid is not None):
-        message = "--install, --uninstall, --print and -t do not go together"
+    if len(wanted) > 1 or (wanted and (pid is not None or container is not None)):
+        message = "--install, --uninstall, --print, -t and --container do not go together"
         raise UsageError(message, advice="give one of them")
     if as_json and not wanted:
         message = "--json goes with --install, --uninstall or --print"
@@ -103,7 +111,7 @@ def hook(
             typer.echo(line)
         _tell_of_crun(print_)
     else:
-        raise typer.Exit(_attend(pid, images_dir, work_dir))
+        raise typer.Exit(_attend(root_task_if_given(pid, container), images_dir, work_dir))
 
 
 def _attend(pid: int | None, images_dir: Path, work_dir: Path | None) -> int:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from irmapdb.commands import render
 from irmapdb.errors import UsageError
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "AsCsv",
     "AsJson",
     "ConfigFile",
+    "ContainerName",
     "CriuWorkDir",
     "Database",
     "ImagesDir",
@@ -32,6 +34,8 @@ __all__ = [
     "positive_pid",
     "positive_seconds",
     "refuse_two_forms",
+    "root_task",
+    "root_task_if_given",
     "tree_option",
 ]
 
@@ -68,7 +72,17 @@ def path_option(*names: str, metavar: str, text: str, envvar: str | None = None)
     )
 
 
-Pid = Annotated[int, tree_option("The root task of the tree: it and all its descendants.")]
+Pid = Annotated[int | None, tree_option("The root task of the tree: it and all its descendants.")]
+ContainerName = Annotated[
+    str | None,
+    typer.Option(
+        "--container",
+        metavar="ID|NAME",
+        help="A container in place of -t PID: its id, the beginning of the id, its name, or its "
+        "pod.",
+        show_default=False,
+    ),
+]
 ImagesDir = Annotated[
     Path,
     typer.Option(
@@ -163,6 +177,30 @@ def refuse_two_forms(as_json: bool, as_csv: bool) -> None:
     if as_json and as_csv:
         message = "--json and --csv are two forms"
         raise UsageError(message, advice="give one of them")
+
+
+def root_task_if_given(pid: int | None, container: str | None) -> int | None:
+    """The pid of -t, or the root task of --container; None if neither is given.
+
+    UsageError if both are; TaskError if no container is named so, or several are.
+    """
+    if container is None:
+        return pid
+    if pid is not None:
+        message = f"-t {pid} beside --container {render.shown(container)}"
+        raise UsageError(message, advice="give one of them")
+    from irmapdb.node.container_info import find_container
+
+    return find_container(container).pid
+
+
+def root_task(pid: int | None, container: str | None, command: str) -> int:
+    """The same for a command that needs one: UsageError if neither is given."""
+    found = root_task_if_given(pid, container)
+    if found is None:
+        message = f"irmapdb {command} needs -t PID (--tree) or --container NAME"
+        raise UsageError(message, advice=PID_ADVICE)
+    return found
 
 
 def database_path(database: Path | None, work_dir: Path | None) -> Path:

@@ -42,6 +42,11 @@ class Progress:
         if self._is_time():
             self._show(f"checking: {done:,} of {total:,} mappings")
 
+    def checking_containers(self, done: int, total: int) -> None:
+        """Show the number of checked containers, and the number of all."""
+        if self._is_time():
+            self._show(f"checking: {done:,} of {total:,} containers")
+
     def removing(self, rows: int) -> None:
         """Show the number of removed rows."""
         if self._is_time():

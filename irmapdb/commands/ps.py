@@ -10,7 +10,14 @@ import typer
 
 from irmapdb.commands import render
 from irmapdb.commands.exit import end_with_findings
-from irmapdb.commands.options import AsJson, ConfigFile, ScanPaths, tree_option
+from irmapdb.commands.options import (
+    AsJson,
+    ConfigFile,
+    ContainerName,
+    ScanPaths,
+    root_task_if_given,
+    tree_option,
+)
 from irmapdb.commands.progress import Progress
 from irmapdb.commands.watch_rows import COLUMNS, path_cell, watch_cells, watch_json
 from irmapdb.errors import UsageError
@@ -38,6 +45,7 @@ def ps(
             "List this task and its descendants, and the path of each watch.  [default: all tasks]"
         ),
     ] = None,
+    container: ContainerName = None,
     search: Annotated[
         bool,
         typer.Option("--search", help="With -t: scan the filesystem for paths that are not known."),
@@ -67,6 +75,7 @@ def ps(
     from irmapdb.config import load_config
     from irmapdb.node.ps import PsOptions, take
 
+    tree = root_task_if_given(tree, container)
     if search and tree is None:
         message = "--search without -t"
         raise UsageError(message, advice="name the root of the tree whose paths are wanted")

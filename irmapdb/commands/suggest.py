@@ -14,9 +14,12 @@ _CALLED_ALSO = {
     "database": "db",
     "dir": "images-dir",
     "directory": "images-dir",
+    "id": "container",
     "log": "log-file",
+    "name": "container",
     "p": "tree",
     "pid": "tree",
+    "pod": "container",
     "process": "tree",
     "verbose": "verbosity",
 }

@@ -43,7 +43,8 @@ def translated(error: Exception, arguments: Sequence[str], group: TyperGroup) ->
     if kind == "NoSuchOption":
         return _no_such_option(error, command, arguments, group)
     if kind == "MissingParameter":
-        return _missing(_name(error, arguments), command, arguments)
+        advice = f"`{command} --help` has examples"
+        return UsageError(f"{command} needs {_name(error, arguments)}", advice=advice)
     if kind == "BadOptionUsage":
         option = render.shown(str(getattr(error, "option_name", "")))
         if "does not take a value" in said:
@@ -129,14 +130,6 @@ def _no_such_option(
         known = [name for one in error.ctx.command.params for name in one.opts]
         advice = advise_on_option(str(error.option_name), arguments, known, command)
     return UsageError(f"{option}: {command} has no such option", advice=advice)
-
-
-def _missing(name: str, command: str, arguments: Sequence[str]) -> UsageError:
-    if name in {"-t", "--tree"}:
-        number = next((one for one in arguments if re.fullmatch(r"[1-9]\d{0,6}", one)), None)
-        advice = f"did you mean -t {number}?" if number else PID_ADVICE
-        return UsageError(f"{command} needs -t PID (--tree)", advice=advice)
-    return UsageError(f"{command} needs {name}", advice=f"`{command} --help` has examples")
 
 
 def _no_such_command(name: str, command: str, context: Any) -> UsageError:  # noqa: ANN401

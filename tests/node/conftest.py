@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from irmapdb.config import Config, WarmConfig
+from irmapdb.kernel.proc import procfs
 from irmapdb.node.service import ServiceOptions
+from tests.support import proc_tree
 from tests.support.features import require_program, require_root
 from tests.support.runc import Container, fill_rootfs
 from tests.support.warm import OURS, Warm, write_hook
@@ -25,6 +27,15 @@ if TYPE_CHECKING:
 @pytest.fixture(autouse=True)
 def _root() -> None:
     require_root()
+
+
+@pytest.fixture
+def proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory in the place of /proc, with the tasks of the host."""
+    directory = tmp_path / "proc"
+    monkeypatch.setattr(procfs, "ROOT", str(directory))
+    proc_tree.make_host(directory)
+    return directory
 
 
 @dataclass

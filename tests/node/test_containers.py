@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from irmapdb.kernel.proc import procfs
 from irmapdb.kernel.proc.containers import (
     database_name,
     find_containers,
@@ -16,36 +15,10 @@ from irmapdb.kernel.proc.containers import (
     name_by_cgroup,
     name_by_images,
 )
+from tests.support.proc_tree import HOST_MOUNTS, OWN_MOUNTS, task
 from tests.support.warm import OURS
 
 HEX = "0123456789abcdef" * 4
-
-HOST_MOUNTS = "22 1 8:1 / / rw - ext4 /dev/sda1 rw\n"
-OWN_MOUNTS = "90 80 0:50 / / rw - overlay overlay rw\n91 90 0:51 / /proc rw - proc proc rw\n"
-
-
-def task(proc: Path, pid: int, ppid: int, mntns: int, mounts: str, cgroup: str, inner: int = 0):
-    """One task as /proc shows it, started in the order of the pids."""
-    directory = proc / str(pid)
-    (directory / "ns").mkdir(parents=True)
-    (directory / "fd").mkdir()
-    (directory / "ns" / "mnt").symlink_to(f"mnt:[{mntns}]")
-    (directory / "mountinfo").write_text(mounts)
-    (directory / "cgroup").write_text(cgroup)
-    zeros = " ".join(["0"] * 15)
-    (directory / "stat").write_text(f"{pid} (x) S {ppid} {zeros} 1 0 {pid} 0 0\n")
-    nspid = f"{pid}\t{inner}" if inner else f"{pid}"
-    (directory / "status").write_text(f"Name:\tx\nNSpid:\t{nspid}\n")
-
-
-@pytest.fixture
-def proc(tmp_path, monkeypatch):
-    directory = tmp_path / "proc"
-    monkeypatch.setattr(procfs, "ROOT", str(directory))
-    task(directory, 1, 0, 1000, HOST_MOUNTS, "0::/init.scope\n")
-    task(directory, 50, 1, 1000, HOST_MOUNTS, "0::/system.slice/irmapdb-warm.service\n")
-    (directory / "self").symlink_to("50")
-    return directory
 
 
 @pytest.mark.parametrize(

@@ -322,7 +322,7 @@ def _better_numbers(facts: Facts, call: Call) -> str:
 
 
 def _pre_dump(call: Call) -> str:
-    where = f" -W {_quoted(call.work_dir)}"
+    where = f" -W {_quoted(call.work_dir)}" if call.work_dir else ""
     return f"run `irmapdb pre-dump -t {call.pid}{where}` just before, or install the hook"
 
 

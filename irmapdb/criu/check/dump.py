@@ -45,7 +45,8 @@ class DumpCheckOptions(Record):
     """CRIU's options, and its directories."""
 
     pid: int
-    images_dir: Path = Path()
+    images_dir: Path | None = Path()
+    """None: a new one, as an engine makes it, so that CRIU has no irmap-cache."""
     work_dir: Path | None = None
     prev_images_dir: Path | None = None
     version: CriuVersion | None = None
@@ -146,19 +147,19 @@ def check_dump(options: DumpCheckOptions) -> DumpCheck:
     ImageError for an irmap-cache that CRIU reads and irmapdb does not.
     """
     _refuse_relative(options.scan_paths)
-    place = WorkDir.open(options.images_dir, options.work_dir, previous=options.prev_images_dir)
+    place = _place(options)
     call = Call(
         options.pid,
         options.version or criu_version(),
         options.force_irmap,
         options.scan_paths,
-        os.fsencode(place.work),
+        b"" if place is None else os.fsencode(place.work),
     )
     found = tasks.task_tree(options.pid)
     survey = read_survey(found)
     watched = [raw.parse() for raw in survey.files]
     comms = {task.pid: task.comm for task in found}
-    path, entries, damage = _load_cache(place)
+    path, entries, damage = (None, (), None) if place is None else _load_cache(place)
     with (
         open_criu_view(found) as criu_view,
         Observer(
@@ -202,6 +203,12 @@ def check_dump(options: DumpCheckOptions) -> DumpCheck:
             entries=len(entries),
             notes=tuple(_notes(criu_view, call)),  # last, as they look
         )
+
+
+def _place(options: DumpCheckOptions) -> WorkDir | None:
+    if options.images_dir is None:
+        return None
+    return WorkDir.open(options.images_dir, options.work_dir, previous=options.prev_images_dir)
 
 
 def _notes(criu_view: CriuView, call: Call) -> Iterator[str]:

@@ -35,6 +35,7 @@ class Call(Record):
     force_irmap: bool = False
     scan_paths: tuple[bytes, ...] = ()
     work_dir: bytes = b"."
+    """b"": one that does not exist yet."""
 
     def scans(self, path: bytes) -> bool:
         """Whether a path is below a scan path or a hint of CRIU, where --force-irmap finds it."""

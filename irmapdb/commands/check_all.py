@@ -1,0 +1,133 @@
+"""Prints `irmapdb check --all`: a line for each container of the machine."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from irmapdb.commands import render
+from irmapdb.commands.exit import end_with_findings
+from irmapdb.commands.progress import Progress
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from irmapdb.node.check_all import ContainerCheck, NodeCheck, NodeCheckOptions
+
+__all__ = ["run"]
+
+_A_FEW = 6
+
+
+def run(options: NodeCheckOptions, *, as_json: bool) -> None:
+    """Check all containers and print the answer; exit code 3 if a watch would be lost."""
+    from irmapdb.node.check_all import check_all
+
+    with Progress() as progress:
+        report = check_all(options._replace(progress=progress.checking_containers))
+    if as_json:
+        render.print_json(_document(report))
+    else:
+        _print(report, services=options.services)
+    end_with_findings(not report.right)
+
+
+def _print(report: NodeCheck, *, services: bool) -> None:
+    rows = (*report.containers, *report.services)
+    if rows:
+        columns = ("container", "watches>", "survive", "verdicts", "worst reason")
+        render.print_table(columns, [_row(one) for one in rows])
+        _print_advice(rows)
+    if report.ended:
+        render.say(f"{render.count(report.ended, 'container')} ended before the check")
+    render.print_line(_summary(report, services=services))
+
+
+def _row(one: ContainerCheck) -> tuple[str, ...]:
+    counts = ", ".join(f"{number:,} {verdict}" for verdict, number in one.verdicts.items())
+    why = "" if one.worst is None or one.right else one.worst.why
+    name = render.shown(_label(one))
+    return (name, f"{one.watches:,}", _survival(one), counts or "-", why or "-")
+
+
+def _label(one: ContainerCheck) -> str:
+    # With the id if the name alone does not tell it.
+    info = one.info
+    return info.label if info.label == info.short_id else f"{info.label} ({info.short_id})"
+
+
+def _survival(one: ContainerCheck) -> str:
+    if one.right:
+        return "all"
+    if one.fails:
+        return "dump fails"
+    if one.worst is not None and one.worst.verdict == "unknown":
+        return "unknown"
+    return "not all"
+
+
+def _print_advice(rows: Sequence[ContainerCheck]) -> None:
+    # One for each verdict: the advice for many containers differs only in pids and paths.
+    alike: dict[str, list[ContainerCheck]] = {}
+    for one in rows:
+        if one.worst is not None and one.worst.advice and not one.right:
+            alike.setdefault(one.worst.verdict, []).append(one)
+    for verdict, found in alike.items():
+        render.print_line(f"{verdict}: {_names(found)}")
+        advice = [one.worst.advice for one in found if one.worst is not None]
+        rest = " (for the others likewise)" if len(set(advice)) > 1 else ""
+        render.print_line(f"  → {advice[0]}{rest}")
+
+
+def _names(found: Sequence[ContainerCheck]) -> str:
+    shown = ", ".join(render.shown(one.info.label) for one in found[:_A_FEW])
+    more = f" and {len(found) - _A_FEW:,} more" if len(found) > _A_FEW else ""
+    return f"{shown}{more}"
+
+
+def _summary(report: NodeCheck, *, services: bool) -> str:
+    criu = f"CRIU {report.version} ({report.version.source})"
+    if not report.containers and not services:
+        return "no container runs here"
+    parts = [render.count(len(report.containers), "container")]
+    if services:
+        parts.append(render.count(len(report.services), "service"))
+    every = (*report.containers, *report.services)
+    watches = render.count(sum(one.watches for one in every), "watch", "watches")
+    lost = [one for one in every if not one.right]
+    fails = sum(one.fails for one in lost)
+    said = "each keeps all its watches" if not lost else f"{len(lost):,} would not keep all watches"
+    if fails:
+        said += f", {fails:,} of them because the dump fails"
+    return f"{', '.join(parts)}, {watches}, {criu}: {said}"
+
+
+def _document(report: NodeCheck) -> dict[str, Any]:
+    return {
+        "criu": {"version": str(report.version), "source": report.version.source},
+        "right": report.right,
+        "containers": _rows(report.containers),
+        "services": _rows(report.services),
+        "ended": report.ended,
+    }
+
+
+def _rows(checks: Iterable[ContainerCheck]) -> list[dict[str, Any]]:
+    return [
+        {
+            "id": one.info.id,
+            "name": one.info.name,
+            "image": one.info.image,
+            "pod": one.info.pod,
+            "engine": one.info.engine,
+            "cgroup": one.info.cgroup,
+            "pid": one.pid,
+            "watches": one.watches,
+            "verdicts": one.verdicts,
+            "worst": None if one.worst is None else one.worst.verdict,
+            "why": None if one.worst is None else one.worst.why,
+            "advice": None if one.worst is None else one.worst.advice or None,
+            "fails": one.fails,
+            "right": one.right,
+        }
+        for one in checks
+    ]

@@ -1,0 +1,260 @@
+"""Predicts a dump of every container of this machine, without a freeze.
+
+Each container is checked in a child process of its own with a time limit, several at a time: one
+that is slow, hangs or ends does not hold up the others. No task is stopped and nothing is written.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+from collections import Counter
+
+from irmapdb.config import Config
+from irmapdb.criu.check.dump import DumpCheckOptions, check_dump
+from irmapdb.criu.check.verdicts import CriuOutcome, WatchVerdict
+from irmapdb.criu.check.version import criu_version
+from irmapdb.errors import TaskError
+from irmapdb.kernel.proc import tasks
+from irmapdb.kernel.proc.containers import find_containers
+from irmapdb.node.container_info import ContainerInfo, describe_all
+from irmapdb.node.pool import Pool
+from irmapdb.node.services import find_services
+from irmapdb.record import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from irmapdb.criu.check.dump import DumpCheck
+    from irmapdb.criu.check.version import CriuVersion
+    from irmapdb.node.pool import Ended
+
+__all__ = ["ContainerCheck", "NodeCheck", "NodeCheckOptions", "Reason", "check_all"]
+
+_MEMORY_BYTES = 2 << 30
+_DROPPED = "dropped"
+_SEVERITY = (
+    WatchVerdict.FAILS,
+    WatchVerdict.OPTIONS,
+    WatchVerdict.WRONG_PATH,
+    WatchVerdict.UNKNOWN,
+    WatchVerdict.NO_RESTORE,
+    WatchVerdict.SYMLINK,
+    _DROPPED,
+    WatchVerdict.NO_PATH,
+    WatchVerdict.WALK,
+    WatchVerdict.CACHE,
+    WatchVerdict.PATH,
+)
+"""The verdicts, the worst first: a dump that fails, a watch that is lost, a watch that works."""
+
+
+class NodeCheckOptions(Record):
+    """CRIU's options, the same for each container, and the limits."""
+
+    version: CriuVersion | None = None
+    """None: from the criu on PATH."""
+    force_irmap: bool = False
+    scan_paths: tuple[bytes, ...] = ()
+    config: Config = Config()
+    services: bool = False
+    """Whether to check the host's own services too."""
+    patience_s: float = 20.0
+    """The time limit for one container."""
+    workers: int = 0
+    """The number of containers that are checked at a time; 0: one for each CPU."""
+    progress: Callable[[int, int], None] = lambda _done, _total: None
+    """Called with the number of checked containers, and the number of all."""
+
+
+class Reason(Record):
+    """The worst finding about a container."""
+
+    verdict: str
+    """A WatchVerdict, or `dropped` for a mark that CRIU leaves out."""
+    why: str
+    advice: str
+    """What to do; empty if nothing is necessary."""
+
+
+class ContainerCheck(Record):
+    """One container, and the prediction for its watches."""
+
+    info: ContainerInfo
+    pid: int
+    """The root task."""
+    watches: int
+    """The number of watches and marks."""
+    verdicts: dict[str, int]
+    """The number of watches with each verdict, the worst first."""
+    worst: Reason | None
+    """None if it has no watch, and nothing is in the way."""
+    fails: bool
+    """Whether the dump will fail."""
+    right: bool
+    """Whether a restore sets every watch again."""
+
+
+class NodeCheck(Record):
+    """The whole answer."""
+
+    version: CriuVersion
+    containers: tuple[ContainerCheck, ...]
+    """In the order of their ids."""
+    services: tuple[ContainerCheck, ...]
+    """The host's own services that watch a file, if they were asked for."""
+    ended: int
+    """The number of containers and services that ended before they were checked."""
+
+    @property
+    def right(self) -> bool:
+        """Whether a restore sets every watch again."""
+        return all(one.right for one in (*self.containers, *self.services))
+
+
+def check_all(options: NodeCheckOptions) -> NodeCheck:
+    """Predict a dump of every container by CRIU with these options.
+
+    Each container is dumped by itself, into a new directory, so CRIU has no irmap-cache.
+    """
+    version = options.version or criu_version()
+    options = options._replace(version=version)
+    found = find_containers()
+    subjects = [
+        _Subject(info, one.pid, one.starttime)
+        for one, info in zip(found, describe_all(found), strict=True)
+    ]
+    containers = len(subjects)
+    if options.services:
+        subjects += [
+            _Subject(one.info, one.pid, one.starttime)
+            for one in find_services({pid for one in found for pid in one.pids})
+        ]
+    checked = _check_each(subjects, options)
+    return NodeCheck(
+        version,
+        tuple(one for one in checked[:containers] if one is not None),
+        tuple(one for one in checked[containers:] if one is not None),
+        sum(one is None for one in checked),
+    )
+
+
+class _Subject(Record):
+    info: ContainerInfo
+    pid: int
+    starttime: int
+
+
+def _check_each(
+    subjects: Sequence[_Subject], options: NodeCheckOptions
+) -> list[ContainerCheck | None]:
+    # None for what has ended.
+    checked: dict[int, ContainerCheck | None] = {}
+    waiting = iter(enumerate(subjects))
+    workers = options.workers or len(os.sched_getaffinity(0))
+    pool = Pool(_silence)
+    try:
+        while len(checked) < len(subjects):
+            while len(pool) < workers and (following := next(waiting, None)) is not None:
+                _start(pool, *following, options)
+            for ended in _next_ended(pool):
+                subject = subjects[ended.child.key]
+                checked[ended.child.key] = _answer(subject, ended, options)
+                options.progress(len(checked), len(subjects))
+    finally:
+        pool.close()
+    return [checked[index] for index in range(len(subjects))]
+
+
+def _start(pool: Pool, index: int, subject: _Subject, options: NodeCheckOptions) -> None:
+    pool.start(
+        "check",
+        index,
+        lambda: _check(subject, options),
+        limit_s=options.patience_s,
+        memory_bytes=_MEMORY_BYTES,
+    )
+
+
+def _silence(_kind: str) -> None:
+    # A child that hangs in the kernel may outlive us. It must not keep our output open.
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+
+
+def _next_ended(pool: Pool) -> list[Ended]:
+    poll = select.poll()
+    for child in pool:
+        poll.register(child.pipe, select.POLLIN)
+    limit_s = pool.next_limit_s()
+    left_s = 0.0 if limit_s is None else max(0.0, limit_s - time.monotonic())
+    return pool.take({fd for fd, _ in poll.poll(left_s * 1000 + 1)})
+
+
+def _answer(subject: _Subject, ended: Ended, options: NodeCheckOptions) -> ContainerCheck | None:
+    if not _runs(subject):
+        return None
+    if isinstance(ended.result, ContainerCheck):
+        return ended.result
+    is_late = ended.child.killed
+    why = f"not checked within {options.patience_s:g} s" if is_late else ended.why
+    advice = f"run `irmapdb check` for task {subject.pid} alone"
+    reason = Reason(WatchVerdict.UNKNOWN, why, advice)
+    return ContainerCheck(subject.info, subject.pid, 0, {}, reason, fails=False, right=False)
+
+
+def _runs(subject: _Subject) -> bool:
+    try:
+        task = tasks.read_task(subject.pid)
+    except TaskError:
+        return True
+    return task is not None and task.starttime == subject.starttime and task.state not in {"Z", "X"}
+
+
+def _check(subject: _Subject, options: NodeCheckOptions) -> ContainerCheck:
+    report = check_dump(
+        DumpCheckOptions(
+            subject.pid,
+            images_dir=None,
+            version=options.version,
+            force_irmap=options.force_irmap,
+            scan_paths=options.scan_paths,
+            config=options.config,
+        )
+    )
+    reasons = sorted(_reasons(report), key=lambda one: _SEVERITY.index(one.verdict))
+    counts = Counter(str(one.prediction.verdict) for one in report.watches)
+    for mark in report.marks:
+        counts[_mark_verdict(mark.outcome)] += 1
+    return ContainerCheck(
+        info=subject.info,
+        pid=subject.pid,
+        watches=len(report.watches) + len(report.marks),
+        verdicts={str(one): counts[one] for one in _SEVERITY if counts[one]},
+        worst=reasons[0] if reasons else None,
+        fails=report.fails,
+        right=report.right,
+    )
+
+
+def _reasons(report: DumpCheck) -> Iterator[Reason]:
+    for problem in report.problems:
+        verdict = WatchVerdict.FAILS if problem.fatal else WatchVerdict.NO_RESTORE
+        yield Reason(verdict, problem.why, problem.advice)
+    for watch in report.watches:
+        said = watch.prediction
+        yield Reason(said.verdict, said.why, said.advice)
+    for mark in report.marks:
+        yield Reason(_mark_verdict(mark.outcome), mark.why, mark.advice)
+    for denied in report.denied:
+        why = f"{denied.task.name} could not be looked at: {denied.why}"
+        yield Reason(WatchVerdict.UNKNOWN, why, "run check as root")
+
+
+def _mark_verdict(outcome: CriuOutcome) -> str:
+    if outcome is CriuOutcome.FAILS:
+        return WatchVerdict.FAILS
+    return WatchVerdict.PATH if outcome is CriuOutcome.PATH else _DROPPED

@@ -1,0 +1,389 @@
+"""Finds the name, image and pod of a container in the files of its engine, without the engine.
+
+The files are found by the container's id, which is in its cgroup path, and by the engine's monitor,
+the parent of the container's root task: conmon(8) has the bundle in its command line, the shim of
+containerd has it as its working directory. A file counts only if the kernel agrees that it is about
+this very root task: each engine stores the pid.
+
+Sources: config.md of the OCI runtime specification; config.v2.json of docker (moby's
+container/container.go); `overlay-containers/containers.json` of containers/storage, which podman
+and CRI-O use; the bundles of containerd's runtime v2, and the annotations of cri-containerd
+(pkg/cri/annotations) and CRI-O (pkg/annotations); `/run/runc/ID/state.json` of runc(8),
+`/run/crun/ID/status` of crun(1). Seen with podman 4.3.1, containerd 1.6.20 and runc 1.1.5.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+
+from irmapdb.kernel.proc import procfs
+from irmapdb.node.engine_files import parsed
+from irmapdb.record import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from typing import Any, TypeAlias
+
+    from irmapdb.node.engine_files import EngineFiles
+
+__all__ = ["EngineNames", "Monitor", "Subject", "monitor_of", "names_of", "possible_ids"]
+
+_HEX_ID = re.compile(r"(?:^|[-:])([0-9a-f]{64})(?:\.scope)?$")
+_SCOPE = re.compile(
+    r"(?P<engine>libpod|crio|docker|cri-containerd|nerdctl|runc|crun|machine|lxc\.payload)[-.]"
+    r"(?P<id>.+?)(?:\.scope)?$",
+    re.DOTALL,
+)
+_ESCAPED = re.compile(r"\\x([0-9a-f]{2})")
+_INNER = frozenset({"", "..", "container", "init.scope", "payload", "supervisor"})
+_ENGINES = {
+    "libpod": "podman",
+    "libpod_parent": "podman",
+    "crio": "cri-o",
+    "cri-containerd": "containerd",
+    "nerdctl": "containerd",
+    "machine": "systemd-nspawn",
+    "lxc.payload": "lxc",
+    "docker": "docker",
+    "runc": "runc",
+    "crun": "crun",
+}
+_NAMED_BY_CGROUP = frozenset({"machine", "lxc.payload"})
+"""Programs that use the name of a container as the name of its cgroup."""
+
+_MOST_IDS = 8
+_MOST_CHARACTERS = 1024
+_LIST_LIMIT_BYTES = 16 << 20
+_SANDBOX = "POD"
+"""The name of a pod's pause container, as CRI-O and docker have it."""
+
+_GRAPH_ROOTS = ("/var/lib/containers/storage", "/run/containers/storage")
+_DRIVERS = ("overlay", "vfs", "btrfs", "zfs")
+_PIDFILES = "/run/containers/storage"
+_DOCKER_ROOT = "/var/lib/docker"
+_DOCKER_CONFIG = "/etc/docker/daemon.json"
+_CONTAINERD_STATE = (
+    "/run/containerd/io.containerd.runtime.v2.task",
+    "/run/containerd/io.containerd.runtime.v1.linux",
+)
+_RUNC_STATE = "/run/runc"
+_CRUN_STATE = "/run/crun"
+
+
+class EngineNames(Record):
+    """What an engine's files say about a container. Each may be absent."""
+
+    name: str | None = None
+    image: str | None = None
+    pod: str | None = None
+    """NAMESPACE/NAME of the pod in Kubernetes."""
+    engine: str | None = None
+
+
+class Monitor(Record):
+    """The parent of a container's root task, if it is a program of root's engine."""
+
+    program: str
+    """The file name of its executable."""
+    arguments: tuple[str, ...]
+    directory: str
+    """Its working directory."""
+
+    def option(self, *names: str) -> str | None:
+        """The value of an option; None if it is not given."""
+        for name, value in zip(self.arguments, self.arguments[1:], strict=False):
+            if name in names:
+                return value
+        return None
+
+
+class Subject(Record):
+    """A container whose names are wanted."""
+
+    pid: int
+    """Its root task."""
+    starttime: int
+    cgroups: tuple[str, ...]
+    ids: tuple[str, ...]
+    """The ids that it may have, the most likely first."""
+    monitor: Monitor | None
+
+
+def possible_ids(cgroups: tuple[str, ...]) -> tuple[str, ...]:
+    """The ids that a container with these cgroups may have for its engine."""
+    found: list[str] = []
+    for path in cgroups:
+        parts = [part for part in path.split("/") if part not in _INNER]
+        found += [match[1] for part in parts if (match := _HEX_ID.search(part))][:1]
+        for part in reversed(parts):
+            scope = _SCOPE.match(part)
+            if scope is not None:
+                found.append(_unescaped(scope["id"]))
+            found.append(_unescaped(part.removesuffix(".scope").rpartition(":")[2]))
+    return tuple(dict.fromkeys(found))[:_MOST_IDS]
+
+
+def monitor_of(ppid: int) -> Monitor | None:
+    """The monitor with this pid; None if it is gone, or no program of root."""
+    place = f"{procfs.ROOT}/{ppid}"
+    try:
+        if os.stat(place).st_uid not in {0, os.geteuid()}:
+            return None
+        program = os.path.basename(os.readlink(f"{place}/exe")).removesuffix(" (deleted)")
+        if program != "conmon" and not program.startswith("containerd-shim"):
+            return None
+        words = procfs.read_file(f"{place}/cmdline").split(b"\0")
+        directory = os.readlink(f"{place}/cwd")
+    except OSError:
+        return None
+    return Monitor(program, tuple(map(os.fsdecode, words)), directory)
+
+
+def names_of(subject: Subject, files: EngineFiles) -> EngineNames:
+    """The names of a container: those of the first engine that has it."""
+    for ask in (_docker, _storage, _containerd, _runc, _crun):
+        found = ask(subject, files)
+        if found is not None:
+            return found
+    return _by_cgroup(subject)
+
+
+# --- docker ---------------------------------------------------------------------------------------
+
+
+def _docker(subject: Subject, files: EngineFiles) -> EngineNames | None:
+    own = files.once("docker", lambda: _field(files.document(_DOCKER_CONFIG), "data-root"))
+    for root in dict.fromkeys(filter(None, (own, _DOCKER_ROOT))):
+        for id_ in subject.ids:
+            if not _is_file_name(id_):
+                continue
+            found = files.document(f"{root}/containers/{id_}/config.v2.json")
+            if _field(found, "State", "Pid", kind=int) != subject.pid:
+                continue
+            labels = _field(found, "Config", "Labels", kind=dict) or {}
+            name = _text(labels.get("io.kubernetes.container.name"))
+            return EngineNames(
+                name or (_field(found, "Name") or "").removeprefix("/") or None,
+                _field(found, "Config", "Image"),
+                _pod(labels),
+                "docker",
+            )
+    return None
+
+
+# --- containers/storage: podman and CRI-O ---------------------------------------------------------
+
+
+def _storage(subject: Subject, files: EngineFiles) -> EngineNames | None:
+    for id_, bundle in _storage_bundles(subject, files):
+        config = files.document(f"{bundle}/config.json")
+        annotations = _field(config, "annotations", kind=dict) or {}
+        listed = _storage_list(os.path.dirname(os.path.dirname(bundle)), files).get(id_)
+        if config is None and listed is None:
+            continue
+        names = _annotated(annotations)
+        is_crio = annotations.get("io.container.manager") == "cri-o" or names.pod is not None
+        more = listed or EngineNames()
+        return EngineNames(
+            names.name or more.name,
+            names.image or more.image,
+            names.pod,
+            "cri-o" if is_crio else "podman",
+        )
+    return None
+
+
+def _storage_bundles(subject: Subject, files: EngineFiles) -> Iterator[tuple[str, str]]:
+    # Each possible bundle, `…/overlay-containers/ID/userdata`, with the id.
+    monitor = subject.monitor
+    if monitor is not None and monitor.program == "conmon":
+        bundle = os.path.normpath(monitor.option("-b", "--bundle") or "")
+        id_ = os.path.basename(os.path.dirname(bundle))
+        if id_ in subject.ids and id_ == monitor.option("-c", "--cid"):
+            yield id_, bundle
+    for id_ in filter(_is_file_name, subject.ids):
+        for driver in _DRIVERS:
+            below = f"{driver}-containers/{id_}/userdata"
+            if files.number(f"{_PIDFILES}/{below}/pidfile") == subject.pid:
+                yield from ((id_, f"{root}/{below}") for root in _GRAPH_ROOTS)
+
+
+def _storage_list(directory: str, files: EngineFiles) -> dict[str, EngineNames]:
+    return files.once(directory, lambda: _read_storage_list(directory, files))
+
+
+def _read_storage_list(directory: str, files: EngineFiles) -> dict[str, EngineNames]:
+    found: dict[str, EngineNames] = {}
+    for name in ("volatile-containers.json", "containers.json"):
+        listed = files.document(f"{directory}/{name}", limit_bytes=_LIST_LIMIT_BYTES)
+        for one in listed if isinstance(listed, list) else ():
+            id_ = _field(one, "id")
+            if id_ is None:
+                continue
+            names = _field(one, "names", kind=list) or [None]
+            about = parsed(str(one.get("metadata", "")))
+            found[id_] = EngineNames(_text(names[0]), _field(about, "image-name"), None, None)
+    return found
+
+
+# --- containerd -----------------------------------------------------------------------------------
+
+
+def _containerd(subject: Subject, files: EngineFiles) -> EngineNames | None:
+    for bundle in _containerd_bundles(subject, files):
+        if files.number(f"{bundle}/init.pid") != subject.pid:
+            continue
+        namespace, id_ = bundle.split("/")[-2:]
+        if namespace == "moby":
+            return EngineNames(engine="docker")
+        config = files.document(f"{bundle}/config.json")
+        names = _annotated(_field(config, "annotations", kind=dict) or {})
+        return names._replace(name=names.name or _chosen(id_), engine="containerd")
+    return None
+
+
+def _containerd_bundles(subject: Subject, files: EngineFiles) -> Iterator[str]:
+    ids = [one for one in subject.ids if _is_file_name(one)]
+    monitor = subject.monitor
+    if monitor is not None and monitor.program != "conmon" and monitor.directory.startswith("/"):
+        # The shim of a pod has all its containers, and the bundle of the first is its directory.
+        above = os.path.dirname(monitor.directory)
+        yield from (f"{above}/{id_}" for id_ in ids)
+        yield monitor.directory
+    for state in _CONTAINERD_STATE:
+        for namespace in files.once(state, functools.partial(files.names, state)):
+            yield from (f"{state}/{namespace}/{id_}" for id_ in ids)
+
+
+# --- runc and crun without an engine --------------------------------------------------------------
+
+
+class _State(Record):
+    """A container as a runtime's state has it."""
+
+    id: str
+    bundle: str | None
+
+
+_States: TypeAlias = dict[tuple[int, int], _State]
+"""By the pid and start time of the root task."""
+
+
+def _runc(subject: Subject, files: EngineFiles) -> EngineNames | None:
+    states = files.once(_RUNC_STATE, lambda: _runc_states(files))
+    return _by_state(subject, states, "runc", files)
+
+
+def _runc_states(files: EngineFiles) -> _States:
+    found: _States = {}
+    for id_ in files.names(_RUNC_STATE):
+        state = files.document(f"{_RUNC_STATE}/{id_}/state.json")
+        pid = _field(state, "init_process_pid", kind=int)
+        starttime = _field(state, "init_process_start", kind=int)
+        labels = _field(state, "config", "labels", kind=list) or []
+        bundles = [one[7:] for one in labels if isinstance(one, str) and one.startswith("bundle=")]
+        if pid is not None and starttime is not None:
+            found[pid, starttime] = _State(id_, bundles[0] if bundles else None)
+    return found
+
+
+def _crun(subject: Subject, files: EngineFiles) -> EngineNames | None:
+    states = files.once(_CRUN_STATE, lambda: _crun_states(files))
+    return _by_state(subject, states, "crun", files)
+
+
+def _crun_states(files: EngineFiles) -> _States:
+    found: _States = {}
+    for id_ in files.names(_CRUN_STATE):
+        status = files.document(f"{_CRUN_STATE}/{id_}/status")
+        pid = _field(status, "pid", kind=int)
+        starttime = _field(status, "process-start-time", kind=int)
+        if pid is not None and starttime is not None:
+            found[pid, starttime] = _State(id_, _field(status, "bundle"))
+    return found
+
+
+def _by_state(
+    subject: Subject, states: _States, engine: str, files: EngineFiles
+) -> EngineNames | None:
+    found = states.get((subject.pid, subject.starttime))
+    if found is None:
+        return None
+    config = files.document(f"{found.bundle}/config.json") if found.bundle else None
+    names = _annotated(_field(config, "annotations", kind=dict) or {})
+    return names._replace(name=names.name or _text(found.id), engine=engine)
+
+
+# --- no file --------------------------------------------------------------------------------------
+
+
+def _by_cgroup(subject: Subject) -> EngineNames:
+    for path in subject.cgroups:
+        for part in reversed(path.split("/")):
+            scope = _SCOPE.match(part)
+            word = part if scope is None else scope["engine"]
+            if word in _ENGINES:
+                is_named = scope is not None and word in _NAMED_BY_CGROUP
+                name = _text(_unescaped(scope["id"])) if scope is not None and is_named else None
+                return EngineNames(name, None, None, _ENGINES[word])
+    return EngineNames()
+
+
+# --- parts ----------------------------------------------------------------------------------------
+
+
+def _annotated(annotations: Mapping[str, Any]) -> EngineNames:
+    # The annotations of an OCI config.json, as Kubernetes' engines and nerdctl set them.
+    def first(*keys: str) -> str | None:
+        return next(filter(None, (_text(annotations.get(key)) for key in keys)), None)
+
+    kind = first("io.kubernetes.cri.container-type", "io.kubernetes.cri-o.ContainerType")
+    name = first("io.kubernetes.cri.container-name", "io.kubernetes.container.name", "nerdctl/name")
+    image = first("io.kubernetes.cri.image-name", "io.kubernetes.cri-o.ImageName")
+    return EngineNames(_SANDBOX if kind == "sandbox" else name, image, _pod(annotations), None)
+
+
+def _pod(annotations: Mapping[str, Any]) -> str | None:
+    # What the engine itself wrote comes before the labels, which the user of a pod may set.
+    for space, name in (
+        ("io.kubernetes.cri.sandbox-namespace", "io.kubernetes.cri.sandbox-name"),
+        ("io.kubernetes.cri-o.Namespace", "io.kubernetes.cri-o.KubeName"),
+        ("io.kubernetes.pod.namespace", "io.kubernetes.pod.name"),
+    ):
+        parts = _text(annotations.get(space)), _text(annotations.get(name))
+        if parts[0] and parts[1]:
+            return f"{parts[0]}/{parts[1]}"
+    return None
+
+
+def _field(document: Any, *keys: str, kind: type = str) -> Any:  # noqa: ANN401 JSON of others
+    # A value of this kind below the keys; None if there is none.
+    for key in keys:
+        document = document.get(key) if isinstance(document, dict) else None
+    if kind is str:
+        return _text(document)
+    return document if isinstance(document, kind) and not isinstance(document, bool) else None
+
+
+def _text(value: object) -> str | None:
+    # Of a length that people can read; JSON may have halves of surrogate pairs.
+    if not isinstance(value, str) or not 0 < len(value) <= _MOST_CHARACTERS:
+        return None
+    return value.encode("utf-8", "replace").decode("utf-8")
+
+
+def _chosen(id_: str) -> str | None:
+    # An id that a person has chosen, and no digest.
+    return None if re.fullmatch("[0-9a-f]{64}", id_) else _text(id_)
+
+
+def _is_file_name(id_: str) -> bool:
+    return id_ not in {"", ".", ".."} and "/" not in id_ and "\0" not in id_
+
+
+def _unescaped(text: str) -> str:
+    # The name of a systemd unit: systemd-escape(1).
+    return _ESCAPED.sub(lambda found: chr(int(found[1], 16)), text)

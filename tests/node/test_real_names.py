@@ -1,0 +1,78 @@
+"""The names of containers that podman, containerd and runc have started."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from typing import TYPE_CHECKING
+
+from irmapdb.kernel.proc.containers import find_containers
+from irmapdb.node.container_info import container_of_task, describe, describe_all, find_container
+from tests.support.cli import irmapdb
+from tests.support.containerd import ContainerdDaemon, ContainerdTask
+from tests.support.features import require_program
+from tests.support.podman import PodmanContainer
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from irmapdb.node.container_info import ContainerInfo
+    from tests.node.conftest import Node
+    from tests.support.watcher import Task
+
+
+def _info(task: Task) -> ContainerInfo:
+    container = container_of_task(task.pid)
+    assert container is not None
+    assert container in find_containers()
+    return describe(container)
+
+
+def test_podman(tmp_path: Path) -> None:
+    require_program("runc")
+    require_program("podman")
+    with PodmanContainer(tmp_path / "podman") as container:
+        info = _info(container)
+        assert (info.name, info.engine) == (container.name, "podman")
+        assert info.image == "localhost/irmapdb-test:1"
+        assert info.id == container._inspect("{{.Id}}")
+        assert info.id in info.cgroup
+        assert find_container(container.name).pid == container.pid
+        assert find_container(info.id[:12]).pid == container.pid
+        done = irmapdb("ps", "--container", container.name, "--json")
+        assert done.code == 0, done.err
+
+
+def test_containerd(tmp_path: Path) -> None:
+    require_program("runc")
+    require_program("containerd")
+    with (
+        ContainerdDaemon(tmp_path / "containerd") as daemon,
+        ContainerdTask(daemon, tmp_path / "task") as task,
+    ):
+        info = _info(task)
+        assert (info.name, info.engine) == (task.container.id, "containerd")
+        assert find_container(task.container.id).pid == task.pid
+
+
+def test_runc(node: Node, tmp_path: Path) -> None:
+    """runc with its state in another directory is known by its cgroup alone."""
+    container = node.container()
+    info = _info(container)
+    assert (info.id, info.name, info.engine) == (container.id, None, None)
+    assert find_container(container.id[:-3]).pid == container.pid
+    (shown,) = describe_all([c for c in find_containers() if c.pid == container.pid])
+    assert shown == info
+
+
+def test_runc_with_its_own_state(node: Node) -> None:
+    """A container that a person starts with `runc run`, in a cgroup that does not tell its id."""
+    container = node.container()
+    state = container._directory / "state" / container.id
+    place = f"/run/runc/name-of-{os.getpid()}"
+    subprocess.run(["cp", "-r", state, place], check=True)
+    try:
+        info = _info(container)
+        assert (info.name, info.engine) == (os.path.basename(place), "runc")
+    finally:
+        subprocess.run(["rm", "-r", place], check=True)
