@@ -39,6 +39,10 @@ def _print(report: NodeCheck, *, services: bool) -> None:
         _print_advice(rows)
     if report.ended:
         render.say(f"{render.count(report.ended, 'container')} ended before the check")
+    if not report.version.is_known:
+        render.print_line(
+            f"note: CRIU {report.version} may do otherwise: this was learnt from CRIU 4.1.1 to 4.3"
+        )
     render.print_line(_summary(report, services=services))
 
 

@@ -68,16 +68,23 @@ def _has_watch(pid: int) -> bool:
 
 
 def _cgroup(pid: int) -> str:
-    # The longest of its paths, one for each hierarchy.
+    # The one that names a unit; systemd's own hierarchies first.
     try:
-        lines = procfs.read_file(f"{procfs.ROOT}/{pid}/cgroup").split(b"\n")
+        lines = procfs.read_file(f"{procfs.ROOT}/{pid}/cgroup").split(b"\n")[:-1]
     except OSError:
         return ""
-    return max((os.fsdecode(line.split(b":", 2)[-1]) for line in lines), key=len)
+    fields = [os.fsdecode(line).split(":", 2) for line in lines]
+    paths = {hierarchy: path for _, hierarchy, path in fields}
+    ordered = [paths.pop(one, "") for one in ("", "name=systemd")] + [*paths.values()]
+    return next(filter(_unit, ordered), max(ordered, key=len))
+
+
+def _unit(cgroup: str) -> str | None:
+    return next((one for one in reversed(cgroup.split("/")) if one.endswith(_UNITS)), None)
 
 
 def _info(top: Task, cgroup: str) -> ContainerInfo:
-    unit = next((one for one in reversed(cgroup.split("/")) if one.endswith(_UNITS)), None)
+    unit = _unit(cgroup)
     name = os.fsdecode(top.comm) if unit is None else unit
     id_ = cgroup.lstrip("/") or f"task {top.pid}"
     return ContainerInfo(id_, name, None, None, None if unit is None else "systemd", cgroup)
