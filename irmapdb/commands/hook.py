@@ -14,6 +14,7 @@ from irmapdb.commands import render
 from irmapdb.commands.exit import end_with_findings
 from irmapdb.commands.options import (
     AsJson,
+    ConfigFile,
     ContainerName,
     CriuWorkDir,
     ImagesDir,
@@ -67,6 +68,17 @@ def hook(
     criu_dir: Annotated[
         Path, typer.Option(readable=False, metavar="DIR", help="Directory of CRIU's configuration.")
     ] = Path("/etc/criu"),
+    status: Annotated[
+        bool, typer.Option("--status", help="Show whether the hook works, and how to mend it.")
+    ] = False,
+    try_: Annotated[
+        bool, typer.Option("--try", help="Checkpoint and restore a small process of our own.")
+    ] = False,
+    run_dir: Annotated[
+        Path,
+        typer.Option(readable=False, metavar="DIR", help="Directory of the service's files."),
+    ] = Path("/run/irmapdb"),
+    config: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Make CRIU run irmapdb before every dump, or run that step now.
@@ -76,10 +88,18 @@ def hook(
     to `irmapdb.log` in the work dir, and never fails the dump. `[hook]` in `/etc/irmapdb.toml` has
     its settings.
 
+    --status looks at the engines of this machine, CRIU, the script, the service and the last runs.
+    It prints the command that mends each fault, and exits with 3 if there is one. --try dumps and
+    restores a process with a watch on an overlay, in a mount namespace of its own.
+
     Examples:
         irmapdb hook --install runc
 
         irmapdb hook --print podman
+
+        irmapdb hook --status
+
+        irmapdb hook --try
 
         criu dump -t 4711 -D img --action-script /usr/local/libexec/irmapdb/irmapdb-hook
 
@@ -88,30 +108,82 @@ def hook(
     """
     from irmapdb.criu import config_files
 
-    wanted = [one for one in (install, uninstall, print_) if one is not None]
+    wanted = [one for one in (install, uninstall, print_, status or None, try_ or None) if one]
     if len(wanted) > 1 or (wanted and (pid is not None or container is not None)):
-        message = "--install, --uninstall, --print, -t and --container do not go together"
+        message = (
+            "--install, --uninstall, --print, --status, --try, -t and --container do not go"
+            " together"
+        )
         raise UsageError(message, advice="give one of them")
     if as_json and not wanted:
-        message = "--json goes with --install, --uninstall or --print"
+        message = "--json goes with --install, --uninstall, --print, --status or --try"
         raise UsageError(message, advice="`irmapdb pre-dump --json` tells of each watch")
-    if install is not None:
+    if status:
+        _show_status(_called(script), Path(os.path.abspath(criu_dir)), run_dir, config, as_json)
+    elif try_:
+        _try(_called(script), Path(os.path.abspath(criu_dir)), as_json=as_json)
+    elif install is not None:
         called = _install(config_files.Runtime(install), script, criu_dir, as_json=as_json)
         _say_who_calls(called, install, as_json=as_json)
     elif uninstall is not None:
         _uninstall(config_files.Runtime(uninstall), script, criu_dir, as_json=as_json)
     elif print_ is not None:
-        line = config_files.line_for(_called(script), [config_files.Runtime(print_)])
-        files = config_files.of_runtime(config_files.Runtime(print_), criu_dir)
-        if as_json:
-            render.print_json([{"file": str(file), "line": line} for file in files])
-            return
-        for file in files:
-            render.say(f"in {render.shown(file)}:")
-            typer.echo(line)
-        _tell_of_crun(print_)
+        _print_line(config_files.Runtime(print_), script, criu_dir, as_json=as_json)
     else:
         raise typer.Exit(_attend(root_task_if_given(pid, container), images_dir, work_dir))
+
+
+def _print_line(
+    runtime: config_files.Runtime, script: Path | None, criu_dir: Path, *, as_json: bool
+) -> None:
+    from irmapdb.criu import config_files
+
+    line = config_files.line_for(_called(script), [runtime])
+    files = config_files.of_runtime(runtime, criu_dir)
+    if as_json:
+        render.print_json([{"file": str(file), "line": line} for file in files])
+        return
+    for file in files:
+        render.say(f"in {render.shown(file)}:")
+        typer.echo(line)
+    _tell_of_crun(runtime.value)
+
+
+def _show_status(
+    script: Path, criu_dir: Path, run_dir: Path, config: Path | None, as_json: bool
+) -> None:
+    from irmapdb.commands import hook_status
+    from irmapdb.node.doctor import examine
+    from irmapdb.node.service_faults import DoctorOptions
+
+    _require_root("--status")
+    run = Path(os.path.abspath(run_dir))
+    options = DoctorOptions(criu_dir=criu_dir, script=script, run=run, config=config)
+    diagnosis = examine(options)
+    if as_json:
+        render.print_json(hook_status.status_json(diagnosis))
+    else:
+        hook_status.print_status(diagnosis)
+    end_with_findings(diagnosis.findings)
+
+
+def _try(script: Path, criu_dir: Path, *, as_json: bool) -> None:
+    from irmapdb.commands import hook_status
+    from irmapdb.criu.trial import TrialOptions, try_checkpoint
+
+    _require_root("--try")
+    result = try_checkpoint(TrialOptions(criu_dir, script))
+    if as_json:
+        render.print_json(hook_status.trial_json(result))
+    else:
+        hook_status.print_trial(result)
+    end_with_findings(not result.passed)
+
+
+def _require_root(option: str) -> None:
+    if os.geteuid() != 0:
+        message = f"{option} reads files of root and starts CRIU"
+        raise FileError(message, advice="run it as root")
 
 
 def _attend(pid: int | None, images_dir: Path, work_dir: Path | None) -> int:

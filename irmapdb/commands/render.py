@@ -48,6 +48,7 @@ __all__ = [
     "print_line",
     "print_table",
     "print_text",
+    "print_unwrapped",
     "printable",
     "printable_text",
     "say",
@@ -213,6 +214,11 @@ def print_line(text: str) -> None:
     if width is not None:
         lines = [line for one in lines for line in wrap(one, width)]
     typer.echo("\n".join(lines))
+
+
+def print_unwrapped(text: str) -> None:
+    """A line on stdout that can be copied: it has no line break of ours."""
+    typer.echo(text)
 
 
 def _terminal_width() -> int | None:

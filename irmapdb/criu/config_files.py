@@ -36,6 +36,8 @@ __all__ = [
     "install",
     "line_for",
     "of_runtime",
+    "our_scripts",
+    "read_by",
     "uninstall",
 ]
 
@@ -100,6 +102,25 @@ def of_runtime(runtime: Runtime, directory: Path = DIRECTORY) -> tuple[Path, ...
             return (crun,) if crun.exists() or not runc.exists() else (runc,)
         case Runtime.PODMAN:
             return (runc, crun) if crun.exists() else (runc,)
+
+
+def read_by(runtime: Runtime, directory: Path = DIRECTORY) -> tuple[Path, ...]:
+    """The files that CRIU reads under this runtime. The first is `default.conf`, in any case."""
+    default = directory / "default.conf"
+    if runtime is Runtime.CRIU:
+        return (default,)
+    return (default, *of_runtime(runtime, directory))
+
+
+def our_scripts(file: Path, own: Path | None = None) -> tuple[Path, ...]:
+    """The hook's scripts in a file, in its order; () if the file is missing. FileError.
+
+    `own`: a script that counts as ours with any name.
+    """
+    text = files.read_if_there(file, limit_bytes=_LIMIT_BYTES) or b""
+    name = b"" if own is None else os.fsencode(own)
+    found = (_script(line) for line in text.split(b"\n") if _is_ours(line, name))
+    return tuple(dict.fromkeys(Path(os.fsdecode(script)) for script in found))
 
 
 def line_for(hook: Path, runtimes: Iterable[Runtime] = ()) -> str:

@@ -21,6 +21,11 @@ import stat
 import sys
 import time
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from irmapdb.criu.hook_job import Done
+    from irmapdb.criu.hook_runs import Outcome
+
 __all__ = ["LOG_NAME", "SCRIPT_VARIABLE", "STRICT_EXIT_CODE", "attend", "execute", "main"]
 
 SCRIPT_VARIABLE = "IRMAPDB_HOOK_SCRIPT"
@@ -76,6 +81,7 @@ def _main() -> int:
         text = f"not done: {kind}{error}"
         _say(text)
         _log(_open_log(), text)
+        _note_run(text)
         return int(_is_strict())
 
 
@@ -120,6 +126,7 @@ def attend(pid: int, images: str, *, until_stored: bool = False) -> int:
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
         told["say"] = f"not done: the worker {ended or how}"
         _log(log_fd, told["say"])
+        _note_run(told["say"], pid, time.monotonic() - started_s)
         code = code or 1
     seen = ""
     if code != 0 and log_fd is not None:
@@ -210,20 +217,33 @@ def _serve(pid: int, images: str, started_s: float, tell_fd: int, log_fd: int | 
     _tell(tell_fd, "budget", str(hook.timeout_s))
     _tell(tell_fd, "strict", str(int(hook.strict)))
 
-    from irmapdb.criu.hook_job import Done, Job, serve
+    from irmapdb.criu.hook_job import Job, serve
 
     gc.freeze()
     gc.enable()
 
+    work = os.getcwdb()
+    took_s = 0.0
+
     def answer(done: Done) -> None:
+        nonlocal took_s
+        took_s = time.monotonic() - started_s
         found = [*problems, *done.problems]
         for line in (*found, *done.notes, done.summary):
             _log(log_fd, line)
         _tell(tell_fd, "say", done.summary)
         _tell(tell_fd, "code", str(int(bool(found) or not done.fresh)))
 
+    def note(done: Done) -> None:
+        incomplete = problems or done.problems
+        outcome: Outcome = "incomplete" if incomplete else "done"
+        if not done.fresh:
+            outcome = "failed"
+        _note_run(done.summary, pid, took_s, outcome, work, done)
+
     def too_late(done: Done) -> None:
         answer(done)
+        note(done)
         os._exit(0)
 
     served = serve(
@@ -240,9 +260,11 @@ def _serve(pid: int, images: str, started_s: float, tell_fd: int, log_fd: int | 
     )
     answer(served.done)
     if not served.done.fresh:
+        note(served.done)
         return 0
     _tell(tell_fd, "answered", "")
     _go_on_alone()
+    note(served.done)
     for line in served.keep():
         _log(log_fd, line)
     return 0
@@ -268,6 +290,31 @@ def _go_on_alone() -> None:
         if hard == resource.RLIM_INFINITY or hard > most:
             resource.setrlimit(kind, (most, most))
     os.nice(_ALONE_NICE)
+
+
+def _note_run(
+    text: str,
+    pid: int | None = None,
+    took_s: float | None = None,
+    outcome: Outcome = "failed",
+    work: bytes = b"",
+    done: Done | None = None,
+) -> None:
+    # For `irmapdb hook --status`. CRIU has its answer already, or gets none.
+    try:
+        from irmapdb.criu.hook_runs import HookRun, append_run
+        from irmapdb.kernel.proc.containers import container_of
+
+        name = None if pid is None else container_of(pid)
+        container = "" if name is None else name.id
+        paused = done is not None and done.paused
+        numbers = (None, None) if done is None else (done.watches, done.resolved)
+        run = HookRun(
+            time.time(), "hook", outcome, took_s, paused, *numbers, pid, container, work, text
+        )
+        append_run(os.fsencode(_MEMORY), run)
+    except Exception:  # noqa: BLE001 only this line is missing then
+        return
 
 
 def _is_deaf(tell_fd: int) -> bool:

@@ -80,6 +80,11 @@ class Done(Record):
     problems: tuple[str, ...]
     notes: tuple[str, ...]
     summary: str
+    paused: bool = False
+    """Whether the tasks are paused."""
+    watches: int | None = None
+    """None: they were not read."""
+    resolved: int | None = None
 
 
 class Served(Record):
@@ -140,7 +145,13 @@ def _serve(state: _State) -> Served:
             again = _make_way(state, error)
     _take_over(state)
     *before, last = _lines(state.problems)
-    done = Done(fresh=False, problems=tuple(before), notes=(), summary=f"not done: {last}")
+    done = Done(
+        fresh=False,
+        problems=tuple(before),
+        notes=(),
+        summary=f"not done: {last}",
+        paused=bool(state.pause),
+    )
     return Served(done, tuple)
 
 
@@ -284,7 +295,13 @@ def _watch_the_time(state: _State) -> None:
     text = f"the limit of {state.budget_s:g} s was reached while the search went on"
     if state.survey is None:
         state.job.too_late(
-            Done(fresh=False, problems=(text,), notes=(), summary=f"not done: {text}")
+            Done(
+                fresh=False,
+                problems=(text,),
+                notes=(),
+                summary=f"not done: {text}",
+                paused=bool(state.pause),
+            )
         )
         return
     try:
@@ -296,7 +313,17 @@ def _watch_the_time(state: _State) -> None:
         f"; {text}"
     )
     problems = (*_lines(state.problems), text)
-    state.job.too_late(Done(fresh=True, problems=problems, notes=(), summary=summary))
+    state.job.too_late(
+        Done(
+            fresh=True,
+            problems=problems,
+            notes=(),
+            summary=summary,
+            paused=bool(state.pause),
+            watches=state.survey.watches,
+            resolved=min(len(entries), state.survey.watches),
+        )
+    )
 
 
 # --- the old irmap-cache --------------------------------------------------------------------------
@@ -409,7 +436,15 @@ def _done(state: _State, found: Findings, kept: list[CacheEntry]) -> Done:
         if row.is_dropped
     ]
     notes = [*dict.fromkeys(state.warnings), *dropped[:_NOTES], *notes]
-    return Done(fresh=True, problems=_lines(state.problems), notes=_lines(notes), summary=summary)
+    return Done(
+        fresh=True,
+        problems=_lines(state.problems),
+        notes=_lines(notes),
+        summary=summary,
+        paused=bool(state.pause),
+        watches=stats.watches,
+        resolved=stats.resolved,
+    )
 
 
 def _plural(watches: int) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 from irmapdb import config, files
 from irmapdb.errors import FileError
 from irmapdb.model import printable
+from irmapdb.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,9 +29,11 @@ if TYPE_CHECKING:
 __all__ = [
     "RUN_DIRECTORY",
     "SCRIPT_PATH",
+    "InstalledScript",
     "check_parents",
     "find_python",
     "is_script",
+    "read_script",
     "release_script",
     "script_text",
     "write_script",
@@ -46,6 +49,21 @@ _TEMPLATE = Path(__file__).with_name("irmapdb-hook.sh")
 _LIMIT_BYTES = 1 << 20
 _SECOND_LINE = b"# irmapdb-hook: CRIU executes this file"
 _USER = b"# called from: "
+_VALUES = (b"program", b"python", b"packages", b"config", b"run")
+
+
+class InstalledScript(Record):
+    """The values in an installed script. Each is b"" if the script has no such line."""
+
+    program: bytes
+    python: bytes
+    """b"" if the script starts `program` itself."""
+    packages: bytes
+    """The directories for sys.path, with `:` between them."""
+    config: bytes
+    run: bytes
+    is_unchanged: bool
+    """Whether the text is the one that this irmapdb writes for these values."""
 
 
 def script_text(
@@ -61,7 +79,6 @@ def script_text(
     `python` is the interpreter of that environment, if it runs now. The script starts it directly,
     as long as this package stays at its present place.
     """
-    text = _TEMPLATE.read_bytes()
     values: dict[bytes, str | AnyPath] = {
         b"program": program,
         b"python": python or "",
@@ -69,8 +86,28 @@ def script_text(
         b"config": config_file,
         b"run": run,
     }
+    return _filled({name: os.fsencode(value) for name, value in values.items()}, config_files)
+
+
+def read_script(path: Path) -> InstalledScript | None:
+    """The script at a path; None if the regular file there is no script of ours. FileError."""
+    text = files.read_if_there(path, limit_bytes=_LIMIT_BYTES)
+    if text is None or not is_script(path):
+        return None
+    values = {}
+    for line in text.split(b"\n"):
+        name, equals, quoted = line.partition(b"=")
+        if equals and name in _VALUES and name not in values:
+            values[name] = quoted[1:-1].replace(b"'\\''", b"'")
+    is_unchanged = _filled(values, _users(path)) == text
+    program, python, packages, config_file, run = (values.get(name, b"") for name in _VALUES)
+    return InstalledScript(program, python, packages, config_file, run, is_unchanged)
+
+
+def _filled(values: dict[bytes, bytes], config_files: Iterable[Path]) -> bytes:
+    text = _TEMPLATE.read_bytes()
     for name, value in values.items():
-        text = text.replace(b"=@%b@\n" % name, b"=%b\n" % _quoted(os.fsencode(value)), 1)
+        text = text.replace(b"=@%b@\n" % name, b"=%b\n" % _quoted(value), 1)
     first, second, rest = text.split(b"\n", 2)
     users = [_USER + os.fsencode(file) for file in sorted(set(config_files)) if _is_plain(file)]
     return b"\n".join((first, second, *users, rest))

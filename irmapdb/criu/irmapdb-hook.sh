@@ -162,6 +162,16 @@ is_strict() {
 	return $found
 }
 
+# A line for `irmapdb hook --status`, if neither the service nor $program wrote one: the outcome $1
+# and the text $2. irmapdb/criu/hook_runs.py describes it.
+record() {
+	[ -d "$run" ] || mkdir -m 700 "$run"
+	[ -z "$(find "$run/hook.log" -size +1024k)" ] || mv -f "$run/hook.log" "$run/hook.log.old"
+	[ -n "${now:-}" ] || read -r now _ </proc/uptime
+	printf '1\tup:%s\tscript\t%s\t-\t0\t-\t-\t%s\t-\t-\t%s\n' \
+		"${now%%.*}" "$1" "${init:--}" "$2" >>"$run/hook.log"
+} 2>/dev/null
+
 end() {
 	remember
 	[ "$1" -eq 0 ] || exit 1
@@ -170,6 +180,7 @@ end() {
 
 fail() {
 	say "not done: $1"
+	record failed "not done: $1"
 	is_strict
 	end $((! $?))
 }
@@ -187,7 +198,9 @@ if is_number "$init"; then
 		;;
 	2)
 		if place_image "$init"; then
-			say "the service did not reply in $wait_s s: the image that it proved last is used"
+			set -- "the service did not reply in $wait_s s: the image that it proved last is used"
+			say "$1"
+			record 'last image' "$1"
 			end 0
 		fi
 		;;

@@ -23,6 +23,7 @@ from irmapdb.checkpoint import criu_cache
 from irmapdb.checkpoint.work_dir import CACHE_NAME
 from irmapdb.errors import FileError, ImageError, IrmapError, TaskError
 from irmapdb.image.cache import decode_cache, encode_cache
+from irmapdb.kernel.freeze.pause import find_pause
 from irmapdb.kernel.proc import tasks
 from irmapdb.kernel.proc.survey import read_survey
 from irmapdb.kernel.root import open_root
@@ -91,6 +92,12 @@ class Reply(Record):
     text: str
     changed: bool = False
     """Whether a remembered path was wrong, so that the service must read the container again."""
+    took_s: float = 0.0
+    paused: bool = False
+    """Whether the tasks were paused at the reply."""
+    watches: int | None = None
+    """None: they were not read."""
+    resolved: int | None = None
 
 
 class Confirmed(Record):
@@ -210,6 +217,8 @@ def answer(
         if not told:
             told.append(reply)
             tell(reply)
+            took_s = time.monotonic() - begun_s
+            told[0] = reply._replace(took_s=took_s, paused=bool(find_pause(request.pid)))
 
     try:
         with open_work_dir(request, kept.container.pids) as work:
@@ -243,7 +252,7 @@ def _reply(found: Confirmed, begun_s: float) -> Reply:
     )
     if found.resolved < found.watches:
         text += f"; {found.watches - found.resolved} without a path"
-    return Reply(DONE, text)
+    return Reply(DONE, text, watches=found.watches, resolved=found.resolved)
 
 
 def _has_more(cache: Path, missing: Collection[InodeKey]) -> bool:

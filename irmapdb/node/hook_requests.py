@@ -8,8 +8,10 @@ import time
 from collections import Counter
 
 from irmapdb import collector
+from irmapdb.criu.hook_runs import HookRun, append_run
+from irmapdb.errors import FileError
 from irmapdb.log import Log
-from irmapdb.node.answer import NOT_SERVED, Reply, Request, answer, parse_request, send
+from irmapdb.node.answer import DONE, NOT_SERVED, Reply, Request, answer, parse_request, send
 from irmapdb.node.spare import Spare
 from irmapdb.node.state import ANSWER, SPARE
 from irmapdb.node.whole_search import search
@@ -127,8 +129,33 @@ class HookRequests:
             send(self._state.run, request.reply, reply)
         _log.info("task %d: %d %s", request.pid, reply.code, reply.text)
         self.answers[reply.code] += 1
+        if reply.code == DONE:
+            self._note_run(request, reply, time.monotonic() - ended.child.begun_s)
         if reply.changed and key in self._state.known:
             self._state.known[key].touched = True
+
+    def _note_run(self, request: Request, reply: Reply, lived_s: float) -> None:
+        # For `irmapdb hook --status`. The hook or its script notes the others.
+        known = self._state.find(request.pid)
+        container = known.container.name.id if known is not None else ""
+        work = b""
+        with contextlib.suppress(OSError):
+            work = os.readlink(b"/proc/%d/cwd" % request.criu)
+        run = HookRun(
+            time.time(),
+            "service",
+            "done",
+            reply.took_s or lived_s,
+            reply.paused,
+            reply.watches,
+            reply.resolved,
+            request.pid,
+            container,
+            work,
+            reply.text,
+        )
+        with contextlib.suppress(OSError, FileError):
+            append_run(self._state.run.path, run)
 
     def drop_spare(self) -> None:
         """The child that was forked beforehand has ended."""

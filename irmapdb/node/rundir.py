@@ -8,6 +8,7 @@ image-PID-STARTTIME  the irmap-cache that was proved last for the container of t
 work-PID-STARTTIME/  for making the next one
 reply-…              FIFOs of the hook's script, each for one reply
 hook-…               marks of the hook's script, each for a dump that has been served
+hook.log             the last runs of the hook; irmapdb.criu.hook_runs
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import stat
 
 from irmapdb import files
 from irmapdb.errors import FileError
@@ -82,3 +83,18 @@ class ServiceLock:
         except (OSError, ValueError):
             return None
         return pid if task is not None and task.starttime == starttime else None
+
+    def has_ended(self) -> bool:
+        """Whether a service has ended without removing its files: it was killed."""
+        return (self._directory / _PID).exists() and self.running() is None
+
+    def request(self, line: bytes) -> bool:
+        """Write a request to the service; False if its FIFO is full, or none reads it. OSError."""
+        flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(self._directory / _FIFO, flags)
+        try:
+            return stat.S_ISFIFO(os.fstat(fd).st_mode) and os.write(fd, line) == len(line)
+        except BlockingIOError:
+            return False
+        finally:
+            os.close(fd)

@@ -79,4 +79,11 @@ def _search(
 
 def _reply(done: Done) -> Reply:
     text = "; ".join((done.summary, *done.problems))
-    return Reply(DONE if done.fresh else NOT_SERVED, f"the service: {text}", changed=True)
+    return Reply(
+        DONE if done.fresh else NOT_SERVED,
+        f"the service: {text}",
+        changed=True,
+        paused=done.paused,
+        watches=done.watches,
+        resolved=done.resolved,
+    )

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Container",
     "ContainerName",
+    "container_of",
     "database_name",
     "find_containers",
     "find_database",
@@ -130,11 +131,12 @@ def database_name(pid: int, images: str) -> str:
     Otherwise, in a container, the end of the cgroup path and a digest of the whole path. Outside of
     containers, the last part of the images dir and a digest of the whole path.
     """
-    name = _container_of(pid)
+    name = container_of(pid)
     return name_by_images(images) if name is None else f"{name.file_stem}.db"
 
 
-def _container_of(pid: int) -> ContainerName | None:
+def container_of(pid: int) -> ContainerName | None:
+    """The container of a task by its cgroup; None outside of containers."""
     cgroups = _cgroup_paths(pid)
     return name_by_cgroup(cgroups) or (
         name_by_cgroup(cgroups, any_form=True) if _is_in_container(pid) else None
@@ -152,7 +154,7 @@ def find_database(directory: AnyPath, pid: int) -> bytes | None:
         return None
     if found.st_uid != os.geteuid() or found.st_mode & 0o022 or not stat.S_ISDIR(found.st_mode):
         return None
-    container = _container_of(pid)
+    container = container_of(pid)
     if container is None:
         return None
     name = f"{container.file_stem}.db"

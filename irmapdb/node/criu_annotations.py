@@ -1,0 +1,98 @@
+"""Finds containers with the annotation `org.criu.config`, which names another file for CRIU.
+
+The annotation is in the OCI `config.json` of a container; runc's state has it as a label. Its value
+comes from the user of the engine, so it is only compared and read, never written.
+
+Sources: runc's docs/checkpoint-restore.md; runc(8), crun(1) for the directories of the state.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+
+from irmapdb import files
+from irmapdb.errors import FileError
+from irmapdb.record import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+__all__ = ["AnnotatedContainer", "annotated_containers"]
+
+_LIMIT_BYTES = 1 << 20
+_MOST_NAMES = 10_000
+_ANNOTATION = "org.criu.config"
+_RUNC = "run/runc"
+_CRUN = "run/crun"
+_CONTAINERD = "run/containerd/io.containerd.runtime.v2.task"
+_STORAGE = (
+    "run/containers/storage/overlay-containers",
+    "var/lib/containers/storage/overlay-containers",
+)
+
+
+class AnnotatedContainer(Record):
+    """A container, and the value of its annotation."""
+
+    id: str
+    file: str
+    """"" if the annotation is empty: CRIU reads no file of the runtime then."""
+
+
+def annotated_containers(root: Path) -> tuple[AnnotatedContainer, ...]:
+    """All containers with the annotation. What cannot be read is left out."""
+    found: dict[str, AnnotatedContainer] = {}
+    for id_, texts in _all_annotations(root):
+        value = texts.get(_ANNOTATION)
+        if isinstance(value, str):
+            found[id_] = AnnotatedContainer(id_, value)
+    return tuple(found[id_] for id_ in sorted(found))
+
+
+def _all_annotations(root: Path) -> Iterator[tuple[str, dict[str, object]]]:
+    for id_ in _names(f"{root / _RUNC}"):
+        labels = _field(_document(f"{root / _RUNC}/{id_}/state.json"), "config", "labels")
+        words = [one for one in labels if isinstance(one, str)] if isinstance(labels, list) else []
+        yield id_, dict(word.partition("=")[::2] for word in words)
+    for id_ in _names(f"{root / _CRUN}"):
+        bundle = _field(_document(f"{root / _CRUN}/{id_}/status"), "bundle")
+        if isinstance(bundle, str):
+            yield id_, _annotations(bundle)
+    for namespace in _names(f"{root / _CONTAINERD}"):
+        top = f"{root / _CONTAINERD}/{namespace}"
+        for id_ in _names(top):
+            yield id_, _annotations(f"{top}/{id_}")
+    for place in _STORAGE:
+        for id_ in _names(f"{root / place}"):
+            yield id_, _annotations(f"{root / place}/{id_}/userdata")
+
+
+def _annotations(bundle: str) -> dict[str, object]:
+    found = _field(_document(f"{bundle}/config.json"), "annotations")
+    return found if isinstance(found, dict) else {}
+
+
+def _names(directory: str) -> list[str]:
+    try:
+        with os.scandir(directory) as entries:
+            return [entry.name for entry, _ in zip(entries, range(_MOST_NAMES), strict=False)]
+    except OSError:
+        return []
+
+
+def _document(path: str) -> object:
+    # None if it is missing, half written, or too long.
+    try:
+        data = files.read_if_there(os.fsencode(path), limit_bytes=_LIMIT_BYTES)
+        return None if data is None else json.loads(data)
+    except (FileError, ValueError, RecursionError):
+        return None
+
+
+def _field(document: object, *names: str) -> object:
+    for name in names:
+        document = document.get(name) if isinstance(document, dict) else None
+    return document

@@ -1,0 +1,418 @@
+"""`irmapdb hook --status`: each finding is provoked, and mended by the command that was printed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from irmapdb.criu import hook_runs, hook_script, script_faults, usable
+from irmapdb.node.criu_annotations import annotated_containers
+from irmapdb.node.doctor import examine
+from irmapdb.node.service_faults import DoctorOptions
+from tests.support.cli import irmapdb
+from tests.support.programs import SYSTEM_PATH
+from tests.support.terminal import at_terminal
+from tests.support.warm import WAIT_S
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from irmapdb.node.service_faults import Finding
+
+_VENV = Path(sys.executable).parent
+
+
+class Place:
+    """A machine with runc and a CRIU that works, as far as PATH and the options tell."""
+
+    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch, rig: Path) -> None:
+        self.monkeypatch = monkeypatch
+        self.in_process = False
+        self.etc = directory / "etc"
+        self.script = directory / "bin" / "irmapdb-hook"
+        self.run = directory / "run"
+        self.config = directory / "irmapdb.toml"
+        self.config.write_text(f'[warm]\ndirectory = "{directory}/databases"\n')
+        self.programs = directory / "programs"
+        self.programs.mkdir()
+        self.engine("runc")
+        (self.programs / "criu").symlink_to(rig / "criu")
+        self.path = f"{self.programs}:{_VENV}:{SYSTEM_PATH}"
+        monkeypatch.setenv("PATH", self.path)
+        # Other engines of this machine are not what is tested.
+        real = shutil.which
+        monkeypatch.setattr(shutil, "which", lambda name, **_: real(name, path=str(self.programs)))
+        self.options = (
+            *("--criu-dir", self.etc, "--script", self.script),
+            *("--run-dir", self.run, "--config", self.config),
+        )
+
+    def without_starts(self) -> None:
+        """What takes time and is not what is tested: `criu check`, and the starts of Python."""
+        self.in_process = True
+        self.monkeypatch.setattr(hook_script, "find_python", lambda: Path(sys.executable))
+        self.monkeypatch.setattr("irmapdb.commands.hook._compile", lambda: None)
+        self.monkeypatch.setattr(script_faults, "_why_not_started", lambda _command: "")
+        self.monkeypatch.setattr(usable, "_run", lambda _program, _word: ("Version: 4.1.1", 0))
+
+    def engine(self, name: str, version: str = "1.2.3") -> None:
+        program = self.programs / name
+        program.write_text(f"#!/bin/sh\necho {name} version {version}\n")
+        program.chmod(0o755)
+
+    def status(self) -> dict[str, Any]:
+        done = irmapdb("hook", "--status", "--json", *self.options)
+        document = json.loads(done.out)
+        assert done.code == (3 if document["findings"] else 0), done.said
+        assert document["ok"] == (not document["findings"])
+        return document
+
+    def findings(self, about: str) -> list[dict[str, str]]:
+        return [one for one in self.status()["findings"] if one["about"] == about]
+
+    def mend(self, about: str) -> str:
+        """There is this finding, and its command mends it; returns its text."""
+        (finding,) = self.findings(about)
+        self.call(finding["command"])
+        assert self.findings(about) == []
+        return finding["text"]
+
+    def call(self, command: str) -> None:
+        """Run it as a shell does."""
+        before, _, last = command.rpartition(" && ")
+        if self.in_process and last.startswith("irmapdb ") and last.isprintable():
+            if before:
+                self.call(before)
+            assert irmapdb(*shlex.split(last)[1:]).code == 0
+            return
+        subprocess.run(
+            ["/bin/sh", "-ec", command],
+            env={**os.environ, "PATH": self.path},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=True,
+        )
+
+    def install(self, runtime: str = "runc") -> None:
+        assert irmapdb("hook", "--install", runtime, *self.options[:4]).code == 0
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch, rig) -> Place:
+    return Place(tmp_path, monkeypatch, rig)
+
+
+def test_a_machine_without_the_hook_is_mended_by_one_command(place):
+    document = place.status()
+    assert [one["about"] for one in document["findings"]] == ["hook-line"]
+    assert document["criu"]["works"]
+    by_name = {one["name"]: one for one in document["engines"]}
+    assert by_name["runc"]["version"] == "1.2.3"
+    assert by_name["runc"]["files"] == [f"{place.etc}/default.conf", f"{place.etc}/runc.conf"]
+    assert not by_name["runc"]["in_effect"]
+    text = place.mend("hook-line")
+    assert text == "CRIU does not call the hook under runc: no line in its files"
+    document = place.status()
+    assert document["findings"] == []
+    by_name = {one["name"]: one for one in document["engines"]}
+    assert by_name["runc"]["scripts"] == [str(place.script)]
+    # The line for `criu dump` by hand may be missing on purpose.
+    (note,) = document["notes"]
+    place.call(note["command"])
+    document = place.status()
+    assert document["notes"] == []
+    assert all(one["in_effect"] for one in document["engines"])
+
+
+def test_every_fault_of_the_script_is_mended(place):
+    place.install()
+    place.without_starts()
+    kept = place.script.with_suffix(".kept")
+    for harm, expected in (
+        (place.script.unlink, "is missing, so every dump fails"),
+        (lambda: place.script.chmod(0o644), "is not executable, so every dump fails"),
+        (lambda: place.script.chmod(0o777), "others than root may write to"),
+        (lambda: os.chown(place.script, 12345, 12345), "belongs to user 12345"),
+        (lambda: place.script.parent.chmod(0o777), "others than root may write to"),
+        (
+            lambda: place.script.write_bytes(place.script.read_bytes() + b"exit 1\n"),
+            "was changed, or another version of irmapdb wrote it",
+        ),
+        (lambda: place.script.write_bytes(b""), "is no script of `irmapdb hook --install`"),
+        (
+            lambda: (place.script.rename(kept), place.script.mkdir()),
+            "is no regular file, so every dump fails",
+        ),
+    ):
+        harm()
+        assert expected in place.mend("script")
+
+
+def test_a_program_that_is_gone_or_broken_is_mended(place, tmp_path):
+    place.install()
+    good = place.script.read_bytes()
+    head, _, rest = good.partition(b"\nprogram=")
+    program = tmp_path / "broken"
+    for expected in (
+        "is missing, so irmapdb does not run before a dump",
+        "ended with exit code 7: no module",
+    ):
+        line = b"\nprogram='%b'\n" % os.fsencode(program)
+        place.script.write_bytes(head + line + rest.partition(b"\n")[2])
+        assert expected in place.mend("script")
+        program.write_text("#!/bin/sh\necho no module >&2; exit 7\n")
+        program.chmod(0o755)
+    assert place.script.read_bytes() == good
+
+
+def test_a_python_that_finds_no_module_is_found(place, tmp_path):
+    place.install()
+    packages = tmp_path / "packages"
+    (packages / "irmapdb/criu").mkdir(parents=True)
+    (packages / "irmapdb/criu/hook.py").touch()
+    text = place.script.read_bytes()
+    head, _, rest = text.partition(b"\npackages=")
+    line = b"\npackages='%b'\n" % os.fsencode(packages)
+    place.script.write_bytes(head + line + rest.partition(b"\n")[2])
+    (finding,) = place.findings("script")
+    assert "No module named 'irmapdb.criu.hook_job'" in finding["text"]
+
+
+def test_a_script_of_another_user_is_not_started(place, tmp_path):
+    place.install()
+    started = tmp_path / "started"
+    place.script.write_text(f"#!/bin/sh\n# irmapdb-hook: CRIU executes this file\n: >{started}\n")
+    os.chown(place.script, 12345, 0)
+    assert place.findings("script")
+    assert not started.exists()
+
+
+def test_files_that_others_may_change_are_mended(place, tmp_path):
+    place.install()
+    place.without_starts()
+    paths = [place.run, tmp_path / "databases", place.etc, place.etc / "runc.conf"]
+    for path in paths[:2]:
+        path.mkdir(mode=0o700)
+    for harm in (lambda path: path.chmod(0o777), lambda path: os.chown(path, 12345, 0)):
+        for path in paths:
+            harm(path)
+        found = place.findings("rights")
+        assert [any(str(path) in one["text"] for one in found) for path in paths] == [True] * 4
+        for one in found:
+            place.call(one["command"])
+        assert place.status()["ok"]
+
+
+def test_a_configuration_that_cannot_be_read_is_mended(place):
+    place.install()
+    place.without_starts()
+    place.config.write_text("[hook\n")
+    assert "not TOML" in place.mend("config")
+    place.config.unlink()
+    assert "no such file" in place.mend("config")
+    (place.etc / "runc.conf").unlink()
+    (place.etc / "runc.conf").mkdir()
+    text = {one["text"] for one in place.findings("hook-line")}
+    assert any("not a regular file" in one for one in text)
+    for _ in range(2):  # it is moved away, and then written
+        for finding in place.findings("hook-line")[:1]:
+            place.call(finding["command"])
+    assert place.status()["ok"]
+
+
+def test_a_crun_that_reads_no_file_is_mended(place):
+    (place.programs / "runc").unlink()
+    place.engine("crun")
+    assert "too old to read a configuration file of CRIU" in place.mend("crun")
+    document = place.status()
+    (crun,) = (one for one in document["engines"] if one["name"] == "crun")
+    assert crun["in_effect"]
+    assert crun["scripts"] == [str(place.script)]
+
+
+def test_a_criu_that_is_missing_or_does_not_work_is_mended(place, rig):
+    place.install()
+    good = place.programs / "criu"
+    # In place of the package manager of this machine.
+    installer = place.programs / "apt-get"
+    installer.write_text(f'#!/bin/sh\n[ "$*" = "install criu" ] && ln -sf {rig}/criu {good}\n')
+    installer.chmod(0o755)
+    good.unlink()
+    assert "no criu is on PATH" in place.mend("criu")
+    good.unlink()
+    good.write_text(
+        "#!/bin/sh\n"
+        '[ "$1" = check ] || { echo "Version: 3.17.1"; exit 0; }\n'
+        'echo "Error (criu/x.c:1): no such system call" >&2; exit 1\n'
+    )
+    good.chmod(0o755)
+    text = place.mend("criu")
+    assert "3.17.1 does not work on this kernel: Error (criu/x.c:1): no such system call" in text
+    assert place.status()["criu"]["works"]
+
+
+@contextmanager
+def _service(place: Place) -> Iterator[subprocess.Popen[bytes]]:
+    command = [sys.executable, "-m", "irmapdb", "warm", "--cgroup", "/absent*"]
+    options = ["--run-dir", place.run, "--config", place.config]
+    with subprocess.Popen([*command, *options], stderr=subprocess.DEVNULL) as process:
+        try:
+            until = time.monotonic() + WAIT_S
+            while not (place.run / "warm.pid").exists():
+                assert time.monotonic() < until
+                assert process.poll() is None
+                time.sleep(0.02)
+            yield process
+        finally:
+            process.send_signal(signal.SIGCONT)
+            process.terminate()
+
+
+def _pid(place: Place) -> int:
+    return int((place.run / "warm.pid").read_text().split()[0])
+
+
+def test_a_service_that_does_not_answer_is_mended(place):
+    place.install()
+    place.without_starts()
+    with _service(place) as process:
+        service = place.status()["service"]
+        assert service["pid"] == process.pid
+        assert service["replied_s"] is not None
+        process.send_signal(signal.SIGSTOP)
+        assert "it is stopped" in place.mend("service")
+        assert place.status()["service"]["replied_s"] is not None
+        process.kill()
+        process.wait()
+        (finding,) = place.findings("service")
+        assert "the service was killed" in finding["text"]
+        place.call(finding["command"])  # in the background
+        until = time.monotonic() + WAIT_S
+        while place.status()["service"]["replied_s"] is None:
+            assert time.monotonic() < until
+        assert place.status()["ok"]
+        os.kill(_pid(place), signal.SIGTERM)
+    assert place.status()["service"]["pid"] is None
+    assert place.status()["ok"]
+
+
+def test_a_failed_run_is_shown_until_one_passes(place, tmp_path):
+    # The tests have a /run of their own.
+    place.run = Path("/run/irmapdb")
+    place.options = (*place.options[:4], "--run-dir", place.run, *place.options[6:])
+    (place.run / hook_runs.NAME).unlink(missing_ok=True)
+    place.install()
+    assert place.status()["runs"] == []
+    os.utime(place.script, (1, 1))
+    broken = tmp_path / "broken-hook"
+    broken.write_bytes(place.script.read_bytes().replace(b"\nprogram='", b"\nprogram='/absent"))
+    broken.chmod(0o755)
+    environment = {"CRTOOLS_SCRIPT_ACTION": "pre-dump", "CRTOOLS_INIT_PID": "4194305"}
+    subprocess.run([broken], cwd=tmp_path, env=environment, capture_output=True, check=True)
+    document = place.status()
+    (run,) = document["runs"]
+    assert (run["by"], run["outcome"], run["pid"]) == ("script", "failed", 4194305)
+    assert "is missing" in run["text"]
+    assert abs(run["at"] - time.time()) < 60
+    assert place.mend("last-run") == f"the last run of the hook failed: {run['text']}"
+    assert place.status()["runs"][-1]["outcome"] == "done"
+
+
+@pytest.mark.parametrize("engine", ["runc", "crun", "containerd", "podman"])
+def test_a_container_with_a_file_of_its_own_is_found(place, tmp_path, engine):
+    place.install()
+    place.without_starts()
+    root = tmp_path / "root"
+    file = place.etc / "special.conf"
+    file.write_text("tcp-established\n")
+    bundle = (
+        root
+        / {
+            "runc": "bundle",
+            "crun": "bundle",
+            "containerd": "run/containerd/io.containerd.runtime.v2.task/k8s.io/web",
+            "podman": "var/lib/containers/storage/overlay-containers/web/userdata",
+        }[engine]
+    )
+    bundle.mkdir(parents=True)
+    value = {"org.criu.config": str(file)}
+    (bundle / "config.json").write_text(json.dumps({"annotations": value}))
+    state = root / "run" / engine / "web"
+    if engine == "runc":
+        state.mkdir(parents=True)
+        labels = {"config": {"labels": [f"org.criu.config={file}", f"bundle={bundle}"]}}
+        (state / "state.json").write_text(json.dumps(labels))
+    if engine == "crun":
+        state.mkdir(parents=True)
+        (state / "status").write_text(json.dumps({"bundle": str(bundle)}))
+    (bundle.parent / "half").mkdir()
+    (bundle.parent / "half" / "config.json").write_text('{"annotations": {"org.criu')
+    (found,) = annotated_containers(root)
+    assert found == ("web", str(file))
+    options = DoctorOptions(place.etc, place.script, place.run, place.config, root=root)
+    (finding,) = _annotations(options)
+    assert finding.text == f"container web: its org.criu.config, {file}, does not name the hook"
+    place.call(finding.command)
+    assert file.read_text().splitlines()[-1] == f"action-script {place.script}"
+    assert _annotations(options) == []
+
+
+def _annotations(options: DoctorOptions) -> list[Finding]:
+    return [one for one in examine(options).findings if one.about == "annotation"]
+
+
+@pytest.mark.parametrize("value", ["", "/srv/tenant/file", "/etc/criu/\n; reboot #"])
+def test_root_writes_to_no_file_that_a_container_chose(place, tmp_path, value):
+    place.install()
+    place.without_starts()
+    state = tmp_path / "root/run/runc/web"
+    state.mkdir(parents=True)
+    labels = {"config": {"labels": [f"org.criu.config={value}"]}}
+    (state / "state.json").write_text(json.dumps(labels))
+    options = DoctorOptions(
+        place.etc, place.script, place.run, place.config, root=tmp_path / "root"
+    )
+    (finding,) = _annotations(options)
+    assert finding.text.isprintable()
+    assert ">>" not in finding.command
+    place.call(finding.command)
+    # With an empty annotation, CRIU still reads its own default.conf.
+    assert _annotations(options) == ([] if value == "" else [finding])
+
+
+def test_what_a_terminal_gets_fits_and_is_printable(place, tmp_path):
+    place.install()
+    place.run.mkdir(mode=0o700)
+    run = hook_runs.HookRun(
+        *(time.time(), "hook", "failed", 0.1, True, 1, 0, 7),
+        *("caf\udce9\x1b[2J", b"/w\n\x1b", "a long text " * 30),
+    )
+    hook_runs.append_run(place.run, run)
+    environment = {"COLUMNS": "80", "NO_COLOR": "1", "PATH": place.path}
+    code, said = at_terminal(
+        "hook", "--status", *place.options, cwd=tmp_path, environment=environment
+    )
+    assert code == 3
+    assert b"\x1b" not in said
+    lines = said.decode().splitlines()
+    commands = [line for line in lines if line.startswith("    irmapdb ")]
+    assert all(len(line) <= 80 for line in lines if line not in commands)
+
+
+def test_it_needs_root_and_one_wish(place):
+    done = irmapdb("hook", "--status", "--try")
+    assert done.code == 2
+    assert "do not go together" in done.err
+    assert DoctorOptions().script == Path("/usr/local/libexec/irmapdb/irmapdb-hook")
+    assert script_faults.write_fault(Path("/")) is None
