@@ -100,6 +100,9 @@ def test_what_the_steps_print(area: MountArea, tmp_path: Path) -> None:
         assert document["marks"]
         assert _checked("ps", *tree)["watches"]
         assert _checked("ps")["processes"]
+        for by in ("user", "container", "unit", "directory"):
+            assert _checked("ps", "--by", by)["rows"]
+        assert _checked("ps", str(watcher.pid))["watches"]
         (merged / "lost").unlink()
         (merged / "plain").rename(merged / "elsewhere")
         work = ("-W", tmp_path / "img")

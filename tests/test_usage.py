@@ -98,7 +98,6 @@ def test_an_option_that_is_misspelt_is_refused(command: str, option: str, wants:
         ("pre-dump --tree=abc", "--tree abc: not a process id; give the pid"),
         ("pre-dump 4711", "4711: irmapdb pre-dump takes no such argument; did you mean -t 4711?"),
         ("dump -D img 4711", "did you mean -t 4711?"),
-        ("ps 4711", "4711: irmapdb ps takes no such argument; did you mean -t 4711?"),
         ("check 4711", "did you mean -t 4711?"),
         ("audit 4711", "did you mean -t 4711?"),
         ("4711", "did you mean `irmapdb pre-dump -t 4711`?"),

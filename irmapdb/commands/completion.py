@@ -270,6 +270,7 @@ def _versions(_line: _Line, _start: str) -> Iterator[tuple[str, str]]:
 _FINDERS: dict[tuple[str, str], Callable[[_Line, str], Iterator[tuple[str, str]]]] = {
     ("", "pid"): _tasks,
     ("", "tree"): _tasks,
+    ("ps", "process"): _tasks,
     ("", "container"): _containers,
     ("sql", "query"): _saved_queries,
     ("sql", "parameter"): _query_parameters,

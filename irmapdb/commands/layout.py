@@ -15,7 +15,7 @@ from irmapdb.record import Record
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-__all__ = ["Column", "lay_out", "text_width", "wrap"]
+__all__ = ["Column", "cut", "lay_out", "text_width", "wrap"]
 
 _GAP = "  "
 _INDENT = "    "
@@ -70,6 +70,19 @@ def wrap(text: str, width: int, indent: str = _INDENT) -> list[str]:
                 room = width - len(indent)
             lines[-1] += part
     return [lines[0], *(indent + line for line in lines[1:])]
+
+
+def cut(text: str, width: int) -> str:
+    """The text, or its first characters and `…` if it is wider than `width`."""
+    if text_width(text) <= width:
+        return text
+    kept, left = "", width - 1
+    for char in text:
+        left -= text_width(char)
+        if left < 0:
+            break
+        kept += char
+    return f"{kept}…"
 
 
 def text_width(text: str) -> int:

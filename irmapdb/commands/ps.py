@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import math
 import os
-import pwd
-from typing import TYPE_CHECKING, Annotated, Any
+import shutil
+import sys
+import time
+from contextlib import redirect_stdout
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -19,18 +25,27 @@ from irmapdb.commands.options import (
     tree_option,
 )
 from irmapdb.commands.progress import Progress
-from irmapdb.commands.watch_rows import COLUMNS, path_cell, watch_cells, watch_json
 from irmapdb.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from irmapdb.commands.ps_tables import Shown
     from irmapdb.kernel.proc.tasks import Task
-    from irmapdb.node.ps import Usage, WatchList
+    from irmapdb.node.ps import PsOptions, WatchList
 
 __all__ = ["add_to"]
 
 _A_FEW = 5
+
+_INTERVAL_S = 2.0
+_PAUSES = 3
+"""A refresh is followed by a pause of so many times its own length: a quarter of one CPU."""
+_HOME, _CLEAR = "\x1b[H", "\x1b[2J"
+_CLEAR_LINE, _CLEAR_BELOW = "\x1b[K", "\x1b[J"
+
+By = Literal["user", "container", "unit", "process", "directory"]
+SortBy = Literal["watches", "instances", "name"]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -39,6 +54,15 @@ def add_to(app: typer.Typer) -> None:
 
 
 def ps(
+    process: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="PROCESS",
+            help="List only these processes, and the path of each watch: process ids, or parts of "
+            "the name of a process or of its program.",
+            show_default=False,
+        ),
+    ] = None,
     tree: Annotated[
         int | None,
         tree_option(
@@ -46,122 +70,245 @@ def ps(
         ),
     ] = None,
     container: ContainerName = None,
+    by: Annotated[
+        By,
+        typer.Option(
+            metavar="WHAT",
+            help="Add up the watches by user, container, unit, process or directory.",
+        ),
+    ] = "process",
+    depth: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="With --by directory: add up below the first N directories of each path.  "
+            "[default: 3]",
+            show_default=False,
+        ),
+    ] = None,
+    sort: Annotated[
+        SortBy,
+        typer.Option(
+            metavar="WHAT",
+            help="Sort by the number of watches (and marks), of instances (and "
+            "groups), or by name: watches, instances or name.",
+        ),
+    ] = "watches",
+    top: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Print only the first N rows of each table. With 0, only the totals and limits.",
+            show_default=False,
+        ),
+    ] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Print again and again, until Ctrl-C.")
+    ] = False,
+    interval: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="With --watch: the pause between two refreshes.  [default: 2]",
+            show_default=False,
+        ),
+    ] = None,
     search: Annotated[
         bool,
-        typer.Option("--search", help="With -t: scan the filesystem for paths that are not known."),
+        typer.Option(
+            "--search",
+            help="With -t, PROCESS or --by directory: scan the filesystem for paths that are not "
+            "known.",
+        ),
     ] = False,
     irmap_scan_path: ScanPaths = None,
+    skip_path: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--skip-path",
+            metavar="PATH",
+            help="Do not scan this directory, as seen from the root of the tasks. Repeatable.",
+            show_default=False,
+        ),
+    ] = None,
     config: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:
     """List the watches of all processes, and each user's share of the inotify limits.
 
-    It reads only /proc: it needs no database, and stops no task. If several processes share a
-    descriptor (after fork), ps counts it once, for the first process. The kernel does not report
-    the use of a limit: ps adds up the watches of each user. The user is the effective user of the
-    process, or the owner of its user namespace.
+    It shows the user, the container or systemd unit, and the command line of each process with
+    inotify watches or fanotify marks. It reads only /proc and files of container engines: it needs
+    no database, and stops no task. ps counts a descriptor once that exists several times (after dup
+    or fork), for the first process.
 
-    With -t, exits with 3 if a watch has no path, or if irmapdb may not read a task of the tree.
-    Without -t, ps names such tasks on stderr, and exits with 0.
+    The kernel does not report the use of a limit: ps adds up the watches of each user. The user is
+    the effective user of the process, or the owner of its user namespace. If 80% of a limit are
+    used, ps prints the command that raises it.
+
+    With -t or PROCESS, exits with 3 if a watch has no path, or if irmapdb may not read a task.
+    Otherwise ps names such tasks on stderr, and exits with 0. With --watch, Ctrl-C exits with 0.
 
     Examples:
         irmapdb ps
 
-        irmapdb ps -t 4711
+        irmapdb ps --by container --top 10
+
+        irmapdb ps --by directory -t 4711
+
+        irmapdb ps --watch --top 5
+
+        irmapdb ps nginx --search
 
         irmapdb ps --json | jq '.users[] | select(.used > .limit * 0.8)'
 
     """
+    from irmapdb.commands.ps_tables import Shown
     from irmapdb.config import load_config
-    from irmapdb.node.ps import PsOptions, take
+    from irmapdb.node.ps import PsOptions
 
     tree = root_task_if_given(tree, container)
-    if search and tree is None:
-        message = "--search without -t"
-        raise UsageError(message, advice="name the root of the tree whose paths are wanted")
-    if irmap_scan_path and not search:
-        message = "--irmap-scan-path without --search"
-        raise UsageError(message, advice="add --search: nothing is scanned without it")
-
+    of_machine = tree is None and not process and by != "directory"
+    if process and "" in process:
+        message = "PROCESS is empty"
+        raise UsageError(message, advice="give a process id, or a part of a name")
+    _refuse_useless(
+        {
+            "--search": search and of_machine,
+            "--irmap-scan-path": irmap_scan_path and not search,
+            "--skip-path": skip_path and not search,
+            "--depth": depth is not None and by != "directory",
+            "--interval": interval is not None and not watch,
+        }
+    )
+    if interval is not None and not 0 < interval < math.inf:
+        message = f"--interval {interval:g}: not a number of seconds"
+        raise UsageError(message, advice="give a number above 0")
+    settings = load_config(config)
+    skipped = tuple(map(os.fsencode, skip_path or ()))
+    options = PsOptions(
+        pid=tree,
+        processes=tuple(process or ()),
+        by=by,
+        depth=depth or PsOptions().depth,
+        sort=sort,
+        search=search,
+        scan_paths=tuple(map(os.fsencode, irmap_scan_path or ())),
+        config=settings._replace(skip_paths=(*settings.skip_paths, *skipped)),
+    )
+    shown = Shown(by, sort, top)
+    if watch:
+        _watch(options, shown, interval or _INTERVAL_S, as_json=as_json)
+        return
     with Progress() as progress:
-        watch_list = take(
-            PsOptions(
-                pid=tree,
-                search=search,
-                scan_paths=tuple(map(os.fsencode, irmap_scan_path or ())),
-                config=load_config(config),
-                progress=progress.scanning,
-            )
-        )
-    if as_json:
-        render.print_json(_document(watch_list))
-    else:
-        _print(watch_list)
+        watch_list = _take(options, progress)
+    _print(watch_list, shown, as_json=as_json)
+    if not as_json:
         _say_what_is_missing(watch_list, searched=search)
     end_with_findings(not watch_list.complete)
 
 
-def _print(watch_list: WatchList) -> None:
-    if watch_list.watches:
-        _print_watches(watch_list)
-        typer.echo()
-    _print_processes(watch_list)
-    if watch_list.users or watch_list.limits:
-        typer.echo()
-        _print_users(watch_list)
+_NEEDS = {
+    "--search": ("without -t", "name the root of the tree, or a process, whose paths are wanted"),
+    "--irmap-scan-path": ("without --search", "add --search: nothing is scanned without it"),
+    "--skip-path": ("without --search", "add --search: nothing is scanned without it"),
+    "--depth": ("without --by directory", "add --by directory"),
+    "--interval": ("without --watch", "add --watch"),
+}
 
 
-def _user(uid: int | None) -> str:
-    if uid is None:
-        return "?"
+def _refuse_useless(given: dict[str, object]) -> None:
+    for option, useless in given.items():
+        if useless:
+            lack, advice = _NEEDS[option]
+            raise UsageError(f"{option} {lack}", advice=advice)
+
+
+def _take(options: PsOptions, progress: Progress) -> WatchList:
+    from irmapdb.node.ps import take
+
+    return take(options._replace(progress=progress.scanning))
+
+
+def _print(
+    watch_list: WatchList, shown: Shown, *, as_json: bool, limits_first: bool = False
+) -> None:
+    from irmapdb.commands.ps_json import ps_json
+    from irmapdb.commands.ps_tables import print_limits, print_rows, print_watches
+
+    if as_json:
+        render.print_json(ps_json(watch_list, shown))
+        return
+    if limits_first:
+        print_limits(watch_list)
+        render.print_line("")
+    if watch_list.watches and shown.by == "process":
+        print_watches(watch_list)
+        render.print_line("")
+    print_rows(watch_list, shown)
+    if not limits_first:
+        render.print_line("")
+        print_limits(watch_list)
+
+
+# --- again and again ------------------------------------------------------------------------------
+
+
+class _Screen(io.StringIO):
+    # Takes the place of a terminal, so that it gets a whole picture in one write.
+    def isatty(self) -> bool:
+        return True
+
+
+def _watch(options: PsOptions, shown: Shown, interval_s: float, *, as_json: bool) -> None:
+    from irmapdb.kernel.proc.fdinfo_files import FdinfoFiles
+
+    at_terminal = sys.stdout.isatty() and not as_json
+    first = True
     try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
+        with FdinfoFiles() as texts:
+            while True:
+                begun_s = time.monotonic()
+                with Progress() as progress:
+                    watch_list = _take(options._replace(texts=texts), progress)
+                if at_terminal:
+                    _draw(watch_list, shown, clear=first)
+                else:
+                    _print_one_more(watch_list, shown, as_json=as_json, first=first)
+                    if first and not as_json:
+                        _say_what_is_missing(watch_list, searched=options.search)
+                first = False
+                took_s = time.monotonic() - begun_s
+                del watch_list  # not in memory twice
+                time.sleep(max(interval_s, _PAUSES * took_s))
+    except KeyboardInterrupt:
+        return
 
 
-def _print_watches(watch_list: WatchList) -> None:
-    rows = [
-        (*watch_cells(row.watch, row.comm), path_cell(row.path, row.why, row.mntns))
-        for row in watch_list.watches
-    ]
-    render.print_table((*COLUMNS, "path"), rows)
+def _now() -> str:
+    return f"{render.time_cell(datetime.now(UTC))} UTC"
 
 
-def _print_processes(watch_list: WatchList) -> None:
-    rows = [
-        (
-            str(row.pid),
-            _user(row.uid),
-            *(f"{number:,}" if number else "" for number in row[3:]),
-            render.printable(row.comm),
-        )
-        for row in watch_list.processes
-    ]
-    columns = ("pid>", "user", "instances>", "watches>", "groups>", "marks>", "shared>", "comm")
-    render.print_table(columns, rows)
+def _draw(watch_list: WatchList, shown: Shown, *, clear: bool) -> None:
+    screen = _Screen()
+    with redirect_stdout(screen):
+        render.print_line(f"irmapdb ps --watch  {_now()}")
+        _print(watch_list, shown, as_json=False, limits_first=True)
+    lines = screen.getvalue().splitlines()[: shutil.get_terminal_size().lines - 1]
+    text = "".join(f"{line}{_CLEAR_LINE}\n" for line in lines)
+    sys.stdout.write(f"{_CLEAR if clear else ''}{_HOME}{text}{_CLEAR_BELOW}")
+    sys.stdout.flush()
 
 
-def _print_users(watch_list: WatchList) -> None:
-    rows = [
-        (
-            _user(usage.uid),
-            f"fs.{usage.account.replace('/', '.')}",
-            f"{usage.used:,}",
-            "" if usage.limit is None else f"{usage.limit:,}",
-            _share(usage),
-            f"{usage.below:,} of it in user namespaces" if usage.below else "",
-        )
-        for usage in watch_list.users
-    ] or [
-        ("any", f"fs.{account.replace('/', '.')}", "0", f"{limit:,}", "0%", "")
-        for account, limit in watch_list.limits.items()
-    ]
-    render.print_table(("user", "limit", "used>", "of>", "share>", ""), rows)
+def _print_one_more(watch_list: WatchList, shown: Shown, *, as_json: bool, first: bool) -> None:
+    if not as_json:
+        render.print_line(_now() if first else f"\n{_now()}")
+    _print(watch_list, shown, as_json=as_json)
+    sys.stdout.flush()
 
 
-def _share(usage: Usage) -> str:
-    return f"{usage.used / usage.limit:.0%}" if usage.limit else ""
+# --- remarks --------------------------------------------------------------------------------------
 
 
 def _say_what_is_missing(watch_list: WatchList, *, searched: bool) -> None:
@@ -181,47 +328,3 @@ def _say_what_is_missing(watch_list: WatchList, *, searched: bool) -> None:
 def _some(tasks: Sequence[Task]) -> str:
     named = [f"{task.pid} {render.printable(task.comm)}" for task in tasks[:_A_FEW]]
     return ", ".join([*named, "…"] if len(tasks) > _A_FEW else named)
-
-
-def _document(watch_list: WatchList) -> dict[str, Any]:
-    from irmapdb.model import Watch
-
-    return {
-        "processes": [
-            {
-                **row._asdict(),
-                "comm": render.json_path(row.comm),
-                "user": _user(row.uid),
-            }
-            for row in watch_list.processes
-        ],
-        "users": [
-            {
-                "uid": usage.uid,
-                "user": _user(usage.uid),
-                "name": f"fs.{usage.account.replace('/', '.')}",
-                "used": usage.used,
-                "limit": usage.limit,
-                "in_user_namespaces": usage.below,
-            }
-            for usage in watch_list.users
-        ],
-        "limits": {
-            f"fs.{account.replace('/', '.')}": limit for account, limit in watch_list.limits.items()
-        },
-        "denied": [
-            {"pid": task.pid, "comm": render.json_path(task.comm)} for task in watch_list.denied
-        ],
-        "hidden": len(watch_list.hidden),
-        "watches": [
-            {
-                **watch_json(row.watch, row.comm),
-                "mark": None if isinstance(row.watch, Watch) else row.watch.kind,
-                "mask": row.watch.mask,
-                "path": render.json_path(row.path),
-                "why": row.why,
-                "mntns": row.mntns,
-            }
-            for row in watch_list.watches
-        ],
-    }

@@ -54,6 +54,7 @@ __all__ = [
     "say",
     "set_manner",
     "shown",
+    "terminal_width",
     "time_cell",
     "tolerant",
     "write_image",
@@ -204,12 +205,12 @@ def print_table(columns: Sequence[str | Column], rows: Iterable[Sequence[str]]) 
         Column(one.rstrip(">").upper(), one.endswith(">")) if isinstance(one, str) else one
         for one in columns
     ]
-    typer.echo("\n".join(lay_out(heads, list(rows), _terminal_width(), _paint)))
+    typer.echo("\n".join(lay_out(heads, list(rows), terminal_width(), _paint)))
 
 
 def print_line(text: str) -> None:
     """A line on stdout; at a terminal wrapped, with an indent."""
-    width = _terminal_width()
+    width = terminal_width()
     lines = text.split("\n")
     if width is not None:
         lines = [line for one in lines for line in wrap(one, width)]
@@ -221,7 +222,8 @@ def print_unwrapped(text: str) -> None:
     typer.echo(text)
 
 
-def _terminal_width() -> int | None:
+def terminal_width() -> int | None:
+    """The columns of the terminal that is stdout; None if stdout is no terminal."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 

@@ -31,7 +31,7 @@ _MINIMUM = re.compile(r"greater than or equal to (\S+)")
 _EXTRA = re.compile(r"unexpected extra argument(?:\(?s\)?)? \((.*)\)", re.DOTALL)
 _UNKNOWN = re.compile(r"No such command '(.*?)'\.", re.DOTALL)
 _CALLS_RUNC = {"containerd", "cri-o", "crio", "ctr", "docker", "kubelet", "kubernetes", "nerdctl"}
-_TOLD_BY_THE_COMMAND = {"keys", "query"}
+_TOLD_BY_THE_COMMAND = {"keys", "process", "query"}
 
 
 def translated(error: Exception, arguments: Sequence[str], group: TyperGroup) -> UsageError:

@@ -1,82 +1,57 @@
 """Lists the watches of all tasks, from /proc only: it reads and writes no database.
 
-It counts the watches in the descriptors of the tasks. A descriptor that several tasks share (fork)
-is counted once, for the first of them. The kernel does not show the user that it charges. So ps
-uses the effective user of that task (irmapdb.kernel.proc.limits).
+It counts the watches in the descriptors of the tasks. A descriptor that several tasks share (fork),
+or that one task has twice (dup), is counted once, for the first of them. The kernel does not show
+the user that it charges. So ps uses the effective user of that task (irmapdb.kernel.proc.limits).
 """
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 
 from irmapdb.config import Config
+from irmapdb.errors import TaskError
 from irmapdb.kernel.proc import tasks
-from irmapdb.kernel.proc.holders import deleted_holders
-from irmapdb.kernel.proc.limits import LimitKind, effective_uid, is_unlimited, payer_of, read_limits
+from irmapdb.kernel.proc.command_lines import read_command_lines
+from irmapdb.kernel.proc.limits import (
+    LimitKind,
+    effective_uid,
+    is_unlimited,
+    payer_of,
+    read_limits,
+    read_queue_limits,
+    sysctl_to_raise,
+)
 from irmapdb.kernel.proc.survey import read_survey
-from irmapdb.kernel.root import open_root
-from irmapdb.model import MarkKind, Watch, WatchKind
+from irmapdb.model import Watch, WatchKind
+from irmapdb.node.process_places import Place, find_places
+from irmapdb.node.ps_groups import add_up, directory_rows, group_rows, sorted_rows
+from irmapdb.node.ps_paths import WatchedPaths
+from irmapdb.node.ps_rows import LimitAdvice, ProcessRow, Usage
 from irmapdb.record import Record
-from irmapdb.resolve.search import Search
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable
+    from collections.abc import Callable, Iterable, Sequence
     from collections.abc import Mapping as MappingABC
 
     from irmapdb.kernel.proc.fdinfo import RawWatchFile
+    from irmapdb.kernel.proc.fdinfo_files import FdinfoFiles
     from irmapdb.kernel.proc.limits import ChargedUser
-    from irmapdb.kernel.proc.survey import SharedDescriptor, Survey
+    from irmapdb.kernel.proc.survey import Survey
     from irmapdb.kernel.proc.tasks import Task
-    from irmapdb.kernel.root import Root
-    from irmapdb.model import InodeKey, Mapping, Mark
+    from irmapdb.node.ps_groups import Grouping, GroupRow, Sort, Totals
+    from irmapdb.node.ps_rows import WatchedPath
 
-__all__ = ["ProcessRow", "PsOptions", "Usage", "WatchList", "WatchedPath", "take"]
+__all__ = ["PsOptions", "WatchList", "take"]
 
 _HEAD_BYTES = 512
 """More than the lines of an fdinfo before the first mark."""
 
-
-class ProcessRow(Record):
-    """One process, and its inotify and fanotify descriptors."""
-
-    pid: int
-    comm: bytes
-    uid: int | None
-    """Its effective user, as our user namespace numbers it."""
-    instances: int
-    watches: int
-    groups: int
-    marks: int
-    shared: int
-    """Descriptors that another process has too, and that are counted there."""
-
-
-class Usage(Record):
-    """One account of one user."""
-
-    uid: int | None
-    """The charged user; None if that could not be read."""
-    account: LimitKind
-    used: int
-    limit: int | None
-    """None if this kernel has no such limit."""
-    below: int
-    """The part of it from tasks in the user's own user namespaces."""
-
-
-class WatchedPath(Record):
-    """One watch, or one mark of a mount or filesystem, and its path."""
-
-    watch: Watch | Mark
-    comm: bytes
-    path: bytes | None
-    why: str | None
-    """Why there is no path."""
-    mntns: int = 0
-    """As in Mapping: the mount namespace of the path."""
-    deleted: bool = False
-    """Whether the inode has no name, so that no search can find one."""
+_NEARLY = 0.8
+"""The share of a limit from which on ps advises to raise it."""
+_LARGEST_SYSCTL = 0x7FFFFFFF
 
 
 class PsOptions(Record):
@@ -84,30 +59,51 @@ class PsOptions(Record):
 
     pid: int | None = None
     """The root of a tree; None: all tasks of the machine."""
+    processes: tuple[str, ...] = ()
+    """Only these of them: pids, and parts of the name of a task or of its program."""
+    by: Grouping = "process"
+    depth: int = 3
+    """The number of directories of a path that `by` directory tells apart."""
+    sort: Sort = "watches"
     search: bool = False
     """Whether to scan for inodes without a known path."""
     scan_paths: tuple[bytes, ...] = ()
     config: Config = Config()
     progress: Callable[[int, bytes], None] = lambda _scanned, _top: None
+    texts: FdinfoFiles | None = None
+    """They make a later call faster."""
+
+    @property
+    def of_machine(self) -> bool:
+        """Whether it is about all tasks: no tree and no process is named."""
+        return self.pid is None and not self.processes
 
 
 class WatchList(Record):
     """The result of a count."""
 
     processes: tuple[ProcessRow, ...]
-    """The processes with watches or marks, those with most of them first."""
+    """The processes with watches or marks, as `sort` says."""
+    totals: Totals
+    """Of these processes."""
     users: tuple[Usage, ...]
     """Counted from all tasks of the machine, those nearest to their limits first; all limits of
-    each user that has a watch or mark."""
+    each user that has a watch or mark in a listed process."""
     limits: dict[LimitKind, int]
+    queues: dict[str, int]
+    """The largest number of waiting events of one instance or group, by sysctl."""
+    advice: tuple[LimitAdvice, ...]
+    """For the limits that are nearly reached, the fullest first."""
     denied: tuple[Task, ...]
     """Tasks that may not be read: of the tree, or of the machine."""
     hidden: tuple[Task, ...]
     """Those of the machine: `users` lacks them."""
+    groups: tuple[GroupRow, ...] = ()
+    """The sums, if they are not by process; as `sort` says."""
     watches: tuple[WatchedPath, ...] = ()
-    """Only of a tree, in the order of the tasks."""
+    """Only of a tree or of named processes, in the order of the tasks."""
     of_machine: bool = True
-    """Whether it is about all tasks, and not about a tree."""
+    """Whether it is about all tasks, and not about a tree or named processes."""
 
     @property
     def unresolved(self) -> tuple[WatchedPath, ...]:
@@ -127,25 +123,105 @@ class WatchList(Record):
 
 
 def take(options: PsOptions) -> WatchList:
-    """Count the watches. TaskError if the task is gone or its root may not be read."""
-    tree = () if options.pid is None else tasks.task_tree(options.pid)
-    pids = {task.pid for task in tree}
-    # The tree first: descriptors that it shares with others are counted for it.
-    everyone = (*tree, *(task for task in tasks.all_tasks() if task.pid not in pids))
-    shown = everyone if options.pid is None else tree
-    survey = read_survey(everyone)
+    """Count the watches.
+
+    TaskError if the task, or a process that is named by its pid, is gone or may not be read.
+    """
+    tree = tasks.all_tasks() if options.pid is None else tasks.task_tree(options.pid)
+    shown = _chosen(tree, options.processes)
+    pids = {task.pid for task in shown}
+    # The shown ones first: descriptors that they share with others are counted for them.
+    everyone = (*shown, *(task for task in _rest(tree, options) if task.pid not in pids))
+    survey = read_survey(everyone, texts=options.texts)
     counted = [_count(raw, survey.threads) for raw in survey.files]
+    rows = _processes(shown, counted, survey)
     limits = read_limits()
+    users = _users(shown, counted, limits)
     denied = [one.task for one in survey.denied]
+    paths, groups = _watched(options, rows, shown, survey)
     return WatchList(
-        processes=_processes(shown, counted, survey.copies),
-        users=_users(shown, counted, limits),
+        processes=sorted_rows(rows, options.sort),
+        totals=add_up(rows),
+        users=users,
         limits=limits,
-        denied=tuple(task for task in denied if options.pid is None or task.pid in pids),
+        queues=read_queue_limits(),
+        advice=_advice(users),
+        denied=tuple(task for task in denied if task.pid in pids),
         hidden=tuple(denied),
-        watches=() if options.pid is None else _paths(options, options.pid, tree, survey),
-        of_machine=options.pid is None,
+        groups=sorted_rows(groups, options.sort),
+        watches=paths,
+        of_machine=options.of_machine,
     )
+
+
+def _rest(tree: Sequence[Task], options: PsOptions) -> Sequence[Task]:
+    if options.pid is None:
+        return tree
+    pids = {task.pid for task in tree}
+    return (*tree, *(task for task in tasks.all_tasks() if task.pid not in pids))
+
+
+def _chosen(tree: Sequence[Task], wanted: Sequence[str]) -> Sequence[Task]:
+    if not wanted:
+        return tree
+    numbers = {int(one) for one in wanted if one.isdecimal()}
+    for number in numbers:
+        tasks.require_task(number)
+    parts = [os.fsencode(one) for one in wanted if not one.isdecimal()]
+    commands = read_command_lines([task.pid for task in tree]) if parts else {}
+
+    def is_wanted(task: Task) -> bool:
+        program = os.path.basename(commands.get(task.pid, b"").partition(b" ")[0])
+        return task.pid in numbers or any(part in task.comm or part in program for part in parts)
+
+    return [task for task in tree if is_wanted(task)]
+
+
+def _watched(
+    options: PsOptions, rows: Sequence[ProcessRow], shown: Sequence[Task], survey: Survey
+) -> tuple[tuple[WatchedPath, ...], tuple[GroupRow, ...]]:
+    # The paths, if they are listed, and the sums.
+    groups = () if options.by in {"process", "directory"} else group_rows(rows, options.by)
+    by_directory = options.by == "directory"
+    if not by_directory and options.of_machine:
+        return (), groups
+    found: list[tuple[WatchedPath, bytes | None]] = []
+    for root_pid, comms in _by_root(options, rows, shown).items():
+        try:
+            paths = WatchedPaths(
+                root_pid,
+                comms,
+                config=options.config,
+                scan_paths=options.scan_paths,
+                search=options.search,
+                named=root_pid not in {options.pid, os.getpid()},
+                progress=options.progress,
+            )
+        except (OSError, TaskError):
+            if root_pid == options.pid:
+                raise
+            continue  # the container has ended
+        with paths:
+            for row in paths.find(survey, holders=not options.of_machine):
+                directory = paths.directory_of(row, options.depth) if by_directory else None
+                found.append((row, directory))
+    if by_directory:
+        groups = directory_rows(found, rows, survey.threads)
+    return () if options.of_machine else tuple(row for row, _ in found), groups
+
+
+def _by_root(
+    options: PsOptions, rows: Sequence[ProcessRow], shown: Sequence[Task]
+) -> dict[int, dict[int, bytes]]:
+    # The tasks whose paths begin at the root of one task. A task of a container has paths in the
+    # container, also if our own mount namespace shows the same files.
+    if options.pid is not None:
+        return {options.pid: {task.pid: task.comm for task in shown}}
+    found: dict[int, dict[int, bytes]] = {}
+    for row in rows:
+        root_pid = row.container_root or os.getpid()
+        found.setdefault(root_pid, {})[row.pid] = row.comm
+    return found
 
 
 class _Counted(Record):
@@ -173,30 +249,44 @@ def _count(raw: RawWatchFile, threads: MappingABC[int, int]) -> _Counted:
 
 
 def _processes(
-    shown: Iterable[Task],
-    counted: Iterable[_Counted],
-    copies: Iterable[SharedDescriptor],
+    shown: Iterable[Task], counted: Iterable[_Counted], survey: Survey
 ) -> tuple[ProcessRow, ...]:
     counts: Counter[tuple[int, str]] = Counter()
     for one in counted:
         inotify = one.kind is WatchKind.INOTIFY
         counts[one.pid, "instances" if inotify else "groups"] += 1
         counts[one.pid, "watches" if inotify else "marks"] += one.watches
-    for copy in copies:
-        counts[copy.pid, "shared"] += 1
+    for copy in survey.copies:
+        counts[survey.threads.get(copy.pid, copy.pid), "shared"] += 1
     busy = {pid for pid, _ in counts}
-    rows = [
-        ProcessRow(
-            task.pid,
-            task.comm,
-            effective_uid(task.pid),
-            *(counts[task.pid, what] for what in ProcessRow._fields[3:]),
-        )
-        for task in shown
-        if task.pid in busy
-    ]
-    rows.sort(key=lambda row: (-(row.watches + row.marks), row.pid))
-    return tuple(rows)
+    busy_tasks = [task for task in shown if task.pid in busy]
+    places = find_places(busy)
+    commands = read_command_lines([task.pid for task in busy_tasks])
+    return tuple(
+        _process(task, counts, places[task.pid], commands.get(task.pid, b"")) for task in busy_tasks
+    )
+
+
+def _process(
+    task: Task, counts: Counter[tuple[int, str]], place: Place, command: bytes
+) -> ProcessRow:
+    pid = task.pid
+    return ProcessRow(
+        pid,
+        task.comm,
+        effective_uid(pid),
+        instances=counts[pid, "instances"],
+        watches=counts[pid, "watches"],
+        groups=counts[pid, "groups"],
+        marks=counts[pid, "marks"],
+        shared=counts[pid, "shared"],
+        command=command,
+        unit=place.unit,
+        cgroup=place.cgroup,
+        container=place.container,
+        container_root=place.root_pid,
+        place=place.label,
+    )
 
 
 def _users(
@@ -229,63 +319,13 @@ def _users(
     return tuple(rows)
 
 
-def _paths(
-    options: PsOptions, pid: int, tree: Iterable[Task], survey: Survey
-) -> tuple[WatchedPath, ...]:
-    comms = {task.pid: task.comm for task in tree}
-    comms.update((tid, comms[pid]) for tid, pid in survey.threads.items() if pid in comms)
-    files = [raw.parse() for raw in survey.files if raw.pid in comms]
-    rows: list[WatchedPath] = []
-    with (
-        open_root(pid) as root,
-        Search(
-            root,
-            _nothing_stored,
-            config=options.config,
-            scan_paths=options.scan_paths,
-            scan=options.search,
-            progress=options.progress,
-        ) as search,
-    ):
-        search.add_holders(comms)
-        search.add_owners(survey.owners())
-        search.resolve(files)
-        outcome = search.outcome
-        deleted = [one for one, failure in outcome.unresolved.items() if failure.deleted]
-        holders = deleted_holders(root, list(comms), deleted)
-        for file in files:
-            comm = comms[file.pid]
-            for watch in file.watches:
-                answer = outcome.resolved.get(watch.identity)
-                if answer is None:
-                    failure = outcome.unresolved[watch.identity]
-                    holder = holders.get(watch.identity)
-                    why = failure.why if holder is None else f"{failure.why}: {holder}"
-                    row = WatchedPath(watch, comm, None, why, deleted=failure.deleted)
-                    rows.append(row)
-                else:
-                    rows.append(WatchedPath(watch, comm, answer.path, None, answer.mntns))
-            rows += [_of_mark(mark, comm, root) for mark in file.marks]
-    return tuple(rows)
-
-
-def _of_mark(mark: Mark, comm: bytes, root: Root) -> WatchedPath:
-    if mark.kind is MarkKind.FILESYSTEM:
-        mounts = root.mounts.of_device(mark.target)
-        mount = mounts[0] if mounts else None
-        missing = "its filesystem is not mounted in this root"
-    elif mark.kind is MarkKind.NAMESPACE:
-        return WatchedPath(mark, comm, None, f"it is on mount namespace {mark.target}")
-    else:
-        mount = root.mounts.by_id.get(mark.target)
-        missing = "its mount is in another mount namespace, or in none any more"
-    if mount is None:
-        return WatchedPath(mark, comm, None, missing)
-    return WatchedPath(mark, comm, mount.mountpoint, None)
-
-
-def _nothing_stored(
-    keys: Collection[InodeKey],  # noqa: ARG001 nothing is stored for any
-    mntns: int = 0,  # noqa: ARG001
-) -> dict[InodeKey, list[Mapping]]:
-    return {}
+def _advice(users: Iterable[Usage]) -> tuple[LimitAdvice, ...]:
+    # One for each sysctl: all users have the same limit.
+    found: dict[LimitKind, LimitAdvice] = {}
+    for usage in users:
+        full = usage.limit is not None and usage.used >= max(1, _NEARLY * usage.limit)
+        if usage.limit is None or not full or usage.account in found:
+            continue
+        value = min(2 * max(usage.limit, usage.used), _LARGEST_SYSCTL)
+        found[usage.account] = LimitAdvice(usage, sysctl_to_raise(usage.account), value)
+    return tuple(found.values())

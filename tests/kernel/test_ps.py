@@ -17,7 +17,8 @@ from irmapdb.errors import TaskError
 from irmapdb.kernel.proc import limits
 from irmapdb.kernel.proc.limits import LimitKind
 from irmapdb.model import Watch
-from irmapdb.node.ps import ProcessRow, PsOptions, WatchList, take
+from irmapdb.node.ps import PsOptions, WatchList, take
+from irmapdb.node.ps_rows import ProcessRow
 from tests.support.area import MountArea
 from tests.support.filesystems import drop_caches
 from tests.support.kernel_paths import as_nobody
@@ -61,7 +62,7 @@ def test_instances_watches_groups_and_marks(watcher: Watcher, tree: list[Path]) 
     found = _take()
 
     row = _row(found, watcher.pid)
-    assert row[3:] == (2, 4, 1, 3, 0)
+    assert row[3:8] == (2, 4, 1, 3, 0)
     assert row.uid == 0
     assert _used(found).keys() == set(LimitKind)
     sizes = [one.watches + one.marks for one in found.processes]
@@ -77,7 +78,7 @@ def test_a_shared_descriptor_is_counted_once(watcher: Watcher, tree: list[Path])
 
     found = _take(watcher.pid)
 
-    assert [(row.pid, row[3:]) for row in found.processes] == [
+    assert [(row.pid, row[3:8]) for row in found.processes] == [
         (watcher.pid, (1, 2, 0, 0, 0)),
         (child.pid, (1, 1, 0, 0, 1)),
     ]

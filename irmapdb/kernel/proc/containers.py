@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Container",
     "ContainerName",
+    "cgroup_paths",
     "container_of",
     "database_name",
     "find_containers",
@@ -108,7 +109,7 @@ def find_containers(
     found: dict[ContainerName, list[Container]] = {}
     for mntns, candidates in tops.items():
         task = _root_task([foreign[pid][0] for pid in candidates])
-        cgroups = _cgroup_paths(task.pid)
+        cgroups = cgroup_paths(task.pid)
         if pattern is not None and not any(
             fnmatch.fnmatchcase(path, pattern) for path in cgroups.values()
         ):
@@ -137,7 +138,7 @@ def database_name(pid: int, images: str) -> str:
 
 def container_of(pid: int) -> ContainerName | None:
     """The container of a task by its cgroup; None outside of containers."""
-    cgroups = _cgroup_paths(pid)
+    cgroups = cgroup_paths(pid)
     return name_by_cgroup(cgroups) or (
         name_by_cgroup(cgroups, any_form=True) if _is_in_container(pid) else None
     )
@@ -316,8 +317,11 @@ def _told_apart(name: ContainerName, containers: list[Container]) -> Iterable[Co
 # --- the names ------------------------------------------------------------------------------------
 
 
-def _cgroup_paths(pid: int) -> dict[str, str]:
-    # By hierarchy ("" for cgroup v2), in the order of the file; {} where the task is gone.
+def cgroup_paths(pid: int) -> dict[str, str]:
+    """The cgroups of a task: hierarchy ("" for cgroup v2) → path, in the order of the file.
+
+    {} where the task is gone.
+    """
     try:
         # By newlines alone: the name of a cgroup may hold a carriage return.
         lines = procfs.read_file(f"{procfs.ROOT}/{pid}/cgroup").split(b"\n")[:-1]

@@ -26,7 +26,16 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["ChargedUser", "LimitKind", "effective_uid", "is_unlimited", "payer_of", "read_limits"]
+__all__ = [
+    "ChargedUser",
+    "LimitKind",
+    "effective_uid",
+    "is_unlimited",
+    "payer_of",
+    "read_limits",
+    "read_queue_limits",
+    "sysctl_to_raise",
+]
 
 
 class LimitKind(enum.StrEnum):
@@ -36,6 +45,11 @@ class LimitKind(enum.StrEnum):
     INOTIFY_WATCHES = "inotify/max_user_watches"
     FANOTIFY_GROUPS = "fanotify/max_user_groups"
     FANOTIFY_MARKS = "fanotify/max_user_marks"
+
+    @property
+    def sysctl(self) -> str:
+        """The name that sysctl(8) takes: `fs.inotify.max_user_watches`."""
+        return f"fs.{self.replace('/', '.')}"
 
 
 # The same limits below /proc/sys/user, since Linux 4.10 and 5.13.
@@ -52,6 +66,8 @@ _NS_GET_OWNER_UID = 0xB704
 _FAN_UNLIMITED_MARKS = 0x20
 _UID = struct.Struct("=I")
 
+_QUEUES = ("inotify/max_queued_events", "fanotify/max_queued_events")
+
 
 def read_limits() -> dict[LimitKind, int]:
     """The limits of each user, in our own user namespace and in the first one.
@@ -60,14 +76,41 @@ def read_limits() -> dict[LimitKind, int]:
     """
     limits: dict[LimitKind, int] = {}
     for account in LimitKind:
-        files = (
-            f"{procfs.ROOT}/sys/fs/{account}",
-            f"{procfs.ROOT}/sys/user/{_BY_NAMESPACE[account]}",
-        )
-        numbers = [number for number in map(_number, files) if number is not None]
+        both = (_of_machine(account), _of_namespace(account))
+        numbers = [number for number in both if number is not None]
         if numbers:
             limits[account] = min(numbers)
     return limits
+
+
+def read_queue_limits() -> dict[str, int]:
+    """The largest number of events that wait in one instance or group, by sysctl.
+
+    The kernel discards later events, and reports an overflow (inotify(7), fanotify(7)). Programs
+    can make fanotify groups without this limit.
+    """
+    found = ((name, _number(f"{procfs.ROOT}/sys/fs/{name}")) for name in _QUEUES)
+    return {f"fs.{name.replace('/', '.')}": number for name, number in found if number is not None}
+
+
+def sysctl_to_raise(account: LimitKind) -> str:
+    """The name of the sysctl that has the smaller limit: of the machine, or of our user namespace.
+
+    In the first user namespace both are one number (inotify_table of fs/notify/inotify/
+    inotify_user.c, user_table of kernel/ucount.c).
+    """
+    machine, namespace = _of_machine(account), _of_namespace(account)
+    if namespace is not None and (machine is None or namespace < machine):
+        return f"user.{_BY_NAMESPACE[account]}"
+    return account.sysctl
+
+
+def _of_machine(account: LimitKind) -> int | None:
+    return _number(f"{procfs.ROOT}/sys/fs/{account}")
+
+
+def _of_namespace(account: LimitKind) -> int | None:
+    return _number(f"{procfs.ROOT}/sys/user/{_BY_NAMESPACE[account]}")
 
 
 def _number(path: str) -> int | None:
