@@ -10,7 +10,7 @@ import subprocess
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import pytest
 
@@ -387,6 +387,124 @@ def test_a_stopped_service_whose_fifo_is_full(hook: Hook) -> None:
         os.close(fd)
         stopped.kill()
         stopped.wait()
+
+
+class Searching:
+    """A service of the test that takes one request, and replies step by step."""
+
+    def __init__(self, hook: Hook) -> None:
+        hook.run_dir.mkdir(mode=0o700)
+        self._fifo = hook.run_dir / "warm.fifo"
+        os.mkfifo(self._fifo, 0o600)
+        self._listen = os.open(self._fifo, os.O_RDWR)
+        (hook.run_dir / "warm.pid").write_text(f"{os.getpid()} {read_starttime(os.getpid())}\n")
+        self.script = subprocess.Popen(
+            [hook.script],
+            cwd=hook.work,
+            env={"CRTOOLS_SCRIPT_ACTION": "pre-dump", "CRTOOLS_INIT_PID": "1"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        name = os.read(self._listen, 4096).decode().split()[-1]
+        self.reply = hook.run_dir / name
+        self._to_script = os.open(self.reply, os.O_WRONLY | os.O_NONBLOCK)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._to_script)
+        os.close(self._listen)
+        if self.script.poll() is None:
+            self.script.kill()
+        self.script.communicate()
+
+    def say(self, line: str) -> None:
+        os.write(self._to_script, f"{line}\n".encode())
+
+    def wait_for_sleep(self, other_than: int = 0) -> int:
+        """The process that ends the wait of the script."""
+        children = Path(f"/proc/{self.script.pid}/task/{self.script.pid}/children")
+        end_s = time.monotonic() + 60
+        while time.monotonic() < end_s:
+            for pid in map(int, children.read_text().split()):
+                with contextlib.suppress(OSError):
+                    comm = Path(f"/proc/{pid}/comm").read_text().strip()
+                    if comm in {"sleep", "busybox"} and pid != other_than:
+                        return pid
+        raise AssertionError("the script waits for nothing")
+
+
+def take_number(pid: int) -> subprocess.Popen[bytes] | None:
+    """A process with this number; None if another process has it."""
+    last = Path("/proc/sys/kernel/ns_last_pid")
+    while not Path(f"/proc/{pid}").exists():
+        last.write_text(str(pid - 1))
+        process = subprocess.Popen(["sleep", "1000"])
+        if process.pid == pid:
+            return process
+        process.kill()
+        process.wait()
+    return None
+
+
+def has_ended(pid: int) -> bool:
+    task = read_task(pid)
+    return task is None or task.state == "Z"
+
+
+def test_a_process_that_got_the_number_of_an_ended_child_lives_on(hook: Hook) -> None:
+    require_root()
+    with Searching(hook) as service:
+        first = service.wait_for_sleep()
+        service.say("3 the service searches")
+        service.wait_for_sleep(other_than=first)
+        end_s = time.monotonic() + 60
+        while not has_ended(first):
+            assert time.monotonic() < end_s
+            time.sleep(0.01)
+        other = take_number(first)  # None: this shell keeps the number of an ended child
+        try:
+            service.say("0 done")
+            _, said = service.script.communicate(timeout=60)
+            assert said == "irmapdb-hook: done\n"
+            assert other is None or other.poll() is None
+        finally:
+            if other is not None:
+                other.kill()
+                other.wait()
+
+
+def test_a_removed_reply_leaves_no_file(hook: Hook) -> None:
+    """The service, or another hook, removes the FIFO of a script that it takes for an old one."""
+    with Searching(hook) as service:
+        first = service.wait_for_sleep()
+        service.reply.unlink()
+        service.say("3 the service searches")
+        service.wait_for_sleep(other_than=first)
+        service.say("0 done")
+        _, said = service.script.communicate(timeout=60)
+        assert said == "irmapdb-hook: done\n"
+    assert not list(hook.run_dir.glob("reply-*"))
+
+
+def test_a_service_that_ends_at_the_request_leaves_no_file(hook: Hook, tmp_path: Path) -> None:
+    hook.write_program()
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    fifo = hook.run_dir / "warm.fifo"
+    (programs / "mkfifo").write_text(f'#!/bin/sh\nrm -f {fifo}\nexec /usr/bin/mkfifo "$@"\n')
+    (programs / "mkfifo").chmod(0o755)
+    text = hook.script.read_text()
+    assert text.count("\nPATH=") == 1
+    hook.script.write_text(text.replace("\nPATH=", f"\nPATH={programs}:"))
+    hook.run_dir.mkdir(mode=0o700)
+    os.mkfifo(fifo)
+    (hook.run_dir / "warm.pid").write_text(f"{os.getpid()} {read_starttime(os.getpid())}\n")
+    done = hook()
+    assert (done.returncode, done.stderr, hook.starts()) == (0, "", 1)
+    assert not fifo.exists()
+    assert not list(hook.run_dir.glob("reply-*"))
 
 
 # --- where it is installed ------------------------------------------------------------------------

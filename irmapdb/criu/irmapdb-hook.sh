@@ -82,20 +82,22 @@ ask_service() {
 	# Opened for reading and writing, a FIFO never makes the opener wait.
 	{ converse "1 $action $1 $PPID $criu_start $images $name" 4<"$run/$name"; } 3<>"$run/$name"
 	# The service removes it when it replies.
-	[ ! -p "$run/$name" ] || rm -f "$run/$name" 2>/dev/null
+	[ ! -e "$run/$name" ] || rm -f "$run/$name" 2>/dev/null
 	code=${reply%% *}
 	said=${reply#* }
 	is_number "$code" || return 2
 }
 
 # Writes the request $1, and reads one line of the FIFO in $reply. To execute a program takes a good
-# part of the time that the service needs: so `sleep` is the only one.
+# part of the time that the service needs: so `sleep` is the only one. An output redirection makes a
+# regular file if the FIFO is missing: so the FIFO is opened by its name only for reading, and then
+# through /proc/self/fd.
 converse() {
-	# Another process, as the FIFO of a stopped service may be full.
+	# Another process, as the FIFO of a stopped service may be full. While the service lives, it
+	# writes to the FIFO too, so the open for reading does not wait.
 	{
-		exec 3>&- 4<&- 1<>"$run/warm.fifo" 2>&1
-		printf '%s\n' "$1"
-	} &
+		exec 3>&- 4<&- 5<"$run/warm.fifo" >/proc/self/fd/5 && printf '%s\n' "$1"
+	} 2>/dev/null &
 	sender=$!
 	# The FIFO is at its end when no process has it open for writing any more.
 	sleep "$wait_s" >&3 2>&3 4<&- &
@@ -104,24 +106,34 @@ converse() {
 	IFS= read -r reply <&4
 	if [ "${reply%% *}" = 3 ]; then
 		# It searches, as there is no program that could.
-		end_processes "$sender"
-		sender=$timer
+		asked=$timer
 		{
 			sleep "$search_wait_s" >&3 2>&3 4<&- &
 			timer=$!
-		} 3<>"$run/$name"
+		} 3>/proc/self/fd/4
+		end_processes "$sender" "$asked"
 		reply=''
 		IFS= read -r reply <&4
 	fi
 	end_processes "$sender" "$timer"
 }
 
-# By a signal of which no shell says that it ended a process, or by another one if CRIU ignores it.
+# Only children of this shell: one that has ended may be gone, and its number another process's. By
+# a signal of which no shell says that it ended a process, or by another one if CRIU ignores it.
 # TERM would not do: a shell that was forked just now has the trap still.
 end_processes() {
-	kill -PIPE "$@"
-	kill -ALRM "$@"
+	for process; do
+		is_child "$process" || continue
+		kill -PIPE "$process"
+		kill -ALRM "$process"
+	done
 } 2>/dev/null
+
+is_child() {
+	{ IFS= read -r stat <"/proc/$1/stat"; } || return 1
+	set -- ${stat##*[)] }
+	[ "${2:-}" = "$$" ]
+}
 
 # Puts the image that the service proved last for the tree of task $1 into the work dir, the cwd.
 place_image() {

@@ -11,7 +11,16 @@ from irmapdb import collector
 from irmapdb.criu.hook_runs import HookRun, append_run
 from irmapdb.errors import FileError
 from irmapdb.log import Log
-from irmapdb.node.answer import DONE, NOT_SERVED, Reply, Request, answer, parse_request, send
+from irmapdb.node.answer import (
+    DONE,
+    NOT_SERVED,
+    SEARCHES,
+    Reply,
+    Request,
+    answer,
+    parse_request,
+    send,
+)
 from irmapdb.node.spare import Spare
 from irmapdb.node.state import ANSWER, SPARE
 from irmapdb.node.whole_search import search
@@ -107,6 +116,9 @@ class HookRequests:
 
         if not request.alone and kept is not None:
             return answer(request, kept, config, run, tell)
+        begun_s = time.monotonic()
+        # First of all: without this, the script would wait only as long as for an answer.
+        tell(Reply(SEARCHES, "the service searches"))
         if kept is not None:
             # If it cannot serve the request, the search does.
             reply = answer(
@@ -118,7 +130,7 @@ class HookRequests:
             )
             if reply.code != NOT_SERVED:
                 return reply
-        return search(request, config, run, tell)
+        return search(request, config, run, tell, begun_s)
 
     def take_answered(self, ended: Ended) -> None:
         """Count a reply; send one if the child has not sent any."""

@@ -8,13 +8,12 @@ container again after the request.
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 
 from irmapdb.criu.hook_job import Job, serve
 from irmapdb.errors import IrmapError
 from irmapdb.kernel.proc import tasks
-from irmapdb.node.answer import DONE, NOT_SERVED, SEARCHES, Reply, Request, open_work_dir
+from irmapdb.node.answer import DONE, NOT_SERVED, Reply, Request, open_work_dir
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,18 +30,22 @@ _LIMIT_S = 8.0
 
 
 def search(
-    request: Request, config: Config, run: RunDirectory, tell: Callable[[Reply], object]
+    request: Request,
+    config: Config,
+    run: RunDirectory,
+    tell: Callable[[Reply], object],
+    begun_s: float,
 ) -> Reply:
-    """Search, write irmap-cache into the work dir of CRIU, and `tell` the script, twice.
+    """Search, write irmap-cache into the work dir of CRIU, and `tell` the script, once.
 
-    Changes the cwd. If the time is up, it writes the proved paths, and the process ends here.
+    The script waits for it already, since `begun_s` (time.monotonic()). Changes the cwd. If the
+    time is up, it writes the proved paths, and the process ends here.
     """
-    tell(Reply(SEARCHES, "the service searches"))
     try:
         pids = {task.pid for task in tasks.task_tree(request.pid)}
         with open_work_dir(request, pids) as work:
             os.chdir(work)
-            reply = _search(request, Path(work), config, run, tell)
+            reply = _search(request, Path(work), config, run, tell, begun_s)
     except (OSError, IrmapError) as error:
         reply = Reply(NOT_SERVED, str(error))
     tell(reply)
@@ -55,6 +58,7 @@ def _search(
     config: Config,
     run: RunDirectory,
     tell: Callable[[Reply], object],
+    begun_s: float,
 ) -> Reply:
     limit_s = min(config.hook.timeout_s, _LIMIT_S)
 
@@ -68,7 +72,7 @@ def _search(
             "",
             config,
             config.hook._replace(timeout_s=limit_s, timeout_is_set=True),
-            time.monotonic(),
+            begun_s,
             abandoned=lambda: not run.is_waiting(request.reply),
             too_late=too_late,
             work=work,

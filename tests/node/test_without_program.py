@@ -6,9 +6,14 @@ import os
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from irmapdb.config import Config
+from irmapdb.node import hook_requests
+from irmapdb.node.answer import DONE, NOT_SERVED, Reply, parse_request
+from irmapdb.node.rundir import RunDirectory
 from tests.support.notify import IN_OPEN
 from tests.support.warm import Asked, Warm, write_hook
 
@@ -38,6 +43,33 @@ def make_cold():
 def stop(warm: Warm):
     """No look comes between; the request is read when it goes on."""
     warm.process.send_signal(signal.SIGSTOP)
+
+
+def test_the_script_hears_of_the_search_before_anything_is_proved(tmp_path, monkeypatch):
+    """Otherwise it would not wait for the proofs of a large container."""
+    run = RunDirectory(tmp_path / "run")
+    os.mkfifo(run.path / "reply-1-1", 0o600)
+    fifo = os.open(run.path / "reply-1-1", os.O_RDWR | os.O_NONBLOCK)
+    heard, begun_s = [], []
+
+    def answer(*_):
+        heard.append(os.read(fifo, 4096))
+        return Reply(NOT_SERVED, "")
+
+    def search(*arguments):
+        begun_s.append(arguments[-1])
+        return Reply(DONE, "")
+
+    monkeypatch.setattr(hook_requests, "answer", answer)
+    monkeypatch.setattr(hook_requests, "search", search)
+    monkeypatch.setattr(hook_requests.collector, "stop", lambda: None)
+    state = SimpleNamespace(options=SimpleNamespace(config=Config()), run=run)
+    request = parse_request(b"1 search 1 2 3 - reply-1-1")
+    before_s = time.monotonic()
+    assert hook_requests.HookRequests(state)._answer(request, object()).code == DONE
+    os.close(fifo)
+    assert heard == [b"3 the service searches\n"]
+    assert before_s <= begun_s[0], "the time of the proofs is a part of the search's"
 
 
 def test_a_watch_that_was_made_right_before_the_hook(node, data, warm, hook, tmp_path):
