@@ -17,7 +17,7 @@ from irmapdb.errors import TaskError, UsageError
 from irmapdb.kernel.directory import open_directory_root
 from irmapdb.kernel.proc import mountinfo, tasks
 from irmapdb.kernel.proc.namespaces import open_namespace
-from irmapdb.kernel.root import Root, open_root
+from irmapdb.kernel.root import Root, adopt_from, open_root
 from irmapdb.model import printable
 from irmapdb.record import Record
 from irmapdb.resolve.scan import Scan
@@ -166,11 +166,13 @@ class Audit:
         if self._options.pid is not None and self._root.mntns in by_mntns:
             own = {self._root.mntns}
         mine = [row for row in rows if row.mntns in own]
+        self._root.adopt(self._options.config)
         self._audits = dict.fromkeys(
             own, self._audit_in(self._root, _root_name(self._options), mine)
         )
         for root in self._open_nested(by_mntns.keys() - own - {0}):
             name = f"the root of mount namespace {root.mntns}"
+            adopt_from(root, self._root)
             self._audits[root.mntns] = self._audit_in(root, name, by_mntns[root.mntns])
 
     def _open_nested(self, missing: set[int]) -> Iterator[Root]:
@@ -188,7 +190,6 @@ class Audit:
 
     def _audit_in(self, root: Root, name: str, rows: Sequence[Mapping]) -> RootAudit:
         options = self._options
-        root.adopt(options.config)
         scan = Scan(root, options.config, progress=options.on_scanned) if options.search else None
         return RootAudit(root, rows, name=name, scan=scan, on_checked=self._count)
 

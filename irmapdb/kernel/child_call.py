@@ -13,7 +13,6 @@ from __future__ import annotations
 import fcntl
 import os
 import select
-import signal
 import time
 
 from irmapdb.kernel.syscalls import die_with_parent
@@ -22,10 +21,13 @@ from irmapdb.record import Record
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from signal import SIGKILL
     from typing import Any, TypeVar
 
     _Result = TypeVar("_Result")
     _Failure = TypeVar("_Failure")
+else:
+    from _signal import SIGKILL  # signal takes 1 ms, which a paused container waits
 
 __all__ = ["ask_in_child", "call_in_child"]
 
@@ -52,14 +54,14 @@ def ask_in_child(
     timeout_s: float,
     over: Callable[[], bool] = lambda: False,
     *,
-    count_queueing: bool = True,
+    queueing_s: float = 0.0,
 ) -> _Result | _Failure:
     """The result of `call_in_child`, or, if there is none, that of `failed` with the reason.
 
     `failed` runs in this process. The other arguments are those of `call_in_child`.
     """
     try:
-        result: _Result = call_in_child(call, timeout_s, over, count_queueing=count_queueing)
+        result: _Result = call_in_child(call, timeout_s, over, queueing_s=queueing_s)
     except (TimeoutError, ChildProcessError) as error:
         return failed(str(error))
     return result
@@ -70,13 +72,13 @@ def call_in_child(
     timeout_s: float,
     over: Callable[[], bool] = lambda: False,
     *,
-    count_queueing: bool = True,
+    queueing_s: float = 0.0,
 ) -> Any:  # noqa: ANN401 what call gives
     """The result of `call` in a forked child. TimeoutError if it was too slow; it is killed then.
 
-    The time is up after `timeout_s`, or when `over` returns True. Without `count_queueing`, the
-    time in which the child waits for a CPU does not count, because a busy machine is not a hang.
-    Only the pickled result comes back. The child keeps only descriptors of directories, O_PATH
+    The time is up after `timeout_s`, or when `over` returns True. The time in which the child
+    waits for a CPU does not count, up to `queueing_s`, because a busy machine is not a hang. Only
+    the pickled result comes back. The child keeps only descriptors of directories, O_PATH
     descriptors, and files that are only read. ChildProcessError if `call` raised an error, or if
     the child could not be made or was killed.
     """
@@ -93,7 +95,7 @@ def call_in_child(
         _in_child(call, writable, parent)
     os.close(writable)
     try:
-        queued = (lambda: 0.0) if count_queueing else (lambda: _queued_s(pid))
+        queued = (lambda: min(_queued_s(pid), queueing_s)) if queueing_s else (lambda: 0.0)
         answer = _read_until(readable, time.monotonic() + timeout_s, over, queued)
     finally:
         os.close(readable)
@@ -114,7 +116,7 @@ def call_in_child(
 def _end(pid: int) -> None:
     # Until we wait for it, the pid belongs to the child. No pidfd: a sandbox may deny it.
     try:
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, SIGKILL)
         # A child in a killable wait ends at once. We leave any other child behind: a hard NFS mount
         # may block it for ever, and must not block us.
         deadline = time.monotonic() + _LAST_WAIT_S

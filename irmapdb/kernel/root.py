@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from irmapdb.kernel.proc.mountinfo import MountinfoFile
 
-__all__ = ["Root", "open_beneath", "open_root"]
+__all__ = ["Root", "adopt_from", "open_beneath", "open_root"]
 
 # What a seccomp profile answers; glibc makes EINVAL of the second for statx (its own emulation).
 _REFUSED = frozenset({errno.EPERM})
@@ -94,7 +94,7 @@ class Root:
         """Whether the table lacks the mount of the root directory."""
         self._top: Mount | None = None
         """That mount."""
-        self._is_local: Callable[[str], bool] = Config().walkable
+        self.is_local: Callable[[str], bool] = Config().walkable
         """Whether a type of filesystem never blocks on a server."""
         self.refresh()
 
@@ -148,7 +148,7 @@ class Root:
 
         A device that one of `scan_paths`, or of the configuration's, lies on is trusted.
         """
-        self._is_local = config.walkable
+        self.is_local = config.walkable
         self.skip_paths = config.skip_paths
         self.trust((*scan_paths, *config.scan_paths))
 
@@ -161,15 +161,15 @@ class Root:
 
     def may_block(self, kdev: int) -> bool:
         """Whether a lookup on this device may block on a network or FUSE server, or on autofs."""
-        return any(not self._is_local(mount.fstype) for mount in self.mounts.on_way_to(kdev))
+        return any(not self.is_local(mount.fstype) for mount in self.mounts.on_way_to(kdev))
 
     def blocking_kinds(self, kdev: int) -> str:
         """The types of filesystem on which it may block, for people; "" for none."""
-        return _blocking_kinds(self.mounts.on_way_to(kdev), self._is_local)
+        return _blocking_kinds(self.mounts.on_way_to(kdev), self.is_local)
 
     def blocking_kinds_to(self, path: bytes) -> str:
         """The same of a lookup of an absolute path."""
-        return _blocking_kinds(self.mounts.along(path), self._is_local)
+        return _blocking_kinds(self.mounts.along(path), self.is_local)
 
     def mount_by_id(self, mnt_id: int) -> Mount | None:
         """A mount by its number; None if it is not in this root."""
@@ -195,6 +195,17 @@ def _mount_of_directory(fd: int, mnt_id: int, st_kdev: int) -> Mount:
     # and there it matches nothing.
     kdev, fstype = superblock_of(fd) or Superblock(st_kdev, "")
     return Mount(mnt_id, mnt_id, kdev, b"/", b"/", b"", fstype, b"", b"")
+
+
+def adopt_from(nested: Root, main: Root) -> None:
+    """`Root.adopt` for a nested root: the policy of the main root, and the devices trusted there.
+
+    A path that you name is one in the main root. At the same path of its own mount namespace, any
+    user of a container may mount a FUSE server of his. A trusted device is the same in all roots.
+    """
+    nested.is_local = main.is_local
+    nested.skip_paths = main.skip_paths
+    nested.trusted = main.trusted
 
 
 def _require_calls(fd: int) -> None:

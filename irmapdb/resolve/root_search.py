@@ -94,11 +94,12 @@ class RootSearch:
         *,
         mntns: int = 0,
     ) -> None:
-        """`mntns`: the mount namespace of a nested root; 0 for the main one.
+        """`root` has its policy already (`Root.adopt`).
+
+        `mntns`: the mount namespace of a nested root; 0 for the main one.
 
         `mount_fds` are those of all roots of the search. This root's are appended.
         """
-        root.adopt(options.config, options.scan_paths)
         self.root = root
         self._mntns = mntns
         self._options = options
@@ -237,9 +238,7 @@ class RootSearch:
         def failed(why: str) -> tuple[Resolution, int]:
             return _unanswered(left, f"{_PAUSE_OVER} ({why})", cut=True), 0
 
-        outcome, scanned = ask_in_child(
-            ask, failed, left_s, self._options.over, count_queueing=False
-        )
+        outcome, scanned = ask_in_child(ask, failed, left_s, self._options.over, queueing_s=left_s)
         self._scanned_in_child += scanned
         return outcome
 

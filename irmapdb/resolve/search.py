@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 
 from irmapdb.kernel.proof import disproof, disproof_of_watch
+from irmapdb.kernel.root import adopt_from
 from irmapdb.model import StaleReason
 from irmapdb.resolve import engine
 from irmapdb.resolve.engine import Disproved
@@ -51,25 +52,28 @@ class Search:
         progress: Callable[[int, bytes], None] = lambda _scanned, _top: None,
         over: Callable[[], bool] = lambda: False,
     ) -> None:
+        scan_paths = tuple(scan_paths)
         self.paused: Paused | None = None
         """Set if the tasks are paused already."""
         self.freeze_follows = False
         """Whether a freeze follows: moving files can wait for it."""
         self.outcome = engine.Resolution()
         self.resolve_us = 0
-        self._options = SearchOptions(load, config, tuple(scan_paths), scan, progress, over)
+        self._options = SearchOptions(load, config, scan_paths, scan, progress, over)
         self._watchers = Watchers(root, over)
         self._mount_fds: list[MountFds] = []
+        root.adopt(config, scan_paths)
         self._main = RootSearch(root, self._options, self._watchers, self._mount_fds)
         self.proved = self._main.proved
         """In the main root. It has a path as soon as that is proved, before its batch ends."""
-        self._nested = NestedRoots(
-            root,
-            lambda nested: RootSearch(
+
+        def search_nested(nested: Root) -> RootSearch:
+            adopt_from(nested, root)
+            return RootSearch(
                 nested, self._options, self._watchers, self._mount_fds, mntns=nested.mntns
-            ),
-            over,
-        )
+            )
+
+        self._nested = NestedRoots(root, search_nested, over)
         self._retry = RenameRetry(self.outcome, self._nested.found_in)
 
     def __enter__(self) -> Self:

@@ -81,12 +81,18 @@ def test_a_call_that_hangs_is_killed(line: Path) -> None:
 def test_waiting_for_a_cpu_may_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     queued = iter([0.0, *[3600.0] * 10_000])
     monkeypatch.setattr(child_call, "_queued_s", lambda _pid: next(queued))
-    assert call_in_child(lambda: time.sleep(0.3) or 1, 0.05, count_queueing=False) == 1
+    assert call_in_child(lambda: time.sleep(0.3) or 1, 0.05, queueing_s=3600.0) == 1
+
+
+def test_waiting_for_a_cpu_has_a_limit(monkeypatch: pytest.MonkeyPatch, line: Path) -> None:
+    monkeypatch.setattr(child_call, "_queued_s", lambda _pid: 3600.0)
+    with pytest.raises(TimeoutError):
+        call_in_child(lambda: os.open(line, os.O_RDONLY), 0.05, queueing_s=0.05)
 
 
 def test_a_call_that_hangs_waits_for_no_cpu(line: Path) -> None:
     with pytest.raises(TimeoutError):
-        call_in_child(lambda: os.open(line, os.O_RDONLY), 0.3, count_queueing=False)
+        call_in_child(lambda: os.open(line, os.O_RDONLY), 0.3, queueing_s=3600.0)
 
 
 def test_the_kernel_tells_how_long_a_task_waited_for_a_cpu() -> None:

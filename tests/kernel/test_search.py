@@ -481,11 +481,16 @@ def test_nobody_is_waited_for_in_a_nested_namespace_either(area, watcher, make):
     """A server that only the nested namespace sees, and that may be one of the frozen."""
     source, mountpoint = area.path / "source", area.path / "served"
     source.mkdir()
+    (source / "dir").mkdir()
     (source / "file").touch()
     with served(source, mountpoint) as server, Watcher(unshare={"mount"}) as task:
         shown = watched_identity(task, task.add_inotify(mountpoint / "file"))
-        run("mount", "-t", "tmpfs", "over", mountpoint)  # hides it from the main root
-        search = make(scan_paths=[os.fsencode(mountpoint)])
+        # The main root shows one directory of it, so that it can be named there.
+        named = area.path / "named"
+        named.mkdir()
+        run("mount", "--bind", mountpoint / "dir", named)
+        run("mount", "-t", "tmpfs", "over", mountpoint)
+        search = make(scan_paths=[os.fsencode(named)])
         search.resolve(files_of(watcher, task))
         answer = search.outcome.resolved.get(shown)
         assert answer is not None
@@ -493,3 +498,20 @@ def test_nobody_is_waited_for_in_a_nested_namespace_either(area, watcher, make):
         with server.silent():
             call_in_child(lambda: search.prove_again([shown]), 60)
         run("umount", mountpoint)
+        run("umount", named)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_named_path_trusts_no_server_of_another_namespace(area, watcher, make):
+    """A user of a container can mount a server of his at that path, in a namespace of his own."""
+    source, named = area.path / "source", area.path / "named"
+    for directory in (source, named):
+        directory.mkdir()
+    (source / "file").touch()
+    with served(source, named), Watcher(unshare={"mount"}) as task:
+        shown = watched_identity(task, task.add_inotify(named / "file"))
+        run("mount", "-t", "tmpfs", "over", named)  # what the path names in the main root
+        search = make(scan_paths=[os.fsencode(named)])
+        search.resolve(files_of(watcher, task))
+        run("umount", named)
+        assert shown not in search.outcome.resolved

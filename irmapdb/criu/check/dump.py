@@ -21,6 +21,7 @@ from irmapdb.kernel.child_call import ask_in_child
 from irmapdb.kernel.proc import mountinfo, tasks
 from irmapdb.kernel.proc.holders import deleted_holders
 from irmapdb.kernel.proc.survey import read_survey
+from irmapdb.kernel.root import adopt_from
 from irmapdb.kernel.syscalls import Descriptor
 from irmapdb.model import MarkKind, format_kdev, printable
 from irmapdb.record import Record
@@ -168,7 +169,7 @@ def check_dump(options: DumpCheckOptions) -> DumpCheck:
     ):
         criu_view.root.adopt(options.config, options.scan_paths)
         for nested in criu_view.nested:
-            nested.adopt(options.config)
+            adopt_from(nested, criu_view.root)
         other_root = (
             _other_root(criu_view.root) if criu_view.foreign and criu_view.root.prefix else None
         )
