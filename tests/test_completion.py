@@ -7,6 +7,7 @@ import logging
 import os
 import pty
 import select
+import shutil
 import signal
 import sys
 import time
@@ -20,7 +21,8 @@ from irmapdb.commands.audit import VERDICTS
 from irmapdb.image import cache
 from irmapdb.model import CacheEntry
 from tests.support.cli import irmapdb
-from tests.support.features import require_program
+from tests.support.features import require_program, require_root
+from tests.support.hostile import give_away
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -192,6 +194,24 @@ def test_an_option_takes_its_value_from_the_line(
     for named in (("-W", str(place)), ("--db", f"{place}/irmap.db"), (f"--work-dir={place}",)):
         found = _proposed(monkeypatch, "audit", *named, "--dev", "")
         assert found == {"254:0": "2 mappings"}
+
+
+def test_a_large_database_of_another_user_is_not_copied_for_a_tab(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    require_root()
+    home = place / "home"
+    home.mkdir(mode=0o755)
+    shutil.copy(place / "irmap.db", home)
+    give_away(home)
+    words = ("audit", "-W", str(home), "--dev", "")
+    assert _proposed(monkeypatch, *words) == {"254:0": "2 mappings"}
+    os.truncate(home / "irmap.db", completion._COPY_LIMIT_BYTES + 4096)
+    assert _proposed(monkeypatch, *words) == {}
+    (place / "irmap.db").replace(place / "small")
+    shutil.copy(home / "irmap.db", place)
+    words = ("audit", "-W", str(place), "--dev", "")
+    assert _proposed(monkeypatch, *words) == {"254:0": "2 mappings"}, "no copy is needed"
 
 
 def test_a_database_that_is_none_proposes_nothing(

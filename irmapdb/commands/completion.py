@@ -35,6 +35,8 @@ _NAMES_OF = {"DIR": _DIRECTORIES, "FILE": _FILES, "LOG": _FILES, "PATH": _FILES,
 _NAMES_OF |= {"SRC": _FILES, "DST": _FILES}
 _MOST = 200
 _PATIENCE_S = 2.0
+_COPY_LIMIT_BYTES = 4 << 20
+"""The largest database in a directory of others that is copied for a Tab."""
 
 
 class Proposal(Record):
@@ -248,7 +250,10 @@ def _ask(line: _Line, query: str) -> list[tuple[str, ...]]:
 
     named = [line.values.get(name) for name in ("db", "work_dir")]
     paths = [None if name is None else Path(name).expanduser() for name in named]
-    with Ask.open(database_path(*paths), path_text=printable, wait_s=0) as ask:
+    database = database_path(*paths)
+    with Ask.open(
+        database, path_text=printable, wait_s=0, copy_limit_bytes=_COPY_LIMIT_BYTES
+    ) as ask:
         answers = ask.ask(f"{query} LIMIT {_MOST}", limit=_MOST, timeout_s=_PATIENCE_S)
         return [tuple(map(_text, row)) for one in answers for row in one.rows]
 

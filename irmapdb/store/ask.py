@@ -22,7 +22,7 @@ from irmapdb.model import InodeKey, format_kdev, parse_kdev
 from irmapdb.record import Record
 from irmapdb.store.failures import explain, primary_code, show, translated
 from irmapdb.store.limits import VALUE_BYTES
-from irmapdb.store.place import open_place
+from irmapdb.store.place import COPY_LIMIT_BYTES, open_place
 from irmapdb.store.raw import check_unchanged, connect_raw
 from irmapdb.store.sqltext import split
 from irmapdb.store.values import from_ino
@@ -116,14 +116,18 @@ class Ask:
         *,
         path_text: Callable[[bytes], str] = os.fsdecode,
         wait_s: float = 10.0,
+        copy_limit_bytes: int = COPY_LIMIT_BYTES,
     ) -> Ask:
         """Open a database, also while another process writes it. It never changes the database.
 
         `path_text` implements the SQL function of that name. Raises DatabaseError for a file that
-        is no database of irmapdb, and for an older schema.
+        is no database of irmapdb, for an older schema, and if a private copy is needed that is
+        larger than `copy_limit_bytes`.
         """
         with ExitStack() as stack:
-            place = stack.enter_context(open_place(path, write=False))
+            place = stack.enter_context(
+                open_place(path, write=False, copy_limit_bytes=copy_limit_bytes)
+            )
             raw = stack.enter_context(connect_raw(place, write=False, wait_s=wait_s))
             with translated(place.path, wait_s):
                 check_newest(raw, place)

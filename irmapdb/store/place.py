@@ -184,12 +184,18 @@ class Place:
 
 @contextmanager
 def open_place(
-    path: AnyPath, *, write: bool, create: bool = False, wait_s: float = 10.0
+    path: AnyPath,
+    *,
+    write: bool,
+    create: bool = False,
+    wait_s: float = 10.0,
+    copy_limit_bytes: int = COPY_LIMIT_BYTES,
 ) -> Iterator[Place]:
     """Decide where SQLite works, and make the copy if it is needed.
 
     `create`: whether there may be no database yet. `wait_s`: the longest wait for another writer of
-    a directory where copies are made. Without a call of `put_back`, changes of a copy are lost.
+    a directory where copies are made. DatabaseError if a copy would be larger than
+    `copy_limit_bytes`. Without a call of `put_back`, changes of a copy are lost.
     """
     where = absolute(path)
     check_length(where)
@@ -200,7 +206,8 @@ def open_place(
             raise is_missing(where)
         why = directory.shared_with or _why_shared(directory.fd, where, old)
         if why:
-            yield _copied(stack, where, directory, why, write=write, wait_s=wait_s)
+            limit = copy_limit_bytes
+            yield _copied(stack, where, directory, why, limit, write=write, wait_s=wait_s)
         else:
             yield _in_place(where, directory, write=write, create=create)
 
@@ -252,7 +259,14 @@ def _in_place(path: bytes, directory: Directory, *, write: bool, create: bool) -
 
 
 def _copied(
-    stack: ExitStack, path: bytes, directory: Directory, why: str, *, write: bool, wait_s: float
+    stack: ExitStack,
+    path: bytes,
+    directory: Directory,
+    why: str,
+    limit_bytes: int,
+    *,
+    write: bool,
+    wait_s: float,
 ) -> Place:
     if write:
         check_writable(directory.fd, None, path)
@@ -260,7 +274,7 @@ def _copied(
     name = os.path.basename(path)
     old = status_of(directory.fd, name, path)
     size = 0 if old is None else old.st_size
-    _check_size(path, size, why)
+    _check_size(path, size, limit_bytes, why)
     if old is not None:
         check_readable(directory.fd, name, path)
     from irmapdb.scratch import scratch_directory  # noqa: PLC0415 seldom needed
@@ -269,7 +283,9 @@ def _copied(
     place = Place(path, directory, os.path.join(scratch, b"irmap.db"), why, wait_s)
     with open(place.work, "xb", opener=lambda file, flags: os.open(file, flags, 0o600)) as copy:
         if old is not None:
-            place._old = _copy_main(directory.fd, name, path, copy.fileno(), why)  # noqa: SLF001
+            place._old = _copy_main(  # noqa: SLF001
+                directory.fd, name, path, copy.fileno(), limit_bytes, why
+            )
     place.made = old is None
     place.unread = tuple(suffix for suffix in SIDECARS if _has_data(directory.fd, name + suffix))
     _log.warning("%s: worked on a private copy, as %s", show(path), why)
@@ -278,12 +294,11 @@ def _copied(
     return place
 
 
-def _check_size(path: bytes, size: int, why: str) -> None:
-    if size > COPY_LIMIT_BYTES:
+def _check_size(path: bytes, size: int, limit_bytes: int, why: str) -> None:
+    if size > limit_bytes:
         raise DatabaseError(
             show(path),
-            f"has {size} bytes, and a private copy is made of no more than "
-            f"{COPY_LIMIT_BYTES} ({why})",
+            f"has {size} bytes, and a private copy is made of no more than {limit_bytes} ({why})",
             advice="move it to a directory that only you and root can write to",
         )
 
@@ -309,7 +324,9 @@ def _lock(dir_fd: int, path: bytes, wait_s: float) -> None:
             return
 
 
-def _copy_main(dir_fd: int, name: bytes, path: bytes, dest: int, why: str) -> os.stat_result:
+def _copy_main(
+    dir_fd: int, name: bytes, path: bytes, dest: int, limit_bytes: int, why: str
+) -> os.stat_result:
     try:
         fd = os.open(name, _READ, dir_fd=dir_fd)
     except OSError as error:
@@ -319,7 +336,7 @@ def _copy_main(dir_fd: int, name: bytes, path: bytes, dest: int, why: str) -> os
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode):
                 raise is_missing(path)  # it was a regular file a moment ago
-            _check_size(path, status.st_size, why)
+            _check_size(path, status.st_size, limit_bytes, why)
             _copy_bytes(fd, dest, status.st_size)
             if _Stamp.of(os.fstat(fd)) == _Stamp.of(status):
                 return status
