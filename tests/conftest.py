@@ -14,6 +14,7 @@ from hypothesis import settings
 from tests.support import packages
 from tests.support.area import MountArea
 from tests.support.caches import has_own_mounts
+from tests.support.ending import interrupt_on_sigterm
 from tests.support.features import require
 from tests.support.heap import lift_heap_limit
 from tests.support.own_mounts import give_disk, unshare_mounts
@@ -45,10 +46,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Ctrl-C works, and the process that runs tests gets a mount namespace of its own."""
+    """Ctrl-C and SIGTERM work; the process that runs tests gets a mount namespace of its own."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         # A shell's background job ignores it, and so would every program that it starts.
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    interrupt_on_sigterm()
     if os.geteuid() == 0 and (hasattr(config, "workerinput") or not config.option.numprocesses):
         with suppress(PermissionError):  # root in a container may not
             unshare_mounts()

@@ -17,6 +17,7 @@ from tests.support.area import PLACES, MountArea
 from tests.support.criu import write_cache
 from tests.support.features import require, require_root
 from tests.support.filesystems import btrfs_layout, drop_caches, superblock_kdev
+from tests.support.hook import CHECKOUT
 from tests.support.names import ODD_NAMES, deep_file
 from tests.support.notify import (
     FAN_MODIFY,
@@ -332,6 +333,35 @@ def test_no_process_outlives_its_driver(tmp_path):
             poll.register(pidfd, select.POLLIN)
             assert poll.poll(20_000)
             os.close(pidfd)
+
+
+def test_no_process_outlives_tests_that_are_told_to_end(tmp_path):
+    assert signal.getsignal(signal.SIGTERM) not in {signal.SIG_DFL, signal.SIG_IGN}
+    tests = (
+        "import os, pathlib, signal, sys\n"
+        "from tests.support.ending import interrupt_on_sigterm\n"
+        "from tests.support.watcher import Watcher\n"
+        "interrupt_on_sigterm()\n"
+        "with Watcher(pipes=pathlib.Path(sys.argv[1])) as watcher:\n"
+        "    if (child := os.fork()) == 0:\n"
+        "        signal.pause()\n"
+        "    print(watcher.pid, child, flush=True)\n"
+        "    signal.pause()\n"
+    )
+    command = [sys.executable, "-c", tests, tmp_path / "pipes"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=CHECKOUT
+    ) as running:
+        watcher, child = map(int, running.stdout.readline().split())
+        pidfds = [os.pidfd_open(pid) for pid in (watcher, child)]
+        os.kill(child, signal.SIGTERM)
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(20) == -signal.SIGINT
+    for pidfd in pidfds:
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        assert poll.poll(20_000)
+        os.close(pidfd)
 
 
 # Programs and packages
