@@ -36,7 +36,6 @@ import os
 from datetime import timedelta
 
 from irmapdb import files
-from irmapdb.durations import parse_duration
 from irmapdb.errors import ConfigError, FileError
 from irmapdb.model import is_fuse, printable
 from irmapdb.record import Record
@@ -188,6 +187,8 @@ def _number(value: object, where: str) -> int:
 def _span(value: object, where: str) -> timedelta:
     if not isinstance(value, str):
         raise ConfigError(f"{where}: {value!r} is no span of time", advice='write it as "30d"')
+    from irmapdb.durations import parse_duration  # noqa: PLC0415 not in most files
+
     try:
         return parse_duration(value)
     except ValueError as error:

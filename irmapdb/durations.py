@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from datetime import UTC, datetime, timedelta
 
 __all__ = ["before", "format_estimate", "parse_duration"]
@@ -14,6 +13,8 @@ _DURATION = r"(\d{1,9}(?:\.\d+)?)\s*([smhdw])"
 
 def parse_duration(text: str) -> timedelta:
     """A number and one unit. ValueError says what is expected."""
+    import re  # noqa: PLC0415 the hook needs it seldom
+
     found = re.fullmatch(_DURATION, text.strip())
     if found is None:
         raise ValueError(f"{text!r} is no span of time: write 45s, 90m, 2h, 30d or 4w")

@@ -6,7 +6,9 @@ Findings (an unresolved watch, a stale mapping that the audit finds) are results
 
 from __future__ import annotations
 
-import re
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import re
 
 __all__ = [
     "ConfigError",
@@ -23,8 +25,15 @@ __all__ = [
 
 # Characters that can move a terminal's cursor, break the line or change its order; and bytes that
 # are no UTF-8. A backslash stays: names are quoted by `model.printable` before they get here.
-# A text, which `re` compiles at its first use: a run without errors, such as the hook's, has none.
 _CONTROL = "[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+
+
+def _on_one_line(text: str) -> str:
+    if text.isascii() and text.isprintable():
+        return text
+    import re  # noqa: PLC0415 the hook needs it seldom
+
+    return re.sub(_CONTROL, _escape, text)
 
 
 def _escape(match: re.Match[str]) -> str:
@@ -49,8 +58,8 @@ class IrmapError(Exception):
     def __init__(
         self, message: str, *, advice: str = "", about: str = "", remedy: str = ""
     ) -> None:
-        self.message = re.sub(_CONTROL, _escape, message)
-        self.advice = re.sub(_CONTROL, _escape, advice)
+        self.message = _on_one_line(message)
+        self.advice = _on_one_line(advice)
         self.about = about
         self.remedy = remedy
         super().__init__(self.message)
@@ -82,7 +91,7 @@ class DatabaseError(IrmapError):
 
     def __init__(self, name: str, reason: str, *, advice: str = "", remedy: str = "") -> None:
         super().__init__(f"{name}: {reason}", advice=advice, remedy=remedy)
-        self.reason = re.sub(_CONTROL, _escape, reason)
+        self.reason = _on_one_line(reason)
 
 
 class SqlError(IrmapError):

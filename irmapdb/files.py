@@ -16,7 +16,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import re
 import stat
 
 from irmapdb.errors import FileError
@@ -184,13 +183,21 @@ def read_if_there(path: bytes | os.PathLike[str], *, limit_bytes: int) -> bytes 
 # --- writing ------------------------------------------------------------------------------------
 
 
-# Only irmapdb uses such names, so each match is removed, for any target.
-_LEFTOVER = re.compile(rb"\.[^/]*\.[0-9a-f]{16}\.irmapdb-new", re.DOTALL)
+_NEW = b".irmapdb-new"
+_RANDOM_BYTES = 8
+_HEX = b"0123456789abcdef"
 
 
 def _new_name(name: bytes) -> bytes:
     # Cut, because the target's own name may already be as long as a name can be (255 bytes).
-    return b".%s.%s.irmapdb-new" % (name[:200], os.urandom(8).hex().encode())
+    return b".%s.%s%s" % (name[:200], os.urandom(_RANDOM_BYTES).hex().encode(), _NEW)
+
+
+def _is_leftover(name: bytes) -> bool:
+    # Only irmapdb uses such names, so each is removed, for any target.
+    start, _, random = name.removesuffix(_NEW).rpartition(b".")
+    is_random = len(random) == 2 * _RANDOM_BYTES and not random.translate(None, _HEX)
+    return name.endswith(_NEW) and start.startswith(b".") and is_random
 
 
 def _remove_leftovers(dir_fd: int) -> None:
@@ -202,7 +209,7 @@ def _remove_leftovers(dir_fd: int) -> None:
             return
         raise
     for found in map(os.fsencode, names):
-        if not _LEFTOVER.fullmatch(found):
+        if not _is_leftover(found):
             continue
         # In use, gone meanwhile, or not ours to open: a reason each to leave it alone.
         with contextlib.suppress(OSError), _closing(os.open(found, _LOOK, dir_fd=dir_fd)) as fd:
@@ -374,26 +381,40 @@ def replace_whole(
     *,
     is_wanted: Callable[[], bool] = lambda: True,
     in_place: Callable[[], None] | None = None,
+    synced: bool = True,
 ) -> os.stat_result:
     """Make `path` a regular file with these bytes and this mode, as a whole or not at all.
 
     `is_wanted` is asked when the bytes are on the disk, which can take long: FileError if not.
     `in_place` is called when readers see the new file, and with it the bytes go to the disk only
     after that: for a reader that waits, and a file that is worth nothing after a power loss.
-    Returns the new file's stat. Raises FileError, and leaves the old file and nothing else, for
-    a target that is there and no regular file (a symbolic link is not followed), a directory
-    that is missing, full or read-only, and any other error of the write.
+    Without `synced`, the caller does that later (`sync`). Returns the new file's stat. Raises
+    FileError, and leaves the old file and nothing else, for a target that is there and no regular
+    file (a symbolic link is not followed), a directory that is missing, full or read-only, and any
+    other error of the write.
     """
     target = os.fsencode(path)
-    with _writing(target), _prepared(target, data, mode, synced=in_place is None) as new:
+    first = synced and in_place is None
+    with _writing(target), _prepared(target, data, mode, synced=first) as new:
         if not is_wanted():
             raise FileError(f"{printable(target)}: not replaced, because it came too late")
         new.rename()
         if in_place is not None:
             in_place()
+        if synced and not first:
             os.fsync(new.fd)
-        _sync_directory(new.dir_fd)
+        if synced:
+            _sync_directory(new.dir_fd)
         return os.fstat(new.fd)
+
+
+def sync(path: bytes | os.PathLike[str]) -> None:
+    """Put the bytes of a regular file, and its name, on the disk. FileError."""
+    target = os.fsencode(path)
+    with _writing(target), _replaceable(target) as (dir_fd, name):
+        with _closing(os.open(name, _LOOK, dir_fd=dir_fd)) as fd:
+            os.fsync(fd)
+        _sync_directory(dir_fd)
 
 
 def put_file(

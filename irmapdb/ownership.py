@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import stat
 from contextlib import contextmanager
 
@@ -194,8 +193,12 @@ def _why_served(devices: set[int]) -> str:
     numbers = {b"0:%d" % os.minor(device) for device in devices if not os.major(device)}
     if not numbers:
         return ""
+    import re  # noqa: PLC0415
+
     with open("/proc/self/mountinfo", "rb") as file:
         for line in file:
+            if b" - fuse" not in line:
+                continue
             found = re.search(_FUSE_USER, line)
             if found and line.split(b" ", 3)[2] in numbers and _is_other(int(found[1])):
                 return f"it lies on a FUSE filesystem that uid {int(found[1])} has mounted"

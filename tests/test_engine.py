@@ -172,7 +172,7 @@ answers = st.one_of(
 scripts = st.lists(
     st.builds(
         lambda source, found: Script(source, *found),
-        st.sampled_from(Source),
+        st.sampled_from(list(Source)),
         st.lists(answers, max_size=8),
     ),
     max_size=4,

@@ -152,7 +152,7 @@ marks = st.builds(
     Mark,
     pid=st.just(PID),
     fd=st.just(FD),
-    kind=st.sampled_from(MarkKind),
+    kind=st.sampled_from(list(MarkKind)),
     target=u32,
     mask=u32,
     ignored_mask=u32,
@@ -231,7 +231,7 @@ def test_text_that_is_cut_off_gives_no_wrong_identity(watches, data):
         assert watch.identity.handle in {truth.identity.handle, None}
 
 
-@given(raw=st.binary(max_size=200), kind=st.sampled_from(WatchKind))
+@given(raw=st.binary(max_size=200), kind=st.sampled_from(list(WatchKind)))
 @example(raw=b"inotify wd:1 ino:2 sdev:3 mask:4 ignored_mask:0 f_handle:00", kind=WatchKind.INOTIFY)
 @example(
     raw=b"inotify wd:1 ino:2 sdev:3 mask:4 ignored_mask:0 fhandle-bytes:2 fhandle-type:1"

@@ -24,6 +24,7 @@ from irmapdb.files import (
     read_whole,
     replace_whole,
     replaced,
+    sync,
 )
 from tests.support.features import require_program
 from tests.support.filesystems import tmpfs
@@ -145,11 +146,11 @@ def test_a_reader_that_waits_is_told_before_the_disk_has_the_bytes(tmp_path, mon
     target = tmp_path / "image"
     target.write_bytes(b"old")
     events = []
-    sync = os.fsync
+    fsync = os.fsync
 
     def note(fd):
         events.append("synced")
-        sync(fd)
+        fsync(fd)
 
     monkeypatch.setattr(os, "fsync", note)
     replace_whole(target, b"new", in_place=lambda: events.append(target.read_bytes()))
@@ -158,7 +159,11 @@ def test_a_reader_that_waits_is_told_before_the_disk_has_the_bytes(tmp_path, mon
     with pytest.raises(FileError, match="too late"):
         replace_whole(target, b"", is_wanted=lambda: False, in_place=lambda: events.append(b""))
     assert events == []
-    assert contents(tmp_path) == {"image": b"new"}
+    replace_whole(target, b"newer", synced=False)
+    assert events == []
+    sync(target)
+    assert events == ["synced", "synced"]
+    assert contents(tmp_path) == {"image": b"newer"}
 
 
 def test_a_name_without_a_directory_and_a_directory_behind_a_link(tmp_path, monkeypatch):

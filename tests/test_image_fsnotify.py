@@ -246,7 +246,7 @@ def watch_files(draw, kind):
         Mark,
         pid=st.just(7),
         fd=st.just(3),
-        kind=st.sampled_from(MarkKind),
+        kind=st.sampled_from(list(MarkKind)),
         target=u32,
         mask=u32,
         ignored_mask=u32,

@@ -1,14 +1,15 @@
-"""Record beside typing.NamedTuple, which it stands for."""
+"""Record and Words beside typing.NamedTuple and enum.StrEnum, which they stand for."""
 
 from __future__ import annotations
 
 import copy
 import pickle
+from enum import StrEnum
 from typing import NamedTuple
 
 import pytest
 
-from irmapdb.record import Record
+from irmapdb.record import Record, Words
 
 
 class Mine(Record):
@@ -105,3 +106,56 @@ def test_a_class_without_fields_or_with_defaults_out_of_order_is_a_mistake():
         class Unordered(Record):
             first: int = 1
             second: int
+
+
+class MyWords(Words):
+    """Words."""
+
+    ONE = "one"
+    """The first."""
+    TWO = "two-2"
+
+    @property
+    def twice(self) -> str:
+        return 2 * self
+
+
+class TheirWords(StrEnum):
+    ONE = "one"
+    TWO = "two-2"
+
+
+def test_words_are_read_as_an_enumeration():
+    assert list(MyWords) == list(TheirWords) == ["one", "two-2"]
+    assert len(MyWords) == len(TheirWords)
+    for mine, theirs in zip(MyWords, TheirWords, strict=True):
+        assert (mine.name, mine.value, str(mine), f"{mine}") == (
+            theirs.name,
+            theirs.value,
+            str(theirs),
+            f"{theirs}",
+        )
+        assert type(mine.value) is type(str(mine)) is str
+        assert hash(mine) == hash(theirs)
+        assert isinstance(mine, MyWords)
+        assert MyWords(str(mine)) is MyWords(mine) is mine
+        assert repr(mine) == f"MyWords.{mine.name}"
+    assert MyWords.ONE.twice == "oneone"
+    match MyWords("two-2"):
+        case MyWords.TWO:
+            pass
+        case _:
+            raise AssertionError
+
+
+def test_a_word_is_the_only_one_with_its_text():
+    for word in MyWords:
+        again = pickle.loads(pickle.dumps(word))  # noqa: S301 our own
+        assert again is copy.deepcopy(word) is copy.copy(word) is word
+
+
+@pytest.mark.parametrize("text", ["", "ONE", "three", None, [], 1])
+def test_another_text_is_no_word(text):
+    for words in (MyWords, TheirWords):
+        with pytest.raises(ValueError, match=words.__name__):
+            words(text)

@@ -66,7 +66,7 @@ sightings = st.lists(
         identities,
         st.sampled_from(PATHS) | notes,
         st.integers(1, 3),  # pid
-        st.sampled_from(WatchKind),
+        st.sampled_from(list(WatchKind)),
         st.integers(0, (1 << 32) - 1),  # mask
     ),
     max_size=8,

@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 
 from irmapdb.checkpoint import changes, criu_cache
 from irmapdb.checkpoint.work_dir import within
-from irmapdb.kernel.proc.holders import deleted_holders
 from irmapdb.model import Event, MarkKind, RunStats, format_kdev
 from irmapdb.record import Record
 from irmapdb.store.records import WatchRow
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     from irmapdb.checkpoint.work_dir import News, WorkDir
+    from irmapdb.kernel.proc.holders import Holder
     from irmapdb.kernel.proc.survey import Denied
     from irmapdb.kernel.root import Root
     from irmapdb.model import CacheEntry, Identity, Mark, Mount, Resolved, WatchFile
@@ -171,7 +171,11 @@ def _watch_rows(
 ) -> tuple[WatchRow, ...]:
     rows = []
     deleted = [identity for identity, failure in outcome.unresolved.items() if failure.deleted]
-    holders = deleted_holders(tree.root, tree.pids, deleted)
+    holders: dict[Identity, Holder] = {}
+    if deleted:
+        from irmapdb.kernel.proc.holders import deleted_holders  # noqa: PLC0415 seldom needed
+
+        holders = deleted_holders(tree.root, tree.pids, deleted)
     for file in watched:
         comm = tree.comm(file.pid)
         for watch in file.watches:

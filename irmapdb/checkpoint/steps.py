@@ -13,22 +13,19 @@ slow import are imported only where they are needed.
 from __future__ import annotations
 
 import contextlib
-import signal
 import time
 from datetime import UTC, datetime
 
-from irmapdb import collector, files
+from irmapdb import files
 from irmapdb.checkpoint import criu_cache, work_dir
 from irmapdb.checkpoint.changes import add_unmounted
 from irmapdb.checkpoint.findings import FSNOTIFY_NAMES, Begun, Findings, MarkRow, make_findings
-from irmapdb.checkpoint.scan_paths import check_scan_paths
 from irmapdb.checkpoint.work_dir import MappingsAndNews, WorkDir
 from irmapdb.config import Config
-from irmapdb.errors import FreezeError
+from irmapdb.errors import FileError, FreezeError
 from irmapdb.kernel.freeze import pause
 from irmapdb.kernel.proc import mountinfo, procfs, tasks
 from irmapdb.kernel.proc.fdinfo_files import FdinfoFiles
-from irmapdb.kernel.proc.namespaces import mounted_anywhere
 from irmapdb.kernel.proc.survey import read_survey
 from irmapdb.kernel.root import Root, open_root
 from irmapdb.log import Log
@@ -187,14 +184,19 @@ def _survey(tree: _Tree, search: Search, watched: list[WatchFile]) -> Survey:
 def hand_over(found: Findings, further: Sequence[CacheEntry] = ()) -> FileStamp | None:
     """Write irmap-cache for CRIU, with `further` entries that CRIU looks at after all others.
 
-    Returns the stamp of the file for `keep`; None if the file has entries that are not ours.
+    In a pause the tasks do not wait for the disk: `keep` does. Returns the stamp of the file for
+    `keep`; None if the file has entries that are not ours.
     """
-    stamp = work_dir.write_cache(found.place, [*further, *found.entries])
+    entries = [*further, *found.entries]
+    stamp = work_dir.write_cache(found.place, entries, synced=not found.stats.paused)
     return None if further else stamp
 
 
 def keep(options: StepOptions, found: Findings, stamp: FileStamp | None) -> StepReport:
     """The second half: store the results."""
+    if found.stats.paused:
+        with contextlib.suppress(FileError):  # the work dir may be gone
+            files.sync(found.place.cache)
     with _transaction(options, found.event) as step:
         loaded = 0
         if found.news is not None:
@@ -214,7 +216,8 @@ def dump(options: StepOptions, freezing: FreezeOptions) -> StepReport:
     The tasks run again before anything is written. With `leave_stopped` they stay frozen until all
     is written and committed. After any error, also after a kill, they run again.
     """
-    from irmapdb.checkpoint.confirm import Confirmation  # noqa: PLC0415 for a dump alone
+    from irmapdb import collector  # noqa: PLC0415 for a dump alone
+    from irmapdb.checkpoint.confirm import Confirmation  # noqa: PLC0415
     from irmapdb.kernel.freeze import stop_tree  # noqa: PLC0415
     from irmapdb.kernel.rename_monitor import RenameMonitor  # noqa: PLC0415
 
@@ -413,7 +416,10 @@ def _tree(options: StepOptions) -> Iterator[_Tree]:
     tasks.task_tree(options.pid)  # check that it exists before anything is created for it
     with open_root(options.pid) as root, FdinfoFiles() as texts:
         root.adopt(options.config, options.scan_paths)
-        check_scan_paths(root, options.scan_paths, options.config)
+        if options.scan_paths or options.config.scan_paths:
+            from irmapdb.checkpoint.scan_paths import check_scan_paths  # noqa: PLC0415
+
+            check_scan_paths(root, options.scan_paths, options.config)
         yield _Tree(options.pid, root, texts)
 
 
@@ -497,6 +503,8 @@ def _load_cache(options: StepOptions, step: _Transaction) -> int:
 
 @contextlib.contextmanager
 def _frozen(pid: int, freezing: FreezeOptions) -> Iterator[Frozen]:
+    import signal  # noqa: PLC0415
+
     from irmapdb.kernel.freeze import stop_tree  # noqa: PLC0415
 
     # A ^Z, or a write to the terminal from the background, would stop us, and the tasks with us.
@@ -582,6 +590,8 @@ def _unmounted(tx: Step, mounted: dict[int, frozenset[int]]) -> Iterator[Mapping
     The rows of a nested namespace have its number, so mounts of other namespaces do not count for
     them. A namespace that was not read may still have its mounts, and a chroot does not show all.
     """
+    from irmapdb.kernel.proc.namespaces import mounted_anywhere  # noqa: PLC0415
+
     for mntns, kdevs in mounted.items():
         absent = tx.live_devices(mntns) - kdevs
         if absent and not mntns:

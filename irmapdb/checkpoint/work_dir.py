@@ -227,9 +227,12 @@ class MappingsAndNews:
         return found
 
 
-def write_cache(place: WorkDir, entries: Sequence[CacheEntry]) -> FileStamp:
-    """Replace irmap-cache as a whole, or not at all."""
-    return FileStamp.of(files.replace_whole(place.cache, cache_bytes(entries)))
+def write_cache(place: WorkDir, entries: Sequence[CacheEntry], *, synced: bool) -> FileStamp:
+    """Replace irmap-cache as a whole, or not at all.
+
+    `synced`: whether it is on the disk then.
+    """
+    return FileStamp.of(files.replace_whole(place.cache, cache_bytes(entries), synced=synced))
 
 
 def save_images(

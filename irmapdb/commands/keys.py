@@ -67,7 +67,7 @@ class Key(Record):
     @property
     def is_like_a_device(self) -> bool:
         """Whether it was read as CRIU's hex, but may also be only a device."""
-        return self.key is not None and DEVICE.fullmatch(self.text) is not None
+        return self.key is not None and re.fullmatch(DEVICE, self.text) is not None
 
 
 def parse_keys(arguments: Sequence[str]) -> Iterator[Key]:
@@ -133,7 +133,7 @@ def _parse_words(given: Sequence[str]) -> Iterator[Key]:
         if word.startswith("/"):
             # The kernel's paths end with no slash, a shell's completion may add one.
             yield Key(word, path=os.fsencode(word.rstrip("/") or "/"))
-        elif DEVICE.fullmatch(word) and words and _INODE.fullmatch(words[0]):
+        elif re.fullmatch(DEVICE, word) and words and _INODE.fullmatch(words[0]):
             ino = words.pop(0)
             yield Key(f"{word} {ino}", key=InodeKey(_kdev(word), _number(ino)))
         elif _IN_HEX.fullmatch(word):

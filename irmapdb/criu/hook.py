@@ -23,8 +23,12 @@ import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import signal
+
     from irmapdb.criu.hook_job import Done
     from irmapdb.criu.hook_runs import Outcome
+else:
+    import _signal as signal  # signal itself takes 5 ms, which a paused container waits
 
 __all__ = ["LOG_NAME", "SCRIPT_VARIABLE", "STRICT_EXIT_CODE", "attend", "execute", "main"]
 
@@ -91,8 +95,6 @@ def attend(pid: int, images: str, *, until_stored: bool = False) -> int:
     `images` is CRIU's images dir, or "". Never waits for longer than the configured time, or 2
     seconds. With `until_stored` it also waits until the results are stored.
     """
-    import signal
-
     started_s = time.monotonic()
     log_fd = _open_log()
     log_bytes = _size_of(log_fd)
@@ -165,8 +167,6 @@ def _work(pid: int, images: str, started_s: float, tell_fd: int, log_fd: int | N
     # Never returns.
     code = 2
     try:
-        import signal
-
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
         _quiet(tell_fd, log_fd)
@@ -279,7 +279,6 @@ def _go_on_alone() -> None:
     # CRIU and the program that started it may end now, and the work dir may be removed or
     # unmounted.
     import resource
-    import signal
 
     os.setsid()
     os.chdir("/")
@@ -358,8 +357,6 @@ def _listen(fd: int, started_s: float, told: dict[str, str]) -> str:
 def _reap(child: int) -> int:
     # The exit code, or the signal as a negative number. We do not wait for a child that hangs in
     # the kernel: it is killed, and ends when the call returns. No pidfd: a sandbox may deny it.
-    import signal
-
     end_s = time.monotonic() + _REAP_S
     pause_s = 100e-6
     while time.monotonic() < end_s:

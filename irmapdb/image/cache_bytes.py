@@ -7,8 +7,6 @@ An entry is three fields, `required uint32 dev = 1; required uint64 inode = 2; r
 
 from __future__ import annotations
 
-import re
-
 from irmapdb.errors import ImageError
 from irmapdb.image.framing import frames, join_frames
 from irmapdb.image.magic import IRMAP_CACHE
@@ -22,10 +20,7 @@ __all__ = ["cache_bytes", "cache_entries"]
 
 _DEV, _INODE, _PATH = b"\x08", b"\x10", b"\x1a"  # keys: fields 1 and 2 varints, 3 with a length
 _CONTINUES = 0x80
-_ENTRY = re.compile(
-    rb"\x08([\x80-\xff]{0,4}[\0-\x7f])\x10([\x80-\xff]{0,9}[\0-\x7f])\x1a([\x80-\xff]{0,4}[\0-\x7f])(.*)",
-    re.DOTALL,
-)
+_VARINT_BYTES = 10
 _MAX_DEV, _MAX_INODE = (1 << 32) - 1, (1 << 64) - 1
 
 
@@ -49,18 +44,31 @@ def cache_entries(data: bytes) -> tuple[CacheEntry, ...] | None:
     None if decode_cache would raise an error.
     """
     try:
-        found = [_ENTRY.fullmatch(message) for _, message in frames(data, "", IRMAP_CACHE)]
-    except ImageError:
+        entries = tuple(_entry(message) for _, message in frames(data, "", IRMAP_CACHE))
+    except (ImageError, IndexError, ValueError):
         return None
-    entries = tuple(
-        CacheEntry(_number(one[1]), _number(one[2]), one[4]) for one in found if one is not None
-    )
     fit = all(kdev <= _MAX_DEV and ino <= _MAX_INODE for kdev, ino, _ in entries)
+    # Equal only if each entry has these three fields, in this order.
     return entries if fit and cache_bytes(entries) == data else None
 
 
-def _number(varint: bytes) -> int:
-    return sum((byte & ~_CONTINUES) << 7 * index for index, byte in enumerate(varint))
+def _entry(message: bytes) -> CacheEntry:
+    # As if the keys were right. IndexError: cut off; ValueError: no varint.
+    kdev, at = _number(message, 1)
+    ino, at = _number(message, at + 1)
+    _, at = _number(message, at + 1)
+    return CacheEntry(kdev, ino, message[at:])
+
+
+def _number(data: bytes, at: int) -> tuple[int, int]:
+    # And the offset behind it.
+    number = 0
+    for index in range(_VARINT_BYTES):
+        byte = data[at + index]
+        number |= (byte & ~_CONTINUES) << 7 * index
+        if byte < _CONTINUES:
+            return number, at + index + 1
+    raise ValueError("no varint")
 
 
 def _varint(number: int) -> bytes:

@@ -25,11 +25,11 @@ second inode object with one number, or give one number twice:
 
 from __future__ import annotations
 
-import enum
 import struct
 
 from irmapdb.kernel.fs import overlay
 from irmapdb.model import is_fuse
+from irmapdb.record import Words
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["REASONS", "Reason", "may_be_another"]
 
 
-class Reason(enum.Enum):
+class Reason(Words):
     """Why no two live inodes of one superblock have the same number and handle."""
 
     TABLE = "the kernel keeps the live inodes in a table with the number as its key"

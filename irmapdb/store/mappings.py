@@ -201,11 +201,12 @@ class StoredMappings:
 def open_mappings(path: AnyPath, *, wait_s: float) -> Iterator[StoredMappings]:
     """The mappings of a database of this or an older schema, also while another process writes it.
 
-    Raises DatabaseError if the file is no database of ours. An empty one has no mappings.
+    The caller writes the database later, or leaves SQLite's empty log beside it. Raises
+    DatabaseError if the file is no database of ours. An empty one has no mappings.
     """
     with (
         open_place(path, write=False) as place,
-        connect_raw(place, write=False, wait_s=wait_s) as raw,
+        connect_raw(place, write=False, wait_s=wait_s, tidy=False) as raw,
     ):
         with translated(place.path, wait_s):
             raw.execute("BEGIN")  # one state of it, also if another process writes

@@ -16,7 +16,6 @@ Source: https://www.sqlite.org/schematab.html, https://www.sqlite.org/security.h
 from __future__ import annotations
 
 import os
-import re
 from functools import cache
 
 from irmapdb.errors import DatabaseError
@@ -38,12 +37,10 @@ _OBJECTS = f"""
 SELECT CAST(type AS TEXT), CAST(name AS BLOB), CAST(tbl_name AS BLOB), CAST(sql AS BLOB)
 FROM sqlite_master LIMIT {_MOST_OBJECTS + 1}
 """  # noqa: S608 - a number
-_STATEMENT = re.compile(r"^CREATE (?:TABLE|INDEX) (\w+) .*?(?=;$)", re.MULTILINE | re.DOTALL)
 _PLAIN_INDEX = (
     rb'(?i)CREATE INDEX [^()]* ON [^()]*\(\s*"?\w+"?(?: ASC| DESC)?'
     rb'(?:\s*,\s*"?\w+"?(?: ASC| DESC)?)*\s*\)'
 )
-_VIRTUAL = rb"(?i)create\s+virtual\s"
 _ADVICE = "drop that, or move the file away: it is only a cache"
 
 
@@ -76,7 +73,8 @@ def check_kinds(objects: Iterable[SchemaObject], tables: Collection[str], path: 
     for one in objects:
         # In any spelling: SQLite does not tell names apart by case.
         ours = _lower(one.name) in tables
-        what = "virtual table" if re.match(_VIRTUAL, one.sql or b"") else one.kind
+        begin = b" ".join((one.sql or b"").split(None, 2)[:2])
+        what = "virtual table" if begin.lower() == b"create virtual" else one.kind
         if (ours and what != "table") or what in {"trigger", "virtual table"}:
             raise _refused(path, f"{show(one.name)} is a {what}")
 
@@ -118,8 +116,14 @@ def _check_added(one: SchemaObject, expected: Collection[str], path: bytes) -> N
     if one.kind == "table" and b"references" in sql.lower():
         raise _refused(path, f"the table {show(one.name)} has a foreign key")
     on_ours = one.kind == "index" and _lower(one.table) in expected
-    if on_ours and one.sql is not None and not re.fullmatch(_PLAIN_INDEX, _plain(sql)):
+    if on_ours and one.sql is not None and not _is_plain_index(sql):
         raise _refused(path, f"the index {show(one.name)} is not one on plain columns")
+
+
+def _is_plain_index(sql: bytes) -> bool:
+    import re  # noqa: PLC0415 the hook needs it seldom
+
+    return re.fullmatch(_PLAIN_INDEX, _plain(sql)) is not None
 
 
 def _refused(path: bytes, what: str) -> DatabaseError:
@@ -140,10 +144,8 @@ def _texts(revision: str) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     for name in sorted(os.listdir(_SCHEMAS)):
         if name.endswith(".sql") and name.removesuffix(".sql") <= revision:
-            with open(os.path.join(_SCHEMAS, name), encoding="utf-8") as file:
-                text = file.read()
-            for match in _STATEMENT.finditer(text):
-                found[match[1]] = _plain(match[0].encode())
+            for table, sql in views.read_creations(os.path.join(_SCHEMAS, name)).items():
+                found[table] = _plain(sql.encode())
     return found
 
 

@@ -164,9 +164,12 @@ def _configured(raw: sqlite3.Connection, pragmas: Iterable[str]) -> sqlite3.Conn
 
 @contextmanager
 def connect_raw(
-    place: Place, *, write: bool, wait_s: float, foreign_keys: bool = True
+    place: Place, *, write: bool, wait_s: float, foreign_keys: bool = True, tidy: bool = True
 ) -> Iterator[sqlite3.Connection]:
-    """A connection to a database, with our limits, closed at the end."""
+    """A connection to a database, with our limits, closed at the end.
+
+    `tidy`: whether a reader removes the empty log that it leaves; a writer does that anyway.
+    """
     pragmas = [
         *PRAGMAS,
         f"PRAGMA query_only = {'OFF' if write else 'ON'}",
@@ -184,7 +187,7 @@ def connect_raw(
             yield raw
             check_unchanged(raw)
     finally:
-        if not write:
+        if tidy and not write:
             _tidy(place.work)
 
 

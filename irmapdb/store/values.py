@@ -14,7 +14,7 @@ Source: https://www.sqlite.org/datatype3.html, https://www.sqlite.org/lang_datef
 
 from __future__ import annotations
 
-import re
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import lru_cache
 
@@ -35,7 +35,6 @@ MAX_PATH_BYTES = 1 << 16
 """No path that is stored is longer. PATH_MAX (4096) bounds what one system call takes, not how deep
 a tree is; CRIU takes no longer path than that."""
 
-_TIME = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{6}", re.ASCII)
 _YEARS = range(2, 9999)  # at the ends of what Python knows there is no room for a timezone
 _SHOWN_CHARACTERS = 40
 _SIGN = 1 << 63
@@ -82,9 +81,14 @@ def to_time(at: datetime) -> str:
 @lru_cache(maxsize=1024)
 def from_time(value: object) -> datetime:
     """The aware datetime again. ValueError for any other text."""
-    if not isinstance(value, str) or not _TIME.fullmatch(value):
+    at = None
+    if isinstance(value, str):
+        with suppress(ValueError):
+            at = datetime.fromisoformat(value)
+    # Python reads other forms too.
+    if at is None or at.tzinfo is not None or at.isoformat(" ", "microseconds") != value:
         raise ValueError(f"{_shown(value)} is no time")
-    at = datetime.fromisoformat(value).replace(tzinfo=UTC)
+    at = at.replace(tzinfo=UTC)
     if at.year not in _YEARS:
         raise ValueError(f"{_shown(value)} is no time of ours")
     return at

@@ -10,23 +10,35 @@ Source: https://www.sqlite.org/lang_createview.html, https://www.sqlite.org/lang
 from __future__ import annotations
 
 import os
-import re
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-__all__ = ["create", "drop", "statements"]
+__all__ = ["create", "drop", "read_creations", "statements"]
 
 _FILE = os.path.join(os.path.dirname(__file__), "views.sql")
-_VIEW = re.compile(r"^CREATE VIEW (\w+) .*?(?=;$)", re.MULTILINE | re.DOTALL)
 
 
 def statements() -> dict[str, str]:
     """`CREATE VIEW …` of each view by its name."""
-    with open(_FILE, encoding="utf-8") as file:
-        text = file.read()
-    return {found[1]: found[0] for found in _VIEW.finditer(text)}
+    return read_creations(_FILE)
+
+
+def read_creations(path: str) -> dict[str, str]:
+    """The statements `CREATE …` of a file of ours, by the name of their table, view or index.
+
+    Each begins a line, and ends with a semicolon at the end of a line, which is left out. A regular
+    expression would take longer than all that is read here.
+    """
+    with open(path, encoding="utf-8") as file:
+        text = f"\n{file.read()}\n"
+    found = {}
+    for part in text.split(";\n"):
+        _, create, rest = part.partition("\nCREATE ")
+        if create:
+            found[rest.split(None, 2)[1]] = f"CREATE {rest}"
+    return found
 
 
 def create(connection: Connection, others: dict[str, str] | None = None) -> None:

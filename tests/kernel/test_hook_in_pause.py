@@ -191,6 +191,25 @@ def test_a_slow_start_leaves_the_time_for_directories(area, watcher, hook, pause
     assert hook.paths() == [watched.path]
 
 
+def test_in_a_pause_the_disk_is_waited_for_after_the_answer(watcher, hook, pause, monkeypatch):
+    place = hook.work
+    watcher.add_inotify(place)
+    pause("v1", watcher.pid)
+    monkeypatch.chdir(place)
+    synced: list[str] = []
+    sync = os.fsync
+
+    def note(fd: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{fd}"))
+        sync(fd)
+
+    monkeypatch.setattr(os, "fsync", note)
+    served = serve(Job(watcher.pid, "", Config(), HookConfig(), time.monotonic()))
+    assert (len(hook.paths()), synced) == (1, [])
+    assert "stored in" in served.keep()[-1]
+    assert synced[:2] == [f"{place}/irmap-cache", str(place)]
+
+
 def test_without_a_pause_nothing_says_so(watcher, hook, tmp_path):
     watcher.add_inotify(tmp_path)
     assert "pause" not in hook()

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from irmapdb.checkpoint import findings, steps
+from irmapdb.checkpoint import scan_paths, steps
 from irmapdb.checkpoint.steps import FreezeOptions, StepOptions
 from irmapdb.config import Config
+from irmapdb.kernel.proc import holders
 from irmapdb.resolve import root_search
 from tests.support.area import MountArea
 from tests.support.filesystems import drop_caches
@@ -58,7 +59,7 @@ def test_a_fuse_server_that_is_stopped(
     assert whole == {1: os.fsencode(near), 2: os.fsencode(place.directory / "file")}
 
     server = _server_of(place.mountpoint)
-    check = steps.check_scan_paths
+    check = scan_paths.check_scan_paths
 
     def check_and_stop(*arguments: object) -> None:
         # A server that is stopped before that has its path refused, unless the kernel has looked
@@ -69,7 +70,7 @@ def test_a_fuse_server_that_is_stopped(
 
     try:
         with monkeypatch.context() as patch:
-            patch.setattr(steps, "check_scan_paths", check_and_stop)
+            patch.setattr(scan_paths, "check_scan_paths", check_and_stop)
             # A server that runs may need longer on a busy machine.
             patch.setattr(root_search, "_PATIENCE_S", 0.5)
             if name == "pre-dump":
@@ -99,7 +100,7 @@ def test_who_holds_a_deleted_file_of_such_a_server_is_not_looked_for(
     watcher.open(path)
     path.unlink()
     server = _server_of(place.mountpoint)
-    find = findings.deleted_holders
+    find = holders.deleted_holders
 
     def stopped(*arguments: object) -> object:
         os.kill(server, signal.SIGSTOP)
@@ -112,7 +113,7 @@ def test_who_holds_a_deleted_file_of_such_a_server_is_not_looked_for(
             again.cancel()
             os.kill(server, signal.SIGCONT)
 
-    monkeypatch.setattr(findings, "deleted_holders", stopped)
+    monkeypatch.setattr(holders, "deleted_holders", stopped)
     options = StepOptions(watcher.pid, images_dir=new_work_dir(tmp_path), config=Config(hints=()))
     (row,) = steps.pre_dump(options).watches
     assert (row.path, row.why) == (None, "handle: deleted")

@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import stat
 import struct
 from functools import lru_cache
@@ -239,9 +238,9 @@ def _mounts_of(
     return found
 
 
-_OCTAL = re.compile(rb"\\([0-7]{3})")
-_ESCAPED = re.compile(rb"\\(.)", re.DOTALL)
-_LAYER_NAME = re.compile(rb"(?:\\.|[^:\\])*\\?", re.DOTALL)
+_OCTAL = rb"\\([0-7]{3})"
+_ESCAPED = rb"(?s)\\(.)"
+_LAYER_NAME = rb"(?s)(?:\\.|[^:\\])*\\?"
 
 
 @lru_cache(maxsize=64)
@@ -257,7 +256,11 @@ def layers_of(super_options: bytes) -> Layers:
     has_uuids = True
     for option in super_options.split(b","):
         name, _, shown = option.partition(b"=")
-        value = _OCTAL.sub(lambda match: bytes([int(match[1], 8) & 0xFF]), shown)
+        value = shown
+        if b"\\" in shown:
+            import re  # noqa: PLC0415 the hook needs it seldom
+
+            value = re.sub(_OCTAL, lambda match: bytes([int(match[1], 8) & 0xFF]), shown)
         if name == b"lowerdir":
             lower += _names(value)
         elif name == b"lowerdir+":
@@ -275,11 +278,15 @@ def layers_of(super_options: bytes) -> Layers:
 
 
 def _names(value: bytes) -> list[bytes]:
-    names, start = [], 0
+    if b"\\" not in value:
+        return value.partition(b"::")[0].split(b":")
+    import re  # noqa: PLC0415
+
+    names, start, name = [], 0, re.compile(_LAYER_NAME)
     while True:
-        found = _LAYER_NAME.match(value, start)
+        found = name.match(value, start)
         end = len(value) if found is None else found.end()
-        names.append(_ESCAPED.sub(rb"\1", value[start:end]))
+        names.append(re.sub(_ESCAPED, rb"\1", value[start:end]))
         if end == len(value) or value.startswith(b"::", end):
             return names
         start = end + 1

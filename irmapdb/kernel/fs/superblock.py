@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 from irmapdb.kernel import syscalls
 from irmapdb.kernel.child_call import ask_in_child
 from irmapdb.kernel.syscalls import Descriptor
@@ -66,6 +64,8 @@ def _look(fd: int) -> Superblock | None:
 
 
 def _watched_kdev(fd: int) -> int | None:
+    import re  # noqa: PLC0415 the hook needs it seldom
+
     with Descriptor(syscalls.inotify_init()) as inotify:
         syscalls.inotify_add_watch(inotify, b"/proc/self/fd/%d" % fd, _IN_IGNORED)
         with open(f"/proc/self/fdinfo/{inotify}", "rb") as fdinfo:

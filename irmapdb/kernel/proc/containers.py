@@ -13,9 +13,7 @@ libpod's, CRI-O's and cri-containerd's scopes below machine.slice and kubepods.s
 
 from __future__ import annotations
 
-import fnmatch
 import os
-import re
 import stat
 
 from irmapdb.errors import TaskError
@@ -41,17 +39,16 @@ __all__ = [
     "name_by_cgroup",
 ]
 
-# The cgroup of a container whose id is 64 hex digits: the id, or the id between a prefix and
-# ".scope".
-_HEX_ID = r"(?:^|[-:])([0-9a-f]{64})(?:\.scope)?$"
+_ID_DIGITS = 64
+_DIGEST_DIGITS = 16
+_HEX = frozenset("0123456789abcdef")
+_PLAIN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-")
 
 # Below the cgroup of a container, made by the runtime or by the systemd inside of it.
 _INNER_CGROUPS = frozenset({"container", "init.scope", "payload", "supervisor"})
 
 # In this order the hierarchies of cgroup v1 are asked: the ones that every engine uses.
 _HIERARCHIES = ("", "name=systemd", "pids", "devices", "freezer")
-
-_DATABASE = r"(?:[0-9a-f]{64}(?:-[0-9a-f]{16})?|[A-Za-z0-9_-]*\.[0-9a-f]{16})\.db"
 
 _KTHREADD = 2
 """The parent of all kernel threads (kernel/kthread.c), which only the first pid namespace shows."""
@@ -98,6 +95,8 @@ def find_containers(
     `pattern`: a shell pattern for the path of a cgroup of the root task. Containers that start or
     end meanwhile may be missing. Our own mount namespace is no container.
     """
+    import fnmatch  # noqa: PLC0415 imports `re`, which the hook does without
+
     foreign = _foreign_tasks({} if tables is None else tables)
     children: dict[int, list[int]] = {}
     tops: dict[int, list[int]] = {}
@@ -171,7 +170,14 @@ def name_by_images(images: str) -> str:
 
 def is_container_database(file_name: str) -> bool:
     """Whether a file name is that of a container's database, and not of an images dir's."""
-    return re.fullmatch(_DATABASE, file_name) is not None
+    stem = file_name.removesuffix(".db")
+    if stem == file_name:
+        return False
+    name, dot, digest = stem.rpartition(".")
+    if dot:
+        return _PLAIN.issuperset(name) and _is_hex(digest, _DIGEST_DIGITS)
+    name, dash, digest = stem.partition("-")
+    return _is_hex(name, _ID_DIGITS) and (not dash or _is_hex(digest, _DIGEST_DIGITS))
 
 
 def name_by_cgroup(cgroups: dict[str, str], *, any_form: bool = False) -> ContainerName | None:
@@ -180,7 +186,7 @@ def name_by_cgroup(cgroups: dict[str, str], *, any_form: bool = False) -> Contai
     Without `any_form`, only 64 hex digits count as an id.
     """
     for path in cgroups.values():
-        ids = [found[1] for part in path.split("/") if (found := re.search(_HEX_ID, part))]
+        ids = [found for part in path.split("/") if (found := _hex_id(part))]
         if ids:
             first, *below = ids
             stem = f"{first}-{_digest('/'.join(below))}" if below else first
@@ -332,10 +338,22 @@ def cgroup_paths(pid: int) -> dict[str, str]:
 
 
 def _readable(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_-]", "_", text)[:40]
+    return "".join(one if one in _PLAIN else "_" for one in text[:40])
+
+
+def _hex_id(part: str) -> str:
+    # The id, or the id between a prefix and ".scope"; "" for the cgroup of anything else.
+    name = part.removesuffix(".scope")
+    found, before = name[-_ID_DIGITS:], name[:-_ID_DIGITS]
+    is_id = _is_hex(found, _ID_DIGITS) and (not before or before[-1] in "-:")
+    return found if is_id else ""
+
+
+def _is_hex(text: str, digits: int) -> bool:
+    return len(text) == digits and _HEX.issuperset(text)
 
 
 def _digest(text: str) -> str:
     import hashlib  # noqa: PLC0415 it loads OpenSSL, and most ids need none
 
-    return hashlib.sha256(os.fsencode(text)).hexdigest()[:16]
+    return hashlib.sha256(os.fsencode(text)).hexdigest()[:_DIGEST_DIGITS]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 
 from irmapdb.kernel.proc import procfs
 from irmapdb.kernel.proc.procfs import living_thread, read_file
@@ -25,6 +24,7 @@ from irmapdb.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import re
     from collections.abc import Iterator
 
 __all__ = [
@@ -35,12 +35,7 @@ __all__ = [
 ]
 
 _HANDLE = rb"(?: ?fhandle-bytes:([0-9a-f]+) fhandle-type:([0-9a-f]+) f_handle:((?:[0-9a-f]{2})*))?"
-_INOTIFY_LINE = re.compile(
-    rb"^inotify wd:([0-9a-f]+) ino:([0-9a-f]+) sdev:([0-9a-f]+)"
-    rb" mask:([0-9a-f]+) ignored_mask:([0-9a-f]+)" + _HANDLE,
-    re.MULTILINE,
-)
-_FANOTIFY_LINE = (  # a text and not compiled, because most runs need it never
+_FANOTIFY_LINE = (
     rb"(?m)^fanotify (?:"
     rb"mnt_id:(?P<mnt_id>[0-9a-f]+)"
     rb"|mnt_ns:(?P<mnt_ns>[0-9]+)"  # the only decimal number
@@ -50,16 +45,27 @@ _FANOTIFY_LINE = (  # a text and not compiled, because most runs need it never
     rb" ignored_mask:(?P<ignored>[0-9a-f]+)" + _HANDLE
 )
 _FANOTIFY_GROUP = rb"(?m)^fanotify flags:([0-9a-f]+) event-flags:([0-9a-f]+)"
-_FLAGS = re.compile(rb"^flags:\s*([0-7]+)", re.MULTILINE)
+_KEYS = [b"wd", b"ino", b"sdev", b"mask", b"ignored_mask"]
+_HANDLE_KEYS = [b"fhandle-bytes", b"fhandle-type", b"f_handle"]
+_BARE_WORDS = 1 + 2 * len(_KEYS)  # `inotify`, keys and values
+_WORDS = _BARE_WORDS + 2 * len(_HANDLE_KEYS)
 
 
 def _handle(size: bytes | None, kind: bytes | None, data: bytes | None) -> FileHandle | None:
     if not size or not kind or not data:
         return None
-    content = bytes.fromhex(data.decode("ascii"))
-    if len(content) != int(size, 16):
+    if len(data) != 2 * int(size, 16):
         return None  # do not compare with the handle of a cut-off line
-    return FileHandle(int(kind, 16), content)
+    return FileHandle(int(kind, 16), bytes.fromhex(data.decode("ascii")))
+
+
+def _flags(raw: bytes) -> int:
+    # In octal; the second line of any fdinfo.
+    for line in raw.split(b"\n", 4)[:4]:
+        name, _, digits = line.partition(b"\t")
+        if name == b"flags:" and digits and not digits.translate(None, b"01234567"):
+            return int(digits, 8)
+    return 0
 
 
 def parse_fdinfo(raw: bytes, pid: int, fd: int, kind: WatchKind) -> WatchFile:
@@ -67,11 +73,12 @@ def parse_fdinfo(raw: bytes, pid: int, fd: int, kind: WatchKind) -> WatchFile:
 
     Other lines are ignored. `handle` is None if the filesystem of the watch encodes no handle.
     """
-    found = _FLAGS.search(raw)
-    flags = int(found[1], 8) if found else 0
+    flags = _flags(raw)
     if kind is WatchKind.INOTIFY:
         watches = tuple(_inotify_watches(raw, pid, fd))
         return WatchFile(pid, fd, kind, flags, 0, 0, watches, ())
+    import re  # noqa: PLC0415 the hook needs it seldom
+
     group = re.search(_FANOTIFY_GROUP, raw)
     faflags, evflags = (int(group[1], 16), int(group[2], 16)) if group else (0, 0)
     inodes: list[Watch] = []
@@ -93,10 +100,23 @@ class _Hex(dict[bytes, int]):
 
 def _inotify_watches(raw: bytes, pid: int, fd: int) -> Iterator[Watch]:
     kind, known = WatchKind.INOTIFY, _Hex()
-    for line in _INOTIFY_LINE.finditer(raw):
-        wd, ino, sdev, mask, ignored, size, htype, data = line.groups()
-        identity = Identity(known[sdev], int(ino, 16), _handle(size, htype, data))
-        yield Watch(pid, fd, kind, int(wd, 16), identity, known[mask], known[ignored], 0)
+    for line in raw.split(b"\n"):
+        if not line.startswith(b"inotify wd:"):
+            continue
+        # Key, value, key, value, … No regular expression: the import of `re` takes longer than a
+        # thousand lines, and a paused container waits for it.
+        words = line.replace(b":", b" ").split()
+        if words[1:_BARE_WORDS:2] != _KEYS or len(words) < _BARE_WORDS:
+            continue  # cut off
+        handle = None
+        try:
+            if words[_BARE_WORDS:_WORDS:2] == _HANDLE_KEYS and len(words) >= _WORDS:
+                handle = _handle(words[12], words[14], words[16])
+            identity = Identity(known[words[6]], int(words[4], 16), handle)
+            wd, mask, ignored = int(words[2], 16), known[words[8]], known[words[10]]
+        except ValueError:
+            continue  # not a line of the kernel
+        yield Watch(pid, fd, kind, wd, identity, mask, ignored, 0)
 
 
 def _fanotify_watch(line: re.Match[bytes], pid: int, fd: int) -> Watch:

@@ -7,7 +7,6 @@ before it is the name at the time of the removal.
 from __future__ import annotations
 
 import os
-import re
 
 from irmapdb.kernel import proof
 from irmapdb.kernel.proc import open_files
@@ -87,5 +86,7 @@ def _held(
 
 
 def _where(link: str) -> str:
+    import re  # noqa: PLC0415 the hook needs it seldom
+
     descriptor = re.search(_DESCRIPTOR, link)
     return f"fd {descriptor[1]}" if descriptor else link.rpartition("/")[2]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import select
 
 from irmapdb.kernel.proc import procfs
@@ -12,14 +11,16 @@ from irmapdb.model import Mount, kdev_of, printable
 
 __all__ = ["MountinfoFile", "mount_namespace", "parse_mountinfo", "read_mountinfo"]
 
-_OCTAL = re.compile(rb"\\([0-7]{3})")
+_OCTAL = rb"\\([0-7]{3})"
 
 
 def _unescape(field: bytes) -> bytes:
     # mangle_path() of fs/seq_file.c writes space, tab, newline, backslash (and '#') in octal.
     if b"\\" not in field:
         return field
-    return _OCTAL.sub(lambda m: bytes([int(m[1], 8) & 0xFF]), field)
+    import re  # noqa: PLC0415 the hook needs it seldom
+
+    return re.sub(_OCTAL, lambda m: bytes([int(m[1], 8) & 0xFF]), field)
 
 
 _MOUNTINFO_FIELDS = 6

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 
 from irmapdb.errors import TaskError
 from irmapdb.kernel import syscalls
@@ -212,8 +211,8 @@ def namespace_pids(pid: int) -> tuple[int, ...]:
         status = read_file(f"{procfs.ROOT}/{pid}/status")
     except OSError:
         return ()
-    found = re.search(rb"^NSpid:([\d\s]+?)$", status, re.MULTILINE)
-    return tuple(map(int, found[1].split())) if found else (pid,)
+    _, found, rest = status.partition(b"\nNSpid:")
+    return tuple(map(int, rest.partition(b"\n")[0].split())) if found else (pid,)
 
 
 _LINKS_OF_ONE_THREAD = 3
