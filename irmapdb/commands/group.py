@@ -38,6 +38,7 @@ _MODULES = {
     "pre-dump": "checkpoint",
     "dump": "checkpoint",
     "check": "check",
+    "explain": "explain",
     "import": "images",
     "export": "images",
     "convert": "images",
@@ -53,7 +54,7 @@ _MODULES = {
 }
 """The module of each command, in the order of the help. A module can have several commands."""
 
-_TOLD_BY_THE_EXIT_CODE = {"pre-dump", "dump", "check", "audit", "prune", "hook", "warm"}
+_TOLD_BY_THE_EXIT_CODE = {"pre-dump", "dump", "check", "explain", "audit", "prune", "hook", "warm"}
 """Commands that print no table with -q."""
 
 _EXAMPLES = re.compile(r"^Examples?:\n", re.MULTILINE)

@@ -1,0 +1,256 @@
+"""Looks for the path of an inode in a log: in the database, in irmap-cache, on this machine.
+
+On this machine it reads /proc, and asks the same sources as a step that walks no directory: it
+stops no task, writes nothing, and waits at most 5 s for a filesystem that does not answer. A path
+from this machine was proved now, by the kernel's own identity of the inode. But a log can come from
+another machine, or from before a reboot: there the same numbers belong to another file.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import time
+
+from irmapdb import files
+from irmapdb.config import Config
+from irmapdb.errors import IrmapError
+from irmapdb.model import Identity
+from irmapdb.record import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable
+    from collections.abc import Mapping as MappingABC
+
+    from irmapdb.criu.explain.reader import WatchFacts
+    from irmapdb.kernel.proc.fdinfo import RawWatchFile
+    from irmapdb.model import FileHandle, InodeKey, Mapping, Watch, WatchFile
+
+__all__ = ["Finder", "FoundPath", "Origin"]
+
+_PATIENCE_S = 10.0
+"""For all tasks and filesystems of this machine together."""
+_MOST_INODES = 8
+
+
+class Origin(enum.StrEnum):
+    """The source of a path."""
+
+    LOG = "log"
+    DATABASE = "database"
+    CACHE = "irmap-cache"
+    TASK = "task"
+    """A process of this machine that watches the inode now; the path was proved."""
+    HANDLE = "handle"
+    """The file handle of the log, opened on this machine; the path was proved."""
+
+
+class FoundPath(Record):
+    """A path of an inode, and the process that watches it."""
+
+    path: bytes | None
+    origin: Origin | None
+    note: str = ""
+    """A remark for people: a stale row, the reason why there is no path."""
+    pid: int | None = None
+    comm: bytes | None = None
+    fd: int | None = None
+    """The process of this machine that watches the inode now, and its descriptor."""
+
+
+class Finder:
+    """Finds the paths of the inodes of one log."""
+
+    def __init__(
+        self, *, database: bytes | None, work: bytes | None, machine: bool, must_open: bool
+    ) -> None:
+        """`database` and `work` may not exist. `machine`: whether to look at this machine.
+
+        `must_open`: whether a database that cannot be opened is an error (DatabaseError).
+        """
+        self._database = database
+        self._work = work
+        self._machine = machine
+        self._must_open = must_open
+        self.notes: list[str] = []
+
+    def find(self, watches: Iterable[WatchFacts]) -> dict[InodeKey, FoundPath]:
+        """The best path of each inode; those without any answer are left out."""
+        handles: dict[InodeKey, FileHandle | None] = {}
+        for watch in watches:
+            if watch.key is not None and len(handles) < _MOST_INODES:
+                handles[watch.key] = handles.get(watch.key) or watch.handle
+        if not handles:
+            return {}
+        found = self._stored(handles)
+        if self._machine:
+            try:
+                found = _merged(found, _Machine(handles).find())
+            except (IrmapError, OSError) as error:
+                self.notes.append(f"this machine could not be looked at: {error}")
+        return found
+
+    def _stored(self, keys: Collection[InodeKey]) -> dict[InodeKey, FoundPath]:
+        found = self._in_database(keys)
+        missing = [key for key in keys if key not in found or found[key].path is None]
+        return {**found, **(self._in_cache(missing) if missing else {})}
+
+    def _in_database(self, keys: Collection[InodeKey]) -> dict[InodeKey, FoundPath]:
+        if self._database is None or not (self._must_open or os.path.exists(self._database)):
+            return {}
+        from irmapdb.store.database import Store  # noqa: PLC0415 it takes 0.3 s
+
+        try:
+            with Store.open_readonly(self._database) as store:
+                reports = {key: store.inode_report(key) for key in keys}
+        except IrmapError as error:
+            if self._must_open:
+                raise
+            self.notes.append(str(error))
+            return {}
+        return {
+            key: _best_row(report.mappings)
+            for key, report in reports.items()
+            if report is not None and report.mappings
+        }
+
+    def _in_cache(self, keys: Collection[InodeKey]) -> dict[InodeKey, FoundPath]:
+        if self._work is None:
+            return {}
+        from irmapdb.image.cache_bytes import cache_entries  # noqa: PLC0415
+
+        name = os.path.join(self._work, b"irmap-cache")
+        try:
+            data = files.read_if_there(name, limit_bytes=files.LIMIT_BYTES)
+        except IrmapError as error:
+            self.notes.append(str(error))
+            return {}
+        entries = cache_entries(data) if data else ()
+        note = "as irmap-cache has it, which is not proved"
+        return {  # the last entry of an inode is the one that CRIU tries first
+            entry.key: FoundPath(entry.path, Origin.CACHE, note)
+            for entry in entries or ()
+            if entry.key in keys
+        }
+
+
+def _best_row(mappings: Collection[Mapping]) -> FoundPath:
+    live = [one for one in mappings if not one.stale]
+    best = max(live or mappings, key=lambda one: (one.mntns == 0, one.validated_at is not None))
+    if best.stale:
+        note = f"this path was right once, and is stale now: {best.stale_reason}"
+    elif best.revalidate:
+        note = "not proved in the last run"
+    else:
+        note = ""
+    return FoundPath(best.path, Origin.DATABASE, note)
+
+
+def _merged(
+    stored: MappingABC[InodeKey, FoundPath], now: MappingABC[InodeKey, FoundPath]
+) -> dict[InodeKey, FoundPath]:
+    # A path that was proved now is better than a stored one.
+    merged = dict(stored)
+    for key, found in now.items():
+        known = merged.get(key)
+        if known is None or found.path is not None:
+            merged[key] = found
+        else:
+            merged[key] = known._replace(pid=found.pid, comm=found.comm, fd=found.fd)
+    return merged
+
+
+class _Machine:
+    """The inodes on this machine now."""
+
+    def __init__(self, handles: MappingABC[InodeKey, FileHandle | None]) -> None:
+        self._handles = handles
+        until_s = time.monotonic() + _PATIENCE_S
+        self._over: Callable[[], bool] = lambda: time.monotonic() > until_s
+
+    def find(self) -> dict[InodeKey, FoundPath]:
+        found = self._watched()
+        left = [
+            Identity(key.kdev, key.ino, handle)
+            for key, handle in self._handles.items()
+            if handle is not None and key not in found
+        ]
+        return {**found, **(self._by_handle(left) if left else {})}
+
+    def _watched(self) -> dict[InodeKey, FoundPath]:
+        from irmapdb.kernel.proc import tasks  # noqa: PLC0415 only here
+        from irmapdb.kernel.proc.survey import read_survey  # noqa: PLC0415
+
+        everyone = tasks.all_tasks()
+        comms = {task.pid: task.comm for task in everyone}
+        survey = read_survey(everyone, self._over)
+        found: dict[InodeKey, FoundPath] = {}
+        for raw in survey.files:
+            for watch in self._of_file(raw):
+                key = watch.identity.key
+                if key not in found:
+                    pid = survey.threads.get(raw.pid, raw.pid)
+                    answer = self._resolved(raw.parse(), watch)
+                    found[key] = answer._replace(pid=pid, comm=comms.get(pid), fd=raw.fd)
+        return found
+
+    def _of_file(self, raw: RawWatchFile) -> list[Watch]:
+        if not any(b"ino:%x sdev:%x " % (key.ino, key.kdev) in raw.raw for key in self._handles):
+            return []
+        return [watch for watch in raw.parse().watches if watch.identity.key in self._handles]
+
+    def _resolved(self, file: WatchFile, watch: Watch) -> FoundPath:
+        from irmapdb.kernel.root import open_root  # noqa: PLC0415
+        from irmapdb.resolve.search import Search  # noqa: PLC0415
+
+        try:
+            with (
+                open_root(file.pid) as root,
+                Search(
+                    root, _nothing_stored, config=Config(), scan=False, over=self._over
+                ) as search,
+            ):
+                search.add_holders([file.pid])
+                search.resolve([file._replace(watches=(watch,), marks=())])
+                outcome = search.outcome
+        except (IrmapError, OSError) as error:  # it ended meanwhile, or may not be looked at
+            return FoundPath(None, None, str(error))
+        if answer := outcome.resolved.get(watch.identity):
+            note = f"in mount namespace {answer.mntns}" if answer.mntns else ""
+            return FoundPath(answer.path, Origin.TASK, note)
+        failure = outcome.unresolved.get(watch.identity)
+        return FoundPath(None, None, "" if failure is None else failure.why)
+
+    def _by_handle(self, identities: list[Identity]) -> dict[InodeKey, FoundPath]:
+        from irmapdb.kernel.proof import disproof  # noqa: PLC0415
+        from irmapdb.kernel.root import open_root  # noqa: PLC0415
+        from irmapdb.resolve import engine  # noqa: PLC0415
+        from irmapdb.resolve.handle import Handles  # noqa: PLC0415
+        from irmapdb.resolve.mount_fds import MountFds  # noqa: PLC0415
+
+        with open_root(os.getpid()) as root:
+            root.adopt(Config())
+            local = [one for one in identities if not root.may_block(one.kdev)]
+            mount_fds = MountFds(root)
+            try:
+                outcome = engine.resolve(
+                    local,
+                    [Handles(root, mount_fds, self._over)],
+                    lambda identity, path: disproof(root, identity, path),
+                    over=self._over,
+                )
+            finally:
+                mount_fds.close()
+        note = "the file with this handle on this machine now"
+        return {
+            identity.key: FoundPath(answer.path, Origin.HANDLE, note)
+            for identity, answer in outcome.resolved.items()
+        }
+
+
+def _nothing_stored(
+    keys: Collection[InodeKey],  # noqa: ARG001 nothing is stored for any
+    mntns: int = 0,  # noqa: ARG001
+) -> dict[InodeKey, list[Mapping]]:
+    return {}

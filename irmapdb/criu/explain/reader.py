@@ -1,0 +1,338 @@
+"""Collects the facts of a run of CRIU from the lines of its log.
+
+It keeps the last run of a log with several, at most 64 findings of it, and counts the others: the
+memory does not grow with the log.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+from irmapdb.criu.explain.engines import Engine, engine_of, traces
+from irmapdb.criu.explain.messages import Message, Role, find_message
+from irmapdb.criu.explain.other_causes import OtherCause, find_consequence, find_other
+from irmapdb.model import FileHandle, InodeKey
+from irmapdb.record import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from irmapdb.criu.explain.lines import Lines, LogLine
+
+__all__ = ["Action", "LogFacts", "Outcome", "Seen", "WatchFacts", "read_log"]
+
+_MOST_FINDINGS = 64
+_MOST_TRACED_LINES = 100_000
+_TEXT_BYTES = 512
+_HANDLE_SHOWN_BYTES = 16
+"""CRIU's log has only the first two words of a handle."""
+
+
+class Action:
+    """What CRIU was asked to do."""
+
+    DUMP = "dump"
+    PRE_DUMP = "pre-dump"
+    RESTORE = "restore"
+
+
+class Outcome:
+    """The end of the run."""
+
+    SUCCESS = "success"
+    FAILED = "failed"
+    UNKNOWN = "unknown"
+    """The log has no end: it was cut off, or CRIU was killed, or -v0 was given."""
+
+
+class WatchFacts(Record):
+    """The parts of a watch that a log has."""
+
+    kind: str | None = None
+    """`inotify` or `fanotify`."""
+    wd: int | None = None
+    key: InodeKey | None = None
+    handle: FileHandle | None = None
+    """None also if the log has only a part of it."""
+    handle_type: int | None = None
+    pid: int | None = None
+    """The task, as CRIU's pid namespace counts."""
+    comm: bytes | None = None
+    fd: int | None = None
+    path: bytes | None = None
+    """The path in the message."""
+    opens: bool = False
+    """Whether the handle opened, but CRIU got no path for it."""
+
+
+class Seen(Record):
+    """A line that is worth an explanation."""
+
+    line: int
+    """The number of the line in the input."""
+    text: bytes
+    """Its text, cut to 512 bytes."""
+    cause: Message | OtherCause | None
+    """None for an error that irmapdb does not know."""
+    watch: WatchFacts | None = None
+    """None if it is not about a watch."""
+    why: bytes = b""
+    """The kernel's reason in the message."""
+
+
+class LogFacts(Record):
+    """The facts of one run of CRIU."""
+
+    lines: int
+    """All lines of the input."""
+    criu_lines: int
+    """Those that are CRIU's, as far as can be told."""
+    runs: int
+    """How many runs the log has; the other facts are those of the last."""
+    version: str | None
+    action: str | None
+    outcome: str
+    engine: Engine | None
+    root_pid: int | None
+    root_comm: bytes | None
+    counts: Counter[str]
+    """The number of lines of each of our messages, by name."""
+    seen: tuple[Seen, ...]
+    more_seen: int
+    """The number of findings that were not kept."""
+    hook: bytes | None
+    """The last line of irmapdb's hook."""
+    log_file: bytes | None
+    """The log that an engine's message names."""
+    irmap_us: int | None
+    """The time that irmap took, if CRIU printed its statistics."""
+    frozen_us: int | None
+    has_debug: bool
+    """Whether the log has the details of -v4."""
+
+
+def read_log(lines: Lines) -> LogFacts:
+    """Collect the facts. It reads all lines once."""
+    reader = _Reader()
+    for line in lines:
+        reader.add(line)
+    return reader.facts(lines)
+
+
+_NUMBER = rb"(\d{1,10})"
+_VERSION = re.compile(rb"Version: ([0-9][\w.~+-]{0,30}) \(gitid")
+_BEGIN = re.compile(rb"Dumping processes \(pid: " + _NUMBER + rb" comm: (.{0,64})\)", re.DOTALL)
+_TASK = re.compile(rb"(?:Pre-d|D)umping task \(pid: " + _NUMBER + rb" comm: (.{0,64})\)", re.DOTALL)
+_FDINFO = re.compile(_NUMBER + rb" fdinfo " + _NUMBER + rb": ")
+_ENDS = (
+    (b"Dumping finished successfully", Action.DUMP, Outcome.SUCCESS),
+    (b"Pre-dumping finished successfully", Action.PRE_DUMP, Outcome.SUCCESS),
+    (b"Restore finished successfully", Action.RESTORE, Outcome.SUCCESS),
+    (b"Dumping FAILED", Action.DUMP, Outcome.FAILED),
+    (b"Pre-dumping FAILED", Action.PRE_DUMP, Outcome.FAILED),
+    (b"Restoring FAILED", Action.RESTORE, Outcome.FAILED),
+)
+_ACTIONS = (
+    (b"Pre-dumping tasks' memory", Action.PRE_DUMP),
+    (b"Pre-dumping task ", Action.PRE_DUMP),
+    (b"Restoring namespaces", Action.RESTORE),
+    (b"Restoring processes", Action.RESTORE),
+)
+_STATS = re.compile(rb"(IRMAP resolve|Frozen) time: (\d{1,15}) us")
+_HOOK = b"irmapdb-hook: "
+_LOG_FILE = re.compile(
+    rb"(?:log file:? |path= ?|CRIU logfile |see the log )(/[^\s\"\\]{1,4096}\.log)"
+)
+_ENGINE_ERROR = re.compile(rb"criu failed: type |CRIU (?:checkpointing|restoring) failed")
+_OF_RESTORE = ("restore", "add-watch", "next-wd", "wd-unsorted", "instance-", "group-", "collected")
+_BEGIN_WATCH = {
+    "inode": "inotify",
+    "mark": "fanotify",
+    "mount-mark": "fanotify",
+    "restoring-wd": "inotify",
+    "restoring-group": "fanotify",
+}
+"""Messages with which CRIU begins to work on a watch, and its kind."""
+_ASK_IRMAP = {"resolving", "checking", "queue"}
+_CACHE_STEPS = {"searching", "cache-opened", "loading", "pre-cache"}
+_DEBUG = {"opening", "trying", "handle-opens", "path-recorded", "link"}
+
+
+class _Reader:
+    def __init__(self) -> None:
+        self._criu_lines = self._runs = self._traced = 0
+        self._engines: set[Engine] = set()
+        self._log_file: bytes | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        self._version: str | None = None
+        self._action: str | None = None
+        self._outcome = Outcome.UNKNOWN
+        self._root: tuple[int, bytes] | None = None
+        self._counts: Counter[str] = Counter()
+        self._seen: list[Seen] = []
+        self._more_seen = 0
+        self._hook: bytes | None = None
+        self._times_us: dict[bytes, int] = {}
+        self._task: tuple[int, bytes] | None = None
+        self._watch = WatchFacts()
+        self._in_cache = False
+
+    def facts(self, lines: Lines) -> LogFacts:
+        root_pid, root_comm = self._root or (None, None)
+        return LogFacts(
+            lines=lines.number,
+            criu_lines=max(self._criu_lines, lines.own),
+            runs=self._runs,
+            version=self._version,
+            action=self._action,
+            outcome=self._outcome,
+            engine=engine_of(self._engines),
+            root_pid=root_pid,
+            root_comm=root_comm,
+            counts=self._counts,
+            seen=tuple(self._seen),
+            more_seen=self._more_seen,
+            hook=self._hook,
+            log_file=self._log_file,
+            irmap_us=self._times_us.get(b"IRMAP resolve"),
+            frozen_us=self._times_us.get(b"Frozen"),
+            has_debug=any(self._counts[name] for name in _DEBUG),
+        )
+
+    def add(self, line: LogLine) -> None:
+        text = line.text
+        if self._traced < _MOST_TRACED_LINES:
+            self._traced += 1
+            self._engines |= traces(text, own=line.own)
+        if found := find_message(text, in_cache=self._in_cache):
+            self._criu_lines += 1
+            self._runs = self._runs or 1
+            self._take(line, *found)
+            return
+        if line.level:
+            self._criu_lines += 1
+            self._runs = self._runs or 1
+            self._in_cache = False
+        if self._take_general(text) or line.level != b"Error":
+            return
+        if not find_consequence(text):
+            cause = find_other(text)
+            self._keep(Seen(line.number, text[:_TEXT_BYTES], cause))
+
+    def _take_general(self, text: bytes) -> bool:
+        """Whether it is one of the lines that any run has."""
+        for words, action, outcome in _ENDS:
+            if text.startswith(words):
+                self._criu_lines += 1
+                self._runs = self._runs or 1
+                self._action, self._outcome = action, outcome
+                return True
+        if found := _VERSION.match(text):
+            self._begin()
+            self._runs += 1
+            self._criu_lines += 1
+            self._version = found[1].decode("ascii", "replace")
+        elif found := _BEGIN.match(text):
+            self._root = int(found[1]), found[2]
+            self._action = self._action or Action.DUMP
+        elif found := _TASK.match(text):
+            self._task = int(found[1]), found[2]
+            self._watch = WatchFacts(pid=self._task[0], comm=found[2])
+            self._action = self._action or Action.DUMP
+        elif found := _FDINFO.match(text):
+            pid, fd = int(found[1]), int(found[2])
+            comm = self._task[1] if self._task and self._task[0] == pid else None
+            self._watch = WatchFacts(pid=pid, comm=comm, fd=fd)
+        elif found := _STATS.match(text):
+            self._times_us[found[1]] = int(found[2])
+        elif text.startswith(_HOOK):
+            self._hook = text[:_TEXT_BYTES]
+        else:
+            return self._take_rest(text)
+        return True
+
+    def _take_rest(self, text: bytes) -> bool:
+        for words, action in _ACTIONS:
+            if text.startswith(words):
+                self._criu_lines += 1
+                self._action = action
+                return True
+        if found := _LOG_FILE.search(text):
+            self._log_file = found[1]
+        if _ENGINE_ERROR.search(text):
+            self._runs = self._runs or 1
+            self._outcome = Outcome.FAILED
+        return False
+
+    def _take(self, line: LogLine, message: Message, found: re.Match[bytes]) -> None:
+        self._counts[message.name] += 1
+        self._in_cache = message.name in _CACHE_STEPS
+        if self._action is None and message.name.startswith(_OF_RESTORE):
+            self._action = Action.RESTORE
+        named = {key: value for key, value in found.groupdict().items() if value is not None}
+        if message.is_ours:
+            self._know(message, named)
+        if message.role in {Role.CAUSE, Role.LOSS}:
+            watch = self._watch if message.is_ours else None
+            if watch is not None and "path" in named:
+                watch = watch._replace(path=_absolute(named["path"]))
+            why = named.get("why", b"")
+            self._keep(Seen(line.number, line.text[:_TEXT_BYTES], message, watch, why))
+        elif message.role is Role.NAMES:
+            self._name(line, message)
+
+    def _know(self, message: Message, named: dict[str, bytes]) -> None:
+        # Remember the watch that CRIU works on.
+        name = message.name
+        kept = self._watch
+        if name in _BEGIN_WATCH or (name in _ASK_IRMAP and _key(named) != kept.key):
+            kept = WatchFacts(kind=kept.kind, pid=kept.pid, comm=kept.comm, fd=kept.fd)
+        if name == "path-hint":
+            kept = kept._replace(path=_absolute(named["path"]))
+        elif name in {"link", "tried-path"}:
+            kept = kept._replace(opens=True)
+        elif name == "handle":
+            kept = kept._replace(handle=_handle(named), handle_type=int(named["type"], 16))
+        if (key := _key(named)) is not None:
+            kept = kept._replace(key=key)
+        if "wd" in named:
+            kept = kept._replace(wd=int(named["wd"], 16), kind="inotify")
+        self._watch = kept._replace(kind=_BEGIN_WATCH.get(name, kept.kind))
+
+    def _name(self, line: LogLine, message: Message) -> None:
+        # The watch of the cause before it; without one, this line is all that there is.
+        for index in reversed(range(len(self._seen))):
+            seen = self._seen[index]
+            if isinstance(seen.cause, Message) and seen.cause.role is Role.CAUSE:
+                known = self._watch._replace(path=seen.watch.path if seen.watch else None)
+                self._seen[index] = seen._replace(watch=known)
+                return
+        self._keep(Seen(line.number, line.text[:_TEXT_BYTES], message, self._watch))
+
+    def _keep(self, seen: Seen) -> None:
+        if len(self._seen) < _MOST_FINDINGS:
+            self._seen.append(seen)
+        else:
+            self._more_seen += 1
+
+
+def _absolute(path: bytes) -> bytes:
+    # CRIU prints many paths relative to the root: `srv/a`, `./srv/a`.
+    path = path.removeprefix(b".")
+    return path if path.startswith(b"/") else b"/" + path
+
+
+def _key(named: dict[str, bytes]) -> InodeKey | None:
+    if "dev" in named and "ino" in named:
+        return InodeKey(int(named["dev"], 16), int(named["ino"], 16))
+    return None
+
+
+def _handle(named: dict[str, bytes]) -> FileHandle | None:
+    size_bytes = int(named["bytes"], 16)
+    if size_bytes > _HANDLE_SHOWN_BYTES:
+        return None
+    words = (int(named[name], 16).to_bytes(8, "little") for name in ("low", "high"))
+    return FileHandle(int(named["type"], 16), b"".join(words)[:size_bytes])

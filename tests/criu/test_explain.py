@@ -1,0 +1,350 @@
+"""`irmapdb explain` of logs that CRIU of each version wrote: the right cause, watch and command."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from irmapdb.criu.explain.lines import Lines
+from irmapdb.criu.explain.messages import find_message
+from tests.support.cli import irmapdb
+from tests.support.criu import CriuRun, write_cache
+from tests.support.filesystems import drop_caches, superblock_kdev
+from tests.support.notify import FAN_OPEN, IN_OPEN
+from tests.support.other_tasks import PROGRAMS, other_task
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.support.area import MountArea
+    from tests.support.criu import Criu
+    from tests.support.watcher import Watcher
+
+_HOOK = "irmapdb hook --install criu"
+
+
+def _explained(done: CriuRun, *options: str | Path) -> dict[str, Any]:
+    """What it says of the log; and no line of it is of an unknown kind."""
+    log = done.work / f"{done.action}.log"
+    _check_all_known(log.read_bytes())
+    said = irmapdb("explain", log, "--json", *options)
+    document = json.loads(said.out)
+    assert said.code == (0 if document["right"] else 3), said.err
+    assert document["criu"] is None or document["criu"].startswith("4.")
+    people = irmapdb("explain", log, *options)
+    assert people.code == said.code
+    for finding in document["findings"]:
+        assert (finding["command"] or "") in people.out
+    return document
+
+
+def _check_all_known(log: bytes) -> None:
+    for line in Lines([log], "log"):
+        if re.match(rb"(fsnotify|irmap): ", line.text):
+            assert find_message(line.text, in_cache=True), line
+
+
+def _stop(document: dict[str, Any]) -> dict[str, Any]:
+    """The finding that stopped CRIU: it comes first, and is the only one."""
+    assert document["outcome"] == "failed"
+    stops = [one for one in document["findings"] if one["stops"]]
+    assert stops == document["findings"][:1], document["findings"]
+    return stops[0]
+
+
+@pytest.mark.parametrize("verbosity", ["-v4", "-v3", "-v2", "-v1"])
+def test_a_watch_on_overlayfs(
+    area: MountArea, each_criu: Criu, target: Watcher, tmp_path: Path, verbosity: str
+) -> None:
+    # With layers on two filesystems the walk of 4.3 finds no file either.
+    place = area.place("overlay-two-filesystems")
+    watched = target.add_inotify(place.mountpoint / "dir/file")
+    done = each_criu.dump(target.pid, tmp_path / "images", force_irmap=True, options=[verbosity])
+    assert not done.ok
+    stop = _stop(_explained(done))
+    assert (stop["name"], stop["command"]) == ("no-path", _HOOK)
+    watch = stop["watch"]
+    if verbosity == "-v1" and each_criu.version < "4.3":
+        assert watch is None
+        assert "irmapdb check" in stop["find_out"]
+        return
+    assert (watch["dev"], watch["ino"]) == (superblock_kdev(place.mountpoint), watched.st_ino)
+    assert watch["now"]["pid"] == target.pid
+    assert watch["now"]["fd"] == watched.fd
+    if verbosity in {"-v4", "-v3"}:
+        assert (watch["wd"], watch["fd"]) == (watched.wd, watched.fd)
+        assert "overlayfs" in stop["why"]
+
+
+def test_the_file_comes_from_the_machine_the_database_and_the_cache(
+    area: MountArea, criu: Criu, target: Watcher, tmp_path: Path
+) -> None:
+    place = area.place("overlay-lower")
+    watched = target.add_inotify(place.directory / "file")
+    done = criu.dump(target.pid, tmp_path / "images")
+    watch = _stop(_explained(done))["watch"]
+    assert (os.fsencode(watch["path"]), watch["path_from"]) == (watched.path, "task")
+
+    def stored(*options: str | Path) -> tuple[str, str]:
+        watch = _stop(_explained(done, "--offline", *options))["watch"]
+        return watch["path"], watch["path_from"]
+
+    assert stored() == (None, None)
+    assert irmapdb("pre-dump", "-t", str(target.pid), "-D", tmp_path / "other").code == 0
+    path = os.fsdecode(watched.path)
+    assert stored("-W", tmp_path / "other") == (path, "database")
+    assert stored("--db", tmp_path / "other/irmap.db") == (path, "database")
+    entry = superblock_kdev(place.mountpoint), watched.st_ino, watched.path
+    write_cache(done.work, [entry])
+    assert stored() == (path, "irmap-cache")
+
+
+def test_by_the_handle_in_the_log(
+    area: MountArea, criu: Criu, target: Watcher, tmp_path: Path
+) -> None:
+    file = area.place("ext4").mountpoint / "dir/file"
+    watched = target.add_inotify(file)
+    done = criu.dump(target.pid, tmp_path / "images", force_irmap=True, env={"CRIU_FAULT": "128"})
+    assert not done.ok
+    target.remove(watched)
+    file.read_bytes()  # its name is cached
+    watch = _stop(_explained(done))["watch"]
+    assert watch["path_from"] == "handle"
+    assert os.path.samefile(watch["path"], file)
+
+
+@pytest.mark.parametrize("place", ["ext4", "btrfs"])
+def test_force_irmap(
+    area: MountArea, each_criu: Criu, target: Watcher, tmp_path: Path, place: str
+) -> None:
+    mountpoint = area.place(place).mountpoint
+    target.add_fanotify(mountpoint / "dir/file")
+    for _ in range(6):  # another process can look the name up again
+        drop_caches(mountpoint)
+        done = each_criu.dump(target.pid, tmp_path / "images", force_irmap=True)
+        if not done.ok:
+            break
+    stop = _stop(_explained(done))
+    assert stop["name"] == "no-path"
+    assert "--force-irmap" in stop["why"]
+    assert stop["watch"]["kind"] == "fanotify"
+    command = _HOOK if place == "ext4" else "sed -i '/^ *force-irmap/d' /etc/criu/default.conf"
+    assert stop["command"] == command
+
+
+def test_a_deleted_file_on_tmpfs(
+    area: MountArea, each_criu: Criu, target: Watcher, tmp_path: Path
+) -> None:
+    file = area.tmpfs() / "file"
+    file.touch()
+    watched = target.add_inotify(file)
+    target.open(file)
+    file.unlink()
+    done = each_criu.dump(target.pid, tmp_path / "images")
+    stop = _stop(_explained(done))
+    assert stop["name"] == "no-path-tmpfs"
+    assert stop["watch"]["ino"] == watched.st_ino
+    assert stop["command"] == f"irmapdb check -t {target.pid}"
+
+
+def test_no_handle_in_fdinfo(
+    area: MountArea, each_criu: Criu, target: Watcher, tmp_path: Path
+) -> None:
+    mountpoint = area.place("overlay-nfs-export").mountpoint
+    watched = target.add_inotify(mountpoint / "dir")
+    for _ in range(6):
+        drop_caches(mountpoint)
+        done = each_criu.dump(target.pid, tmp_path / "images")
+        if not done.ok:
+            break
+    stop = _stop(_explained(done))
+    assert stop["name"] == "no-handle"
+    assert (stop["watch"]["wd"], stop["watch"]["ino"]) == (watched.wd, watched.st_ino)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("cache-empty", lambda data: data[:0]),
+        ("cache-magic", lambda data: b"\0" * 8 + data[8:]),
+        ("cache-cut", lambda data: data[:-3]),
+        ("cache-entry", lambda data: data[:12] + b"\xff" * len(data[12:])),
+    ],
+)
+@pytest.mark.parametrize("verbosity", ["-v4", "-v1"])
+def test_a_damaged_cache(
+    each_criu: Criu, target: Watcher, tmp_path: Path, name: str, damage: Any, verbosity: str
+) -> None:
+    target.add_inotify(tmp_path)
+    cache = write_cache(tmp_path / "images", [(1, 2, b"/srv")])
+    cache.write_bytes(damage(cache.read_bytes()))
+    done = each_criu.dump(target.pid, tmp_path / "images", options=[verbosity])
+    assert not done.ok
+    stop = _stop(_explained(done))
+    if (name, verbosity) == ("cache-empty", "-v1"):
+        assert stop["name"] == "image-damaged", "no line names the file"
+        return
+    assert (stop["name"], stop["topic"]) == (name, "irmap-cache")
+    assert stop["command"] == "mv irmap-cache irmap-cache.broken"
+
+
+def test_an_action_script(each_criu: Criu, target: Watcher, tmp_path: Path) -> None:
+    script = tmp_path / "irmapdb-hook"
+    done = each_criu.dump(target.pid, tmp_path / "missing", action_script=script)
+    assert _stop(_explained(done))["name"] == "script-missing"
+    script.write_text("#!/bin/sh\necho irmapdb-hook: not done: no memory\nexit 1\n")
+    script.chmod(0o755)
+    done = each_criu.dump(target.pid, tmp_path / "fails", action_script=script)
+    stop = _stop(_explained(done))
+    assert (stop["name"], stop["topic"]) == ("script-failed", "action script")
+    assert "no memory" in stop["why"]
+
+
+def test_the_hook_ran_in_vain(area: MountArea, criu: Criu, target: Watcher, tmp_path: Path) -> None:
+    target.add_inotify(area.place("overlay-two-filesystems").mountpoint / "dir/file")
+    script = tmp_path / "script"
+    for said, command in (
+        ("1 watch: 0 proved (0 known before), in 9 ms; 1 without a path", "irmapdb pre-dump"),
+        ("not done: no memory", "irmapdb pre-dump"),
+        ("1 watch: 1 proved (0 known before), in 9 ms", "irmapdb check"),
+    ):
+        script.write_text(f"#!/bin/sh\necho 'irmapdb-hook: {said}'\n")
+        script.chmod(0o755)
+        done = criu.dump(target.pid, tmp_path / "images", action_script=script)
+        stop = _stop(_explained(done))
+        assert said in stop["why"]
+        assert stop["command"].startswith(command)
+
+
+def test_a_dump_and_a_restore_that_pass(
+    area: MountArea, each_criu: Criu, target: Watcher, tmp_path: Path
+) -> None:
+    place = area.place("overlay-lower")
+    watched = [
+        target.add_inotify(place.directory / "file", IN_OPEN),
+        target.add_inotify(place.directory / "dir", IN_OPEN),
+        target.add_fanotify(place.directory / "file", FAN_OPEN),
+    ]
+    kdev = superblock_kdev(place.mountpoint)
+    images = tmp_path / "images"
+    write_cache(images, [(kdev, one.st_ino, one.path) for one in watched])
+    dumped = each_criu.dump(target.pid, images, leave_running=False, options=["--display-stats"])
+    assert dumped.ok, dumped
+    document = _explained(dumped)
+    assert (document["outcome"], document["action"], document["right"]) == ("success", "dump", True)
+    assert (document["watches"], document["marks"], document["without_path"]) == (2, 1, 0)
+    assert document["root"]["pid"] == target.pid
+    assert document["irmap"]["entries"] == 3
+    from_irmap = document["irmap"]["found"] + document["irmap"]["walked"]
+    assert from_irmap == 3
+    stats = each_criu.stats(dumped)
+    assert document["irmap"]["time_us"] == stats["irmap_resolve"]
+    assert document["frozen_us"] == stats["frozen_time"]
+
+    restored = each_criu.restore(target, images)
+    assert restored.ok, restored
+    document = _explained(restored)
+    assert (document["outcome"], document["action"]) == ("success", "restore")
+    assert (document["watches"], document["marks"]) == (2, 1)
+
+
+def test_a_dump_without_a_path(
+    area: MountArea, each_criu: Criu, target: Watcher, tmp_path: Path
+) -> None:
+    mountpoint = area.place("ext4").mountpoint
+    target.add_inotify(mountpoint / "dir/file")
+    target.add_inotify(mountpoint / "dir")
+    images = tmp_path / "images"
+    for _ in range(6):
+        drop_caches(mountpoint)
+        dumped = each_criu.dump(target.pid, images)
+        if None in [one.path for one in each_criu.dumped_watches(images)]:
+            break
+    document = _explained(dumped)
+    assert (document["outcome"], document["right"]) == ("success", False)
+    assert document["without_path"] == 1
+    (finding,) = document["findings"]
+    assert (finding["name"], finding["stops"]) == ("dumped-without-path", False)
+
+
+def test_a_restore_without_a_path(
+    area: MountArea, each_criu: Criu, target: Watcher, tmp_path: Path
+) -> None:
+    mountpoint = area.place("ext4").mountpoint
+    watched = target.add_inotify(mountpoint / "dir/file")
+    images = tmp_path / "images"
+    for _ in range(6):
+        drop_caches(mountpoint)
+        dumped = each_criu.dump(target.pid, images)
+        if None in [one.path for one in each_criu.dumped_watches(images)]:
+            break
+    assert each_criu.dump(target.pid, images, leave_running=False).ok
+    restored = each_criu.restore(target, images)
+    if restored.ok:
+        pytest.skip("the name was cached again")
+    stop = _stop(_explained(restored))
+    assert (stop["name"], stop["command"]) == ("restore-no-path", _HOOK)
+    assert stop["watch"]["wd"] == watched.wd
+    del dumped
+
+
+def test_a_path_that_is_gone_before_the_restore(
+    area: MountArea, each_criu: Criu, target: Watcher, tmp_path: Path
+) -> None:
+    file = area.place("ext4").mountpoint / "alone"
+    file.touch()
+    watched = target.add_inotify(file)
+    images = tmp_path / "images"
+    assert each_criu.dump(target.pid, images, leave_running=False).ok
+    file.unlink()
+    restored = each_criu.restore(target, images)
+    assert not restored.ok
+    document = _explained(restored)
+    stop = _stop(document)
+    assert document["action"] == "restore"
+    assert stop["name"] == "restore-path-missing"
+    assert "No such file or directory" in stop["why"]
+    watch = stop["watch"]
+    assert (watch["path"], watch["path_from"], watch["wd"]) == (str(file), "log", watched.wd)
+
+
+@pytest.mark.parametrize("name", list(PROGRAMS))
+@pytest.mark.parametrize("verbosity", ["-v4", "-v1"])
+def test_the_cause_is_none_of_ours(
+    each_criu: Criu, tmp_path: Path, name: str, verbosity: str
+) -> None:
+    path = tmp_path / "socket"
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        server.listen()
+        with other_task(name, tmp_path / "task", path) as task:
+            peer = server.accept()[0] if name == "unix-external" else server
+            done = each_criu.dump(task.pid, tmp_path / "images", options=[verbosity])
+            peer.close()
+    assert not done.ok
+    stop = _stop(_explained(done))
+    if (each_criu.version, stop["name"]) == ("4.1", "socket-option"):
+        return  # since Linux 6.16, before CRIU looks at the connection
+    assert (stop["name"], stop["ours"], stop["watch"]) == (name, False, None)
+
+
+def test_a_log_of_runc_names_its_engine(
+    area: MountArea, criu: Criu, target: Watcher, tmp_path: Path
+) -> None:
+    target.add_inotify(area.place("overlay-lower").directory / "file")
+    done = criu.dump(target.pid, tmp_path / "images")
+    log = done.work / "dump.log"
+    assert _explained(done)["engine"] is None
+    line = b"(00.000176) Would overwrite RPC settings with values from /etc/criu/%s.conf\n"
+    for runtime in (b"runc", b"crun"):
+        log.write_bytes(line % runtime + done.log.encode())
+        document = _explained(done)
+        assert document["engine"] == runtime.decode()
+        assert _stop(document)["command"] == f"irmapdb hook --install {runtime.decode()}"
+    document = _explained(done, "--engine", "cri-o")
+    assert (document["engine"], document["engine_is_given"]) == ("cri-o", True)
