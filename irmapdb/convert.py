@@ -1,7 +1,8 @@
 """Converts between the three forms: CRIU's image (PB), crit's JSON, and the database.
 
 The type of a file is detected from its content, never from its name. All three forms have the same
-list in the same order, with its duplicates: the list of `irmap-cache`.
+list in the same order, with its duplicates: the list of `irmap-cache`. The images of a dump, an
+images dir and an archive can be read too: their list has an entry for each watch with a path.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from contextlib import suppress
 from datetime import UTC, datetime
 
 from irmapdb import files
-from irmapdb.errors import DatabaseError, FileError
+from irmapdb.archive.kind import FileKind, kind_of
+from irmapdb.errors import DatabaseError, FileError, ImageError
 from irmapdb.image import cache, critjson
 from irmapdb.image.formats import Format, sniff
 from irmapdb.image.magic import SQLITE_HEADER
@@ -51,7 +53,8 @@ _SUFFIXES = {
 class Content(Record):
     """The content of a file."""
 
-    format: Format
+    format: str
+    """A `Format`, or the kind of the images that the entries were made from."""
     entries: tuple[CacheEntry, ...]
 
 
@@ -70,7 +73,7 @@ def format_for(destination: Path) -> Format:
 
 
 def read(source: Path) -> Content:
-    """The entries of a file of any of the three forms; `-` is standard input (PB, JSON).
+    """The entries of a file of any form, or of an images dir; `-` is standard input (PB, JSON).
 
     FileError, ImageError and DatabaseError name the file.
     """
@@ -78,6 +81,14 @@ def read(source: Path) -> Content:
         data, name = _read_stdin(), "<stdin>"
     else:
         name = printable(source)
+        kind = kind_of(source)
+        if kind is FileKind.STATS:
+            message = f"{name} is CRIU's STATS image, which has no paths"
+            raise ImageError(message, advice="`irmapdb show` prints it")
+        if kind is not FileKind.CACHE:
+            from irmapdb.archive.watches import cache_entries  # noqa: PLC0415 the few that ask
+
+            return Content(str(kind), cache_entries(source, kind))
         if sniff(files.read_prefix(source), name) is Format.DB:
             return Content(Format.DB, read_database(source))
         data = files.read_whole(source, limit_bytes=files.LIMIT_BYTES)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from irmapdb.commands import render
 from irmapdb.commands.exit import end_with_findings
+from irmapdb.commands.findings import Finding, listed, print_findings
 from irmapdb.commands.log import start_log
 from irmapdb.commands.options import (
     AllRows,
@@ -27,26 +28,22 @@ from irmapdb.commands.options import (
     tree_option,
 )
 from irmapdb.commands.progress import Progress
+from irmapdb.commands.restore_rows import check_before_restore
 from irmapdb.commands.watch_rows import (
     COLUMNS,
     denied_json,
     say_denied,
     watch_cells,
     watch_json,
-    wd_cell,
 )
 from irmapdb.errors import UsageError
-from irmapdb.record import Record
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Mapping
 
     from irmapdb.criu.check.dump import DumpCheck, DumpCheckOptions, MarkCheck, WatchCheck
-    from irmapdb.criu.check.restore import RestoreCheck, WatchRestore
 
 __all__ = ["add_to", "check"]
-
-_Row = TypeVar("_Row")
 
 
 def add_to(app: typer.Typer) -> None:
@@ -72,14 +69,19 @@ def check(
     ] = False,
     images: Annotated[
         Path | None,
-        path_option("--images", metavar="DIR", text="Before a restore: the images of a dump."),
+        path_option(
+            "--images",
+            metavar="ARCHIVE",
+            text="Before a restore: the images dir of a dump, or the archive of a checkpoint.",
+        ),
     ] = None,
     root: Annotated[
         Path | None,
         typer.Option(
             readable=False,
             metavar="PATH",
-            help="With --images: the root to restore into.  [default: /]",
+            help="With --images: the root to restore into.  [default: /; for the checkpoint of a "
+            "container engine, the image of the container]",
             show_default=False,
         ),
     ] = None,
@@ -132,8 +134,10 @@ def check(
     With --all, it checks every container of this machine, for a dump into a new directory: one
     line each, with the worst reason, and the advice below.
 
-    With --images DIR and --root PATH, it checks a dump before a restore: does each watched path
-    exist below PATH?
+    With --images it checks a dump before a restore. It reads an images dir, or the archive of
+    podman, CRI-O or containerd (tar, gzip, zstd), and tells where each watched path comes from: the
+    root, rootfs-diff.tar, the content of a tmpfs, a volume, or a bind mount, whose source must be
+    on this machine. With --root PATH it looks the paths of the root up below PATH.
 
     It writes nothing and stops no task.
 
@@ -147,6 +151,8 @@ def check(
         irmapdb check --container web
 
         irmapdb check --all --json | jq '.containers[] | select(.fails) | .advice'
+
+        irmapdb check --images checkpoint.tar.zst
 
         irmapdb check --images img --root /var/lib/machines/web
 
@@ -170,7 +176,7 @@ def check(
     )
     if images is not None:
         start_log(verbose, None, Path(), ())
-        _check_images(images, root or Path("/"), as_json=as_json, all_rows=all_rows)
+        check_before_restore(images, root, as_json=as_json, all_rows=all_rows)
         return
     from irmapdb.config import load_config
     from irmapdb.criu.check.version import parse_version
@@ -216,7 +222,7 @@ def _refuse_unused(subjects: Mapping[str, object], options: Mapping[str, object]
     # The only subject. Refuse an option that would have no effect.
     given = [option for option, value in subjects.items() if value not in {None, False}]
     if len(given) != 1:
-        message = "check needs one of -t PID, --container NAME, --all and --images DIR"
+        message = "check needs one of -t PID, --container NAME, --all and --images ARCHIVE"
         raise UsageError(message, advice="--images before a restore, the others before a dump")
     subject = given[0]
     for option, value in options.items():
@@ -247,48 +253,24 @@ def _check_dump(options: DumpCheckOptions, *, as_json: bool, all_rows: bool) -> 
     end_with_findings(not report.right)
 
 
-def _check_images(images: Path, root: Path, *, as_json: bool, all_rows: bool) -> None:
-    from irmapdb.criu.check.restore import check_images
-
-    report = check_images(images, root)
-    if as_json:
-        render.print_json(_restore_document(report))
-    else:
-        _print_restore(report, all_rows=all_rows)
-    end_with_findings(not report.right)
-
-
-_MANY_ROWS = 20
-_MANY_FINDINGS = 20
-
-
 def _print_dump(report: DumpCheck, *, all_rows: bool) -> None:
     for note in report.notes:  # first, because one may be about an unknown version of CRIU
         render.print_line(f"note: {note}")
-    rows = [_watch_row(one) for one in _listed(report.watches, _is_right, all_rows=all_rows)]
-    rows += [_mark_row(one) for one in _listed(report.marks, _is_right_mark, all_rows=all_rows)]
+    rows = [_watch_row(one) for one in listed(report.watches, _is_right, all_rows=all_rows)]
+    rows += [_mark_row(one) for one in listed(report.marks, _is_right_mark, all_rows=all_rows)]
     if rows:
         render.print_table((*COLUMNS, "verdict", "path"), rows)
     findings = [
-        _Finding(str(one.prediction.verdict), one.prediction.why, one.prediction.advice)
+        Finding(str(one.prediction.verdict), one.prediction.why, one.prediction.advice)
         for one in report.watches
     ]
-    findings += [_Finding("mark", one.why, one.advice) for one in report.marks]
-    findings += [_Finding("dump", problem.why, problem.advice) for problem in report.problems]
-    _print_findings(findings, all_rows=all_rows)
+    findings += [Finding("mark", one.why, one.advice) for one in report.marks]
+    findings += [Finding("dump", problem.why, problem.advice) for problem in report.problems]
+    print_findings(findings, all_rows=all_rows)
     say_denied(report.denied)
     render.print_line(
         _dump_summary(report, unlisted=len(report.watches) + len(report.marks) - len(rows))
     )
-
-
-def _listed(
-    every: Sequence[_Row], is_right: Callable[[_Row], bool], *, all_rows: bool
-) -> list[_Row]:
-    """All, if they are few; else some of those that are not right."""
-    if all_rows or len(every) <= _MANY_ROWS:
-        return list(every)
-    return [one for one in every if not is_right(one)][:_MANY_ROWS]
 
 
 def _is_right(one: WatchCheck) -> bool:
@@ -309,30 +291,6 @@ def _mark_row(one: MarkCheck) -> tuple[str, ...]:
     known = "fails" if one.outcome.name == "FAILS" else "dropped"
     verdict = "mount" if one.right else known
     return (*watch_cells(one.mark, one.comm), verdict, render.printable(one.target))
-
-
-class _Finding(Record):
-    what: str
-    why: str
-    advice: str
-    """Empty if nothing is necessary."""
-
-
-def _print_findings(findings: Iterable[_Finding], *, all_rows: bool) -> None:
-    # One for each reason: many watches can differ only in their paths.
-    alike: dict[tuple[str, str], list[str]] = {}
-    for finding in findings:
-        if finding.advice:
-            alike.setdefault((finding.what, finding.why), []).append(finding.advice)
-    for (what, why), advice in list(alike.items())[: None if all_rows else _MANY_FINDINGS]:
-        times = f" ({len(advice):,} times)" if len(advice) > 1 else ""
-        rest = " (for the others likewise)" if len(set(advice)) > 1 else ""
-        render.print_line(f"{what}{times}: {why}")
-        render.print_line(f"  → {advice[0]}{rest}")
-    if len(alike) > _MANY_FINDINGS and not all_rows:
-        render.print_line(
-            f"… and {len(alike) - _MANY_FINDINGS:,} more findings (--all-rows lists all)"
-        )
 
 
 def _dump_summary(report: DumpCheck, *, unlisted: int) -> str:
@@ -374,52 +332,6 @@ def _conclusion(report: DumpCheck) -> str:
 
 
 _NOT_LOOKED_AT = "sockets, terminals and the rest of the tasks were not looked at"
-
-
-def _print_restore(report: RestoreCheck, *, all_rows: bool) -> None:
-    rows = [_restore_row(one) for one in _listed(report.watches, _comes_back, all_rows=all_rows)]
-    if rows:
-        render.print_table(("file>", "kind", "wd>", "inode", "verdict", "from", "path"), rows)
-    findings = (
-        _Finding(str(one.verdict), one.why, one.advice) for one in report.watches if one.advice
-    )
-    _print_findings(findings, all_rows=all_rows)
-    replaced = [one for one in report.watches if one.verdict.name == "REPLACED"]
-    if replaced:
-        render.print_line(f"note: {render.count(len(replaced), 'path')}: {replaced[0].why}")
-    counts = Counter(str(one.verdict) for one in report.watches)
-    verdicts = ", ".join(f"{number:,} {verdict}" for verdict, number in counts.most_common())
-    watches = render.count(len(report.watches), "watch", "watches")
-    render.print_line(f"{watches} in {render.shown(report.image)}: {verdicts or 'nothing'}")
-    if unlisted := len(report.watches) - len(rows):
-        render.print_line(f"({unlisted:,} more are not listed; --all-rows lists all)")
-
-
-def _comes_back(one: WatchRestore) -> bool:
-    return one.right
-
-
-def _restore_row(one: WatchRestore) -> tuple[str, ...]:
-    wd, inode = _numbers(one)
-    path = one.watch.path
-    return (
-        str(one.file.id),
-        str(one.file.kind),
-        wd_cell(wd),
-        inode,
-        str(one.verdict),
-        one.origin or "-",
-        "-" if path is None else render.printable(path),
-    )
-
-
-def _numbers(one: WatchRestore) -> tuple[int | None, str]:
-    """The watch descriptor, if there is one, and the inode or mount."""
-    from irmapdb.image.fsnotify import FsnotifyWatch
-
-    if isinstance(one.watch, FsnotifyWatch):
-        return (None if one.watch.wd < 0 else one.watch.wd), str(one.watch.identity.key)
-    return None, f"mount {one.watch.mnt_id}"
 
 
 def _dump_document(report: DumpCheck) -> dict[str, Any]:
@@ -467,28 +379,4 @@ def _watch_document(one: WatchCheck) -> dict[str, Any]:
         "advice": prediction.advice,
         "entries": prediction.entries,
         "walk_us": prediction.walk_us,
-    }
-
-
-def _restore_document(report: RestoreCheck) -> dict[str, Any]:
-    def document(one: WatchRestore) -> dict[str, Any]:
-        wd, inode = _numbers(one)
-        return {
-            "file": one.file.id,
-            "kind": one.file.kind,
-            "wd": wd,
-            "inode": inode,
-            "path": render.json_path(one.watch.path),
-            "verdict": one.verdict,
-            "right": one.right,
-            "from": one.origin or None,
-            "why": one.why,
-            "advice": one.advice,
-        }
-
-    return {
-        "image": str(report.image),
-        "root": str(report.root),
-        "right": report.right,
-        "watches": [document(one) for one in report.watches],
     }

@@ -43,6 +43,7 @@ _MODULES = {
     "export": "images",
     "convert": "images",
     "show": "images",
+    "diff": "diff",
     "audit": "audit",
     "ps": "ps",
     "prune": "prune",
@@ -54,7 +55,9 @@ _MODULES = {
 }
 """The module of each command, in the order of the help. A module can have several commands."""
 
-_TOLD_BY_THE_EXIT_CODE = {"pre-dump", "dump", "check", "explain", "audit", "prune", "hook", "warm"}
+_TOLD_BY_THE_EXIT_CODE = {
+    *("pre-dump", "dump", "check", "explain", "diff", "audit", "prune", "hook", "warm"),
+}
 """Commands that print no table with -q."""
 
 _EXAMPLES = re.compile(r"^Examples?:\n", re.MULTILINE)

@@ -1,4 +1,4 @@
-"""Implements `irmapdb import`, `export`, `convert` and `show`: the three forms of the cache."""
+"""Implements `irmapdb import`, `export`, `convert` and `show`: the cache, images and archives."""
 
 from __future__ import annotations
 
@@ -8,6 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from irmapdb.commands import render
+from irmapdb.commands.dumped_rows import (
+    dumped_json,
+    fsnotify_json,
+    print_dumped,
+    print_fsnotify,
+    print_stats,
+    stats_json,
+)
 from irmapdb.commands.options import AsJson, ConfigFile, Database, WorkDirOption, database_path
 from irmapdb.errors import UsageError
 from irmapdb.image.formats import Format
@@ -18,7 +26,8 @@ if TYPE_CHECKING:
 __all__ = ["add_to"]
 
 _ANY_FORM = (
-    "An irmap-cache, its JSON, or a database; `-` is stdin, and a database cannot come from stdin."
+    "An irmap-cache, its JSON, or a database; inotify.img, fanotify.img, files.img; an images dir, "
+    "or the archive of a checkpoint. `-` is stdin, and a database cannot come from stdin."
 )
 _Pretty = Annotated[
     bool, typer.Option("--pretty", help="Print indented JSON, with devices as crit prints them.")
@@ -44,7 +53,8 @@ def import_(
 ) -> None:
     """Add the entries of an image to the database.
 
-    Each entry is marked *revalidate*, and proved before use. An entry with an impossible path
+    An image of watches, an images dir or an archive gives an entry for each watch with a path. Each
+    entry is marked *revalidate*, and proved before use. An entry with an impossible path
     (empty, relative, with NUL, `.` or `..`) is kept and counted. `[retention]` in the configuration
     sets the limits for old rows.
 
@@ -52,6 +62,8 @@ def import_(
         irmapdb import /var/lib/ckpt/irmap-cache
 
         crit decode -i irmap-cache | irmapdb import - --db irmap.db
+
+        irmapdb import checkpoint.tar.zst --db irmap.db
 
     """
     from irmapdb.config import load_config
@@ -166,14 +178,62 @@ def show(
     as_json: AsJson = False,
     pretty: _Pretty = False,
 ) -> None:
-    """Print the entries of an image, its JSON, or a database.
+    """Print what a file of irmapdb or CRIU contains.
+
+    The type of FILE is detected from its content:
+
+    - An irmap-cache, its JSON, or a database: the entries for irmap-cache.
+    - inotify.img, fanotify.img, files.img: the watches, with the paths that CRIU recorded.
+    - stats-dump, stats-restore: the times and numbers of pages.
+    - An images dir, or the archive of a checkpoint (tar, gzip, zstd): the container, and for each
+      watch where a restore gets its path from.
 
     Examples:
         irmapdb show irmap-cache
 
         irmapdb show irmap.db --json
 
+        irmapdb show checkpoint.tar.zst
+
     """
+    from irmapdb.archive.kind import FileKind, kind_of
+
+    kind = kind_of(file)
+    if kind is FileKind.CACHE:
+        _show_cache(file, as_json=as_json, pretty=pretty)
+        return
+    if pretty:
+        message = f"--pretty, and {render.shown(file)} is no cache"
+        raise UsageError(message, advice="give --json: --pretty is for an irmap-cache alone")
+    if kind is FileKind.STATS:
+        from irmapdb import files
+        from irmapdb.image.stats import decode_stats
+
+        data = files.read_whole(file, limit_bytes=files.LIMIT_BYTES)
+        stats = decode_stats(data, render.shown(file))
+        if as_json:
+            render.print_json(stats_json(stats))
+        else:
+            print_stats(stats)
+    elif kind is FileKind.CHECKPOINT:
+        from irmapdb.archive.dumped import read_dumped
+
+        dumped = read_dumped(file)
+        if as_json:
+            render.print_json(dumped_json(dumped))
+        else:
+            print_dumped(dumped)
+    else:
+        from irmapdb.archive.watches import read_image
+
+        found = read_image(file, kind)
+        if as_json:
+            render.print_json(fsnotify_json(found, str(kind)))
+        else:
+            print_fsnotify(found)
+
+
+def _show_cache(file: Path, *, as_json: bool, pretty: bool) -> None:
     from irmapdb import convert as forms
 
     content = forms.read(file)

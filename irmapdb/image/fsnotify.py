@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import os
 import struct
+import sys
 from typing import TypeVar
 
 from google.protobuf.message import DecodeError, Message
@@ -318,17 +319,28 @@ def _complete(entry: _Entry) -> _Entry:
     return entry
 
 
+def _left_after(entry: Message, most_watches: int, name: str) -> int:
+    if isinstance(entry, FileEntry):
+        most_watches -= len(entry.ify.wd) + len(entry.ffy.mark)
+    if most_watches < 0:
+        message = f"{name}: more watches than irmapdb reads of an archive"
+        raise ImageError(message, advice="unpack it and name the directory")
+    return most_watches
+
+
 def _decode(
     data: bytes,
     name: str,
     magic: Magic,
     message_type: type[_Entry],
     read: Callable[[_Entry], FsnotifyFile | None],
+    most_watches: int = sys.maxsize,
 ) -> tuple[FsnotifyFile, ...]:
     found = []
     for index, (offset, message) in enumerate(frames(data, name, magic)):
         try:
             entry = message_type.FromString(message)
+            most_watches = _left_after(entry, most_watches, name)
             file = read(_complete(entry))
         except DecodeError:
             raise image_error(name, offset, f"entry {index}: not a protobuf message") from None
@@ -353,9 +365,12 @@ def decode_fanotify(data: bytes, name: str) -> tuple[FsnotifyFile, ...]:
     return _decode(data, name, FANOTIFY_FILE, FanotifyFileEntry, _read_fanotify)
 
 
-def decode_files_img(data: bytes, name: str) -> tuple[FsnotifyFile, ...]:
+def decode_files_img(
+    data: bytes, name: str, *, most_watches: int = sys.maxsize
+) -> tuple[FsnotifyFile, ...]:
     """The inotify and fanotify descriptors among the open files of CRIU's files.img.
 
-    Files of other kinds are passed over; otherwise as `decode_inotify`.
+    Files of other kinds are passed over; otherwise as `decode_inotify`. An image with more watches
+    than `most_watches` is refused, before they take memory.
     """
-    return _decode(data, name, FILES, FileEntry, _read_file)
+    return _decode(data, name, FILES, FileEntry, _read_file, most_watches)

@@ -20,6 +20,7 @@ __all__ = [
     "IRMAP_CACHE",
     "MOUNTS",
     "SQLITE_HEADER",
+    "STATS",
     "Magic",
     "describe",
 ]
@@ -49,6 +50,7 @@ INOTIFY_FILE = Magic(_COMMON, 0x48424431)
 FANOTIFY_FILE = Magic(_COMMON, 0x55096122)
 MOUNTS = Magic(_COMMON, 0x55563928)
 GHOST_FILE = Magic(_COMMON, 0x52583605)
+STATS = Magic(_SERVICE, 0x57093306)
 
 SQLITE_HEADER = b"SQLite format 3\0"
 """The first 16 bytes of a database: https://www.sqlite.org/fileformat.html"""

@@ -1,97 +1,221 @@
-"""Lists the names in a tar archive, from a stream, without unpacking it.
+"""Reads the members of a tar archive from a stream, without unpacking it.
 
     archive = { member } block of zeros
     member  = header content, each padded to blocks of 512 bytes
-    header  = name[100] ... size[12] at 124, type at 156, "ustar" at 257, prefix[155] at 345
+    header  = name[100] ... size[12] at 124, checksum[8] at 148, type at 156, "ustar" at 257,
+              prefix[155] at 345
 
 A name that does not fit stands in a member of its own in front: GNU's of type L, whose content
-is the name, and the pax one of type x, whose content has lines `LENGTH path=NAME`. A size is octal,
-or base 256 with the top bit set. Sources: tar(5) of libarchive, "Basic Tar Format" of GNU tar's
-manual.
+is the name, and the pax one of type x, whose content has lines `LENGTH KEYWORD=VALUE`. pax has
+the size of a member of 8 GiB and more there too. A size is octal, or base 256 with the top bit set.
+GNU's sparse member (type S) has blocks with the rest of its map behind the header, if the byte at
+482 is set; such a block continues in the next if its byte at 504 is set. Sources: tar(5) of
+libarchive, "Basic Tar Format" and "Storing Sparse Files" of GNU tar's manual, pax(1).
 
-The archive may be anybody's: the memory that it takes is bounded, and so are the bytes read.
+A tenant may have written the archive: `Meter` bounds the bytes and members that are read, and no
+more than one name and one chunk is in memory.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
-
 from irmapdb.errors import ImageError
+from irmapdb.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import Protocol
 
-__all__ = ["LIMIT_BYTES", "member_names"]
+    class Reader(Protocol):
+        """The common interface of a binary file and a decompressor."""
 
-LIMIT_BYTES = 1 << 32
+        def read(self, size: int, /) -> bytes:
+            """At most so many bytes; none at the end."""
+
+
+__all__ = [
+    "LIMIT_BYTES",
+    "LIMIT_MEMBERS",
+    "Content",
+    "Member",
+    "Meter",
+    "is_tar",
+    "member_names",
+    "members",
+]
+
+LIMIT_BYTES = 1 << 44
 """No archive is read further than this, counted as it is unpacked."""
+LIMIT_MEMBERS = 2_000_000
+"""So many members are read, with those of the archives inside."""
 
 _BLOCK = 512
 _NAME_BYTES = 1 << 16
 _CHUNK_BYTES = 1 << 20
+_REGULAR = b"0\0007S"
+"""Types with content: regular, its old form, contiguous, sparse."""
+_NO_DATA = b"123456"
+"""Links, devices, directories and FIFOs: whatever their size says, they have no content."""
 
 
-class Reader(Protocol):
-    """The common interface of a binary file and a decompressor."""
+class Meter:
+    """Counts the bytes and members that are read of one archive and of those inside it."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        limit_bytes: int = LIMIT_BYTES,
+        limit_members: int = LIMIT_MEMBERS,
+    ) -> None:
+        self.name = name
+        """The archive, for errors."""
+        self._left_bytes = self._limit_bytes = limit_bytes
+        self._left_members = self._limit_members = limit_members
+
+    def count(self, size_bytes: int, *, members: int = 0) -> None:
+        """ImageError if this is more than the limits allow."""
+        self._left_bytes -= size_bytes
+        self._left_members -= members
+        if self._left_bytes < 0:
+            message = f"{self.name}: more than {self._limit_bytes:,} bytes"
+            raise ImageError(message, advice="look into it with tar")
+        if self._left_members < 0:
+            message = f"{self.name}: more than {self._limit_members:,} members"
+            raise ImageError(message, advice="look into it with tar")
+
+
+class Member(Record):
+    """One member of an archive."""
+
+    name: bytes
+    """As in the archive, for example `./etc/`."""
+    is_regular: bool
+    """Whether it is a file with content: no link, directory or device."""
+    size_bytes: int
+    content: Content
+    """To be read before the next member is asked for."""
+
+
+class Content:
+    """The bytes of one member, as a stream."""
+
+    def __init__(self, stream: Reader, size_bytes: int, name: str) -> None:
+        self._stream = stream
+        self._name = name
+        self.left_bytes = size_bytes
+        self._padding = -size_bytes % _BLOCK
+        if hasattr(stream, "jump"):
+            self.jump = self._jump
+
+    def _jump(self, size: int) -> None:
+        if size > self.left_bytes:
+            raise _cut_off(self._name)
+        self.left_bytes -= size
+        self._stream.jump(size)  # type: ignore[attr-defined]
 
     def read(self, size: int, /) -> bytes:
-        """At most so many bytes; none at the end."""
+        """At most so many bytes; none at the end. ImageError if the archive is cut off."""
+        wanted = min(size, self.left_bytes)
+        data = self._stream.read(wanted) if wanted > 0 else b""
+        if wanted > 0 and not data:
+            raise _cut_off(self._name)
+        self.left_bytes -= len(data)
+        return data
+
+    def skip(self) -> None:
+        """Go to the next header."""
+        left = self.left_bytes + self._padding
+        self.left_bytes = self._padding = 0
+        jump = getattr(self._stream, "jump", None)
+        if jump is not None:
+            jump(left)
+            return
+        while left > 0:
+            left -= len(_exactly(self._stream, min(left, _CHUNK_BYTES), self._name))
+
+
+def is_tar(head: bytes) -> bool:
+    """Whether a file with these first 512 bytes is a tar archive: its checksum is right."""
+    if len(head) < _BLOCK:
+        return False
+    field = head[148:156].strip(b" \0")
+    if not field or field.strip(b"01234567"):
+        return False
+    return int(field, 8) == sum(head[:148]) + 8 * ord(" ") + sum(head[156:_BLOCK])
+
+
+def members(stream: Reader, meter: Meter) -> Iterator[Member]:
+    """Each member of the archive, in its order; a stream with `jump` is not read in between.
+
+    Raises ImageError if it is damaged, cut off, or larger than the limits of `meter`.
+    """
+    name = meter.name
+    given: dict[bytes, bytes] = {}
+    while (header := _exactly(stream, _BLOCK, name)).strip(b"\0"):
+        kind = header[156:157]
+        size = _size(given.pop(b"size", b""), header, name)
+        if kind in _NO_DATA:
+            size = 0
+        meter.count(_BLOCK + size, members=1)
+        if kind == b"S":
+            _skip_sparse_map(stream, header, meter)
+        content = Content(stream, size, name)
+        if kind in b"Lx" and size <= _NAME_BYTES:
+            data = _exactly(stream, size, name)
+            content.left_bytes = 0
+            given |= {b"path": data.rstrip(b"\0")} if kind == b"L" else _pax(data)
+        elif kind not in b"gKLx":
+            path = given.get(b"GNU.sparse.name") or given.get(b"path") or _ustar_name(header)
+            yield Member(path, kind in _REGULAR, size, content)
+            given = {}
+        content.skip()
 
 
 def member_names(stream: Reader, name: str) -> Iterator[bytes]:
-    """The name of each member as in the archive, for example `./etc/`.
-
-    Raises ImageError, with `name` as the archive, if it is damaged or too long.
-    """
-    read, given = 0, b""
-    while (header := _block(stream, name)).strip(b"\0"):
-        size = _number(header[124:136], name)
-        read += _BLOCK + size
-        if read > LIMIT_BYTES:
-            message = f"{name}: more than {LIMIT_BYTES:,} bytes"
-            raise ImageError(message, advice="look into it with tar")
-        kind = header[156:157]
-        if kind in b"Lx" and size <= _NAME_BYTES:
-            content = _content(stream, size, name)
-            given = content.rstrip(b"\0") if kind == b"L" else _pax_path(content) or given
-            continue
-        if kind not in b"gKLx":
-            yield given or _ustar_name(header)
-            given = b""
-        _skip(stream, size, name)
+    """The name of each member. ImageError, with `name` as the archive, as in `members`."""
+    return (member.name for member in members(stream, Meter(name)))
 
 
-def _block(stream: Reader, name: str) -> bytes:
-    return _content(stream, _BLOCK, name, padded=False)
+def _cut_off(name: str) -> ImageError:
+    return ImageError(f"{name}: the archive is cut off", advice="have it made again")
 
 
-def _content(stream: Reader, size: int, name: str, *, padded: bool = True) -> bytes:
-    wanted = -(-size // _BLOCK) * _BLOCK if padded else size
-    chunks = []
-    left = wanted
+def _exactly(stream: Reader, size: int, name: str) -> bytes:
+    data = stream.read(size)
+    if len(data) == size:
+        return data
+    chunks = [data]
+    left = size - len(data)
     while left > 0 and (chunk := stream.read(left)):
         chunks.append(chunk)
         left -= len(chunk)
     if left:
-        raise ImageError(f"{name}: the archive is cut off", advice="have it made again")
-    return b"".join(chunks)[:size]
+        raise _cut_off(name)
+    return b"".join(chunks)
 
 
-def _skip(stream: Reader, size: int, name: str) -> None:
-    left = -(-size // _BLOCK) * _BLOCK
-    while left > 0:
-        left -= len(_content(stream, min(left, _CHUNK_BYTES), name, padded=False))
+def _skip_sparse_map(stream: Reader, header: bytes, meter: Meter) -> None:
+    more = header[482]
+    while more:
+        meter.count(_BLOCK)
+        more = _exactly(stream, _BLOCK, meter.name)[504]
+
+
+def _size(pax: bytes, header: bytes, name: str) -> int:
+    # Of at most 20 digits: int() of many takes long.
+    if pax and pax.isdigit() and len(pax) <= 20:  # noqa: PLR2004 digits of a 64-bit number
+        return int(pax)
+    return _number(header[124:136], name)
 
 
 def _number(field: bytes, name: str) -> int:
     if field[0] & 0x80:
         return int.from_bytes(bytes([field[0] & 0x7F]) + field[1:], "big")
     digits = field.strip(b" \0")
-    try:
-        return int(digits or b"0", 8)
-    except ValueError:
-        raise ImageError(f"{name}: not a tar archive", advice="have it made again") from None
+    if digits.strip(b"01234567"):
+        raise ImageError(f"{name}: not a tar archive", advice="have it made again")
+    return int(digits or b"0", 8)
 
 
 def _ustar_name(header: bytes) -> bytes:
@@ -101,14 +225,17 @@ def _ustar_name(header: bytes) -> bytes:
     return b"%b/%b" % (prefix, name) if prefix else name
 
 
-def _pax_path(content: bytes) -> bytes:
-    path = b""
+_KEYWORDS = {b"path", b"size", b"GNU.sparse.name"}
+
+
+def _pax(content: bytes) -> dict[bytes, bytes]:
+    found: dict[bytes, bytes] = {}
     while content:
-        length, blank, _ = content.partition(b" ")
+        length, blank, _ = content[:20].partition(b" ")
         if not blank or not length.isdigit() or not 0 < int(length) <= len(content):
             break
         keyword, _, value = content[len(length) + 1 : int(length)].partition(b"=")
-        if keyword == b"path":
-            path = value.removesuffix(b"\n")
+        if keyword in _KEYWORDS:
+            found[keyword] = value.removesuffix(b"\n")
         content = content[int(length) :]
-    return path
+    return found

@@ -3,7 +3,12 @@
 CRIU opens a watch's recorded path in the root of the restored tree, and watches the file there. It
 opens a watch without a path by its handle, through a mount of its device, if the images have
 mounts. If it cannot open one watch, the restore fails (get_mark_path() and open_handle() of
-criu/fsnotify.c). Files that the restore itself provides (`brought`) need not exist in the root.
+criu/fsnotify.c). Files that the restore itself provides (`irmapdb.archive.origins`) need not exist
+in the root.
+
+An engine makes the root from the image of the container, with `rootfs-diff.tar` and
+`deleted.files`. So without a root to look into, a path that is on no mount and in neither of the
+two is a path of the image.
 """
 
 from __future__ import annotations
@@ -13,34 +18,32 @@ import enum
 import errno
 import os
 import stat
+from pathlib import Path
 
-from irmapdb import files
-from irmapdb.criu.check.brought import read_brought
+from irmapdb.archive.dumped import read_dumped, start_of
 from irmapdb.criu.check.criu_view import CriuMount, Mountpoints, criu_mounts
 from irmapdb.errors import FileError
-from irmapdb.image import fsnotify
-from irmapdb.image.fsnotify import FsnotifyWatch, MountMark
+from irmapdb.image.fsnotify import MountMark
 from irmapdb.kernel import syscalls
 from irmapdb.kernel.proof import identify_fd
 from irmapdb.kernel.root import open_root
 from irmapdb.kernel.syscalls import Descriptor
-from irmapdb.model import printable
+from irmapdb.model import is_canonical, printable
 from irmapdb.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
     from typing import Self
 
-    from irmapdb.criu.check.brought import Brought, Origin
-    from irmapdb.image.fsnotify import FsnotifyFile
+    from irmapdb.archive.container import ContainerInfo
+    from irmapdb.archive.dumped import DumpedWatch
+    from irmapdb.archive.origins import Origin, OriginKind, Origins
+    from irmapdb.image.fsnotify import FsnotifyFile, FsnotifyWatch
     from irmapdb.model import Identity
 
 __all__ = ["RestoreCheck", "RestoreVerdict", "WatchRestore", "check_images"]
 
-_IMAGE = "files.img"
-_INVENTORY = "inventory.img"
-"""CRIU writes it last."""
 _IN_ROOT = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS
 
 
@@ -61,6 +64,8 @@ class RestoreVerdict(enum.StrEnum):
     """No path was recorded, and the handle opens on a filesystem of this machine."""
     BROUGHT = "brought"
     """The root lacks the path, but a mount or an archive provides it."""
+    IMAGE = "image"
+    """The image of the container has the path: the checkpoint does not change or remove it."""
     NO_RESTORE = "no-restore"
     """No path was recorded, and the images have no mounts for opening the handle."""
     DELETED = "deleted"
@@ -80,6 +85,7 @@ _RIGHT = {
     RestoreVerdict.LINKED,
     RestoreVerdict.BY_HANDLE,
     RestoreVerdict.BROUGHT,
+    RestoreVerdict.IMAGE,
 }
 
 
@@ -93,6 +99,10 @@ class WatchRestore(Record):
     origin: str
     """The source of the path: `the root`, `the mount /data`, an archive. Empty: none."""
     advice: str
+    kind: OriginKind | None = None
+    """The kind of `origin`; None if there is none, or no path."""
+    source: bytes | None = None
+    """The watched file on the host, if it is on a bind mount."""
 
     @property
     def right(self) -> bool:
@@ -104,8 +114,11 @@ class RestoreCheck(Record):
     """The whole answer."""
 
     image: Path
-    root: Path
+    """The `files.img` of a directory, or the archive."""
+    root: Path | None
+    """None: the root was not looked at."""
     watches: tuple[WatchRestore, ...]
+    container: ContainerInfo
 
     @property
     def right(self) -> bool:
@@ -113,37 +126,40 @@ class RestoreCheck(Record):
         return all(one.right for one in self.watches)
 
 
-def check_images(images: Path, root: Path) -> RestoreCheck:
+def check_images(images: Path, root: Path | None = None) -> RestoreCheck:
     """Check every recorded path under `root`, and the handles of the other watches here.
 
-    It opens nothing outside of `root`, also if links lead there. FileError if the images or the
-    root are missing, or if the dump has failed; ImageError if an image is damaged.
+    `images` is an images dir or an archive. Without a root, the paths of an engine's checkpoint are
+    those of the image of the container; of other images they are looked up under `/`. Apart from
+    the sources of bind mounts, it opens nothing outside of `root`, also if links lead there.
+    FileError if the images or the root are missing, or if the dump has failed; ImageError if an
+    image or archive is damaged.
     """
-    image = images / _IMAGE
-    if files.read_if_there(images / _INVENTORY, limit_bytes=files.LIMIT_BYTES) is None:
-        message = f"{printable(images)}: no {_INVENTORY}, so no images of a dump that succeeded"
-        raise FileError(message, advice="name the images dir of a dump; dump.log says how it ended")
-    data = files.read_whole(image, limit_bytes=files.LIMIT_BYTES)
-    found = fsnotify.decode_files_img(data, printable(image))
+    dumped = read_dumped(images)
+    if root is None and not dumped.container.is_of_engine:
+        root = Path("/")
+    with contextlib.ExitStack() as stack:
+        root_fd = None if root is None else stack.enter_context(_opened(root))
+        eyes = stack.enter_context(_Eyes(root_fd, dumped.origins))
+        watches = tuple(_answer(one, eyes.look(one.watch)) for one in dumped.watches)
+    return RestoreCheck(dumped.files_img, root, watches, dumped.container)
+
+
+@contextlib.contextmanager
+def _opened(root: Path) -> Iterator[int]:
     try:
-        root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         message = f"{printable(root)}: {error.strerror}"
         advice = "name the root directory of the restored tree"
         raise FileError(message, advice=advice, about="root") from error
-    every: list[tuple[FsnotifyFile, FsnotifyWatch | MountMark]] = [
-        *((file, watch) for file in found for watch in file.watches),
-        *((file, mark) for file in found for mark in file.mount_marks),
-    ]
-    brought = read_brought(images, {_start(watch) for _, watch in every if watch.path is not None})
-    with Descriptor(root_fd), _Eyes(root_fd, brought) as eyes:
-        watches = [WatchRestore(file, watch, *eyes.look(watch)) for file, watch in every]
-    return RestoreCheck(image, root, tuple(watches))
+    with Descriptor(fd):
+        yield fd
 
 
-def _start(watch: FsnotifyWatch | MountMark) -> tuple[bytes, int | None]:
-    """The path, and the mount that determines its namespace."""
-    return watch.path or b"", watch.mnt_id if isinstance(watch, FsnotifyWatch) else None
+def _answer(one: DumpedWatch, seen: _Seen) -> WatchRestore:
+    source = None if one.origin is None else one.origin.source
+    return WatchRestore(one.file, one.watch, *seen, one.kind, source)
 
 
 class _Seen(Record):
@@ -156,9 +172,9 @@ class _Seen(Record):
 class _Eyes:
     """Checks paths in the root of the restore, and handles on the filesystems of this machine."""
 
-    def __init__(self, root_fd: int, brought: Brought) -> None:
+    def __init__(self, root_fd: int | None, origins: Origins) -> None:
         self._root_fd = root_fd
-        self._brought = brought
+        self._origins = origins
         self._here = open_root(os.getpid())
         self._mountpoints = Mountpoints(
             CriuMount(self._here, one) for one in criu_mounts(self._here)
@@ -177,7 +193,7 @@ class _Eyes:
             if watch.path is None:
                 return _Seen(RestoreVerdict.THERE, "it comes back with its mount")
             return self._at(watch, None)
-        if watch.identity.key in self._brought.ghosts:
+        if watch.identity.key in self._origins.ghosts:
             why = "its file was deleted: the restore makes and removes it again, and the watch goes"
             return _Seen(RestoreVerdict.DELETED, why, "ghost-file", _SET_AGAIN)
         if watch.path is None:
@@ -185,7 +201,7 @@ class _Eyes:
         return self._at(watch, watch.identity)
 
     def _without_path(self, identity: Identity) -> _Seen:
-        if not self._brought.has_mounts:
+        if not self._origins.has_mounts:
             why = "no path was recorded, and the images have no mounts to open the handle through"
             advice = "dump with paths (`irmapdb check -t PID` tells how)"
             return _Seen(RestoreVerdict.NO_RESTORE, why, advice=advice)
@@ -199,24 +215,32 @@ class _Eyes:
         return _Seen(RestoreVerdict.NO_FILESYSTEM, why, advice=advice)
 
     def _at(self, watch: FsnotifyWatch | MountMark, identity: Identity | None) -> _Seen:
-        path, mnt_id = _start(watch)
-        origin = self._brought.origin(path, mnt_id)
+        path, mnt_id = start_of(watch)
+        origin = self._origins.of(path, mnt_id)
+        if origin is not None and origin.source is not None:
+            return self._on_host(origin)
         if origin is not None and origin.has_it is not None:
             return _told(origin)
-        if path in self._brought.removed:
+        if path in self._origins.removed:
             why = "deleted.files has it: the engine removes it from the root"
             return _Seen(RestoreVerdict.MISSING, why, "", _BRING)
-        name = path[1:] or b"."
+        if self._root_fd is None:
+            return _untold(origin) if origin is not None else _Seen(*_OF_IMAGE)
+        return self._in_root(self._root_fd, path[1:] or b".", origin, identity)
+
+    def _in_root(
+        self, root_fd: int, name: bytes, origin: Origin | None, identity: Identity | None
+    ) -> _Seen:
         verdict, why, advice = RestoreVerdict.THERE, "it is there", ""
         try:
             try:
-                fd = self._open(name, _IN_ROOT | syscalls.RESOLVE_NO_SYMLINKS)
+                fd = _open(root_fd, name, _IN_ROOT | syscalls.RESOLVE_NO_SYMLINKS)
             except OSError as error:
                 if error.errno != errno.ELOOP:
                     raise
-                fd = self._open(name, _IN_ROOT)
+                fd = _open(root_fd, name, _IN_ROOT)
                 verdict, why = RestoreVerdict.LINKED, "it is there, by way of a symbolic link"
-                advice = _SET_AGAIN if self._is_link(name) else ""
+                advice = _SET_AGAIN if _is_link(root_fd, name) else ""
         except (OSError, ValueError) as error:
             if origin is not None:
                 return _untold(origin)
@@ -227,16 +251,20 @@ class _Eyes:
                 return _Seen(verdict, _WATCHES_TARGET, _ROOT, advice)
             return self._compared(fd, identity) or _Seen(verdict, why, _ROOT)
 
-    def _open(self, name: bytes, resolve: int, flags: int = os.O_PATH) -> int:
-        return syscalls.openat2(self._root_fd, name, flags, resolve)
-
-    def _is_link(self, name: bytes) -> bool:
-        try:
-            fd = self._open(name, _IN_ROOT, os.O_PATH | os.O_NOFOLLOW)
-        except OSError:
-            return False
-        with Descriptor(fd):
-            return stat.S_ISLNK(os.fstat(fd).st_mode)
+    def _on_host(self, origin: Origin) -> _Seen:
+        """Whether this machine has the source of a bind mount, and the file below it."""
+        source, top = origin.source or b"", origin.mount_source or b""
+        if not is_canonical(source) or self._here.blocking_kinds_to(source):
+            return _untold(origin)  # a lookup could wait for a server
+        for path, advice in ((top, _MAKE_SOURCE), (source, _BRING_SOURCE)):
+            try:
+                os.close(self._here.open(path, os.O_PATH | os.O_NOFOLLOW))
+            except OSError as error:
+                if error.errno not in {errno.ENOENT, errno.ENOTDIR}:
+                    return _untold(origin)  # a link, or a directory that we may not enter
+                why = f"{origin.what} needs {printable(path)}: {error.strerror} on this machine"
+                return _Seen(RestoreVerdict.MISSING, why, "", advice)
+        return _Seen(RestoreVerdict.BROUGHT, f"{printable(source)} has it here", origin.what)
 
     def _compared(self, fd: int, identity: Identity | None) -> _Seen | None:
         # The watched file is known only if the filesystem of the dump is on this machine.
@@ -269,6 +297,19 @@ class _Eyes:
         return None
 
 
+def _open(root_fd: int, name: bytes, resolve: int, flags: int = os.O_PATH) -> int:
+    return syscalls.openat2(root_fd, name, flags, resolve)
+
+
+def _is_link(root_fd: int, name: bytes) -> bool:
+    try:
+        fd = _open(root_fd, name, _IN_ROOT, os.O_PATH | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    with Descriptor(fd):
+        return stat.S_ISLNK(os.fstat(fd).st_mode)
+
+
 def _told(origin: Origin) -> _Seen:
     if origin.has_it:
         return _Seen(RestoreVerdict.BROUGHT, f"{origin.what} has it", origin.what)
@@ -284,6 +325,13 @@ def _untold(origin: Origin) -> _Seen:
 _ROOT = "the root"
 _WATCHES_TARGET = "the path is a symbolic link, and the restore watches what it leads to"
 _BRING = "bring the file into the root first: the restore ends where it is missing"
+_MAKE_SOURCE = "make it on the target host first: the engine mounts it into the container"
+_BRING_SOURCE = "bring it to the target host first: the restore ends where it is missing"
+_OF_IMAGE = (
+    RestoreVerdict.IMAGE,
+    "the image of the container has it: the checkpoint neither changes nor removes it",
+    "the image",
+)
 _SET_AGAIN = "have the task set the watch again after the restore"
 
 

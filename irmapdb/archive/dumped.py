@@ -1,0 +1,112 @@
+"""Reads the watches of a checkpoint, its container, and where a restore gets each path from."""
+
+from __future__ import annotations
+
+from irmapdb.archive.container import read_container
+from irmapdb.archive.files import open_checkpoint
+from irmapdb.archive.origins import OriginKind, read_origins
+from irmapdb.errors import ImageError
+from irmapdb.image.fsnotify import FsnotifyWatch, decode_files_img
+from irmapdb.image.stats import decode_stats
+from irmapdb.model import printable
+from irmapdb.record import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from irmapdb.archive.container import ContainerInfo
+    from irmapdb.archive.files import CheckpointFiles
+    from irmapdb.archive.origins import Origin, Origins
+    from irmapdb.image.fsnotify import FsnotifyFile, MountMark
+    from irmapdb.image.stats import CriuStats
+
+__all__ = ["Dumped", "DumpedWatch", "read_dumped", "start_of"]
+
+
+class DumpedWatch(Record):
+    """One watch or mount mark of a checkpoint."""
+
+    file: FsnotifyFile
+    watch: FsnotifyWatch | MountMark
+    kind: OriginKind | None
+    """Where its path comes from; None: it has no path, or its file was deleted."""
+    origin: Origin | None
+    """The source of its path; None: the root, or none at all."""
+    where: str
+    """The same for people: `the image`, `rootfs-diff.tar`, `missing (deleted.files has it)`."""
+
+
+class Dumped(Record):
+    """The content of a checkpoint."""
+
+    files_img: Path
+    """The `files.img` of a directory, or the archive."""
+    container: ContainerInfo
+    origins: Origins
+    watches: tuple[DumpedWatch, ...]
+    stats: CriuStats | None
+    """The figures of the dump, if the checkpoint has them."""
+
+
+def read_dumped(path: Path) -> Dumped:
+    """The content of an images dir or an archive.
+
+    FileError if it cannot be read, or if the dump has failed; ImageError if an image or the archive
+    is damaged, or has no checkpoint.
+    """
+    checkpoint = open_checkpoint(path)
+    container = read_container(checkpoint)
+    files = decode_files_img(
+        checkpoint.files_img(),
+        checkpoint.shown("files.img"),
+        most_watches=checkpoint.most_watches,
+    )
+    every: list[tuple[FsnotifyFile, FsnotifyWatch | MountMark]] = [
+        *((file, watch) for file in files for watch in file.watches),
+        *((file, mark) for file in files for mark in file.mount_marks),
+    ]
+    starts = {start_of(watch) for _, watch in every if watch.path is not None}
+    origins = read_origins(checkpoint, container, starts)
+    root = "the image" if container.is_of_engine else "the root"
+    return Dumped(
+        checkpoint.files_img_path,
+        container,
+        origins,
+        tuple(DumpedWatch(file, watch, *_source(watch, origins, root)) for file, watch in every),
+        _stats(checkpoint),
+    )
+
+
+def start_of(watch: FsnotifyWatch | MountMark) -> tuple[bytes, int | None]:
+    """The path, and the mount that determines its namespace; None: the root task's."""
+    return watch.path or b"", watch.mnt_id if isinstance(watch, FsnotifyWatch) else None
+
+
+def _source(
+    watch: FsnotifyWatch | MountMark, origins: Origins, root: str
+) -> tuple[OriginKind | None, Origin | None, str]:
+    if isinstance(watch, FsnotifyWatch) and watch.identity.key in origins.ghosts:
+        return None, None, "a deleted file"
+    if watch.path is None:
+        is_mark = not isinstance(watch, FsnotifyWatch)
+        return None, None, "its mount" if is_mark else "the handle, without a path"
+    origin = origins.of(*start_of(watch))
+    if origin is None:
+        gone = watch.path in origins.removed
+        return OriginKind.ROOT, None, "missing (deleted.files has it)" if gone else root
+    if origin.has_it is False:
+        return origin.kind, origin, f"missing ({origin.what} lacks it)"
+    if origin.source is not None:
+        return origin.kind, origin, f"{origin.what} ({printable(origin.source)} on the host)"
+    return origin.kind, origin, origin.what
+
+
+def _stats(checkpoint: CheckpointFiles) -> CriuStats | None:
+    data = checkpoint.beside("stats-dump")
+    if data is None:
+        return None
+    try:
+        return decode_stats(data, checkpoint.shown("stats-dump"))
+    except ImageError:  # they say nothing about a watch
+        return None

@@ -1,0 +1,253 @@
+"""Finds the checkpoint in an archive file, and keeps its small files.
+
+    podman, CRI-O, containerd's CRI = checkpoint/ (the images), beside it config.dump, spec.dump,
+                                      rootfs-diff.tar, deleted.files, stats-dump, …
+    an images dir that was packed   = the images at the top, or in one directory
+    `ctr images export`             = a layer with the images at the top
+
+The archive is read once for these files, and once more for the names in the archives inside it
+(`rootfs-diff.tar`, the content of a tmpfs). Nothing is unpacked to disk. At most `KEPT_BYTES` are
+in memory; the memory contents of the tasks are passed over.
+"""
+
+from __future__ import annotations
+
+import re
+
+from irmapdb.archive.members import walk
+from irmapdb.errors import ImageError
+from irmapdb.image.packed import Allowance, unpacked
+from irmapdb.image.tar import Meter, members
+from irmapdb.model import printable
+from irmapdb.record import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping
+    from pathlib import Path
+
+    from irmapdb.archive.members import Found
+    from irmapdb.image.packed import Peekable
+    from irmapdb.image.tar import Reader
+
+__all__ = [
+    "FILES_IMG_LIMIT_BYTES",
+    "GHOST_HEAD_BYTES",
+    "KEPT_BYTES",
+    "LIMIT_WATCHES",
+    "Inside",
+    "Layout",
+    "limit_of",
+    "look_into",
+    "names_inside",
+    "printable_text",
+    "read_layout",
+]
+
+KEPT_BYTES = 96 << 20
+"""All files of an archive that are kept in memory together."""
+FILES_IMG_LIMIT_BYTES = 32 << 20
+"""No more of the `files.img` of an archive is read."""
+LIMIT_WATCHES = 300_000
+"""An archive with more watches is refused."""
+GHOST_HEAD_BYTES = 4096
+"""The first entry of a `ghost-file-N.img`; the content of the file is behind it."""
+
+_INVENTORY = "inventory.img"
+_FILES = "files.img"
+_HEAD_ONLY = re.compile(r"ghost-file-[0-9a-f]+\.img|dump\.log")
+_KEPT = re.compile(
+    r"files\.img|inventory\.img|mountpoints-[0-9]+\.img|config\.dump|spec\.dump|deleted\.files"
+    r"|stats-dump|status|status\.dump"
+)
+_INSIDE = re.compile(r"tmpfs-dev-[0-9]+\.tar\.gz\.img|rootfs-diff\.tar|devshm-checkpoint\.tar")
+_VOLUME = re.compile(r"volumes/[^/]+\.tar")
+_LIMITS_BYTES = {_FILES: FILES_IMG_LIMIT_BYTES, "deleted.files": 8 << 20, "dump.log": 64 << 10}
+_LIMIT_BYTES = 4 << 20
+_CHUNK_BYTES = 1 << 20
+
+
+class Layout(Record):
+    """The files of the one checkpoint in an archive."""
+
+    images: dict[str, bytes]
+    """By name; of a `ghost-file-N.img` the first `GHOST_HEAD_BYTES`."""
+    beside: dict[str, bytes]
+    """The files of the engine: those beside the directory of the images, or among them."""
+    inside: dict[str, str]
+    """The archives inside it: name → place. `tmpfs-dev-45.tar.gz.img`, `rootfs-diff.tar`,
+    `volumes/NAME.tar`."""
+
+
+class Inside(Record):
+    """Which of the wanted names an archive inside has."""
+
+    found: frozenset[bytes]
+    why: str
+    """Why not all its members were read; empty if they were."""
+
+
+class _Kept:
+    """What the first pass finds, by place."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._size = 0
+        self.files: dict[str, bytes] = {}
+        self.inside: set[str] = set()
+        self.links: set[str] = set()
+
+    def take(self, one: Found) -> None:
+        base = one.place.rpartition("/")[2].rpartition("!")[2]
+        if _INSIDE.fullmatch(base) or _VOLUME.search(one.place):
+            self._take_inside(one)
+            return
+        head_only = _HEAD_ONLY.fullmatch(base) is not None
+        if not head_only and _KEPT.fullmatch(base) is None:
+            return
+        # A tar may have a name twice: the later one counts.
+        self._forget(one.place)
+        if not one.is_regular:
+            self.links.add(one.place)
+            return
+        limit = GHOST_HEAD_BYTES if base.startswith("ghost") else limit_of(base)
+        if one.size_bytes > limit and not head_only:
+            message = f"{self._name}: {printable_text(one.place)}: {one.size_bytes:,} bytes"
+            advice = f"more than {limit:,} bytes are not read; unpack it and name the directory"
+            raise ImageError(message, advice=advice)
+        data = _read(one.content, min(limit, one.size_bytes))
+        self._size += len(data) + GHOST_HEAD_BYTES  # with what Python needs for it
+        if self._size > KEPT_BYTES:
+            message = f"{self._name}: its images have more than {KEPT_BYTES:,} bytes"
+            raise ImageError(message, advice="unpack it and name the directory")
+        self.files[one.place] = data
+
+    def _take_inside(self, one: Found) -> None:
+        self._size += GHOST_HEAD_BYTES
+        if one.is_regular and self._size <= KEPT_BYTES:
+            self.inside.add(one.place)
+
+    def _forget(self, place: str) -> None:
+        old = self.files.pop(place, None)
+        if old is not None:
+            self._size -= len(old) + GHOST_HEAD_BYTES
+        self.links.discard(place)
+
+
+def read_layout(path: Path) -> Layout:
+    """The files of the checkpoint in an archive file.
+
+    ImageError if there is none or more than one, if a needed file is a link, and as
+    `irmapdb.archive.members.walk`; FileError.
+    """
+    name = printable(path)
+    kept = _Kept(name)
+    for one in walk(path):
+        kept.take(one)
+    return _of_one(kept, name)
+
+
+def _of_one(kept: _Kept, name: str) -> Layout:
+    tops = [place.removesuffix(_INVENTORY) for place in kept.files if _is(place, _INVENTORY)]
+    # A pre-dump has an inventory, and no files.img.
+    whole = [top for top in tops if f"{top}{_FILES}" in kept.files]
+    if len(whole) != 1:
+        raise _not_one(kept, name, tops, whole)
+    (top,) = whole
+    links = [place for place in kept.links if place.startswith(top)]
+    if links:
+        message = f"{name}: {printable_text(links[0])}: a link, not a file"
+        raise ImageError(message, advice="no engine makes such an archive: do not trust it")
+    layer, bang, directory = top.rpartition("!")
+    parent = directory.rstrip("/").rpartition("/")[0]
+    around = f"{layer}{bang}{parent}{'/' if parent else ''}"
+    images = _below(kept.files, top)
+    beside = {**images, **_below(kept.files, around)}
+    places = {**_places(kept.inside, top), **_places(kept.inside, around)}
+    return Layout(images, beside, places)
+
+
+def _is(place: str, base: str) -> bool:
+    return place.rpartition("!")[2].rpartition("/")[2] == base
+
+
+def _below(found: Mapping[str, bytes], top: str) -> dict[str, bytes]:
+    cut = {place[len(top) :]: data for place, data in found.items() if place.startswith(top)}
+    return {rest: data for rest, data in cut.items() if "/" not in rest and "!" not in rest}
+
+
+def _places(inside: Iterable[str], top: str) -> dict[str, str]:
+    cut = {place[len(top) :]: place for place in inside if place.startswith(top)}
+    return {
+        rest: place
+        for rest, place in cut.items()
+        if _VOLUME.fullmatch(rest) or _INSIDE.fullmatch(rest)
+    }
+
+
+def _not_one(kept: _Kept, name: str, tops: list[str], whole: list[str]) -> ImageError:
+    if len(whole) > 1:
+        shown = ", ".join(printable_text(top or ".") for top in sorted(whole)[:3])
+        message = f"{name}: {len(whole)} checkpoints ({shown}{', …' if len(whole) > 3 else ''})"  # noqa: PLR2004 the first three
+        return ImageError(message, advice="unpack it and name one of the directories")
+    if tops:
+        message = f"{name}: no {_FILES}, so it holds no open files: a pre-dump, or an older CRIU's"
+        return ImageError(message, advice="name the archive of a whole dump")
+    if any(_is(place, _FILES) for place in kept.files):
+        message = f"{name}: no {_INVENTORY}, so no images of a dump that succeeded"
+        return ImageError(message, advice="have the checkpoint made again")
+    message = f"{name}: no checkpoint in it: no {_INVENTORY} anywhere"
+    return ImageError(message, advice="name the archive of a checkpoint, or its images dir")
+
+
+def limit_of(base: str) -> int:
+    """So many bytes of a file of this name are read."""
+    return _LIMITS_BYTES.get(base, _LIMIT_BYTES)
+
+
+def _read(content: Reader, size: int) -> bytes:
+    chunks = []
+    left = size
+    while left > 0 and (chunk := content.read(min(left, _CHUNK_BYTES))):
+        chunks.append(chunk)
+        left -= len(chunk)
+    return b"".join(chunks)
+
+
+def printable_text(place: str) -> str:
+    """A place in an archive, as people read it."""
+    return printable(place.encode("utf-8", "surrogateescape"))
+
+
+def look_into(path: Path, wanted: Mapping[str, Collection[bytes]]) -> dict[str, Inside]:
+    """For each archive inside, by its place, which of the wanted names it has.
+
+    Errors are as in `read_layout`; one within an archive inside is in `why`.
+    """
+    answers: dict[str, Inside] = {}
+    if not wanted:
+        return answers
+    allowance = Allowance()
+    for one in walk(path, allowance):
+        if one.place in wanted and one.is_regular:
+            names = wanted[one.place]
+            with unpacked(one.content, printable_text(one.place), allowance) as stream:
+                answers[one.place] = names_inside(stream, printable_text(one.place), names)
+            if len(answers) == len(wanted):
+                break
+    return answers
+
+
+def names_inside(stream: Peekable, name: str, wanted: Collection[bytes]) -> Inside:
+    """Which of the wanted names, without `./` and `/` at the ends, are members."""
+    found: set[bytes] = set()
+    try:
+        for member in members(stream, Meter(name)):
+            plain = member.name.removeprefix(b".").strip(b"/")
+            if plain in wanted:
+                found.add(plain)
+                if len(found) == len(wanted):
+                    break
+    except ImageError as error:
+        return Inside(frozenset(found), str(error))
+    return Inside(frozenset(found), "")

@@ -1,0 +1,248 @@
+"""Tells where a restore gets each watched path from: mounts, tmpfs content, changes of a root.
+
+A restored container gets its mounts from its runtime and from CRIU. So a file below a mount is not
+missing if the bare root directory lacks it. CRIU's images have the mounts of each mount namespace
+(`mountpoints-N.img`) and the files of each tmpfs (`tmpfs-dev-N.tar.gz.img`, N is its device). An
+engine's checkpoint has, beside them or one directory up, the changed files of the root
+(`rootfs-diff.tar`), its removed files (`deleted.files`, a JSON list of paths), the files of
+/dev/shm (`devshm-checkpoint.tar`) and of podman's volumes (`volumes/NAME.tar`).
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+
+from irmapdb.image.mounts import decode_ghost, decode_mounts
+from irmapdb.model import printable
+from irmapdb.record import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Sequence
+
+    from irmapdb.archive.container import ContainerInfo, SpecMount
+    from irmapdb.archive.files import CheckpointFiles
+    from irmapdb.archive.layout import Inside
+    from irmapdb.image.mounts import DumpedMount
+    from irmapdb.model import InodeKey
+
+__all__ = ["Origin", "OriginKind", "Origins", "mount_of", "read_origins"]
+
+Start = tuple[bytes, int | None]
+"""A path, and the id of the mount in whose namespace it starts; None: the root task's."""
+
+_DIFF = "rootfs-diff.tar"
+_DEVSHM = "devshm-checkpoint.tar"
+_OF_KUBELET = b"/kubelet/pods/"
+"""The volumes of a pod, below its uid, which is another one after a restore."""
+
+
+class OriginKind(enum.StrEnum):
+    """The source of a path."""
+
+    ROOT = "root"
+    """The root directory, or the image of the container."""
+    DIFF = "rootfs-diff"
+    """The changed files of the root."""
+    TMPFS = "tmpfs"
+    """The content of a tmpfs, which the checkpoint has."""
+    VOLUME = "volume"
+    """A volume of the engine, whose content the checkpoint may have."""
+    BIND = "bind"
+    """A file or directory of the host, which the target host must have."""
+    ENGINE = "engine"
+    """A file that the engine makes for each container, or kubelet for each pod: /etc/hosts."""
+    MOUNT = "mount"
+    """Another mount that the restore makes: proc, sysfs, an empty tmpfs."""
+
+
+class Origin(Record):
+    """The source of one path in a restore."""
+
+    kind: OriginKind
+    what: str
+    """For people: `the mount /data`, `tmpfs-dev-45.tar.gz.img`, `rootfs-diff.tar`."""
+    has_it: bool | None
+    """Whether the source has the path; None if the images do not show that."""
+    why_not_told: str = ""
+    source: bytes | None = None
+    """Of a bind mount: the watched file, as the target host must have it."""
+    mount_source: bytes | None = None
+    """Of a bind mount: its source on the host; `source` is this or below it."""
+
+
+class Origins(Record):
+    """All sources in the images of one tree."""
+
+    has_mounts: bool
+    """Whether the images have mounts. Without mounts, a restore opens no handle."""
+    ghosts: frozenset[InodeKey]
+    """Deleted files that the images contain."""
+    by_start: dict[Start, Origin]
+    """By path, and by the id of the mount in whose namespace it starts."""
+    removed: frozenset[bytes]
+    """Paths that the engine removes from the root."""
+
+    def of(self, path: bytes, mnt_id: int | None) -> Origin | None:
+        """The source of the path; None for the root, or if there is none."""
+        return self.by_start.get((path, mnt_id))
+
+
+def read_origins(
+    checkpoint: CheckpointFiles, container: ContainerInfo, wanted: Collection[Start]
+) -> Origins:
+    """The sources of the wanted paths. ImageError or FileError for an image that is damaged."""
+    namespaces = [
+        decode_mounts(data, checkpoint.shown(name)) for name, data in checkpoint.mountpoints()
+    ]
+    below: dict[Start, DumpedMount] = {}
+    for path, mnt_id in wanted:
+        mount = mount_of(path, mnt_id, namespaces)
+        if mount is not None:
+            below[path, mnt_id] = mount
+    asked = _Asked(checkpoint)
+    by_mount = {start: _of_mount(start, mount, container, asked) for start, mount in below.items()}
+    rest = [start for start in wanted if start not in below]
+    if checkpoint.has_inside(_DIFF):
+        for start in rest:
+            asked.add(_DIFF, start[0].strip(b"/"))
+    answers = asked.answers()
+    by_start = {start: origin.told(answers) for start, origin in by_mount.items()}
+    changed = answers.get(_DIFF)
+    for start in rest if changed is not None else ():
+        if changed is not None and start[0].strip(b"/") in changed.found:
+            by_start[start] = Origin(OriginKind.DIFF, _DIFF, has_it=True)
+    return Origins(bool(namespaces), _ghosts(checkpoint), by_start, _removed(checkpoint))
+
+
+def mount_of(
+    path: bytes, mnt_id: int | None, namespaces: Sequence[Sequence[DumpedMount]]
+) -> DumpedMount | None:
+    """The mount that a path is on; None if that is a root."""
+    mine = [
+        mounts
+        for mounts in namespaces
+        if mnt_id is None or any(mount.mnt_id == mnt_id for mount in mounts)
+    ]
+    # Without a mount id the path starts at the root of the root task's namespace. That namespace
+    # was made first, so it has the smallest number.
+    best: DumpedMount | None = None
+    for mount in mine[0] if mine else ():
+        if mount.mountpoint != b"/" and _is_below(path, mount.mountpoint):
+            longer = best is None or len(mount.mountpoint) >= len(best.mountpoint)
+            best = mount if longer else best
+    return best
+
+
+def _is_below(path: bytes, mountpoint: bytes) -> bool:
+    return path == mountpoint or path.startswith(mountpoint + b"/")
+
+
+class _Asked:
+    """The names that are wanted of the archives inside, all asked for at once."""
+
+    def __init__(self, checkpoint: CheckpointFiles) -> None:
+        self._checkpoint = checkpoint
+        self._wanted: dict[str, set[bytes]] = {}
+
+    def has(self, archive: str) -> bool:
+        return self._checkpoint.has_inside(archive)
+
+    def add(self, archive: str, member: bytes) -> None:
+        if member:  # the top needs no look
+            self._wanted.setdefault(archive, set()).add(member)
+
+    def answers(self) -> dict[str, Inside]:
+        return self._checkpoint.look_into(self._wanted)
+
+
+class _Pending(Record):
+    """An origin whose archive has not been asked yet."""
+
+    origin: Origin
+    archive: str = ""
+    member: bytes = b""
+
+    def told(self, answers: dict[str, Inside]) -> Origin:
+        if not self.archive:
+            return self.origin
+        if not self.member:
+            return self.origin._replace(has_it=True)
+        answer = answers.get(self.archive)
+        if answer is None:
+            return self.origin._replace(why_not_told=f"{self.archive} could not be read")
+        has_it = self.member in answer.found or (None if answer.why else False)
+        return self.origin._replace(has_it=has_it, why_not_told=answer.why)
+
+
+def _of_mount(
+    start: Start, mount: DumpedMount, container: ContainerInfo, asked: _Asked
+) -> _Pending:
+    inside = start[0][len(mount.mountpoint) :].strip(b"/")
+    content = f"tmpfs-dev-{mount.kdev}.tar.gz.img"
+    if asked.has(content):
+        member = b"/".join(filter(None, (mount.root.strip(b"/"), inside)))
+        return _in_archive(OriginKind.TMPFS, content, member, asked)
+    if mount.mountpoint == b"/dev/shm" and asked.has(_DEVSHM):
+        return _in_archive(OriginKind.TMPFS, _DEVSHM, inside, asked)
+    wanted = _spec_mount(mount.mountpoint, container.mounts)
+    if wanted is not None and wanted.volume:
+        return _of_volume(wanted.volume, inside, asked)
+    what = f"the mount {printable(mount.mountpoint)}"
+    if wanted is not None and wanted.type == "bind" and wanted.source.startswith(b"/"):
+        return _Pending(_of_bind(wanted, inside, container))
+    why = "what is in it is not in the images"
+    return _Pending(Origin(OriginKind.MOUNT, what, None, why))
+
+
+def _of_volume(volume: str, inside: bytes, asked: _Asked) -> _Pending:
+    archive = f"volumes/{volume}.tar"
+    if asked.has(archive):
+        return _in_archive(OriginKind.VOLUME, archive, inside, asked)
+    what = f"the volume {printable(volume.encode('utf-8', 'surrogateescape'))}"
+    why = "its content is not in the checkpoint, so the target host must have it"
+    return _Pending(Origin(OriginKind.VOLUME, what, None, why))
+
+
+def _in_archive(kind: OriginKind, archive: str, member: bytes, asked: _Asked) -> _Pending:
+    asked.add(archive, member)
+    return _Pending(Origin(kind, archive, None), archive, member)
+
+
+def _of_bind(wanted: SpecMount, inside: bytes, container: ContainerInfo) -> Origin:
+    where = printable(wanted.destination)
+    if container.id and container.id.encode("utf-8", "replace") in wanted.source.split(b"/"):
+        why = f"{container.engine or 'the engine'} makes it for each container"
+        return Origin(OriginKind.ENGINE, f"the mount {where}", None, why)
+    if container.pod and _OF_KUBELET in wanted.source:
+        why = "kubelet makes it for each pod"
+        return Origin(OriginKind.ENGINE, f"the mount {where}", None, why)
+    source = b"/".join(filter(None, (wanted.source.rstrip(b"/"), inside))) or b"/"
+    what = f"the mount {where}"
+    why = f"the target host must have {printable(source)}"
+    return Origin(OriginKind.BIND, what, None, why, source, wanted.source)
+
+
+def _spec_mount(mountpoint: bytes, mounts: Iterable[SpecMount]) -> SpecMount | None:
+    # Of two at one place, the later one hides the other.
+    return next((one for one in reversed([*mounts]) if one.destination == mountpoint), None)
+
+
+def _ghosts(checkpoint: CheckpointFiles) -> frozenset[InodeKey]:
+    keys = (decode_ghost(head, checkpoint.shown(name)) for name, head in checkpoint.ghosts())
+    return frozenset(key for key in keys if key is not None)
+
+
+def _removed(checkpoint: CheckpointFiles) -> frozenset[bytes]:
+    data = checkpoint.beside("deleted.files")
+    try:
+        listed = json.loads(data or b"[]")
+    except (ValueError, RecursionError):
+        return frozenset()
+    names = listed if isinstance(listed, list) else ()
+    return frozenset(
+        b"/" + name.strip("/").encode("utf-8", "surrogatepass")
+        for name in names
+        if isinstance(name, str)
+    )

@@ -1,0 +1,187 @@
+"""Unpacks gzip and zstd from a stream; the form is detected from the first bytes.
+
+    gzip = 1f 8b ...              RFC 1952
+    zstd = 28 b5 2f fd ...        RFC 8878, also with skippable frames (5? 2a 4d 18) in front
+
+A stream may be a bomb: an `Allowance` ends the work when more than `FREE_BYTES` came out, and more
+than `RATIO` bytes for each byte read. zstd needs as much memory as its window has; a window of
+more than 128 MiB (zstd's own default limit) is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import zlib
+
+from irmapdb.errors import ImageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+    from irmapdb.image.tar import Reader
+
+__all__ = [
+    "FREE_BYTES",
+    "RATIO",
+    "Allowance",
+    "Peekable",
+    "describe_packed",
+    "is_packed",
+    "unpacked",
+]
+
+FREE_BYTES = 1 << 32
+"""So many bytes may come out of the streams of an archive."""
+RATIO = 200
+"""And then so many for each byte that went in."""
+
+_GZIP = b"\x1f\x8b"
+_ZSTD = b"\x28\xb5\x2f\xfd"
+_ZSTD_SKIPPED = tuple(bytes((0x50 + low,)) + b"\x2a\x4d\x18" for low in range(16))
+_WINDOW_LOG = 27
+
+# file(1)'s magic. Each with the name of the form and the program that undoes it.
+_OTHERS = (
+    (b"\xfd7zXZ\0", "xz", "unpack it first (xz -d)"),
+    (b"BZh", "bzip2", "unpack it first (bzip2 -d)"),
+    (b"\x04\x22\x4d\x18", "lz4", "unpack it first (lz4 -d)"),
+    (b"PK\x03\x04", "a zip archive", "unpack it first (unzip)"),
+    (b"age-encryption.org/", "encrypted with age", "decrypt it first (age -d)"),
+    (b"-----BEGIN AGE ENCRYPTED FILE", "encrypted with age", "decrypt it first (age -d)"),
+    (b"-----BEGIN PGP MESSAGE", "encrypted with PGP", "decrypt it first (gpg -d)"),
+    (b"\x85\x01", "encrypted with PGP", "decrypt it first (gpg -d)"),
+    (b"\x85\x02", "encrypted with PGP", "decrypt it first (gpg -d)"),
+    (b"\x84", "encrypted with PGP", "decrypt it first (gpg -d)"),
+    (b"\x8c\x0d", "encrypted with PGP", "decrypt it first (gpg -d)"),
+    (b"Salted__", "encrypted with openssl", "decrypt it first (openssl enc -d)"),
+    (b"LUKS\xba\xbe", "an encrypted disk (LUKS)", "open it first (cryptsetup)"),
+)
+
+
+class Allowance:
+    """The bytes that may be unpacked, for an archive and all streams inside it."""
+
+    def __init__(self, *, free_bytes: int = FREE_BYTES, ratio: int = RATIO) -> None:
+        self._free_bytes = free_bytes
+        self._ratio = ratio
+        self._went_in = 0
+        self._came_out = 0
+
+    def add(self, went_in: int, came_out: int, name: str) -> None:
+        """ImageError, with `name` as the stream, if more came out than a checkpoint needs."""
+        self._went_in += went_in
+        self._came_out += came_out
+        if self._came_out > max(self._free_bytes, self._ratio * self._went_in):
+            message = f"{name}: {self._came_out:,} bytes came out of {self._went_in:,}"
+            advice = "it looks like a bomb; if you trust it, unpack it and name the directory"
+            raise ImageError(message, advice=advice)
+
+
+def is_packed(head: bytes) -> bool:
+    """Whether a stream with these first bytes is gzip or zstd."""
+    return head.startswith((_GZIP, _ZSTD, *_ZSTD_SKIPPED))
+
+
+def describe_packed(head: bytes) -> tuple[str, str] | None:
+    """What a file that irmapdb cannot unpack is, and the next step; None: nothing known."""
+    for magic, what, advice in _OTHERS:
+        if head.startswith(magic):
+            return what, advice
+    return None
+
+
+@contextlib.contextmanager
+def unpacked(stream: Reader, name: str, allowance: Allowance) -> Iterator[Peekable]:
+    """The bytes of a stream of any form: plain, gzip, zstd.
+
+    To read it raises ImageError, with `name`, if it is damaged or beyond the allowance.
+    """
+    source = Peekable(stream)
+    head = source.peek(len(_ZSTD))
+    if not is_packed(head):
+        yield source
+        return
+    errors, opened = _gzip(source) if head.startswith(_GZIP) else _zstd(source)
+    with contextlib.closing(opened):
+        yield Peekable(_Bounded(opened, errors, source, name, allowance))
+
+
+class Peekable:
+    """A stream whose first bytes can be looked at, and that counts the bytes read."""
+
+    def __init__(self, stream: Reader) -> None:
+        self._stream = stream
+        self._head = b""
+        self.count = 0
+        if hasattr(stream, "jump"):
+            self.jump = self._jump
+
+    def peek(self, size: int) -> bytes:
+        """The next bytes, which stay; less only at the end."""
+        while len(self._head) < size and (chunk := self._stream.read(size - len(self._head))):
+            self._head += chunk
+        return self._head[:size]
+
+    def read(self, size: int, /) -> bytes:
+        """At most so many bytes; none at the end."""
+        if self._head:
+            data, self._head = self._head[:size], self._head[size:]
+        else:
+            data = self._stream.read(size)
+        self.count += len(data)
+        return data
+
+    def _jump(self, size: int) -> None:
+        left = size - len(self._head)
+        self._head = self._head[size:]
+        if left > 0:
+            self._stream.jump(left)  # type: ignore[attr-defined]
+
+
+class _Bounded:
+    """The bytes of a decompressor, up to the limit."""
+
+    def __init__(
+        self,
+        opened: Any,  # noqa: ANN401 of either module
+        errors: tuple[type[Exception], ...],
+        source: Peekable,
+        name: str,
+        allowance: Allowance,
+    ) -> None:
+        self._opened = opened
+        self._errors = errors
+        self._source = source
+        self._name = name
+        self._allowance = allowance
+        self._seen = 0
+
+    def read(self, size: int, /) -> bytes:
+        try:
+            data: bytes = self._opened.read(size)
+        except EOFError:
+            raise ImageError(f"{self._name}: cut off", advice="have it made again") from None
+        except self._errors as error:
+            raise ImageError(f"{self._name}: {error}", advice="have it made again") from None
+        went_in = self._source.count - self._seen
+        self._seen = self._source.count
+        self._allowance.add(went_in, len(data), self._name)
+        return data
+
+
+def _gzip(source: Peekable) -> tuple[tuple[type[Exception], ...], Any]:
+    fileobj: Any = source  # it reads only
+    return (gzip.BadGzipFile, zlib.error), gzip.GzipFile(fileobj=fileobj, mode="rb")
+
+
+def _zstd(source: Peekable) -> tuple[tuple[type[Exception], ...], Any]:
+    # Only archives need it. The module is part of Python 3.14 as compression.zstd.
+    try:
+        from compression import zstd  # type: ignore[import-not-found,unused-ignore]  # noqa: PLC0415
+    except ImportError:
+        from backports import zstd  # type: ignore[no-redef,unused-ignore]  # noqa: PLC0415
+    options = {zstd.DecompressionParameter.window_log_max: _WINDOW_LOG}
+    return (zstd.ZstdError,), zstd.ZstdFile(source, options=options)
