@@ -105,7 +105,7 @@ def test_an_option_that_is_misspelt_is_refused(command: str, option: str, wants:
             (command, f"irmapdb {command} needs -t PID (--tree) or --container NAME; give the pid")
             for command in ("pre-dump", "dump")
         ),
-        ("check", "check needs one of -t PID, --container NAME, --all and --images DIR"),
+        ("check", "check needs one of -t PID, --container NAME, --all and --images ARCHIVE"),
         ("check --all -t 1", "check needs one of -t PID"),
         *(
             (f"{command} -t 1 --container web", "-t 1 beside --container web; give one of them")

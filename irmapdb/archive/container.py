@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from irmapdb.archive.files import CheckpointFiles
 
-__all__ = ["ContainerInfo", "SpecMount", "read_container"]
+__all__ = ["DumpedContainer", "SpecMount", "read_container"]
 
 _VERSION = re.compile(rb"^[^\n]*\bVersion: ([0-9][0-9A-Za-z.+~-]{0,40}) \(gitid ", re.MULTILINE)
 _MANAGERS = {"libpod": "podman", "cri-o": "CRI-O"}
@@ -41,7 +41,7 @@ class SpecMount(Record):
     """The name of the engine's volume; empty: none."""
 
 
-class ContainerInfo(Record):
+class DumpedContainer(Record):
     """The container of a checkpoint. An empty text: not known."""
 
     engine: str
@@ -62,7 +62,7 @@ class ContainerInfo(Record):
         return bool(self.engine)
 
 
-def read_container(checkpoint: CheckpointFiles) -> ContainerInfo:
+def read_container(checkpoint: CheckpointFiles) -> DumpedContainer:
     """What the engine's files say. ImageError or FileError if one cannot be read."""
     config = _object(checkpoint.beside("config.dump"))
     spec = _object(checkpoint.beside("spec.dump"))
@@ -72,7 +72,7 @@ def read_container(checkpoint: CheckpointFiles) -> ContainerInfo:
         engine = _MANAGERS.get(_text(notes.get("io.container.manager")), "")
         engine = engine or ("containerd" if _is_containerd(checkpoint, notes) else "")
         engine = engine or ("podman" if "rootfsImageID" in config else "")
-    return ContainerInfo(
+    return DumpedContainer(
         engine=engine,
         runtime=_text(config.get("runtime")),
         id=_text(config.get("id")),

@@ -15,7 +15,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from irmapdb.archive.container import ContainerInfo
+    from irmapdb.archive.container import DumpedContainer
     from irmapdb.archive.files import CheckpointFiles
     from irmapdb.archive.origins import Origin, Origins
     from irmapdb.image.fsnotify import FsnotifyFile, MountMark
@@ -42,7 +42,7 @@ class Dumped(Record):
 
     files_img: Path
     """The `files.img` of a directory, or the archive."""
-    container: ContainerInfo
+    container: DumpedContainer
     origins: Origins
     watches: tuple[DumpedWatch, ...]
     stats: CriuStats | None

@@ -21,7 +21,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
-    from irmapdb.archive.container import ContainerInfo, SpecMount
+    from irmapdb.archive.container import DumpedContainer, SpecMount
     from irmapdb.archive.files import CheckpointFiles
     from irmapdb.archive.layout import Inside
     from irmapdb.image.mounts import DumpedMount
@@ -90,7 +90,7 @@ class Origins(Record):
 
 
 def read_origins(
-    checkpoint: CheckpointFiles, container: ContainerInfo, wanted: Collection[Start]
+    checkpoint: CheckpointFiles, container: DumpedContainer, wanted: Collection[Start]
 ) -> Origins:
     """The sources of the wanted paths. ImageError or FileError for an image that is damaged."""
     namespaces = [
@@ -177,7 +177,7 @@ class _Pending(Record):
 
 
 def _of_mount(
-    start: Start, mount: DumpedMount, container: ContainerInfo, asked: _Asked
+    start: Start, mount: DumpedMount, container: DumpedContainer, asked: _Asked
 ) -> _Pending:
     inside = start[0][len(mount.mountpoint) :].strip(b"/")
     content = f"tmpfs-dev-{mount.kdev}.tar.gz.img"
@@ -210,7 +210,7 @@ def _in_archive(kind: OriginKind, archive: str, member: bytes, asked: _Asked) ->
     return _Pending(Origin(kind, archive, None), archive, member)
 
 
-def _of_bind(wanted: SpecMount, inside: bytes, container: ContainerInfo) -> Origin:
+def _of_bind(wanted: SpecMount, inside: bytes, container: DumpedContainer) -> Origin:
     where = printable(wanted.destination)
     if container.id and container.id.encode("utf-8", "replace") in wanted.source.split(b"/"):
         why = f"{container.engine or 'the engine'} makes it for each container"

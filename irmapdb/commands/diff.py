@@ -11,7 +11,7 @@ from irmapdb.commands import render
 from irmapdb.commands.dumped_rows import path_text
 from irmapdb.commands.exit import end_with_findings
 from irmapdb.commands.options import PID_ADVICE, AsJson, ConfigFile
-from irmapdb.errors import UsageError
+from irmapdb.errors import FileError, TaskError, UsageError
 
 if TYPE_CHECKING:
     from irmapdb.config import Config
@@ -22,7 +22,8 @@ __all__ = ["add_to"]
 
 _SOURCE = (
     "An archive or images dir of a checkpoint, files.img, inotify.img or fanotify.img, an "
-    "irmap-cache, a database, or the pid of a root task. A file whose name is a number: ./4711."
+    "irmap-cache, a database, the pid of a root task, or the name of a container. Write ./4711 for "
+    "a file with that name."
 )
 
 
@@ -60,6 +61,8 @@ def diff(
 
         irmapdb diff checkpoint.tar.zst 4711
 
+        irmapdb diff checkpoint.tar.zst web
+
         irmapdb diff img irmap.db --json
 
     """
@@ -83,7 +86,17 @@ def _source(text: str, config: Config) -> WatchSource:
         if not 0 < pid <= _MOST_PID:
             raise UsageError(f"{text[:30]}: not a process id", advice=PID_ADVICE)
         return watches_of_tree(pid, config)
-    return watches_of_file(Path(text))
+    path = Path(text)
+    if "/" in text or path.exists() or text == "-":
+        return watches_of_file(path)
+    from irmapdb.node.container_info import find_container
+
+    try:
+        pid = find_container(text).pid
+    except TaskError as error:
+        message = f"{render.shown(text)}: no such file; {error.message}"
+        raise FileError(message, advice=error.advice) from error
+    return watches_of_tree(pid, config)
 
 
 _MOST_PID = 1 << 22

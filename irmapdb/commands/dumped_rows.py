@@ -10,7 +10,7 @@ from irmapdb.commands.watch_rows import wd_cell
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from irmapdb.archive.container import ContainerInfo
+    from irmapdb.archive.container import DumpedContainer
     from irmapdb.archive.dumped import Dumped
     from irmapdb.image.fsnotify import FsnotifyFile, FsnotifyWatch, MountMark
     from irmapdb.image.stats import CriuStats
@@ -65,7 +65,7 @@ def image_cells(file: FsnotifyFile, watch: FsnotifyWatch | MountMark) -> tuple[s
 # --- checkpoints ----------------------------------------------------------------------------------
 
 
-def print_container(container: ContainerInfo) -> None:
+def print_container(container: DumpedContainer) -> None:
     """Lines about the container; none if the images are of no engine."""
     if not container.is_of_engine:
         return
@@ -82,7 +82,7 @@ def print_container(container: ContainerInfo) -> None:
     render.print_line(f"{container.engine}{render.printable_text(runtime)}, {version}")
 
 
-def container_json(container: ContainerInfo) -> dict[str, Any] | None:
+def container_json(container: DumpedContainer) -> dict[str, Any] | None:
     """The container in our JSON; None if the images are of no engine."""
     if not container.is_of_engine:
         return None

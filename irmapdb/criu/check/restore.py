@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Self
 
-    from irmapdb.archive.container import ContainerInfo
+    from irmapdb.archive.container import DumpedContainer
     from irmapdb.archive.dumped import DumpedWatch
     from irmapdb.archive.origins import Origin, OriginKind, Origins
     from irmapdb.image.fsnotify import FsnotifyFile, FsnotifyWatch
@@ -118,7 +118,7 @@ class RestoreCheck(Record):
     root: Path | None
     """None: the root was not looked at."""
     watches: tuple[WatchRestore, ...]
-    container: ContainerInfo
+    container: DumpedContainer
 
     @property
     def right(self) -> bool:
