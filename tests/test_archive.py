@@ -106,7 +106,7 @@ def test_each_path_and_its_origin(engine: str, form: str, tmp_path: Path) -> Non
     assert (dumped.container.engine, dumped.container.name) == (engine, "web")
     assert dumped.container.image == "docker.io/library/nginx:latest"
     assert dumped.container.pod == ("" if engine == "podman" else "shop/web-0")
-    assert dumped.container.criu_version == ("4.1.1" if engine == "CRI-O" else "")
+    assert dumped.container.criu_version == ("4.1.1" if engine == "cri-o" else "")
 
 
 @pytest.mark.parametrize("order", ["reversed", "sorted"])
@@ -220,7 +220,7 @@ def test_a_volume_of_kubelet_is_made_for_each_pod(tmp_path: Path) -> None:
             "type": "bind",
         }
     ]
-    for engine in ("CRI-O", "containerd"):
+    for engine in ("cri-o", "containerd"):
         files = engine_files(engine, images, mounts=mounts)
         (one,) = check_images(_write(tmp_path / "a.tar", files), None).watches
         assert (one.verdict, one.kind) == (RestoreVerdict.BROUGHT, OriginKind.ENGINE)

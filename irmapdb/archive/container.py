@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["DumpedContainer", "SpecMount", "read_container"]
 
 _VERSION = re.compile(rb"^[^\n]*\bVersion: ([0-9][0-9A-Za-z.+~-]{0,40}) \(gitid ", re.MULTILINE)
-_MANAGERS = {"libpod": "podman", "cri-o": "CRI-O"}
+_MANAGERS = {"libpod": "podman", "cri-o": "cri-o"}
 _TEXT_LIMIT = 4096
 
 
@@ -45,7 +45,7 @@ class DumpedContainer(Record):
     """The container of a checkpoint. An empty text: not known."""
 
     engine: str
-    """`podman`, `CRI-O`, `containerd`."""
+    """`podman`, `cri-o`, `containerd`."""
     runtime: str
     """`runc`, `crun`."""
     id: str

@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 CONTAINER_ID = "6924be1bd90c23f10e2667102b0ee0f74f09bba78b6661871e733cb3b1737821"
-ENGINES = ("podman", "CRI-O", "containerd")
+ENGINES = ("podman", "cri-o", "containerd")
 INVENTORY = HEADER.pack(0x54564319, 0x58313116)
 """Nothing but its header: irmapdb looks whether it is there."""
 
@@ -140,7 +140,7 @@ def spec_dump(engine: str, mounts: Iterable[Mapping[str, object]] = ()) -> bytes
     """The runtime's configuration with the annotations of an engine."""
     notes: dict[str, dict[str, str]] = {
         "podman": {"io.container.manager": "libpod"},
-        "CRI-O": {
+        "cri-o": {
             "io.container.manager": "cri-o",
             "io.kubernetes.container.name": "web",
             "io.kubernetes.pod.name": "web-0",
@@ -169,7 +169,7 @@ def engine_files(
     shared = {"spec.dump": spec_dump(engine, mounts), **(more or {})}
     if engine == "podman":
         return {"config.dump": config_dump(), **shared, "checkpoint/": b"", **inside}
-    if engine == "CRI-O":
+    if engine == "cri-o":
         beside = {"dump.log": _DUMP_LOG, "bind.mounts": b"[]", "config.dump": config_dump()}
         return {"checkpoint/": b"", **inside, **beside, **shared}
     config = json.dumps({"id": CONTAINER_ID, "config": {"metadata": {"name": "web"}}}).encode()
