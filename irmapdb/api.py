@@ -167,10 +167,10 @@ def check(
 def check_images(images_dir: AnyPath, *, root: AnyPath | None = None) -> RestoreCheck:
     """Predict for each watch in the images of a dump whether a restore can set it again.
 
-    `images_dir` is an images dir, or the archive of a container engine. `root` is the directory that
-    the restore will use as the tasks' root (None: `/`; for an engine's checkpoint the image of the
-    container, which is not looked at). Nothing is written. `right` in the result is true if every
-    watch comes back. `path` of a watch is None where the dump recorded none.
+    `images_dir` is an images dir, or the archive of a container engine. `root` is the directory
+    that the restore will use as the tasks' root (None: `/`; for an engine's checkpoint the image of
+    the container, which is not looked at). Nothing is written. `right` in the result is true if
+    every watch comes back. `path` of a watch is None where the dump recorded none.
 
     Raises FileError for a directory or file that cannot be read, or in which no dump lies;
     ImageError for an image or archive that is damaged.
