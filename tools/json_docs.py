@@ -16,7 +16,19 @@ if TYPE_CHECKING:
 _SCHEMAS = Path(__file__).parent.parent / "irmapdb" / "schemas"
 _MARK = "<!-- From here on: make json-docs -->\n"
 _ORDER = (
-    *("pre-dump", "dump", "check", "explain", "show", "diff", "audit", "ps", "prune", "lookup", "sql"),
+    *(
+        "pre-dump",
+        "dump",
+        "check",
+        "explain",
+        "show",
+        "diff",
+        "audit",
+        "ps",
+        "prune",
+        "lookup",
+        "sql",
+    ),
     *("hook", "warm"),
     *("db-current", "db-history"),
 )
