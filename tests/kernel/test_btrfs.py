@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import os
 import random
-import threading
 from pathlib import Path
 
 import pytest
 
-from irmapdb.checkpoint import steps
-from irmapdb.checkpoint.steps import StepOptions
-from irmapdb.config import Config
-from irmapdb.kernel.proof import disproof
 from irmapdb.kernel.root import Root
-from irmapdb.model import Identity, Source
-from irmapdb.resolve import engine
+from irmapdb.model import Source
 from irmapdb.resolve.btrfs import BtrfsLookup
 from tests.support.area import MountArea
 from tests.support.every_name import (
@@ -24,27 +18,23 @@ from tests.support.every_name import (
     Names,
     ask,
     every_name,
-    identity_at,
+    identity_of,
     without,
 )
 from tests.support.filesystems import btrfs_layout, drop_caches, superblock_kdev
-from tests.support.kernel_paths import open_descriptors
 from tests.support.names import ODD_NAMES, deep_file
 from tests.support.programs import run
 from tests.support.random_changes import SubvolumeGardener
+from tests.support.reverse_lookups import (
+    assert_needs_no_scan,
+    assert_proved_at_once,
+    assert_threads_end,
+)
 from tests.support.watcher import Watcher
 
 pytestmark = pytest.mark.kernel
 
 _ROUNDS = int(os.environ.get("IRMAPDB_RANDOM_ROUNDS", "25"))
-
-
-def _identity(path: Path) -> Identity:
-    fd = os.open(path.parent, os.O_RDONLY)
-    try:
-        return identity_at(fd, os.fsencode(path.name))
-    finally:
-        os.close(fd)
 
 
 # BTRFS_EMPTY_SUBVOL_DIR_OBJECTID: what a snapshot has in the place of a subvolume within. All such
@@ -94,31 +84,12 @@ def test_every_answer_passes_the_proof_at_once(area: MountArea, root: Root) -> N
     hard = layout.nested / "dir" / "hard"
     hard.hardlink_to(layout.nested / "dir" / "file")
     wanted = _truth(top, top)
-    drop_caches()
-    outcome = engine.resolve(
-        wanted, [BtrfsLookup(root)], lambda identity, path: disproof(root, identity, path)
-    )
-    assert not outcome.disproved
-    assert not outcome.unresolved
-    found = outcome.resolved[_identity(hard)]
-    assert found.source is Source.BTRFS
-    assert {found.path, *found.other_paths} == wanted[found.identity]
-    assert len(found.other_paths) == 1
+    assert_proved_at_once(root, BtrfsLookup(root), Source.BTRFS, wanted, hard)
 
 
 def test_a_cold_watch_needs_no_scan(area: MountArea, watcher: Watcher, tmp_path: Path) -> None:
     place = area.place("btrfs-subvol-mount")
-    file = os.fsencode(place.directory / "dir" / "file")
-    watched = watcher.add_inotify(file)
-    drop_caches()
-    options = StepOptions(watcher.pid, images_dir=tmp_path, config=Config(hints=()))
-    report = steps.pre_dump(options)
-    assert report.stats.sources == {"btrfs": 1}
-    assert report.stats.scanned == 0
-    (row,) = report.watches
-    names = {file, os.fsencode(place.directory / "dir" / "hard")}
-    assert row.watch.wd == watched.wd
-    assert row.path in names
+    assert_needs_no_scan(watcher, place.directory / "dir", tmp_path, Source.BTRFS)
 
 
 def test_a_large_batch_is_asked_in_threads_that_end(area: MountArea, root: Root) -> None:
@@ -129,21 +100,13 @@ def test_a_large_batch_is_asked_in_threads_that_end(area: MountArea, root: Root)
         directory.mkdir(exist_ok=True)
         (directory / f"{number:04}").write_bytes(b"")
     truth = _truth(top, top)
-    drop_caches()
-    before = open_descriptors(), threading.active_count()
-    names, notes = ask(BtrfsLookup(root), truth)
-    assert names == truth
-    assert not notes
-    asked = BtrfsLookup(root)(truth.keys())
-    next(asked)
-    asked.close()
-    assert (open_descriptors(), threading.active_count()) == before
+    assert_threads_end(lambda: BtrfsLookup(root), truth)
 
 
 def test_a_subvolume_that_no_mount_shows(area: MountArea, root: Root) -> None:
     filesystem = area.btrfs()
     layout = btrfs_layout(filesystem.mountpoint)
-    inside, outside = _identity(layout.nested / "file"), _identity(layout.snapshot / "file")
+    inside, outside = identity_of(layout.nested / "file"), identity_of(layout.snapshot / "file")
     shown = area.mount(filesystem.device, "shown", "btrfs", "subvol=sub")
     area.tmpfs("btrfs")  # over the mount of everything
     names, notes = ask(BtrfsLookup(root), [inside, outside])
@@ -156,7 +119,7 @@ def test_what_is_deleted_has_no_name(area: MountArea, root: Root) -> None:
     layout = btrfs_layout(top)
     file, directory = layout.sub / "file", layout.sub / "empty"
     directory.mkdir()
-    gone = [_identity(path) for path in (file, directory, layout.snapshot / "dir" / "file")]
+    gone = [identity_of(path) for path in (file, directory, layout.snapshot / "dir" / "file")]
     held = [os.open(path, os.O_RDONLY) for path in (file, directory)]
     file.unlink()
     directory.rmdir()
@@ -186,7 +149,7 @@ def test_more_than_one_answer_holds(area: MountArea, root: Root) -> None:
     names, notes = ask(BtrfsLookup(root), truth)
     assert names == truth
     assert not notes
-    assert len(names[_identity(first)]) == 804
+    assert len(names[identity_of(first)]) == 804
     assert {beyond} in names.values()
 
 
@@ -204,7 +167,7 @@ def test_what_is_found_with_fewer_rights(area: MountArea, root: Root) -> None:
         (many / f"{number:03}{'y' * 100}").hardlink_to(sub / "file")
     wanted = _truth(area.path, sub)
     file, nested, below, inner = (
-        _identity(path)
+        identity_of(path)
         for path in (sub / "file", sub / "nested", sub / "nested" / "file", bound / "file")
     )
 
@@ -218,7 +181,7 @@ def test_what_is_found_with_fewer_rights(area: MountArea, root: Root) -> None:
     assert names[inner] == {os.fsencode(bound / "file")}
     assert names[file] < wanted[file]
     assert len(names[file]) > 10
-    assert names[_identity(sub / "dir" / "file")] == {os.fsencode(sub / "dir" / "file")}
+    assert names[identity_of(sub / "dir" / "file")] == {os.fsencode(sub / "dir" / "file")}
 
     with without(CAP_SYS_ADMIN, CAP_DAC_READ_SEARCH):
         names, notes = ask(BtrfsLookup(root), [file, nested])
@@ -229,7 +192,7 @@ def test_what_is_found_with_fewer_rights(area: MountArea, root: Root) -> None:
 def test_another_filesystem_is_none_of_its_business(area: MountArea, root: Root) -> None:
     top = area.ext4().mountpoint
     (top / "file").write_bytes(b"")
-    assert ask(BtrfsLookup(root), [_identity(top / "file")]) == ({}, {})
+    assert ask(BtrfsLookup(root), [identity_of(top / "file")]) == ({}, {})
 
 
 @pytest.mark.slow

@@ -4,38 +4,28 @@ from __future__ import annotations
 
 import os
 import random
-import threading
 from pathlib import Path
 
 import pytest
 
-from irmapdb.checkpoint import steps
-from irmapdb.checkpoint.steps import StepOptions
-from irmapdb.config import Config
-from irmapdb.kernel.proof import disproof
 from irmapdb.kernel.root import Root
-from irmapdb.model import Identity, Source
-from irmapdb.resolve import engine
+from irmapdb.model import Source
 from irmapdb.resolve.xfs import XfsParents
 from tests.support.area import MountArea
-from tests.support.every_name import CAP_SYS_ADMIN, ask, every_name, identity_at, without
+from tests.support.every_name import CAP_SYS_ADMIN, ask, every_name, identity_of, without
 from tests.support.filesystems import drop_caches, superblock_kdev
-from tests.support.kernel_paths import open_descriptors
 from tests.support.names import ODD_NAMES, deep_file
 from tests.support.random_changes import Gardener
+from tests.support.reverse_lookups import (
+    assert_needs_no_scan,
+    assert_proved_at_once,
+    assert_threads_end,
+)
 from tests.support.watcher import Watcher
 
 pytestmark = pytest.mark.kernel
 
 _ROUNDS = int(os.environ.get("IRMAPDB_RANDOM_ROUNDS", "25"))
-
-
-def _identity(path: Path) -> Identity:
-    fd = os.open(path.parent, os.O_RDONLY)
-    try:
-        return identity_at(fd, os.fsencode(path.name))
-    finally:
-        os.close(fd)
 
 
 def test_every_name_wherever_a_mount_shows_it(area: MountArea, root: Root) -> None:
@@ -71,31 +61,12 @@ def test_every_answer_passes_the_proof_at_once(area: MountArea, root: Root) -> N
     hard = top / "hard"
     hard.hardlink_to(top / "dir" / "file")
     wanted = every_name(top, superblock_kdev(top))
-    drop_caches()
-    outcome = engine.resolve(
-        wanted, [XfsParents(root)], lambda identity, path: disproof(root, identity, path)
-    )
-    assert not outcome.disproved
-    assert not outcome.unresolved
-    found = outcome.resolved[_identity(hard)]
-    assert found.source is Source.XFS
-    assert {found.path, *found.other_paths} == wanted[found.identity]
-    assert len(found.other_paths) == 1
+    assert_proved_at_once(root, XfsParents(root), Source.XFS, wanted, hard)
 
 
 def test_a_cold_watch_needs_no_scan(area: MountArea, watcher: Watcher, tmp_path: Path) -> None:
     place = area.place("xfs-parents")
-    file = os.fsencode(place.directory / "dir" / "file")
-    watched = watcher.add_inotify(file)
-    drop_caches()
-    options = StepOptions(watcher.pid, images_dir=tmp_path, config=Config(hints=()))
-    report = steps.pre_dump(options)
-    assert report.stats.sources == {"xfs": 1}
-    assert report.stats.scanned == 0
-    (row,) = report.watches
-    names = {file, os.fsencode(place.directory / "dir" / "hard")}
-    assert row.watch.wd == watched.wd
-    assert row.path in names
+    assert_needs_no_scan(watcher, place.directory / "dir", tmp_path, Source.XFS)
 
 
 def test_a_large_batch_is_asked_in_threads_that_end(area: MountArea, root: Root) -> None:
@@ -105,15 +76,7 @@ def test_a_large_batch_is_asked_in_threads_that_end(area: MountArea, root: Root)
         directory.mkdir(exist_ok=True, parents=True)
         (directory / f"{number:04}").write_bytes(b"")
     truth = every_name(top, superblock_kdev(top))
-    drop_caches()
-    before = open_descriptors(), threading.active_count()
-    names, notes = ask(XfsParents(root), truth)
-    assert names == truth
-    assert not notes
-    asked = XfsParents(root)(truth.keys())
-    next(asked)
-    asked.close()
-    assert (open_descriptors(), threading.active_count()) == before
+    assert_threads_end(lambda: XfsParents(root), truth)
 
 
 def test_more_than_one_answer_holds(area: MountArea, root: Root) -> None:
@@ -129,7 +92,7 @@ def test_more_than_one_answer_holds(area: MountArea, root: Root) -> None:
     names, notes = ask(XfsParents(root), truth)
     assert names == truth
     assert not notes
-    assert len(names[_identity(first)]) == 501
+    assert len(names[identity_of(first)]) == 501
     assert {beyond} in names.values()
 
 
@@ -137,7 +100,7 @@ def test_what_has_no_name(area: MountArea, root: Root) -> None:
     top = area.xfs_with_parent_pointers().mountpoint
     file = top / "file"
     file.write_bytes(b"")
-    deleted, replaced = _identity(file), _identity(top)
+    deleted, replaced = identity_of(file), identity_of(top)
     # The same number, another generation: what a number that was used again looks like.
     assert replaced.handle is not None
     kind, data = replaced.handle
@@ -161,7 +124,7 @@ def test_what_no_mount_shows(area: MountArea, root: Root) -> None:
     (top / "shown").mkdir()
     for path in (top / "outside", top / "shown" / "inside"):
         path.write_bytes(b"")
-    outside, inside = _identity(top / "outside"), _identity(top / "shown" / "inside")
+    outside, inside = identity_of(top / "outside"), identity_of(top / "shown" / "inside")
     (area.path / "bound").mkdir()
     area.bind(top / "shown", area.path / "bound")
     area.tmpfs("xfs-parents")  # over the mount of everything
@@ -175,12 +138,12 @@ def test_where_the_filesystem_cannot_tell_there_is_one_note(area: MountArea, roo
     for top in (plain, telling):
         for number in range(100):
             (top / f"{number}").write_bytes(b"")
-    files = [_identity(plain / f"{number}") for number in range(100)]
+    files = [identity_of(plain / f"{number}") for number in range(100)]
     assert ask(XfsParents(root), files) == (
         {},
         dict.fromkeys(files, "this filesystem keeps no parent pointers"),
     )
-    files = [_identity(telling / f"{number}") for number in range(100)]
+    files = [identity_of(telling / f"{number}") for number in range(100)]
     with without(CAP_SYS_ADMIN):
         answer = ask(XfsParents(root), files)
     assert answer == ({}, dict.fromkeys(files, "asking the filesystem needs CAP_SYS_ADMIN"))
@@ -188,7 +151,7 @@ def test_where_the_filesystem_cannot_tell_there_is_one_note(area: MountArea, roo
 
 def test_the_same_handle_type_elsewhere_is_left_alone(area: MountArea, root: Root) -> None:
     # procfs has handles of the same type number.
-    on_proc = _identity(Path("/proc/sys/kernel/ostype"))
+    on_proc = identity_of(Path("/proc/sys/kernel/ostype"))
     assert on_proc.handle is not None
     assert on_proc.handle.type == 0x81
     area.xfs_with_parent_pointers()

@@ -28,6 +28,7 @@ __all__ = [
     "ask",
     "every_name",
     "identity_at",
+    "identity_of",
     "without",
 ]
 
@@ -119,3 +120,12 @@ def without(*capabilities: int) -> Iterator[None]:
         yield
     finally:
         assert _libc.capset(head, before) == 0
+
+
+def identity_of(path: Path) -> Identity:
+    """The identity of a file, as a watch would have it."""
+    fd = os.open(path.parent, os.O_RDONLY)
+    try:
+        return identity_at(fd, os.fsencode(path.name))
+    finally:
+        os.close(fd)
