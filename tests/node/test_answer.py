@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
 import threading
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 
 from irmapdb.node.answer import parse_request
 from tests.support.criu import write_cache
+from tests.support.hook import start_as_criu
 from tests.support.notify import IN_OPEN
 from tests.support.warm import Asked
 
@@ -187,18 +187,8 @@ def test_an_old_image_is_kept_where_something_has_no_path_any_more(node, warm, h
     (root / "srv" / "file").rename(root / "srv" / "other")
     warm.process.send_signal(signal.SIGCONT)
     shutil.copy(work / "irmap-cache", tmp_path / "before")
-    called = subprocess.run(
-        ["/bin/sh", "-c", '"$0"; exit $?', hook],
-        cwd=work,
-        env={
-            "CRTOOLS_SCRIPT_ACTION": "pre-dump",
-            "CRTOOLS_INIT_PID": str(container.pid),
-            "CALLED": str(tmp_path / "called"),
-        },
-        check=False,
-    )
-    assert called.returncode == 0
-    if (tmp_path / "called").exists():
+    assert start_as_criu(hook, container.pid, work).wait() == 0
+    if (work / "called").exists():
         assert (work / "irmap-cache").read_bytes() == (tmp_path / "before").read_bytes()
 
 

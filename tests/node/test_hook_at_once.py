@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from irmapdb.image.cache import decode_cache
-from tests.support.hook import hook_program
+from tests.support.hook import hook_program, start_as_criu
 from tests.support.warm import write_hook
 from tests.support.watcher import Watcher
 
@@ -56,18 +56,11 @@ class Tree:
         data = (self.work / "irmap-cache").read_bytes()
         return {(entry.ino, entry.path) for entry in decode_cache(data, "irmap-cache")}
 
-    def call(self, program: Path) -> subprocess.Popen[bytes]:
-        """Start the hook as CRIU does: each time by a process of its own, which is CRIU."""
-        return subprocess.Popen(
-            ["/bin/sh", "-c", '"$0"; exit $?', program],
-            cwd=self.work,
-            env={
-                "CRTOOLS_SCRIPT_ACTION": "pre-dump",
-                "CRTOOLS_INIT_PID": str(self.task.pid),
-                "IRMAPDB_HOOK_TIMEOUT": "30",  # a busy machine is not what is tested
-            },
-            stdin=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+    def call(self, program: Path) -> subprocess.Popen[str]:
+        """Start the hook as CRIU does."""
+        patient = {"IRMAPDB_HOOK_TIMEOUT": "30"}  # a busy machine is not what is tested
+        return start_as_criu(
+            program, self.task.pid, self.work, environment=patient, stderr=subprocess.DEVNULL
         )
 
 

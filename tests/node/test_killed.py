@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from irmapdb.image.cache import decode_cache
+from tests.support.hook import start_as_criu
 from tests.support.warm import WAIT_S, Asked, Warm
 
 if TYPE_CHECKING:
@@ -110,16 +111,8 @@ def test_the_script(container, warm, real_hook, tmp_path):
     for index in range(HOOK_KILLS):
         work = tmp_path / f"work-{index % 10}"
         work.mkdir(mode=0o700, exist_ok=True)
-        script = subprocess.Popen(
-            ["/bin/sh", "-c", '"$0"; exit $?', real_hook],
-            cwd=work,
-            env={
-                "CRTOOLS_SCRIPT_ACTION": "pre-dump",
-                "CRTOOLS_INIT_PID": str(container.pid),
-                "CALLED": str(work / "called"),
-            },
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
+        script = start_as_criu(
+            real_hook, container.pid, work, stderr=subprocess.DEVNULL, start_new_session=True
         )
         time.sleep(chance.uniform(0, 0.08))
         os.killpg(script.pid, signal.SIGKILL)
@@ -137,16 +130,7 @@ def test_the_service(container, warm, real_hook, tmp_path):
     chance = random.Random(14)
     for index in range(SERVICE_KILLS):
         time.sleep(chance.uniform(0.3, 1.5))
-        script = subprocess.Popen(
-            ["/bin/sh", "-c", '"$0"; exit $?', real_hook],
-            cwd=tmp_path,
-            env={
-                "CRTOOLS_SCRIPT_ACTION": "pre-dump",
-                "CRTOOLS_INIT_PID": str(container.pid),
-                "CALLED": str(tmp_path / "called"),
-            },
-            stderr=subprocess.DEVNULL,
-        )
+        script = start_as_criu(real_hook, container.pid, tmp_path, stderr=subprocess.DEVNULL)
         time.sleep(chance.uniform(0, 0.05))
         children = children_of(warm.process.pid)
         warm.end(signal.SIGKILL)

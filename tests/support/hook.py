@@ -8,7 +8,7 @@ import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,6 +22,7 @@ __all__ = [
     "installed_for_runc",
     "log_until_stored",
     "make_executable",
+    "start_as_criu",
 ]
 
 CHECKOUT = Path(__file__).parent.parent.parent
@@ -87,6 +88,28 @@ def action_script(script: Path) -> Iterator[None]:
             RUNC_CONF.unlink()
         else:
             RUNC_CONF.write_bytes(before)
+
+
+def start_as_criu(
+    script: Path,
+    pid: int,
+    work: Path,
+    **options: Any,  # noqa: ANN401 as Popen takes them
+) -> subprocess.Popen[str]:
+    """Call the hook's script by a process of its own, which is CRIU: `work` is the cwd of both.
+
+    `environment` adds variables. A program of `write_hook` leaves the file CALLED behind.
+    """
+    environment = {
+        "CRTOOLS_SCRIPT_ACTION": "pre-dump",
+        "CRTOOLS_INIT_PID": str(pid),
+        "CALLED": str(work / "called"),
+        **options.pop("environment", {}),
+    }
+    command = ["/bin/sh", "-c", '"$0"; exit $?', script]
+    return subprocess.Popen(
+        command, cwd=work, env=environment, stdin=subprocess.DEVNULL, text=True, **options
+    )
 
 
 def log_until_stored(work: Path, dumps: int = 1) -> list[str]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from irmapdb.criu.hook_script import script_text
 from irmapdb.image.cache import decode_cache
-from tests.support.hook import CHECKOUT
+from tests.support.hook import CHECKOUT, start_as_criu
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -93,25 +93,15 @@ class Asked(NamedTuple):
         work.mkdir(mode=0o700, exist_ok=True)
         called = work / "called"
         called.unlink(missing_ok=True)
-        environment = {
-            "CRTOOLS_SCRIPT_ACTION": "pre-dump",
-            "CRTOOLS_INIT_PID": str(pid),
-            "CALLED": str(called),
-        }
-        # A process of its own is CRIU: so that it has the cwd, and is another one each time.
-        done = subprocess.run(
-            ["/bin/sh", "-c", '"$0"; exit $?', script],
-            cwd=work,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
+        script_run = start_as_criu(
+            script, pid, work, stderr=subprocess.PIPE, stdout=subprocess.PIPE
         )
+        _, said = script_run.communicate()
         image = work / "irmap-cache"
         paths = None
         if image.exists():
             paths = [entry.path for entry in decode_cache(image.read_bytes(), "irmap-cache")]
-        return cls(done.returncode, done.stderr, called.exists(), paths)
+        return cls(script_run.returncode, said, called.exists(), paths)
 
 
 def write_hook(
