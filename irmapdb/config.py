@@ -1,4 +1,4 @@
-"""Reads the configuration: TOML, from `/etc/irmapdb.toml` or another file.
+"""Has every setting with its default, and reads the TOML: `/etc/irmapdb.toml` or another file.
 
 `--config` or else IRMAPDB_CONFIG names the file, also for the hook.
 

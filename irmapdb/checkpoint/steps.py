@@ -216,7 +216,7 @@ def dump(options: StepOptions, freezing: FreezeOptions) -> StepReport:
     The tasks run again before anything is written. With `leave_stopped` they stay frozen until all
     is written and committed. After any error, also after a kill, they run again.
     """
-    from irmapdb import collector  # noqa: PLC0415 for a dump alone
+    from irmapdb import garbage_collector  # noqa: PLC0415 for a dump alone
     from irmapdb.checkpoint.confirm import Confirmation  # noqa: PLC0415
     from irmapdb.kernel.freeze import stop_tree  # noqa: PLC0415
     from irmapdb.kernel.rename_monitor import RenameMonitor  # noqa: PLC0415
@@ -238,7 +238,7 @@ def dump(options: StepOptions, freezing: FreezeOptions) -> StepReport:
             search.prove_again(confirmation.suspects(search.outcome))
             search.hold_open()
             _log.info("prepared, freezing the tasks")
-            with collector.paused(collect_first=True), contextlib.ExitStack() as until_read:
+            with garbage_collector.paused(collect_first=True), contextlib.ExitStack() as until_read:
                 until = left_stopped if freezing.leave_stopped else until_read
                 held = until.enter_context(_frozen(options.pid, freezing))
                 watched, step.share = _confirm_frozen(tree, search, confirmation, held)

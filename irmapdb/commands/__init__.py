@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 import typer
 from typer.main import get_command
 
-from irmapdb import __version__, collector
+from irmapdb import __version__, garbage_collector
 from irmapdb.commands import render, usage
 from irmapdb.commands.exit import INTERRUPTED, exit_code_of, interrupted
 from irmapdb.commands.group import HELP_OPTIONS, Commands, hide_bools
@@ -125,7 +125,7 @@ def _answer_shell() -> None:
 
 def main() -> None:
     """The console script: one exit point for every error."""
-    collector.run_rarely()
+    garbage_collector.run_rarely()
     if sys.stdin is None:
         sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115 to the end
     # Characters that the terminal cannot show are escaped, and cause no error.
@@ -146,7 +146,7 @@ def main() -> None:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # all work is done, and the exit code is known
     close_log()
-    collector.stop()
+    garbage_collector.stop()
     if code:
         sys.exit(code)
 

@@ -7,7 +7,7 @@ import os
 import time
 from collections import Counter
 
-from irmapdb import collector
+from irmapdb import garbage_collector
 from irmapdb.criu.hook_runs import HookRun, append_run
 from irmapdb.errors import FileError
 from irmapdb.log import Log
@@ -108,7 +108,7 @@ class HookRequests:
 
     def _answer(self, request: Request, kept: Kept | None) -> Reply:
         # In the child.
-        collector.stop()
+        garbage_collector.stop()
         config, run = self._state.options.config, self._state.run
 
         def tell(reply: Reply) -> None:

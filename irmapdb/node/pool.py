@@ -15,7 +15,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 
-from irmapdb import collector
+from irmapdb import garbage_collector
 from irmapdb.errors import IrmapError
 from irmapdb.kernel.syscalls import die_with_parent
 from irmapdb.record import Record
@@ -186,7 +186,7 @@ class Pool:
             signal.set_wakeup_fd(-1)
             for other in self:
                 os.close(other.pipe)
-            collector.run_rarely()
+            garbage_collector.run_rarely()
             resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
             _limit(resource.RLIMIT_NOFILE, _MOST_FDS)
             _limit(resource.RLIMIT_CORE, 0)

@@ -13,7 +13,7 @@ import pickle
 import time
 from dataclasses import dataclass
 
-from irmapdb import collector
+from irmapdb import garbage_collector
 from irmapdb.kernel import syscalls
 from irmapdb.kernel.proc import fdinfo, tasks
 from irmapdb.kernel.proc.containers import Container, ContainerName
@@ -63,7 +63,7 @@ class Spare:
 
         def wait() -> Reply:
             os.close(writable)
-            collector.stop()
+            garbage_collector.stop()
             with contextlib.suppress(Exception):  # then the answer is only slower
                 _rehearse(config)
             data = os.read(readable, _REQUEST_BYTES)

@@ -62,7 +62,7 @@ def test_the_script_hears_of_the_search_before_anything_is_proved(tmp_path, monk
 
     monkeypatch.setattr(hook_requests, "answer", answer)
     monkeypatch.setattr(hook_requests, "search", search)
-    monkeypatch.setattr(hook_requests.collector, "stop", lambda: None)
+    monkeypatch.setattr(hook_requests.garbage_collector, "stop", lambda: None)
     state = SimpleNamespace(options=SimpleNamespace(config=Config()), run=run)
     request = parse_request(b"1 search 1 2 3 - reply-1-1")
     before_s = time.monotonic()
