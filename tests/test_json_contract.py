@@ -98,6 +98,7 @@ def test_what_the_steps_print(area: MountArea, tmp_path: Path) -> None:
             document = _checked("check", *tree, *place, "--criu-version", version)
         assert document["watches"]
         assert document["marks"]
+        assert _checked("check", *tree, *place, "--hook")["hook"] is True
         assert _checked("ps", *tree)["watches"]
         assert _checked("ps")["processes"]
         for by in ("user", "container", "unit", "directory"):
@@ -120,6 +121,12 @@ def test_what_the_steps_print(area: MountArea, tmp_path: Path) -> None:
     assert _checked("db", "current", *work)
     assert _checked("db", "history")
     assert _checked("show", tmp_path / "img" / "irmap-cache")["entries"]
+
+
+def test_what_check_prints_of_the_machine() -> None:
+    document = _checked("check", "--all", "--services")
+    assert isinstance(document["containers"], list)
+    assert document["hook"] is False
 
 
 def test_what_check_prints_of_images(tmp_path: Path) -> None:

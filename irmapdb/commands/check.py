@@ -109,6 +109,12 @@ def check(
             show_default=False,
         ),
     ] = None,
+    hook: Annotated[
+        bool,
+        typer.Option(
+            "--hook", help="Predict a dump in which CRIU calls the hook, which writes irmap-cache."
+        ),
+    ] = False,
     config: ConfigFile = None,
     all_rows: AllRows = False,
     as_json: AsJson = False,
@@ -132,7 +138,8 @@ def check(
     - unknown: irmapdb could not find out.
 
     With --all, it checks every container of this machine, for a dump into a new directory: one
-    line each, with the worst reason, and the advice below.
+    line each, with the worst reason, and the advice below. With --hook, irmap-cache is the one that
+    the hook will write.
 
     With --images it checks a dump before a restore. It reads an images dir, or the archive of
     podman, CRI-O or containerd (tar, gzip, zstd), and tells where each watched path comes from: the
@@ -169,6 +176,7 @@ def check(
             "--irmap-scan-path": irmap_scan_path,
             "--criu-version": criu_version,
             "--config": config,
+            "--hook": hook,
             "--all-rows": all_rows,
             "--services": services,
             "--root": root,
@@ -188,7 +196,9 @@ def check(
         from irmapdb.node.check_all import NodeCheckOptions
 
         start_log(verbose, None, Path(), (config,))
-        asked = NodeCheckOptions(version, force_irmap, scan_paths, load_config(config), services)
+        asked = NodeCheckOptions(
+            version, force_irmap, scan_paths, load_config(config), hook, services
+        )
         check_all.run(asked, as_json=as_json)
         return
     from irmapdb.criu.check.dump import DumpCheckOptions
@@ -203,11 +213,12 @@ def check(
         force_irmap,
         scan_paths,
         load_config(config),
+        hook,
     )
     _check_dump(options, as_json=as_json, all_rows=all_rows)
 
 
-_OF_CRIU = {"--force-irmap", "--irmap-scan-path", "--criu-version", "--config"}
+_OF_CRIU = {"--force-irmap", "--irmap-scan-path", "--criu-version", "--config", "--hook"}
 _OF_DUMP = {"-D", "-W", "--prev-images-dir", "-o", "--all-rows", *_OF_CRIU}
 _USED = {
     "-t": _OF_DUMP,
@@ -304,7 +315,9 @@ def _dump_summary(report: DumpCheck, *, unlisted: int) -> str:
 
         lines.append(f"walks of overlays in the freeze: about {format_estimate(report.walk_us)}")
     version = report.call.version
-    if report.cache is None:
+    if report.hook:
+        cache = f"irmap-cache of the hook ({render.count(report.entries, 'entry', 'entries')})"
+    elif report.cache is None:
         cache = "no irmap-cache"
     else:
         cache = f"{render.shown(report.cache)} ({render.count(report.entries, 'entry', 'entries')})"
@@ -341,6 +354,7 @@ def _dump_document(report: DumpCheck) -> dict[str, Any]:
         "criu": {"version": str(call.version), "source": call.version.source},
         "force_irmap": call.force_irmap,
         "irmap_scan_path": [render.json_path(path) for path in call.scan_paths],
+        "hook": report.hook,
         "irmap_cache": None if report.cache is None else os.fsdecode(report.cache),
         "entries": report.entries,
         "right": report.right,

@@ -39,7 +39,7 @@ def _print(report: NodeCheck, *, services: bool) -> None:
         _print_advice(rows)
     if report.ended:
         render.say(f"{render.count(report.ended, 'container')} ended before the check")
-    if not report.version.is_known:
+    if rows and not report.version.is_known:
         render.print_line(
             f"note: CRIU {report.version} may do otherwise: this was learnt from CRIU 4.1.1 to 4.3"
         )
@@ -89,7 +89,8 @@ def _names(found: Sequence[ContainerCheck]) -> str:
 
 
 def _summary(report: NodeCheck, *, services: bool) -> str:
-    criu = f"CRIU {report.version} ({report.version.source})"
+    hook = " with the hook" if report.hook else ""
+    criu = f"CRIU {report.version} ({report.version.source}){hook}"
     if not report.containers and not services:
         return "no container runs here"
     parts = [render.count(len(report.containers), "container")]
@@ -108,6 +109,7 @@ def _summary(report: NodeCheck, *, services: bool) -> str:
 def _document(report: NodeCheck) -> dict[str, Any]:
     return {
         "criu": {"version": str(report.version), "source": report.version.source},
+        "hook": report.hook,
         "right": report.right,
         "containers": _rows(report.containers),
         "services": _rows(report.services),

@@ -59,6 +59,8 @@ class NodeCheckOptions(Record):
     force_irmap: bool = False
     scan_paths: tuple[bytes, ...] = ()
     config: Config = Config()
+    hook: bool = False
+    """Whether CRIU calls the hook, which writes irmap-cache."""
     services: bool = False
     """Whether to check the host's own services too."""
     patience_s: float = 20.0
@@ -101,6 +103,8 @@ class NodeCheck(Record):
     """The whole answer."""
 
     version: CriuVersion
+    hook: bool
+    """Whether the predictions are for dumps with the hook."""
     containers: tuple[ContainerCheck, ...]
     """In the order of their ids."""
     services: tuple[ContainerCheck, ...]
@@ -135,6 +139,7 @@ def check_all(options: NodeCheckOptions) -> NodeCheck:
     checked = _check_each(subjects, options)
     return NodeCheck(
         version,
+        options.hook,
         tuple(one for one in checked[:containers] if one is not None),
         tuple(one for one in checked[containers:] if one is not None),
         sum(one is None for one in checked),
@@ -223,6 +228,7 @@ def _check(subject: _Subject, options: NodeCheckOptions) -> ContainerCheck:
             force_irmap=options.force_irmap,
             scan_paths=options.scan_paths,
             config=options.config,
+            hook=options.hook,
         )
     )
     reasons = sorted(_reasons(report), key=lambda one: _SEVERITY.index(one.verdict))

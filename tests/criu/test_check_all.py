@@ -18,6 +18,7 @@ from irmapdb.node.check_all import NodeCheckOptions
 from irmapdb.node.services import find_services
 from tests.support.cli import irmapdb
 from tests.support.features import require_program
+from tests.support.hook import installed_for_runc
 from tests.support.notify import IN_ATTRIB, IN_DONT_FOLLOW
 from tests.support.programs import SYSTEM_PATH
 from tests.support.runc import Container, fill_rootfs_with_app
@@ -42,6 +43,10 @@ class Made(NamedTuple):
     container: Container
     rootfs: Path
     data: Path
+
+    @property
+    def id(self) -> str:
+        return self.container.id
 
 
 def _nothing(_made: Made) -> None:
@@ -188,10 +193,10 @@ def test_thirty_containers_of_ten_kinds(
     assert [_state(made) for made in every] == before  # nothing stopped, nothing written
     table = irmapdb("check", "--all").out.splitlines()
     for made in every:
-        (line,) = (line for line in table if line.startswith(made.container.id))
-        assert ("dump fails" in line) is rows[made.container.id]["fails"]
+        (line,) = (line for line in table if line.startswith(made.id))
+        assert ("dump fails" in line) is rows[made.id]["fails"]
     for number, made in enumerate(every):
-        row = rows[made.container.id]
+        row = rows[made.id]
         assert row["pid"] == made.container.pid
         _assert_equal(made, row, criu, tmp_path / f"dump-{number}")
 
@@ -200,6 +205,26 @@ def _state(made: Made) -> tuple[str, list[str], list[str]]:
     places = (made.rootfs, made.data, made.rootfs / "srv" / "app")
     names = [sorted(os.listdir(place)) for place in places]
     return made.container.state(), [name for one in names for name in one], os.listdir(".")
+
+
+def test_with_the_hook(
+    make: Callable[[str], Made],
+    criu: Criu,
+    rig: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kinds = ("on_overlay", "overlay_directories", "deleted_on_overlay", "in_proc", "by_a_child")
+    every = [make(kind) for kind in kinds]
+    without = _check_all(rig, monkeypatch)
+    rows = _check_all(rig, monkeypatch, "--hook")
+    fail = {kind for kind, made in zip(kinds, every, strict=True) if rows[made.id]["fails"]}
+    assert fail == {"deleted_on_overlay"}
+    assert sum(without[made.id]["fails"] for made in every) == 4
+    assert rows[every[1].id]["verdicts"] == {"cache": 3}
+    with installed_for_runc(tmp_path):
+        for number, made in enumerate(every):
+            _assert_equal(made, rows[made.id], criu, tmp_path / f"dump-{number}")
 
 
 def test_a_container_that_ends_meanwhile_is_left_out(
@@ -218,8 +243,8 @@ def test_a_container_that_ends_meanwhile_is_left_out(
     report = check_all.check_all(NodeCheckOptions())
     assert report.ended >= 1
     ids = {one.info.id for one in report.containers}
-    assert gone.container.id not in ids
-    assert stays.container.id in ids
+    assert gone.id not in ids
+    assert stays.id in ids
 
 
 def test_a_container_that_takes_too_long_harms_no_other(
@@ -239,13 +264,13 @@ def test_a_container_that_takes_too_long_harms_no_other(
     report = check_all.check_all(NodeCheckOptions(patience_s=5))
     rows = {one.info.id: one for one in report.containers}
     for made, why in ((slow, "not checked within 5 s"), (broken, "without a result")):
-        row = rows[made.container.id]
+        row = rows[made.id]
         assert row.worst is not None
         assert row.worst.verdict == WatchVerdict.UNKNOWN
         assert why in row.worst.why
         assert str(made.container.pid) in row.worst.advice
         assert not row.right
-    assert rows[fast.container.id].right
+    assert rows[fast.id].right
     assert not report.right
 
 

@@ -114,7 +114,7 @@ class AdviceSearch:
         scan = Scan(root, self._config, paths=paths, pids=pids, progress=self._progress, over=over)
         outcome = engine.resolve(
             [facts.identity for facts in batch],
-            (OpenFiles(root, pids), scan),
+            (OverlayLayers(root, over), OpenFiles(root, pids), scan),
             lambda identity, path: disproof(root, identity, path),
             over=over,
         )

@@ -12,6 +12,7 @@ from irmapdb.config import Config
 from irmapdb.criu.check.criu_view import CriuView, open_criu_view
 from irmapdb.criu.check.decision import decide, scan_below
 from irmapdb.criu.check.facts import Call, Facts, Look
+from irmapdb.criu.check.hook_entries import hook_entries
 from irmapdb.criu.check.observe import Observer
 from irmapdb.criu.check.verdicts import CriuOutcome, Prediction
 from irmapdb.criu.check.version import CriuVersion, criu_version
@@ -55,6 +56,9 @@ class DumpCheckOptions(Record):
     force_irmap: bool = False
     scan_paths: tuple[bytes, ...] = ()
     config: Config = Config()
+    hook: bool = False
+    """Whether CRIU calls the hook, which writes irmap-cache; the one of `work_dir` does not count
+    then."""
     progress: Callable[[int, bytes], None] = lambda _scanned, _top: None
     """Called during a walk with the number of compared entries, and the place."""
 
@@ -106,6 +110,8 @@ class DumpCheck(Record):
     """The irmap-cache that CRIU will load; None if there is none."""
     entries: int
     """The number of its entries."""
+    hook: bool = False
+    """Whether these are the entries that the hook will write."""
     notes: tuple[str, ...] = ()
     """Further remarks. They do not change the predictions."""
 
@@ -160,7 +166,11 @@ def check_dump(options: DumpCheckOptions) -> DumpCheck:
     survey = read_survey(found)
     watched = [raw.parse() for raw in survey.files]
     comms = {task.pid: task.comm for task in found}
-    path, entries, damage = (None, (), None) if place is None else _load_cache(place)
+    if options.hook:
+        path, damage = None, None
+        entries: Sequence[CacheEntry] = hook_entries(found, survey, watched, options.config)
+    else:
+        path, entries, damage = (None, (), None) if place is None else _load_cache(place)
     with (
         open_criu_view(found) as criu_view,
         Observer(
@@ -202,6 +212,7 @@ def check_dump(options: DumpCheckOptions) -> DumpCheck:
             ),
             cache=path,
             entries=len(entries),
+            hook=options.hook,
             notes=tuple(_notes(criu_view, call)),  # last, as they look
         )
 
