@@ -115,6 +115,10 @@ def check(
             "--hook", help="Predict a dump in which CRIU calls the hook, which writes irmap-cache."
         ),
     ] = False,
+    no_hook: Annotated[
+        bool,
+        typer.Option("--no-hook", help="With --all: also where the hook is installed, without it."),
+    ] = False,
     config: ConfigFile = None,
     all_rows: AllRows = False,
     as_json: AsJson = False,
@@ -138,8 +142,9 @@ def check(
     - unknown: irmapdb could not find out.
 
     With --all, it checks every container of this machine, for a dump into a new directory: one
-    line each, with the worst reason, and the advice below. With --hook, irmap-cache is the one that
-    the hook will write.
+    line each, with the worst reason, and the advice below. If the hook is
+    installed for the engine of a container, irmap-cache is the one that it will write; with --hook
+    always, with --no-hook never.
 
     With --images it checks a dump before a restore. It reads an images dir, or the archive of
     podman, CRI-O or containerd (tar, gzip, zstd), and tells where each watched path comes from: the
@@ -177,6 +182,7 @@ def check(
             "--criu-version": criu_version,
             "--config": config,
             "--hook": hook,
+            "--no-hook": no_hook,
             "--all-rows": all_rows,
             "--services": services,
             "--root": root,
@@ -196,9 +202,8 @@ def check(
         from irmapdb.node.check_all import NodeCheckOptions
 
         start_log(verbose, None, Path(), (config,))
-        asked = NodeCheckOptions(
-            version, force_irmap, scan_paths, load_config(config), hook, services
-        )
+        asked = NodeCheckOptions(version, force_irmap, scan_paths, load_config(config))
+        asked = asked._replace(hook=_whether(hook, no_hook), services=services)
         check_all.run(asked, as_json=as_json)
         return
     from irmapdb.criu.check.dump import DumpCheckOptions
@@ -223,7 +228,7 @@ _OF_DUMP = {"-D", "-W", "--prev-images-dir", "-o", "--all-rows", *_OF_CRIU}
 _USED = {
     "-t": _OF_DUMP,
     "--container": _OF_DUMP,
-    "--all": {"--services", *_OF_CRIU},
+    "--all": {"--services", "--no-hook", *_OF_CRIU},
     "--images": {"--root", "--all-rows"},
 }
 """The options that have an effect, by the option that says what is checked."""
@@ -247,9 +252,16 @@ def _advice_on(option: str, subject: str) -> str:
         return "it is for a dump that is yet to be made: use -t"
     if option == "--root":
         return "it is for a restore: use --images"
-    if option == "--services":
+    if option in {"--services", "--no-hook"}:
         return "it goes with --all"
     return "check one container, with -t or --container"
+
+
+def _whether(hook: bool, no_hook: bool) -> bool | None:
+    if hook and no_hook:
+        message = "--hook beside --no-hook"
+        raise UsageError(message, advice="give one of them, or none: then as it is installed")
+    return True if hook else False if no_hook else None
 
 
 def _check_dump(options: DumpCheckOptions, *, as_json: bool, all_rows: bool) -> None:

@@ -89,8 +89,7 @@ def _names(found: Sequence[ContainerCheck]) -> str:
 
 
 def _summary(report: NodeCheck, *, services: bool) -> str:
-    hook = " with the hook" if report.hook else ""
-    criu = f"CRIU {report.version} ({report.version.source}){hook}"
+    criu = f"CRIU {report.version} ({report.version.source})"
     if not report.containers and not services:
         return "no container runs here"
     parts = [render.count(len(report.containers), "container")]
@@ -103,13 +102,14 @@ def _summary(report: NodeCheck, *, services: bool) -> str:
     said = "each keeps all its watches" if not lost else f"{len(lost):,} would not keep all watches"
     if fails:
         said += f", {fails:,} of them because the dump fails"
-    return f"{', '.join(parts)}, {watches}, {criu}: {said}"
+    hooked = sum(one.hook for one in every)
+    hook = f"; CRIU calls the hook for {hooked:,} of them" if hooked else ""
+    return f"{', '.join(parts)}, {watches}, {criu}: {said}{hook}"
 
 
 def _document(report: NodeCheck) -> dict[str, Any]:
     return {
         "criu": {"version": str(report.version), "source": report.version.source},
-        "hook": report.hook,
         "right": report.right,
         "containers": _rows(report.containers),
         "services": _rows(report.services),
@@ -127,6 +127,7 @@ def _rows(checks: Iterable[ContainerCheck]) -> list[dict[str, Any]]:
             "engine": one.info.engine,
             "cgroup": one.info.cgroup,
             "pid": one.pid,
+            "hook": one.hook,
             "watches": one.watches,
             "verdicts": one.verdicts,
             "worst": None if one.worst is None else one.worst.verdict,

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any
 
-__all__ = ["Engine", "find_engines", "which"]
+__all__ = ["Engine", "calls_hook", "find_engines", "names_hook", "which"]
 
 _PATIENCE_S = 10
 _LIMIT_BYTES = 1 << 20
@@ -84,6 +84,33 @@ def find_engines(
         if program is not None:
             found.append(_engine(name, program, directory, root))
     return tuple(found)
+
+
+def calls_hook(
+    name: str | None, directory: Path = config_files.DIRECTORY, root: Path = Path("/")
+) -> bool:
+    """Whether a file that CRIU reads under this engine names our script; it may not work.
+
+    `name` as in Engine. Any other is taken for runc, which most of them use.
+    """
+    runtime = name if name in _OWN_RUNTIME else "runc"
+    if name in _PROGRAMS and name not in _OWN_RUNTIME:
+        runtime = _configured(name, root)
+    known = _OWN_RUNTIME.get(runtime)
+    if known is None:
+        return False
+    read = config_files.read_by(known, directory)
+    if known is Runtime.CRUN and why_not_read():
+        read = read[:1]
+    return any(map(names_hook, read))
+
+
+def names_hook(file: Path) -> bool:
+    """Whether a configuration file of CRIU names our script; False if it cannot be read."""
+    try:
+        return bool(config_files.our_scripts(file))
+    except (FileError, OSError):
+        return False
 
 
 def _engine(name: str, program: Path, directory: Path, root: Path) -> Engine:

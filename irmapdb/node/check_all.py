@@ -6,19 +6,24 @@ that is slow, hangs or ends does not hold up the others. No task is stopped and 
 
 from __future__ import annotations
 
+import functools
 import os
 import select
 import time
 from collections import Counter
+from pathlib import Path
 
 from irmapdb.config import Config
 from irmapdb.criu.check.dump import DumpCheckOptions, check_dump
 from irmapdb.criu.check.verdicts import CriuOutcome, WatchVerdict
 from irmapdb.criu.check.version import criu_version
+from irmapdb.criu.config_files import DIRECTORY
+from irmapdb.criu.engines import calls_hook, names_hook
 from irmapdb.errors import TaskError
 from irmapdb.kernel.proc import tasks
 from irmapdb.kernel.proc.containers import find_containers
 from irmapdb.node.container_info import ContainerInfo, describe_all
+from irmapdb.node.criu_annotations import annotated_containers
 from irmapdb.node.pool import Pool
 from irmapdb.node.services import find_services
 from irmapdb.record import Record
@@ -59,8 +64,11 @@ class NodeCheckOptions(Record):
     force_irmap: bool = False
     scan_paths: tuple[bytes, ...] = ()
     config: Config = Config()
-    hook: bool = False
-    """Whether CRIU calls the hook, which writes irmap-cache."""
+    hook: bool | None = None
+    """Whether CRIU calls the hook, which writes irmap-cache. None: if it is installed for the
+    engine of the container."""
+    criu_dir: Path = DIRECTORY
+    """The directory of CRIU's configuration."""
     services: bool = False
     """Whether to check the host's own services too."""
     patience_s: float = 20.0
@@ -87,6 +95,8 @@ class ContainerCheck(Record):
     info: ContainerInfo
     pid: int
     """The root task."""
+    hook: bool
+    """Whether the prediction is for a dump with the hook."""
     watches: int
     """The number of watches and marks."""
     verdicts: dict[str, int]
@@ -103,8 +113,6 @@ class NodeCheck(Record):
     """The whole answer."""
 
     version: CriuVersion
-    hook: bool
-    """Whether the predictions are for dumps with the hook."""
     containers: tuple[ContainerCheck, ...]
     """In the order of their ids."""
     services: tuple[ContainerCheck, ...]
@@ -126,20 +134,20 @@ def check_all(options: NodeCheckOptions) -> NodeCheck:
     version = options.version or criu_version()
     options = options._replace(version=version)
     found = find_containers()
+    is_hooked = _hooks(options)
     subjects = [
-        _Subject(info, one.pid, one.starttime)
+        _Subject(info, one.pid, one.starttime, is_hooked(info))
         for one, info in zip(found, describe_all(found), strict=True)
     ]
     containers = len(subjects)
     if options.services:
         subjects += [
-            _Subject(one.info, one.pid, one.starttime)
+            _Subject(one.info, one.pid, one.starttime, is_hooked(one.info._replace(engine="criu")))
             for one in find_services({pid for one in found for pid in one.pids})
         ]
     checked = _check_each(subjects, options)
     return NodeCheck(
         version,
-        options.hook,
         tuple(one for one in checked[:containers] if one is not None),
         tuple(one for one in checked[containers:] if one is not None),
         sum(one is None for one in checked),
@@ -150,6 +158,28 @@ class _Subject(Record):
     info: ContainerInfo
     pid: int
     starttime: int
+    hook: bool
+
+
+def _hooks(options: NodeCheckOptions) -> Callable[[ContainerInfo], bool]:
+    # Whether CRIU calls the hook for a container, by the files that it reads.
+    wanted = options.hook
+    if wanted is not None:
+        return lambda _info: wanted
+    always = calls_hook("criu", options.criu_dir)
+    annotated = {one.id: one.file for one in annotated_containers(Path("/"))}
+
+    @functools.cache
+    def is_installed(engine: str | None) -> bool:
+        return calls_hook(engine, options.criu_dir)
+
+    def is_hooked(info: ContainerInfo) -> bool:
+        named = annotated.get(info.id.rpartition("/")[2])
+        if named is None or always:
+            return is_installed(info.engine)
+        return bool(named) and names_hook(Path(named))
+
+    return is_hooked
 
 
 def _check_each(
@@ -208,7 +238,9 @@ def _answer(subject: _Subject, ended: Ended, options: NodeCheckOptions) -> Conta
     why = f"not checked within {options.patience_s:g} s" if is_late else ended.why
     advice = f"run `irmapdb check` for task {subject.pid} alone"
     reason = Reason(WatchVerdict.UNKNOWN, why, advice)
-    return ContainerCheck(subject.info, subject.pid, 0, {}, reason, fails=False, right=False)
+    return ContainerCheck(
+        subject.info, subject.pid, subject.hook, 0, {}, reason, fails=False, right=False
+    )
 
 
 def _runs(subject: _Subject) -> bool:
@@ -228,7 +260,7 @@ def _check(subject: _Subject, options: NodeCheckOptions) -> ContainerCheck:
             force_irmap=options.force_irmap,
             scan_paths=options.scan_paths,
             config=options.config,
-            hook=options.hook,
+            hook=subject.hook,
         )
     )
     reasons = sorted(_reasons(report), key=lambda one: _SEVERITY.index(one.verdict))
@@ -238,6 +270,7 @@ def _check(subject: _Subject, options: NodeCheckOptions) -> ContainerCheck:
     return ContainerCheck(
         info=subject.info,
         pid=subject.pid,
+        hook=subject.hook,
         watches=len(report.watches) + len(report.marks),
         verdicts={str(one): counts[one] for one in _SEVERITY if counts[one]},
         worst=reasons[0] if reasons else None,
