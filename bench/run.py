@@ -19,6 +19,7 @@ from bench.figures import Figure, Goal, Row
 from bench.harness import Bench, Settings
 from bench.sections import (
     audit,
+    check,
     containerd,
     criu,
     dump,
@@ -50,6 +51,7 @@ _MODULES = (
     overlay,
     criu,
     warm,
+    check,
 )
 SECTIONS = {section.NAME: section for section in _MODULES}
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -19,9 +18,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench.errors import BenchError
 from bench.figures import Beside, Figure, Goal, Samples, Skipped
-from bench.sections.hook import freezer_hierarchy
+from bench.made_containers import made_containers
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Iterator
 
     from bench.figures import Timing
@@ -77,7 +77,7 @@ def measure(bench: Bench) -> Iterator[Figure]:
         return
     with contextlib.ExitStack() as stack:
         try:
-            cgroup = stack.enter_context(_containers(bench, containers))
+            cgroup = stack.enter_context(made_containers(bench, containers, _WATCHES))
         except OSError as error:
             yield Skipped(NAME, what, f"no container can be made here: {error}")
             return
@@ -154,31 +154,6 @@ def _default_interval_s(bench: Bench) -> float:
     from irmapdb.config import WarmConfig  # noqa: PLC0415 of the checkout
 
     return WarmConfig().interval_s
-
-
-@contextlib.contextmanager
-def _containers(bench: Bench, count: int) -> Iterator[Path]:
-    cgroup = freezer_hierarchy() / f"irmapdb-bench-{os.getpid()}"
-    cgroup.mkdir()
-    try:
-        script = str(_HERE / "containers.py")
-        words = (str(count), str(_WATCHES), str(bench.new_directory()), str(cgroup))
-        command = [sys.executable, "-I", "-S", script, *words]
-        with subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        ) as maker:
-            assert maker.stdout is not None
-            assert maker.stdin is not None
-            said = maker.stdout.readline().strip()
-            if said != "ready":
-                raise OSError(said or "the program that makes them has ended")
-            try:
-                yield cgroup
-            finally:
-                maker.stdin.close()
-                maker.wait()
-    finally:
-        cgroup.rmdir()
 
 
 @contextlib.contextmanager
