@@ -29,6 +29,7 @@ from bench.sections import (
     hook,
     overlay,
     pre_dump,
+    ps,
     reverse,
     start,
     warm,
@@ -52,6 +53,7 @@ _MODULES = (
     criu,
     warm,
     check,
+    ps,
 )
 SECTIONS = {section.NAME: section for section in _MODULES}
 

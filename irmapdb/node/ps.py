@@ -27,7 +27,6 @@ from irmapdb.kernel.proc.survey import read_survey
 from irmapdb.model import Watch, WatchKind
 from irmapdb.node.process_places import Place, find_places
 from irmapdb.node.ps_groups import add_up, directory_rows, group_rows, sorted_rows
-from irmapdb.node.ps_paths import WatchedPaths
 from irmapdb.node.ps_rows import LimitAdvice, ProcessRow, Usage
 from irmapdb.record import Record
 
@@ -185,6 +184,8 @@ def _watched(
     by_directory = options.by == "directory"
     if not by_directory and options.of_machine:
         return (), groups
+    from irmapdb.node.ps_paths import WatchedPaths  # noqa: PLC0415 most lists have no paths
+
     found: list[tuple[WatchedPath, bytes | None]] = []
     for root_pid, comms in _by_root(options, rows, shown).items():
         try:

@@ -68,9 +68,11 @@ _WRAPPERS = {
         'export PYTHONHOME="$top/usr" PYTHONPATH="$top/usr/lib/python3/dist-packages"\n'
         f'{_RUN} "$top/usr/bin/python3" -S "$top/usr/bin/crit" "$@"'
     ),
+    "inotify-info": f'{_RUN} "$top/usr/bin/inotify-info" "$@"',
     "mkfs.xfs": f'{_RUN} "$top/usr/sbin/mkfs.xfs" "$@"',
     "xfs_db": f'{_RUN} "$top/usr/sbin/xfs_db" "$@"',
 }
+_OF_THE_RIG = ("criu", "crit", "mkfs.xfs", "xfs_db")
 
 
 class RigError(Exception):
@@ -154,7 +156,7 @@ def _loader(top: Path) -> Path:
     return found[0].relative_to(top)
 
 
-def write_wrappers(top: Path, names: Iterable[str] = _WRAPPERS) -> None:
+def write_wrappers(top: Path, names: Iterable[str] = _OF_THE_RIG) -> None:
     """Scripts in `top/bin` that start the programs with the folder's own loader."""
     loader = _loader(top)
     (top / "bin").mkdir()
