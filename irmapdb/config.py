@@ -26,6 +26,9 @@ directory = "/var/lib/irmapdb"   # a database for each container
 interval = 60                    # seconds between two looks at the containers
 share = 0.25                     # of one CPU, for all work on them
 keep-gone = "7d"                 # databases of ended containers
+
+[metrics]                        # of `irmapdb warm`, for Prometheus
+listen = "127.0.0.1:9742"        # a loopback port, or the path of a unix socket
 """
 
 from __future__ import annotations
@@ -54,6 +57,8 @@ __all__ = [
     "UNWALKED_FILESYSTEMS",
     "Config",
     "HookConfig",
+    "ListenAddress",
+    "MetricsConfig",
     "Retention",
     "WarmConfig",
     "load_config",
@@ -63,6 +68,9 @@ __all__ = [
 
 DEFAULT_PATH = b"/etc/irmapdb.toml"
 _LIMIT_BYTES = 1 << 20
+_SOCKET_BYTES = 107
+"""sun_path of unix(7), without its NUL."""
+_LOOPBACK = {"127.0.0.1": "127.0.0.1", "localhost": "127.0.0.1", "[::1]": "::1"}
 _ADVICE = "name a TOML file"
 
 HINTS = (
@@ -145,6 +153,26 @@ class WarmConfig(Record):
     """The time for which databases of ended containers are kept."""
 
 
+class ListenAddress(Record):
+    """An address of this machine: a unix socket, or a loopback port."""
+
+    path: str = ""
+    host: str = ""
+    port: int = 0
+
+    def __str__(self) -> str:
+        if self.path:
+            return printable(self.path.encode("utf-8", "surrogateescape"))
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class MetricsConfig(Record):
+    """The settings of the service's metrics; the defaults apply without a `[metrics]`."""
+
+    listen: ListenAddress | None = None
+    """None: the service serves no metrics."""
+
+
 class Config(Record):
     """All settings of the file; the defaults apply without a file."""
 
@@ -157,10 +185,27 @@ class Config(Record):
     hook: HookConfig = HookConfig()
     retention: Retention = Retention()
     warm: WarmConfig = WarmConfig()
+    metrics: MetricsConfig = MetricsConfig()
 
     def walkable(self, fstype: str) -> bool:
         """Whether a filesystem may be walked if the user has not named it."""
         return fstype not in self.skip_filesystems and not is_fuse(fstype)
+
+
+def _listen_address(value: object, where: str) -> ListenAddress:
+    if isinstance(value, str) and value.startswith("/"):
+        if len(os.fsencode(value)) <= _SOCKET_BYTES and "\0" not in value:
+            return ListenAddress(path=value)
+        message = f"{where}: the path of a socket has at most {_SOCKET_BYTES} bytes, and no NUL"
+        raise ConfigError(message, advice="choose another path")
+    host, colon, port = value.rpartition(":") if isinstance(value, str) else ("", "", "")
+    if colon and host in _LOOPBACK and port.isascii() and port.isdecimal() and len(port) <= 5:  # noqa: PLR2004 digits
+        number = int(port)
+        if 0 < number < 1 << 16:
+            return ListenAddress(host=_LOOPBACK[host], port=number)
+    message = f"{where}: {value!r} is no address of this machine alone"
+    advice = 'write "127.0.0.1:9742", "[::1]:9742", or the absolute path of a socket'
+    raise ConfigError(message, advice=advice)
 
 
 def _share(value: object, where: str) -> float:
@@ -283,6 +328,9 @@ _ENTRIES: dict[str, dict[str, tuple[str, Callable[[object, str], Any]]]] = {
         "stale-older-than": ("stale_older_than", _span),
         "unused-older-than": ("unused_older_than", _span),
     },
+    "metrics": {
+        "listen": ("listen", _listen_address),
+    },
     "warm": {
         "directory": ("directory", _directory),
         "interval": ("interval_s", _seconds),
@@ -339,6 +387,7 @@ def _config(document: dict[str, Any], source: str) -> Config:
         hook=_hook(HookConfig(), found["hook"]),
         retention=Retention(**found["retention"]),
         warm=WarmConfig(**found["warm"]),
+        metrics=MetricsConfig(**found["metrics"]),
     )
 
 

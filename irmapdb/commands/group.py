@@ -51,6 +51,7 @@ _MODULES = {
     "sql": "sql",
     "hook": "hook",
     "warm": "warm",
+    "metrics": "metrics",
     "db": "database",
 }
 """The module of each command, in the order of the help. A module can have several commands."""

@@ -20,6 +20,8 @@ from irmapdb.model import printable
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from irmapdb.config import Config
+
 __all__ = ["add_to"]
 
 _A_FEW = 5
@@ -108,8 +110,7 @@ def warm(
         return
     if install or uninstall:
         arguments = _arguments(interval, cgroup, config)
-        databases = Path(os.fsdecode(load_config(config).warm.directory))
-        _switch(arguments, databases, unit_dir, on=install)
+        _switch(arguments, load_config(config), unit_dir, on=install)
         return
     options = ServiceOptions(run_dir, load_config(config), interval, cgroup)
     with Service(options) as service:
@@ -132,11 +133,14 @@ def _arguments(interval: float | None, cgroup: str | None, config: Path | None) 
     return arguments
 
 
-def _switch(command: Sequence[str], databases: Path, unit_dir: Path, *, on: bool) -> None:
+def _switch(command: Sequence[str], config: Config, unit_dir: Path, *, on: bool) -> None:
     from irmapdb.node import unit
 
     if on:
-        path = unit.install(command, databases, unit_dir)
+        databases = Path(os.fsdecode(config.warm.directory))
+        listen = config.metrics.listen
+        with_port = listen is not None and not listen.path
+        path = unit.install(command, databases, unit_dir, with_port=with_port)
         render.print_line(f"wrote {printable(path)}")
         return
     removed = unit.uninstall(unit_dir)

@@ -98,6 +98,8 @@ class Reply(Record):
     watches: int | None = None
     """None: they were not read."""
     resolved: int | None = None
+    work: bytes = b""
+    """CRIU's work dir; b"" if it could not be read."""
 
 
 class Confirmed(Record):
@@ -237,6 +239,7 @@ def answer(
                     is_wanted=lambda: run.is_waiting(request.reply),
                     in_place=lambda: end(_reply(found, begun_s)),
                 )
+            told[0] = told[0]._replace(work=os.readlink(os.fsencode(work)))
     except (OSError, IrmapError) as error:
         end(Reply(NOT_SERVED, str(error)))
     return told[0]

@@ -71,6 +71,8 @@ class NodeCheckOptions(Record):
     """The directory of CRIU's configuration."""
     services: bool = False
     """Whether to check the host's own services too."""
+    cgroup: str | None = None
+    """A shell pattern for the cgroups of the root tasks; None: all containers."""
     patience_s: float = 20.0
     """The time limit for one container."""
     workers: int = 0
@@ -133,7 +135,7 @@ def check_all(options: NodeCheckOptions) -> NodeCheck:
     """
     version = options.version or criu_version()
     options = options._replace(version=version)
-    found = find_containers()
+    found = find_containers(options.cgroup)
     is_hooked = _hooks(options)
     subjects = [
         _Subject(info, one.pid, one.starttime, is_hooked(info))

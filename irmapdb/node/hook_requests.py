@@ -150,9 +150,6 @@ class HookRequests:
         # For `irmapdb hook --status`. The hook or its script notes the others.
         known = self._state.find(request.pid)
         container = known.container.name.id if known is not None else ""
-        work = b""
-        with contextlib.suppress(OSError):
-            work = os.readlink(b"/proc/%d/cwd" % request.criu)
         run = HookRun(
             time.time(),
             "service",
@@ -163,7 +160,7 @@ class HookRequests:
             reply.resolved,
             request.pid,
             container,
-            work,
+            reply.work,
             reply.text,
         )
         with contextlib.suppress(OSError, FileError):

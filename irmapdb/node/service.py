@@ -18,11 +18,23 @@ from irmapdb.node import databases
 from irmapdb.node.cpu_budget import CpuBudget
 from irmapdb.node.hook_requests import HookRequests
 from irmapdb.node.look_schedule import LookSchedule
+from irmapdb.node.metrics_requests import MetricsRequests
 from irmapdb.node.notify import notify
 from irmapdb.node.pool import Pool
 from irmapdb.node.rundir import RunDirectory
 from irmapdb.node.service_lock import ServiceLock
-from irmapdb.node.state import ANSWER, KEEP, LOOK, SLOW, SPARE, VERIFY, ServiceOptions, State
+from irmapdb.node.state import (
+    ANSWER,
+    KEEP,
+    LOOK,
+    METRICS,
+    SLOW,
+    SPARE,
+    VERDICTS,
+    VERIFY,
+    ServiceOptions,
+    State,
+)
 from irmapdb.node.status import status_document
 from irmapdb.node.stop_signals import is_readable, stop_signals
 from irmapdb.node.work_schedule import WorkSchedule
@@ -67,6 +79,7 @@ class Service:
         self._looks = LookSchedule(self._state)
         self._work = WorkSchedule(self._state, self._budget)
         self._requests = HookRequests(self._state)
+        self._metrics = MetricsRequests(self._state, self._status)
         self._takers: dict[str, Callable[[Ended], None]] = {
             LOOK: self._looks.take,
             VERIFY: self._work.take_verified,
@@ -74,6 +87,8 @@ class Service:
             SLOW: self._work.take_kept,
             ANSWER: self._requests.take_answered,
             SPARE: lambda _: self._requests.drop_spare(),
+            METRICS: self._metrics.take,
+            VERDICTS: self._metrics.take_check,
         }
         return self
 
@@ -93,6 +108,8 @@ class Service:
     def run(self) -> None:
         """Look again and again, and answer the hook, until SIGTERM, SIGINT or SIGHUP."""
         with stop_signals() as stop_fd:
+            self._metrics.open()
+            self._stack.callback(self._metrics.close)
             fifo = self._lock.announce()
             self._own_fds = [fifo, stop_fd]
             sources = {stop_fd: lambda: None, fifo: lambda: self._requests.read(fifo)}
@@ -110,7 +127,9 @@ class Service:
                     changed, shown_s = False, time.monotonic()
                 until_s = next_look_s - time.monotonic()
                 wait_s = min(self._wait_s(), max(until_s, 0.05), _CALM_S if changed else _SLEEP_S)
-                changed |= self._step(wait_s, sources)
+                left_s = self._metrics.wait_s()
+                wait_s = wait_s if left_s is None else min(wait_s, left_s)
+                changed |= self._step(wait_s, {**sources, **self._metrics.sources()})
             notify("STOPPING=1")
 
     def _is_calm(self, since_s: float) -> bool:
@@ -129,7 +148,9 @@ class Service:
             others[fd]()
         all_ended = self._pool.take(ready)
         for ended in all_ended:
-            self._budget.use(ended.cpu_s)
+            if ended.child.kind not in {METRICS, VERDICTS}:
+                # Clients must not use up the time for the containers.
+                self._budget.use(ended.cpu_s)
             self._takers[ended.child.kind](ended)
         self._work.start()
         return bool(all_ended)
@@ -146,6 +167,8 @@ class Service:
         self._lock.forget()
         for fd in self._own_fds:
             os.close(fd)
+        if kind != METRICS:
+            self._metrics.forget()
         if kind not in {ANSWER, SPARE}:
             be_idle()
 
@@ -156,8 +179,13 @@ class Service:
             _log.warning("%s", error)
 
     def _write_status(self) -> dict[str, Any]:
+        document = self._status()
+        self._run.write_status(document)
+        return document
+
+    def _status(self) -> dict[str, Any]:
         known = self._state.known.values()
-        document = status_document(
+        return status_document(
             [(one.container, one.seen, one.kept, one.problem) for one in known],
             begun_at_s=self._begun_at_s,
             interval_s=self._state.interval_s,
@@ -165,5 +193,3 @@ class Service:
             answered=self._requests.answers,
             cpu_s=self._budget.used_s,
         )
-        self._run.write_status(document)
-        return document

@@ -15,10 +15,22 @@ if TYPE_CHECKING:
     from irmapdb.node.known import Known
     from irmapdb.node.pool import Child, Pool
 
-__all__ = ["ANSWER", "KEEP", "LOOK", "SLOW", "SPARE", "VERIFY", "ServiceOptions", "State"]
+__all__ = [
+    "ANSWER",
+    "KEEP",
+    "LOOK",
+    "METRICS",
+    "SLOW",
+    "SPARE",
+    "VERDICTS",
+    "VERIFY",
+    "ServiceOptions",
+    "State",
+]
 
 LOOK, VERIFY, KEEP, SLOW = "look", "verify", "keep", "keep slow"
 ANSWER, SPARE = "answer", "spare"
+METRICS, VERDICTS = "metrics", "verdicts"
 """The kinds of the children."""
 
 

@@ -64,14 +64,14 @@ ProtectClock=yes
 ProtectHostname=yes
 ProtectKernelLogs=yes
 ProtectKernelModules=yes
-RestrictAddressFamilies=AF_UNIX
+RestrictAddressFamilies={families}
 RestrictNamespaces=yes
 RestrictRealtime=yes
 RestrictSUIDSGID=yes
 LockPersonality=yes
 KeyringMode=private
 IPAddressDeny=any
-SystemCallArchitectures=native
+{allowed}SystemCallArchitectures=native
 SystemCallFilter=~@clock @cpu-emulation @module @mount @obsolete @raw-io @reboot @swap
 
 [Install]
@@ -79,24 +79,36 @@ WantedBy=multi-user.target
 """
 
 
-def unit_text(command: Sequence[str], databases: Path) -> str:
-    """The unit that runs `command`, an absolute path and its arguments."""
+def unit_text(command: Sequence[str], databases: Path, *, with_port: bool = False) -> str:
+    """The unit that runs `command`, an absolute path and its arguments.
+
+    `with_port`: whether the service listens on a loopback port.
+    """
     return _TEMPLATE.format(
         first_line=_FIRST_LINE,
         command=" ".join(map(_quoted, command)),
         capabilities=" ".join(CAPABILITIES),
         writable=_quoted(f"-{databases}"),
+        families="AF_UNIX AF_INET AF_INET6" if with_port else "AF_UNIX",
+        allowed="IPAddressAllow=localhost\n" if with_port else "",
     )
 
 
-def install(command: Sequence[str], databases: Path, directory: Path = UNIT_DIRECTORY) -> Path:
+def install(
+    command: Sequence[str],
+    databases: Path,
+    directory: Path = UNIT_DIRECTORY,
+    *,
+    with_port: bool = False,
+) -> Path:
     """Write the unit, and start it if systemd runs; returns its path.
 
     FileError if it cannot be written, or if another unit has its name.
     """
     path = directory / UNIT_NAME
     _check(path)
-    files.replace_whole(path, unit_text(command, databases).encode(), mode=0o644)
+    text = unit_text(command, databases, with_port=with_port)
+    files.replace_whole(path, text.encode(), mode=0o644)
     if directory == UNIT_DIRECTORY:
         _systemctl("daemon-reload")
         _systemctl("enable", UNIT_NAME)

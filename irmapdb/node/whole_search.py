@@ -46,6 +46,7 @@ def search(
         with open_work_dir(request, pids) as work:
             os.chdir(work)
             reply = _search(request, Path(work), config, run, tell, begun_s)
+            reply = reply._replace(work=os.getcwdb())
     except (OSError, IrmapError) as error:
         reply = Reply(NOT_SERVED, str(error))
     tell(reply)

@@ -1,0 +1,81 @@
+"""Implements `irmapdb metrics`: the figures of this machine for Prometheus."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from irmapdb.commands import render
+from irmapdb.commands.options import ConfigFile, path_option
+
+__all__ = ["add_to"]
+
+_READABLE_BY_ALL = 0o644
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command of this module."""
+    app.command()(metrics)
+
+
+def metrics(
+    textfile: Annotated[
+        Path | None,
+        path_option(
+            "--textfile",
+            metavar="FILE",
+            text="Replace FILE as a whole, for the textfile collector of node_exporter.",
+        ),
+    ] = None,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check/--no-check", help="Predict a dump of each container, as `check --all` does."
+        ),
+    ] = True,
+    cgroup: Annotated[
+        str | None,
+        typer.Option(
+            metavar="GLOB",
+            help="Only containers whose root task has a matching path in /proc/PID/cgroup: "
+            "'/kubepods*'.  [default: all]",
+            show_default=False,
+        ),
+    ] = None,
+    run_dir: Annotated[
+        Path,
+        typer.Option(readable=False, metavar="DIR", help="Directory of the service's files."),
+    ] = Path("/run/irmapdb"),
+    config: ConfigFile = None,
+) -> None:
+    """Print the figures of this machine in the text format of Prometheus.
+
+    They are the inotify and fanotify limits and their use by each user, the watches and the verdict
+    of each container, the runs of the hook, and the freezes of CRIU. Labels are containers, pods,
+    images and users, never paths or process ids. The service has the same figures on a port or
+    socket, if `[metrics] listen` in `/etc/irmapdb.toml` names one.
+
+    Examples:
+        irmapdb metrics
+
+        irmapdb metrics --textfile /var/lib/node_exporter/irmapdb.prom
+
+    """
+    from irmapdb import files
+    from irmapdb.config import load_config
+    from irmapdb.node.check_all import NodeCheckOptions, check_all
+    from irmapdb.node.exposition import exposition
+    from irmapdb.node.metrics import MetricsOptions, collect
+
+    settings = load_config(config)
+    checked = check_all(NodeCheckOptions(config=settings, cgroup=cgroup)) if check else None
+    text = exposition(collect(MetricsOptions(run_dir, settings, cgroup, check=checked)))
+    if textfile is None:
+        sys.stdout.write(text.decode())
+        return
+    files.replace_whole(textfile, text, mode=_READABLE_BY_ALL)
+    if textfile.suffix != ".prom":
+        render.say("node_exporter reads only files whose names end with .prom")
