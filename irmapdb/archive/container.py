@@ -72,6 +72,8 @@ def read_container(checkpoint: CheckpointFiles) -> DumpedContainer:
         engine = _MANAGERS.get(_text(notes.get("io.container.manager")), "")
         engine = engine or ("containerd" if _is_containerd(checkpoint, notes) else "")
         engine = engine or ("podman" if "rootfsImageID" in config else "")
+    elif checkpoint.in_layer:
+        engine = "containerd"  # `ctr containers checkpoint` packs the images alone
     return DumpedContainer(
         engine=engine,
         runtime=_text(config.get("runtime")),

@@ -42,6 +42,8 @@ class CheckpointFiles(Protocol):
     """`files.img` of the directory, or the archive."""
     most_watches: int
     """More are not read."""
+    in_layer: bool
+    """Whether it is in a layer of an image."""
 
     def shown(self, name: str) -> str:
         """The name of a file for errors."""
@@ -86,6 +88,7 @@ def _number(name: str) -> int:
 
 class _Directory:
     most_watches = sys.maxsize
+    in_layer = False
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -156,6 +159,7 @@ class _Archive:
     def __init__(self, path: Path) -> None:
         self.path = self.files_img_path = path
         self._layout = layout.read_layout(path)
+        self.in_layer = self._layout.in_layer
 
     def shown(self, name: str) -> str:
         return f"{printable(self.path)}: {name}"

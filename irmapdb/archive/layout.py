@@ -77,6 +77,8 @@ class Layout(Record):
     inside: dict[str, str]
     """The archives inside it: name → place. `tmpfs-dev-45.tar.gz.img`, `rootfs-diff.tar`,
     `volumes/NAME.tar`."""
+    in_layer: bool
+    """Whether it is in a layer of an image."""
 
 
 class Inside(Record):
@@ -164,7 +166,7 @@ def _of_one(kept: _Kept, name: str) -> Layout:
     images = _below(kept.files, top)
     beside = {**images, **_below(kept.files, around)}
     places = {**_places(kept.inside, top), **_places(kept.inside, around)}
-    return Layout(images, beside, places)
+    return Layout(images, beside, places, bool(bang))
 
 
 def _is(place: str, base: str) -> bool:

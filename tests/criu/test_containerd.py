@@ -6,6 +6,7 @@ import os
 
 import pytest
 
+from irmapdb.archive.dumped import read_dumped
 from tests.support.containerd import ContainerdDaemon, ContainerdTask, require_containerd
 from tests.support.engine_watches import PATHS, add_watches, assert_all_hear
 from tests.support.hook import hook_command, hook_program
@@ -47,6 +48,11 @@ def _checkpoint(task, criu, images):
     log = task.container.log()
     task.container.images("checkpoint", images)
     assert {watch.path for watch in criu.dumped_watches(images)} == PATHS
+    archive = images.with_name("export.tar")
+    task.container.export("checkpoint", archive)
+    dumped = read_dumped(archive)
+    assert {os.fsdecode(one.watch.path) for one in dumped.watches} == PATHS
+    assert dumped.container.engine == "containerd"
     return log
 
 

@@ -286,6 +286,10 @@ class ContainerdContainer:
         message = f"no checkpoint {name}"
         raise ProgramError(message)
 
+    def export(self, name: str, archive: Path) -> None:
+        """`ctr images export`: the checkpoint as one file, in the layout of OCI."""
+        self.daemon.ctr("images", "export", "--skip-manifest-json", archive, name)
+
     def kill(self) -> None:
         """End it, and have containerd forget it; its checkpoints stay."""
         with suppress(ProgramError):

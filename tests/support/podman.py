@@ -17,12 +17,16 @@ import sys
 import tarfile
 import tempfile
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tests.support.programs import SYSTEM_PATH, ProgramError
 from tests.support.runc import ContainerLink, fill_rootfs_with_app, python_homes
 from tests.support.watcher import Task, TaskDiedError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
 
 __all__ = ["PodmanContainer"]
 
@@ -32,9 +36,15 @@ _IMAGE = "localhost/irmapdb-test:1"
 class PodmanContainer(Task):
     """A running container, its runtime runc. A context manager: removes it."""
 
-    def __init__(self, directory: Path, path: str = SYSTEM_PATH) -> None:
-        """CRIU is found through `path`; the rootfs has the directory /srv/app with `settings`."""
+    def __init__(
+        self, directory: Path, path: str = SYSTEM_PATH, options: Sequence[str] = ()
+    ) -> None:
+        """CRIU is found through `path`; the rootfs has the directory /srv/app with `settings`.
+
+        `options` are further ones of `podman run`.
+        """
         self._directory = directory
+        self._options = tuple(options)
         self._runroot = tempfile.mkdtemp(prefix="irmapdb-")  # of at most 50 characters
         self._env = {**os.environ, "PATH": path}
         self.name = f"irmapdb-{os.getpid()}-{time.monotonic_ns()}"
@@ -67,6 +77,36 @@ class PodmanContainer(Task):
     def checkpoint(self, *options: str) -> None:
         """`podman container checkpoint --keep`; ProgramError where it fails."""
         self._podman("container", "checkpoint", "--keep", *options, self.name)
+
+    def export(self, archive: Path, *options: str) -> None:
+        """`podman container checkpoint --export`: the container ends, unless the options say so."""
+        self._podman("container", "checkpoint", "--export", str(archive), *options, self.name)
+
+    def restore_from(self, archive: Path) -> None:
+        """`podman container restore --import`, in place of this container, which has ended.
+
+        ProgramError where it fails; no container is left then.
+        """
+        self.wait_dead()
+        self._podman("rm", "--force", "--time", "0", "--ignore", self.name)
+        self._podman("volume", "prune", "--force")  # the archive brings them
+        try:
+            self._podman("container", "restore", "--import", str(archive))
+        except ProgramError:
+            self._podman("rm", "--force", "--time", "0", "--ignore", self.name)
+            raise
+        os.close(self._pidfd)
+        self.pid = self._host_pid()
+        self._pidfd = os.pidfd_open(self.pid)
+
+    @contextmanager
+    def mounted_image(self) -> Iterator[Path]:
+        """The root directory of the image, mounted."""
+        mounted = Path(self._podman("image", "mount", _IMAGE).splitlines()[-1])
+        try:
+            yield mounted
+        finally:
+            self._podman("image", "unmount", _IMAGE)
 
     def kill(self) -> None:
         """End it at once, and wait until podman knows it."""
@@ -103,7 +143,7 @@ class PodmanContainer(Task):
         self._podman(
             *("run", "--detach", "--name", self.name, "--network", "none", "--log-driver", "none"),
             *("--cgroup-parent", f"/{self.name}", "--env", "LC_ALL=C.UTF-8"),
-            *(*limits, *options, _IMAGE),
+            *(*limits, *options, *self._options, _IMAGE),
             *(*python, "/watcher_task.py", json.dumps(link.config())),
         )
 

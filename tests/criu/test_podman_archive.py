@@ -1,0 +1,151 @@
+"""Archives that podman exports: check beside what `podman container restore --import` does."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+
+from irmapdb.archive.dumped import read_dumped
+from irmapdb.archive.origins import OriginKind
+from irmapdb.criu.check.restore import RestoreVerdict, check_images
+from tests.support.cli import irmapdb
+from tests.support.features import require_program
+from tests.support.hook import CHECKOUT, hook_program
+from tests.support.notify import IN_OPEN
+from tests.support.podman import PodmanContainer
+from tests.support.programs import SYSTEM_PATH, ProgramError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.support.watcher import Watched
+
+
+class Place(NamedTuple):
+    """A container with a file from each source, and what is on the host."""
+
+    container: PodmanContainer
+    data: Path
+
+
+KINDS = {
+    "/srv/app/settings": OriginKind.ROOT,
+    "/srv/state": OriginKind.DIFF,
+    "/scratch/file": OriginKind.TMPFS,
+    "/dev/shm/segment": OriginKind.TMPFS,
+    "/data/file": OriginKind.BIND,
+    "/vol/row": OriginKind.VOLUME,
+}
+
+
+@pytest.fixture
+def place(rig: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+    require_program("runc")
+    require_program("podman")
+    monkeypatch.setenv("IRMAPDB_HOOK_PAUSED_TIMEOUT", "20")  # enough, on a busy machine as well
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "file").touch()
+    path = os.pathsep.join((str(rig), SYSTEM_PATH))
+    options = ["-v", f"{data}:/data", "-v", "vol:/vol", "--tmpfs", "/scratch"]
+    program = hook_program(tmp_path)
+    script = tmp_path / "libexec" / "irmapdb-hook"
+
+    def hook(*words: str) -> None:
+        subprocess.run(
+            [sys.executable, "-m", "irmapdb", "hook", *words, "runc", "--script", script],
+            cwd=CHECKOUT,
+            env={**os.environ, "PATH": os.pathsep.join((str(program.parent), os.environ["PATH"]))},
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+
+    with PodmanContainer(tmp_path / "podman", path, options) as container:
+        hook("--install")
+        try:
+            yield Place(container, data)
+        finally:
+            hook("--uninstall")
+
+
+def _watch_all(container: PodmanContainer) -> dict[str, Watched]:
+    """A watch on a file of each source, each on an instance of its own."""
+    watches = {}
+    for path in KINDS:
+        if path not in {"/srv/app/settings", "/data/file"}:
+            container.write(path)
+        watches[path] = container.add_inotify(path, IN_OPEN, fd=container.inotify())
+    return watches
+
+
+def _hears(container: PodmanContainer, watches: dict[str, Watched]) -> None:
+    for path, watched in watches.items():
+        file = Path(f"/proc/{container.pid}/root{path}")
+        assert container.hears(watched, file.read_bytes), path
+
+
+def test_verdict_and_restore(place: Place, tmp_path: Path) -> None:
+    container = place.container
+    watches = _watch_all(container)
+    packed = tmp_path / "packed"
+    container.export(packed, "--leave-running", "--compress", "gzip")
+    archive = tmp_path / "archive"
+    container.export(archive)
+    assert archive.read_bytes()[:4] == b"\x28\xb5\x2f\xfd"
+    dumped = read_dumped(archive)
+    told = {os.fsdecode(one.watch.path or b""): one.kind for one in dumped.watches}
+    assert told == KINDS
+    assert [one.where for one in read_dumped(packed).watches] == [
+        one.where for one in dumped.watches
+    ]
+    assert dumped.container.engine == "podman"
+    assert dumped.container.name == container.name
+    assert dumped.container.image == "localhost/irmapdb-test:1"
+    assert dumped.stats is not None
+    assert dumped.stats.figures["frozen_us"] > 0
+
+    assert check_images(archive).right
+    container.restore_from(archive)
+    _hears(container, watches)
+    assert irmapdb("diff", archive, str(container.pid)).code == 0
+    container.kill()
+
+    for path, hide, root in _changes(place):
+        unhide = hide()
+        try:
+            with container.mounted_image() as image:
+                report = check_images(archive, image if root else None)
+            wrong = {
+                os.fsdecode(one.watch.path or b""): one for one in report.watches if not one.right
+            }
+            assert {*wrong} == {path}
+            assert wrong[path].verdict is RestoreVerdict.MISSING
+            with pytest.raises(ProgramError):
+                container.restore_from(archive)
+        finally:
+            unhide()
+    container.restore_from(archive)
+    _hears(container, watches)
+
+
+def _changes(place: Place) -> Iterator[tuple[str, Callable[[], Callable[[], None]], bool]]:
+    """The watched path, what hides its file, and whether the root is to be looked at."""
+
+    def hidden(file: Path) -> Callable[[], Callable[[], None]]:
+        aside = file.with_name("renamed")
+
+        def hide() -> Callable[[], None]:
+            file.rename(aside)
+            return lambda: aside.rename(file) and None
+
+        return hide
+
+    (layer,) = place.container.store.glob("overlay/*/diff/srv/app/settings")
+    yield "/srv/app/settings", hidden(layer), True
+    yield "/data/file", hidden(place.data / "file"), False
+    yield "/data/file", hidden(place.data), False
