@@ -28,7 +28,7 @@ _MODULES = {
     "irmapdb.audit.check": ("AuditReport",),
     "irmapdb.audit.findings": ("AuditFinding", "AuditVerdict", "Evidence"),
     "irmapdb.checkpoint.findings": ("MarkRow",),
-    "irmapdb.checkpoint.steps": ("StepReport",),
+    "irmapdb.checkpoint.transaction": ("StepReport",),
     "irmapdb.criu.check.dump": ("DumpCheck", "MarkCheck", "Problem", "WatchCheck"),
     "irmapdb.criu.check.facts": ("Call",),
     "irmapdb.criu.check.restore": ("RestoreCheck", "RestoreVerdict", "WatchRestore"),

@@ -14,7 +14,7 @@ from irmapdb.audit.findings import AuditFinding as AuditFinding
 from irmapdb.audit.findings import AuditVerdict as AuditVerdict
 from irmapdb.audit.findings import Evidence as Evidence
 from irmapdb.checkpoint.findings import MarkRow as MarkRow
-from irmapdb.checkpoint.steps import StepReport as StepReport
+from irmapdb.checkpoint.transaction import StepReport as StepReport
 from irmapdb.criu.check.dump import DumpCheck as DumpCheck
 from irmapdb.criu.check.dump import MarkCheck as MarkCheck
 from irmapdb.criu.check.dump import Problem as Problem

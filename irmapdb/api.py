@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
     from irmapdb.audit.check import AuditReport
     from irmapdb.audit.findings import AuditVerdict
-    from irmapdb.checkpoint.steps import StepOptions, StepReport
+    from irmapdb.checkpoint.steps import StepOptions
+    from irmapdb.checkpoint.transaction import StepReport
     from irmapdb.criu.check.dump import DumpCheck
     from irmapdb.criu.check.restore import RestoreCheck
     from irmapdb.model import CacheEntry

@@ -18,11 +18,10 @@ from datetime import UTC, datetime
 
 from irmapdb import files
 from irmapdb.checkpoint import criu_cache, work_dir
-from irmapdb.checkpoint.changes import add_unmounted
-from irmapdb.checkpoint.findings import FSNOTIFY_NAMES, Begun, Findings, MarkRow, make_findings
+from irmapdb.checkpoint.findings import Begun, make_findings
 from irmapdb.checkpoint.work_dir import MappingsAndNews, WorkDir
 from irmapdb.config import Config
-from irmapdb.errors import FileError, FreezeError
+from irmapdb.errors import FileError
 from irmapdb.kernel.freeze import pause
 from irmapdb.kernel.proc import mountinfo, procfs, tasks
 from irmapdb.kernel.proc.fdinfo_files import FdinfoFiles
@@ -41,6 +40,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from irmapdb.checkpoint.confirm import Confirmation
+    from irmapdb.checkpoint.findings import Findings
+    from irmapdb.checkpoint.transaction import StepReport
     from irmapdb.kernel.freeze.stop_tree import Frozen
     from irmapdb.kernel.proc.fdinfo import RawWatchFile
     from irmapdb.kernel.proc.survey import Denied
@@ -48,24 +49,18 @@ if TYPE_CHECKING:
     from irmapdb.model import (
         AnyPath,
         CacheEntry,
-        Change,
         Identity,
-        Mapping,
         Mark,
         Mount,
         WatchFile,
     )
     from irmapdb.resolve.stored import Load
     from irmapdb.store.mappings import StoredMappings
-    from irmapdb.store.records import FileStamp, WatchRow
-    from irmapdb.store.write import Step
+    from irmapdb.store.records import FileStamp
 
 __all__ = [
-    "Findings",
     "FreezeOptions",
-    "MarkRow",
     "StepOptions",
-    "StepReport",
     "Survey",
     "dump",
     "find",
@@ -101,6 +96,15 @@ class StepOptions(Record):
     surveyed: Callable[[Survey], None] = lambda _survey: None
     """Called by `find` with the watches, before it looks for any path."""
 
+    def open_work_dir(self) -> WorkDir:
+        """The directories and files of the step. FileError if a directory is missing."""
+        return WorkDir.open(
+            self.images_dir,
+            self.work_dir,
+            database=self.database,
+            previous=self.prev_images_dir,
+        )
+
 
 class Survey(Record):
     """The watches, and the paths found so far."""
@@ -118,45 +122,22 @@ class FreezeOptions(Record):
     leave_stopped: bool = False
 
 
-class StepReport(Record):
-    """The result of a step."""
-
-    event: Event
-    pid: int
-    run_id: int
-    watches: tuple[WatchRow, ...]
-    marks: tuple[MarkRow, ...]
-    denied: tuple[Denied, ...]
-    changes: tuple[Change, ...]
-    stats: RunStats
-    loaded: int
-    """The number of entries loaded from an irmap-cache that was newer than the database."""
-    cut: int
-    """Watches without a path because the time was up."""
-    unread: int
-    """Tasks whose descriptors were not all read because the time was up."""
-    written: tuple[bytes, ...]
-    """The files that were replaced, the cache image first."""
-    resolved: tuple[Resolved, ...] = ()
-    """The proved paths, with every name."""
-    private_copy: str = ""
-    """Why SQLite worked on a private copy of the database; "" if it did not."""
-
-
 def pre_dump(options: StepOptions) -> StepReport:
     """Find, prove and store the paths of a tree's watches, without stopping a task."""
-    with _tree(options) as tree, _transaction(options, Event.PRE_DUMP) as step:
-        loaded = _load_cache(options, step)
+    from irmapdb.checkpoint import transaction  # noqa: PLC0415 the hook does without
+
+    with _tree(options) as tree, transaction.open_transaction(options, Event.PRE_DUMP) as step:
+        loaded = transaction.load_cache(options, step)
         with tree.search(options, step.tx.load) as search:
             watched = _resolve(tree, search, tree.read(options.over), options.over)
             found = make_findings(step, tree, search, watched)
-        return _write(options, step, found, loaded)
+        return transaction.write(options, step, found, loaded)
 
 
 def find(options: StepOptions, stored: StoredMappings) -> Findings:
     """The first half of pre-dump: find and prove, and write nothing."""
     with _tree(options) as tree:
-        place = _place(options)
+        place = options.open_work_dir()
         files.check_replaceable(place.cache)
         begun = Begun(Event.PRE_DUMP, place, datetime.now(UTC))
         begun.share = RunStats(paused=int(options.paused_for_s is not None))
@@ -194,16 +175,14 @@ def hand_over(found: Findings, further: Sequence[CacheEntry] = ()) -> FileStamp 
 
 def keep(options: StepOptions, found: Findings, stamp: FileStamp | None) -> StepReport:
     """The second half: store the results."""
+    from irmapdb.checkpoint import transaction  # noqa: PLC0415 not before the answer
+
     if found.stats.paused:
         with contextlib.suppress(FileError):  # the work dir may be gone
             files.sync(found.place.cache)
-    with _transaction(options, found.event) as step:
-        loaded = 0
-        if found.news is not None:
-            loaded = len(found.news.entries)
-            step.tx.import_entries(found.news.entries, found.started_at)
-            step.tx.set_image_seen(found.news.path, found.news.stamp)
-        report = _store(options, step, found, loaded)
+    with transaction.open_transaction(options, found.event) as step:
+        loaded = transaction.import_news(step, found.news, found.started_at)
+        report = transaction.store(options, step, found, loaded)
         step.tx.set_image(found.entries)
         if stamp is not None:
             step.tx.set_image_seen(found.place.cache, stamp)
@@ -217,6 +196,7 @@ def dump(options: StepOptions, freezing: FreezeOptions) -> StepReport:
     is written and committed. After any error, also after a kill, they run again.
     """
     from irmapdb import garbage_collector  # noqa: PLC0415 for a dump alone
+    from irmapdb.checkpoint import transaction  # noqa: PLC0415
     from irmapdb.checkpoint.confirm import Confirmation  # noqa: PLC0415
     from irmapdb.kernel.freeze import stop_tree  # noqa: PLC0415
     from irmapdb.kernel.rename_monitor import RenameMonitor  # noqa: PLC0415
@@ -225,9 +205,9 @@ def dump(options: StepOptions, freezing: FreezeOptions) -> StepReport:
     with (
         _tree(options) as tree,
         contextlib.ExitStack() as left_stopped,
-        _transaction(options, Event.DUMP) as step,
+        transaction.open_transaction(options, Event.DUMP) as step,
     ):
-        loaded = _load_cache(options, step)
+        loaded = transaction.load_cache(options, step)
         with tree.search(options, step.tx.load) as search, RenameMonitor() as monitor:
             search.freeze_follows = True
             confirmation = Confirmation(tree.root, monitor)
@@ -247,7 +227,8 @@ def dump(options: StepOptions, freezing: FreezeOptions) -> StepReport:
             step.frozen_us = (time.monotonic_ns() - held.since_ns) // 1000
             _log.info("the tasks stood still for %d us", step.frozen_us)
             search.resolve(watched)
-            report = _write(options, step, make_findings(step, tree, search, watched), loaded)
+            found = make_findings(step, tree, search, watched)
+            report = transaction.write(options, step, found, loaded)
             if freezing.leave_stopped:
                 held.confirm()  # before anything is final: images of running tasks would be wrong
             return report
@@ -423,84 +404,6 @@ def _tree(options: StepOptions) -> Iterator[_Tree]:
         yield _Tree(options.pid, root, texts)
 
 
-class _Transaction(Begun):
-    """The same, with the transaction that all changes go into."""
-
-    def __init__(
-        self,
-        event: Event,
-        place: WorkDir,
-        started_at: datetime,
-        *,
-        tx: Step,
-        until_committed: contextlib.ExitStack,
-        private_copy: str,
-    ) -> None:
-        super().__init__(event, place, started_at)
-        self.tx = tx
-        self.until_committed = until_committed
-        """Undoes the changes outside of the database if the transaction is not committed."""
-        self.private_copy = private_copy
-
-
-def _place(options: StepOptions) -> WorkDir:
-    return WorkDir.open(
-        options.images_dir,
-        options.work_dir,
-        database=options.database,
-        previous=options.prev_images_dir,
-    )
-
-
-@contextlib.contextmanager
-def _transaction(options: StepOptions, event: Event) -> Iterator[_Transaction]:
-    from irmapdb.store.database import Store  # noqa: PLC0415 imports SQLAlchemy
-
-    place = _place(options)
-    images = FSNOTIFY_NAMES if event is Event.DUMP else ()
-    for target in (*(work_dir.within(place.images, name) for name in images), place.cache):
-        files.check_replaceable(target)
-    started_at = datetime.now(UTC)
-    with Store.open(place.database, create=True, wait_s=options.wait_s) as store:
-        try:
-            with contextlib.ExitStack() as until_committed, store.step() as tx:
-                yield _Transaction(
-                    event,
-                    place,
-                    started_at,
-                    tx=tx,
-                    until_committed=until_committed,
-                    private_copy=store.why_copied,
-                )
-        except FreezeError as error:
-            if store.made:
-                raise  # nothing is left behind, not even the database
-            # The tasks were frozen, so a failed dump gets a row too.
-            with store.step() as tx:
-                tx.add_run(
-                    event,
-                    pid=options.pid,
-                    comm=None,
-                    started_at=started_at,
-                    finished_at=datetime.now(UTC),
-                    stats=RunStats(),
-                    outcome=f"failed: {error}",
-                )
-            raise
-
-
-def _load_cache(options: StepOptions, step: _Transaction) -> int:
-    if not options.take_cache:
-        return 0
-    news = work_dir.read_news(step.tx.image_seen, step.place)
-    if news is not None:
-        step.tx.import_entries(news.entries, step.started_at)
-        step.tx.set_image_seen(news.path, news.stamp)
-    loaded = len(news.entries) if news else 0
-    _log.info("entries taken over from an irmap-cache: %d", loaded)
-    return loaded
-
-
 @contextlib.contextmanager
 def _frozen(pid: int, freezing: FreezeOptions) -> Iterator[Frozen]:
     import signal  # noqa: PLC0415
@@ -521,79 +424,3 @@ def _frozen(pid: int, freezing: FreezeOptions) -> Iterator[Frozen]:
             yield held
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _write(options: StepOptions, step: _Transaction, found: Findings, loaded: int) -> StepReport:
-    """Write all results of a step into the database and the images."""
-    report = _store(options, step, found, loaded)
-    work_dir.save_images(
-        step.tx, step.place, found.entries, found.images.items(), step.until_committed
-    )
-    return report
-
-
-def _store(options: StepOptions, step: _Transaction, found: Findings, loaded: int) -> StepReport:
-    now = found.finished_at
-    change_set = add_unmounted(found.change_set, _unmounted(step.tx, found.mounted))
-    stats = found.stats._replace(stale=len(change_set.stale))
-    step.tx.flag_all()
-    step.tx.mark_stale(change_set.stale, now)
-    step.tx.prove(found.proved, now)
-    run_id = step.tx.add_run(
-        found.event,
-        pid=found.pid,
-        comm=found.comm,
-        started_at=found.started_at,
-        finished_at=now,
-        stats=stats,
-        outcome=_in_words(stats, found.cut, found.unread),
-    )
-    step.tx.add_watches(run_id, found.watches)
-    step.tx.add_changes(run_id, change_set.changes, now)
-    if options.config.retention.automatic:
-        step.tx.prune(options.config.retention, now, len(found.watches) + len(change_set.changes))
-    current = {row.watch.identity for row in found.watches}
-    return StepReport(
-        event=found.event,
-        pid=found.pid,
-        run_id=run_id,
-        watches=found.watches,
-        marks=found.marks,
-        denied=found.denied,
-        changes=change_set.changes,
-        stats=stats,
-        loaded=loaded,
-        cut=found.cut,
-        unread=found.unread,
-        written=(found.place.cache, *found.images),
-        resolved=tuple(answer for answer in found.proved if answer.identity in current),
-        private_copy=step.private_copy,
-    )
-
-
-def _in_words(stats: RunStats, cut: int, unread: int) -> str:
-    words = [f"{stats.unresolved} unresolved"] if stats.unresolved else []
-    if cut:
-        words.append(f"{cut} of them for lack of time")
-    if unread:
-        words.append(f"{unread} tasks not read for lack of time")
-    return ", ".join(words) or "done"
-
-
-def _unmounted(tx: Step, mounted: dict[int, frozenset[int]]) -> Iterator[Mapping]:
-    """The live rows of devices that are mounted nowhere.
-
-    A device that is not mounted in our tree's namespace may belong to another tree with the same
-    database, and no row has its tree. So the row stays live if its device is still mounted in any
-    namespace of the machine. A wrong row is detected when it is used.
-
-    The rows of a nested namespace have its number, so mounts of other namespaces do not count for
-    them. A namespace that was not read may still have its mounts, and a chroot does not show all.
-    """
-    from irmapdb.kernel.proc.namespaces import mounted_anywhere  # noqa: PLC0415
-
-    for mntns, kdevs in mounted.items():
-        absent = tx.live_devices(mntns) - kdevs
-        if absent and not mntns:
-            absent -= mounted_anywhere(absent)
-        yield from tx.live_on(absent, mntns)

@@ -41,7 +41,8 @@ from irmapdb.commands.watch_rows import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from irmapdb.checkpoint.steps import StepOptions, StepReport
+    from irmapdb.checkpoint.steps import StepOptions
+    from irmapdb.checkpoint.transaction import StepReport
 
 __all__ = ["add_to", "dump", "pre_dump"]
 

@@ -22,7 +22,7 @@ from irmapdb.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from irmapdb.checkpoint.steps import StepReport
+    from irmapdb.checkpoint.transaction import StepReport
     from irmapdb.config import Config
     from irmapdb.kernel.proc.containers import Container
     from irmapdb.kernel.rename_monitor import RenameMonitor

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from irmapdb.checkpoint import steps
-from irmapdb.checkpoint.steps import FreezeOptions, StepOptions, StepReport
+from irmapdb.checkpoint.steps import FreezeOptions, StepOptions
+from irmapdb.checkpoint.transaction import StepReport
 from irmapdb.errors import FileError, FreezeError
 from irmapdb.image import cache, fsnotify
 from irmapdb.kernel.freeze import stop_tree

@@ -34,6 +34,7 @@ from tests.support.filesystems import drop_caches
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from irmapdb.checkpoint.transaction import StepReport
     from tests.support.area import MountArea
     from tests.support.notify import Watched
     from tests.support.watcher import Watcher
@@ -132,7 +133,7 @@ class Garden:
     def names_of(self, file: File) -> set[bytes]:
         return {os.fsencode(path) for path, one in self.names.items() if one == file}
 
-    def step(self, *, freeze: bool = False) -> steps.StepReport:
+    def step(self, *, freeze: bool = False) -> StepReport:
         options = StepOptions(self.watcher.pid, images_dir=self.work, config=NO_HINTS)
         return steps.dump(options, FreezeOptions()) if freeze else steps.pre_dump(options)
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from irmapdb.checkpoint.steps import StepReport
+    from irmapdb.checkpoint.transaction import StepReport
     from tests.support.watcher import Watcher
 
 # Nothing but what a test names is walked: the machine's own trees are none of its business.
