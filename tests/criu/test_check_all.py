@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
+from irmapdb.commands.layout import text_width
 from irmapdb.criu.check.verdicts import WatchVerdict
 from irmapdb.node import check_all
 from irmapdb.node.check_all import NodeCheckOptions
@@ -22,6 +23,7 @@ from tests.support.hook import installed_for_runc
 from tests.support.notify import IN_ATTRIB, IN_DONT_FOLLOW
 from tests.support.programs import SYSTEM_PATH
 from tests.support.runc import Container, fill_rootfs_with_app
+from tests.support.terminal import at_terminal
 from tests.support.watcher import Watcher
 
 if TYPE_CHECKING:
@@ -214,14 +216,18 @@ def test_with_the_hook(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    kinds = ("on_overlay", "overlay_directories", "deleted_on_overlay", "in_proc", "by_a_child")
+    kinds = ("on_overlay", "overlay_directories", "deleted_on_overlay", "on_tmpfs", "by_a_child")
     every = [make(kind) for kind in kinds]
     without = _check_all(rig, monkeypatch, "--no-hook")
     rows = _check_all(rig, monkeypatch, "--hook")
     fail = {kind for kind, made in zip(kinds, every, strict=True) if rows[made.id]["fails"]}
     assert fail == {"deleted_on_overlay"}
-    assert sum(without[made.id]["fails"] for made in every) == 4
+    assert sum(without[made.id]["fails"] for made in every) == 3
     assert rows[every[1].id]["verdicts"] == {"cache": 3}
+    environment = {"COLUMNS": "80", "NO_COLOR": "1", "PATH": os.environ["PATH"]}
+    _, shown = at_terminal("check", "--all", environment=environment, cwd=tmp_path)
+    assert max(map(text_width, shown.decode().splitlines())) <= 80
+    assert all(made.id in shown.decode() for made in every)
     with installed_for_runc(tmp_path):
         installed = _check_all(rig, monkeypatch)
         assert [installed[made.id] for made in every] == [rows[made.id] for made in every]

@@ -6,6 +6,10 @@ import os
 import subprocess
 from typing import TYPE_CHECKING
 
+from typer.main import get_command
+
+from irmapdb import commands
+from irmapdb.commands.completion import Proposal, propose
 from irmapdb.kernel.proc.containers import find_containers
 from irmapdb.node.container_info import container_of_task, describe, describe_all, find_container
 from tests.support.cli import irmapdb
@@ -14,11 +18,16 @@ from tests.support.features import require_program
 from tests.support.podman import PodmanContainer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from irmapdb.node.container_info import ContainerInfo
     from tests.node.conftest import Node
     from tests.support.watcher import Task
+
+
+def _values(proposals: Iterable[Proposal]) -> set[str]:
+    return {one.value for one in proposals}
 
 
 def _info(task: Task) -> ContainerInfo:
@@ -41,6 +50,15 @@ def test_podman(tmp_path: Path) -> None:
         assert find_container(info.id[:12]).pid == container.pid
         done = irmapdb("ps", "--container", container.name, "--json")
         assert done.code == 0, done.err
+        group = get_command(commands.app)
+        named = Proposal(container.name, "localhost/irmapdb-test:1")
+        assert named in propose(group, ["check", "--container", container.name[:-2]])
+        assert named in propose(group, ["pre-dump", "--container", ""])
+        by_id = [*propose(group, ["dump", "--container", info.id[:6]])]
+        assert by_id == [Proposal(info.id, container.name)]
+        assert _values(propose(group, ["ps", f"--container={info.id[:6]}"])) == {
+            f"--container={info.id}"
+        }
 
 
 def test_containerd(tmp_path: Path) -> None:
