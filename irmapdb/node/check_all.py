@@ -24,6 +24,7 @@ from irmapdb.kernel.proc import tasks
 from irmapdb.kernel.proc.containers import find_containers
 from irmapdb.node.container_info import ContainerInfo, describe_all
 from irmapdb.node.criu_annotations import annotated_containers
+from irmapdb.node.engine_files import host_root
 from irmapdb.node.pool import Pool
 from irmapdb.node.services import find_services
 from irmapdb.record import Record
@@ -168,12 +169,13 @@ def _hooks(options: NodeCheckOptions) -> Callable[[ContainerInfo], bool]:
     wanted = options.hook
     if wanted is not None:
         return lambda _info: wanted
-    always = calls_hook("criu", options.criu_dir)
-    annotated = {one.id: one.file for one in annotated_containers(Path("/"))}
+    root = Path(host_root() or "/")
+    always = calls_hook("criu", options.criu_dir, root)
+    annotated = {one.id: one.file for one in annotated_containers(root)}
 
     @functools.cache
     def is_installed(engine: str | None) -> bool:
-        return calls_hook(engine, options.criu_dir)
+        return calls_hook(engine, options.criu_dir, root)
 
     def is_hooked(info: ContainerInfo) -> bool:
         named = annotated.get(info.id.rpartition("/")[2])

@@ -15,7 +15,7 @@ from irmapdb.kernel.child_call import ask_in_child
 from irmapdb.kernel.proc import tasks
 from irmapdb.kernel.proc.containers import find_containers
 from irmapdb.model import printable
-from irmapdb.node.engine_files import EngineFiles
+from irmapdb.node.engine_files import EngineFiles, host_root
 from irmapdb.node.engines import Subject, monitor_of, names_of, possible_ids
 from irmapdb.record import Record
 
@@ -78,7 +78,7 @@ def describe(container: Container, files: EngineFiles | None = None) -> Containe
 
     `files`: the files that were read for other containers of the same listing.
     """
-    files = files or EngineFiles()
+    files = files or EngineFiles(host_root())
     try:
         task = tasks.read_task(container.pid)
     except TaskError:
@@ -101,7 +101,7 @@ def describe_all(containers: Sequence[Container]) -> tuple[ContainerInfo, ...]:
     """
 
     def work() -> tuple[ContainerInfo, ...]:
-        files = EngineFiles()
+        files = EngineFiles(host_root())
         return tuple(describe(one, files) for one in containers)
 
     return ask_in_child(work, lambda _: tuple(map(_without_names, containers)), _PATIENCE_S)

@@ -15,6 +15,7 @@ import os
 import stat
 
 from irmapdb.errors import FileError
+from irmapdb.kernel.proc import mountinfo, procfs
 from irmapdb.ownership import belongs_to_us, open_directory
 
 TYPE_CHECKING = False
@@ -24,14 +25,34 @@ if TYPE_CHECKING:
 
     _Made = TypeVar("_Made")
 
-__all__ = ["EngineFiles", "parsed"]
+__all__ = ["EngineFiles", "host_root", "parsed"]
 
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+_INIT = 1
 _LIMIT_BYTES = 1 << 20
 """An OCI config.json with a seccomp profile has 50 KiB. A pod may have 256 KiB of annotations."""
 _MOST_NAMES = 10_000
 """The largest number of entries of a directory that are looked at."""
+
+
+def host_root() -> str:
+    """Where the root of the machine is mounted in ours; "" if it is ours, or not to be found.
+
+    In a container that shall look after its machine, such as a DaemonSet of Kubernetes, it is
+    `/host`, for example: there the root mount of init is mounted once more.
+    """
+    try:
+        own, inits = (os.readlink(f"{procfs.ROOT}/{pid}/ns/mnt") for pid in ("self", _INIT))
+        if own == inits:
+            return ""
+        tops = [one for one in mountinfo.read_mountinfo(_INIT) if one.mountpoint == b"/"]
+        for mount in mountinfo.read_mountinfo("self"):
+            if tops and (mount.kdev, mount.root) == (tops[-1].kdev, tops[-1].root):
+                return os.fsdecode(mount.mountpoint).rstrip("/")
+    except OSError:
+        return ""
+    return ""
 
 
 class EngineFiles:

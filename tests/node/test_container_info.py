@@ -16,11 +16,11 @@ from irmapdb.node.container_info import (
     describe,
     find_named,
 )
-from irmapdb.node.engine_files import EngineFiles
+from irmapdb.node.engine_files import EngineFiles, host_root
 from tests.support.proc_tree import HOST_MOUNTS, OWN_MOUNTS, task
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 HEX = "0123456789abcdef" * 4
@@ -345,6 +345,34 @@ def test_a_file_that_cannot_be_trusted_gives_no_name(
     assert (after.name, after.image, after.pod) == (None, None, None)
 
 
+ODD = (None, True, -1, 1 << 80, 0.5, "", "x", "\ud800", "a/b", "..", [], {}, [None], {"x": []})
+
+
+def _variants(document: Any) -> Iterator[Any]:
+    """The document with one part of it replaced, for each part and each odd value."""
+    yield from ODD
+    items = document.items() if isinstance(document, dict) else enumerate(document)
+    for key, value in items:
+        copy = document.copy()
+        for odd in _variants(value) if isinstance(value, dict | list) else ODD:
+            copy[key] = odd
+            yield copy
+
+
+@pytest.mark.parametrize("make", FILES, ids=lambda make: make.__name__[1:])
+def test_no_document_is_an_error(host: Host, make: Callable[[Host], None]) -> None:
+    make(host)
+    before = host.info()
+    path = host.root / FILES[make]
+    for variant in _variants(json.loads(path.read_text())):
+        path.write_text(json.dumps(variant))
+        info = host.info()
+        assert (info.id, info.cgroup) == (before.id, before.cgroup)
+        texts = (info.name, info.image, info.pod)
+        assert all(one is None or one.encode() for one in texts)
+        assert info.label
+
+
 @pytest.mark.parametrize(
     ("make", "file"),
     [
@@ -405,6 +433,21 @@ def test_a_name_that_is_too_long_is_none(host: Host) -> None:
     path = host.root / FILES[_docker]
     path.write_text(path.read_text().replace("/web", "/" + "w" * 100_000))
     assert host.info()[1:3] == (None, "nginx:1.27")
+
+
+def test_the_files_of_the_machine_may_be_below_a_mount(proc: Path) -> None:
+    """As in a DaemonSet, whose pod has the machine's root in a directory."""
+    assert host_root() == ""
+    (proc / "self").unlink()
+    (proc / "self").symlink_to("60")
+    mounts = f"{OWN_MOUNTS}95 90 8:1 /etc/criu /etc/criu rw - ext4 /dev/sda1 rw\n"
+    task(proc, 60, 50, 3000, mounts, "0::/kubepods/podx\n")
+    assert host_root() == ""
+    with (proc / "60" / "mountinfo").open("a") as file:
+        file.write("96 90 8:1 / /host ro - ext4 /dev/sda1 rw\n")
+    assert host_root() == "/host"
+    (proc / "1" / "mountinfo").unlink()
+    assert host_root() == ""
 
 
 # --- which container is meant ---------------------------------------------------------------------
