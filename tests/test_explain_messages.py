@@ -156,6 +156,7 @@ _OTHERS = {
     "no-space": "Can't write pages-1.img: No space left on device",
     "image-version": "Not supported images version 9",
     "image-damaged": "Magic doesn't match for core-1.img",
+    "descriptor": "Unable to open fd=5 id=0x16",
     "permission": "Can't open 12/mem on procfs: Operation not permitted",
     "no-such-task": "Can't open 12/stat on procfs: No such file or directory",
 }

@@ -107,7 +107,7 @@ def explain(
     database = named_database(db, work_dir)
     options = ExplainOptions(
         name="standard input" if is_stdin else render.shown(log or ""),
-        log_dir=None if is_stdin or log is None else os.fsencode(log.parent),
+        log=None if is_stdin or log is None else os.fsencode(log),
         work_dir=None if work_dir is None else os.fsencode(work_dir),
         database=None if database is None else os.fsencode(database),
         engine=None if engine is None else Engine(engine),

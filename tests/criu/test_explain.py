@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import socket
+import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from irmapdb.criu.explain.lines import Lines
-from irmapdb.criu.explain.messages import find_message
 from tests.support.cli import irmapdb
-from tests.support.criu import CriuRun, write_cache
+from tests.support.criu import write_cache
+from tests.support.explained import explained, stop_of
 from tests.support.filesystems import drop_caches, superblock_kdev
 from tests.support.notify import FAN_OPEN, IN_OPEN
 from tests.support.other_tasks import PROGRAMS, other_task
@@ -26,35 +25,8 @@ if TYPE_CHECKING:
     from tests.support.watcher import Watcher
 
 _HOOK = "irmapdb hook --install criu"
-
-
-def _explained(done: CriuRun, *options: str | Path) -> dict[str, Any]:
-    """What it says of the log; and no line of it is of an unknown kind."""
-    log = done.work / f"{done.action}.log"
-    _check_all_known(log.read_bytes())
-    said = irmapdb("explain", log, "--json", *options)
-    document = json.loads(said.out)
-    assert said.code == (0 if document["right"] else 3), said.err
-    assert document["criu"] is None or document["criu"].startswith("4.")
-    people = irmapdb("explain", log, *options)
-    assert people.code == said.code
-    for finding in document["findings"]:
-        assert (finding["command"] or "") in people.out
-    return document
-
-
-def _check_all_known(log: bytes) -> None:
-    for line in Lines([log], "log"):
-        if re.match(rb"(fsnotify|irmap): ", line.text):
-            assert find_message(line.text, in_cache=True), line
-
-
-def _stop(document: dict[str, Any]) -> dict[str, Any]:
-    """The finding that stopped CRIU: it comes first, and is the only one."""
-    assert document["outcome"] == "failed"
-    stops = [one for one in document["findings"] if one["stops"]]
-    assert stops == document["findings"][:1], document["findings"]
-    return stops[0]
+_VERBOSITY = {"4.1": "-v1", "4.2": "-v2", "4.3": "-v4"}
+"""Where the test is the same for each verbosity, another one for each version."""
 
 
 @pytest.mark.parametrize("verbosity", ["-v4", "-v3", "-v2", "-v1"])
@@ -66,7 +38,7 @@ def test_a_watch_on_overlayfs(
     watched = target.add_inotify(place.mountpoint / "dir/file")
     done = each_criu.dump(target.pid, tmp_path / "images", force_irmap=True, options=[verbosity])
     assert not done.ok
-    stop = _stop(_explained(done))
+    stop = stop_of(explained(done))
     assert (stop["name"], stop["command"]) == ("no-path", _HOOK)
     watch = stop["watch"]
     if verbosity == "-v1" and each_criu.version < "4.3":
@@ -87,11 +59,11 @@ def test_the_file_comes_from_the_machine_the_database_and_the_cache(
     place = area.place("overlay-lower")
     watched = target.add_inotify(place.directory / "file")
     done = criu.dump(target.pid, tmp_path / "images")
-    watch = _stop(_explained(done))["watch"]
+    watch = stop_of(explained(done))["watch"]
     assert (os.fsencode(watch["path"]), watch["path_from"]) == (watched.path, "task")
 
     def stored(*options: str | Path) -> tuple[str, str]:
-        watch = _stop(_explained(done, "--offline", *options))["watch"]
+        watch = stop_of(explained(done, "--offline", *options))["watch"]
         return watch["path"], watch["path_from"]
 
     assert stored() == (None, None)
@@ -113,7 +85,7 @@ def test_by_the_handle_in_the_log(
     assert not done.ok
     target.remove(watched)
     file.read_bytes()  # its name is cached
-    watch = _stop(_explained(done))["watch"]
+    watch = stop_of(explained(done))["watch"]
     assert watch["path_from"] == "handle"
     assert os.path.samefile(watch["path"], file)
 
@@ -129,7 +101,7 @@ def test_force_irmap(
         done = each_criu.dump(target.pid, tmp_path / "images", force_irmap=True)
         if not done.ok:
             break
-    stop = _stop(_explained(done))
+    stop = stop_of(explained(done))
     assert stop["name"] == "no-path"
     assert "--force-irmap" in stop["why"]
     assert stop["watch"]["kind"] == "fanotify"
@@ -146,7 +118,7 @@ def test_a_deleted_file_on_tmpfs(
     target.open(file)
     file.unlink()
     done = each_criu.dump(target.pid, tmp_path / "images")
-    stop = _stop(_explained(done))
+    stop = stop_of(explained(done))
     assert stop["name"] == "no-path-tmpfs"
     assert stop["watch"]["ino"] == watched.st_ino
     assert stop["command"] == f"irmapdb check -t {target.pid}"
@@ -162,7 +134,7 @@ def test_no_handle_in_fdinfo(
         done = each_criu.dump(target.pid, tmp_path / "images")
         if not done.ok:
             break
-    stop = _stop(_explained(done))
+    stop = stop_of(explained(done))
     assert stop["name"] == "no-handle"
     assert (stop["watch"]["wd"], stop["watch"]["ino"]) == (watched.wd, watched.st_ino)
 
@@ -176,16 +148,16 @@ def test_no_handle_in_fdinfo(
         ("cache-entry", lambda data: data[:12] + b"\xff" * len(data[12:])),
     ],
 )
-@pytest.mark.parametrize("verbosity", ["-v4", "-v1"])
 def test_a_damaged_cache(
-    each_criu: Criu, target: Watcher, tmp_path: Path, name: str, damage: Any, verbosity: str
+    each_criu: Criu, target: Watcher, tmp_path: Path, name: str, damage: Any
 ) -> None:
     target.add_inotify(tmp_path)
+    verbosity = _VERBOSITY[each_criu.version]
     cache = write_cache(tmp_path / "images", [(1, 2, b"/srv")])
     cache.write_bytes(damage(cache.read_bytes()))
     done = each_criu.dump(target.pid, tmp_path / "images", options=[verbosity])
     assert not done.ok
-    stop = _stop(_explained(done))
+    stop = stop_of(explained(done))
     if (name, verbosity) == ("cache-empty", "-v1"):
         assert stop["name"] == "image-damaged", "no line names the file"
         return
@@ -196,11 +168,11 @@ def test_a_damaged_cache(
 def test_an_action_script(each_criu: Criu, target: Watcher, tmp_path: Path) -> None:
     script = tmp_path / "irmapdb-hook"
     done = each_criu.dump(target.pid, tmp_path / "missing", action_script=script)
-    assert _stop(_explained(done))["name"] == "script-missing"
+    assert stop_of(explained(done))["name"] == "script-missing"
     script.write_text("#!/bin/sh\necho irmapdb-hook: not done: no memory\nexit 1\n")
     script.chmod(0o755)
     done = each_criu.dump(target.pid, tmp_path / "fails", action_script=script)
-    stop = _stop(_explained(done))
+    stop = stop_of(explained(done))
     assert (stop["name"], stop["topic"]) == ("script-failed", "action script")
     assert "no memory" in stop["why"]
 
@@ -216,7 +188,7 @@ def test_the_hook_ran_in_vain(area: MountArea, criu: Criu, target: Watcher, tmp_
         script.write_text(f"#!/bin/sh\necho 'irmapdb-hook: {said}'\n")
         script.chmod(0o755)
         done = criu.dump(target.pid, tmp_path / "images", action_script=script)
-        stop = _stop(_explained(done))
+        stop = stop_of(explained(done))
         assert said in stop["why"]
         assert stop["command"].startswith(command)
 
@@ -235,20 +207,17 @@ def test_a_dump_and_a_restore_that_pass(
     write_cache(images, [(kdev, one.st_ino, one.path) for one in watched])
     dumped = each_criu.dump(target.pid, images, leave_running=False, options=["--display-stats"])
     assert dumped.ok, dumped
-    document = _explained(dumped)
+    document = explained(dumped)
     assert (document["outcome"], document["action"], document["right"]) == ("success", "dump", True)
     assert (document["watches"], document["marks"], document["without_path"]) == (2, 1, 0)
     assert document["root"]["pid"] == target.pid
     assert document["irmap"]["entries"] == 3
     from_irmap = document["irmap"]["found"] + document["irmap"]["walked"]
     assert from_irmap == 3
-    stats = each_criu.stats(dumped)
-    assert document["irmap"]["time_us"] == stats["irmap_resolve"]
-    assert document["frozen_us"] == stats["frozen_time"]
 
     restored = each_criu.restore(target, images)
     assert restored.ok, restored
-    document = _explained(restored)
+    document = explained(restored)
     assert (document["outcome"], document["action"]) == ("success", "restore")
     assert (document["watches"], document["marks"]) == (2, 1)
 
@@ -265,7 +234,7 @@ def test_a_dump_without_a_path(
         dumped = each_criu.dump(target.pid, images)
         if None in [one.path for one in each_criu.dumped_watches(images)]:
             break
-    document = _explained(dumped)
+    document = explained(dumped)
     assert (document["outcome"], document["right"]) == ("success", False)
     assert document["without_path"] == 1
     (finding,) = document["findings"]
@@ -287,7 +256,7 @@ def test_a_restore_without_a_path(
     restored = each_criu.restore(target, images)
     if restored.ok:
         pytest.skip("the name was cached again")
-    stop = _stop(_explained(restored))
+    stop = stop_of(explained(restored))
     assert (stop["name"], stop["command"]) == ("restore-no-path", _HOOK)
     assert stop["watch"]["wd"] == watched.wd
     del dumped
@@ -304,8 +273,8 @@ def test_a_path_that_is_gone_before_the_restore(
     file.unlink()
     restored = each_criu.restore(target, images)
     assert not restored.ok
-    document = _explained(restored)
-    stop = _stop(document)
+    document = explained(restored)
+    stop = stop_of(document)
     assert document["action"] == "restore"
     assert stop["name"] == "restore-path-missing"
     assert "No such file or directory" in stop["why"]
@@ -314,10 +283,8 @@ def test_a_path_that_is_gone_before_the_restore(
 
 
 @pytest.mark.parametrize("name", list(PROGRAMS))
-@pytest.mark.parametrize("verbosity", ["-v4", "-v1"])
-def test_the_cause_is_none_of_ours(
-    each_criu: Criu, tmp_path: Path, name: str, verbosity: str
-) -> None:
+def test_the_cause_is_none_of_ours(each_criu: Criu, tmp_path: Path, name: str) -> None:
+    verbosity = _VERBOSITY[each_criu.version]
     path = tmp_path / "socket"
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(path))
@@ -327,7 +294,7 @@ def test_the_cause_is_none_of_ours(
             done = each_criu.dump(task.pid, tmp_path / "images", options=[verbosity])
             peer.close()
     assert not done.ok
-    stop = _stop(_explained(done))
+    stop = stop_of(explained(done))
     if (each_criu.version, stop["name"]) == ("4.1", "socket-option"):
         return  # since Linux 6.16, before CRIU looks at the connection
     assert (stop["name"], stop["ours"], stop["watch"]) == (name, False, None)
@@ -339,12 +306,71 @@ def test_a_log_of_runc_names_its_engine(
     target.add_inotify(area.place("overlay-lower").directory / "file")
     done = criu.dump(target.pid, tmp_path / "images")
     log = done.work / "dump.log"
-    assert _explained(done)["engine"] is None
+    assert explained(done)["engine"] is None
     line = b"(00.000176) Would overwrite RPC settings with values from /etc/criu/%s.conf\n"
     for runtime in (b"runc", b"crun"):
         log.write_bytes(line % runtime + done.log.encode())
-        document = _explained(done)
+        document = explained(done)
         assert document["engine"] == runtime.decode()
-        assert _stop(document)["command"] == f"irmapdb hook --install {runtime.decode()}"
-    document = _explained(done, "--engine", "cri-o")
+        assert stop_of(document)["command"] == f"irmapdb hook --install {runtime.decode()}"
+    document = explained(done, "--engine", "cri-o")
     assert (document["engine"], document["engine_is_given"]) == ("cri-o", True)
+
+
+def test_paths_of_scans_and_stale_entries(
+    area: MountArea, each_criu: Criu, target: Watcher, tmp_path: Path
+) -> None:
+    place = area.place("ext4")
+    first = target.add_inotify(place.mountpoint / "dir/file")
+    second = target.add_inotify(place.directory)
+    target.add_fanotify(place.mountpoint, what="mount")
+    kdev = superblock_kdev(place.mountpoint)
+    other = os.fsencode(place.mountpoint)
+    write_cache(tmp_path / "images", [(kdev, first.st_ino, other), (kdev, 1, b"/no-such-path")])
+    done = each_criu.dump(
+        target.pid,
+        tmp_path / "images",
+        force_irmap=True,
+        scan_paths=[place.mountpoint],
+        env={"CRIU_FAULT": "128"},
+    )
+    assert done.ok, done
+    document = explained(done)
+    assert document["outcome"] == "success"
+    irmap = document["irmap"]
+    assert (irmap["entries"], irmap["stale"], irmap["scanned"]) == (2, 1, 2)
+    assert (document["watches"], document["marks"]) == (2, 1)
+    assert {one.path for one in each_criu.dumped_watches(done.images)} >= {os.fsdecode(second.path)}
+
+
+def test_criu_pre_dump(each_criu: Criu, target: Watcher, tmp_path: Path) -> None:
+    target.add_inotify(tmp_path)
+    done = subprocess.run(
+        [each_criu.program, "pre-dump", "-t", str(target.pid), "-D", tmp_path, "-v4"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
+    )
+    said = irmapdb("explain", "--json", stdin=done.stdout + done.stderr)
+    document = json.loads(said.out)
+    if done.returncode == 0:
+        assert (document["outcome"], document["action"]) == ("success", "pre-dump")
+    else:  # a kernel without soft-dirty tracking
+        (finding,) = document["findings"]
+        assert (finding["name"], finding["ours"]) == ("soft-dirty", False)
+
+
+def test_statistics(each_criu: Criu, target: Watcher, tmp_path: Path) -> None:
+    target.add_inotify(tmp_path)
+    command = [each_criu.program, "dump", "-t", str(target.pid), "-D", tmp_path, "-R", "-v4"]
+    done = subprocess.run(
+        [*command, "--display-stats", "--no-default-config"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        check=True,
+    )
+    document = json.loads(irmapdb("explain", "--json", stdin=done.stdout).out)
+    stats = each_criu.show(tmp_path / "stats-dump")[0]["dump"]
+    assert document["frozen_us"] == stats["frozen_time"] > 0
+    assert document["irmap"]["time_us"] == stats["irmap_resolve"]

@@ -6,7 +6,7 @@ import os
 import re
 import shlex
 
-from irmapdb.criu.explain.engines import Engine, Help, help_for, option_help
+from irmapdb.criu.explain.engines import Engine, Help, engine_of, help_for, option_help, traces
 from irmapdb.criu.explain.lines import Lines
 from irmapdb.criu.explain.messages import Message, Remedy, Role
 from irmapdb.criu.explain.other_causes import OtherCause
@@ -34,8 +34,8 @@ class ExplainOptions(Record):
 
     name: str
     """The name of the log in messages, printable."""
-    log_dir: bytes | None
-    """The directory of the log; None for standard input."""
+    log: bytes | None
+    """The path of the log; None for standard input."""
     work_dir: bytes | None = None
     """CRIU's work dir; None: the directory of the log."""
     database: bytes | None = None
@@ -94,9 +94,13 @@ def explain(chunks: Iterable[bytes], options: ExplainOptions) -> Explanation:
     facts = read_log(Lines(chunks, options.name))
     if not facts.criu_lines and facts.outcome == Outcome.UNKNOWN:
         raise _no_log(facts, options.name)
-    engine = options.engine or facts.engine
+    path = None if options.log is None else os.path.abspath(options.log)
+    own = set() if path is None else traces(path, own=False)
+    engine = options.engine or engine_of(facts.engines | own)
     chosen = _chosen(facts)
-    work = options.work_dir or options.log_dir
+    work = options.work_dir
+    if work is None and options.log is not None:
+        work = os.path.dirname(options.log) or b"."
     database = options.database or (None if work is None else os.path.join(work, b"irmap.db"))
     finder = Finder(
         database=database,
@@ -151,9 +155,9 @@ def _stops(facts: LogFacts) -> list[Seen]:
     if watches:
         return watches[:1]
     known = [one for one in facts.seen if one.cause is not None and _role(one) is not Role.LOSS]
-    grave = [one for one in known if not getattr(one.cause, "is_often_harmless", False)]
+    grave = [one for one in known if not getattr(one.cause, "is_weak", False)]
     if known:
-        return (grave or known)[:1]
+        return grave[:1] or known[-1:]
     return [one for one in facts.seen if one.cause is None][:_MOST_UNKNOWN]
 
 

@@ -284,6 +284,14 @@ _WALK = (
 
 _RESTORE = (
     _fsnotify(
+        "restore-mount-point",
+        rb"Unable to open (?:mount point (?P<path>.{0,4096}) \(mnt_id " + _MNT + rb"|\(null\): Bad"
+        rb" address)",
+        Role.CAUSE,
+        "a fanotify mark was on a mount that the restored tree does not have",
+        Remedy.MOUNT,
+    ),
+    _fsnotify(
         "restore-no-path",
         rb"Unable to open (?:\(null\)|(?:ino|fano)tify by handle \(" + _DEV_INO + rb"\))",
         Role.CAUSE,
@@ -299,14 +307,6 @@ _RESTORE = (
         "the watched file was deleted before the dump, and the copy that CRIU made of it could "
         "not be opened",
         Remedy.REMOVE_WATCH,
-        _NEW,
-    ),
-    _fsnotify(
-        "restore-mount-point",
-        rb"Unable to open mount point (?P<path>.{0,4096}) \(mnt_id " + _MNT,
-        Role.CAUSE,
-        "a fanotify mark was on a mount that the restored tree does not have",
-        Remedy.MOUNT,
         _NEW,
     ),
     _fsnotify(

@@ -28,8 +28,8 @@ class OtherCause(Record):
     remedy: str
     option: str = ""
     """The option of CRIU that helps; empty if none does."""
-    is_often_harmless: bool = False
-    """Whether CRIU goes on after it, and most often passes."""
+    is_weak: bool = False
+    """Whether another error counts before it: CRIU goes on after it, or it has no reason."""
 
 
 OTHER_CAUSES = (
@@ -284,7 +284,7 @@ OTHER_CAUSES = (
         rb"rlimit: Can't setup RLIMIT_NOFILE for self",
         "CRIU could not raise its own limit of open files",
         "run it with CAP_SYS_RESOURCE",
-        is_often_harmless=True,
+        is_weak=True,
     ),
     OtherCause(
         "rlimit",
@@ -388,6 +388,15 @@ OTHER_CAUSES = (
         rb" bytes while",
         "an image is cut off or damaged",
         "if the message names irmap-cache, remove that file; else dump again",
+    ),
+    OtherCause(
+        "descriptor",
+        "descriptor",
+        rb"Unable to open fd=\d{1,10} id=",
+        "CRIU could not open a descriptor of a task again. Its number is in the message, and its "
+        "kind is in the line before it with -v4",
+        "restore again with -v4",
+        is_weak=True,
     ),
     OtherCause(
         "permission",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 
-from irmapdb.criu.explain.engines import Engine, engine_of, traces
+from irmapdb.criu.explain.engines import Engine, traces
 from irmapdb.criu.explain.messages import Message, Role, find_message
 from irmapdb.criu.explain.other_causes import OtherCause, find_consequence, find_other
 from irmapdb.model import FileHandle, InodeKey
@@ -92,7 +92,8 @@ class LogFacts(Record):
     version: str | None
     action: str | None
     outcome: str
-    engine: Engine | None
+    engines: frozenset[Engine]
+    """Those with a trace in the log."""
     root_pid: int | None
     root_comm: bytes | None
     counts: Counter[str]
@@ -139,6 +140,8 @@ _ACTIONS = (
     (b"Restoring processes", Action.RESTORE),
 )
 _STATS = re.compile(rb"(IRMAP resolve|Frozen) time: (\d{1,15}) us")
+_REASON = re.compile(rb": ([A-Z][^:\n]{2,80})\Z")
+"""The kernel's word for an error number, at the end of a message."""
 _HOOK = b"irmapdb-hook: "
 _LOG_FILE = re.compile(
     rb"(?:log file:? |path= ?|CRIU logfile |see the log )(/[^\s\"\\]{1,4096}\.log)"
@@ -188,7 +191,7 @@ class _Reader:
             version=self._version,
             action=self._action,
             outcome=self._outcome,
-            engine=engine_of(self._engines),
+            engines=frozenset(self._engines),
             root_pid=root_pid,
             root_comm=root_comm,
             counts=self._counts,
@@ -278,7 +281,8 @@ class _Reader:
             watch = self._watch if message.is_ours else None
             if watch is not None and "path" in named:
                 watch = watch._replace(path=_absolute(named["path"]))
-            why = named.get("why", b"")
+            reason = _REASON.search(line.text, found.start())
+            why = reason[1] if reason and line.level == b"Error" else b""
             self._keep(Seen(line.number, line.text[:_TEXT_BYTES], message, watch, why))
         elif message.role is Role.NAMES:
             self._name(line, message)
