@@ -85,6 +85,8 @@ LINES = {
     "convert a b --to js": ["convert", "a", "b", "--to", "json"],
     "show irmap-c": ["show", "irmap-cache"],
     "pre-dump -D ima": ["pre-dump", "-D", "images"],
+    "ps --by con": ["ps", "--by", "container"],
+    "ps --sort ins": ["ps", "--sort", "instances"],
     "check --criu-version 4.3": ["check", "--criu-version", "4.3"],
 }
 """What is typed before a Tab and Enter, and the arguments that irmapdb gets."""

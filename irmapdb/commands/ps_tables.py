@@ -17,6 +17,7 @@ from irmapdb.model import WatchKind
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from irmapdb.node.container_info import ContainerInfo
     from irmapdb.node.ps import WatchList
     from irmapdb.node.ps_groups import Grouping, GroupRow, Sort
     from irmapdb.node.ps_rows import LimitAdvice, ProcessRow, Usage
@@ -29,6 +30,8 @@ _LEAST_COMMAND = 20
 _LONGEST_PLACE = 24
 _LONGEST_USER = 12
 _GAP = 2
+_MOST_USES = 20
+"""The limit for users' shares of limits: a machine can have thousands of users."""
 
 _NOUNS = {
     WatchKind.INOTIFY: ("instances", "watches"),
@@ -71,18 +74,25 @@ def group_name(row: GroupRow, by: Grouping) -> str:
     """The name of a group in its table."""
     if by == "user" or row.name is None:
         return user_name(row.uid) if by == "user" else _NO_NAME[by]
-    name = render.printable(row.name)
     if row.mntns and row.container is not None:
-        return f"{render.printable_text(row.container.label)}: {name}"
-    return render.in_namespace(row.name, row.mntns) if by == "directory" else name
+        return _in_container(row.container, row.name)
+    return render.in_namespace(row.name, row.mntns)
+
+
+def _in_container(container: ContainerInfo, path: bytes) -> str:
+    return f"{render.printable_text(container.label)}: {render.printable(path)}"
 
 
 def print_watches(watch_list: WatchList) -> None:
     """Each watch and its path."""
-    rows = [
-        (*watch_cells(row.watch, row.comm), path_cell(row.path, row.why, row.mntns))
-        for row in watch_list.watches
-    ]
+    containers = {row.pid: row.container for row in watch_list.processes}
+    rows = []
+    for row in watch_list.watches:
+        cell = path_cell(row.path, row.why, row.mntns)
+        container = containers.get(row.watch.pid)
+        if row.path is not None and row.mntns and container is not None:
+            cell = _in_container(container, row.path)
+        rows.append((*watch_cells(row.watch, row.comm), cell))
     render.print_table((*COLUMNS, "path"), rows)
 
 
@@ -201,7 +211,7 @@ def print_limits(watch_list: WatchList) -> None:
             "" if usage.limit is None else f"{usage.limit:,}",
             _share(usage),
         )
-        for usage in used
+        for usage in used[:_MOST_USES]
     ]
     rows += [
         ("any", account.sysctl, "0", f"{limit:,}", "0%")
@@ -211,7 +221,9 @@ def print_limits(watch_list: WatchList) -> None:
     rows += [("", name, "", f"{limit:,}", "") for name, limit in watch_list.queues.items()]
     render.print_line("LIMITS")
     render.print_table(("user", "sysctl", "used>", "of>", "share>"), rows)
-    for usage in used:
+    if len(used) > _MOST_USES:
+        render.print_line(f"and {len(used) - _MOST_USES:,} smaller shares: --json has all")
+    for usage in used[:_MOST_USES]:
         if usage.below:
             of_it = f"{usage.below:,} of the {usage.used:,} {usage.account.sysctl}"
             render.print_line(f"{of_it} are in user namespaces of {user_name(usage.uid)}")

@@ -51,6 +51,7 @@ _HEAD_BYTES = 512
 _NEARLY = 0.8
 """The share of a limit from which on ps advises to raise it."""
 _LARGEST_SYSCTL = 0x7FFFFFFF
+_MOST_DIGITS = 19
 
 
 class PsOptions(Record):
@@ -163,10 +164,10 @@ def _rest(tree: Sequence[Task], options: PsOptions) -> Sequence[Task]:
 def _chosen(tree: Sequence[Task], wanted: Sequence[str]) -> Sequence[Task]:
     if not wanted:
         return tree
-    numbers = {int(one) for one in wanted if one.isdecimal()}
+    numbers = {_pid(one) for one in wanted if _is_number(one)}
     for number in numbers:
         tasks.require_task(number)
-    parts = [os.fsencode(one) for one in wanted if not one.isdecimal()]
+    parts = [os.fsencode(one) for one in wanted if not _is_number(one)]
     commands = read_command_lines([task.pid for task in tree]) if parts else {}
 
     def is_wanted(task: Task) -> bool:
@@ -174,6 +175,17 @@ def _chosen(tree: Sequence[Task], wanted: Sequence[str]) -> Sequence[Task]:
         return task.pid in numbers or any(part in task.comm or part in program for part in parts)
 
     return [task for task in tree if is_wanted(task)]
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdecimal()
+
+
+def _pid(text: str) -> int:
+    if len(text) > _MOST_DIGITS:  # int() refuses thousands of digits
+        message = f"{text[:_MOST_DIGITS]}… is not a process id"
+        raise TaskError(message, advice="give the number of a running process")
+    return int(text)
 
 
 def _watched(

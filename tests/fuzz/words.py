@@ -46,7 +46,7 @@ class _Config:
         self._path.write_bytes(data)
         with refusal(ConfigError):
             config = load_config(self._path)
-            for path in (*config.scan_paths, *config.hints):
+            for path in (*config.scan_paths, *config.hints, *config.skip_paths):
                 check(path.startswith(b"/") and b"\0" not in path, f"scan path {path!r}")
             _check_hook(config.hook)
             keep = config.retention
@@ -281,6 +281,7 @@ TARGETS = (
             word.encode()
             for word in (
                 *("[scan]\n", "[hook]\n", "[retention]\n", "paths", "hints", "skip-filesystems"),
+                "skip-paths",
                 *("timeout", "strict", "db", "automatic", "keep-runs", "keep-rows", " = "),
                 *("stale-older-than", "unused-older-than", '"30d"', "true", "1e999", "nan", "-inf"),
                 *('"/"', '"\\u001b"', "2026-11-28T00:00:00Z", "[[hook]]", "{", "}", '"""'),

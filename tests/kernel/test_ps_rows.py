@@ -240,6 +240,9 @@ def test_processes_are_chosen_by_pid_and_by_name(tree: list[Path]) -> None:
     with pytest.raises(TaskError, match="is not there"):
         _take(None, str(one.pid))
     assert irmapdb("ps", one.pid).code == 1
+    done = irmapdb("ps", "9" * 5000)
+    assert done.code == 1
+    assert "is not a process id" in done.said
     done = irmapdb("ps", "")
     assert done.code == 2
     assert "PROCESS is empty; give a process id" in done.said
@@ -389,3 +392,24 @@ def test_wrong_usage(words: str, said: str) -> None:
     done = irmapdb("ps", *words.split())
     assert (done.code, done.out) == (2, "")
     assert said in done.said
+
+
+def test_a_machine_with_many_users(tree: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    code = (
+        "for user in range(30):\n"
+        "    reader, writer = os.pipe()\n"
+        "    if os.fork() == 0:\n"
+        "        inotify(sys.argv[1])\n"
+        "        os.setuid(20000 + user)\n"
+        "        libc.prctl(1, 9)  # PR_SET_PDEATHSIG\n"
+        "        os.write(writer, b'x')\n"
+        "        threading.Event().wait()\n"
+        "    os.read(reader, 1)\n"
+    )
+    with program(code, tree[0]) as one:
+        out = irmapdb("ps", "-t", one.pid).out
+        document = json.loads(irmapdb("ps", "-t", one.pid, "--json").out)
+    assert out.count("fs.inotify.max_user_instances") <= 20
+    assert "and 40 smaller shares: --json has all" in out
+    uses = [use for use in document["users"] if use["uid"] >= 20000 and use["used"]]
+    assert len(uses) == 60

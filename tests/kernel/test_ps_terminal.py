@@ -215,10 +215,10 @@ def test_refreshes_take_no_more_memory(watcher: Watcher, tmp_path: Path) -> None
             status = Path(f"/proc/{task.pid}/status").read_text()
             return int(re.search(r"VmRSS:\s+(\d+)", status)[1])
 
-        _read_until(task.stdout.fileno(), b"\n}\n", 5)
+        _read_until(task.stdout.fileno(), b"\n}\n", 3)
         before = resident_kib()
         files = len(os.listdir(f"/proc/{task.pid}/fd"))
-        _read_until(task.stdout.fileno(), b"\n}\n", 30)
+        _read_until(task.stdout.fileno(), b"\n}\n", 12)
         assert resident_kib() < before + 4096
         assert len(os.listdir(f"/proc/{task.pid}/fd")) <= files + 2
         assert _interrupted(task) == (0, b"")

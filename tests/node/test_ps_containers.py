@@ -55,3 +55,6 @@ def test_a_directory_of_a_container_is_named_with_it(node: Node) -> None:
     listed = take(PsOptions(processes=(str(one.pid), str(other.pid)), config=Config(hints=())))
     assert {os.fsdecode(row.path) for row in listed.watches} == {"/srv/app", "/srv/app/file-0"}
     assert len({row.mntns for row in listed.watches}) == 2
+    out = irmapdb("ps", one.pid, other.pid).out
+    assert f"  {one.id}: /srv/app\n" in out
+    assert f"  {other.id}: /srv/app/file-0\n" in out
