@@ -112,6 +112,9 @@ else:
         def __len__(cls) -> int:
             return len(cls._words)
 
+        def __contains__(cls, text: object) -> bool:
+            return text in cls._words
+
     class Words(str, metaclass=_WordsType):
         """The texts of the class, each of them a member."""
 

@@ -128,6 +128,8 @@ class TheirWords(StrEnum):
 def test_words_are_read_as_an_enumeration():
     assert list(MyWords) == list(TheirWords) == ["one", "two-2"]
     assert len(MyWords) == len(TheirWords)
+    assert MyWords.ONE in MyWords
+    assert "three" not in MyWords
     for mine, theirs in zip(MyWords, TheirWords, strict=True):
         assert (mine.name, mine.value, str(mine), f"{mine}") == (
             theirs.name,
