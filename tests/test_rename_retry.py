@@ -16,7 +16,7 @@ A, B = (Identity(7, ino, FileHandle(1, b"%d" % ino)) for ino in (1, 2))
 
 def _root(kdev: int | None) -> SimpleNamespace:
     mount = None if kdev is None else SimpleNamespace(kdev=kdev)
-    return SimpleNamespace(mount_of=lambda _path: mount)
+    return SimpleNamespace(mounts=SimpleNamespace(of_path=lambda _path: mount))
 
 
 def _failed(path: bytes, source: Source, reason: StaleReason) -> Disproved:

@@ -136,6 +136,8 @@ def serve(job: Job) -> Served:
 
 
 def _serve(state: _State) -> Served:
+    if _left_s(state) <= 0:
+        _end(state)
     start_new_thread(_watch_the_time, (state,))
     again = True
     while again:
@@ -281,12 +283,20 @@ def _named(directory: AnyPath, name: str) -> bytes:
 def _watch_the_time(state: _State) -> None:
     # Writes the proved paths before the limit, even if the other thread is blocked.
     while True:
-        left_s = state.job.started_s + state.budget_s * _TO_WRITE - time.monotonic()
+        left_s = _left_s(state)
         if left_s <= 0:
-            break
+            _end(state)
+            return
         time.sleep(min(left_s, 0.25))
         if state.writing.locked():
             return
+
+
+def _left_s(state: _State) -> float:
+    return state.job.started_s + state.budget_s * _TO_WRITE - time.monotonic()
+
+
+def _end(state: _State) -> None:
     if not state.writing.acquire(blocking=False):
         return
     entries = state.survey.entries() if state.survey else []

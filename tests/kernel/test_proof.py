@@ -267,7 +267,7 @@ def test_what_may_wait_is_not_looked_up_for_a_reason(area, root, file):
         with server.silent():
             asked = call_in_child(lambda: disproof(root, shown, there), 10)
         assert asked is StaleReason.UNMOUNTED
-        root._is_local = lambda _fstype: True
+        root.is_local = lambda _fstype: True
         assert disproof(root, shown, there) is StaleReason.REPLACED
 
 
