@@ -32,7 +32,7 @@ def run(options: NodeCheckOptions, *, as_json: bool) -> None:
 
 
 def _print(report: NodeCheck, *, services: bool) -> None:
-    rows = (*report.containers, *report.services)
+    rows = sorted((*report.containers, *report.services), key=lambda one: one.rank)
     if rows:
         columns = ("container", "watches>", "survive", "verdicts", "worst reason")
         render.print_table(columns, [_row(one) for one in rows])

@@ -111,6 +111,12 @@ class ContainerCheck(Record):
     right: bool
     """Whether a restore sets every watch again."""
 
+    @property
+    def rank(self) -> tuple[bool, int, str]:
+        """For sorting: the container with the worst verdict first."""
+        severity = len(_SEVERITY) if self.worst is None else _SEVERITY.index(self.worst.verdict)
+        return self.right, severity, self.info.label
+
 
 class NodeCheck(Record):
     """The whole answer."""

@@ -194,6 +194,8 @@ def test_thirty_containers_of_ten_kinds(
     rows = _check_all(rig, monkeypatch, "--no-hook")
     assert [_state(made) for made in every] == before  # nothing stopped, nothing written
     table = irmapdb("check", "--all", "--no-hook").out.splitlines()
+    shown = [row for line in table if (row := rows.get(line.split(" ")[0]))]
+    assert [row["right"] for row in shown] == sorted(row["right"] for row in shown)
     for made in every:
         (line,) = (line for line in table if line.startswith(made.id))
         assert ("dump fails" in line) is rows[made.id]["fails"]
@@ -312,7 +314,7 @@ def test_the_services_of_the_host(cgroup: Path, tmp_path: Path) -> None:
 
 
 def test_a_node_without_a_container(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check_all, "find_containers", lambda: ())
+    monkeypatch.setattr(check_all, "find_containers", lambda *_: ())
     done = irmapdb("check", "--all")
     assert done == (0, "no container runs here\n", "")
     done = irmapdb("check", "--all", "--json")

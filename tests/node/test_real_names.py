@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from typing import TYPE_CHECKING
@@ -81,6 +82,28 @@ def test_runc(node: Node, tmp_path: Path) -> None:
     assert find_container(container.id[:-3]).pid == container.pid
     (shown,) = describe_all([c for c in find_containers() if c.pid == container.pid])
     assert shown == info
+
+
+def test_each_command_takes_a_container(node: Node, tmp_path: Path) -> None:
+    container = node.container()
+    container.add_inotify("/srv/app/file-1")
+    named = ("--container", container.id[:-2])
+    images = tmp_path / "images"
+    for command in ("pre-dump", "dump", "check"):
+        done = irmapdb(command, *named, "-D", images, "--json")
+        document = json.loads(done.out)
+        assert (document["pid"], done.code) == (container.pid, 0), done.err
+        assert [one["path"] for one in document["watches"]] == ["/srv/app/file-1"]
+    (images / "irmap-cache").unlink()
+    assert irmapdb("hook", *named, "-D", images).code == 0
+    assert (images / "irmap-cache").exists()
+    done = irmapdb("audit", *named, "-W", images, "--all", "--json")
+    assert [one["verdict"] for one in json.loads(done.out)["mappings"]] == ["valid"]
+    for command in ("pre-dump", "dump", "check", "hook", "audit", "ps"):
+        done = irmapdb(command, "--container", "irmapdb-absent")
+        assert (done.code, done.out) == (1, "")
+        assert "no container is called irmapdb-absent" in done.err
+        assert len(done.err.splitlines()) == 1
 
 
 def test_runc_with_its_own_state(node: Node) -> None:
