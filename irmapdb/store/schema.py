@@ -6,6 +6,7 @@ from sqlalchemy import insert
 
 from irmapdb.store import tables, version, views
 from irmapdb.store.connect import immediate, raw_of
+from irmapdb.store.values import new_uuid
 from irmapdb.store.version import read_revision
 
 TYPE_CHECKING = False
@@ -29,5 +30,6 @@ def create(connection: Connection, place: Place) -> None:
         tables.metadata.create_all(connection, checkfirst=False)
         tables.version_metadata.create_all(connection, checkfirst=False)
         views.create(connection)
+        connection.execute(insert(tables.origin), {"uuid": new_uuid()})
         connection.execute(insert(tables.alembic_version), {"version_num": version.HEAD})
         connection.exec_driver_sql(f"PRAGMA application_id = {version.APPLICATION_ID}")

@@ -34,6 +34,7 @@ __all__ = [
     "image_seen",
     "mapping",
     "metadata",
+    "origin",
     "run",
     "run_source",
     "tried",
@@ -150,7 +151,12 @@ run = Table(
     Column("frozen_resolve_us", Integer, nullable=False, server_default=text("0")),
     Column("paused", Integer, nullable=False, server_default=text("0")),
     Column("paused_us", Integer, nullable=False, server_default=text("0")),
+    # The same run in any copy of the database.
+    Column("uuid", Text, nullable=False, server_default=text("''")),
 )
+
+# One row: the UUID of the database. A copy of the file keeps it.
+origin = Table("origin", metadata, Column("uuid", Text, primary_key=True))
 
 # The number of identities that each resolver answered.
 run_source = Table(

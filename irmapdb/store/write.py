@@ -13,7 +13,7 @@ from irmapdb.store import image_list, retention, rows, tables
 from irmapdb.store.file import absolute
 from irmapdb.store.read import Reader
 from irmapdb.store.records import FileStamp
-from irmapdb.store.values import to_time, to_words
+from irmapdb.store.values import new_uuid, to_time, to_words
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -198,6 +198,7 @@ class Step(Reader):
             "started_at": to_time(started_at),
             "finished_at": to_time(finished_at),
             "outcome": to_words(outcome),
+            "uuid": new_uuid(),
             **{name: getattr(stats, name) for name in rows.STATS},
         }
         run_id = self._connection.execute(insert(tables.run), row).lastrowid
