@@ -29,6 +29,12 @@ keep-gone = "7d"                 # databases of ended containers
 
 [metrics]                        # of `irmapdb warm`, for Prometheus
 listen = "127.0.0.1:9742"        # a loopback port, or the path of a unix socket
+
+[fleet]                          # of `irmapdb fleet`; without a url, nothing is pushed
+url = "postgresql://push@db.example.org/irmapdb"  # never with a password: see docs/fleet.md
+interval = 300                   # seconds between two pushes of `irmapdb warm`
+node = "worker-17"               # the name of this node; its host name if not set
+cluster = "prod"
 """
 
 from __future__ import annotations
@@ -56,6 +62,7 @@ __all__ = [
     "HINTS",
     "UNWALKED_FILESYSTEMS",
     "Config",
+    "FleetConfig",
     "HookConfig",
     "ListenAddress",
     "MetricsConfig",
@@ -173,6 +180,18 @@ class MetricsConfig(Record):
     """None: the service serves no metrics."""
 
 
+class FleetConfig(Record):
+    """The settings of `irmapdb fleet`; the defaults apply without a `[fleet]`."""
+
+    url: str | None = None
+    """The server. None: the service does not push."""
+    interval_s: float = 300.0
+    """The seconds between two pushes of the service."""
+    node: str | None = None
+    """The name of this node; None: its host name."""
+    cluster: str | None = None
+
+
 class Config(Record):
     """All settings of the file; the defaults apply without a file."""
 
@@ -186,6 +205,7 @@ class Config(Record):
     retention: Retention = Retention()
     warm: WarmConfig = WarmConfig()
     metrics: MetricsConfig = MetricsConfig()
+    fleet: FleetConfig = FleetConfig()
 
     def walkable(self, fstype: str) -> bool:
         """Whether a filesystem may be walked if the user has not named it."""
@@ -206,6 +226,14 @@ def _listen_address(value: object, where: str) -> ListenAddress:
     message = f"{where}: {value!r} is no address of this machine alone"
     advice = 'write "127.0.0.1:9742", "[::1]:9742", or the absolute path of a socket'
     raise ConfigError(message, advice=advice)
+
+
+def _text(value: object, where: str) -> str:
+    # It may be a URL with a password, which no message repeats.
+    if not isinstance(value, str) or not value or not value.isprintable():
+        message = f"{where} is no text of printable characters"
+        raise ConfigError(message, advice="write it between quotes, or leave the line out")
+    return value
 
 
 def _share(value: object, where: str) -> float:
@@ -331,6 +359,12 @@ _ENTRIES: dict[str, dict[str, tuple[str, Callable[[object, str], Any]]]] = {
     "metrics": {
         "listen": ("listen", _listen_address),
     },
+    "fleet": {
+        "url": ("url", _text),
+        "interval": ("interval_s", _seconds),
+        "node": ("node", _text),
+        "cluster": ("cluster", _text),
+    },
     "warm": {
         "directory": ("directory", _directory),
         "interval": ("interval_s", _seconds),
@@ -388,6 +422,7 @@ def _config(document: dict[str, Any], source: str) -> Config:
         retention=Retention(**found["retention"]),
         warm=WarmConfig(**found["warm"]),
         metrics=MetricsConfig(**found["metrics"]),
+        fleet=FleetConfig(**found["fleet"]),
     )
 
 

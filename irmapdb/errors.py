@@ -14,6 +14,7 @@ __all__ = [
     "ConfigError",
     "DatabaseError",
     "FileError",
+    "FleetError",
     "FreezeError",
     "ImageError",
     "IrmapError",
@@ -104,3 +105,14 @@ class TaskError(IrmapError):
 
 class FreezeError(IrmapError):
     """The tasks could not all be stopped. None is left stopped."""
+
+
+class FleetError(IrmapError):
+    """The fleet's server cannot be reached, or refuses a statement."""
+
+    def __init__(
+        self, message: str, *, advice: str = "", remedy: str = "", is_temporary: bool = False
+    ) -> None:
+        super().__init__(message, advice=advice, remedy=remedy)
+        self.is_temporary = is_temporary
+        """Whether another try may succeed without a change: the connection was lost."""

@@ -17,7 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["SAVED", "Saved", "find", "why_empty"]
+__all__ = ["SAVED", "Saved", "find", "saved_query", "why_empty"]
 
 
 class Saved(Record):
@@ -32,14 +32,15 @@ class Saved(Record):
     """The meaning of an answer without rows; empty if it is obvious."""
 
 
-def _saved(
+def saved_query(
     name: str, about: str, sql: str, *, if_empty: str = "", **parameters: str | int | None
 ) -> Saved:
+    """A saved query; its SQL may be indented."""
     return Saved(name, about, dedent(sql).strip(), parameters, if_empty)
 
 
 _ALL = (
-    _saved(
+    saved_query(
         "stale",
         "stale mappings: since when, why, and the new path of the file",
         """
@@ -47,7 +48,7 @@ _ALL = (
         FROM stale_mappings
         """,
     ),
-    _saved(
+    saved_query(
         "unproved",
         "live mappings without a proof for so many days",
         """
@@ -57,7 +58,7 @@ _ALL = (
         """,
         days=7,
     ),
-    _saved(
+    saved_query(
         "unresolved",
         "watches of the last run without a path, and the answer of each resolver",
         """
@@ -65,7 +66,7 @@ _ALL = (
         FROM unresolved_watches
         """,
     ),
-    _saved(
+    saved_query(
         "who",
         "processes that watched the matching paths, in the last run",
         """
@@ -75,7 +76,7 @@ _ALL = (
         """,
         path="*",
     ),
-    _saved(
+    saved_query(
         "processes",
         "watches per process, in the last run",
         """
@@ -83,7 +84,7 @@ _ALL = (
         FROM watches_by_process
         """,
     ),
-    _saved(
+    saved_query(
         "directories",
         "watches per directory, in the last run",
         """
@@ -91,7 +92,7 @@ _ALL = (
         FROM watches_by_directory
         """,
     ),
-    _saved(
+    saved_query(
         "unwatched",
         "live mappings without a watch in the last run",
         """
@@ -99,7 +100,7 @@ _ALL = (
         FROM unwatched_mappings
         """,
     ),
-    _saved(
+    saved_query(
         "next-scan",
         "inodes that the next step must scan for",
         """
@@ -107,7 +108,7 @@ _ALL = (
         FROM next_scan
         """,
     ),
-    _saved(
+    saved_query(
         "links",
         "inodes with several paths",
         """
@@ -115,7 +116,7 @@ _ALL = (
         FROM inodes_with_several_paths
         """,
     ),
-    _saved(
+    saved_query(
         "shared",
         "different files under one device and inode number",
         """
@@ -123,7 +124,7 @@ _ALL = (
         FROM shared_inode_numbers
         """,
     ),
-    _saved(
+    saved_query(
         "history",
         "changes of one inode; name it as CRIU's log does",
         """
@@ -133,7 +134,7 @@ _ALL = (
         """,
         inode=None,
     ),
-    _saved(
+    saved_query(
         "changes",
         "changes of the mappings, in the last runs that changed any",
         """
@@ -143,7 +144,7 @@ _ALL = (
         """,
         runs=1,
     ),
-    _saved(
+    saved_query(
         "runs",
         "the last runs: the time of the freeze, and the source of the paths",
         """
@@ -154,7 +155,7 @@ _ALL = (
         """,
         runs=20,
     ),
-    _saved(
+    saved_query(
         "frozen",
         "the dumps with the longest freezes, and the parts of that time",
         """
@@ -171,7 +172,7 @@ _ALL = (
         "stats-dump in its work directory has frozen_time (crit show stats-dump)",
         runs=10,
     ),
-    _saved(
+    saved_query(
         "cache",
         "the entries of irmap-cache, in its order",
         """
@@ -184,14 +185,14 @@ _ALL = (
 SAVED = {one.name: one for one in _ALL}
 
 
-def find(name: str) -> Saved:
+def find(name: str, saved: Mapping[str, Saved] = SAVED) -> Saved:
     """Return the saved query of this name. UsageError lists the known ones."""
-    if name in SAVED:
-        return SAVED[name]
-    close = difflib.get_close_matches(name, SAVED, n=1)
+    if name in saved:
+        return saved[name]
+    close = difflib.get_close_matches(name, saved, n=1)
     nearest = f"did you mean {close[0]}? " if close else ""
     message = f"{name}: no saved query"
-    raise UsageError(message, advice=f"{nearest}there are {', '.join(sorted(SAVED))}")
+    raise UsageError(message, advice=f"{nearest}there are {', '.join(sorted(saved))}")
 
 
 def why_empty(sql: str) -> str:

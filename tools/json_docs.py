@@ -30,6 +30,7 @@ _ORDER = (
         "sql",
     ),
     *("hook", "warm"),
+    *("fleet-push", "fleet-check", "fleet-prune", "fleet-current"),
     *("db-current", "db-history"),
 )
 
@@ -56,7 +57,7 @@ def _common() -> dict[str, Any]:
 
 
 def _section(name: str, schema: dict[str, Any]) -> str:
-    words = name.replace("db-", "db ")
+    words = name.replace("db-", "db ").replace("fleet-", "fleet ")
     title = f"## irmapdb {words}\n\nSchema: `irmapdb/schemas/{name}.json`.\n\n"
     if "$ref" in schema:
         other = schema["$ref"].removesuffix(".json")

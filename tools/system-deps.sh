@@ -2,7 +2,7 @@
 set -eu
 
 wanted="bindfs btrfs-progs busybox criu debian-archive-keyring e2fsprogs erofs-utils fish fuse3 man-db
-        prometheus sqlite3 squashfs-tools strace uidmap util-linux xfsprogs zsh"
+        postgresql prometheus sqlite3 squashfs-tools strace uidmap util-linux xfsprogs zsh"
 # The tests of container engines want these programs, of whatever package: docker has some of them
 # in a package of its own, which conflicts with those of Debian.
 engines="containerd podman runc"

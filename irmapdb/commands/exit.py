@@ -69,6 +69,7 @@ _OPTIONS = {
     "root": "--root",
     "scan path": "--irmap-scan-path",
     "script": "--script",
+    "server": "--to",
     "timeout": "--timeout",
     "task": "-t",
     "work dir": "-W",

@@ -52,12 +52,13 @@ _MODULES = {
     "hook": "hook",
     "warm": "warm",
     "metrics": "metrics",
+    "fleet": "fleet",
     "db": "database",
 }
 """The module of each command, in the order of the help. A module can have several commands."""
 
 _TOLD_BY_THE_EXIT_CODE = {
-    *("pre-dump", "dump", "check", "explain", "diff", "audit", "prune", "hook", "warm"),
+    *("pre-dump", "dump", "check", "explain", "diff", "audit", "prune", "hook", "warm", "fleet"),
 }
 """Commands that print no table with -q."""
 

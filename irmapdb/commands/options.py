@@ -26,6 +26,7 @@ __all__ = [
     "Pid",
     "PrevImagesDir",
     "ScanPaths",
+    "ServerUrl",
     "Verbose",
     "WorkDirOption",
     "database_path",
@@ -36,6 +37,7 @@ __all__ = [
     "refuse_two_forms",
     "root_task",
     "root_task_if_given",
+    "server_url",
     "tree_option",
 ]
 
@@ -144,6 +146,15 @@ ConfigFile = Annotated[
         text="Configuration (TOML).  [default: /etc/irmapdb.toml, if it exists]",
     ),
 ]
+ServerUrl = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        help="The PostgreSQL server, without a password: `postgresql://USER@HOST/DATABASE`.  "
+        "[default: `[fleet] url`]",
+        show_default=False,
+    ),
+]
 AllRows = Annotated[
     bool, typer.Option("--all-rows", help="List every watch, also if there are many.")
 ]
@@ -214,3 +225,14 @@ def named_database(database: Path | None, work_dir: Path | None) -> Path | None:
     """--db, or IRMAPDB_DB if -W is not given; an empty variable counts as none."""
     text = os.environ.get("IRMAPDB_DB")
     return Path(text) if text and database is None and work_dir is None else database
+
+
+def server_url(to: str | None, config: Path | None) -> str:
+    """--to, or the URL of the configuration. UsageError if there is none."""
+    from irmapdb.config import load_config
+
+    url = to or load_config(config).fleet.url
+    if url is None:
+        message = "no server"
+        raise UsageError(message, advice="give --to URL, or set `url` in `[fleet]`")
+    return url

@@ -19,17 +19,21 @@ from irmapdb.commands.exit import end_with_findings
 from irmapdb.commands.options import (
     AsCsv,
     AsJson,
+    ConfigFile,
     Database,
+    ServerUrl,
     WorkDirOption,
     database_path,
     path_option,
     refuse_two_forms,
+    server_url,
 )
 from irmapdb.errors import FileError, SqlError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
+    from irmapdb.queries import Saved
     from irmapdb.store.ask import Answer, Ask, Value
 
 __all__ = ["add_to", "parse_parameter", "resolve"]
@@ -105,6 +109,11 @@ def sql(
     ] = _TIMEOUT_S,
     work_dir: WorkDirOption = None,
     db: Database = None,
+    to: ServerUrl = None,
+    fleet: Annotated[
+        bool, typer.Option("--fleet", help="Query the server of `[fleet] url`.")
+    ] = False,
+    config: ConfigFile = None,
 ) -> None:
     """Query the database with SQL, or with a saved query.
 
@@ -117,6 +126,9 @@ def sql(
 
     Without QUERY and FILE, irmapdb reads the SQL from stdin. If stdin is a terminal, it lists the
     saved queries. For an interactive session, use `sqlite3 -readonly`, `litecli` or `datasette`.
+
+    With --to or --fleet, the query goes to the PostgreSQL server of `irmapdb fleet`. It has other
+    saved queries and other views; `docs/fleet.md` lists them.
 
     Exits with 3 if the result has more rows than --limit.
 
@@ -131,13 +143,19 @@ def sql(
 
         irmapdb sql -f report.sql --csv > report.csv
 
+        irmapdb sql failing --to postgresql://grafana@db.example.org/irmapdb
+
     """
     refuse_two_forms(as_json, as_csv)
     form = Form.JSON if as_json else Form.CSV if as_csv else Form.TABLE
+    if to is not None and (db is not None or work_dir is not None):
+        message = "--to is a server, --db and -W are a file"
+        raise UsageError(message, advice="give one of them")
+    of_fleet = fleet or to is not None
     asks_nothing = query is None and file is None and sys.stdin.isatty()
     if list_saved or asks_nothing:
-        _print_saved(as_json=as_json)
-        if asks_nothing and not list_saved:
+        _print_saved(_saved_queries(of_fleet=of_fleet), as_json=as_json)
+        if asks_nothing and not list_saved and not of_fleet:
             sys.stdout.flush()
             render.say(_OTHER_TOOLS.format(database=render.shown(database_path(db, work_dir))))
         return
@@ -149,13 +167,50 @@ def sql(
     values = dict(map(parse_parameter, parameter or ()))
     name = "" if query is not None else _name(file)
     text = _read(file) if query is None else query
-    text, values = resolve(text, values)
+    text, values = resolve(text, values, _saved_queries(of_fleet=of_fleet))
     if print_sql:
         render.print_text(text)
+        return
+    if of_fleet:
+        url = server_url(to, config)
+        end_with_findings(
+            _answer_of_server(url, text, values, form, limit or None, timeout or None)
+        )
         return
     with _open(database_path(db, work_dir)) as ask:
         cut = _answer(ask, text, values, name, form, limit or None, timeout or None)
     end_with_findings(cut)
+
+
+def _saved_queries(*, of_fleet: bool) -> Mapping[str, Saved]:
+    if of_fleet:
+        from irmapdb.fleet.queries import SAVED
+    else:
+        from irmapdb.queries import SAVED
+    return SAVED
+
+
+def _answer_of_server(
+    url: str,
+    text: str,
+    values: dict[str, Value],
+    form: Form,
+    limit: int | None,
+    timeout_s: float | None,
+) -> bool:
+    from irmapdb.fleet.ask import ask
+    from irmapdb.fleet.server import find_server
+
+    answer = ask(find_server(url), text, values, limit=limit, timeout_s=timeout_s)
+    print_answer(answer, form)
+    if answer.cut:
+        _say_cut(answer)
+    return answer.cut
+
+
+def _say_cut(answer: Answer) -> None:
+    sys.stdout.flush()
+    render.say(f"cut after {render.count(len(answer.rows), 'row')}: --limit 0 has all")
 
 
 def _open(database: Path) -> Ask:
@@ -188,8 +243,7 @@ def _answer(
                 render.say(why)
             if answer.cut:
                 cut = True
-                sys.stdout.flush()
-                render.say(f"cut after {render.count(len(answer.rows), 'row')}: --limit 0 has all")
+                _say_cut(answer)
     except SqlError as error:
         if not name:
             raise
@@ -243,7 +297,9 @@ def _read(file: Path | None) -> str:
     return data.decode("utf-8", "surrogateescape")
 
 
-def resolve(text: str, values: dict[str, Value]) -> tuple[str, dict[str, Value]]:
+def resolve(
+    text: str, values: dict[str, Value], library: Mapping[str, Saved] | None = None
+) -> tuple[str, dict[str, Value]]:
     """The statement of a saved query with its parameters; any other text as it is.
 
     UsageError for an unknown name, and for a parameter that the query does not have.
@@ -253,7 +309,7 @@ def resolve(text: str, values: dict[str, Value]) -> tuple[str, dict[str, Value]]
     word = text.strip().removesuffix(";").strip()
     if not _NAME.fullmatch(word) or word.upper() in _BARE_STATEMENTS:
         return text, values
-    saved = queries.find(word)
+    saved = queries.find(word) if library is None else queries.find(word, library)
     for name in values:
         if name not in saved.parameters:
             known = ", ".join(saved.parameters) or "no parameter"
@@ -310,9 +366,7 @@ def parse_parameter(text: str) -> tuple[str, Value]:
         return name, raw
 
 
-def _print_saved(*, as_json: bool) -> None:
-    from irmapdb import queries
-
+def _print_saved(known: Mapping[str, Saved], *, as_json: bool) -> None:
     if as_json:
         render.print_json(
             [
@@ -322,7 +376,7 @@ def _print_saved(*, as_json: bool) -> None:
                     "parameters": dict(one.parameters),
                     "sql": one.sql,
                 }
-                for one in queries.SAVED.values()
+                for one in known.values()
             ]
         )
         return
@@ -337,6 +391,6 @@ def _print_saved(*, as_json: bool) -> None:
                 ),
                 one.about,
             )
-            for one in queries.SAVED.values()
+            for one in known.values()
         ],
     )

@@ -26,7 +26,7 @@ SCHEMAS = Path(irmapdb.__file__).parent / "schemas"
 
 def schema_name(words: Sequence[str]) -> str:
     """The schema of a command line, without its suffix."""
-    return "-".join(words[:2]) if words[0] == "db" else words[0]
+    return "-".join(words[:2]) if words[0] in {"db", "fleet"} else words[0]
 
 
 def documents(text: str) -> Iterator[Any]:

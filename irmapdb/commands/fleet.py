@@ -1,0 +1,389 @@
+"""Implements `irmapdb fleet`: the rows of all nodes in one PostgreSQL database."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from irmapdb.commands import render
+from irmapdb.commands.exit import end_with_findings
+from irmapdb.commands.options import AsJson, ConfigFile, ServerUrl, server_url
+from irmapdb.errors import UsageError
+
+if TYPE_CHECKING:
+    from irmapdb.fleet.check import DatabaseState, FleetState
+    from irmapdb.fleet.prune import FleetPruned
+    from irmapdb.fleet.push import Pushed
+    from irmapdb.fleet.schema import SchemaChange
+    from irmapdb.fleet.server import Server
+
+__all__ = ["add_to"]
+
+_KEEP = "90d"
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.add_typer(_fleet, name="fleet")
+
+
+_fleet = typer.Typer(
+    no_args_is_help=True,
+    help="Every node's history in one PostgreSQL database: init, push, check, prune, grant.",
+)
+
+_Databases = Annotated[
+    list[Path] | None,
+    typer.Argument(
+        readable=False,
+        metavar="[DB]...",
+        help="Databases.  [default: all in the directories of `[warm]` and `[hook] db`]",
+        show_default=False,
+    ),
+]
+_Node = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="The name of this node.  [default: `[fleet] node`, else the host name]",
+        show_default=False,
+    ),
+]
+
+
+@_fleet.command()
+def init(to: ServerUrl = None, config: ConfigFile = None) -> None:
+    """Make the tables and views on the server; upgrade them if they are there.
+
+    The database must exist, and your role must be its owner or may create tables in it. PostgreSQL
+    15 or newer. A password comes from PGPASSFILE (`~/.pgpass`) or from a service of libpq, never
+    from the URL.
+
+    Example:
+        irmapdb fleet init --to postgresql://irmapdb@db.example.org/irmapdb
+
+    """
+    from irmapdb.fleet import schema
+
+    server = _server(to, config)
+    _say_change(server, schema.init(server))
+
+
+@_fleet.command()
+def upgrade(to: ServerUrl = None, config: ConfigFile = None) -> None:
+    """Upgrade the tables and views of the server to the newest schema, all or nothing.
+
+    Example:
+        irmapdb fleet upgrade --to postgresql://irmapdb@db.example.org/irmapdb
+
+    """
+    from irmapdb.fleet import schema
+
+    server = _server(to, config)
+    _say_change(server, schema.upgrade(server))
+
+
+@_fleet.command()
+def current(to: ServerUrl = None, config: ConfigFile = None, as_json: AsJson = False) -> None:
+    """Print the schema revision of the server.
+
+    Example:
+        irmapdb fleet current --to postgresql://db.example.org/irmapdb
+
+    """
+    from irmapdb.fleet import schema
+
+    server = _server(to, config)
+    with server.connect() as connection, connection.begin():
+        revision = schema.current(connection)
+    if as_json:
+        document = {"server": server.name, "revision": revision, "newest": schema.HEAD}
+        render.print_json(document)
+        return
+    newest = "" if revision == schema.HEAD else f" (newest: {schema.HEAD})"
+    typer.echo(f"{revision or 'no tables of irmapdb'}{newest}")
+
+
+@_fleet.command()
+def push(
+    databases: _Databases = None,
+    to: ServerUrl = None,
+    node: _Node = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="The cluster of this node.  [default: `[fleet] cluster`]",
+            show_default=False,
+        ),
+    ] = None,
+    wait: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS", min=0, help="Try a lost connection again for so many seconds."
+        ),
+    ] = 10,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Send the rows that the server does not have yet.
+
+    These are the runs with their watches, the changes, and the mappings. Each database is one
+    transaction, so you can repeat or kill a push at any time: the server has each row once. A
+    database of an older schema is upgraded, with a backup beside it.
+
+    Exits with 3 if a database could not be read. The others are pushed.
+
+    Examples:
+        irmapdb fleet push --to postgresql://push@db.example.org/irmapdb
+
+        irmapdb fleet push --to postgresql:///?service=irmapdb /var/lib/ckpt/irmap.db
+
+    """
+    from irmapdb.config import load_config
+    from irmapdb.fleet import sources
+    from irmapdb.fleet.push import PushOptions
+    from irmapdb.fleet.push import push as run
+
+    settings = load_config(config)
+    server = _server(to, config)
+    paths = sources.find_databases(settings) if databases is None else databases
+    facts = sources.node_facts(node or settings.fleet.node, cluster or settings.fleet.cluster)
+    done = run(PushOptions(server, facts, sources.sources(paths), wait))
+    if as_json:
+        document = {"server": server.name, "node": facts.name}
+        render.print_json({**document, "databases": [_pushed_json(one) for one in done]})
+    else:
+        _show_pushed(done)
+    end_with_findings(any(one.problem for one in done))
+
+
+def _pushed_json(one: Pushed) -> dict[str, object]:
+    return {
+        "file": render.json_path(one.file),
+        "uuid": one.uuid,
+        "sent": None if one.sent is None else one.sent._asdict(),
+        "problem": one.problem,
+    }
+
+
+def _show_pushed(done: list[Pushed]) -> None:
+    if not done:
+        render.print_line("no databases")
+        return
+    rows = [
+        (*(f"{number:,}" for number in one.sent), render.shown(one.file))
+        for one in done
+        if one.sent is not None
+    ]
+    if rows:
+        columns = ("runs>", "watches>", "changes>", "mappings>", "database")
+        render.print_table(columns, rows)
+    for one in done:
+        if one.problem:
+            render.print_line(f"not pushed: {one.problem}")
+
+
+@_fleet.command()
+def check(
+    databases: _Databases = None,
+    to: ServerUrl = None,
+    node: _Node = None,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check the connection and the schema of the server, and how far this node is behind.
+
+    Exits with 3 if the server lacks a run of a database, if a database was never pushed or cannot
+    be read, or if another node has pushed a copy of it.
+
+    Example:
+        irmapdb fleet check --to postgresql://push@db.example.org/irmapdb
+
+    """
+    from irmapdb.config import load_config
+    from irmapdb.fleet import sources
+    from irmapdb.fleet.check import check as run
+
+    settings = load_config(config)
+    server = _server(to, config)
+    paths = sources.find_databases(settings) if databases is None else databases
+    name = sources.node_facts(node or settings.fleet.node).name
+    state = run(server, name, sources.sources(paths))
+    if as_json:
+        render.print_json(_state_json(server, state))
+    else:
+        _show_state(server, state)
+    end_with_findings(state.has_findings)
+
+
+def _state_json(server: Server, state: FleetState) -> dict[str, object]:
+    return {
+        "server": server.name,
+        "revision": state.revision,
+        "node": state.node,
+        "last_push_at": render.json_time(state.last_push_at),
+        "clock_offset_s": state.clock_offset_s,
+        "databases": [
+            {
+                "file": render.json_path(one.file),
+                "runs": one.runs,
+                "runs_behind": one.runs_behind,
+                "last_push_at": render.json_time(one.last_push_at),
+                "other_nodes": list(one.other_nodes),
+                "problem": one.problem,
+            }
+            for one in state.databases
+        ],
+    }
+
+
+def _show_state(server: Server, state: FleetState) -> None:
+    render.print_line(f"{server.name}: reachable, schema {state.revision}")
+    pushed = render.time_cell(state.last_push_at) or "never"
+    render.print_line(f"node {state.node}: last push {pushed}")
+    rows = [
+        (
+            f"{one.runs_behind:,}",
+            f"{one.runs:,}",
+            render.time_cell(one.last_push_at) or "never",
+            render.shown(one.file),
+        )
+        for one in state.databases
+        if not one.problem
+    ]
+    if rows:
+        render.print_table(("behind>", "runs>", "last push", "database"), rows)
+    for one in state.databases:
+        _show_finding(one)
+
+
+def _show_finding(one: DatabaseState) -> None:
+    if one.problem:
+        render.print_line(f"cannot be read: {one.problem}")
+    if one.other_nodes:
+        nodes = render.printable_text(", ".join(one.other_nodes))
+        render.print_line(f"{render.shown(one.file)}: a copy of it was pushed by {nodes}")
+
+
+@_fleet.command()
+def prune(
+    to: ServerUrl = None,
+    older_than: Annotated[
+        str, typer.Option(metavar="SPAN", help="Keep rows for this long: 30d, 26w.")
+    ] = _KEEP,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be deleted; delete nothing.")
+    ] = False,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Delete old rows from the server. Nothing is deleted there otherwise.
+
+    Runs, watches and changes are deleted by whole weeks. A stale mapping is deleted by the time
+    when it went stale, and a database with its mappings if it was not pushed since. Your role must
+    own the tables.
+
+    Example:
+        irmapdb fleet prune --to postgresql://irmapdb@db.example.org/irmapdb --older-than 26w
+
+    """
+    from irmapdb.durations import parse_duration
+    from irmapdb.fleet.prune import prune as run
+
+    try:
+        keep = parse_duration(older_than)
+    except ValueError as error:
+        message = f"--older-than: {error}"
+        raise UsageError(message) from error
+    pruned = run(_server(to, config), keep, dry_run=dry_run)
+    if as_json:
+        render.print_json(_pruned_json(pruned, dry_run=dry_run))
+        return
+    verb = "would go" if dry_run else "gone"
+    weeks = len({name[-7:] for name in pruned.partitions})
+    rest = (
+        render.count(pruned.mappings, "mapping"),
+        render.count(pruned.databases, "database"),
+        render.count(pruned.nodes, "node"),
+    )
+    render.print_line(
+        f"{verb}: {render.count(weeks, 'week')} before {pruned.before}, {', '.join(rest)}"
+    )
+
+
+def _pruned_json(pruned: FleetPruned, *, dry_run: bool) -> dict[str, object]:
+    return {
+        "dry_run": dry_run,
+        "before": pruned.before.isoformat(),
+        "partitions": list(pruned.partitions),
+        "mappings": pruned.mappings,
+        "databases": pruned.databases,
+        "nodes": pruned.nodes,
+    }
+
+
+@_fleet.command()
+def grant(
+    role: Annotated[str, typer.Argument(metavar="ROLE", help="A role of the server.")],
+    to: ServerUrl = None,
+    push_rows: Annotated[
+        bool,
+        typer.Option(
+            "--push", help="Let it push. It sees and changes only the nodes that it pushed."
+        ),
+    ] = False,
+    namespace: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Let it read the rows of this namespace. Repeatable.",
+            show_default=False,
+        ),
+    ] = None,
+    all_namespaces: Annotated[bool, typer.Option("--all", help="Let it read all rows.")] = False,
+    revoke: Annotated[bool, typer.Option("--revoke", help="Take all of this back.")] = False,
+    config: ConfigFile = None,
+) -> None:
+    """Let a role of PostgreSQL push, or read the rows of some namespaces of Kubernetes.
+
+    PostgreSQL enforces this by row-level security, in psql and Grafana too. The owner of the tables
+    sees all rows.
+
+    Examples:
+        irmapdb fleet grant nodes --push --to postgresql://irmapdb@db.example.org/irmapdb
+
+        irmapdb fleet grant team_a --namespace team-a --namespace shared
+
+    """
+    from irmapdb.fleet import access
+
+    if push_rows + bool(namespace) + all_namespaces + revoke != 1:
+        message = "one of --push, --namespace, --all and --revoke is needed"
+        raise UsageError(message, advice="give one of them; run grant again for another")
+    server = _server(to, config)
+    if revoke:
+        access.revoke(server, role)
+    elif push_rows:
+        access.grant_push(server, role)
+    else:
+        access.grant_read(server, role, namespace or [access.ALL_NAMESPACES])
+    render.say(f"{render.printable_text(role)}: done")
+
+
+def _server(to: str | None, config: Path | None) -> Server:
+    url = server_url(to, config)
+    from irmapdb.fleet.server import find_server
+
+    return find_server(url)
+
+
+def _say_change(server: Server, change: SchemaChange) -> None:
+    if change.old == change.new:
+        render.say(f"{server.name}: schema {change.new} already")
+    elif change.old is None:
+        render.say(f"{server.name}: schema {change.new} made")
+    else:
+        render.say(f"{server.name}: schema {change.old} → {change.new}")

@@ -1,0 +1,382 @@
+r"""Reads whole tables of one database at one moment, for a copy of the rows elsewhere.
+
+All reads are in one transaction, so the rows belong together also while another process writes.
+A database can hold any value in any column, so SQLite compares the types of each page of rows
+before Python gets them. Rows are tuples in the order of the `*_COLUMNS`:
+
+| kind of column | in a row |
+|---|---|
+| number | int, 64 bits signed; inode numbers as in the file |
+| path, comm, handle | bytes |
+| words | str without NUL; bytes that are no UTF-8 become `\xNN` |
+| time | str, UTC, `YYYY-MM-DD HH:MM:SS.ffffff` |
+
+Each of them is None where the column is NULL.
+"""
+
+from __future__ import annotations
+
+import re
+from contextlib import ExitStack
+from hashlib import blake2b
+
+from irmapdb.errors import DatabaseError
+from irmapdb.record import Record
+from irmapdb.store.failures import show, translated
+from irmapdb.store.place import open_place
+from irmapdb.store.raw import connect_raw
+from irmapdb.store.values import MAX_PATH_BYTES, from_time
+from irmapdb.store.version import HEAD, check_newest
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Iterator, Sequence
+    from types import TracebackType
+    from typing import Any, Self
+
+    from irmapdb.store.file import AnyPath
+
+__all__ = [
+    "CHANGE_COLUMNS",
+    "MAPPING_COLUMNS",
+    "RUN_COLUMNS",
+    "TRIED_COLUMNS",
+    "WATCH_COLUMNS",
+    "Last",
+    "RunRows",
+    "Snapshot",
+]
+
+_PAGE = 2000
+_MOST_WATCHES = 2_000_000
+_UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
+_KEY_BYTES = 16
+
+_NUMBER, _RAW, _WORDS, _TIME = "number", "raw", "words", "time"
+
+
+class _Column(Record):
+    name: str
+    kind: str
+    optional: bool = False
+
+    @property
+    def sql(self) -> str:
+        """The column as it is selected."""
+        return f"CAST({self.name} AS BLOB)" if self.kind in {_RAW, _WORDS} else self.name
+
+    @property
+    def check(self) -> str:
+        """A condition that holds for each value that irmapdb writes."""
+        kinds = {_NUMBER: "'integer'", _TIME: "'text'"}.get(self.kind, "'text', 'blob'")
+        null = ", 'null'" if self.optional else ""
+        check = f"typeof({self.name}) IN ({kinds}{null})"
+        if self.kind in {_RAW, _WORDS}:
+            check += f" AND coalesce(length(CAST({self.name} AS BLOB)), 0) <= {MAX_PATH_BYTES}"
+        return check
+
+
+def _numbers(names: str) -> tuple[_Column, ...]:
+    return tuple(_Column(name, _NUMBER) for name in names.split())
+
+
+_IDENTITY = (
+    *_numbers("dev ino"),
+    _Column("handle_type", _NUMBER, optional=True),
+    _Column("handle", _RAW, optional=True),
+)
+_RUN = (
+    _Column("id", _NUMBER),
+    _Column("uuid", _WORDS),
+    _Column("event", _WORDS),
+    _Column("pid", _NUMBER, optional=True),
+    _Column("comm", _RAW, optional=True),
+    _Column("started_at", _TIME),
+    _Column("finished_at", _TIME),
+    *_numbers("freezing_us frozen_us resolve_us watches resolved unresolved hits stale scanned"),
+    *_numbers("tasks_frozen reread_us reparsed confirm_us reproved"),
+    _Column("reproved_why", _WORDS),
+    *_numbers("frozen_resolve_us paused paused_us"),
+    _Column("outcome", _WORDS),
+)
+_WATCH = (
+    _Column("pid", _NUMBER),
+    _Column("comm", _RAW, optional=True),
+    _Column("fd", _NUMBER),
+    _Column("kind", _WORDS),
+    _Column("wd", _NUMBER),
+    *_IDENTITY,
+    *_numbers("mask ignored_mask mflags"),
+    _Column("path", _RAW, optional=True),
+    _Column("why", _WORDS, optional=True),
+    _Column("mntns", _NUMBER),
+)
+_TRIED = (
+    _Column("position", _NUMBER),
+    _Column("resolver", _WORDS),
+    _Column("note", _WORDS),
+)
+_SOURCE = (_Column("source", _WORDS), _Column("identities", _NUMBER))
+_CHANGE = (
+    _Column("id", _NUMBER),
+    _Column("run_id", _NUMBER, optional=True),
+    _Column("at", _TIME),
+    _Column("mapping_id", _NUMBER, optional=True),
+    _Column("kind", _WORDS),
+    *_IDENTITY,
+    _Column("path", _RAW),
+    _Column("old_path", _RAW, optional=True),
+    _Column("reason", _WORDS, optional=True),
+    _Column("mntns", _NUMBER),
+)
+_MAPPING = (
+    _Column("id", _NUMBER),
+    *_IDENTITY,
+    _Column("path", _RAW),
+    _Column("mntns", _NUMBER),
+    _Column("revalidate", _NUMBER),
+    _Column("source", _WORDS),
+    _Column("first_seen_at", _TIME),
+    _Column("validated_at", _TIME, optional=True),
+    _Column("last_used_at", _TIME, optional=True),
+    _Column("stale_at", _TIME, optional=True),
+    _Column("stale_reason", _WORDS, optional=True),
+)
+
+RUN_COLUMNS = tuple(one.name for one in _RUN)
+WATCH_COLUMNS = tuple(one.name for one in _WATCH)
+TRIED_COLUMNS = ("watch", *(one.name for one in _TRIED))
+"""`watch` is the number of the watch in its run, from 1."""
+CHANGE_COLUMNS = ("key", *(one.name for one in _CHANGE))
+"""`key` identifies the change in every copy of the database: 32 hex digits."""
+MAPPING_COLUMNS = ("key", *(one.name for one in _MAPPING))
+"""`key` is made of device, inode number, mount namespace and path: 32 hex digits."""
+
+
+class Last(Record):
+    """The last run and the last change of a database; 0 and "" where there is none."""
+
+    run_id: int = 0
+    run_uuid: str = ""
+    change_id: int = 0
+    change_key: str = ""
+
+
+class RunRows(Record):
+    """The rows that belong to one run."""
+
+    watches: list[tuple[Any, ...]]
+    """WATCH_COLUMNS, in the order of the run."""
+    tried: list[tuple[Any, ...]]
+    """TRIED_COLUMNS, in the order of the watches and resolvers."""
+    sources: list[tuple[str, int]]
+    """Each resolver, and the number of inodes that it answered."""
+
+
+class Snapshot:
+    """The rows of a database at one moment. A context manager; not for use by several threads."""
+
+    def __init__(self, raw: sqlite3.Connection, path: bytes) -> None:
+        self.path = path
+        """The file, absolute."""
+        self._raw = raw
+        self._stack = ExitStack()
+        self.origin = self._read_origin()
+        """The UUID of the database."""
+
+    @classmethod
+    def open(cls, path: AnyPath, *, wait_s: float = 10.0) -> Snapshot:
+        """Open a database of the newest schema for reading, also while another process writes.
+
+        Raises DatabaseError for an older schema, because it changes nothing.
+        """
+        with ExitStack() as stack:
+            place = stack.enter_context(open_place(path, write=False))
+            raw = stack.enter_context(connect_raw(place, write=False, wait_s=wait_s))
+            with translated(place.path, wait_s):
+                raw.execute("BEGIN")
+                check_newest(raw, place)
+                snapshot = cls(raw, place.path)
+            snapshot._stack = stack.pop_all()
+            return snapshot
+
+    @property
+    def schema(self) -> str:
+        """The revision of the schema."""
+        return HEAD
+
+    def last(self) -> Last:
+        """The last run and the last change."""
+        ids = [
+            self._raw.execute(f"SELECT max(id) FROM {table}").fetchone()[0] or 0  # noqa: S608 fixed
+            for table in ("run", "change")
+        ]
+        return Last(ids[0], self.run_uuid(ids[0]), ids[1], self.change_key(ids[1]))
+
+    def run_uuid(self, run_id: int) -> str:
+        """The UUID of a run; "" if there is no such run."""
+        found = self._read("run", _RUN, "id = ?", (run_id,))
+        return found[0][1] if found else ""
+
+    def change_key(self, change_id: int) -> str:
+        """The key of a change; "" if there is no such change."""
+        found = self._read("change", _CHANGE, "id = ?", (change_id,))
+        return _change_key(found[0]) if found else ""
+
+    def runs(self, after: int = 0) -> list[tuple[Any, ...]]:
+        """The runs with a larger id, oldest first: RUN_COLUMNS. DatabaseError for a bad UUID."""
+        found = []
+        known = set()
+        for row in self._pages("run", _RUN, after):
+            if not _UUID.fullmatch(row[1]) or row[1] in known:
+                raise self._damaged(f"run {row[0]} has no UUID of its own")
+            known.add(row[1])
+            found.append(row)
+        return found
+
+    def watch_counts(self, after: int = 0) -> dict[int, int]:
+        """The number of watches of each run with a larger id; a run without watches is missing."""
+        counted = self._fetch(
+            "SELECT run_id, count(*) FROM watch WHERE run_id > ? GROUP BY run_id", (after,)
+        )
+        counts = dict(counted)
+        for run_id, count in counts.items():
+            if count > _MOST_WATCHES:
+                raise self._damaged(f"run {run_id} has {count} watches")
+        return counts
+
+    def rows_of_runs(self, first: int, last: int) -> dict[int, RunRows]:
+        """The rows of each run with an id from `first` to `last`."""
+        ids = (first, last)
+        found: dict[int, RunRows] = {}
+        numbers: dict[int, tuple[int, int]] = {}
+
+        def of(run_id: int) -> RunRows:
+            return found.setdefault(run_id, RunRows([], [], []))
+
+        for run_id, watch_id, *row in self._read(
+            "watch", (*_numbers("run_id id"), *_WATCH), "run_id BETWEEN ? AND ?", ids, "run_id, id"
+        ):
+            rows = of(run_id).watches
+            rows.append(tuple(row))
+            numbers[watch_id] = run_id, len(rows)
+        of_watches = "watch_id IN (SELECT id FROM watch WHERE run_id BETWEEN ? AND ?)"
+        for watch_id, *row in self._read(
+            "tried", (_Column("watch_id", _NUMBER), *_TRIED), of_watches, ids, "watch_id, position"
+        ):
+            run_id, number = numbers[watch_id]
+            of(run_id).tried.append((number, *row))
+        for run_id, source, identities in self._read(
+            "run_source",
+            (_Column("run_id", _NUMBER), *_SOURCE),
+            "run_id BETWEEN ? AND ?",
+            ids,
+            "run_id, source",
+        ):
+            of(run_id).sources.append((source, identities))
+        return found
+
+    def changes(self, after: int = 0) -> Iterator[tuple[Any, ...]]:
+        """The changes with a larger id, oldest first: CHANGE_COLUMNS."""
+        for row in self._pages("change", _CHANGE, after):
+            yield _change_key(row), *row
+
+    def mappings(self) -> Iterator[tuple[Any, ...]]:
+        """Every mapping, the stale ones too: MAPPING_COLUMNS."""
+        for row in self._pages("mapping", _MAPPING, 0):
+            _, dev, ino, _, _, path, mntns, *_ = row
+            yield _digest((dev, ino, mntns, path)), *row
+
+    def close(self) -> None:
+        """Close the file. A second call does nothing."""
+        self._stack.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _read_origin(self) -> str:
+        found = self._fetch("SELECT CAST(uuid AS BLOB) FROM origin LIMIT 2", ())
+        uuids = [_words(row[0]) for row in found if row[0] is not None]
+        if len(uuids) != 1 or not _UUID.fullmatch(uuids[0]):
+            raise self._damaged(f"it has {'several UUIDs' if len(uuids) > 1 else 'no UUID'}")
+        return uuids[0]
+
+    def _pages(
+        self, table: str, columns: Sequence[_Column], after: int
+    ) -> Iterator[tuple[Any, ...]]:
+        while page := self._read(table, columns, "id > ?", (after,), "id", _PAGE):
+            yield from page
+            after = page[-1][0]
+
+    def _read(
+        self,
+        table: str,
+        columns: Sequence[_Column],
+        where: str,
+        values: tuple[int, ...],
+        order: str = "",
+        limit: int = -1,
+    ) -> list[tuple[Any, ...]]:
+        # All texts are ours. A row of another type than irmapdb writes is an error of the file.
+        names = ", ".join(one.sql for one in columns)
+        checks = " AND ".join(one.check for one in columns)
+        rows = self._fetch(
+            f"SELECT {names}, {checks} FROM {table} WHERE {where}"  # noqa: S608
+            f" {'ORDER BY ' + order if order else ''} LIMIT {limit}",
+            values,
+        )
+        if not all(row[-1] for row in rows):
+            raise self._damaged(f"{table} has a row that irmapdb does not write")
+        convert = [
+            (number, _words if one.kind == _WORDS else self._time)
+            for number, one in enumerate(columns)
+            if one.kind in {_WORDS, _TIME}
+        ]
+        return [_converted(row, convert) for row in rows]
+
+    def _time(self, value: str) -> str:
+        try:
+            from_time(value)
+        except ValueError as error:
+            raise self._damaged(str(error)) from error
+        return value
+
+    def _fetch(self, sql: str, values: tuple[int, ...]) -> list[tuple[Any, ...]]:
+        with translated(self.path):
+            return self._raw.execute(sql, values).fetchall()
+
+    def _damaged(self, what: str) -> DatabaseError:
+        return DatabaseError(
+            show(self.path), f"the database is damaged: {what}", advice="move it away"
+        )
+
+
+def _converted(row: tuple[Any, ...], convert: list[tuple[int, Any]]) -> tuple[Any, ...]:
+    values = list(row[:-1])
+    for number, function in convert:
+        if values[number] is not None:
+            values[number] = function(values[number])
+    return tuple(values)
+
+
+def _words(raw: bytes) -> str:
+    return raw.decode("utf-8", "backslashreplace").replace("\0", "\\x00")
+
+
+def _digest(values: tuple[Any, ...]) -> str:
+    return blake2b(repr(values).encode(), digest_size=_KEY_BYTES).hexdigest()
+
+
+def _change_key(row: tuple[Any, ...]) -> str:
+    # Without the numbers of the run and of the mapping: they become NULL when those are pruned.
+    change_id, _, at, _, *rest = row
+    return _digest((change_id, at, *rest))

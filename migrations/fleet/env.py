@@ -1,0 +1,22 @@
+"""What alembic runs for the fleet's database, in the transaction of its caller.
+
+irmapdb.fleet.schema calls it. A new revision: copy the last one in `versions`, then add it to
+REVISIONS in irmapdb/fleet/schema.py, and to irmapdb/fleet/tables.py the new columns. A change of
+irmapdb/fleet/views.sql needs a revision too, if only an empty one.
+"""
+
+from __future__ import annotations
+
+from alembic import context
+
+from irmapdb.fleet import views
+from irmapdb.fleet.schema import VERSION_TABLE
+from irmapdb.fleet.tables import metadata
+
+connection = context.config.attributes["connection"]
+
+context.configure(connection=connection, target_metadata=metadata, version_table=VERSION_TABLE)
+with context.begin_transaction():
+    views.drop(connection)
+    context.run_migrations()
+    views.create(connection)

@@ -1,0 +1,1 @@
+"""Tests of `irmapdb fleet`, on a real PostgreSQL."""
