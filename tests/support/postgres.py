@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Postgres", "require_postgres"]
 
+# Without fsync a commit is still in the kernel's memory after a crash of the server. Without
+# synchronous_commit it would be lost.
 _SETTINGS = {
     "fsync": "off",
     "full_page_writes": "off",
-    "synchronous_commit": "off",
     "listen_addresses": "",
     "max_connections": "200",
     "shared_buffers": "64MB",
