@@ -18,6 +18,7 @@ from bench.errors import BenchError
 from bench.figures import Figure, Goal, Row
 from bench.harness import Bench, Settings
 from bench.sections import (
+    archive,
     audit,
     check,
     containerd,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 _MODULES = (
     start,
     forms,
+    archive,
     pre_dump,
     dump,
     equal,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tests.fuzz import database, images, kernel_text, words
+from tests.fuzz import archives, database, images, kernel_text, words
 
 if TYPE_CHECKING:
     from tests.fuzz.target import Target
@@ -18,6 +18,7 @@ BY_NAME: dict[str, Target] = {
         *kernel_text.TARGETS,
         *words.TARGETS,
         *database.TARGETS,
+        *archives.TARGETS,
     )
 }
 """In the order in which `make fuzz` runs them."""
