@@ -23,9 +23,11 @@ from irmapdb.commands.options import (
     Verbose,
     WorkDirOption,
     database_path,
+    path_option,
     refuse_two_forms,
     root_task_if_given,
     tree_option,
+    value_option,
 )
 from irmapdb.commands.progress import Progress
 from irmapdb.errors import UsageError
@@ -64,11 +66,9 @@ def audit(
     container: ContainerName = None,
     root: Annotated[
         Path | None,
-        typer.Option(
-            readable=False,
+        path_option(
             metavar="DIR",
-            help="Look below this directory: an unpacked image, a mounted rootfs.  [default: /]",
-            show_default=False,
+            text="Look below this directory: an unpacked image, a mounted rootfs.  [default: /]",
         ),
     ] = None,
     search: Annotated[
@@ -77,34 +77,23 @@ def audit(
     ] = False,
     only: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="VERDICT",
-            help=f"List only this verdict, and fix no other: {', '.join(VERDICTS)}. Repeatable.",
-            show_default=False,
+        value_option(
+            "VERDICT",
+            f"List only this verdict, and fix no other: {', '.join(VERDICTS)}. Repeatable.",
         ),
     ] = None,
     path: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="GLOB",
-            help="Check only paths that match (`*` matches `/` too). Repeatable.",
-            show_default=False,
-        ),
+        value_option("GLOB", "Check only paths that match (`*` matches `/` too). Repeatable."),
     ] = None,
     dev: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="MAJOR:MINOR",
-            help="Check only paths on this device. Repeatable.",
-            show_default=False,
-        ),
+        value_option("MAJOR:MINOR", "Check only paths on this device. Repeatable."),
     ] = None,
     older_than: Annotated[
         str | None,
-        typer.Option(
-            metavar="SPAN",
-            help="Check only mappings whose last proof is older: 45s, 90m, 2h, 30d, 4w.",
-            show_default=False,
+        value_option(
+            "SPAN", "Check only mappings whose last proof is older: 45s, 90m, 2h, 30d, 4w."
         ),
     ] = None,
     list_all: Annotated[

@@ -26,6 +26,7 @@ from irmapdb.commands.options import (
     path_option,
     root_task,
     tree_option,
+    value_option,
 )
 from irmapdb.commands.progress import Progress
 from irmapdb.commands.restore_rows import check_before_restore
@@ -77,12 +78,10 @@ def check(
     ] = None,
     root: Annotated[
         Path | None,
-        typer.Option(
-            readable=False,
+        path_option(
             metavar="PATH",
-            help="With --images: the root to restore into.  [default: /; for the checkpoint of a "
+            text="With --images: the root to restore into.  [default: /; for the checkpoint of a "
             "container engine, the image of the container]",
-            show_default=False,
         ),
     ] = None,
     images_dir: Annotated[
@@ -103,11 +102,7 @@ def check(
     irmap_scan_path: ScanPaths = None,
     criu_version: Annotated[
         str | None,
-        typer.Option(
-            metavar="VERSION",
-            help="4.1, 4.2, 4.3 …  [default: from criu --version]",
-            show_default=False,
-        ),
+        value_option("VERSION", "4.1, 4.2, 4.3 …  [default: from criu --version]"),
     ] = None,
     hook: Annotated[
         bool,

@@ -25,6 +25,7 @@ from irmapdb.commands.options import (
     ScanPaths,
     Verbose,
     named_database,
+    path_option,
     positive_seconds,
     root_task,
 )
@@ -100,11 +101,9 @@ def dump(
     irmap_scan_path: ScanPaths = None,
     freeze_cgroup: Annotated[
         Path | None,
-        typer.Option(
-            readable=False,
+        path_option(
             metavar="PATH",
-            help="Freeze the tasks with this cgroup (v1 freezer or v2), and not only with ptrace.",
-            show_default=False,
+            text="Freeze the tasks with this cgroup (v1 freezer or v2), and not only with ptrace.",
         ),
     ] = None,
     timeout: Annotated[

@@ -18,6 +18,7 @@ from irmapdb.commands.options import (
     ContainerName,
     CriuWorkDir,
     ImagesDir,
+    path_option,
     root_task_if_given,
     tree_option,
 )
@@ -57,12 +58,10 @@ def hook(
     ] = None,
     script: Annotated[
         Path | None,
-        typer.Option(
-            readable=False,
+        path_option(
             metavar="FILE",
-            help="The script that CRIU calls. --install writes it, if FILE is no program of yours."
-            "  [default: /usr/local/libexec/irmapdb/irmapdb-hook]",
-            show_default=False,
+            text="The script that CRIU calls. --install writes it, if FILE is no program of "
+            "yours.  [default: /usr/local/libexec/irmapdb/irmapdb-hook]",
         ),
     ] = None,
     criu_dir: Annotated[

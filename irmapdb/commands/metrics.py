@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from irmapdb.commands import render
-from irmapdb.commands.options import ConfigFile, path_option
+from irmapdb.commands.options import ConfigFile, path_option, value_option
 
 __all__ = ["add_to"]
 
@@ -38,11 +38,10 @@ def metrics(
     ] = True,
     cgroup: Annotated[
         str | None,
-        typer.Option(
-            metavar="GLOB",
-            help="Only containers whose root task has a matching path in /proc/PID/cgroup: "
+        value_option(
+            "GLOB",
+            "Only containers whose root task has a matching path in /proc/PID/cgroup: "
             "'/kubepods*'.  [default: all]",
-            show_default=False,
         ),
     ] = None,
     run_dir: Annotated[

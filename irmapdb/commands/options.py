@@ -39,6 +39,7 @@ __all__ = [
     "root_task_if_given",
     "server_url",
     "tree_option",
+    "value_option",
 ]
 
 PID_ADVICE = "give the pid of the tree's root task, as you see it: `pgrep -o NAME` finds it"
@@ -72,6 +73,11 @@ def path_option(*names: str, metavar: str, text: str, envvar: str | None = None)
     return typer.Option(
         *names, readable=False, metavar=metavar, help=text, show_default=False, envvar=envvar
     )
+
+
+def value_option(metavar: str, text: str, *names: str, **rest: Any) -> Any:  # noqa: ANN401 typer's
+    """An option with a value, and its help, which tells the default."""
+    return typer.Option(*names, metavar=metavar, help=text, show_default=False, **rest)
 
 
 Pid = Annotated[int | None, tree_option("The root task of the tree: it and all its descendants.")]

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from irmapdb.commands import render
-from irmapdb.commands.options import AsJson, ConfigFile, Database, WorkDirOption, database_path
+from irmapdb.commands.options import (
+    AsJson,
+    ConfigFile,
+    Database,
+    WorkDirOption,
+    database_path,
+    value_option,
+)
 from irmapdb.commands.progress import Progress
 from irmapdb.errors import UsageError
 
@@ -29,38 +36,26 @@ def prune(
     db: Database = None,
     keep_runs: Annotated[
         int | None,
-        typer.Option(
-            metavar="N",
-            min=1,
-            help="Keep the newest N runs, with their watches.  [default: 1000]",
-            show_default=False,
-        ),
+        value_option("N", "Keep the newest N runs, with their watches.  [default: 1000]", min=1),
     ] = None,
     keep_rows: Annotated[
         int | None,
-        typer.Option(
-            metavar="N",
+        value_option(
+            "N",
+            "Keep at most N watches of all these runs, N changes, and N mappings that the last "
+            "run did not use.  [default: 200000]",
             min=1,
-            help="Keep at most N watches of all these runs, N changes, and N mappings that "
-            "the last run did not use.  [default: 200000]",
-            show_default=False,
         ),
     ] = None,
     stale_older_than: Annotated[
         str | None,
-        typer.Option(
-            metavar="SPAN",
-            help="Keep stale mappings and changes for this long: 12h, 30d, 8w.  [default: 30d]",
-            show_default=False,
+        value_option(
+            "SPAN", "Keep stale mappings and changes for this long: 12h, 30d, 8w.  [default: 30d]"
         ),
     ] = None,
     unused_older_than: Annotated[
         str | None,
-        typer.Option(
-            metavar="SPAN",
-            help="Keep a mapping for this long after its last use.  [default: 90d]",
-            show_default=False,
-        ),
+        value_option("SPAN", "Keep a mapping for this long after its last use.  [default: 90d]"),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print how many rows would be deleted; delete none.")

@@ -23,6 +23,7 @@ from irmapdb.commands.options import (
     ScanPaths,
     root_task_if_given,
     tree_option,
+    value_option,
 )
 from irmapdb.commands.progress import Progress
 from irmapdb.errors import UsageError
@@ -79,12 +80,10 @@ def ps(
     ] = "process",
     depth: Annotated[
         int | None,
-        typer.Option(
+        value_option(
+            "N",
+            "With --by directory: add up below the first N directories of each path.  [default: 3]",
             min=1,
-            metavar="N",
-            help="With --by directory: add up below the first N directories of each path.  "
-            "[default: 3]",
-            show_default=False,
         ),
     ] = None,
     sort: Annotated[
@@ -97,11 +96,10 @@ def ps(
     ] = "watches",
     top: Annotated[
         int | None,
-        typer.Option(
+        value_option(
+            "N",
+            "Print only the first N rows of each table. With 0, only the totals and limits.",
             min=0,
-            metavar="N",
-            help="Print only the first N rows of each table. With 0, only the totals and limits.",
-            show_default=False,
         ),
     ] = None,
     watch: Annotated[
@@ -109,11 +107,7 @@ def ps(
     ] = False,
     interval: Annotated[
         float | None,
-        typer.Option(
-            metavar="SECONDS",
-            help="With --watch: the pause between two refreshes.  [default: 2]",
-            show_default=False,
-        ),
+        value_option("SECONDS", "With --watch: the pause between two refreshes.  [default: 2]"),
     ] = None,
     search: Annotated[
         bool,
@@ -126,11 +120,10 @@ def ps(
     irmap_scan_path: ScanPaths = None,
     skip_path: Annotated[
         list[str] | None,
-        typer.Option(
+        value_option(
+            "PATH",
+            "Do not scan this directory, as seen from the root of the tasks. Repeatable.",
             "--skip-path",
-            metavar="PATH",
-            help="Do not scan this directory, as seen from the root of the tasks. Repeatable.",
-            show_default=False,
         ),
     ] = None,
     config: ConfigFile = None,

@@ -13,7 +13,7 @@ import typer
 
 from irmapdb.commands import render
 from irmapdb.commands.exit import end_with_findings
-from irmapdb.commands.options import AsJson, ConfigFile
+from irmapdb.commands.options import AsJson, ConfigFile, value_option
 from irmapdb.errors import UsageError
 from irmapdb.model import printable
 
@@ -38,19 +38,14 @@ def warm(
     ] = False,
     interval: Annotated[
         float | None,
-        typer.Option(
-            metavar="SECONDS",
-            help="Read the containers every so many seconds.  [default: 60]",
-            show_default=False,
-        ),
+        value_option("SECONDS", "Read the containers every so many seconds.  [default: 60]"),
     ] = None,
     cgroup: Annotated[
         str | None,
-        typer.Option(
-            metavar="GLOB",
-            help="Read only containers whose root task has a matching path in /proc/PID/cgroup: "
+        value_option(
+            "GLOB",
+            "Read only containers whose root task has a matching path in /proc/PID/cgroup: "
             "'/kubepods*'.  [default: all]",
-            show_default=False,
         ),
     ] = None,
     status: Annotated[
