@@ -17,9 +17,14 @@ _HEX = "0123456789abcdef" * 4
         ("/user.slice/user-1000.slice/session-3.scope", "session-3.scope"),
         (
             "/user.slice/user-1000.slice/user@1000.service/app.slice/code.service",
-            "code.service",
+            "user@1000.service/code.service",
         ),
-        ("/user.slice/user-1000.slice/user@1000.service/init.scope", "init.scope"),
+        (
+            "/user.slice/user-1000.slice/user@1000.service/init.scope",
+            "user@1000.service/init.scope",
+        ),
+        # A tenant's, with the name of another unit.
+        ("/system.slice/tenant.service/ssh.service", "tenant.service/ssh.service"),
         # The service has made cgroups of its own (Delegate=).
         ("/system.slice/docker.service/worker/3", "docker.service"),
         ("/system.slice/_cgroup.service", "cgroup.service"),
@@ -31,7 +36,7 @@ _HEX = "0123456789abcdef" * 4
         (f"/docker/{_HEX}", None),
     ],
 )
-def test_the_innermost_unit(path: str, unit: str | None) -> None:
+def test_the_unit_and_those_that_it_is_in(path: str, unit: str | None) -> None:
     assert unit_of({"": path}) == unit
     assert unit_of({"": "/", "name=systemd": path, "memory": "/a.service"}) == unit
     assert unit_of({"memory": path}) is None, "systemd names no unit there"

@@ -10,6 +10,7 @@ import sys
 import time
 from contextlib import redirect_stdout
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -233,16 +234,14 @@ def _print(
     if as_json:
         render.print_json(ps_json(watch_list, shown))
         return
-    if limits_first:
-        print_limits(watch_list)
-        render.print_line("")
+    parts = [partial(print_rows, watch_list, shown), partial(print_limits, watch_list)]
     if watch_list.watches and shown.by == "process":
-        print_watches(watch_list)
-        render.print_line("")
-    print_rows(watch_list, shown)
-    if not limits_first:
-        render.print_line("")
-        print_limits(watch_list)
+        parts.insert(0, partial(print_watches, watch_list))
+    # At a terminal, what is long and may be cut off comes last.
+    for number, part in enumerate(reversed(parts) if limits_first else parts):
+        if number:
+            render.print_line("")
+        part()
 
 
 # --- again and again ------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ for each process: the command line is cut, and so is the name of a container or 
 from __future__ import annotations
 
 import pwd
+from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from irmapdb.commands import render
@@ -37,12 +38,6 @@ _NOUNS = {
     WatchKind.INOTIFY: ("instances", "watches"),
     WatchKind.FANOTIFY: ("groups", "marks"),
 }
-_HEADS = {
-    "user": "user",
-    "container": "container",
-    "unit": "unit",
-    "directory": "directory",
-}
 _NO_NAME = {
     "user": "?",
     "container": "(in no container)",
@@ -60,6 +55,7 @@ class Shown(NamedTuple):
     """The number of rows of each table; None: all."""
 
 
+@cache
 def user_name(uid: int | None) -> str:
     """The name of a user, or the number if the user has no name here; `?` if it is not known."""
     if uid is None:
@@ -172,7 +168,7 @@ def _print_groups(watch_list: WatchList, shown: Shown, kind: WatchKind) -> None:
         if _numbers(row, kind)[1] or _numbers(row, kind)[0]
     ]
     top = rows if shown.top is None else rows[: shown.top]
-    heads = [f"{noun}>" for noun in _NOUNS[kind]] + ["processes>", _HEADS[shown.by]]
+    heads = [f"{noun}>" for noun in _NOUNS[kind]] + ["processes>", shown.by]
     cells = [
         (
             *(f"{number:,}" for number in _numbers(row, kind)),

@@ -22,7 +22,8 @@ class Place(Record):
     root_pid: int | None = None
     """The root task of the container; None also if irmapdb may not read its namespaces."""
     unit: str | None = None
-    """The innermost systemd unit: `ssh.service`. A container's engine makes a unit for it too."""
+    """The systemd unit: `ssh.service`, `user@1000.service/code.service`. A container's engine makes
+    a unit for it too."""
     cgroup: str | None = None
     """The path of its cgroup; None if that is the root."""
 
@@ -34,7 +35,8 @@ class Place(Record):
         """
         if self.container is not None:
             return self.container.label
-        return "" if self.unit is None else self.unit.removesuffix(".service")
+        units = [] if self.unit is None else self.unit.split("/")
+        return "/".join(unit.removesuffix(".service") for unit in units)
 
 
 def find_places(pids: Iterable[int]) -> dict[int, Place]:

@@ -31,7 +31,7 @@ class ProcessRow(Record):
     command: bytes = b""
     """Its command line, at most 4,096 bytes; b"" if it has none, or could not be read."""
     unit: str | None = None
-    """The innermost systemd unit; None if it is in none."""
+    """The systemd unit, behind those that it is in; None if it is in none."""
     cgroup: str | None = None
     """The path of its cgroup; None if that is the root."""
     container: ContainerInfo | None = None

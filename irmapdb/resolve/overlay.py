@@ -30,7 +30,6 @@ from irmapdb.resolve import engine
 from irmapdb.resolve.btrfs import BtrfsLookup
 from irmapdb.resolve.engine import Candidate, Deleted, Note
 from irmapdb.resolve.mount_points import at_mount_points
-from irmapdb.resolve.skip_paths import SkipPaths
 from irmapdb.resolve.upper_layer import UpperLayer, read_upper_layer
 from irmapdb.resolve.xfs import XfsParents
 
@@ -272,8 +271,10 @@ class _Overlay:
     def _skipped(self) -> frozenset[bytes]:
         # On the overlay, whose names are those of its upper layer.
         mount = self._mounts[0]
-        if mount.root != b"/":
+        if mount.root != b"/" or not self._root.skip_paths:
             return frozenset()
+        from irmapdb.resolve.skip_paths import SkipPaths  # noqa: PLC0415 the hook needs it rarely
+
         below = SkipPaths(self._root.skip_paths).below(mount.mountpoint)
         return frozenset(b"/" + path for path in below)
 

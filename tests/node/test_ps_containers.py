@@ -9,6 +9,7 @@ from irmapdb.config import Config
 from irmapdb.node.ps import PsOptions, take
 from tests.support.cli import irmapdb
 from tests.support.watcher import Watcher
+from tests.support.watching import program
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -58,3 +59,19 @@ def test_a_directory_of_a_container_is_named_with_it(node: Node) -> None:
     out = irmapdb("ps", one.pid, other.pid).out
     assert f"  {one.id}: /srv/app\n" in out
     assert f"  {other.id}: /srv/app/file-0\n" in out
+
+
+def test_a_process_that_entered_a_container_later_is_in_it(node: Node) -> None:
+    # As `podman exec` does: its parent is outside, and here also its cgroup.
+    container = node.container()
+    container.add_inotify("/srv/app")
+    enter = ["nsenter", "--mount", "--target", str(container.pid)]
+    with program("inotify('/srv/app/file-0', '/srv')", before=enter) as late:
+        found = take(PsOptions(by="container", config=Config(hints=())))
+        listed = take(PsOptions(processes=(str(late.pid),), config=Config(hints=())))
+    (row,) = (one for one in found.processes if one.pid == late.pid)
+    assert row.container is not None
+    assert row.container.id == container.id
+    (group,) = (one for one in found.groups if one.container and one.container.id == container.id)
+    assert (group.processes, group.watches) == (2, 3)
+    assert {one.path for one in listed.watches} == {b"/srv/app/file-0", b"/srv"}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Iterator, Sequence
 
 __all__ = ["program"]
@@ -40,7 +40,15 @@ def program(
 
     The code has `inotify(*paths)`, `libc`, and the arguments in `sys.argv`. `before` starts Python.
     """
-    command = [*before, sys.executable, "-I", "-S", "-c", _HEAD + code + _TAIL, *arguments]
+    command = [
+        *before,
+        os.path.realpath(sys.executable),
+        "-I",
+        "-S",
+        "-c",
+        _HEAD + code + _TAIL,
+        *arguments,
+    ]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         try:
             assert process.stdout is not None

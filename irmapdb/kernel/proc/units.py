@@ -19,16 +19,18 @@ _WITH_TASKS = (".service", ".scope", ".socket", ".mount", ".swap")
 
 
 def unit_of(cgroups: Mapping[str, str]) -> str | None:
-    """The innermost unit of a task with these cgroups, hierarchy → path; None if it is in none.
+    """The unit of a task with these cgroups, hierarchy → path; None if it is in none.
 
-    Within `user@1000.service` this is a unit of the user's own systemd.
+    A unit of a user's own systemd, or of a systemd in a container, stands behind the unit that it
+    is in: `user@1000.service/code.service`. So a tenant who makes a cgroup with the name of another
+    unit cannot be taken for that unit.
     """
     for hierarchy in _SYSTEMD:
-        for part in reversed(cgroups.get(hierarchy, "").split("/")):
-            # systemd puts `_` before a name that the kernel could take for a file of its own.
-            name = part.removeprefix("_")
-            if name.endswith(_WITH_TASKS):
-                return name
+        # systemd puts `_` before a name that the kernel could take for a file of its own.
+        parts = (part.removeprefix("_") for part in cgroups.get(hierarchy, "").split("/"))
+        units = [part for part in parts if part.endswith(_WITH_TASKS)]
+        if units:
+            return "/".join(units)
     return None
 
 
