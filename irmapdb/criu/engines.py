@@ -91,14 +91,16 @@ def calls_hook(
 ) -> bool:
     """Whether a file that CRIU reads under this engine names our script; it may not work.
 
-    `name` as in Engine. Any other is taken for runc, which most of them use.
+    `name` as in Engine. None, an unknown one, is taken for runc, which most of them use. Any other
+    starts CRIU by itself, as LXC does, so CRIU reads only its own file.
     """
-    runtime = name if name in _OWN_RUNTIME else "runc"
-    if name in _PROGRAMS and name not in _OWN_RUNTIME:
-        runtime = _configured(name, root)
-    known = _OWN_RUNTIME.get(runtime)
-    if known is None:
-        return False
+    if name is None:
+        runtime = "runc"
+    elif name in _PROGRAMS:
+        runtime = name if name in _OWN_RUNTIME else _configured(name, root)
+    else:
+        runtime = "criu"
+    known = _OWN_RUNTIME.get(runtime, Runtime.CRIU)
     read = config_files.read_by(known, directory)
     if known is Runtime.CRUN and why_not_read():
         read = read[:1]
