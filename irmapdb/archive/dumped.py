@@ -33,6 +33,8 @@ class DumpedWatch(Record):
     """Where its path comes from; None: it has no path, or its file was deleted."""
     origin: Origin | None
     """The source of its path; None: the root, or none at all."""
+    word: str
+    """The same in one word: `image`, `root`, the kind, `missing`, `deleted`, `handle`, `mount`."""
     where: str
     """The same for people: `the image`, `rootfs-diff.tar`, `missing (deleted.files has it)`."""
 
@@ -68,7 +70,7 @@ def read_dumped(path: Path) -> Dumped:
     ]
     starts = {start_of(watch) for _, watch in every if watch.path is not None}
     origins = read_origins(checkpoint, container, starts)
-    root = "the image" if container.is_of_engine else "the root"
+    root = "image" if container.is_of_engine else "root"
     return Dumped(
         checkpoint.files_img_path,
         container,
@@ -85,21 +87,24 @@ def start_of(watch: FsnotifyWatch | MountMark) -> tuple[bytes, int | None]:
 
 def _source(
     watch: FsnotifyWatch | MountMark, origins: Origins, root: str
-) -> tuple[OriginKind | None, Origin | None, str]:
+) -> tuple[OriginKind | None, Origin | None, str, str]:
     if isinstance(watch, FsnotifyWatch) and watch.identity.key in origins.ghosts:
-        return None, None, "a deleted file"
+        return None, None, "deleted", "a deleted file"
     if watch.path is None:
-        is_mark = not isinstance(watch, FsnotifyWatch)
-        return None, None, "its mount" if is_mark else "the handle, without a path"
+        if isinstance(watch, FsnotifyWatch):
+            return None, None, "handle", "the handle, without a path"
+        return None, None, "mount", "its mount"
     origin = origins.of(*start_of(watch))
     if origin is None:
-        gone = watch.path in origins.removed
-        return OriginKind.ROOT, None, "missing (deleted.files has it)" if gone else root
+        if watch.path in origins.removed:
+            return OriginKind.ROOT, None, "missing", "missing (deleted.files has it)"
+        return OriginKind.ROOT, None, root, f"the {root}"
     if origin.has_it is False:
-        return origin.kind, origin, f"missing ({origin.what} lacks it)"
+        return origin.kind, origin, "missing", f"missing ({origin.what} lacks it)"
+    where = origin.what
     if origin.source is not None:
-        return origin.kind, origin, f"{origin.what} ({printable(origin.source)} on the host)"
-    return origin.kind, origin, origin.what
+        where = f"{where} ({printable(origin.source)} on the host)"
+    return origin.kind, origin, str(origin.kind), where
 
 
 def _stats(checkpoint: CheckpointFiles) -> CriuStats | None:

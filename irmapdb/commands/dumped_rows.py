@@ -26,11 +26,13 @@ __all__ = [
     "print_container",
     "print_dumped",
     "print_fsnotify",
+    "print_sources",
     "print_stats",
     "stats_json",
     "wd_of",
 ]
 
+_MANY = 20
 IMAGE_COLUMNS = ("file>", "kind", "wd>", "inode")
 
 
@@ -74,9 +76,8 @@ def print_container(container: DumpedContainer) -> None:
     known += [f"pod {container.pod}"] if container.pod else []
     told = f"{name} ({', '.join(known)})" if known else name
     runtime = f" with {container.runtime}" if container.runtime else ""
-    version = (
-        f"CRIU {container.criu_version}" if container.criu_version else "CRIU of no known version"
-    )
+    known_version = f"CRIU {container.criu_version}" if container.criu_version else ""
+    version = known_version or "CRIU (its version is not in the checkpoint)"
     render.print_line(f"container {render.printable_text(told)}")
     render.print_line(f"image {render.printable_text(container.image or '?')}")
     render.print_line(f"{container.engine}{render.printable_text(runtime)}, {version}")
@@ -102,13 +103,28 @@ def print_dumped(dumped: Dumped) -> None:
                 (
                     *image_cells(one.file, one.watch),
                     f"{one.watch.mask:x}",
-                    one.where,
+                    one.word,
                     path_text(one.watch.path),
                 )
                 for one in dumped.watches
             ),
         )
+    print_sources(
+        (one.origin.what, one.origin.mount_source) for one in dumped.watches if one.origin
+    )
+    if dumped.stats is not None and "frozen_us" in dumped.stats.figures:
+        frozen_ms = dumped.stats.figures["frozen_us"] / 1000
+        render.print_line(f"CRIU froze the tasks for {frozen_ms:,.1f} ms")
     render.say(render.count(len(dumped.watches), "watch", "watches"))
+
+
+def print_sources(mounts: Iterable[tuple[str, bytes | None]]) -> None:
+    """The sources of bind mounts, with what needs them: the target host must have them."""
+    found = sorted({(what, source) for what, source in mounts if source is not None})
+    for what, source in found[:_MANY]:
+        render.print_line(f"{what}: {render.printable(source)} on the target host")
+    if len(found) > _MANY:
+        render.print_line(f"… and {len(found) - _MANY:,} more (--json has all)")
 
 
 def dumped_json(dumped: Dumped) -> dict[str, Any]:

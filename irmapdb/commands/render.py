@@ -251,7 +251,7 @@ def is_quiet() -> bool:
 
 _GREEN, _YELLOW, _RED = 32, 33, 31
 _COLOURS = {
-    _GREEN: "brought by-handle cache linked mount path proved ready there valid",
+    _GREEN: "brought by-handle cache image linked mount path proved ready there valid",
     _YELLOW: "changed moved new no-path options stale symlink to unknown unmounted unreachable "
     "walk",
     _RED: "deleted dropped failed fails gone missing no-filesystem no-restore other-type replaced "

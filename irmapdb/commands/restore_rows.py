@@ -13,6 +13,7 @@ from irmapdb.commands.dumped_rows import (
     inode_text,
     path_text,
     print_container,
+    print_sources,
     wd_of,
 )
 from irmapdb.commands.exit import end_with_findings
@@ -43,6 +44,7 @@ def _print_restore(report: RestoreCheck, *, all_rows: bool) -> None:
     rows = [_restore_row(one) for one in listed(report.watches, _comes_back, all_rows=all_rows)]
     if rows:
         render.print_table((*IMAGE_COLUMNS, "verdict", "from", "path"), rows)
+    print_sources((one.origin, one.mount_source) for one in report.watches if one.right)
     findings = (
         Finding(str(one.verdict), one.why, one.advice) for one in report.watches if one.advice
     )
@@ -64,7 +66,7 @@ def _comes_back(one: WatchRestore) -> bool:
 
 def _restore_row(one: WatchRestore) -> tuple[str, ...]:
     cells = image_cells(one.file, one.watch)
-    return (*cells, str(one.verdict), one.origin or "-", path_text(one.watch.path))
+    return (*cells, str(one.verdict), str(one.kind or "-"), path_text(one.watch.path))
 
 
 def _restore_document(report: RestoreCheck) -> dict[str, Any]:

@@ -103,6 +103,8 @@ class WatchRestore(Record):
     """The kind of `origin`; None if there is none, or no path."""
     source: bytes | None = None
     """The watched file on the host, if it is on a bind mount."""
+    mount_source: bytes | None = None
+    """The source of that mount."""
 
     @property
     def right(self) -> bool:
@@ -158,8 +160,8 @@ def _opened(root: Path) -> Iterator[int]:
 
 
 def _answer(one: DumpedWatch, seen: _Seen) -> WatchRestore:
-    source = None if one.origin is None else one.origin.source
-    return WatchRestore(one.file, one.watch, *seen, one.kind, source)
+    sources = (None, None) if one.origin is None else (one.origin.source, one.origin.mount_source)
+    return WatchRestore(one.file, one.watch, *seen, one.kind, *sources)
 
 
 class _Seen(Record):
