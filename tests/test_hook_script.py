@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Self
 import pytest
 
 from irmapdb.criu import hook_script
+from irmapdb.criu.hook_runs import read_runs
 from irmapdb.errors import FileError
 from irmapdb.files import replace_whole
 from irmapdb.kernel.proc.tasks import read_task
@@ -311,6 +312,9 @@ def test_a_slow_service_and_its_last_image(hook: Hook) -> None:
         assert (done.returncode, hook.starts()) == (0, 1)
         assert "last is used" in done.stderr
         assert (hook.work / "irmap-cache").read_bytes() == b"image"
+        (run,) = read_runs(hook.run_dir).last
+        assert (run.by, run.outcome, run.pid) == ("script", "last image", pid)
+        assert "last is used" in run.text
         assert [path.name for path in hook.work.iterdir()] == ["irmap-cache"]
         # Where others can write, or own the place, nothing is put.
         (hook.work / "irmap-cache").unlink()

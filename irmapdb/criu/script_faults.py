@@ -5,6 +5,7 @@ The script and its program are started only if no user but root can have changed
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import shlex
@@ -24,7 +25,13 @@ if TYPE_CHECKING:
     from irmapdb.criu.hook_script import InstalledScript
     from irmapdb.model import AnyPath
 
-__all__ = ["Fault", "find_script_faults", "move_command", "write_fault"]
+__all__ = [
+    "Fault",
+    "find_program_faults",
+    "find_script_faults",
+    "move_command",
+    "write_fault",
+]
 
 _PATIENCE_S = 30
 _WRITE = stat.S_IWGRP | stat.S_IWOTH
@@ -77,6 +84,28 @@ def write_fault(path: AnyPath) -> Fault | None:
     if found.st_mode & _WRITE and not is_sticky and not stat.S_ISLNK(found.st_mode):
         return Fault(f"others than root may write to {name}", _chmod("go-w", path))
     return None
+
+
+def find_program_faults(script: Path) -> tuple[Fault, ...]:
+    """Whether a user other than root could change the program and the modules of a script.
+
+    A script that cannot be read has none.
+    """
+    try:
+        installed = hook_script.read_script(script)
+    except FileError:
+        return ()
+    if installed is None:
+        return ()
+    packages = installed.packages.partition(b":")[0]
+    names = [installed.program, os.path.join(packages, b"irmapdb/criu") if packages else b""]
+    faults: dict[Fault, None] = {}
+    for path in (Path(os.fsdecode(name)) for name in names if name):
+        for one in (path, *path.parents):
+            with contextlib.suppress(OSError):
+                if (fault := write_fault(one)) is not None:
+                    faults[fault] = None
+    return tuple(faults)
 
 
 def move_command(path: AnyPath) -> str:

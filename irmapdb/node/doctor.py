@@ -197,6 +197,9 @@ class _Doctor:
                 install = self.install(_runtime_of(one.file))
                 for fault in script_faults.find_script_faults(script, install):
                     self._find_fault("script", fault)
+                # A checkout of a user is no fault if this user is trusted.
+                for fault in script_faults.find_program_faults(script):
+                    self.notes.append(Finding("rights", fault.text, fault.command))
 
     # --- irmapdb's own files ----------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from irmapdb.node.criu_annotations import annotated_containers
 from irmapdb.node.doctor import examine
 from irmapdb.node.service_faults import DoctorOptions
 from tests.support.cli import irmapdb
+from tests.support.hook import make_executable
 from tests.support.programs import SYSTEM_PATH
 from tests.support.terminal import at_terminal
 from tests.support.warm import WAIT_S
@@ -58,13 +59,14 @@ class Place:
             *("--run-dir", self.run, "--config", self.config),
         )
 
-    def without_starts(self) -> None:
+    def without_starts(self, *, real_criu: bool = False) -> None:
         """What takes time and is not what is tested: `criu check`, and the starts of Python."""
         self.in_process = True
         self.monkeypatch.setattr(hook_script, "find_python", lambda: Path(sys.executable))
         self.monkeypatch.setattr("irmapdb.commands.hook._compile", lambda: None)
         self.monkeypatch.setattr(script_faults, "_why_not_started", lambda _command: "")
-        self.monkeypatch.setattr(usable, "_run", lambda _program, _word: ("Version: 4.1.1", 0))
+        if not real_criu:
+            self.monkeypatch.setattr(usable, "_run", lambda _program, _word: ("Version: 4.1.1", 0))
 
     def engine(self, name: str, version: str = "1.2.3") -> None:
         program = self.programs / name
@@ -114,6 +116,7 @@ def place(tmp_path, monkeypatch, rig) -> Place:
 
 
 def test_a_machine_without_the_hook_is_mended_by_one_command(place):
+    place.without_starts()
     document = place.status()
     assert [one["about"] for one in document["findings"]] == ["hook-line"]
     assert document["criu"]["works"]
@@ -189,6 +192,24 @@ def test_a_python_that_finds_no_module_is_found(place, tmp_path):
     assert "No module named 'irmapdb.criu.hook_job'" in finding["text"]
 
 
+def test_a_program_that_another_user_may_change_is_noted(place, tmp_path):
+    place.install()
+    place.without_starts()
+    directory = tmp_path / "theirs"
+    directory.mkdir()
+    program = make_executable(directory)
+    text = place.script.read_bytes()
+    head, _, rest = text.partition(b"\nprogram=")
+    line = b"\nprogram='%b'\n" % os.fsencode(program)
+    place.script.write_bytes(head + line + rest.partition(b"\n")[2])
+    before = place.status()["notes"]
+    os.chown(directory, 12345, 0)
+    (note,) = (one for one in place.status()["notes"] if one not in before)
+    assert note["text"] == f"{directory} belongs to user 12345, and root relies on it"
+    place.call(note["command"])
+    assert place.status()["notes"] == before
+
+
 def test_a_script_of_another_user_is_not_started(place, tmp_path):
     place.install()
     started = tmp_path / "started"
@@ -232,6 +253,7 @@ def test_a_configuration_that_cannot_be_read_is_mended(place):
 
 
 def test_a_crun_that_reads_no_file_is_mended(place):
+    place.without_starts()
     (place.programs / "runc").unlink()
     place.engine("crun")
     assert "too old to read a configuration file of CRIU" in place.mend("crun")
@@ -243,6 +265,7 @@ def test_a_crun_that_reads_no_file_is_mended(place):
 
 def test_a_criu_that_is_missing_or_does_not_work_is_mended(place, rig):
     place.install()
+    place.without_starts(real_criu=True)
     good = place.programs / "criu"
     # In place of the package manager of this machine.
     installer = place.programs / "apt-get"
@@ -313,6 +336,8 @@ def test_a_failed_run_is_shown_until_one_passes(place, tmp_path):
     place.options = (*place.options[:4], "--run-dir", place.run, *place.options[6:])
     (place.run / hook_runs.NAME).unlink(missing_ok=True)
     place.install()
+    place.without_starts()
+    place.in_process = False
     assert place.status()["runs"] == []
     os.utime(place.script, (1, 1))
     broken = tmp_path / "broken-hook"
