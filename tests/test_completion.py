@@ -90,6 +90,7 @@ LINES = {
     "pre-dump -D ima": ["pre-dump", "-D", "images"],
     "ps --by con": ["ps", "--by", "container"],
     "ps --sort ins": ["ps", "--sort", "instances"],
+    "explain --engine pod": ["explain", "--engine", "podman"],
     "check --criu-version 4.3": ["check", "--criu-version", "4.3"],
 }
 """What is typed before a Tab and Enter, and the arguments that irmapdb gets."""

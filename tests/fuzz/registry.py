@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tests.fuzz import archives, database, images, kernel_text, words
+from tests.fuzz import archives, criu_log, database, images, kernel_text, words
 
 if TYPE_CHECKING:
     from tests.fuzz.target import Target
@@ -17,6 +17,7 @@ BY_NAME: dict[str, Target] = {
         *images.TARGETS,
         *kernel_text.TARGETS,
         *words.TARGETS,
+        *criu_log.TARGETS,
         *database.TARGETS,
         *archives.TARGETS,
     )

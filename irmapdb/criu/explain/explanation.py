@@ -6,13 +6,14 @@ import os
 import re
 import shlex
 
+from irmapdb import files
 from irmapdb.criu.explain.engines import Engine, Help, engine_of, help_for, option_help, traces
 from irmapdb.criu.explain.lines import Lines
-from irmapdb.criu.explain.messages import Message, Remedy, Role
+from irmapdb.criu.explain.messages import Message, Remedy, Role, find_message
 from irmapdb.criu.explain.other_causes import OtherCause
 from irmapdb.criu.explain.paths import Finder, FoundPath
 from irmapdb.criu.explain.reader import Action, LogFacts, Outcome, Seen, WatchFacts, read_log
-from irmapdb.errors import ImageError
+from irmapdb.errors import ImageError, IrmapError
 from irmapdb.model import format_kdev, printable
 from irmapdb.record import Record
 
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 __all__ = ["ExplainOptions", "Explanation", "Finding", "explain"]
 
 _MOST_UNKNOWN = 3
+_SAME_RUN_S = 60
+"""CRIU writes both at the end of a dump."""
+_STATS_BYTES = 1 << 16
 _OVERLAY = 0xF8
 _BTRFS = {0x4D, 0x4E, 0x4F}
 
@@ -97,10 +101,11 @@ def explain(chunks: Iterable[bytes], options: ExplainOptions) -> Explanation:
     path = None if options.log is None else os.path.abspath(options.log)
     own = set() if path is None else traces(path, own=False)
     engine = options.engine or engine_of(facts.engines | own)
-    chosen = _chosen(facts)
     work = options.work_dir
     if work is None and options.log is not None:
         work = os.path.dirname(options.log) or b"."
+    facts, problem = _with_statistics(facts, options.log, work)
+    chosen = [_of_cache(one, work) for one in _chosen(facts)]
     database = options.database or (None if work is None else os.path.join(work, b"irmap.db"))
     finder = Finder(
         database=database,
@@ -123,8 +128,34 @@ def explain(chunks: Iterable[bytes], options: ExplainOptions) -> Explanation:
         engine_is_given=options.engine is not None,
         findings=tuple(findings),
         without_path=without_path,
-        notes=(*_notes(facts), *finder.notes),
+        notes=(*_notes(facts), *problem, *finder.notes),
     )
+
+
+def _with_statistics(
+    facts: LogFacts, log: bytes | None, work: bytes | None
+) -> tuple[LogFacts, list[str]]:
+    """With the times of `stats-dump`, if it is of this dump; and remarks."""
+    if log is None or work is None or facts.irmap_us is not None:
+        return facts, []
+    if (facts.action, facts.outcome) != (Action.DUMP, Outcome.SUCCESS):
+        return facts, []
+    name = os.path.join(work, b"stats-dump")
+    try:
+        between_s = abs(os.stat(name).st_mtime - os.stat(log).st_mtime)
+    except OSError:
+        return facts, []
+    if between_s > _SAME_RUN_S:
+        return facts, []
+    from irmapdb.image.stats import decode_stats  # noqa: PLC0415 it imports protobuf
+
+    try:
+        data = files.read_whole(name, limit_bytes=_STATS_BYTES)
+        figures = decode_stats(data, printable(name)).figures
+    except IrmapError as error:
+        return facts, [str(error)]
+    irmap_us, frozen_us = (figures.get(field) for field in ("irmap_resolve_us", "frozen_us"))
+    return facts._replace(irmap_us=irmap_us, frozen_us=frozen_us), []
 
 
 def _no_log(facts: LogFacts, name: str) -> ImageError:
@@ -159,6 +190,18 @@ def _stops(facts: LogFacts) -> list[Seen]:
     if known:
         return grave[:1] or known[-1:]
     return [one for one in facts.seen if one.cause is None][:_MOST_UNKNOWN]
+
+
+def _of_cache(one: Seen, work: bytes | None) -> Seen:
+    # With less than -v3 this error does not name its file: look whether irmap-cache is empty.
+    if work is None or not one.text.startswith(b"Unexpected EOF"):
+        return one
+    try:
+        status = os.stat(os.path.join(work, b"irmap-cache"))
+    except OSError:
+        return one
+    found = find_message(one.text, in_cache=True) if status.st_size == 0 else None
+    return one if found is None else one._replace(cause=found[0])
 
 
 def _role(one: Seen) -> Role | None:

@@ -20,6 +20,7 @@ No pattern here can take more than linear time: each repetition is bounded.
 from __future__ import annotations
 
 import codecs
+import itertools
 import re
 
 from irmapdb.errors import FileError
@@ -92,12 +93,36 @@ class Lines:
         """The number of lines so far that begin as CRIU's own lines do, or have its level."""
 
     def __iter__(self) -> Iterator[LogLine]:
-        for number, raw, is_rest in _raw_lines(_decoded(self._chunks, self._name)):
-            self.number = number
+        for number, raw, is_rest in self._wanted():
             own = not is_rest and _OWN.match(raw) is not None
             self.own += own
-            if _is_wanted(raw):
-                yield from self._parsed(number, raw, own=own, is_rest=is_rest)
+            yield from self._parsed(number, raw, own=own, is_rest=is_rest)
+
+    def _wanted(self) -> Iterator[tuple[int, bytes, bool]]:
+        """Number, bytes, and whether it is the rest of a line that was too long."""
+        buffer, is_rest = b"", False
+        for chunk in _decoded(self._chunks, self._name):
+            block = buffer + chunk
+            end = block.find(b"\n") + 1 if is_rest else 0
+            if end:
+                for piece, _ in _pieces(block[: end - 1], is_rest=True):
+                    yield self.number + 1, piece, True
+                self.number += 1
+                is_rest = False
+            last = max(block.rfind(b"\n") + 1, end)
+            for number, line in _wanted_lines(block[end:last], self.number + 1):
+                for piece, rest in _pieces(line.removesuffix(b"\r"), is_rest=False):
+                    yield number, piece, rest
+            self.number += block.count(b"\n", end)
+            buffer = block[last:]
+            while len(buffer) > _LINE_BYTES:
+                piece, buffer = _cut(buffer)
+                yield self.number + 1, piece, is_rest
+                is_rest = True
+        if buffer:
+            self.number += 1
+            for piece, rest in _pieces(buffer.removesuffix(b"\r"), is_rest=is_rest):
+                yield self.number, piece, rest
 
     def _parsed(self, number: int, raw: bytes, *, own: bool, is_rest: bool) -> Iterator[LogLine]:
         ends = _QUOTED_OWN if own else _QUOTED_END
@@ -110,23 +135,36 @@ class Lines:
             yield _parsed(number, raw if own else _unquoted(raw), own=own, quoted=False)
 
 
-def _is_wanted(raw: bytes) -> bool:
-    # Most lines of -v4 are about other things. A word in a line costs far less than a pattern.
-    return (
-        b"fsnotify" in raw
-        or (b"irmap" in raw and raw[12:22] != b"irmap: Ref")  # a line for each file of a scan
-        or b"Error" in raw
-        or b"umping " in raw
-        or b"Restor" in raw
-        or b" fdinfo " in raw
-        or b"Version: " in raw
-        or b"RPC settings" in raw
-        or b"cg: " in raw
-        or b" time: " in raw
-        or b"criu" in raw
-        or b"CRIU" in raw
-        or b"log file" in raw
-    )
+_WORDS = (
+    *(b"fsnotify", b"irmap", b"Error", b"umping ", b"Restor", b" fdinfo ", b"Version: "),
+    *(b"RPC settings", b"cg: ", b" time: ", b"criu", b"CRIU", b"log file"),
+)
+"""A line without one of them means nothing here."""
+_FIRST_LINES = 100
+"""So many are read in any case: a log that was cut off early has nothing else."""
+
+
+def _wanted_lines(block: bytes, number: int) -> Iterator[tuple[int, bytes]]:
+    # Most lines of -v4 are about other things, and a word is found fast in many lines at once.
+    starts = {0} if number <= _FIRST_LINES and block else set()
+    starts |= {block.rfind(b"\n", 0, at) + 1 for word in _WORDS for at in _occurrences(block, word)}
+    if number <= _FIRST_LINES:
+        ends = itertools.islice(_occurrences(block, b"\n"), _FIRST_LINES - number + 1)
+        starts |= {end + 1 for end in ends if end + 1 < len(block)}
+    before = 0
+    for start in sorted(starts):
+        number += block.count(b"\n", before, start)
+        before = start
+        line = block[start : block.index(b"\n", start)]
+        if line[12:22] != b"irmap: Ref":  # a line for each file of a scan
+            yield number, line
+
+
+def _occurrences(block: bytes, word: bytes) -> Iterator[int]:
+    at = block.find(word)
+    while at >= 0:
+        yield at
+        at = block.find(word, at + 1)
 
 
 def _parsed(number: int, raw: bytes, *, own: bool, quoted: bool) -> LogLine:
@@ -179,24 +217,6 @@ def _unescape(found: re.Match[bytes]) -> bytes:
     if found[2] is not None:
         return bytes((int(found[2], 16),))
     return _SAME.get(found[3], found[3])
-
-
-def _raw_lines(chunks: Iterable[bytes]) -> Iterator[tuple[int, bytes, bool]]:
-    """Number, bytes, and whether it is the rest of a line that was too long."""
-    number, buffer, is_rest = 1, b"", False
-    for chunk in chunks:
-        lines = (buffer + chunk).split(b"\n")
-        buffer = lines.pop()
-        for line in lines:
-            for piece, rest in _pieces(line.removesuffix(b"\r"), is_rest=is_rest):
-                yield number, piece, rest
-            number, is_rest = number + 1, False
-        while len(buffer) > _LINE_BYTES:
-            piece, buffer = _cut(buffer)
-            yield number, piece, is_rest
-            is_rest = True
-    for piece, rest in _pieces(buffer.removesuffix(b"\r"), is_rest=is_rest):
-        yield number, piece, rest
 
 
 def _pieces(line: bytes, *, is_rest: bool) -> Iterator[tuple[bytes, bool]]:

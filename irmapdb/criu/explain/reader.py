@@ -12,11 +12,13 @@ from collections import Counter
 from irmapdb.criu.explain.engines import Engine, traces
 from irmapdb.criu.explain.messages import Message, Role, find_message
 from irmapdb.criu.explain.other_causes import OtherCause, find_consequence, find_other
-from irmapdb.model import FileHandle, InodeKey
+from irmapdb.model import FileHandle, InodeKey, WatchKind
 from irmapdb.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from irmapdb.criu.explain.lines import Lines, LogLine
 
 __all__ = ["Action", "LogFacts", "Outcome", "Seen", "WatchFacts", "read_log"]
@@ -48,8 +50,7 @@ class Outcome:
 class WatchFacts(Record):
     """The parts of a watch that a log has."""
 
-    kind: str | None = None
-    """`inotify` or `fanotify`."""
+    kind: WatchKind | None = None
     wd: int | None = None
     key: InodeKey | None = None
     handle: FileHandle | None = None
@@ -149,11 +150,11 @@ _LOG_FILE = re.compile(
 _ENGINE_ERROR = re.compile(rb"criu failed: type |CRIU (?:checkpointing|restoring) failed")
 _OF_RESTORE = ("restore", "add-watch", "next-wd", "wd-unsorted", "instance-", "group-", "collected")
 _BEGIN_WATCH = {
-    "inode": "inotify",
-    "mark": "fanotify",
-    "mount-mark": "fanotify",
-    "restoring-wd": "inotify",
-    "restoring-group": "fanotify",
+    "inode": WatchKind.INOTIFY,
+    "mark": WatchKind.FANOTIFY,
+    "mount-mark": WatchKind.FANOTIFY,
+    "restoring-wd": WatchKind.INOTIFY,
+    "restoring-group": WatchKind.FANOTIFY,
 }
 """Messages with which CRIU begins to work on a watch, and its kind."""
 _ASK_IRMAP = {"resolving", "checking", "queue"}
@@ -179,7 +180,8 @@ class _Reader:
         self._hook: bytes | None = None
         self._times_us: dict[bytes, int] = {}
         self._task: tuple[int, bytes] | None = None
-        self._watch = WatchFacts()
+        self._watch: dict[str, Any] = {}
+        """The known fields of WatchFacts: there can be millions of watches."""
         self._in_cache = False
 
     def facts(self, lines: Lines) -> LogFacts:
@@ -242,12 +244,12 @@ class _Reader:
             self._action = self._action or Action.DUMP
         elif found := _TASK.match(text):
             self._task = int(found[1]), found[2]
-            self._watch = WatchFacts(pid=self._task[0], comm=found[2])
+            self._watch = {"pid": self._task[0], "comm": found[2]}
             self._action = self._action or Action.DUMP
         elif found := _FDINFO.match(text):
             pid, fd = int(found[1]), int(found[2])
             comm = self._task[1] if self._task and self._task[0] == pid else None
-            self._watch = WatchFacts(pid=pid, comm=comm, fd=fd)
+            self._watch = {"pid": pid, "comm": comm, "fd": fd}
         elif found := _STATS.match(text):
             self._times_us[found[1]] = int(found[2])
         elif text.startswith(_HOOK):
@@ -278,7 +280,10 @@ class _Reader:
         if message.is_ours:
             self._know(message, named)
         if message.role in {Role.CAUSE, Role.LOSS}:
-            watch = self._watch if message.is_ours else None
+            if len(self._seen) >= _MOST_FINDINGS:
+                self._more_seen += 1
+                return
+            watch = WatchFacts(**self._watch) if message.is_ours else None
             if watch is not None and "path" in named:
                 watch = watch._replace(path=_absolute(named["path"]))
             reason = _REASON.search(line.text, found.start())
@@ -290,30 +295,36 @@ class _Reader:
     def _know(self, message: Message, named: dict[str, bytes]) -> None:
         # Remember the watch that CRIU works on.
         name = message.name
-        kept = self._watch
-        if name in _BEGIN_WATCH or (name in _ASK_IRMAP and _key(named) != kept.key):
-            kept = WatchFacts(kind=kept.kind, pid=kept.pid, comm=kept.comm, fd=kept.fd)
+        known = self._watch
+        key = _key(named)
+        if name in _BEGIN_WATCH or (name in _ASK_IRMAP and key != known.get("key")):
+            kept = ("kind", "pid", "comm", "fd")
+            known = self._watch = {part: known[part] for part in kept if part in known}
         if name == "path-hint":
-            kept = kept._replace(path=_absolute(named["path"]))
+            known["path"] = _absolute(named["path"])
         elif name in {"link", "tried-path"}:
-            kept = kept._replace(opens=True)
+            known["opens"] = True
         elif name == "handle":
-            kept = kept._replace(handle=_handle(named), handle_type=int(named["type"], 16))
-        if (key := _key(named)) is not None:
-            kept = kept._replace(key=key)
+            known["handle"] = _handle(named)
+            known["handle_type"] = int(named["type"], 16)
+        if key is not None:
+            known["key"] = key
         if "wd" in named:
-            kept = kept._replace(wd=int(named["wd"], 16), kind="inotify")
-        self._watch = kept._replace(kind=_BEGIN_WATCH.get(name, kept.kind))
+            known["wd"] = int(named["wd"], 16)
+            known["kind"] = WatchKind.INOTIFY
+        if name in _BEGIN_WATCH:
+            known["kind"] = _BEGIN_WATCH[name]
 
     def _name(self, line: LogLine, message: Message) -> None:
         # The watch of the cause before it; without one, this line is all that there is.
         for index in reversed(range(len(self._seen))):
             seen = self._seen[index]
             if isinstance(seen.cause, Message) and seen.cause.role is Role.CAUSE:
-                known = self._watch._replace(path=seen.watch.path if seen.watch else None)
-                self._seen[index] = seen._replace(watch=known)
+                path = seen.watch.path if seen.watch else None
+                watch = WatchFacts(**{**self._watch, "path": path})
+                self._seen[index] = seen._replace(watch=watch)
                 return
-        self._keep(Seen(line.number, line.text[:_TEXT_BYTES], message, self._watch))
+        self._keep(Seen(line.number, line.text[:_TEXT_BYTES], message, WatchFacts(**self._watch)))
 
     def _keep(self, seen: Seen) -> None:
         if len(self._seen) < _MOST_FINDINGS:
