@@ -187,7 +187,7 @@ def _hooks(options: NodeCheckOptions) -> Callable[[ContainerInfo], bool]:
         named = annotated.get(info.id.rpartition("/")[2])
         if named is None or always:
             return is_installed(info.engine)
-        return bool(named) and names_hook(Path(named))
+        return bool(named) and names_hook(root / named.lstrip("/"))
 
     return is_hooked
 

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tests.fuzz import archives, criu_log, database, images, kernel_text, words
+from tests.fuzz import (
+    archives,
+    criu_log,
+    database,
+    engine_files,
+    images,
+    kernel_text,
+    words,
+)
 
 if TYPE_CHECKING:
     from tests.fuzz.target import Target
@@ -19,6 +27,7 @@ BY_NAME: dict[str, Target] = {
         *words.TARGETS,
         *criu_log.TARGETS,
         *database.TARGETS,
+        *engine_files.TARGETS,
         *archives.TARGETS,
     )
 }
