@@ -22,7 +22,7 @@ from irmapdb.criu.engines import calls_hook, names_hook
 from irmapdb.errors import TaskError
 from irmapdb.kernel.proc import tasks
 from irmapdb.kernel.proc.containers import find_containers
-from irmapdb.node.container_info import ContainerInfo, describe_all
+from irmapdb.node.container_info import ContainerInfo, describe_all, runtime_of
 from irmapdb.node.criu_annotations import annotated_containers
 from irmapdb.node.engine_files import host_root
 from irmapdb.node.pool import Pool
@@ -145,13 +145,13 @@ def check_all(options: NodeCheckOptions) -> NodeCheck:
     found = find_containers(options.cgroup)
     is_hooked = _hooks(options)
     subjects = [
-        _Subject(info, one.pid, one.starttime, is_hooked(info))
+        _Subject(info, one.pid, one.starttime, is_hooked(info, runtime_of(one)))
         for one, info in zip(found, describe_all(found), strict=True)
     ]
     containers = len(subjects)
     if options.services:
         subjects += [
-            _Subject(one.info, one.pid, one.starttime, is_hooked(one.info._replace(engine="criu")))
+            _Subject(one.info, one.pid, one.starttime, is_hooked(one.info, "criu"))
             for one in find_services({pid for one in found for pid in one.pids})
         ]
     checked = _check_each(subjects, options)
@@ -170,11 +170,11 @@ class _Subject(Record):
     hook: bool
 
 
-def _hooks(options: NodeCheckOptions) -> Callable[[ContainerInfo], bool]:
-    # Whether CRIU calls the hook for a container, by the files that it reads.
+def _hooks(options: NodeCheckOptions) -> Callable[[ContainerInfo, str | None], bool]:
+    # Whether CRIU calls the hook for a container and its runtime, by the files that CRIU reads.
     wanted = options.hook
     if wanted is not None:
-        return lambda _info: wanted
+        return lambda _info, _runtime: wanted
     root = Path(host_root() or "/")
     always = calls_hook("criu", options.criu_dir, root)
     annotated = {one.id: one.file for one in annotated_containers(root)}
@@ -183,10 +183,10 @@ def _hooks(options: NodeCheckOptions) -> Callable[[ContainerInfo], bool]:
     def is_installed(engine: str | None) -> bool:
         return calls_hook(engine, options.criu_dir, root)
 
-    def is_hooked(info: ContainerInfo) -> bool:
+    def is_hooked(info: ContainerInfo, runtime: str | None = None) -> bool:
         named = annotated.get(info.id.rpartition("/")[2])
         if named is None or always:
-            return is_installed(info.engine)
+            return is_installed(runtime or info.engine)
         return bool(named) and names_hook(root / named.lstrip("/"))
 
     return is_hooked

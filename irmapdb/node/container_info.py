@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from irmapdb.kernel.proc.containers import Container
+    from irmapdb.node.engines import Monitor
 
 __all__ = [
     "LEAST_ID_CHARACTERS",
@@ -33,6 +34,7 @@ __all__ = [
     "describe_all",
     "find_container",
     "find_named",
+    "runtime_of",
 ]
 
 LEAST_ID_CHARACTERS = 4
@@ -80,19 +82,38 @@ def describe(container: Container, files: EngineFiles | None = None) -> Containe
     `files`: the files that were read for other containers of the same listing.
     """
     files = files or EngineFiles(host_root())
-    try:
-        task = tasks.read_task(container.pid)
-    except TaskError:
-        task = None
-    monitor = monitor_of(task.ppid) if task is not None and task.ppid else None
-    ids = possible_ids(container.cgroups)
     found = names_of(
-        Subject(container.pid, container.starttime, container.cgroups, ids, monitor), files
+        Subject(
+            container.pid,
+            container.starttime,
+            container.cgroups,
+            possible_ids(container.cgroups),
+            _monitor(container),
+        ),
+        files,
     )
     cgroup = max(container.cgroups, key=len, default="")
     return ContainerInfo(
         container.name.id, found.name, found.image, found.pod, found.engine, cgroup
     )
+
+
+def runtime_of(container: Container) -> str | None:
+    """The OCI runtime that started it, "runc" or "crun", as conmon has it; None if it is unknown.
+
+    conmon is the monitor of podman and CRI-O.
+    """
+    monitor = _monitor(container)
+    program = None if monitor is None else monitor.option("-r", "--runtime")
+    return None if program is None else os.path.basename(program)
+
+
+def _monitor(container: Container) -> Monitor | None:
+    try:
+        task = tasks.read_task(container.pid)
+    except TaskError:
+        return None
+    return monitor_of(task.ppid) if task is not None and task.ppid else None
 
 
 def describe_all(containers: Sequence[Container]) -> tuple[ContainerInfo, ...]:

@@ -24,7 +24,7 @@ def _hooked(
 ) -> bool:
     options = NodeCheckOptions(criu_dir=directory, hook=hook)
     info = ContainerInfo(id_, None, None, None, engine, f"/{id_}")
-    return check_all._hooks(options)(info)
+    return check_all._hooks(options)(info, None)
 
 
 @pytest.mark.parametrize(
@@ -47,6 +47,16 @@ def test_by_the_files_that_criu_reads(
     assert {engine for engine in every if _hooked(engine, tmp_path)} == yes
     assert _hooked("runc", tmp_path, hook=True)
     assert not _hooked("runc", tmp_path, hook=False)
+
+
+def test_by_the_runtime_of_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """podman can start a container with another runtime than the configured one."""
+    monkeypatch.setattr(engines, "why_not_read", lambda: "")
+    monkeypatch.setattr(engines, "_configured", lambda _name, _root: "runc")
+    (tmp_path / "crun.conf").write_text(LINE)
+    is_hooked = check_all._hooks(NodeCheckOptions(criu_dir=tmp_path))
+    info = ContainerInfo("c1", None, None, None, "podman", "/c1")
+    assert [is_hooked(info, runtime) for runtime in ("crun", "runc", None)] == [True, False, False]
 
 
 def test_not_by_the_line_of_another_script(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from irmapdb.node.container_info import (
     container_of_task,
     describe,
     find_named,
+    runtime_of,
 )
 from irmapdb.node.engine_files import EngineFiles, host_root
 from tests.support.proc_tree import HOST_MOUNTS, OWN_MOUNTS, task
@@ -126,7 +127,8 @@ def _podman_list(name: str, image: str) -> list[dict[str, Any]]:
 def _podman(host: Host) -> None:
     host.container(f"/machine.slice/libpod-{HEX}.scope/container")
     bundle = f"/srv/store/overlay-containers/{HEX}/userdata"
-    host.monitor("conmon", "--api-version", "1", "-c", HEX, "-b", bundle, "-n", "web")
+    words = ("--api-version", "1", "-c", HEX, "-r", "/usr/bin/crun", "-b", bundle, "-n", "web")
+    host.monitor("conmon", *words)
     host.write(f"{bundle}/config.json", {"annotations": {"io.container.manager": "libpod"}})
     host.write(f"{bundle}/../../containers.json", _podman_list("web", "localhost/web:1"))
 
@@ -390,6 +392,18 @@ def test_a_file_about_another_task_gives_no_name(
     path = host.root / file
     path.write_text(path.read_text().replace(str(PID), "201"))
     assert host.info()[1:4] == (None, None, None)
+
+
+def test_the_monitor_has_the_runtime(host: Host) -> None:
+    _podman(host)
+    (found,) = find_containers()
+    assert runtime_of(found) == "crun"
+
+
+def test_a_container_without_a_monitor_has_no_runtime(host: Host) -> None:
+    _runc(host)
+    (found,) = find_containers()
+    assert runtime_of(found) is None
 
 
 def test_a_monitor_that_another_user_runs_is_not_believed(host: Host) -> None:

@@ -12,7 +12,13 @@ from typer.main import get_command
 from irmapdb import commands
 from irmapdb.commands.completion import Proposal, propose
 from irmapdb.kernel.proc.containers import find_containers
-from irmapdb.node.container_info import container_of_task, describe, describe_all, find_container
+from irmapdb.node.container_info import (
+    container_of_task,
+    describe,
+    describe_all,
+    find_container,
+    runtime_of,
+)
 from tests.support.cli import irmapdb
 from tests.support.containerd import ContainerdDaemon, ContainerdTask
 from tests.support.features import require_program
@@ -44,6 +50,9 @@ def test_podman(tmp_path: Path) -> None:
     with PodmanContainer(tmp_path / "podman") as container:
         info = _info(container)
         assert (info.name, info.engine) == (container.name, "podman")
+        found = container_of_task(container.pid)
+        assert found is not None
+        assert runtime_of(found) == "runc"
         assert info.image == "localhost/irmapdb-test:1"
         assert info.id == container._inspect("{{.Id}}")
         assert info.id in info.cgroup
