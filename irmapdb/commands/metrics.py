@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -65,10 +66,15 @@ def metrics(
     """
     from irmapdb import files
     from irmapdb.config import load_config
+    from irmapdb.errors import FileError
     from irmapdb.node.check_all import NodeCheckOptions, check_all
     from irmapdb.node.exposition import exposition
     from irmapdb.node.metrics import MetricsOptions, collect
 
+    if os.geteuid() != 0:
+        # Figures of the caller's tasks alone would look like those of an idle machine.
+        message = "metrics reads the tasks of all users"
+        raise FileError(message, advice="run it as root")
     settings = load_config(config)
     checked = check_all(NodeCheckOptions(config=settings, cgroup=cgroup)) if check else None
     text = exposition(collect(MetricsOptions(run_dir, settings, cgroup, check=checked)))

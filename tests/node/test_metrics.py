@@ -8,6 +8,8 @@ import signal
 import socket
 import stat
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -161,6 +163,33 @@ def test_a_pause_is_counted_as_one(node, service, hook, tmp_path):
     finally:
         os.kill(container.pid, signal.SIGCONT)
     assert sum(found.values()) == 1
+
+
+def test_an_http_client_reads_them_from_a_port(tmp_path):
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    service = Warm.__new__(Warm)
+    config = tmp_path / "port.toml"
+    config.write_text(
+        f'[warm]\ndirectory = "{tmp_path}/databases"\n[metrics]\nlisten = "127.0.0.1:{port}"\n'
+    )
+    service.directory, service.run = tmp_path, tmp_path / "run"
+    service.options = ("--run-dir", service.run, "--config", config)
+    service.start()
+    try:
+        until = time.monotonic() + 60
+        while True:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+                    text = answer.read().decode()
+                break
+            except urllib.error.URLError:
+                assert time.monotonic() < until
+                time.sleep(0.02)
+    finally:
+        service.end()
+    assert _of(_samples(text), "service_up") == 1
 
 
 def test_a_text_file_is_replaced_as_a_whole(node, service, tmp_path):
