@@ -40,6 +40,7 @@ run() {
 run "$version" irmapdb --version
 run "$version" python -m irmapdb --version
 run pre-dump irmapdb --help
+run images checkpointctl-irmap --help
 run images\\-dir cat "$work/venv/share/man/man1/irmapdb-pre-dump.1"
 run IRMAP_CACHE cat "$work"/venv/lib/python3*/site-packages/irmapdb/schemas/show.json
 run compdef cat "$work/venv/share/zsh/site-functions/_irmapdb"

@@ -11,7 +11,6 @@ more than 128 MiB (zstd's own default limit) is refused.
 from __future__ import annotations
 
 import contextlib
-import gzip
 import zlib
 
 from irmapdb.errors import ImageError
@@ -173,6 +172,8 @@ class _Bounded:
 
 
 def _gzip(source: Peekable) -> tuple[tuple[type[Exception], ...], Any]:
+    import gzip  # noqa: PLC0415 only archives need it
+
     fileobj: Any = source  # it reads only
     return (gzip.BadGzipFile, zlib.error), gzip.GzipFile(fileobj=fileobj, mode="rb")
 

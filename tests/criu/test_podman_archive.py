@@ -112,7 +112,11 @@ def test_verdict_and_restore(place: Place, tmp_path: Path) -> None:
     assert check_images(archive).right
     container.restore_from(archive)
     _hears(container, watches)
-    assert irmapdb("diff", archive, str(container.pid)).code == 0
+    for subject in (str(container.pid), dumped.container.id[:12]):
+        assert irmapdb("diff", archive, subject).code == 0
+    nothing = irmapdb("diff", archive, "no-such-container")
+    assert nothing.code == 1
+    assert "no such file; no container" in nothing.err
     container.kill()
 
     for path, hide, root in _changes(place):
