@@ -94,15 +94,18 @@ def test_verdict_and_restore(place: Place, tmp_path: Path) -> None:
     watches = _watch_all(container)
     packed = tmp_path / "packed"
     container.export(packed, "--leave-running", "--compress", "gzip")
+    image = tmp_path / "image"
+    container.save_image(image)
     archive = tmp_path / "archive"
     container.export(archive)
     assert archive.read_bytes()[:4] == b"\x28\xb5\x2f\xfd"
     dumped = read_dumped(archive)
     told = {os.fsdecode(one.watch.path or b""): one.kind for one in dumped.watches}
     assert told == KINDS
-    assert [one.where for one in read_dumped(packed).watches] == [
-        one.where for one in dumped.watches
-    ]
+    for other in (packed, image):
+        found = read_dumped(other)
+        assert [one.where for one in found.watches] == [one.where for one in dumped.watches]
+        assert found.container == dumped.container
     assert dumped.container.engine == "podman"
     assert dumped.container.name == container.name
     assert dumped.container.image == "localhost/irmapdb-test:1"

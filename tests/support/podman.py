@@ -82,6 +82,15 @@ class PodmanContainer(Task):
         """`podman container checkpoint --export`: the container ends, unless the options say so."""
         self._podman("container", "checkpoint", "--export", str(archive), *options, self.name)
 
+    def save_image(self, archive: Path) -> None:
+        """A checkpoint as an image, which `podman save` writes; the container goes on."""
+        name = "localhost/irmapdb-checkpoint:1"
+        self._podman(
+            "container", "checkpoint", "--leave-running", "--create-image", name, self.name
+        )
+        self._podman("save", "--quiet", "--format", "oci-archive", "--output", str(archive), name)
+        self._podman("rmi", "--force", name)
+
     def restore_from(self, archive: Path) -> None:
         """`podman container restore --import`, in place of this container, which has ended.
 
