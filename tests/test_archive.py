@@ -343,6 +343,19 @@ def test_a_name_that_is_there_twice_counts_once_and_last(tmp_path: Path) -> None
     assert [one.watch.path for one in read_dumped(archive).watches] == [b"/last"]
 
 
+def test_an_image_with_a_root_is_no_checkpoint_beside_it(tmp_path: Path) -> None:
+    """`ctr images export` can have the layers of the image too, with any files in them."""
+    root = {f"var/lib/dpkg/{name}": bytes(5 << 20) for name in ("status", "spec.dump")}
+    root |= {"usr/share/doc/criu/files.img": b"x", "usr/share/doc/criu/inventory.img": b"x"}
+    blobs = {
+        "blobs/sha256/aa": pack(tar_of(root), "gzip"),
+        "blobs/sha256/bb": tar_of({"files.img": files_img([b"/a"]), "inventory.img": INVENTORY}),
+    }
+    dumped = read_dumped(_write(tmp_path / "a.tar", blobs))
+    assert [one.watch.path for one in dumped.watches] == [b"/a"]
+    assert dumped.container.engine == "containerd"
+
+
 def test_two_checkpoints_and_none(tmp_path: Path) -> None:
     one = engine_files("podman", {"files.img": files_img([b"/a"])})
     two = {f"{name}/{file}": data for name in ("web", "db") for file, data in one.items()}

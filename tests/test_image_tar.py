@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from irmapdb.errors import ImageError
+from irmapdb.image import tar
 from irmapdb.image.tar import member_names
 
 _FORMATS = {"gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT, "ustar": tarfile.USTAR_FORMAT}
@@ -79,6 +80,22 @@ def test_a_member_beyond_the_limit_is_refused(size: bytes) -> None:
 @settings(max_examples=2 * settings.default.max_examples)
 def test_any_bytes(data: bytes) -> None:
     with contextlib.suppress(ImageError):
+        _names_in(data)
+
+
+def test_many_records_of_pax_take_no_long_time() -> None:
+    # 100,000 records: a copy of the rest for each would take minutes.
+    records = b"6 a=b\n" * 100_000 + b"13 path=name\n"
+    info = tarfile.TarInfo("x")
+    info.type, info.size = tarfile.XHDTYPE, len(records)
+    data = info.tobuf(tarfile.USTAR_FORMAT) + records + bytes(-len(records) % 512)
+    assert _names_in(data + _archive([(b"short", b"")], tarfile.GNU_FORMAT)) == [b"name"]
+
+
+def test_names_that_are_too_many_are_refused(monkeypatch) -> None:
+    monkeypatch.setattr(tar, "_ALL_NAMES_BYTES", 1000)
+    data = _archive([(b"d" * 400 + b"%d" % number, b"") for number in range(3)], tarfile.GNU_FORMAT)
+    with pytest.raises(ImageError, match="more than 1,000 bytes of names"):
         _names_in(data)
 
 

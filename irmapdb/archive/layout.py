@@ -55,10 +55,12 @@ GHOST_HEAD_BYTES = 4096
 
 _INVENTORY = "inventory.img"
 _FILES = "files.img"
-_HEAD_ONLY = re.compile(r"ghost-file-[0-9a-f]+\.img|dump\.log")
+_HEAD_ONLY = re.compile(r"ghost-file-[0-9a-f]+\.img|dump\.log|status(?:\.dump)?")
+_DEEPEST = 2
+"""A checkpoint is not deeper in an archive than NAME/checkpoint/."""
 _KEPT = re.compile(
     r"files\.img|inventory\.img|mountpoints-[0-9]+\.img|config\.dump|spec\.dump|deleted\.files"
-    r"|stats-dump|status|status\.dump"
+    r"|stats-dump"
 )
 _INSIDE = re.compile(r"tmpfs-dev-[0-9]+\.tar\.gz\.img|rootfs-diff\.tar|devshm-checkpoint\.tar")
 _VOLUME = re.compile(r"volumes/[^/]+\.tar")
@@ -100,6 +102,8 @@ class _Kept:
         self.links: set[str] = set()
 
     def take(self, one: Found) -> None:
+        if one.place.rpartition("!")[2].count("/") > _DEEPEST:
+            return  # a file of the root of an image, for example
         base = one.place.rpartition("/")[2].rpartition("!")[2]
         if _INSIDE.fullmatch(base) or _VOLUME.search(one.place):
             self._take_inside(one)
@@ -112,7 +116,7 @@ class _Kept:
         if not one.is_regular:
             self.links.add(one.place)
             return
-        limit = GHOST_HEAD_BYTES if base.startswith("ghost") else limit_of(base)
+        limit = GHOST_HEAD_BYTES if base.startswith(("ghost", "status")) else limit_of(base)
         if one.size_bytes > limit and not head_only:
             message = f"{self._name}: {printable_text(one.place)}: {one.size_bytes:,} bytes"
             advice = f"more than {limit:,} bytes are not read; unpack it and name the directory"

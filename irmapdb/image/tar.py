@@ -50,7 +50,9 @@ LIMIT_MEMBERS = 2_000_000
 """So many members are read, with those of the archives inside."""
 
 _BLOCK = 512
-_NAME_BYTES = 1 << 16
+_NAME_BYTES = 1 << 20
+_ALL_NAMES_BYTES = 1 << 28
+"""The members with names of other members may have so many bytes in one archive."""
 _CHUNK_BYTES = 1 << 20
 _REGULAR = b"0\0007S"
 """Types with content: regular, its old form, contiguous, sparse."""
@@ -72,6 +74,14 @@ class Meter:
         """The archive, for errors."""
         self._left_bytes = self._limit_bytes = limit_bytes
         self._left_members = self._limit_members = limit_members
+        self._left_names = _ALL_NAMES_BYTES
+
+    def count_name(self, size_bytes: int) -> None:
+        """ImageError if the long names are more than a checkpoint needs."""
+        self._left_names -= size_bytes
+        if self._left_names < 0:
+            message = f"{self.name}: more than {_ALL_NAMES_BYTES:,} bytes of names"
+            raise ImageError(message, advice="look into it with tar")
 
     def count(self, size_bytes: int, *, members: int = 0) -> None:
         """ImageError if this is more than the limits allow."""
@@ -162,6 +172,7 @@ def members(stream: Reader, meter: Meter) -> Iterator[Member]:
             _skip_sparse_map(stream, header, meter)
         content = Content(stream, size, name)
         if kind in b"Lx" and size <= _NAME_BYTES:
+            meter.count_name(size)
             data = _exactly(stream, size, name)
             content.left_bytes = 0
             given |= {b"path": data.rstrip(b"\0")} if kind == b"L" else _pax(data)
@@ -225,17 +236,22 @@ def _ustar_name(header: bytes) -> bytes:
     return b"%b/%b" % (prefix, name) if prefix else name
 
 
+_LENGTH_DIGITS = 20
 _KEYWORDS = {b"path", b"size", b"GNU.sparse.name"}
 
 
 def _pax(content: bytes) -> dict[bytes, bytes]:
     found: dict[bytes, bytes] = {}
-    while content:
-        length, blank, _ = content[:20].partition(b" ")
-        if not blank or not length.isdigit() or not 0 < int(length) <= len(content):
+    start = 0
+    while start < len(content):
+        blank = content.find(b" ", start, start + _LENGTH_DIGITS)
+        digits = content[start:blank] if blank > 0 else b""
+        if not digits.isdigit() or not blank < start + int(digits) <= len(content):
             break
-        keyword, _, value = content[len(length) + 1 : int(length)].partition(b"=")
+        end = start + int(digits)
+        equals = content.find(b"=", blank, end)
+        keyword = content[blank + 1 : equals] if equals > 0 else b""
         if keyword in _KEYWORDS:
-            found[keyword] = value.removesuffix(b"\n")
-        content = content[int(length) :]
+            found[keyword] = content[equals + 1 : end].removesuffix(b"\n")
+        start = end
     return found
