@@ -32,7 +32,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Iterator, Sequence
-    from types import TracebackType
     from typing import Any, Self
 
     from irmapdb.store.file import AnyPath
@@ -174,13 +173,70 @@ class RunRows(Record):
     """Each resolver, and the number of inodes that it answered."""
 
 
+class _CheckedRows:
+    """Reads rows whose values have the types that irmapdb writes. DatabaseError for others."""
+
+    def __init__(self, raw: sqlite3.Connection, path: bytes) -> None:
+        self.raw = raw
+        self._path = path
+
+    def pages(
+        self, table: str, columns: Sequence[_Column], after: int
+    ) -> Iterator[tuple[Any, ...]]:
+        while page := self.read(table, columns, "id > ?", (after,), "id", _PAGE):
+            yield from page
+            after = page[-1][0]
+
+    def read(
+        self,
+        table: str,
+        columns: Sequence[_Column],
+        where: str,
+        values: tuple[int, ...],
+        order: str = "",
+        limit: int = -1,
+    ) -> list[tuple[Any, ...]]:
+        # All texts are ours. A row of another type than irmapdb writes is an error of the file.
+        names = ", ".join(one.sql for one in columns)
+        checks = " AND ".join(one.check for one in columns)
+        rows = self.fetch(
+            f"SELECT {names}, {checks} FROM {table} WHERE {where}"  # noqa: S608
+            f" {'ORDER BY ' + order if order else ''} LIMIT {limit}",
+            values,
+        )
+        if not all(row[-1] for row in rows):
+            raise self.damaged(f"{table} has a row that irmapdb does not write")
+        convert = [
+            (number, _words if one.kind == _WORDS else self._time)
+            for number, one in enumerate(columns)
+            if one.kind in {_WORDS, _TIME}
+        ]
+        return [_converted(row, convert) for row in rows]
+
+    def _time(self, value: str) -> str:
+        try:
+            from_time(value)
+        except ValueError as error:
+            raise self.damaged(str(error)) from error
+        return value
+
+    def fetch(self, sql: str, values: tuple[int, ...]) -> list[tuple[Any, ...]]:
+        with translated(self._path):
+            return self.raw.execute(sql, values).fetchall()
+
+    def damaged(self, what: str) -> DatabaseError:
+        return DatabaseError(
+            show(self._path), f"the database is damaged: {what}", advice="move it away"
+        )
+
+
 class Snapshot:
     """The rows of a database at one moment. A context manager; not for use by several threads."""
 
     def __init__(self, raw: sqlite3.Connection, path: bytes) -> None:
         self.path = path
         """The file, absolute."""
-        self._raw = raw
+        self._rows = _CheckedRows(raw, path)
         self._stack = ExitStack()
         self.origin = self._read_origin()
         """The UUID of the database."""
@@ -209,41 +265,41 @@ class Snapshot:
     def last(self) -> Last:
         """The last run and the last change."""
         ids = [
-            self._raw.execute(f"SELECT max(id) FROM {table}").fetchone()[0] or 0  # noqa: S608 fixed
+            self._rows.raw.execute(f"SELECT max(id) FROM {table}").fetchone()[0] or 0  # noqa: S608 fixed
             for table in ("run", "change")
         ]
         return Last(ids[0], self.run_uuid(ids[0]), ids[1], self.change_key(ids[1]))
 
     def run_uuid(self, run_id: int) -> str:
         """The UUID of a run; "" if there is no such run."""
-        found = self._read("run", _RUN, "id = ?", (run_id,))
+        found = self._rows.read("run", _RUN, "id = ?", (run_id,))
         return found[0][1] if found else ""
 
     def change_key(self, change_id: int) -> str:
         """The key of a change; "" if there is no such change."""
-        found = self._read("change", _CHANGE, "id = ?", (change_id,))
+        found = self._rows.read("change", _CHANGE, "id = ?", (change_id,))
         return _change_key(found[0]) if found else ""
 
     def runs(self, after: int = 0) -> list[tuple[Any, ...]]:
         """The runs with a larger id, oldest first: RUN_COLUMNS. DatabaseError for a bad UUID."""
         found = []
         known = set()
-        for row in self._pages("run", _RUN, after):
+        for row in self._rows.pages("run", _RUN, after):
             if not _UUID.fullmatch(row[1]) or row[1] in known:
-                raise self._damaged(f"run {row[0]} has no UUID of its own")
+                raise self._rows.damaged(f"run {row[0]} has no UUID of its own")
             known.add(row[1])
             found.append(row)
         return found
 
     def watch_counts(self, after: int = 0) -> dict[int, int]:
         """The number of watches of each run with a larger id; a run without watches is missing."""
-        counted = self._fetch(
+        counted = self._rows.fetch(
             "SELECT run_id, count(*) FROM watch WHERE run_id > ? GROUP BY run_id", (after,)
         )
         counts = dict(counted)
         for run_id, count in counts.items():
             if count > _MOST_WATCHES:
-                raise self._damaged(f"run {run_id} has {count} watches")
+                raise self._rows.damaged(f"run {run_id} has {count} watches")
         return counts
 
     def rows_of_runs(self, first: int, last: int) -> dict[int, RunRows]:
@@ -255,19 +311,19 @@ class Snapshot:
         def of(run_id: int) -> RunRows:
             return found.setdefault(run_id, RunRows([], [], []))
 
-        for run_id, watch_id, *row in self._read(
+        for run_id, watch_id, *row in self._rows.read(
             "watch", (*_numbers("run_id id"), *_WATCH), "run_id BETWEEN ? AND ?", ids, "run_id, id"
         ):
             rows = of(run_id).watches
             rows.append(tuple(row))
             numbers[watch_id] = run_id, len(rows)
         of_watches = "watch_id IN (SELECT id FROM watch WHERE run_id BETWEEN ? AND ?)"
-        for watch_id, *row in self._read(
+        for watch_id, *row in self._rows.read(
             "tried", (_Column("watch_id", _NUMBER), *_TRIED), of_watches, ids, "watch_id, position"
         ):
             run_id, number = numbers[watch_id]
             of(run_id).tried.append((number, *row))
-        for run_id, source, identities in self._read(
+        for run_id, source, identities in self._rows.read(
             "run_source",
             (_Column("run_id", _NUMBER), *_SOURCE),
             "run_id BETWEEN ? AND ?",
@@ -279,12 +335,12 @@ class Snapshot:
 
     def changes(self, after: int = 0) -> Iterator[tuple[Any, ...]]:
         """The changes with a larger id, oldest first: CHANGE_COLUMNS."""
-        for row in self._pages("change", _CHANGE, after):
+        for row in self._rows.pages("change", _CHANGE, after):
             yield _change_key(row), *row
 
     def mappings(self) -> Iterator[tuple[Any, ...]]:
         """Every mapping, the stale ones too: MAPPING_COLUMNS."""
-        for row in self._pages("mapping", _MAPPING, 0):
+        for row in self._rows.pages("mapping", _MAPPING, 0):
             _, dev, ino, _, _, path, mntns, *_ = row
             yield _digest((dev, ino, mntns, path)), *row
 
@@ -295,69 +351,15 @@ class Snapshot:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _read_origin(self) -> str:
-        found = self._fetch("SELECT CAST(uuid AS BLOB) FROM origin LIMIT 2", ())
+        found = self._rows.fetch("SELECT CAST(uuid AS BLOB) FROM origin LIMIT 2", ())
         uuids = [_words(row[0]) for row in found if row[0] is not None]
         if len(uuids) != 1 or not _UUID.fullmatch(uuids[0]):
-            raise self._damaged(f"it has {'several UUIDs' if len(uuids) > 1 else 'no UUID'}")
+            raise self._rows.damaged(f"it has {'several UUIDs' if len(uuids) > 1 else 'no UUID'}")
         return uuids[0]
-
-    def _pages(
-        self, table: str, columns: Sequence[_Column], after: int
-    ) -> Iterator[tuple[Any, ...]]:
-        while page := self._read(table, columns, "id > ?", (after,), "id", _PAGE):
-            yield from page
-            after = page[-1][0]
-
-    def _read(
-        self,
-        table: str,
-        columns: Sequence[_Column],
-        where: str,
-        values: tuple[int, ...],
-        order: str = "",
-        limit: int = -1,
-    ) -> list[tuple[Any, ...]]:
-        # All texts are ours. A row of another type than irmapdb writes is an error of the file.
-        names = ", ".join(one.sql for one in columns)
-        checks = " AND ".join(one.check for one in columns)
-        rows = self._fetch(
-            f"SELECT {names}, {checks} FROM {table} WHERE {where}"  # noqa: S608
-            f" {'ORDER BY ' + order if order else ''} LIMIT {limit}",
-            values,
-        )
-        if not all(row[-1] for row in rows):
-            raise self._damaged(f"{table} has a row that irmapdb does not write")
-        convert = [
-            (number, _words if one.kind == _WORDS else self._time)
-            for number, one in enumerate(columns)
-            if one.kind in {_WORDS, _TIME}
-        ]
-        return [_converted(row, convert) for row in rows]
-
-    def _time(self, value: str) -> str:
-        try:
-            from_time(value)
-        except ValueError as error:
-            raise self._damaged(str(error)) from error
-        return value
-
-    def _fetch(self, sql: str, values: tuple[int, ...]) -> list[tuple[Any, ...]]:
-        with translated(self.path):
-            return self._raw.execute(sql, values).fetchall()
-
-    def _damaged(self, what: str) -> DatabaseError:
-        return DatabaseError(
-            show(self.path), f"the database is damaged: {what}", advice="move it away"
-        )
 
 
 def _converted(row: tuple[Any, ...], convert: list[tuple[int, Any]]) -> tuple[Any, ...]:
