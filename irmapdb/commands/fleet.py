@@ -119,6 +119,12 @@ def push(
             show_default=False,
         ),
     ] = None,
+    check_too: Annotated[
+        bool,
+        typer.Option(
+            "--check", help="Predict a dump of each running container, and send the verdicts too."
+        ),
+    ] = False,
     wait: Annotated[
         float,
         typer.Option(
@@ -130,9 +136,10 @@ def push(
 ) -> None:
     """Send the rows that the server does not have yet.
 
-    These are the runs with their watches, the changes, and the mappings. Each database is one
-    transaction, so you can repeat or kill a push at any time: the server has each row once. A
-    database of an older schema is upgraded, with a backup beside it.
+    These are the runs with their watches, the changes, and the mappings. With them go the names of
+    the running containers and the use of the kernel's limits. Each database is one transaction, so
+    you can repeat or kill a push at any time: the server has each row once. A database of an older
+    schema is upgraded, with a backup beside it.
 
     Exits with 3 if a database could not be read. The others are pushed.
 
@@ -143,17 +150,19 @@ def push(
 
     """
     from irmapdb.config import load_config
-    from irmapdb.fleet import sources
+    from irmapdb.fleet import facts, sources
     from irmapdb.fleet.push import PushOptions
     from irmapdb.fleet.push import push as run
 
     settings = load_config(config)
     server = _server(to, config)
     paths = sources.find_databases(settings) if databases is None else databases
-    facts = sources.node_facts(node or settings.fleet.node, cluster or settings.fleet.cluster)
-    done = run(PushOptions(server, facts, sources.sources(paths), wait))
+    about = sources.node_facts(node or settings.fleet.node, cluster or settings.fleet.cluster)
+    verdicts = facts.verdicts(settings) if check_too else {}
+    found = sources.sources(paths, facts.containers(), verdicts)
+    done = run(PushOptions(server, about, found, facts.limits(), wait))
     if as_json:
-        document = {"server": server.name, "node": facts.name}
+        document = {"server": server.name, "node": about.name}
         render.print_json({**document, "databases": [_pushed_json(one) for one in done]})
     else:
         _show_pushed(done)
@@ -179,7 +188,7 @@ def _show_pushed(done: list[Pushed]) -> None:
         if one.sent is not None
     ]
     if rows:
-        columns = ("runs>", "watches>", "changes>", "mappings>", "database")
+        columns = ("runs>", "watches>", "changes>", "mappings>", "verdicts>", "database")
         render.print_table(columns, rows)
     for one in done:
         if one.problem:

@@ -107,7 +107,9 @@ def warm(
         arguments = _arguments(interval, cgroup, config)
         _switch(arguments, load_config(config), unit_dir, on=install)
         return
-    options = ServiceOptions(run_dir, load_config(config), interval, cgroup)
+    settings = load_config(config)
+    push = _push_command(settings, config)
+    options = ServiceOptions(run_dir, settings, interval, cgroup, push)
     with Service(options) as service:
         if not once:
             service.run()
@@ -128,6 +130,13 @@ def _arguments(interval: float | None, cgroup: str | None, config: Path | None) 
     return arguments
 
 
+def _push_command(settings: Config, config: Path | None) -> tuple[str, ...]:
+    if settings.fleet.url is None:
+        return ()
+    command = (sys.executable, "-m", "irmapdb", "fleet", "push", "--check", "--quiet")
+    return command if config is None else (*command, "--config", str(config.absolute()))
+
+
 def _switch(command: Sequence[str], config: Config, unit_dir: Path, *, on: bool) -> None:
     from irmapdb.node import unit
 
@@ -135,7 +144,10 @@ def _switch(command: Sequence[str], config: Config, unit_dir: Path, *, on: bool)
         databases = Path(os.fsdecode(config.warm.directory))
         listen = config.metrics.listen
         with_port = listen is not None and not listen.path
-        path = unit.install(command, databases, unit_dir, with_port=with_port)
+        has_server = config.fleet.url is not None
+        path = unit.install(
+            command, databases, unit_dir, with_port=with_port, with_server=has_server
+        )
         render.print_line(f"wrote {printable(path)}")
         return
     removed = unit.uninstall(unit_dir)
@@ -149,10 +161,20 @@ def _show_status(
         message = f"{run_dir}: no service has run here since this machine was started"
         raise UsageError(message, advice="start it with `irmapdb warm`, or look with --once")
     if not as_json:
+        _show_push(document.get("push"))
         age_s = max(0.0, time.time() - document["written_at"])
         state = f"process {running}" if running else "not running"
         render.print_line(f"service: {state}; last look {_span(age_s)} ago")
     _end({**document, "running": running}, as_json=as_json)
+
+
+def _show_push(push: Mapping[str, Any] | None) -> None:
+    if push is None:
+        return
+    at_s = push["pushed_at"]
+    ago = "none yet" if at_s is None else f"{_span(max(0.0, time.time() - at_s))} ago"
+    problem = f"; the last one failed: {push['problem']}" if push["problem"] else ""
+    render.print_line(f"last push: {ago}{problem}")
 
 
 def _end(document: Mapping[str, Any], *, as_json: bool) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from irmapdb.fleet.server import Server
-    from irmapdb.fleet.sources import Source
+    from irmapdb.fleet.sources import PushSource
 
 __all__ = ["DatabaseState", "FleetState", "check"]
 
@@ -79,7 +79,7 @@ class FleetState(Record):
         )
 
 
-def check(server: Server, node: str, sources: Iterable[Source]) -> FleetState:
+def check(server: Server, node: str, sources: Iterable[PushSource]) -> FleetState:
     """Compare. FleetError if the server cannot be reached, or has another schema."""
     with server.connect() as connection, connection.begin():
         schema.check_newest(connection, server)
@@ -89,7 +89,7 @@ def check(server: Server, node: str, sources: Iterable[Source]) -> FleetState:
         return FleetState(schema.HEAD, node, last_push_at, offset_s, states)
 
 
-def _compare(connection: Connection, node: str, source: Source) -> DatabaseState:
+def _compare(connection: Connection, node: str, source: PushSource) -> DatabaseState:
     try:
         with Snapshot.open(source.file) as snapshot:
             uuids = [row[1] for row in snapshot.runs()]

@@ -15,10 +15,11 @@ import time
 from contextlib import ExitStack, suppress
 from functools import partial
 
-from sqlalchemy import text
+from sqlalchemy import delete, func, insert, text
 
 import irmapdb
 from irmapdb.errors import DatabaseError, FleetError
+from irmapdb.fleet import tables
 from irmapdb.fleet.schema import check_newest
 from irmapdb.fleet.source_rows import Claim, push_rows
 from irmapdb.log import Log
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
     from irmapdb.fleet.server import Server
     from irmapdb.fleet.source_rows import Sent
-    from irmapdb.fleet.sources import NodeFacts, Source
+    from irmapdb.fleet.sources import LimitUse, NodeFacts, PushSource
 
     T = TypeVar("T")
 
@@ -69,13 +70,14 @@ INSERT INTO database (
     node_id, uuid, file, schema, container, container_name, image, pod, namespace,
     first_push_at, last_push_at, pushes, last_run_id, last_change_id
 ) VALUES (
-    :node_id, :uuid, :file, :schema, :container, :container_name, :image, :pod, :namespace,
+    :node_id, :uuid, :file, :schema, coalesce(CAST(:container AS text), :stem), :container_name,
+    :image, :pod, :namespace,
     now(), now(), 0, 0, 0
 )
 ON CONFLICT (node_id, uuid) DO UPDATE SET
     file = excluded.file,
     schema = excluded.schema,
-    container = coalesce(excluded.container, database.container),
+    container = coalesce(CAST(:container AS text), database.container),
     container_name = coalesce(excluded.container_name, database.container_name),
     image = coalesce(excluded.image, database.image),
     pod = coalesce(excluded.pod, database.pod),
@@ -90,7 +92,9 @@ class PushOptions(Record):
 
     server: Server
     node: NodeFacts
-    sources: Sequence[Source]
+    sources: Sequence[PushSource]
+    limits: Sequence[LimitUse] = ()
+    """Those of the node, at this moment."""
     wait_s: float = 10.0
     """How long a lost connection is tried again, for each database."""
 
@@ -117,7 +121,7 @@ def push(options: PushOptions) -> list[Pushed]:
         return [_push_one(link, source) for source in options.sources]
 
 
-def _push_one(link: _Link, source: Source) -> Pushed:
+def _push_one(link: _Link, source: PushSource) -> Pushed:
     try:
         _upgrade(source.file)
         with Snapshot.open(source.file) as snapshot:
@@ -139,9 +143,16 @@ def _upgrade(path: bytes) -> None:
         Store.open(path, create=False).close()
 
 
-def _push_once(connection: Connection, node_id: int, *, source: Source, origin: str) -> Sent | None:
+def _push_once(
+    connection: Connection, node_id: int, *, source: PushSource, origin: str
+) -> Sent | None:
     # The snapshot is taken after the claim: it has all that earlier pushes have sent.
-    values = {**source.container._asdict(), "file": source.file, "schema": version.HEAD}
+    values = {
+        **source.container._asdict(),
+        "stem": source.stem,
+        "file": source.file,
+        "schema": version.HEAD,
+    }
     with connection.begin():
         row = connection.execute(_CLAIM, {"node_id": node_id, "uuid": origin, **values}).one()
         horizon = connection.scalars(text("SELECT pruned_before FROM retention")).one()
@@ -157,7 +168,7 @@ def _push_once(connection: Connection, node_id: int, *, source: Source, origin: 
     with Snapshot.open(source.file) as snapshot:
         if snapshot.origin != origin:  # another file was put in its place
             return None
-        return push_rows(connection, claim, snapshot)
+        return push_rows(connection, claim, snapshot, source.verdicts)
 
 
 class _Link:
@@ -214,6 +225,10 @@ class _Link:
             "clock_offset_s": (before_s + time.time()) / 2 - float(server_s),
         }
         node_id, is_another = connection.execute(_NODE, values).one()
+        connection.execute(delete(tables.node_limit).where(tables.node_limit.c.node_id == node_id))
+        for limit in self._options.limits:
+            row = {"node_id": node_id, **limit._asdict()}
+            connection.execute(insert(tables.node_limit).values(at=func.now()), row)
         if is_another:
             _log.warning(
                 "node %s: another machine pushed under this name before; if it was not installed "

@@ -49,6 +49,18 @@ _ALL = (
         """,
     ),
     saved_query(
+        "verdicts",
+        "images that CRIU would fail on, by the last check of each container, and what to do",
+        """
+        SELECT image, verdict, count(*) AS containers, sum(watches) AS watches,
+            max(why) AS why, max(advice) AS advice
+        FROM last_verdicts
+        WHERE fails AND why IS NOT NULL
+        GROUP BY image, verdict
+        ORDER BY containers DESC, image, verdict
+        """,
+    ),
+    saved_query(
         "stops",
         "the longest pauses and freezes, and the share of finding paths in each",
         """

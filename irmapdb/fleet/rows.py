@@ -3,7 +3,7 @@
 An array for each column needs one statement and no temporary table. Watches are by far the most
 rows, so their lines for COPY are made here.
 
-Source: https://www.postgresql.org/docs/15/sql-copy.html (the text format).
+PushSource: https://www.postgresql.org/docs/15/sql-copy.html (the text format).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from functools import lru_cache
 from hashlib import blake2b
 from itertools import islice
 
-from sqlalchemy import BigInteger, Date, DateTime, Integer, LargeBinary, Text, Uuid
+from sqlalchemy import BigInteger, Boolean, Date, DateTime, Integer, LargeBinary, Text, Uuid
 
 from irmapdb.record import Record
 
@@ -32,6 +32,7 @@ _BATCH = 5000
 _COPY_BYTES = 1 << 18
 _ARRAYS = {
     BigInteger: "bigint[]",
+    Boolean: "boolean[]",
     Date: "date[]",
     DateTime: "timestamptz[]",
     Integer: "integer[]",

@@ -3,7 +3,7 @@
 The revisions are alembic's, in `migrations/fleet`. The revision of the server is in alembic's own
 table. PostgreSQL's DDL is transactional, so an upgrade that fails changes nothing.
 
-Source: https://alembic.sqlalchemy.org/en/latest/cookbook.html (sharing a connection).
+PushSource: https://alembic.sqlalchemy.org/en/latest/cookbook.html (sharing a connection).
 """
 
 from __future__ import annotations

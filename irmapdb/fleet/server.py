@@ -3,7 +3,7 @@
 A password never comes from the URL: the command line and the configuration are read by others.
 libpq takes it from PGPASSFILE (~/.pgpass), PGPASSWORD, or a service (PGSERVICEFILE).
 
-Source: https://www.postgresql.org/docs/15/libpq-connect.html, https://www.psycopg.org/psycopg3/docs/.
+PushSource: https://www.postgresql.org/docs/15/libpq-connect.html, https://www.psycopg.org/psycopg3/docs/.
 """
 
 from __future__ import annotations

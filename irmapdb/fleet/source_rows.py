@@ -7,6 +7,7 @@ from sqlalchemy import text
 from irmapdb.fleet import tables
 from irmapdb.fleet.driver import psycopg
 from irmapdb.fleet.rows import WatchList, add_rows, copy_lines
+from irmapdb.fleet.sources import CheckVerdict
 from irmapdb.record import Record
 from irmapdb.store.snapshot import CHANGE_COLUMNS, MAPPING_COLUMNS, RUN_COLUMNS, Last, RunRows
 
@@ -64,6 +65,7 @@ class Sent(Record):
     changes: int = 0
     mappings: int = 0
     """New or changed."""
+    verdicts: int = 0
 
 
 class _New(Record):
@@ -74,21 +76,33 @@ class _New(Record):
     first_run_id: int
 
 
-def push_rows(connection: Connection, claim: Claim, snapshot: Snapshot) -> Sent | None:
-    """Send the rows that the server does not have. None if another push came first."""
+def push_rows(
+    connection: Connection, claim: Claim, snapshot: Snapshot, verdicts: Sequence[CheckVerdict] = ()
+) -> Sent | None:
+    """Send the rows that the server does not have. None if another push came first.
+
+    `verdicts`: CRIU's, for the container as it is now.
+    """
     last = snapshot.last()
-    if _is_same(claim, last):
+    is_same = _is_same(claim, last)
+    if is_same and not verdicts:
         return Sent()
     raw = connection.connection.driver_connection
     if not isinstance(raw, psycopg.Connection):
         raise TypeError(type(raw))
     with connection.begin(), raw.cursor() as cursor:
         new = _find_new(cursor, claim, snapshot)
+        checked = _with_periods(cursor, claim, [(one.at, one) for one in verdicts], 0)
+        _add_periods(cursor, checked)
     with connection.begin(), raw.cursor() as cursor:
         lock = "SELECT pushes FROM database WHERE id = %s FOR UPDATE"
         if cursor.execute(lock, (claim.database_id,)).fetchone() != (claim.pushes,):
             return None
+        _send_verdicts(cursor, claim, checked)
+        if is_same:
+            return Sent(verdicts=len(checked))
         sent = _Sender(cursor, claim.database_id).send(snapshot, new)
+        sent = sent._replace(verdicts=len(checked))
         _note(connection, claim, last, new)
         return sent
 
@@ -112,8 +126,7 @@ def _find_new(cursor: Cursor[Any], claim: Claim, snapshot: Snapshot) -> _New:
         change_id = 0
     runs = _with_periods(cursor, claim, snapshot.runs(run_id), _STARTED_AT)
     changes = _with_periods(cursor, claim, [*snapshot.changes(change_id)], _AT)
-    for period in sorted({period for period, _ in (*runs, *changes)}):
-        cursor.execute("SELECT irmapdb_add_period(%s)", (period,))
+    _add_periods(cursor, [*runs, *changes])
     return _New(runs, changes, run_id + 1)
 
 
@@ -128,6 +141,19 @@ def _with_periods(
     periods = [period for (period,) in cursor.fetchall()]
     dated = zip(periods, rows, strict=True)
     return [(period, row) for period, row in dated if period >= claim.pruned_before]
+
+
+def _add_periods(cursor: Cursor[Any], rows: list[tuple[date, tuple[Any, ...]]]) -> None:
+    for period in sorted({period for period, _ in rows}):
+        cursor.execute("SELECT irmapdb_add_period(%s)", (period,))
+
+
+def _send_verdicts(
+    cursor: Cursor[Any], claim: Claim, checked: list[tuple[date, tuple[Any, ...]]]
+) -> None:
+    columns = ("database_id", "period", *CheckVerdict._fields)
+    rows = [(claim.database_id, period, *verdict) for period, (_, verdict) in checked]
+    add_rows(cursor, tables.verdict, columns, rows, on_conflict="ON CONFLICT DO NOTHING")
 
 
 def _note(connection: Connection, claim: Claim, last: Last, new: _New) -> None:

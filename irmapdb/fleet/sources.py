@@ -13,12 +13,22 @@ from irmapdb.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping
+    from datetime import datetime
 
     from irmapdb.config import Config
     from irmapdb.model import AnyPath
 
-__all__ = ["ContainerFacts", "NodeFacts", "Source", "find_databases", "node_facts", "sources"]
+__all__ = [
+    "CheckVerdict",
+    "ContainerFacts",
+    "LimitUse",
+    "NodeFacts",
+    "PushSource",
+    "find_databases",
+    "node_facts",
+    "sources",
+]
 
 _MACHINE_ID = b"/etc/machine-id"
 _MACHINE_ID_BYTES = 64
@@ -37,12 +47,37 @@ class ContainerFacts(Record):
     """Of Kubernetes. Row-level security goes by it."""
 
 
-class Source(Record):
+class CheckVerdict(Record):
+    """What CRIU would do with some watches of a container: a row of `irmapdb check --all`."""
+
+    at: datetime
+    verdict: str
+    watches: int
+    why: str | None
+    """Only for the worst one."""
+    advice: str | None
+    fails: bool
+    """Whether the dump would fail."""
+
+
+class LimitUse(Record):
+    """A limit of the kernel for one user, and how much of it is in use."""
+
+    name: str
+    uid: int
+    used: int
+    limit: int
+
+
+class PushSource(Record):
     """One database of this node."""
 
     file: bytes
     """Absolute."""
+    stem: str | None = None
+    """The name of the file if it is that of a container's database, without `.db`."""
     container: ContainerFacts = ContainerFacts()
+    verdicts: tuple[CheckVerdict, ...] = ()
 
 
 class NodeFacts(Record):
@@ -92,13 +127,19 @@ def _is_regular(path: bytes) -> bool:
         return False
 
 
-def sources(databases: Iterable[AnyPath]) -> Sequence[Source]:
-    """Each database with what is known about its container."""
-    return [_source(os.path.abspath(os.fsencode(path))) for path in databases]
-
-
-def _source(path: bytes) -> Source:
-    name = os.fsdecode(os.path.basename(path))
-    if not is_container_database(name):
-        return Source(path)
-    return Source(path, ContainerFacts(container=name.removesuffix(".db")))
+def sources(
+    databases: Iterable[AnyPath],
+    containers: Mapping[str, ContainerFacts] | None = None,
+    verdicts: Mapping[str, tuple[CheckVerdict, ...]] | None = None,
+) -> list[PushSource]:
+    """Each database, with the facts about its container, by the name of the database."""
+    found = []
+    for path in (os.path.abspath(os.fsencode(one)) for one in databases):
+        name = os.fsdecode(os.path.basename(path))
+        if not is_container_database(name):
+            found.append(PushSource(path))
+            continue
+        stem = name.removesuffix(".db")
+        facts = (containers or {}).get(stem, ContainerFacts())
+        found.append(PushSource(path, stem, facts, (verdicts or {}).get(stem, ())))
+    return found

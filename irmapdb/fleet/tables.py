@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     Column,
     Date,
     DateTime,
@@ -48,6 +49,7 @@ __all__ = [
     "retention",
     "run",
     "run_source",
+    "verdict",
 ]
 
 metadata = MetaData(
@@ -59,7 +61,7 @@ metadata = MetaData(
     }
 )
 
-PARTITIONED = ("run", "run_source", "listed_watch", "listed_tried", "change")
+PARTITIONED = ("run", "run_source", "listed_watch", "listed_tried", "change", "verdict")
 """The tables that are partitioned by week."""
 
 _BY_PERIOD = "RANGE (period)"
@@ -230,6 +232,20 @@ change = Table(
     *_numbers("mntns"),
     PrimaryKeyConstraint("database_id", "key", "period"),
     Index("ix_change_at", "database_id", "at"),
+    postgresql_partition_by=_BY_PERIOD,
+)
+
+verdict = Table(
+    "verdict",
+    metadata,
+    *_in_period(),
+    _time("at"),
+    Column("verdict", Text, nullable=False),
+    *_numbers("watches"),
+    Column("why", Text),
+    Column("advice", Text),
+    Column("fails", Boolean, nullable=False),
+    PrimaryKeyConstraint("database_id", "at", "verdict", "period"),
     postgresql_partition_by=_BY_PERIOD,
 )
 

@@ -61,6 +61,23 @@ FROM containers
 JOIN run ON run.database_id = containers.database_id AND run.uuid = containers.last_step
     AND run.period = containers.last_step_period;
 
+CREATE VIEW last_verdicts WITH (security_invoker = true) AS
+-- what CRIU would do with the watches of each container, by its last check: why and advice stand at
+-- the worst verdict
+SELECT
+    containers.cluster, containers.node, containers.namespace, containers.pod,
+    containers.container, containers.container_name, containers.image, last.at, last.verdict,
+    last.watches, last.fails, last.why, last.advice, containers.database_id
+FROM containers
+JOIN LATERAL (
+    SELECT verdict.*
+    FROM verdict
+    WHERE verdict.database_id = containers.database_id AND verdict.at = (
+        SELECT max(newest.at) FROM verdict AS newest
+        WHERE newest.database_id = containers.database_id
+    )
+) AS last ON true;
+
 CREATE VIEW failing_watches WITH (security_invoker = true) AS
 -- the watches of each container's last step that have no path: CRIU cannot dump them, or loses
 -- them. A deleted file needs no path

@@ -21,6 +21,7 @@ from irmapdb.node.look_schedule import LookSchedule
 from irmapdb.node.metrics_requests import MetricsRequests
 from irmapdb.node.notify import notify
 from irmapdb.node.pool import Pool
+from irmapdb.node.push_schedule import PushSchedule
 from irmapdb.node.rundir import RunDirectory
 from irmapdb.node.service_lock import ServiceLock
 from irmapdb.node.state import (
@@ -28,6 +29,7 @@ from irmapdb.node.state import (
     KEEP,
     LOOK,
     METRICS,
+    PUSH,
     SLOW,
     SPARE,
     VERDICTS,
@@ -80,6 +82,7 @@ class Service:
         self._work = WorkSchedule(self._state, self._budget)
         self._requests = HookRequests(self._state)
         self._metrics = MetricsRequests(self._state, self._status)
+        self._pushes = PushSchedule(self._state)
         self._takers: dict[str, Callable[[Ended], None]] = {
             LOOK: self._looks.take,
             VERIFY: self._work.take_verified,
@@ -89,6 +92,7 @@ class Service:
             SPARE: lambda _: self._requests.drop_spare(),
             METRICS: self._metrics.take,
             VERDICTS: self._metrics.take_check,
+            PUSH: self._pushes.take,
         }
         return self
 
@@ -127,8 +131,9 @@ class Service:
                     changed, shown_s = False, time.monotonic()
                 until_s = next_look_s - time.monotonic()
                 wait_s = min(self._wait_s(), max(until_s, 0.05), _CALM_S if changed else _SLEEP_S)
-                left_s = self._metrics.wait_s()
-                wait_s = wait_s if left_s is None else min(wait_s, left_s)
+                self._pushes.start()
+                for left_s in (self._metrics.wait_s(), self._pushes.wait_s()):
+                    wait_s = wait_s if left_s is None else min(wait_s, left_s)
                 changed |= self._step(wait_s, {**sources, **self._metrics.sources()})
             notify("STOPPING=1")
 
@@ -148,8 +153,8 @@ class Service:
             others[fd]()
         all_ended = self._pool.take(ready)
         for ended in all_ended:
-            if ended.child.kind not in {METRICS, VERDICTS}:
-                # Clients must not use up the time for the containers.
+            if ended.child.kind not in {METRICS, VERDICTS, PUSH}:
+                # Clients and the server must not use up the time for the containers.
                 self._budget.use(ended.cpu_s)
             self._takers[ended.child.kind](ended)
         self._work.start()
@@ -192,4 +197,5 @@ class Service:
             looks=self._looks.done,
             answered=self._requests.answers,
             cpu_s=self._budget.used_s,
+            push=self._pushes.status(),
         )

@@ -20,6 +20,7 @@ __all__ = [
     "KEEP",
     "LOOK",
     "METRICS",
+    "PUSH",
     "SLOW",
     "SPARE",
     "VERDICTS",
@@ -31,6 +32,7 @@ __all__ = [
 LOOK, VERIFY, KEEP, SLOW = "look", "verify", "keep", "keep slow"
 ANSWER, SPARE = "answer", "spare"
 METRICS, VERDICTS = "metrics", "verdicts"
+PUSH = "push"
 """The kinds of the children."""
 
 
@@ -43,6 +45,8 @@ class ServiceOptions(Record):
     """The time between two looks; None: from the configuration."""
     cgroup: str | None = None
     """A shell pattern for the cgroups of the root tasks; None: all containers."""
+    push_command: tuple[str, ...] = ()
+    """The program that pushes to the fleet's server, and its arguments; empty: none."""
 
 
 class State:

@@ -26,6 +26,7 @@ def status_document(
     looks: int,
     answered: Mapping[int, int],
     cpu_s: float,
+    push: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """The contract of `irmapdb warm --status --json`; docs/warm.md describes it.
 
@@ -42,6 +43,7 @@ def status_document(
             "left_to_the_hook": sum(answered.values()) - answered.get(0, 0),
         },
         "cpu_s": round(cpu_s, 3),
+        "push": None if push is None else dict(push),
         "containers": [_container(*one) for one in known],
     }
 

@@ -70,8 +70,7 @@ RestrictRealtime=yes
 RestrictSUIDSGID=yes
 LockPersonality=yes
 KeyringMode=private
-IPAddressDeny=any
-{allowed}SystemCallArchitectures=native
+{addresses}SystemCallArchitectures=native
 SystemCallFilter=~@clock @cpu-emulation @module @mount @obsolete @raw-io @reboot @swap
 
 [Install]
@@ -79,18 +78,26 @@ WantedBy=multi-user.target
 """
 
 
-def unit_text(command: Sequence[str], databases: Path, *, with_port: bool = False) -> str:
+def unit_text(
+    command: Sequence[str],
+    databases: Path,
+    *,
+    with_port: bool = False,
+    with_server: bool = False,
+) -> str:
     """The unit that runs `command`, an absolute path and its arguments.
 
-    `with_port`: whether the service listens on a loopback port.
+    `with_port`: whether the service listens on a loopback port. `with_server`: whether it pushes to
+    a server, which may be anywhere.
     """
+    addresses = "IPAddressDeny=any\n" + ("IPAddressAllow=localhost\n" if with_port else "")
     return _TEMPLATE.format(
         first_line=_FIRST_LINE,
         command=" ".join(map(_quoted, command)),
         capabilities=" ".join(CAPABILITIES),
         writable=_quoted(f"-{databases}"),
-        families="AF_UNIX AF_INET AF_INET6" if with_port else "AF_UNIX",
-        allowed="IPAddressAllow=localhost\n" if with_port else "",
+        families="AF_UNIX AF_INET AF_INET6" if with_port or with_server else "AF_UNIX",
+        addresses="" if with_server else addresses,
     )
 
 
@@ -100,6 +107,7 @@ def install(
     directory: Path = UNIT_DIRECTORY,
     *,
     with_port: bool = False,
+    with_server: bool = False,
 ) -> Path:
     """Write the unit, and start it if systemd runs; returns its path.
 
@@ -107,7 +115,7 @@ def install(
     """
     path = directory / UNIT_NAME
     _check(path)
-    text = unit_text(command, databases, with_port=with_port)
+    text = unit_text(command, databases, with_port=with_port, with_server=with_server)
     files.replace_whole(path, text.encode(), mode=0o644)
     if directory == UNIT_DIRECTORY:
         _systemctl("daemon-reload")

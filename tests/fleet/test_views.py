@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import shutil
 import sqlite3
 from contextlib import closing
@@ -14,8 +15,10 @@ import psycopg
 import pytest
 
 from irmapdb.fleet import views
+from irmapdb.fleet.push import PushOptions, push
 from irmapdb.fleet.queries import SAVED
 from irmapdb.fleet.server import find_server
+from irmapdb.fleet.sources import CheckVerdict, ContainerFacts, LimitUse, PushSource, node_facts
 from irmapdb.model import (
     Change,
     ChangeKind,
@@ -28,6 +31,7 @@ from irmapdb.model import (
 )
 from irmapdb.store.database import Store
 from tests.support.cli import irmapdb
+from tests.support.features import require_root
 from tests.support.fleet_rows import assert_same, server_rows
 
 # One server for all of them, in one worker.
@@ -125,6 +129,69 @@ def _add(step, change, now):
         outcome="done",
     )  # fmt: skip
     step.add_changes(run, [change], now)
+
+
+_AT = datetime(2026, 11, 3, tzinfo=UTC)
+_VERDICTS = (
+    CheckVerdict(_AT, "no-path", 2, "no path is known", "run pre-dump", fails=True),
+    CheckVerdict(_AT, "valid", 5, None, None, fails=True),
+)
+_NAMES = ContainerFacts("default/web", "web", "nginx:1", "web-0", "team-a")
+
+
+def _push_with_facts(url, path, *, verdicts=(), facts=_NAMES, limits=()):
+    source = PushSource(bytes(path), "web.0", facts, verdicts)
+    (done,) = push(PushOptions(find_server(url), node_facts("one"), [source], limits, wait_s=0))
+    assert done.sent.verdicts == len(verdicts)
+
+
+def test_verdicts_and_names_arrive_with_the_rows(url, maker, tmp_path):
+    path = maker.make(tmp_path / "one.db")
+    _push_with_facts(url, path, verdicts=_VERDICTS)
+    (row,) = _rows(url, "verdicts")
+    assert (row["image"], row["verdict"], row["containers"], row["watches"]) == (
+        "nginx:1",
+        "no-path",
+        1,
+        2,
+    )
+    assert row["advice"] == "run pre-dump"
+    # Repeated, it is there once; a newer check takes its place, and the container has ended.
+    _push_with_facts(url, path, verdicts=_VERDICTS)
+    assert _run(url, "SELECT count(*) FROM verdict") == [(2,)]
+    later = CheckVerdict(_AT + timedelta(days=1), "valid", 7, None, None, fails=False)
+    _push_with_facts(url, path, verdicts=(later,), facts=ContainerFacts())
+    assert _rows(url, "verdicts") == []
+    (row,) = _rows(url, "SELECT * FROM last_verdicts")
+    assert (row["verdict"], row["container"], row["pod"], row["namespace"]) == (
+        "valid",
+        "default/web",
+        "web-0",
+        "team-a",
+    )
+
+
+def test_limits_of_each_user(url, maker, tmp_path):
+    path = maker.make(tmp_path / "one.db")
+    limits = [
+        LimitUse("inotify/max_user_watches", 1000, 95, 100),
+        LimitUse("inotify/max_user_instances", 0, 1, 128),
+    ]
+    for _ in range(2):
+        _push_with_facts(url, path, limits=limits)
+    (row,) = _rows(url, "limits")
+    assert (row["node"], row["uid"], row["used_percent"]) == ("one", 1000, 95)
+    assert len(_rows(url, "limits", "-p", "percent=0")) == 2
+
+
+def test_what_this_machine_says(url, maker, tmp_path, watcher):
+    require_root()
+    watcher.add_inotify(tmp_path)
+    _push(url, maker.make(tmp_path / "one.db"), node="one")
+    rows = {(row["limit"], row["uid"]): row for row in _rows(url, "limits", "-p", "percent=0")}
+    row = rows["inotify/max_user_watches", os.geteuid()]
+    assert row["used"] >= 1
+    assert row["maximum"] > 0
 
 
 def test_nodes_and_versions(url, maker, tmp_path):
@@ -270,7 +337,7 @@ def test_prune_deletes_whole_weeks_and_nothing_comes_back(url, maker, tmp_path):
     assert len(server_rows(url)["run"]) == 6
     done = irmapdb("fleet", "prune", "--to", url, "--older-than", "60d", "--dry-run", "--json")
     document = json.loads(done.out)
-    assert len(document["partitions"]) == 10
+    assert len(document["partitions"]) == 12
     assert len(server_rows(url)["run"]) == 6
     done = irmapdb("fleet", "prune", "--to", url, "--older-than", "60d", "--json")
     pruned = json.loads(done.out)

@@ -182,6 +182,18 @@ CREATE TABLE change (
 ) PARTITION BY RANGE (period);
 CREATE INDEX ix_change_at ON change (database_id, at);
 
+CREATE TABLE verdict (
+    database_id BIGINT NOT NULL,
+    period DATE NOT NULL,
+    at TIMESTAMPTZ NOT NULL,
+    verdict TEXT NOT NULL,
+    watches BIGINT NOT NULL,
+    why TEXT,
+    advice TEXT,
+    fails BOOLEAN NOT NULL,
+    CONSTRAINT pk_verdict PRIMARY KEY (database_id, at, verdict, period)
+) PARTITION BY RANGE (period);
+
 CREATE TABLE mapping (
     database_id BIGINT NOT NULL,
     key UUID NOT NULL,
@@ -228,7 +240,8 @@ BEGIN
         RETURN;
     END IF;
     PERFORM pg_advisory_xact_lock(1230130512, 1);
-    FOREACH parent IN ARRAY ARRAY['run', 'run_source', 'listed_watch', 'change', 'listed_tried']
+    FOREACH parent IN ARRAY ARRAY['run', 'run_source', 'listed_watch', 'change', 'verdict',
+        'listed_tried']
     LOOP
         IF to_regclass(parent || suffix) IS NULL THEN
             EXECUTE format('CREATE TABLE %I (LIKE %I INCLUDING DEFAULTS INCLUDING CONSTRAINTS)',
@@ -284,7 +297,15 @@ CREATE POLICY of_readers ON database FOR SELECT
 _POLICY = """
 CREATE POLICY of_database ON {table} USING (database_id IN (SELECT id FROM database))
 """
-_OF_DATABASES = ("run", "run_source", "listed_watch", "listed_tried", "change", "mapping")
+_OF_DATABASES = (
+    "run",
+    "run_source",
+    "listed_watch",
+    "listed_tried",
+    "change",
+    "verdict",
+    "mapping",
+)
 
 
 def upgrade() -> None:
