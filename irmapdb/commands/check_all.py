@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from irmapdb.commands import render
@@ -22,6 +23,8 @@ def run(options: NodeCheckOptions, *, as_json: bool) -> None:
     """Check all containers and print the answer; exit code 3 if a watch would be lost."""
     from irmapdb.node.check_all import check_all
 
+    if os.geteuid():
+        render.say("containers of other users cannot be seen: run it as root")
     with Progress() as progress:
         report = check_all(options._replace(progress=progress.checking_containers))
     if as_json:

@@ -211,3 +211,12 @@ def test_a_work_dir_that_may_not_be_listed_does(place: Path) -> None:
             assert code == 0, said
     finally:
         place.chmod(0o700)
+
+
+def test_check_all_says_that_it_sees_no_containers_of_others() -> None:
+    code, out, err = _as_nobody(lambda: list(irmapdb("check", "--all")))
+    assert (code, out) == (0, "no container runs here\n")
+    assert err == "containers of other users cannot be seen: run it as root\n"
+    code, out, err = _as_nobody(lambda: list(irmapdb("ps", "--container", "web")))
+    assert (code, out) == (1, "")
+    assert "run it as root" in err
