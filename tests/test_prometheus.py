@@ -84,6 +84,7 @@ def test_labels_are_bounded_and_have_no_path_or_pid():
     }
     assert labels["name"].startswith('a"b\\\\\\n\\x1b[2J\\u202e')
     assert len(labels["name"]) == 200
+    assert re.search("x~[0-9a-f]{16}$", labels["name"])
     assert labels["image"] == "caf\\xe9"
     assert {"pid", "path", "work_dir"}.isdisjoint(labels)
     for family in families.values():
@@ -91,6 +92,16 @@ def test_labels_are_bounded_and_have_no_path_or_pid():
             assert all(value.isprintable() for value in sample.labels.values())
             assert "/run/work" not in sample.labels.values()
             assert "4711" not in sample.labels.values()
+
+
+def test_long_ids_that_begin_alike_are_two_series():
+    one = container_figures()
+    containers = tuple(
+        one._replace(info=one.info._replace(id=f"{'x' * 300}{last}")) for last in "ab"
+    )
+    families = _families(exposition(node_figures()._replace(containers=containers)))
+    found = [one.labels["container"] for one in families["irmapdb_container_watches"].samples]
+    assert len(set(found)) == 2
 
 
 def test_what_is_not_known_has_no_series():

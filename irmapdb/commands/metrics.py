@@ -15,6 +15,8 @@ from irmapdb.commands.options import ConfigFile, path_option, value_option
 __all__ = ["add_to"]
 
 _READABLE_BY_ALL = 0o644
+_CONTAINER_S = 5.0
+"""The time for the prediction for one container."""
 
 
 def add_to(app: typer.Typer) -> None:
@@ -76,7 +78,8 @@ def metrics(
         message = "metrics reads the tasks of all users"
         raise FileError(message, advice="run it as root")
     settings = load_config(config)
-    checked = check_all(NodeCheckOptions(config=settings, cgroup=cgroup)) if check else None
+    wanted = NodeCheckOptions(config=settings, cgroup=cgroup, patience_s=_CONTAINER_S)
+    checked = check_all(wanted) if check else None
     text = exposition(collect(MetricsOptions(run_dir, settings, cgroup, check=checked)))
     if textfile is None:
         sys.stdout.write(text.decode())

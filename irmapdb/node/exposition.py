@@ -6,6 +6,8 @@ https://prometheus.io/docs/practices/naming/.
 
 from __future__ import annotations
 
+import hashlib
+
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
@@ -71,8 +73,13 @@ def _counter(
 
 
 def _label(text: str) -> str:
-    # A tenant may have chosen it.
-    return printable(text.encode("utf-8", "surrogateescape"))[:_LABEL_CHARACTERS]
+    # A tenant may have chosen it. Two texts never give one label: node_exporter reads nothing of a
+    # file that has the same series twice.
+    shown = printable(text.encode("utf-8", "surrogateescape"))
+    if len(shown) <= _LABEL_CHARACTERS:
+        return shown
+    digest = hashlib.blake2b(shown.encode(), digest_size=8).hexdigest()
+    return f"{shown[: _LABEL_CHARACTERS - len(digest) - 1]}~{digest}"
 
 
 def _of_node(figures: NodeFigures) -> Iterator[Metric]:

@@ -22,6 +22,7 @@ from irmapdb.errors import FileError
 from irmapdb.log import Log
 from irmapdb.model import printable
 from irmapdb.node.state import METRICS, VERDICTS
+from irmapdb.ownership import open_directory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ _log = Log(__name__)
 _BACKLOG = 8
 _LIMIT_S = 15.0
 _VERDICTS_LIMIT_S = 120.0
+_CONTAINER_S = 5.0
+"""The time for the prediction for one container."""
 _MEMORY_BYTES = 1 << 30
 _VERDICTS_MEMORY_BYTES = 2 << 30
 _PAUSE_S = 1.0
@@ -66,6 +69,7 @@ def open_listener(address: ListenAddress) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         if address.path:
+            _check_directory(address.path)
             _remove_socket(address.path)
             before = os.umask(0o177)
             try:
@@ -84,6 +88,14 @@ def open_listener(address: ListenAddress) -> socket.socket:
         listener.close()
         raise
     return listener
+
+
+def _check_directory(path: str) -> None:
+    # Another user could replace the socket there, and answer in our place.
+    with open_directory(os.fsencode(os.path.dirname(path))) as found:
+        if found.shared_with:
+            message = f"cannot listen on {printable(Path(path))}: {found.shared_with}"
+            raise FileError(message, advice="choose another `listen` in [metrics]")
 
 
 def _remove_socket(path: str) -> None:
@@ -143,12 +155,11 @@ class MetricsRequests:
         return left_s if self._listener is not None and left_s > 0 else None
 
     def _start(self) -> None:
-        status = self._status()
         try:
             self._state.pool.start(
                 METRICS,
                 None,
-                lambda: self._serve(status),
+                self._serve,
                 limit_s=_LIMIT_S,
                 memory_bytes=_MEMORY_BYTES,
             )
@@ -171,8 +182,14 @@ class MetricsRequests:
         def check() -> NodeCheck:
             from irmapdb.node.check_all import NodeCheckOptions, check_all  # noqa: PLC0415
 
-            wanted = NodeCheckOptions(config=options.config, cgroup=options.cgroup, workers=1)
-            return check_all(wanted)
+            return check_all(
+                NodeCheckOptions(
+                    config=options.config,
+                    cgroup=options.cgroup,
+                    patience_s=_CONTAINER_S,
+                    workers=1,
+                )
+            )
 
         with contextlib.suppress(OSError):
             self._state.pool.start(
@@ -191,7 +208,7 @@ class MetricsRequests:
 
     # --- in the child -----------------------------------------------------------------------------
 
-    def _serve(self, status: dict[str, Any]) -> None:
+    def _serve(self) -> None:
         from irmapdb.node.exposition import CONTENT_TYPE, exposition  # noqa: PLC0415
         from irmapdb.node.metrics import MetricsOptions, collect  # noqa: PLC0415
 
@@ -216,7 +233,7 @@ class MetricsRequests:
                                 self._state.run.path,
                                 options.config,
                                 options.cgroup,
-                                status,
+                                self._status(),
                                 self._check,
                             )
                         )

@@ -281,6 +281,14 @@ def test_a_criu_that_is_missing_or_does_not_work_is_mended(place, rig):
     )
     good.chmod(0o755)
     text = place.mend("criu")
+    good.unlink()
+    good.write_text("#!/bin/sh\n[ $1 = --version ] || exec sleep 1000\n")
+    good.chmod(0o755)
+    with place.monkeypatch.context() as patched:
+        patched.setattr(usable, "_PATIENCE_S", 0.2)
+        (finding,) = place.findings("criu")
+        assert "`criu check` did not end in 0.2 s" in finding["text"]
+    place.call(finding["command"])
     assert "3.17.1 does not work on this kernel: Error (criu/x.c:1): no such system call" in text
     assert place.status()["criu"]["works"]
 

@@ -269,6 +269,11 @@ def test_only_root_can_connect_and_only_a_socket_is_replaced(service, tmp_path):
     service.start()
     assert service.samples()
     service.end()
+    tmp_path.chmod(0o777)
+    address = load_config(tmp_path / "warm.toml").metrics.listen
+    with pytest.raises(FileError, match="cannot listen on"):
+        open_listener(address)
+    tmp_path.chmod(0o700)
     service.socket.write_text("a file")
     address = load_config(tmp_path / "warm.toml").metrics.listen
     with pytest.raises(FileError, match="is no socket"):
