@@ -104,7 +104,7 @@ def test_names_that_criu_cannot_look_up(root, tmp_path):
 
 def test_nobody_is_waited_for(root, monkeypatch):
     """What the numbers of an entry are would have to be asked of somebody."""
-    monkeypatch.setattr(criu_cache, "_has_the_numbers", lambda *_: pytest.fail("asked"))
+    monkeypatch.setattr(criu_cache, "has_the_numbers", lambda *_: pytest.fail("asked"))
     nowhere = Identity(0xFFF << 20, 1, FileHandle(1, b"x"))  # so its type is not known
     outcome = _outcome((nowhere, b"/srv/file"))
     monkeypatch.setattr(Root, "may_block", lambda *_: True)

@@ -138,6 +138,7 @@ _OTHERS = {
     "overmounted": "Open files on overmounted mounts are not supported yet; mount=1 fd=2 path=a",
     "mount-source-replaced": "mnt: Can't re-create deleted file /srv/a: File exists",
     "mount-external": "mnt: Mount 12:./x is autodetected external mount. Try …",
+    "chroot": "mnt: The root task has another root than mntns: /srv",
     "mount": "mnt-v2: Unable to mount overlay ./x (id=3): No such file or directory",
     "freeze": "Unable to freeze cgroup /a (100 x 100ms attempts, timeout: 10s)",
     "cgroup": "cg: Can't make cgroup dir a: Permission denied",

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from irmapdb.model import Identity, InodeKey
     from irmapdb.resolve.engine import Resolution
 
-__all__ = ["cache_entries", "is_unopenable", "spell_root"]
+__all__ = ["cache_entries", "has_the_numbers", "is_unopenable", "spell_root"]
 
 # Filesystems whose getattr gives another device or number than that of the superblock and the
 # inode: btrfs_getattr() and ovl_getattr() of the kernel's fs/.
@@ -83,9 +83,7 @@ def cache_entries(
             continue
         if fstype is None or fstype in _OWN_NUMBERS:
             blocks = root.may_block(identity.kdev)
-            names = [
-                path for path in names if not blocks and _has_the_numbers(root, identity, path)
-            ]
+            names = [path for path in names if not blocks and has_the_numbers(root, identity, path)]
         if names:
             first, *rest = names
             best.setdefault((fstype in _UNOPENABLE, count), []).append(CacheEntry(*key, first))
@@ -111,7 +109,8 @@ def _can_be_looked_up(path: bytes) -> bool:
     return path != _ROOT and len(path) <= _PATH_MAX  # CRIU takes the slash off; a NUL is added
 
 
-def _has_the_numbers(root: Root, identity: Identity, path: bytes) -> bool:
+def has_the_numbers(root: Root, identity: Identity, path: bytes) -> bool:
+    """Whether the path has the device and inode number of the watch, which CRIU compares."""
     try:
         fd = root.open(path)
     except OSError:

@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,8 +19,6 @@ from tests.support.notify import FAN_OPEN, IN_OPEN
 from tests.support.other_tasks import PROGRAMS, other_task
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tests.support.area import MountArea
     from tests.support.criu import Criu
     from tests.support.watcher import Watcher
@@ -39,18 +38,20 @@ def test_a_watch_on_overlayfs(
     done = each_criu.dump(target.pid, tmp_path / "images", force_irmap=True, options=[verbosity])
     assert not done.ok
     stop = stop_of(explained(done))
-    assert (stop["name"], stop["command"]) == ("no-path", _HOOK)
     watch = stop["watch"]
     if verbosity == "-v1" and each_criu.version < "4.3":
-        assert watch is None
+        assert (stop["name"], stop["command"], watch) == ("no-path", _HOOK, None)
         assert "irmapdb check" in stop["find_out"]
         return
+    pid = target.pid if verbosity in {"-v4", "-v3"} else "PID"
+    assert (stop["name"], stop["command"]) == ("no-path", f"irmapdb check -t {pid}")
+    assert "layers on several filesystems" in stop["why"]
+    assert "xino=on" in stop["help"]
     assert (watch["dev"], watch["ino"]) == (superblock_kdev(place.mountpoint), watched.st_ino)
     assert watch["now"]["pid"] == target.pid
     assert watch["now"]["fd"] == watched.fd
     if verbosity in {"-v4", "-v3"}:
         assert (watch["wd"], watch["fd"]) == (watched.wd, watched.fd)
-        assert "overlayfs" in stop["why"]
 
 
 def test_the_file_comes_from_the_machine_the_database_and_the_cache(
@@ -59,7 +60,10 @@ def test_the_file_comes_from_the_machine_the_database_and_the_cache(
     place = area.place("overlay-lower")
     watched = target.add_inotify(place.directory / "file")
     done = criu.dump(target.pid, tmp_path / "images")
-    watch = stop_of(explained(done))["watch"]
+    stop = stop_of(explained(done))
+    watch = stop["watch"]
+    assert stop["command"] == _HOOK
+    assert "overlayfs" in stop["why"]
     assert (os.fsencode(watch["path"]), watch["path_from"]) == (watched.path, "task")
 
     def stored(*options: str | Path) -> tuple[str, str]:
@@ -124,6 +128,57 @@ def test_a_deleted_file_on_tmpfs(
     assert stop["command"] == f"irmapdb check -t {target.pid}"
 
 
+def test_a_deleted_file(area: MountArea, each_criu: Criu, target: Watcher, tmp_path: Path) -> None:
+    place = area.place("overlay-upper")
+    file = place.mountpoint / "alone"
+    file.touch()
+    target.add_inotify(file)
+    target.open(file)
+    file.unlink()
+    done = each_criu.dump(target.pid, tmp_path / "images", force_irmap=True)
+    stop = stop_of(explained(done))
+    assert stop["name"] == "no-path"
+    assert "was deleted" in stop["why"]
+    assert "remove the watch" in stop["help"]
+    assert stop["command"] == f"irmapdb check -t {target.pid}"
+
+
+@pytest.mark.parametrize("name", ["/sys/kernel/uevent_seqnum", "/proc/sys/kernel/hostname"])
+def test_a_file_of_the_kernel(each_criu: Criu, target: Watcher, tmp_path: Path, name: str) -> None:
+    target.add_inotify(Path(name))
+    for _ in range(6):
+        drop_caches()
+        done = each_criu.dump(target.pid, tmp_path / "images")
+        document = explained(done)
+        if stop_of(document)["watch"]["path"] is None:
+            break
+    stop = stop_of(document)
+    assert stop["name"] == "no-path"
+    if name.startswith("/proc"):
+        assert "new inode at each lookup" in stop["why"]
+        assert "remove the watch" in stop["help"]
+    else:
+        assert stop["command"] == _HOOK
+
+
+def test_a_file_that_only_a_nested_namespace_has(
+    each_criu: Criu, target: Watcher, tmp_path: Path
+) -> None:
+    directory = tmp_path / "nested"
+    directory.mkdir()
+    child = target.fork()
+    child.unshare_mounts()
+    child.mount("tmpfs", directory, "tmpfs")
+    child.add_inotify(directory)
+    done = each_criu.dump(target.pid, tmp_path / "images")
+    assert not done.ok
+    stop = stop_of(explained(done))
+    if stop["ours"]:
+        assert "another mount namespace" in stop["why"]
+    else:  # CRIU refuses the namespace itself
+        assert stop["topic"] in {"mount", "nested namespace"}
+
+
 def test_no_handle_in_fdinfo(
     area: MountArea, each_criu: Criu, target: Watcher, tmp_path: Path
 ) -> None:
@@ -185,7 +240,7 @@ def test_the_hook_ran_in_vain(area: MountArea, criu: Criu, target: Watcher, tmp_
         script.write_text(f"#!/bin/sh\necho 'irmapdb-hook: {said}'\n")
         script.chmod(0o755)
         done = criu.dump(target.pid, tmp_path / "images", action_script=script)
-        stop = stop_of(explained(done))
+        stop = stop_of(explained(done, "--offline"))
         assert said in stop["why"]
         assert stop["command"].startswith(command)
 

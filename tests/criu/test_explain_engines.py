@@ -1,4 +1,4 @@
-"""`irmapdb explain` of what runc and podman print, and of the logs that they leave."""
+"""`irmapdb explain` of what runc, podman and containerd print, and of the logs that they leave."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.support.cli import irmapdb
+from tests.support.containerd import ContainerdDaemon, ContainerdTask, require_containerd
 from tests.support.features import require_program
 from tests.support.podman import PodmanContainer
 from tests.support.programs import SYSTEM_PATH, ProgramError
@@ -70,3 +71,23 @@ def test_podman(rig: Path, tmp_path: Path) -> None:
         with pytest.raises(ProgramError) as failed:
             container.checkpoint()
         _check(str(failed.value), container.work / "dump.log", "podman", container.pid)
+
+
+def test_containerd(area: MountArea, rig: Path, tmp_path: Path) -> None:
+    require_containerd()
+    path = os.pathsep.join((str(rig), SYSTEM_PATH))
+    disk = area.ext4("containerd", size_mib=64).mountpoint
+    with (
+        ContainerdDaemon(disk / "containerd", path) as daemon,
+        ContainerdTask(daemon, tmp_path / "container") as task,
+    ):
+        task.add_inotify("/srv/app/settings")
+        with pytest.raises(ProgramError) as failed:
+            task.container.checkpoint("checkpoint")
+        document = _explained(stdin=str(failed.value))
+        assert document["engine"] == "containerd"
+        assert document["findings"][0]["name"] in {"no-reason", "no-path"}
+        document = _explained("--engine", "containerd", stdin=task.container.log())
+        (stop,) = (one for one in document["findings"] if one["stops"])
+        assert (stop["name"], stop["command"]) == ("no-path", "irmapdb hook --install runc")
+        assert stop["watch"]["path"] == "/srv/app/settings"

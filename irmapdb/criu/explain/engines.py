@@ -203,5 +203,9 @@ _HELP = {
         "For another script, read its output above this message",
         "",
     ),
-    Remedy.ISOLATE: Help("run the task in a mount namespace of its own", ""),
+    Remedy.LAYERS: Help(
+        "mount the overlay with xino=on, or with nfs_export=on,index=on, or with all layers on one "
+        "filesystem",
+        "irmapdb check -t PID",
+    ),
 }

@@ -11,7 +11,7 @@ from irmapdb.criu.explain.engines import Engine, Help, engine_of, help_for, opti
 from irmapdb.criu.explain.lines import Lines
 from irmapdb.criu.explain.messages import Message, Remedy, Role, find_message
 from irmapdb.criu.explain.other_causes import OtherCause
-from irmapdb.criu.explain.paths import Finder, FoundPath
+from irmapdb.criu.explain.paths import Finder, FoundPath, Origin
 from irmapdb.criu.explain.reader import Action, LogFacts, Outcome, Seen, WatchFacts, read_log
 from irmapdb.errors import ImageError, IrmapError
 from irmapdb.model import format_kdev, printable
@@ -29,6 +29,7 @@ _MOST_UNKNOWN = 3
 _SAME_RUN_S = 60
 """CRIU writes both at the end of a dump."""
 _STATS_BYTES = 1 << 16
+_LONGEST_PATH_BYTES = 4095
 _OVERLAY = 0xF8
 _BTRFS = {0x4D, 0x4E, 0x4F}
 
@@ -265,10 +266,10 @@ class _Maker:
             )
         if cause is None:
             return self._unknown(seen)
-        why, remedy = self._reason(cause, seen)
         watch = self._known_watch(seen.watch)
         key = watch.key if watch is not None else None
         file = self._paths.get(key) if key is not None else None
+        why, remedy = self._reason(cause, seen, file)
         return Finding(
             cause.name,
             "watch" if cause.is_ours else _TOPICS[cause.part],
@@ -336,9 +337,10 @@ class _Maker:
             help=Help("search CRIU's issues for this text", ""),
         )
 
-    def _reason(self, cause: Message, seen: Seen) -> tuple[str, Remedy]:
+    def _reason(self, cause: Message, seen: Seen, file: FoundPath | None) -> tuple[str, Remedy]:
         if cause.name in {"no-path", "wd-without-path"}:
-            return self._no_path(cause, seen.watch or WatchFacts())
+            watch = seen.watch or WatchFacts()
+            return _by_machine(file, watch) or self._no_path(cause, watch)
         why = cause.meaning
         if seen.why:
             why += f" ({printable(seen.why)})"
@@ -390,9 +392,40 @@ class _Maker:
         return Help(help_.text, command)
 
 
+def _by_machine(file: FoundPath | None, watch: WatchFacts) -> tuple[str, Remedy] | None:
+    """The reason that irmapdb sees on this machine, where irmap-cache cannot help."""
+    if file is None or file.pid is None:
+        return None
+    if file.deleted:
+        return _DELETED, Remedy.REMOVE_WATCH
+    if file.mntns:
+        return _OTHER_NAMESPACE, Remedy.MOUNT
+    if file.origin is not Origin.TASK:
+        return (_PROC_SYS, Remedy.REMOVE_WATCH) if file.fstype == "proc" else None
+    if file.path is not None and len(file.path) > _LONGEST_PATH_BYTES:
+        return _TOO_LONG, Remedy.REMOVE_WATCH
+    if not file.is_accepted and watch.handle_type not in _BTRFS and file.fstype == "overlay":
+        return _LAYERS, Remedy.LAYERS
+    return None
+
+
 _TOPICS = {"image.c": "irmap-cache", "action-scripts.c": "action script"}
 _CHECK = Help("", "irmapdb check -t PID")
 _PS = Help("", "irmapdb ps -t PID --search")
+_DELETED = "the watched file was deleted, so it has no path any more"
+_OTHER_NAMESPACE = (
+    "only another mount namespace of the tree has the file mounted, and CRIU looks in that of the "
+    "root task"
+)
+_PROC_SYS = (
+    "the file is on procfs, and the kernel does not know its name any more. A file below /proc/sys "
+    "gets a new inode at each lookup"
+)
+_TOO_LONG = "the path is longer than 4,095 bytes, and the kernel does not give CRIU such a name"
+_LAYERS = (
+    "the file is on an overlay with layers on several filesystems. CRIU compares the device of the "
+    "layer with that of the watch: they differ, so it accepts no entry of irmap-cache"
+)
 _NO_PATH = "CRIU found no path for this watch"
 _OVERLAY_OLD = (
     "the file is on overlayfs, and CRIU before 4.3 cannot open a handle of overlayfs. So only an "

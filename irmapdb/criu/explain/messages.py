@@ -62,7 +62,8 @@ class Remedy(enum.StrEnum):
     IMAGES = "images"
     """The images are damaged, or another CRIU wrote them."""
     SCRIPT = "script"
-    ISOLATE = "mount-namespace"
+    LAYERS = "layers"
+    """An overlay whose layers are on several filesystems."""
 
 
 _ALL, _OLD, _NEW = "4.1 to 4.3", "4.1, 4.2", "4.3"

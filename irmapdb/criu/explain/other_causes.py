@@ -255,6 +255,13 @@ OTHER_CAUSES = (
         "give it to CRIU with --external 'mnt[MOUNTPOINT]:NAME', or unmount it before the dump",
     ),
     OtherCause(
+        "chroot",
+        "chroot",
+        rb"mnt: The root task has another root than mntns",
+        "the root task is in a chroot of its mount namespace, and CRIU refuses such a tree",
+        "choose a root task that is in no chroot",
+    ),
+    OtherCause(
         "mount",
         "mount",
         rb"mnt(?:-v2)?: |Open mount|Failed to (?:parse|read) mountinfo|autofs",

@@ -13,6 +13,7 @@ import os
 import time
 
 from irmapdb import files
+from irmapdb.checkpoint.criu_cache import has_the_numbers
 from irmapdb.config import Config
 from irmapdb.errors import IrmapError
 from irmapdb.model import Identity
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
 
     from irmapdb.criu.explain.reader import WatchFacts
     from irmapdb.kernel.proc.fdinfo import RawWatchFile
+    from irmapdb.kernel.root import Root
     from irmapdb.model import FileHandle, InodeKey, Mapping, Watch, WatchFile
+    from irmapdb.resolve.engine import Resolution
 
 __all__ = ["Finder", "FoundPath", "Origin"]
 
@@ -57,6 +60,15 @@ class FoundPath(Record):
     comm: bytes | None = None
     fd: int | None = None
     """The process of this machine that watches the inode now, and its descriptor."""
+    fstype: str | None = None
+    """The filesystem, in the root of that process."""
+    deleted: bool = False
+    """Whether the file has no name any more."""
+    mntns: int = 0
+    """As in Mapping: CRIU looks in the root of the root task's namespace, where it is 0."""
+    is_accepted: bool = True
+    """Whether CRIU accepts an entry of irmap-cache with this path: its device and number are those
+    of the watch."""
 
 
 class Finder:
@@ -157,7 +169,7 @@ def _merged(
         if known is None or found.path is not None:
             merged[key] = found
         else:
-            merged[key] = known._replace(pid=found.pid, comm=found.comm, fd=found.fd)
+            merged[key] = found._replace(path=known.path, origin=known.origin, note=known.note)
     return merged
 
 
@@ -213,14 +225,9 @@ class _Machine:
             ):
                 search.add_holders([file.pid])
                 search.resolve([file._replace(watches=(watch,), marks=())])
-                outcome = search.outcome
+                return _answer(root, watch.identity, search.outcome)
         except (IrmapError, OSError) as error:  # it ended meanwhile, or may not be looked at
             return FoundPath(None, None, str(error))
-        if answer := outcome.resolved.get(watch.identity):
-            note = f"in mount namespace {answer.mntns}" if answer.mntns else ""
-            return FoundPath(answer.path, Origin.TASK, note)
-        failure = outcome.unresolved.get(watch.identity)
-        return FoundPath(None, None, "" if failure is None else failure.why)
 
     def _by_handle(self, identities: list[Identity]) -> dict[InodeKey, FoundPath]:
         from irmapdb.kernel.proof import disproof  # noqa: PLC0415
@@ -247,6 +254,26 @@ class _Machine:
             identity.key: FoundPath(answer.path, Origin.HANDLE, note)
             for identity, answer in outcome.resolved.items()
         }
+
+
+def _answer(root: Root, identity: Identity, outcome: Resolution) -> FoundPath:
+    mounts = root.mounts.of_device(identity.kdev)
+    fstype = mounts[0].fstype if mounts else None
+    answer = outcome.resolved.get(identity)
+    if answer is None:
+        failure = outcome.unresolved.get(identity)
+        why = "" if failure is None else failure.why
+        deleted = failure is not None and failure.deleted
+        return FoundPath(None, None, why, fstype=fstype, deleted=deleted)
+    accepted = answer.mntns != 0 or root.may_block(identity.kdev)
+    return FoundPath(
+        answer.path,
+        Origin.TASK,
+        f"in mount namespace {answer.mntns}" if answer.mntns else "",
+        fstype=fstype,
+        mntns=answer.mntns,
+        is_accepted=accepted or has_the_numbers(root, identity, answer.path),
+    )
 
 
 def _nothing_stored(
