@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from irmapdb.kernel.proc.survey import Survey
     from irmapdb.kernel.proc.tasks import Task
     from irmapdb.node.ps_groups import Grouping, GroupRow, Sort, Totals
+    from irmapdb.node.ps_paths import WatchedPaths
     from irmapdb.node.ps_rows import WatchedPath
 
 __all__ = ["PsOptions", "WatchList", "take"]
@@ -196,31 +197,38 @@ def _watched(
     by_directory = options.by == "directory"
     if not by_directory and options.of_machine:
         return (), groups
-    from irmapdb.node.ps_paths import WatchedPaths  # noqa: PLC0415 most lists have no paths
-
     found: list[tuple[WatchedPath, bytes | None]] = []
     for root_pid, comms in _by_root(options, rows, shown).items():
-        try:
-            paths = WatchedPaths(
-                root_pid,
-                comms,
-                config=options.config,
-                scan_paths=options.scan_paths,
-                search=options.search,
-                named=root_pid not in {options.pid, os.getpid()},
-                progress=options.progress,
-            )
-        except (OSError, TaskError):
-            if root_pid == options.pid:
-                raise
-            continue  # the container has ended
-        with paths:
+        with _open_paths(options, root_pid, comms) as paths:
             for row in paths.find(survey, holders=not options.of_machine):
                 directory = paths.directory_of(row, options.depth) if by_directory else None
                 found.append((row, directory))
     if by_directory:
         groups = directory_rows(found, rows, survey.threads)
     return () if options.of_machine else tuple(row for row, _ in found), groups
+
+
+def _open_paths(options: PsOptions, root_pid: int, comms: dict[int, bytes]) -> WatchedPaths:
+    from irmapdb.node.ps_paths import WatchedPaths  # noqa: PLC0415 most lists have no paths
+
+    def opened(pid: int) -> WatchedPaths:
+        return WatchedPaths(
+            pid,
+            comms,
+            config=options.config,
+            scan_paths=options.scan_paths,
+            search=options.search,
+            named=pid not in {options.pid, os.getpid()},
+            progress=options.progress,
+        )
+
+    try:
+        return opened(root_pid)
+    except (OSError, TaskError):
+        if root_pid in {options.pid, os.getpid()}:
+            raise
+        # The container is ending, or we may not look into it. Its watches are listed all the same.
+        return opened(os.getpid())
 
 
 def _by_root(

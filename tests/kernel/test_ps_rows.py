@@ -17,6 +17,7 @@ from irmapdb.kernel.proc import limits
 from irmapdb.kernel.proc.limits import LimitKind, sysctl_to_raise
 from irmapdb.model import WatchKind
 from irmapdb.node import ps
+from irmapdb.node.process_places import Place
 from irmapdb.node.ps import PsOptions, WatchList, take
 from irmapdb.node.ps_groups import sorted_rows
 from tests.support.cli import irmapdb
@@ -413,3 +414,20 @@ def test_a_machine_with_many_users(tree: list[Path], monkeypatch: pytest.MonkeyP
     assert "and 40 smaller shares: --json has all" in out
     uses = [use for use in document["users"] if use["uid"] >= 20000 and use["used"]]
     assert len(uses) == 60
+
+
+def test_the_watches_of_a_container_that_ends_are_listed_all_the_same(
+    tree: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with program("") as ended:
+        pass
+    with program("inotify(*sys.argv[1:])", *tree) as one:
+
+        def places(pids: set[int]) -> dict[int, Place]:
+            return {pid: Place(root_pid=ended.pid) for pid in pids}
+
+        monkeypatch.setattr(ps, "find_places", places)
+        found = _take(None, str(one.pid))
+        assert {row.path for row in found.watches} == set(map(os.fsencode, tree))
+        found = _take(None, str(one.pid), by="directory", depth=99)
+        assert _numbers(_group(found, os.fsencode(tree[0].parent))) == (1, 4, 0, 0)
