@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 from pathlib import Path
@@ -78,6 +79,33 @@ def test_the_file_comes_from_the_machine_the_database_and_the_cache(
     entry = superblock_kdev(place.mountpoint), watched.st_ino, watched.path
     write_cache(done.work, [entry])
     assert stored() == (path, "irmap-cache")
+
+
+def test_the_same_numbers_with_another_handle(
+    area: MountArea, criu: Criu, target: Watcher, tmp_path: Path
+) -> None:
+    target.add_inotify(area.place("overlay-lower").directory / "file")
+    done = criu.dump(target.pid, tmp_path / "images")
+    assert stop_of(explained(done))["watch"]["now"] is not None
+    log = done.work / "dump.log"
+    log.write_text(re.sub(r"(__handle 0x)..", r"\1ee", done.log))
+    watch = stop_of(explained(done))["watch"]
+    assert (watch["now"], watch["path"]) == (None, None)
+
+
+def test_a_database_that_cannot_be_read(
+    area: MountArea, criu: Criu, target: Watcher, tmp_path: Path
+) -> None:
+    target.add_inotify(area.place("overlay-lower").directory / "file")
+    done = criu.dump(target.pid, tmp_path / "images")
+    database = done.work / "irmap.db"
+    database.write_bytes(b"no database")
+    document = explained(done, "--offline")
+    assert stop_of(document)["name"] == "no-path"
+    assert "irmap.db" in document["notes"][0]
+    named = irmapdb("explain", done.work / "dump.log", "--db", database)
+    assert (named.code, named.out) == (1, "")
+    assert "irmap.db" in named.err
 
 
 def test_by_the_handle_in_the_log(

@@ -166,10 +166,6 @@ _HELP = {
         "there",
         "irmapdb check --images DIR --root PATH",
     ),
-    Remedy.CHECK_IMAGES: Help(
-        "ask irmapdb about the images: it names each watch that a restore cannot set",
-        "irmapdb check --images DIR --root PATH",
-    ),
     Remedy.LIMIT: Help(
         "if the reason is `No space left on device` or `Too many open files`, raise the limit of "
         "the user (fs.inotify.max_user_watches, fs.inotify.max_user_instances or "

@@ -50,7 +50,6 @@ class Remedy(enum.StrEnum):
     REMOVE_WATCH = "remove-watch"
     PROVIDE_PATH = "provide-path"
     """The file must be there before the restore."""
-    CHECK_IMAGES = "check-images"
     LIMIT = "limit"
     """A limit of inotify or fanotify."""
     REMOVE_CACHE = "remove-cache"
@@ -360,7 +359,7 @@ _RESTORE = (
         _CANNOT + rb"set next inotify wd(?: to " + _WD + rb" \(" + _DEV_INO + rb")?",
         Role.CAUSE,
         "the kernel did not give the watch its old number",
-        Remedy.KERNEL,
+        Remedy.IMAGES,
     ),
     _fsnotify(
         "wd-unsorted",

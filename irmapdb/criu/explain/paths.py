@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from irmapdb.criu.explain.reader import WatchFacts
     from irmapdb.kernel.proc.fdinfo import RawWatchFile
     from irmapdb.kernel.root import Root
-    from irmapdb.model import FileHandle, InodeKey, Mapping, Watch, WatchFile
+    from irmapdb.model import InodeKey, Mapping, Watch, WatchFile
     from irmapdb.resolve.engine import Resolution
 
 __all__ = ["Finder", "FoundPath", "Origin"]
@@ -89,16 +89,19 @@ class Finder:
 
     def find(self, watches: Iterable[WatchFacts]) -> dict[InodeKey, FoundPath]:
         """The best path of each inode; those without any answer are left out."""
-        handles: dict[InodeKey, FileHandle | None] = {}
+        wanted: dict[InodeKey, WatchFacts] = {}
         for watch in watches:
-            if watch.key is not None and len(handles) < _MOST_INODES:
-                handles[watch.key] = handles.get(watch.key) or watch.handle
-        if not handles:
+            if watch.key is not None and (watch.key in wanted or len(wanted) < _MOST_INODES):
+                known = wanted.setdefault(watch.key, watch)
+                wanted[watch.key] = watch if known.handle is None else known
+        if not wanted:
             return {}
-        found = self._stored(handles)
+        found = self._stored(wanted)
         if self._machine:
+            if os.geteuid():
+                self.notes.append("run as root to see the watches of all processes of this machine")
             try:
-                found = _merged(found, _Machine(handles).find())
+                found = _merged(found, _Machine(wanted).find())
             except (IrmapError, OSError) as error:
                 self.notes.append(f"this machine could not be looked at: {error}")
         return found
@@ -176,17 +179,17 @@ def _merged(
 class _Machine:
     """The inodes on this machine now."""
 
-    def __init__(self, handles: MappingABC[InodeKey, FileHandle | None]) -> None:
-        self._handles = handles
+    def __init__(self, wanted: MappingABC[InodeKey, WatchFacts]) -> None:
+        self._wanted = wanted
         until_s = time.monotonic() + _PATIENCE_S
         self._over: Callable[[], bool] = lambda: time.monotonic() > until_s
 
     def find(self) -> dict[InodeKey, FoundPath]:
         found = self._watched()
         left = [
-            Identity(key.kdev, key.ino, handle)
-            for key, handle in self._handles.items()
-            if handle is not None and key not in found
+            Identity(key.kdev, key.ino, watch.handle)
+            for key, watch in self._wanted.items()
+            if watch.is_whole_handle and key not in found
         ]
         return {**found, **(self._by_handle(left) if left else {})}
 
@@ -208,9 +211,17 @@ class _Machine:
         return found
 
     def _of_file(self, raw: RawWatchFile) -> list[Watch]:
-        if not any(b"ino:%x sdev:%x " % (key.ino, key.kdev) in raw.raw for key in self._handles):
+        if not any(b"ino:%x sdev:%x " % (key.ino, key.kdev) in raw.raw for key in self._wanted):
             return []
-        return [watch for watch in raw.parse().watches if watch.identity.key in self._handles]
+        return [watch for watch in raw.parse().watches if self._is_wanted(watch.identity)]
+
+    def _is_wanted(self, identity: Identity) -> bool:
+        # The numbers of an inode on another machine may be those of another file here.
+        wanted = self._wanted.get(identity.key)
+        if wanted is None or wanted.handle is None or identity.handle is None:
+            return wanted is not None
+        shown, here = wanted.handle, identity.handle
+        return here.type == shown.type and here.data.startswith(shown.data)
 
     def _resolved(self, file: WatchFile, watch: Watch) -> FoundPath:
         from irmapdb.kernel.root import open_root  # noqa: PLC0415

@@ -54,8 +54,8 @@ class WatchFacts(Record):
     wd: int | None = None
     key: InodeKey | None = None
     handle: FileHandle | None = None
-    """None also if the log has only a part of it."""
-    handle_type: int | None = None
+    """The type, and the bytes that the log has: the first 16."""
+    is_whole_handle: bool = False
     pid: int | None = None
     """The task, as CRIU's pid namespace counts."""
     comm: bytes | None = None
@@ -64,6 +64,11 @@ class WatchFacts(Record):
     """The path in the message."""
     opens: bool = False
     """Whether the handle opened, but CRIU got no path for it."""
+
+    @property
+    def handle_type(self) -> int | None:
+        """The type of the handle, which most filesystems have for themselves."""
+        return None if self.handle is None else self.handle.type
 
 
 class Seen(Record):
@@ -305,8 +310,9 @@ class _Reader:
         elif name in {"link", "tried-path"}:
             known["opens"] = True
         elif name == "handle":
-            known["handle"] = _handle(named)
-            known["handle_type"] = int(named["type"], 16)
+            size_bytes = int(named["bytes"], 16)
+            known["handle"] = _handle(named, size_bytes)
+            known["is_whole_handle"] = size_bytes <= _HANDLE_SHOWN_BYTES
         if key is not None:
             known["key"] = key
         if "wd" in named:
@@ -345,9 +351,6 @@ def _key(named: dict[str, bytes]) -> InodeKey | None:
     return None
 
 
-def _handle(named: dict[str, bytes]) -> FileHandle | None:
-    size_bytes = int(named["bytes"], 16)
-    if size_bytes > _HANDLE_SHOWN_BYTES:
-        return None
+def _handle(named: dict[str, bytes], size_bytes: int) -> FileHandle:
     words = (int(named[name], 16).to_bytes(8, "little") for name in ("low", "high"))
     return FileHandle(int(named["type"], 16), b"".join(words)[:size_bytes])
