@@ -211,3 +211,22 @@ def test_the_rule_by_itself() -> None:
     assert skips.below(b"/srv/cache") == frozenset()
     assert not skips.for_named(b"/srv/cache/x").has(b"/srv/cache")
     assert skips.for_named(b"/srv/cache/x").has(b"/data")
+
+
+def test_ps_takes_paths_to_skip_on_its_command_line(
+    area: MountArea, watcher: Watcher, opened: Callable[..., set[Path]], tmp_path: Path
+) -> None:
+    top = area.ext4().mountpoint
+    (top / "skip").mkdir()
+    (top / "skip" / "file").touch()
+    watcher.add_inotify(top / "skip" / "file")
+    config = tmp_path / "irmapdb.toml"
+    config.write_text(f'[scan]\nhints = []\nskip-paths = ["{top}/other"]\n')
+    words = ("ps", "-t", watcher.pid, "--search", "--config", config)
+    run("sync")
+    drop_caches()
+    opened(top / "skip")
+    blind = irmapdb(*words, "--skip-path", top / "skip")
+    assert opened() == set()
+    assert f"2 directories are left out (skip-paths), the first is {top}/other" in blind.out
+    assert f"{top}/skip/file" in irmapdb(*words).out
