@@ -99,9 +99,14 @@ def _whole(engine: str) -> dict[str, bytes]:
     return {**engine_files(engine, images, mounts=SPEC_MOUNTS, more=more), **more}
 
 
+@pytest.mark.parametrize("small_bytes", [0, 2048, 1 << 20])
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("engine", ENGINES)
-def test_each_path_and_its_origin(engine: str, form: str, tmp_path: Path) -> None:
+def test_each_path_and_its_origin(
+    engine: str, form: str, small_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Archives inside that are larger are looked for in a second pass.
+    monkeypatch.setattr(layout, "_SMALL_BYTES", small_bytes)
     archive = _write(tmp_path / "name.means.nothing", _whole(engine), form)
     dumped = read_dumped(archive)
     told = {one.watch.path: (one.kind, one.where) for one in dumped.watches}

@@ -98,7 +98,9 @@ class _Directory:
         self.files_img_path = self._images / _FILES
         inventory = self._images / _INVENTORY
         if files.read_if_there(inventory, limit_bytes=files.LIMIT_BYTES) is None:
-            message = f"{printable(path)}: no {_INVENTORY}, so no images of a dump that succeeded"
+            message = (
+                f"{printable(path)}: a directory with no {_INVENTORY}, so no images of a whole dump"
+            )
             advice = "name the images dir of a dump; dump.log says how it ended"
             raise FileError(message, advice=advice)
 
@@ -185,7 +187,7 @@ class _Archive:
 
     def look_into(self, wanted: Mapping[str, Collection[bytes]]) -> dict[str, Inside]:
         places = {self._layout.inside[name]: names for name, names in wanted.items()}
-        found = layout.look_into(self.path, places)
+        found = layout.look_into(self.path, self._layout.small, places)
         return {
             name: found[self._layout.inside[name]]
             for name in wanted

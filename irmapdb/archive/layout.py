@@ -5,13 +5,15 @@
     an images dir that was packed   = the images at the top, or in one directory
     `ctr images export`             = a layer with the images at the top
 
-The archive is read once for these files, and once more for the names in the archives inside it
-(`rootfs-diff.tar`, the content of a tmpfs). Nothing is unpacked to disk. At most `KEPT_BYTES` are
-in memory; the memory contents of the tasks are passed over.
+The archive is read once for these files, and for the archives inside it that are small
+(`rootfs-diff.tar`, the content of a tmpfs). If a watch needs a name in a larger one, the archive is
+read once more. Nothing is unpacked to disk. At most `KEPT_BYTES` are in memory; the memory contents
+of the tasks are passed over.
 """
 
 from __future__ import annotations
 
+import io
 import re
 
 from irmapdb.archive.members import walk
@@ -66,6 +68,8 @@ _INSIDE = re.compile(r"tmpfs-dev-[0-9]+\.tar\.gz\.img|rootfs-diff\.tar|devshm-ch
 _VOLUME = re.compile(r"volumes/[^/]+\.tar")
 _LIMITS_BYTES = {_FILES: FILES_IMG_LIMIT_BYTES, "deleted.files": 8 << 20, "dump.log": 64 << 10}
 _LIMIT_BYTES = 4 << 20
+_SMALL_BYTES = 16 << 20
+"""All archives inside that are kept in memory together."""
 _CHUNK_BYTES = 1 << 20
 
 
@@ -79,6 +83,8 @@ class Layout(Record):
     inside: dict[str, str]
     """The archives inside it: name → place. `tmpfs-dev-45.tar.gz.img`, `rootfs-diff.tar`,
     `volumes/NAME.tar`."""
+    small: dict[str, bytes]
+    """The bytes of those that are small, by place."""
     in_layer: bool
     """Whether it is in a layer of an image."""
 
@@ -99,6 +105,8 @@ class _Kept:
         self._size = 0
         self.files: dict[str, bytes] = {}
         self.inside: set[str] = set()
+        self.small: dict[str, bytes] = {}
+        self._small_bytes = 0
         self.links: set[str] = set()
 
     def take(self, one: Found) -> None:
@@ -129,9 +137,16 @@ class _Kept:
         self.files[one.place] = data
 
     def _take_inside(self, one: Found) -> None:
+        old = self.small.pop(one.place, b"")
+        self._small_bytes -= len(old)
         self._size += GHOST_HEAD_BYTES
-        if one.is_regular and self._size <= KEPT_BYTES:
-            self.inside.add(one.place)
+        if not one.is_regular or self._size > KEPT_BYTES:
+            self.inside.discard(one.place)
+            return
+        self.inside.add(one.place)
+        if self._small_bytes + one.size_bytes <= _SMALL_BYTES:
+            self.small[one.place] = _read(one.content, one.size_bytes)
+            self._small_bytes += one.size_bytes
 
     def _forget(self, place: str) -> None:
         old = self.files.pop(place, None)
@@ -170,7 +185,8 @@ def _of_one(kept: _Kept, name: str) -> Layout:
     images = _below(kept.files, top)
     beside = {**images, **_below(kept.files, around)}
     places = {**_places(kept.inside, top), **_places(kept.inside, around)}
-    return Layout(images, beside, places, bool(bang))
+    small = {place: kept.small[place] for place in places.values() if place in kept.small}
+    return Layout(images, beside, places, small, bool(bang))
 
 
 def _is(place: str, base: str) -> bool:
@@ -200,7 +216,7 @@ def _not_one(kept: _Kept, name: str, tops: list[str], whole: list[str]) -> Image
         message = f"{name}: no {_FILES}, so it holds no open files: a pre-dump, or an older CRIU's"
         return ImageError(message, advice="name the archive of a whole dump")
     if any(_is(place, _FILES) for place in kept.files):
-        message = f"{name}: no {_INVENTORY}, so no images of a dump that succeeded"
+        message = f"{name}: no {_INVENTORY}, so no images of a whole dump"
         return ImageError(message, advice="have the checkpoint made again")
     message = f"{name}: no checkpoint in it: no {_INVENTORY} anywhere"
     return ImageError(message, advice="name the archive of a checkpoint, or its images dir")
@@ -225,23 +241,34 @@ def printable_text(place: str) -> str:
     return printable(place.encode("utf-8", "surrogateescape"))
 
 
-def look_into(path: Path, wanted: Mapping[str, Collection[bytes]]) -> dict[str, Inside]:
+def look_into(
+    path: Path, small: Mapping[str, bytes], wanted: Mapping[str, Collection[bytes]]
+) -> dict[str, Inside]:
     """For each archive inside, by its place, which of the wanted names it has.
 
-    Errors are as in `read_layout`; one within an archive inside is in `why`.
+    `small` has the bytes of some. Errors are as in `read_layout`; one within an archive inside is
+    in `why`.
     """
-    answers: dict[str, Inside] = {}
-    if not wanted:
-        return answers
     allowance = Allowance()
+    answers = {
+        place: _inside(io.BytesIO(small[place]), place, names, allowance)
+        for place, names in wanted.items()
+        if place in small
+    }
+    if len(answers) == len(wanted):
+        return answers
     for one in walk(path, allowance):
-        if one.place in wanted and one.is_regular:
-            names = wanted[one.place]
-            with unpacked(one.content, printable_text(one.place), allowance) as stream:
-                answers[one.place] = names_inside(stream, printable_text(one.place), names)
+        if one.place in wanted and one.place not in small and one.is_regular:
+            answers[one.place] = _inside(one.content, one.place, wanted[one.place], allowance)
             if len(answers) == len(wanted):
                 break
     return answers
+
+
+def _inside(content: Reader, place: str, wanted: Collection[bytes], allowance: Allowance) -> Inside:
+    name = printable_text(place)
+    with unpacked(content, name, allowance) as stream:
+        return names_inside(stream, name, wanted)
 
 
 def names_inside(stream: Peekable, name: str, wanted: Collection[bytes]) -> Inside:

@@ -17,7 +17,7 @@ from irmapdb.errors import ImageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from typing import Any
 
     from irmapdb.image.tar import Reader
@@ -41,6 +41,7 @@ _GZIP = b"\x1f\x8b"
 _ZSTD = b"\x28\xb5\x2f\xfd"
 _ZSTD_SKIPPED = tuple(bytes((0x50 + low,)) + b"\x2a\x4d\x18" for low in range(16))
 _WINDOW_LOG = 27
+_CHUNK_BYTES = 1 << 18
 
 # file(1)'s magic. Each with the name of the form and the program that undoes it.
 _OTHERS = (
@@ -185,4 +186,35 @@ def _zstd(source: Peekable) -> tuple[tuple[type[Exception], ...], Any]:
     except ImportError:
         from backports import zstd  # type: ignore[no-redef,unused-ignore]  # noqa: PLC0415
     options = {zstd.DecompressionParameter.window_log_max: _WINDOW_LOG}
-    return (zstd.ZstdError,), zstd.ZstdFile(source, options=options)
+    return (zstd.ZstdError,), _Frames(source, lambda: zstd.ZstdDecompressor(options=options))
+
+
+class _Frames:
+    """The content of all frames of a zstd stream. It copies less than the module's ZstdFile."""
+
+    def __init__(self, source: Peekable, new: Callable[[], Any]) -> None:
+        self._source = source
+        self._new = new
+        self._frame = new()
+        self._is_new = True
+
+    def read(self, size: int, /) -> bytes:
+        while True:
+            given = b""
+            if self._frame.eof:
+                given = self._frame.unused_data
+                self._frame = self._new()
+                self._is_new = True
+            if not given and self._frame.needs_input:
+                given = self._source.read(_CHUNK_BYTES)
+                if not given and self._is_new:
+                    return b""
+                if not given:
+                    raise EOFError
+            self._is_new = False
+            data: bytes = self._frame.decompress(given, min(size, _CHUNK_BYTES))
+            if data:
+                return data
+
+    def close(self) -> None:
+        pass

@@ -142,7 +142,10 @@ class Content:
             jump(left)
             return
         while left > 0:
-            left -= len(_exactly(self._stream, min(left, _CHUNK_BYTES), self._name))
+            data = self._stream.read(min(left, _CHUNK_BYTES))
+            if not data:
+                raise _cut_off(self._name)
+            left -= len(data)
 
 
 def is_tar(head: bytes) -> bool:
