@@ -56,6 +56,9 @@ _LIMIT_BYTES = 4 << 20
 _LONG_BYTES = 256 << 10
 _KEPT_LINES = 200
 _TEXT_CHARACTERS = 500
+_MOST = 1 << 60
+_MOST_S = 1e11
+"""Some 3,000 years: a time that can be printed."""
 _NAME_CHARACTERS = 500
 
 
@@ -160,7 +163,22 @@ def _number(value: int | None) -> str:
 
 
 def _optional(text: str) -> int | None:
-    return None if text == "-" else int(text)
+    return None if text == "-" else _count(text)
+
+
+def _count(text: str) -> int:
+    # ValueError for a number that no run has.
+    number = int(text)
+    if not 0 <= number < _MOST:
+        raise ValueError("out of range")
+    return number
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 <= seconds < _MOST_S:  # not for NaN either
+        raise ValueError("out of range")
+    return seconds
 
 
 def _lines(top: bytes) -> Iterable[str]:
@@ -177,18 +195,18 @@ def _parsed(line: str, boot_s: float) -> HookRun | None:
     _, at, by, outcome, took, paused, watches, resolved, pid, container, work, text = fields
     try:
         known_by, known_outcome = BY[BY.index(by)], OUTCOMES[OUTCOMES.index(outcome)]
-        at_s = boot_s + float(at[3:]) if at.startswith("up:") else float(at)
+        at_s = boot_s + _seconds(at[3:]) if at.startswith("up:") else _seconds(at)
         return HookRun(
             at_s,
             known_by,  # type: ignore[arg-type]
             known_outcome,  # type: ignore[arg-type]
-            None if took == "-" else float(took),
+            None if took == "-" else _seconds(took),
             paused == "1",
             _optional(watches),
             _optional(resolved),
             _optional(pid),
             "" if container == "-" else os.fsdecode(from_printable(container)),
-            b"" if work == "-" else from_printable(work),
+            from_printable(work) if work.startswith("/") else b"",
             text if text.isprintable() else ascii(text)[1:-1],
         )
     except ValueError:
@@ -208,7 +226,7 @@ def _add_total(sums: Counter[tuple[str, str, str]], fields: list[str]) -> None:
         return
     _, by, outcome, *rest = fields
     try:
-        numbers = [int(one) for one in rest]
+        numbers = [_count(one) for one in rest]
     except ValueError:
         return
     for what, number in zip(("runs", "took", "paused runs", "paused"), numbers, strict=True):

@@ -9,6 +9,7 @@ from tests.fuzz import (
     criu_log,
     database,
     engine_files,
+    hook_files,
     images,
     kernel_text,
     words,
@@ -28,6 +29,7 @@ BY_NAME: dict[str, Target] = {
         *criu_log.TARGETS,
         *database.TARGETS,
         *engine_files.TARGETS,
+        *hook_files.TARGETS,
         *archives.TARGETS,
     )
 }
