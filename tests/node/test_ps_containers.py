@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
 from typing import TYPE_CHECKING
 
 from irmapdb.config import Config
+from irmapdb.node import process_places
+from irmapdb.node.container_info import ContainerInfo
 from irmapdb.node.ps import PsOptions, take
 from tests.support.cli import irmapdb
 from tests.support.watcher import Watcher
 from tests.support.watching import program
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
+    import pytest
+
+    from irmapdb.kernel.proc.containers import Container
     from tests.node.conftest import Node
 
 
@@ -75,3 +82,36 @@ def test_a_process_that_entered_a_container_later_is_in_it(node: Node) -> None:
     (group,) = (one for one in found.groups if one.container and one.container.id == container.id)
     assert (group.processes, group.watches) == (2, 3)
     assert {one.path for one in listed.watches} == {b"/srv/app/file-0", b"/srv"}
+
+
+def test_a_container_has_the_name_that_its_engine_knows(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    container = node.container()
+    container.add_inotify("/srv/app")
+
+    def describe_all(containers: Sequence[Container]) -> tuple[ContainerInfo, ...]:
+        # A tenant has chosen it.
+        return tuple(
+            ContainerInfo(one.name.id, "app\x1b[2J", "image", "shop/web-1", "cri-o", "/kubepods/x")
+            if one.pid == container.pid
+            else ContainerInfo(one.name.id, None, None, None, None, "")
+            for one in containers
+        )
+
+    monkeypatch.setattr(process_places, "describe_all", describe_all)
+    shown = "shop/web-1/app\\x1b[2J"
+    assert f"1        1          1  {shown}\n" in irmapdb("ps", "--by", "container").out
+    assert f"  {shown}: /srv/app\n" in irmapdb("ps", "--by", "directory").out
+    assert f"  {shown}: /srv/app\n" in irmapdb("ps", container.pid).out
+    document = json.loads(irmapdb("ps", "--by", "container", "--json").out)
+    (row,) = (row for row in document["processes"] if row["pid"] == container.pid)
+    assert row["container"] == {
+        "id": container.id,
+        "name": "app\x1b[2J",
+        "image": "image",
+        "pod": "shop/web-1",
+        "engine": "cri-o",
+        "cgroup": "/kubepods/x",
+    }
+    assert row["container"] in [one["container"] for one in document["rows"]]
