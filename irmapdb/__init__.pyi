@@ -82,3 +82,6 @@ from irmapdb.store.ask import Value as Value
 from irmapdb.store.records import WatchRow as WatchRow
 
 __version__: str
+
+# A name that is another one in its module is exported only from here.
+__all__ = ["Database", "decode_crit_json", "encode_crit_json"]
