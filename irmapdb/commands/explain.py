@@ -213,6 +213,8 @@ def _file_text(finding: Finding) -> str:
     if path is not None:
         more = f"; {note}" if note else ""
         return f"{render.printable(path)} (from {origin}{more})"
+    if watch is not None and watch.last_name is not None:
+        return f"deleted; it was {render.printable(watch.last_name)}"
     why = f"no path ({file.note}); " if file is not None and file.note else "not known: "
     return f"{why}{finding.find_out}" if finding.find_out else ""
 
@@ -328,6 +330,7 @@ def _watch_json(watch: WatchFacts | None, file: FoundPath | None) -> dict[str, A
         "fd": watch.fd,
         "path": render.json_path(path),
         "path_from": origin,
+        "last_name": render.json_path(watch.last_name),
         "note": note,
         "now": None
         if file is None or file.pid is None

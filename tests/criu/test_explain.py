@@ -152,6 +152,9 @@ def test_a_deleted_file_on_tmpfs(
     done = each_criu.dump(target.pid, tmp_path / "images")
     stop = stop_of(explained(done))
     assert stop["name"] == "no-path-tmpfs"
+    assert "was deleted" in stop["why"]
+    assert stop["watch"]["last_name"] == str(file)
+    assert (stop["watch"]["path"], stop["find_out"]) == (None, None)
     assert stop["watch"]["ino"] == watched.st_ino
     assert stop["command"] == f"irmapdb check -t {target.pid}"
 

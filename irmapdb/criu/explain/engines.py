@@ -157,8 +157,11 @@ _HELP = {
         "irmapdb check -t PID",
     ),
     Remedy.REMOVE_WATCH: Help(
-        "let the task remove the watch or close the file. For /etc/hosts of podman: podman with "
-        "--runtime runc, or with --security-opt unmask=ALL",
+        "let the task remove the watch, or close the file", "irmapdb check -t PID"
+    ),
+    Remedy.TMPFS: Help(
+        "let the task remove the watch. For /etc/hosts of podman with crun: podman with --runtime "
+        "runc, or with --security-opt unmask=ALL",
         "irmapdb check -t PID",
     ),
     Remedy.PROVIDE_PATH: Help(

@@ -338,8 +338,10 @@ class _Maker:
         )
 
     def _reason(self, cause: Message, seen: Seen, file: FoundPath | None) -> tuple[str, Remedy]:
+        watch = seen.watch or WatchFacts()
+        if watch.last_name is not None and cause.name.startswith("no-path"):
+            return _DELETED, Remedy.REMOVE_WATCH
         if cause.name in {"no-path", "wd-without-path"}:
-            watch = seen.watch or WatchFacts()
             return _by_machine(file, watch) or self._no_path(cause, watch)
         why = cause.meaning
         if seen.why:
@@ -370,7 +372,8 @@ class _Maker:
         return watch
 
     def _find_out(self, watch: WatchFacts | None, file: FoundPath | None) -> str:
-        if watch is not None and (watch.path is not None or (file and file.path is not None)):
+        known = file.path if file is not None else None
+        if watch is not None and (watch.path or watch.last_name or known):
             return ""
         if watch is None or watch.key is None:
             return (

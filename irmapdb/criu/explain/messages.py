@@ -48,6 +48,8 @@ class Remedy(enum.StrEnum):
     """Ask `irmapdb check`, which names the entry that CRIU does not accept."""
     NO_FORCE = "no-force-irmap"
     REMOVE_WATCH = "remove-watch"
+    TMPFS = "tmpfs"
+    """Remove the watch, or do not mount its file beside a tmpfs."""
     PROVIDE_PATH = "provide-path"
     """The file must be there before the restore."""
     LIMIT = "limit"
@@ -134,7 +136,7 @@ _DUMP = (
         "the watched file is on tmpfs or devtmpfs. Its handle opens, but has no path: the file "
         "was deleted, or the watch is on a symbolic link itself, or the file is a mount of its "
         "own beside a mount of the same tmpfs. CRIU does not ask irmap-cache here",
-        Remedy.REMOVE_WATCH,
+        Remedy.TMPFS,
     ),
     _fsnotify(
         "not-mounted",

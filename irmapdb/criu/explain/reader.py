@@ -64,6 +64,8 @@ class WatchFacts(Record):
     """The path in the message."""
     opens: bool = False
     """Whether the handle opened, but CRIU got no path for it."""
+    last_name: bytes | None = None
+    """The path that the file had, if it was deleted while it was watched."""
 
     @property
     def handle_type(self) -> int | None:
@@ -164,6 +166,8 @@ _BEGIN_WATCH = {
 """Messages with which CRIU begins to work on a watch, and its kind."""
 _ASK_IRMAP = {"resolving", "checking", "queue"}
 _CACHE_STEPS = {"searching", "cache-opened", "loading", "pre-cache"}
+_IS_DELETED = b" (deleted)"
+"""As the kernel ends the name of such a file: d_path() of its fs/d_path.c."""
 _DEBUG = {"opening", "trying", "handle-opens", "path-recorded", "link"}
 
 
@@ -309,6 +313,8 @@ class _Reader:
             known["path"] = _absolute(named["path"])
         elif name in {"link", "tried-path"}:
             known["opens"] = True
+            if named["path"].endswith(_IS_DELETED):
+                known["last_name"] = _absolute(named["path"].removesuffix(_IS_DELETED))
         elif name == "handle":
             size_bytes = int(named["bytes"], 16)
             known["handle"] = _handle(named, size_bytes)
