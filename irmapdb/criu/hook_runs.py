@@ -229,8 +229,8 @@ def _add_total(sums: Counter[tuple[str, str, str]], fields: list[str]) -> None:
         numbers = [_count(one) for one in rest]
     except ValueError:
         return
-    for what, number in zip(("runs", "took", "paused runs", "paused"), numbers, strict=True):
-        sums[by, outcome, what] += number
+    for field, number in zip(("runs", "took", "paused runs", "paused"), numbers, strict=True):
+        sums[by, outcome, field] += number
 
 
 def _totals(sums: Counter[tuple[str, str, str]]) -> tuple[Total, ...]:

@@ -43,7 +43,7 @@ class AnnotatedContainer(Record):
 
 
 def annotated_containers(root: Path) -> tuple[AnnotatedContainer, ...]:
-    """All containers with the annotation. What cannot be read is left out."""
+    """All containers with the annotation. A file that cannot be read is left out."""
     found: dict[str, AnnotatedContainer] = {}
     for id_, texts in _all_annotations(root):
         value = texts.get(_ANNOTATION)

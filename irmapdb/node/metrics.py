@@ -1,9 +1,9 @@
 """Collects the figures of this machine for a monitoring system.
 
 It reads /proc, the status of the service, the list of the last runs of the hook, CRIU's
-`stats-dump` in the work dirs of these runs, and the databases of the containers. What cannot be
-read is left out. The number of containers and users is limited, because their labels become time
-series; paths and process ids are in no label.
+`stats-dump` in the work dirs of these runs, and the databases of the containers. It leaves out a
+value that cannot be read. The number of containers and users is limited, because their labels
+become time series; paths and process ids are in no label.
 """
 
 from __future__ import annotations

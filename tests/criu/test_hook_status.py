@@ -51,7 +51,7 @@ class Place:
         (self.programs / "criu").symlink_to(rig / "criu")
         self.path = f"{self.programs}:{_VENV}:{SYSTEM_PATH}"
         monkeypatch.setenv("PATH", self.path)
-        # Other engines of this machine are not what is tested.
+        # Without the other engines of this machine.
         real = shutil.which
         monkeypatch.setattr(shutil, "which", lambda name, **_: real(name, path=str(self.programs)))
         self.options = (
@@ -60,7 +60,7 @@ class Place:
         )
 
     def without_starts(self, *, real_criu: bool = False) -> None:
-        """What takes time and is not what is tested: `criu check`, and the starts of Python."""
+        """Leave out the slow parts, which other tests have: `criu check`, the starts of Python."""
         self.in_process = True
         self.monkeypatch.setattr(hook_script, "find_python", lambda: Path(sys.executable))
         self.monkeypatch.setattr("irmapdb.commands.hook._compile", lambda: None)

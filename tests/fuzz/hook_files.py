@@ -28,7 +28,7 @@ _SECOND = (
 
 
 class _HookLog:
-    """Reads each input as `hook.log`, and writes what it has."""
+    """Reads each input as `hook.log`, and writes its runs again."""
 
     def __init__(self) -> None:
         self._given = self._written = Path()
