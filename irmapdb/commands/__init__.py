@@ -20,7 +20,7 @@ from typer.main import get_command
 from irmapdb import __version__, garbage_collector
 from irmapdb.commands import render, usage
 from irmapdb.commands.exit import INTERRUPTED, exit_code_of, interrupted
-from irmapdb.commands.group import HELP_OPTIONS, Commands, hide_bools
+from irmapdb.commands.group import HELP_OPTIONS, Commands, prepare
 from irmapdb.commands.log import close_log, start_talk
 from irmapdb.errors import UsageError
 from irmapdb.scratch import remove_leftovers
@@ -154,7 +154,7 @@ def main() -> None:
 def _run() -> int:
     """The exit code of the command that the arguments name."""
     group = cast("TyperGroup", get_command(app))
-    hide_bools(group)
+    prepare(group)
     arguments = list(_as_typer_counts(sys.argv[1:]))
     try:
         code = group(arguments, prog_name="irmapdb", standalone_mode=False)

@@ -24,11 +24,12 @@ from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command, get_group
 
 from irmapdb.commands import render, usage
+from irmapdb.commands.plain_values import read_plainly
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["HELP_OPTIONS", "Commands", "hide_bools"]
+__all__ = ["HELP_OPTIONS", "Commands", "prepare"]
 
 HELP_OPTIONS = ["-h", "--help"]
 
@@ -93,7 +94,7 @@ def _build(module: str) -> dict[str, Command]:
                 each.params += _of_every_command()
                 if name in _TOLD_BY_THE_EXIT_CODE:
                     each.callback = _silenced(each.callback)
-            hide_bools(each)
+            prepare(each)
             _refuse_empty_values(each)
             each.help = _with_examples_apart(each.help)
     return commands
@@ -168,12 +169,16 @@ def _tree(command: Command) -> Iterator[Command]:
         yield from _tree(child)
 
 
-def hide_bools(command: Command) -> None:
-    """Show no `<bool>` for the flags of a command, also for typer's own flags."""
+def prepare(command: Command) -> None:
+    """Show no `<bool>` for the flags of a command, and read plain values without pydantic.
+
+    Also those of typer's own options.
+    """
     context = typer.Context(command, help_option_names=HELP_OPTIONS)
     for parameter in command.get_params(context):
         if getattr(parameter, "is_flag", False):
             parameter.metavar = ""
+        read_plainly(parameter)
 
 
 def _refuse_empty_values(command: Command) -> None:
