@@ -17,11 +17,13 @@ from tests.support.cli import irmapdb
 from tests.support.programs import SYSTEM_PATH
 
 _VENV = Path(sys.executable).parent
+_MARK = f"{os.getpid()}-{time.time_ns()}"
 
 
 @pytest.fixture
 def options(tmp_path, monkeypatch, rig):
     monkeypatch.setenv("PATH", f"{rig}:{_VENV}:{SYSTEM_PATH}")
+    monkeypatch.setenv("IRMAPDB_TEST_TRIAL", _MARK)
     return ("--criu-dir", tmp_path / "etc", "--script", tmp_path / "bin" / "irmapdb-hook")
 
 
@@ -39,9 +41,11 @@ def _state() -> tuple[set[str], set[str], str]:
     for pid in filter(str.isdecimal, os.listdir("/proc")):
         try:
             words = Path(f"/proc/{pid}/cmdline").read_bytes()
+            environment = Path(f"/proc/{pid}/environ").read_bytes()
         except OSError:
             continue
-        if b"irmapdb-trial." in words:
+        # Another worker may have a trial too.
+        if b"irmapdb-trial." in words and _MARK.encode() in environment:
             running.add(pid)
     return names, running, Path("/proc/self/mountinfo").read_text()
 
