@@ -18,6 +18,7 @@ __all__ = [
     "FreezeError",
     "ImageError",
     "IrmapError",
+    "ReportError",
     "SqlError",
     "TaskError",
     "UsageError",
@@ -105,6 +106,10 @@ class TaskError(IrmapError):
 
 class FreezeError(IrmapError):
     """The tasks could not all be stopped. None is left stopped."""
+
+
+class ReportError(IrmapError):
+    """The page of a report cannot be made."""
 
 
 class FleetError(IrmapError):

@@ -54,6 +54,7 @@ _MODULES = {
     "warm": "warm",
     "metrics": "metrics",
     "fleet": "fleet",
+    "report": "report",
     "db": "database",
 }
 """The module of each command, in the order of the help. A module can have several commands."""

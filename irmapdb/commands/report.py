@@ -1,0 +1,147 @@
+"""Implements `irmapdb report`."""
+
+from __future__ import annotations
+
+import glob
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from irmapdb import __version__, files
+from irmapdb.commands import render
+from irmapdb.commands.options import (
+    ConfigFile,
+    ContainerName,
+    Database,
+    WorkDirOption,
+    database_path,
+    path_option,
+    value_option,
+)
+from irmapdb.errors import UsageError
+
+if TYPE_CHECKING:
+    from irmapdb.config import Config
+    from irmapdb.report.collect import Report
+
+__all__ = ["add_to"]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command of this module."""
+    app.command()(report)
+
+
+def report(
+    output: Annotated[
+        Path, path_option("-o", "--output", metavar="FILE", text="The page. It is replaced whole.")
+    ],
+    work_dir: WorkDirOption = None,
+    db: Database = None,
+    container: ContainerName = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="All databases and containers of this machine.")
+    ] = False,
+    server: Annotated[
+        str | None,
+        value_option("URL", "The server of `irmapdb fleet`: all nodes.", "--from"),
+    ] = None,
+    config: ConfigFile = None,
+) -> None:
+    """Write a report as one HTML page.
+
+    It shows whether the next checkpoint will work, how long the last dumps held the tasks, which
+    directories are watched, which paths went stale, and who is near a limit. Each figure has the
+    query that gave it. The page needs no network and runs no script.
+
+    Without --all and --from, it is about one database: --db, irmap.db in the work dir, or that of
+    the service for --container. With --container and --all, the page has predictions for the
+    containers that run, as `irmapdb check` makes them.
+
+    Only the user who calls irmapdb can read the page, because it has the paths of the containers.
+    `pip install 'irmapdb[report]'` installs what this command needs.
+
+    Examples:
+        irmapdb report -W /var/lib/ckpt -o report.html
+
+        irmapdb report --container web -o web.html
+
+        irmapdb report --all -o node.html
+
+        irmapdb report --from postgresql://reader@db.example.org/irmapdb -o fleet.html
+
+    """
+    from irmapdb.config import load_config
+    from irmapdb.report.page import page
+
+    _refuse_two_subjects(every, server, container, db, work_dir)
+    loaded = load_config(config)
+    if server is not None:
+        collected = _of_fleet(server)
+    elif every:
+        collected = _of_node(loaded)
+    else:
+        collected = _of_one(loaded, container, db, work_dir)
+    files.replace_whole(output, page(collected, __version__))
+    for problem in collected.problems:
+        render.say(problem)
+    render.say(f"wrote {render.shown(output)}")
+
+
+def _refuse_two_subjects(
+    every: bool, server: str | None, container: str | None, db: Path | None, work_dir: Path | None
+) -> None:
+    one = container is not None or db is not None or work_dir is not None
+    if sum((every, server is not None, one)) > 1:
+        message = "--all, --from and a single container or database are three reports"
+        raise UsageError(message, advice="give one of them")
+
+
+def _of_fleet(url: str) -> Report:
+    from irmapdb.fleet.server import find_server
+    from irmapdb.report.collect import collect_fleet
+
+    return collect_fleet("All nodes of the fleet", find_server(url))
+
+
+def _of_node(config: Config) -> Report:
+    from irmapdb.node import ps
+    from irmapdb.node.check_all import NodeCheckOptions, check_all
+    from irmapdb.report.collect import collect_databases
+    from irmapdb.report.node_databases import node_databases
+
+    checked = check_all(NodeCheckOptions(config=config))
+    return collect_databases(
+        f"Containers of {os.uname().nodename}",
+        node_databases(config),
+        users=ps.take(ps.PsOptions(config=config)).users,
+        checks=checked.containers,
+    )
+
+
+def _of_one(
+    config: Config, container: str | None, db: Path | None, work_dir: Path | None
+) -> Report:
+    from irmapdb.node import ps
+    from irmapdb.report.collect import Database as OneDatabase
+    from irmapdb.report.collect import collect_databases
+
+    path: bytes | Path = database_path(db, work_dir)
+    about, checks = f"Database {render.shown(path)}", None
+    if container is not None:
+        from irmapdb.kernel.proc.containers import find_database
+        from irmapdb.node.check_all import NodeCheckOptions, check_all
+        from irmapdb.node.container_info import describe, find_container
+
+        found = find_container(container)
+        info = describe(found)
+        about = f"Container {info.label}"
+        checked = check_all(NodeCheckOptions(config=config, cgroup=glob.escape(info.cgroup)))
+        checks = [one for one in checked.containers if one.info.id == info.id]
+        if db is None and work_dir is None:
+            path = find_database(config.warm.directory, found.pid) or path
+    database = OneDatabase(path, render.shown(path))
+    users = ps.take(ps.PsOptions(config=config)).users
+    return collect_databases(about, [database], users=users, checks=checks)

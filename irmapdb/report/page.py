@@ -1,0 +1,72 @@
+"""Makes the HTML page of a report, with Jinja2, which escapes every value."""
+
+from __future__ import annotations
+
+from importlib import resources
+from typing import TYPE_CHECKING
+
+from irmapdb.errors import ReportError
+from irmapdb.report import charts
+from irmapdb.report.cells import cell_text, is_time, number_of
+
+try:
+    from jinja2 import DictLoader, Environment, StrictUndefined
+    from markupsafe import Markup
+except ImportError as error:
+    raise ReportError(
+        f"jinja2 cannot be used: {error}", advice="run `pip install 'irmapdb[report]'`"
+    ) from error
+
+if TYPE_CHECKING:
+    from irmapdb.report.collect import Report
+
+__all__ = ["page"]
+
+_NAMES = ("page.html", "style.css")
+
+_HEADINGS = {
+    "in_criu_log": "inode",
+    "started_at": "time (UTC)",
+    "stale_at": "time (UTC)",
+    "stale_reason": "reason",
+    "moved_to": "now at",
+    "paused_ms": "hook in a pause, ms",
+    "freezing_ms": "stopping, ms",
+    "reading_watches_ms": "reading watches, ms",
+    "asking_what_moved_ms": "asking what moved, ms",
+    "proving_ms": "proving, ms",
+    "rest_ms": "rest, ms",
+    "stopped_by": "stopped by",
+    "account": "limit",
+    "where": "node",
+}
+
+
+def page(report: Report, version: str) -> bytes:
+    """The whole page, UTF-8. It has no script, and refers to no other file."""
+    top = resources.files("irmapdb.report") / "templates"
+    texts = {name: (top / name).read_text("utf-8") for name in _NAMES}
+    environment = Environment(
+        loader=DictLoader(texts),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["cell"] = cell_text
+    environment.filters["heading"] = lambda name: _HEADINGS.get(name, name.replace("_", " "))
+    environment.tests["time"] = is_time
+    environment.tests["numeric"] = lambda value: number_of(value) is not None
+    text = environment.get_template("page.html").render(
+        report=report,
+        version=version,
+        style=Markup(texts["style.css"]),  # noqa: S704 a file of ours
+        charts={
+            # pygal makes these with ElementTree, which escapes.
+            "stops": Markup(charts.stops_chart(report.stops)),  # noqa: S704
+            "directories": Markup(charts.directories_chart(report.directories)),  # noqa: S704
+            "stale": Markup(charts.stale_chart(report.stale_hours)),  # noqa: S704
+            "limits": Markup(charts.limits_chart(report.limits)),  # noqa: S704
+        },
+    )
+    return text.encode("utf-8", "backslashreplace")

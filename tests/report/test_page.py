@@ -1,0 +1,219 @@
+"""The page of `irmapdb report`: what a browser shows, beside the rows of the database."""
+
+from __future__ import annotations
+
+import sqlite3
+import sys
+from contextlib import closing
+from datetime import UTC, datetime
+
+import pytest
+
+from irmapdb.store.database import Store
+from tests.support.browser import Browser
+from tests.support.cli import irmapdb
+from tests.support.fleet_rows import HOSTILE, Maker
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("browser")]
+
+_STOPS = """
+    SELECT started_at, CASE WHEN paused THEN paused_us ELSE freezing_us + frozen_us END / 1000.0
+    FROM run WHERE event = 'dump' OR paused ORDER BY id DESC LIMIT 40
+"""
+_PARTS = ("paused_ms", "freezing_ms", "reading_watches_ms", "asking_what_moved_ms", "proving_ms")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with Browser() as made:
+        yield made
+
+
+@pytest.fixture
+def database(tmp_path):
+    path = Maker(tmp_path).make(tmp_path / "irmap.db", runs=30, watches=60)
+    ask(path, "UPDATE run SET paused = 0, event = 'dump', tasks_frozen = 2 WHERE id % 2")
+    return path
+
+
+def ask(path, sql):
+    with closing(sqlite3.connect(path)) as raw, raw:
+        return raw.execute(sql).fetchall()
+
+
+def write(tmp_path, *words):
+    page = tmp_path / "report.html"
+    done = irmapdb("report", "-o", page, *words)
+    assert done.code == 0, done.said
+    assert done.out == ""
+    return page
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_it_needs_no_network_and_shows_no_fault(database, tmp_path, browser, width, scheme):
+    page = write(tmp_path, "--db", database)
+    browser.open(page, width=width, scheme=scheme)
+    asked = [one for one in browser.requests() if not one.startswith("data:")]
+    assert asked == [page.as_uri()]
+    assert browser.console() == []
+    browser.open_details()
+    assert browser.ask("document.documentElement.scrollWidth") <= width
+    assert browser.faults() == []
+    assert browser.ask("document.scripts.length") == 0
+    background = browser.ask("getComputedStyle(document.body).backgroundColor")
+    assert (background == "rgb(255, 255, 255)") == (scheme == "light")
+
+
+def test_the_numbers_are_those_of_the_database(database, tmp_path, browser):
+    browser.open(write(tmp_path, "--db", database))
+    browser.open_details()
+
+    stops = browser.cells("stops")
+    expected = ask(database, _STOPS)
+    assert [row[0] for row in stops] == [start[:19] for start, _ in expected]
+    for row, (_, whole_ms) in zip(stops, expected, strict=True):
+        parts_ms = [float(cell.replace(",", "")) for cell in row[4:] if cell]
+        # Each of six parts is rounded to 0.1 ms.
+        assert sum(parts_ms) == pytest.approx(whole_ms, abs=0.6)
+    bars = browser.ask(
+        "[...document.querySelectorAll('#stops svg .bars desc.value')].map(d => d.textContent)"
+    )
+    shown_ms = sum(float(bar.removesuffix(" ms").replace(",", "")) for bar in bars)
+    assert shown_ms == pytest.approx(sum(ms for _, ms in expected[:20]), abs=12)
+
+    (last,) = ask(database, "SELECT max(id) FROM run")[0]
+    of_last = f"FROM watch WHERE run_id = {last} AND path IS NOT NULL"
+    ((watches,),) = ask(database, f"SELECT count(*) {of_last}")
+    assert sum(int(row[0]) for row in browser.cells("directories")) == watches
+    tiles = browser.ask(
+        "[...document.querySelectorAll('#directories svg desc.value')].map(d => d.textContent)"
+    )
+    assert sum(map(float, tiles)) == watches
+
+    stale = ask(database, "SELECT stale_at FROM mapping WHERE stale_at IS NOT NULL ORDER BY 1 DESC")
+    assert [row[0] for row in browser.cells("stale")] == [at[:19] for (at,) in stale]
+    bars = browser.ask(
+        "[...document.querySelectorAll('#stale svg .bars desc.value')].map(d => d.textContent)"
+    )
+    assert sum(map(float, bars)) == len(stale)
+
+    for name in ("FROM frozen_dumps", "FROM watches_by_directory", "FROM stale_mappings"):
+        assert name in browser.text()
+
+
+def test_a_name_is_text_and_nothing_else(tmp_path, browser):
+    path = Maker(tmp_path).make(tmp_path / "irmap.db", runs=40, watches=40)
+    ask(path, "UPDATE mapping SET stale_at = validated_at, stale_reason = 'gone'")
+    stored = {row[0] for row in ask(path, "SELECT CAST(path AS BLOB) FROM mapping")}
+    assert stored == {*HOSTILE}
+    browser.open(write(tmp_path, "--db", path))
+    browser.open_details()
+    text = browser.text()
+    assert "<script>alert(1)</script>" in text
+    assert r"/srv/caf\xe9" in text
+    assert r"a\0b" in text or r"a\x00b" in text
+    assert r"tab\there\nand\rthere" in text
+    assert browser.console() == []
+    assert browser.ask("document.scripts.length") == 0
+    assert len(HOSTILE[7]) == 4096
+    assert r"\xff" * 1000 in text
+
+
+def test_a_large_database_makes_a_small_page(tmp_path):
+    path = Maker(tmp_path).make(tmp_path / "irmap.db", runs=999, watches=1)
+    names = [b"/srv/%d/%s/file-%d" % (n % 700, b"d" * 60, n) for n in range(10_000)]
+    Maker(tmp_path).add(path, runs=1, watches=10_000, names=names)
+    page = write(tmp_path, "--db", path)
+    assert page.stat().st_size < 1_000_000
+    assert "more are not shown" in page.read_text()
+
+
+def test_it_is_for_its_owner_only_and_replaced_whole(database, tmp_path):
+    other = tmp_path / "other"
+    other.write_text("theirs")
+    (tmp_path / "report.html").symlink_to(other)
+    done = irmapdb("report", "-o", tmp_path / "report.html", "--db", database)
+    assert other.read_text() == "theirs"
+    if done.code == 0:
+        assert (tmp_path / "report.html").lstat().st_mode & 0o7777 == 0o600
+
+
+def test_no_run_yet(tmp_path, browser):
+    with Store.open(tmp_path / "irmap.db", create=True) as store, store.step() as step:
+        step.import_entries([], datetime.now(UTC))
+    browser.open(write(tmp_path, "--db", tmp_path / "irmap.db"))
+    assert "Not known: no pre-dump or dump has come to its end." in browser.text()
+    assert browser.faults() == []
+
+
+@pytest.mark.parametrize("value", ["'<b>'", "9e999", "-1", "x'ff'"])
+def test_a_column_of_another_type_harms_no_chart(tmp_path, browser, value):
+    path = Maker(tmp_path).make(tmp_path / "irmap.db", runs=3)
+    ask(path, f"UPDATE run SET paused_us = {value}, watches = {value}, started_at = {value}")  # noqa: S608
+    ask(path, f"UPDATE mapping SET stale_at = {value}, stale_reason = 'gone'")  # noqa: S608
+    browser.open(write(tmp_path, "--db", path))
+    assert browser.console() == []
+    assert "How long did the tasks stand still?" in browser.text()
+
+
+# --- several databases ----------------------------------------------------------------------------
+
+
+def test_all_databases_of_a_node(tmp_path, browser):
+    directory = tmp_path / "databases"
+    directory.mkdir(mode=0o700)
+    maker = Maker(tmp_path)
+    for name in ("web.0123456789abcdef.db", "db.fedcba9876543210.db"):
+        maker.make(directory / name, runs=3)
+    (directory / "broken.0000000000000000.db").write_bytes(b"SQLite format 3\0" + b"\xff" * 4096)
+    config = tmp_path / "irmapdb.toml"
+    config.write_text(f'[warm]\ndirectory = "{directory}"\n')
+    page = tmp_path / "report.html"
+    done = irmapdb("report", "--all", "-o", page, "--config", config)
+    assert done.code == 0, done.said
+    assert "broken.0000000000000000" in done.err
+    browser.open(page)
+    browser.open_details()
+    rows = browser.ask(
+        "[...document.querySelectorAll('#stops tbody tr')].map(r => r.cells[0].textContent)"
+    )
+    assert {*rows} == {"web.0123456789abcdef", "db.fedcba9876543210"}
+    assert len(rows) == 6
+    assert "broken.0000000000000000" in browser.text()
+    assert browser.faults() == []
+
+
+# --- wrong use ------------------------------------------------------------------------------------
+
+
+def test_without_the_extra_it_says_how_to_install_it(database, tmp_path, monkeypatch):
+    for name in ("irmapdb.report.page", "irmapdb.report.charts"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+        monkeypatch.delattr(name, raising=False)
+    monkeypatch.setitem(sys.modules, "pygal", None)
+    done = irmapdb("report", "-o", tmp_path / "report.html", "--db", database)
+    assert done.code == 1
+    assert "run `pip install 'irmapdb[report]'`" in done.err
+    assert done.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--all --db x", "three reports"),
+        ("--all --from postgresql://h/d", "three reports"),
+        ("-W . --from postgresql://h/d", "three reports"),
+    ],
+)
+def test_one_subject_is_given(tmp_path, words, said):
+    done = irmapdb("report", "-o", tmp_path / "r.html", *words.split())
+    assert done.code == 2
+    assert said in done.err
+
+
+def test_no_database(tmp_path):
+    done = irmapdb("report", "-o", tmp_path / "r.html", "-W", tmp_path)
+    assert done.code == 1
+    assert "irmap.db" in done.err
+    assert not (tmp_path / "r.html").exists()
