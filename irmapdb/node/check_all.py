@@ -195,7 +195,7 @@ def _hooks(options: NodeCheckOptions) -> Callable[[ContainerInfo, str | None], b
 def _check_each(
     subjects: Sequence[_Subject], options: NodeCheckOptions
 ) -> list[ContainerCheck | None]:
-    # None for what has ended.
+    # None for a container that has ended.
     checked: dict[int, ContainerCheck | None] = {}
     waiting = iter(enumerate(subjects))
     workers = options.workers or len(os.sched_getaffinity(0))

@@ -62,7 +62,7 @@ class ContainerInfo(Record):
 
     @property
     def label(self) -> str:
-        """What people call it, in one line: POD/NAME, the name, the short id, or the cgroup.
+        """Its name for people, in one line: POD/NAME, the name, the short id, or the cgroup.
 
         A tenant may have chosen it: print it with `irmapdb.model.printable`.
         """
@@ -77,7 +77,7 @@ class ContainerInfo(Record):
 
 
 def describe(container: Container, files: EngineFiles | None = None) -> ContainerInfo:
-    """The names of a container. What its engine's files do not say is None.
+    """The names of a container. A name that its engine's files do not have is None.
 
     `files`: the files that were read for other containers of the same listing.
     """

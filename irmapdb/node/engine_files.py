@@ -3,7 +3,7 @@
 A name in such a file can come from a tenant, and the file can be half written, missing or huge. So
 a file counts only if root or the caller owns it and all directories above it, and if no other user
 can write there (irmapdb.ownership). It is opened through that directory, follows no symbolic link,
-never waits for a FIFO, and has a size limit. What cannot be read is absent.
+never waits for a FIFO, and has a size limit. A file that cannot be read counts as absent.
 """
 
 from __future__ import annotations
@@ -85,14 +85,14 @@ class EngineFiles:
         return None
 
     def document(self, path: str, *, limit_bytes: int = _LIMIT_BYTES) -> Any:  # noqa: ANN401 JSON
-        """The JSON in a file; None as `text`, and for what is no JSON."""
+        """The JSON in a file; None as `text`, and for a text that is not JSON."""
         data = self.text(path, limit_bytes=limit_bytes)
         if data is None:
             return None
         return parsed(data)
 
     def number(self, path: str) -> int | None:
-        """The number in a file, such as a pid; None as `text`, and for what is no number."""
+        """The number in a file, such as a pid; None as `text`, and for another text."""
         data = self.text(path, limit_bytes=64)
         try:
             return None if data is None else int(data)
@@ -111,7 +111,7 @@ class EngineFiles:
             return ()
 
     def once(self, key: str, make: Callable[[], _Made]) -> _Made:
-        """What `make` returns for this key; it is called once."""
+        """The result of `make` for this key. It is called once."""
         if key not in self._kept:
             self._kept[key] = make()
         made: _Made = self._kept[key]

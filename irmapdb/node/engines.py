@@ -74,7 +74,7 @@ _CRUN_STATE = "/run/crun"
 
 
 class EngineNames(Record):
-    """What an engine's files say about a container. Each may be absent."""
+    """The names of a container in the files of its engine. Each may be absent."""
 
     name: str | None = None
     image: str | None = None
@@ -347,7 +347,7 @@ def _annotated(annotations: Mapping[str, Any]) -> EngineNames:
 
 
 def _pod(annotations: Mapping[str, Any]) -> str | None:
-    # What the engine itself wrote comes before the labels, which the user of a pod may set.
+    # The engine's own entries come before the labels, which the user of a pod may set.
     for space, name in (
         ("io.kubernetes.cri.sandbox-namespace", "io.kubernetes.cri.sandbox-name"),
         ("io.kubernetes.cri-o.Namespace", "io.kubernetes.cri-o.KubeName"),
