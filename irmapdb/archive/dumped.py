@@ -8,6 +8,7 @@ from irmapdb.archive.origins import OriginKind, read_origins
 from irmapdb.errors import ImageError
 from irmapdb.image.fsnotify import FsnotifyWatch, decode_files_img
 from irmapdb.image.stats import decode_stats
+from irmapdb.kernel.fs.overlay import unwrap
 from irmapdb.model import printable
 from irmapdb.record import Record
 
@@ -37,6 +38,8 @@ class DumpedWatch(Record):
     """The same in one word: `image`, `root`, the kind, `missing`, `deleted`, `handle`, `mount`."""
     where: str
     """The same for people: `the image`, `rootfs-diff.tar`, `missing (deleted.files has it)`."""
+    lacks: str
+    """Why neither the image nor the checkpoint of a container has the path; empty: one may."""
 
 
 class Dumped(Record):
@@ -70,7 +73,9 @@ def read_dumped(path: Path) -> Dumped:
     ]
     starts = {start_of(watch) for _, watch in every if watch.path is not None}
     origins = read_origins(checkpoint, container, starts)
-    root = "image" if container.is_of_engine else "root"
+    # `ctr` has the changes of the root in a layer of their own, which is not read.
+    has_changes = any(checkpoint.beside(name) is not None for name in ("config.dump", "spec.dump"))
+    root = _Root(container.is_of_engine, container.is_of_engine and has_changes)
     return Dumped(
         checkpoint.files_img_path,
         container,
@@ -85,26 +90,49 @@ def start_of(watch: FsnotifyWatch | MountMark) -> tuple[bytes, int | None]:
     return watch.path or b"", watch.mnt_id if isinstance(watch, FsnotifyWatch) else None
 
 
+class _Root(Record):
+    is_image: bool
+    has_changes: bool
+    """Whether `rootfs-diff.tar` has what the container changed."""
+
+
 def _source(
-    watch: FsnotifyWatch | MountMark, origins: Origins, root: str
-) -> tuple[OriginKind | None, Origin | None, str, str]:
+    watch: FsnotifyWatch | MountMark, origins: Origins, root: _Root
+) -> tuple[OriginKind | None, Origin | None, str, str, str]:
     if isinstance(watch, FsnotifyWatch) and watch.identity.key in origins.ghosts:
-        return None, None, "deleted", "a deleted file"
+        return None, None, "deleted", "a deleted file", ""
     if watch.path is None:
         if isinstance(watch, FsnotifyWatch):
-            return None, None, "handle", "the handle, without a path"
-        return None, None, "mount", "its mount"
+            return None, None, "handle", "the handle, without a path", ""
+        return None, None, "mount", "its mount", ""
     origin = origins.of(*start_of(watch))
     if origin is None:
-        if watch.path in origins.removed:
-            return OriginKind.ROOT, None, "missing", "missing (deleted.files has it)"
-        return OriginKind.ROOT, None, root, f"the {root}"
+        lacks = _lacks(watch, watch.path, origins) if root.has_changes else ""
+        if lacks or watch.path in origins.removed:
+            why = lacks or "deleted.files has it"
+            return OriginKind.ROOT, None, "missing", f"missing ({why})", lacks
+        word = "image" if root.is_image else "root"
+        return OriginKind.ROOT, None, word, f"the {word}", ""
     if origin.has_it is False:
-        return origin.kind, origin, "missing", f"missing ({origin.what} lacks it)"
+        return origin.kind, origin, "missing", f"missing ({origin.what} lacks it)", ""
     where = origin.what
     if origin.source is not None:
         where = f"{where} ({printable(origin.source)} on the host)"
-    return origin.kind, origin, str(origin.kind), where
+    return origin.kind, origin, str(origin.kind), where, ""
+
+
+def _lacks(watch: FsnotifyWatch | MountMark, path: bytes, origins: Origins) -> str:
+    # The handle of an overlay tells whether the file is in the upper layer alone; for the root it
+    # always tells that: ovl_check_encode_origin() of fs/overlayfs/export.c.
+    if not isinstance(watch, FsnotifyWatch) or path in _ROOTS or path in origins.removed:
+        return ""
+    wrapped = unwrap(watch.identity.handle)
+    if wrapped is None or not wrapped.upper:
+        return ""
+    return "the container made it, and rootfs-diff.tar does not have it"
+
+
+_ROOTS = {b"/", b"/."}
 
 
 def _stats(checkpoint: CheckpointFiles) -> CriuStats | None:

@@ -96,6 +96,8 @@ def test_verdict_and_restore(place: Place, tmp_path: Path) -> None:
     container.export(packed, "--leave-running", "--compress", "gzip")
     image = tmp_path / "image"
     container.save_image(image)
+    without = tmp_path / "without"
+    container.export(without, "--leave-running", "--ignore-rootfs")
     archive = tmp_path / "archive"
     container.export(archive)
     assert archive.read_bytes()[:4] == b"\x28\xb5\x2f\xfd"
@@ -122,22 +124,27 @@ def test_verdict_and_restore(place: Place, tmp_path: Path) -> None:
     assert "no such file; no container" in nothing.err
     container.kill()
 
+    # What the container made is not in the image.
+    _fails(container, without, None, "/srv/state")
     for path, hide, root in _changes(place):
         unhide = hide()
         try:
-            with container.mounted_image() as image:
-                report = check_images(archive, image if root else None)
-            wrong = {
-                os.fsdecode(one.watch.path or b""): one for one in report.watches if not one.right
-            }
-            assert {*wrong} == {path}
-            assert wrong[path].verdict is RestoreVerdict.MISSING
-            with pytest.raises(ProgramError):
-                container.restore_from(archive)
+            with container.mounted_image() as mounted:
+                _fails(container, archive, mounted if root else None, path)
         finally:
             unhide()
     container.restore_from(archive)
     _hears(container, watches)
+
+
+def _fails(container: PodmanContainer, archive: Path, root: Path | None, path: str) -> None:
+    """check says that this watch alone is missing, and the restore fails."""
+    report = check_images(archive, root)
+    wrong = [one for one in report.watches if not one.right]
+    assert [one.watch.path for one in wrong] == [os.fsencode(path)]
+    assert wrong[0].verdict is RestoreVerdict.MISSING
+    with pytest.raises(ProgramError):
+        container.restore_from(archive)
 
 
 def _changes(place: Place) -> Iterator[tuple[str, Callable[[], Callable[[], None]], bool]]:

@@ -143,7 +143,7 @@ def check_images(images: Path, root: Path | None = None) -> RestoreCheck:
     with contextlib.ExitStack() as stack:
         root_fd = None if root is None else stack.enter_context(_opened(root))
         eyes = stack.enter_context(_Eyes(root_fd, dumped.origins))
-        watches = tuple(_answer(one, eyes.look(one.watch)) for one in dumped.watches)
+        watches = tuple(_answer(one, eyes.look(one)) for one in dumped.watches)
     return RestoreCheck(dumped.files_img, root, watches, dumped.container)
 
 
@@ -189,18 +189,19 @@ class _Eyes:
         self._mountpoints.close()
         self._here.__exit__()
 
-    def look(self, watch: FsnotifyWatch | MountMark) -> _Seen:
+    def look(self, one: DumpedWatch) -> _Seen:
         """The prediction for one watch."""
+        watch = one.watch
         if isinstance(watch, MountMark):
             if watch.path is None:
                 return _Seen(RestoreVerdict.THERE, "it comes back with its mount")
-            return self._at(watch, None)
+            return self._at(one, None)
         if watch.identity.key in self._origins.ghosts:
             why = "its file was deleted: the restore makes and removes it again, and the watch goes"
             return _Seen(RestoreVerdict.DELETED, why, "ghost-file", _SET_AGAIN)
         if watch.path is None:
             return self._without_path(watch.identity)
-        return self._at(watch, watch.identity)
+        return self._at(one, watch.identity)
 
     def _without_path(self, identity: Identity) -> _Seen:
         if not self._origins.has_mounts:
@@ -216,8 +217,8 @@ class _Eyes:
         advice = "restore it where its filesystem is, or dump with paths (`irmapdb check -t PID`)"
         return _Seen(RestoreVerdict.NO_FILESYSTEM, why, advice=advice)
 
-    def _at(self, watch: FsnotifyWatch | MountMark, identity: Identity | None) -> _Seen:
-        path, mnt_id = start_of(watch)
+    def _at(self, one: DumpedWatch, identity: Identity | None) -> _Seen:
+        path, mnt_id = start_of(one.watch)
         origin = self._origins.of(path, mnt_id)
         if origin is not None and origin.source is not None:
             return self._on_host(origin)
@@ -226,6 +227,8 @@ class _Eyes:
         if path in self._origins.removed:
             why = "deleted.files has it: the engine removes it from the root"
             return _Seen(RestoreVerdict.MISSING, why, "", _BRING)
+        if self._root_fd is None and one.lacks:
+            return _Seen(RestoreVerdict.MISSING, one.lacks, "", _WITH_CHANGES)
         if self._root_fd is None:
             return _untold(origin) if origin is not None else _Seen(*_OF_IMAGE)
         return self._in_root(self._root_fd, path[1:] or b".", origin, identity)
@@ -327,6 +330,7 @@ def _untold(origin: Origin) -> _Seen:
 _ROOT = "the root"
 _WATCHES_TARGET = "the path is a symbolic link, and the restore watches what it leads to"
 _BRING = "bring the file into the root first: the restore ends where it is missing"
+_WITH_CHANGES = "export the checkpoint with the changes of its root (podman: no --ignore-rootfs)"
 _MAKE_SOURCE = "make it on the target host first: the engine mounts it into the container"
 _BRING_SOURCE = "bring it to the target host first: the restore ends where it is missing"
 _OF_IMAGE = (
