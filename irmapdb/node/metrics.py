@@ -18,6 +18,7 @@ from irmapdb.config import Config
 from irmapdb.criu import hook_runs
 from irmapdb.errors import IrmapError
 from irmapdb.image.stats import decode_stats
+from irmapdb.kernel.child_call import ask_in_child
 from irmapdb.kernel.proc.limits import read_limits
 from irmapdb.node import ps
 from irmapdb.node.container_info import ContainerInfo, describe_all
@@ -56,6 +57,9 @@ _DATABASES_S = 3.0
 """The time for all databases; the number of stale paths of the others is left out."""
 _DATABASE_S = 0.5
 _STATS_BYTES = 1 << 16
+_WORK_DIRS_S = 2.0
+_WORK_DIR_S = 0.5
+"""The time for all work dirs, and for one."""
 _STALE = "SELECT count(*) FROM mapping WHERE stale_at IS NOT NULL"
 
 
@@ -240,11 +244,27 @@ def _service(status: Mapping[str, Any]) -> ServiceFigures:
 def _last_runs(runs: Iterable[HookRun], running: set[str]) -> tuple[LastRun, ...]:
     # Of a container that has ended, there is no series any more.
     newest = {run.container: run for run in runs if run.container in running or not run.container}
-    return tuple(_with_stats(container, run) for container, run in newest.items())
+    stats = _read_stats(tuple(newest.values()))
+    return tuple(map(_last_run, newest, newest.values(), stats))
 
 
-def _with_stats(container: str, run: HookRun) -> LastRun:
-    figures = _or_none(lambda: _stats_of(run)) or {}
+def _read_stats(runs: tuple[HookRun, ...]) -> list[Mapping[str, int]]:
+    # A work dir can be on a filesystem that does not answer: then each is read by itself.
+    found = ask_in_child(
+        lambda: [_stats_of(run) for run in runs], lambda _: None, _WORK_DIRS_S, queueing_s=1.0
+    )
+    if found is not None:
+        return found
+    end_s = time.monotonic() + _WORK_DIRS_S
+    return [
+        ask_in_child(partial(_stats_of, run), lambda _: {}, _WORK_DIR_S)
+        if time.monotonic() < end_s
+        else {}
+        for run in runs
+    ]
+
+
+def _last_run(container: str, run: HookRun, figures: Mapping[str, int]) -> LastRun:
     frozen, freezing = figures.get("frozen_us"), figures.get("freezing_us")
     return LastRun(
         container,
@@ -254,12 +274,15 @@ def _with_stats(container: str, run: HookRun) -> LastRun:
     )
 
 
-def _stats_of(run: HookRun) -> Mapping[str, int] | None:
+def _stats_of(run: HookRun) -> Mapping[str, int]:
     # Only if CRIU wrote it after this run of the hook.
     if not run.work:
-        return None
+        return {}
     path = os.path.join(run.work, b"stats-dump")
-    if os.stat(path).st_mtime < run.at_s - 1:
-        return None
-    data = files.read_if_there(path, limit_bytes=_STATS_BYTES)
-    return None if data is None else decode_stats(data, "stats-dump").figures
+    try:
+        if os.stat(path).st_mtime < run.at_s - 1:
+            return {}
+        data = files.read_if_there(path, limit_bytes=_STATS_BYTES)
+        return {} if data is None else decode_stats(data, "stats-dump").figures
+    except (IrmapError, OSError):
+        return {}

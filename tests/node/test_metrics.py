@@ -19,12 +19,14 @@ from prometheus_client.parser import text_string_to_metric_families
 from irmapdb.config import Config, MetricsConfig, WarmConfig, load_config
 from irmapdb.criu import hook_runs
 from irmapdb.errors import ConfigError, FileError
-from irmapdb.node import unit
+from irmapdb.image.magic import HEADER, STATS
+from irmapdb.node import metrics, unit
 from irmapdb.node.look import look_around
 from irmapdb.node.metrics import MetricsOptions, collect
 from irmapdb.node.metrics_requests import open_listener
 from irmapdb.node.service_probe import ask_service
 from tests.support.cli import irmapdb
+from tests.support.silent_fuse import SilentFuse
 from tests.support.warm import OURS, Asked, Warm
 
 if TYPE_CHECKING:
@@ -130,10 +132,12 @@ def test_figures_of_a_container_are_those_of_the_kernel(node, service, hook, tmp
         for labels, number in samples["irmapdb_container_verdict_watches"].items()
     }
     assert sum(verdicts.values()) == 4
-    # A run of the hook is there at once.
+    # The script has its reply before the run is noted.
     asked = Asked.ask(hook, container.pid, tmp_path / "work")
     assert asked.code == 0
-    after = service.samples()
+    until = time.monotonic() + 60
+    while "irmapdb_hook_runs_total" not in (after := service.samples()):
+        assert time.monotonic() < until
     runs = sum(
         number
         for labels, number in after["irmapdb_hook_runs_total"].items()
@@ -318,6 +322,38 @@ def test_another_address_is_refused(tmp_path, value):
     config.write_text(f"[metrics]\nlisten = {value}\n")
     with pytest.raises(ConfigError, match="listen"):
         load_config(config)
+
+
+def test_a_work_dir_that_does_not_answer_hides_no_other_one(tmp_path):
+    run = hook_runs.HookRun(
+        at_s=0.0,
+        by="hook",
+        outcome="done",
+        took_s=1.0,
+        paused=False,
+        watches=1,
+        resolved=1,
+        pid=1,
+        container="good",
+        work=os.fsencode(tmp_path / "good"),
+        text="",
+    )
+    silent = tmp_path / "silent"
+    for directory in (tmp_path / "good", silent):
+        directory.mkdir()
+    # Freezing for 1 µs, frozen for 2 µs: images/stats.proto of CRIU.
+    stats = HEADER.pack(*STATS) + b"\x0c\0\0\0\x0a\x0a\x08\x01\x10\x02\x18\x03\x20\x04\x40\x05"
+    (tmp_path / "good" / "stats-dump").write_bytes(stats)
+    (expected,) = metrics._last_runs([run], {"good"})
+    assert (expected.freezing_s, expected.frozen_s) == (0.000001, 0.000002)
+    hung = run._replace(container="silent", work=os.fsencode(silent))
+    with SilentFuse(silent) as server:
+        server.silent = True
+        found = metrics._last_runs([hung, run], {"good", "silent"})
+    assert [(one.container, one.frozen_s) for one in found] == [
+        ("silent", None),
+        ("good", 0.000002),
+    ]
 
 
 def test_the_unit_permits_the_port_only_where_it_is_needed(tmp_path):
