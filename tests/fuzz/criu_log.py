@@ -84,5 +84,6 @@ TARGETS = (
             *(b"Dumping processes (pid: 12 comm: ", b"Dumping task (pid: ", b"log file: /"),
             *(b"criu failed: type NOTIFY errno 0", b"RPC settings with values from ", b"cg: "),
         ),
+        short_runs=1000,
     ),
 )

@@ -37,8 +37,9 @@ CHUNK_BYTES = 1 << 18
 _LINE_BYTES = 1 << 16
 _CRIU_LINE_BYTES = 1 << 14
 
-_QUOTED_END = re.compile(rb"\\{1,8}r?\\{0,8}n")
-_QUOTED = re.compile(rb'\\{1,8}(?:u([0-9a-f]{4})|x([0-9a-f]{2})|(["\'/t]))', re.IGNORECASE)
+# Only from the beginning of a run of backslashes: there may be millions in a row.
+_QUOTED_END = re.compile(rb"(?<!\\)\\{1,16}(?:r\\{1,16})?n")
+_QUOTED = re.compile(rb'(?<!\\)\\{1,16}(?:u([0-9a-f]{4})|x([0-9a-f]{2})|(["\'/t]))', re.IGNORECASE)
 _SAME = {b"t": b"\t"}
 
 # A line that is CRIU's own from its beginning: what looks like an escape belongs to a name.
