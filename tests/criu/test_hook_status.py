@@ -20,6 +20,7 @@ from irmapdb.criu import hook_runs, hook_script, script_faults, usable
 from irmapdb.node.criu_annotations import annotated_containers
 from irmapdb.node.doctor import examine
 from irmapdb.node.service_faults import DoctorOptions
+from irmapdb.node.service_lock import ServiceLock
 from tests.support.cli import irmapdb
 from tests.support.hook import make_executable
 from tests.support.programs import SYSTEM_PATH
@@ -308,6 +309,9 @@ def _service(place: Place) -> Iterator[subprocess.Popen[bytes]]:
         finally:
             process.send_signal(signal.SIGCONT)
             process.terminate()
+            # The one that a printed command has started.
+            if (pid := ServiceLock(place.run).running()) not in {None, process.pid}:
+                os.kill(pid, signal.SIGTERM)
 
 
 def _pid(place: Place) -> int:
