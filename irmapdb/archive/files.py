@@ -6,6 +6,7 @@ that was unpacked: its directory, or `checkpoint/` in it, can be named.
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from typing import Protocol
@@ -73,12 +74,23 @@ def open_checkpoint(path: Path) -> CheckpointFiles:
     FileError if it is missing, cannot be read, or if the dump has failed; ImageError for an archive
     that is damaged or has no checkpoint.
     """
-    if path.is_dir():
+    if os.path.isdir(path):
         return _Directory(path)
-    if not path.exists():
+    if _is_missing(path):
         message = f"{printable(path)}: No such file or directory"
         raise FileError(message, advice="name the images dir of a dump, or an archive")
     return _Archive(path)
+
+
+def _is_missing(path: Path) -> bool:
+    # A path that may not be looked up is not missing: the attempt to open it says why.
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _number(name: str) -> int:
@@ -93,7 +105,7 @@ class _Directory:
     def __init__(self, path: Path) -> None:
         self.path = path
         named = path / _CHECKPOINT
-        unpacked_here = not (path / _INVENTORY).exists() and (named / _INVENTORY).exists()
+        unpacked_here = not os.path.exists(path / _INVENTORY) and os.path.exists(named / _INVENTORY)
         self._images = named if unpacked_here else path
         self.files_img_path = self._images / _FILES
         inventory = self._images / _INVENTORY
@@ -150,7 +162,7 @@ class _Directory:
 
     def _place(self, name: str) -> Path | None:
         for directory in (self._images, self._images.absolute().parent):
-            if (directory / name).is_file():
+            if os.path.isfile(directory / name):
                 return directory / name
         return None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import os
 
 from irmapdb import files
 from irmapdb.archive.members import is_archive
@@ -41,7 +42,7 @@ def kind_of(path: Path) -> FileKind:
     """What a path leads to; `-` is standard input, which only a cache can come from. FileError."""
     if str(path) == "-":
         return FileKind.CACHE
-    if path.is_dir():
+    if os.path.isdir(path):
         return FileKind.CHECKPOINT
     head = files.read_prefix(path)
     found = _MAGICS.get(head[: HEADER.size])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -87,7 +88,7 @@ def _source(text: str, config: Config) -> WatchSource:
             raise UsageError(f"{text[:30]}: not a process id", advice=PID_ADVICE)
         return watches_of_tree(pid, config)
     path = Path(text)
-    if "/" in text or path.exists() or text == "-":
+    if "/" in text or os.path.exists(path) or text == "-":
         return watches_of_file(path)
     from irmapdb.node.container_info import find_container
 

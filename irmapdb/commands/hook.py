@@ -219,7 +219,7 @@ def _install(
 
     called = _called(script)
     config_files.line_for(called)
-    if not called.exists() or hook_script.is_script(called):
+    if not os.path.exists(called) or hook_script.is_script(called):
         program = _program()
         config_files.check_hook(program)
         _compile()
@@ -255,7 +255,7 @@ def _program() -> Path:
     found = [Path(os.path.abspath(directory), HOOK_NAME) for directory in beside if directory]
     found += map(Path, filter(None, [shutil.which(HOOK_NAME)]))
     for program in found:
-        if program.is_file() and not is_script(program):
+        if os.path.isfile(program) and not is_script(program):
             return program
     message = f"no {HOOK_NAME} is installed"
     raise FileError(message, advice="install irmapdb with pip")
