@@ -25,6 +25,7 @@ from bench.sections import (
     criu,
     dump,
     equal,
+    fleet,
     forms,
     freeze,
     hook,
@@ -56,6 +57,7 @@ _MODULES = (
     warm,
     check,
     ps,
+    fleet,
 )
 SECTIONS = {section.NAME: section for section in _MODULES}
 

@@ -71,6 +71,7 @@ LINES = {
     "pre-dump --irm": ["pre-dump", "--irmap-scan-path"],
     "db upg": ["db", "upgrade"],
     "sql unp": ["sql", "unproved"],
+    "sql --to x cop": ["sql", "--to", "x", "copies"],
     "sql unproved -p da": ["sql", "unproved", "-p", "days="],
     "sql changes -p runs=": ["sql", "changes", "-p", "runs=1"],
     "audit --only unm": ["audit", "--only", "unmounted"],

@@ -47,6 +47,14 @@ run compdef cat "$work/venv/share/zsh/site-functions/_irmapdb"
 run compopt irmapdb --show-completion bash
 # The migrations are inside, and the generated code loads.
 run 0001 irmapdb db history
+# Without the extra: what needs no server works, the rest names the extra.
+run failing irmapdb sql --list --fleet
+output=$(irmapdb fleet current --to postgresql:///nowhere 2>&1) && exit 1
+case $output in
+*"irmapdb[fleet]"*) echo "wheel-test: irmapdb fleet without psycopg: ok" ;;
+*) echo "wheel-test: irmapdb fleet: $output" >&2; exit 1 ;;
+esac
+cat "$work"/venv/lib/python3*/site-packages/irmapdb/migrations/fleet/versions/0001_*.py >"$work/log"
 run "" irmapdb import "$image" --db "$work/irmap.db"
 run /etc irmapdb show "$work/irmap.db"
 run "" irmapdb db upgrade --db "$work/irmap.db"

@@ -21,10 +21,11 @@ from irmapdb.errors import IrmapError
 from irmapdb.record import Record
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from typer.core import TyperGroup
 
+    from irmapdb.queries import Saved
     from irmapdb.store.ask import Value
 
 __all__ = ["Proposal", "answer", "propose", "script"]
@@ -206,17 +207,22 @@ def _one_line(text: str) -> str:
     return "".join(char if char.isprintable() else " " for char in text).strip()
 
 
-def _saved_queries(_line: _Line, _start: str) -> Iterator[tuple[str, str]]:
-    from irmapdb import queries
+def _saved(line: _Line) -> Mapping[str, Saved]:
+    # A server has queries of its own. It is not asked: a Tab waits for no network.
+    if "to" in line.values:
+        from irmapdb.fleet.queries import SAVED
+    else:
+        from irmapdb.queries import SAVED
+    return SAVED
 
-    return ((one.name, one.about) for one in queries.SAVED.values())
+
+def _saved_queries(line: _Line, _start: str) -> Iterator[tuple[str, str]]:
+    return ((one.name, one.about) for one in _saved(line).values())
 
 
 def _query_parameters(line: _Line, start: str) -> Iterator[tuple[str, str]]:
     # The parameters of the saved query on the line: `days=7`; runs and inodes from the database.
-    from irmapdb import queries
-
-    saved = queries.SAVED.get(line.arguments[0]) if line.arguments else None
+    saved = _saved(line).get(line.arguments[0]) if line.arguments else None
     for name, default in saved.parameters.items() if saved else ():
         if not start.startswith(f"{name}="):
             yield f"{name}=", "" if default is None else f"default: {default}"

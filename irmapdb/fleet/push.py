@@ -123,9 +123,7 @@ def push(options: PushOptions) -> list[Pushed]:
 
 def _push_one(link: _Link, source: PushSource) -> Pushed:
     try:
-        _upgrade(source.file)
-        with Snapshot.open(source.file) as snapshot:
-            origin = snapshot.origin
+        origin = _origin_of(source.file)
         for _ in range(_TRIES):
             sent = link.repeated(partial(_push_once, source=source, origin=origin))
             if sent is not None:
@@ -137,10 +135,17 @@ def _push_one(link: _Link, source: PushSource) -> Pushed:
     raise FleetError(message, advice="run one push at a time")
 
 
-def _upgrade(path: bytes) -> None:
-    # As each command that writes: with a backup beside it.
-    if revisions.current(path) != version.HEAD:
-        Store.open(path, create=False).close()
+def _origin_of(path: bytes) -> str:
+    # An older schema is upgraded, as by each command that writes: with a backup beside it.
+    try:
+        with Snapshot.open(path) as snapshot:
+            return snapshot.origin
+    except DatabaseError:
+        if revisions.current(path) == version.HEAD:
+            raise
+    Store.open(path, create=False).close()
+    with Snapshot.open(path) as snapshot:
+        return snapshot.origin
 
 
 def _push_once(

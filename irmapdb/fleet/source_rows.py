@@ -93,7 +93,7 @@ def push_rows(
     with connection.begin(), raw.cursor() as cursor:
         new = _find_new(cursor, claim, snapshot)
         checked = _with_periods(cursor, claim, [(one.at, one) for one in verdicts], 0)
-        _add_periods(cursor, checked)
+        _add_periods(cursor, [*new.runs, *new.changes, *checked])
     with connection.begin(), raw.cursor() as cursor:
         lock = "SELECT pushes FROM database WHERE id = %s FOR UPDATE"
         if cursor.execute(lock, (claim.database_id,)).fetchone() != (claim.pushes,):
@@ -126,13 +126,14 @@ def _find_new(cursor: Cursor[Any], claim: Claim, snapshot: Snapshot) -> _New:
         change_id = 0
     runs = _with_periods(cursor, claim, snapshot.runs(run_id), _STARTED_AT)
     changes = _with_periods(cursor, claim, [*snapshot.changes(change_id)], _AT)
-    _add_periods(cursor, [*runs, *changes])
     return _New(runs, changes, run_id + 1)
 
 
 def _with_periods(
     cursor: Cursor[Any], claim: Claim, rows: list[tuple[Any, ...]], time_at: int
 ) -> list[tuple[date, tuple[Any, ...]]]:
+    if not rows:
+        return []
     cursor.execute(
         "SELECT irmapdb_period(at) FROM unnest(%s::timestamptz[]) WITH ORDINALITY AS given(at, n)"
         " ORDER BY n",
@@ -144,8 +145,11 @@ def _with_periods(
 
 
 def _add_periods(cursor: Cursor[Any], rows: list[tuple[date, tuple[Any, ...]]]) -> None:
-    for period in sorted({period for period, _ in rows}):
-        cursor.execute("SELECT irmapdb_add_period(%s)", (period,))
+    periods = sorted({period for period, _ in rows})
+    if periods:
+        cursor.execute(
+            "SELECT irmapdb_add_period(period) FROM unnest(%s::date[]) AS given(period)", (periods,)
+        )
 
 
 def _send_verdicts(
@@ -164,17 +168,20 @@ def _note(connection: Connection, claim: Claim, last: Last, new: _New) -> None:
         "last_change_id": last.change_id,
         "last_change": last.change_key or None,
     }
-    step = ""
+    more = ""
+    if new.runs:
+        more = ", last_run_period = :run_period"
+        values["run_period"] = new.runs[-1][0]
     for period, row in reversed(new.runs):
         if row[_EVENT] in _STEPS and not row[_OUTCOME].startswith("failed:"):
-            step = ", last_step = :last_step, last_step_period = :period"
+            more += ", last_step = :last_step, last_step_period = :period"
             values |= {"last_step": row[_UUID], "period": period}
             break
     connection.execute(
         text(
             "UPDATE database SET pushes = pushes + 1, last_run_id = :last_run_id,"  # noqa: S608 ours
             " last_run = :last_run, last_change_id = :last_change_id, last_change = :last_change"
-            f"{step} WHERE id = :id"
+            f"{more} WHERE id = :id"
         ),
         values,
     )

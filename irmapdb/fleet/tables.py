@@ -139,6 +139,7 @@ database = Table(
     _time("last_push_at"),
     *_numbers("pushes last_run_id"),
     Column("last_run", Uuid),
+    Column("last_run_period", Date),
     *_numbers("last_change_id"),
     Column("last_change", Uuid),
     Column("last_step", Uuid),

@@ -33,7 +33,8 @@ SELECT
     node.cluster, node.name AS node, database.namespace, database.pod, database.container,
     database.container_name, database.image, irmapdb_text(database.file) AS file,
     database.first_push_at, database.last_push_at, database.uuid AS database_uuid,
-    database.id AS database_id, node.id AS node_id, database.last_step, database.last_step_period
+    database.id AS database_id, node.id AS node_id, database.last_step, database.last_step_period,
+    database.last_run, database.last_run_period
 FROM database
 JOIN node ON node.id = database.node_id;
 
@@ -178,9 +179,9 @@ SELECT
 FROM containers
 LEFT JOIN run AS ended ON ended.database_id = containers.database_id
     AND ended.uuid = containers.last_step AND ended.period = containers.last_step_period
-LEFT JOIN database ON database.id = containers.database_id
 LEFT JOIN run AS attempt ON attempt.database_id = containers.database_id
-    AND attempt.uuid = database.last_run AND attempt.event IN ('pre-dump', 'dump');
+    AND attempt.uuid = containers.last_run AND attempt.period = containers.last_run_period
+    AND attempt.event IN ('pre-dump', 'dump');
 
 CREATE VIEW copied_databases WITH (security_invoker = true) AS
 -- databases with one UUID on several nodes: copies of one file, whose rows are kept apart

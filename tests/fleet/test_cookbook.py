@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tempfile
 from pathlib import Path
@@ -51,6 +52,26 @@ def test_every_question_and_view_is_on_the_page():
         assert f"`{name}`" in text or f"FROM {name}" in text
     for name in SAVED:
         assert f"`{name}`" in (PAGE.parent / "fleet.md").read_text("utf-8")
+
+
+# What Grafana makes of its macros, by its documentation of the PostgreSQL data source.
+_MACROS = {
+    r"\$__timeFilter\((\w+)\)": r"\1 BETWEEN '2026-11-01' AND '2026-12-01'",
+    r"\$__timeGroupAlias\((\w+), '5m'\)": r"to_timestamp(floor(extract(epoch from \1) / 300) * 300)"
+    ' AS "time"',
+}
+_DASHBOARD = json.loads((PAGE.parents[1] / "contrib/grafana/irmapdb-fleet.json").read_bytes())
+
+
+@pytest.mark.parametrize("panel", _DASHBOARD["panels"], ids=lambda panel: panel["title"])
+def test_each_panel_of_the_dashboard_has_an_answer(fleet, panel):
+    for target in panel["targets"]:
+        sql = target["rawSql"]
+        for macro, text in _MACROS.items():
+            sql = re.sub(macro, text, sql)
+        done = irmapdb("sql", sql, "--to", fleet, "--json")
+        assert done.code == 0, done.said
+        assert json.loads(done.out)
 
 
 def _rewrite() -> None:

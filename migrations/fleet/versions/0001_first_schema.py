@@ -69,6 +69,7 @@ CREATE TABLE database (
     pushes BIGINT NOT NULL,
     last_run_id BIGINT NOT NULL,
     last_run UUID,
+    last_run_period DATE,
     last_change_id BIGINT NOT NULL,
     last_change UUID,
     last_step UUID,
