@@ -18,7 +18,9 @@ from __future__ import annotations
 
 import re
 from contextlib import ExitStack
+from functools import lru_cache
 from hashlib import blake2b
+from operator import itemgetter
 
 from irmapdb.errors import DatabaseError
 from irmapdb.record import Record
@@ -204,7 +206,7 @@ class _CheckedRows:
             f" {'ORDER BY ' + order if order else ''} LIMIT {limit}",
             values,
         )
-        if not all(row[-1] for row in rows):
+        if rows and not min(map(itemgetter(-1), rows)):
             raise self.damaged(f"{table} has a row that irmapdb does not write")
         convert = [
             (number, _words if one.kind == _WORDS else self._time)
@@ -309,14 +311,16 @@ class Snapshot:
         numbers: dict[int, tuple[int, int]] = {}
 
         def of(run_id: int) -> RunRows:
-            return found.setdefault(run_id, RunRows([], [], []))
+            if run_id not in found:
+                found[run_id] = RunRows([], [], [])
+            return found[run_id]
 
-        for run_id, watch_id, *row in self._rows.read(
-            "watch", (*_numbers("run_id id"), *_WATCH), "run_id BETWEEN ? AND ?", ids, "run_id, id"
-        ):
-            rows = of(run_id).watches
-            rows.append(tuple(row))
-            numbers[watch_id] = run_id, len(rows)
+        columns = (*_numbers("run_id id"), *_WATCH)
+        in_order = "run_id, id"
+        for one in self._rows.read("watch", columns, "run_id BETWEEN ? AND ?", ids, in_order):
+            watches = of(one[0]).watches
+            watches.append(one[2:])
+            numbers[one[1]] = one[0], len(watches)
         of_watches = "watch_id IN (SELECT id FROM watch WHERE run_id BETWEEN ? AND ?)"
         for watch_id, *row in self._rows.read(
             "tried", (_Column("watch_id", _NUMBER), *_TRIED), of_watches, ids, "watch_id, position"
@@ -370,6 +374,7 @@ def _converted(row: tuple[Any, ...], convert: list[tuple[int, Any]]) -> tuple[An
     return tuple(values)
 
 
+@lru_cache(maxsize=256)  # a few words that every row repeats
 def _words(raw: bytes) -> str:
     return raw.decode("utf-8", "backslashreplace").replace("\0", "\\x00")
 
