@@ -27,10 +27,10 @@ __all__ = ["NAME", "measure"]
 
 NAME = "fleet"
 
-_RUNS, _A_FEW = 10_000, 200
+_RUNS, _A_FEW = 10_000, 20
 _WATCHES = 100
 _TIMES_COPY = 3
-_ROWS, _FEW_ROWS = 10_000_000, 100_000
+_ROWS, _FEW_ROWS = 10_000_000, 10_000
 _DATABASES = 10_000
 _COPY = "a bare COPY of the same rows into the same tables"
 
@@ -46,11 +46,14 @@ def measure(bench: Bench) -> Iterator[Figure]:
         yield Skipped(NAME, f"a push of {runs} runs", f"no PostgreSQL: {error}")
         return
     with server:
-        yield from _pushes(bench, server, runs)
-        yield from _queries(bench, server, _ROWS if bench.full_size else _FEW_ROWS)
+        made = server.new_database()
+        bench.output(*bench.settings.irmapdb, "fleet", "init", "--to", made)
+        yield from _pushes(bench, server, _name(made), runs)
+        rows = _ROWS if bench.full_size else _FEW_ROWS
+        yield from _queries(bench, server, server.new_database(_name(made)), rows)
 
 
-def _pushes(bench: Bench, server: Postgres, runs: int) -> Iterator[Figure]:
+def _pushes(bench: Bench, server: Postgres, made: str, runs: int) -> Iterator[Figure]:
     directory = bench.new_directory()
     rows = runs * _WATCHES
     for name, same in (("different", False), ("equal", True)):
@@ -58,7 +61,7 @@ def _pushes(bench: Bench, server: Postgres, runs: int) -> Iterator[Figure]:
         _make(bench, database, runs, same=same)
         pushed, again, bare = Samples(), Samples(), Samples()
         for _ in range(bench.settings.repeats):
-            url = _new(bench, server)
+            url = server.new_database(made)
             words = ("fleet", "push", str(database), "--to", url, "--node", "bench")
             pushed.add_command(bench.irmapdb(*words))
             again.add_command(bench.irmapdb(*words))
@@ -67,7 +70,8 @@ def _pushes(bench: Bench, server: Postgres, runs: int) -> Iterator[Figure]:
                 raise BenchError(f"{found} watches on the server, not {rows}")
             if not same:
                 script = Path(__file__).parent.parent / "bare_copy.py"
-                bare.add(float(bench.output(sys.executable, script, url, _new(bench, server))))
+                target = server.new_database(made)
+                bare.add(float(bench.output(sys.executable, script, url, target)))
         what = f"push, {runs} runs of {_WATCHES} watches, {name} in each run"
         if same:
             yield pushed.row(NAME, what, rows)
@@ -78,12 +82,6 @@ def _pushes(bench: Bench, server: Postgres, runs: int) -> Iterator[Figure]:
         yield pushed.row(NAME, what, rows, beside=Beside(_COPY, row.median))
         if bench.full_size:
             yield Goal(NAME, what, _TIMES_COPY, pushed.median / row.median, "times")
-
-
-def _new(bench: Bench, server: Postgres) -> str:
-    url = server.new_database()
-    bench.output(*bench.settings.irmapdb, "fleet", "init", "--to", url)
-    return url
 
 
 def _name(url: str) -> str:
@@ -165,8 +163,7 @@ FROM generate_series(1, {databases}) AS d, generate_series(1, 10) AS m;
 """
 
 
-def _queries(bench: Bench, server: Postgres, rows: int) -> Iterator[Figure]:
-    url = _new(bench, server)
+def _queries(bench: Bench, server: Postgres, url: str, rows: int) -> Iterator[Figure]:
     databases = min(_DATABASES, rows // 100)
     fill = _FILL.format(databases=databases, runs=rows // databases)
     server.psql(_name(url), f"BEGIN; {fill} COMMIT")
@@ -174,14 +171,12 @@ def _queries(bench: Bench, server: Postgres, rows: int) -> Iterator[Figure]:
     bytes_of = "SELECT sum(pg_total_relation_size(relid)) FROM pg_partition_tree('run')"
     size = int(server.psql(_name(url), bytes_of)[0])
     listed = bench.output(*bench.settings.irmapdb, "sql", "--list", "--fleet", "--json")
-    for name in (one["name"] for one in json.loads(listed)):
+    for query in json.loads(listed):
         samples = Samples()
         for _ in range(bench.settings.repeats):
-            words = (*bench.settings.irmapdb, "sql", name, "--print", "--fleet")
-            sql = bench.output(*words)
-            samples.add(_time_of(server, _name(url), sql))
+            samples.add(_time_of(server, _name(url), query["sql"]))
         note = f"run has {size / rows:.0f} bytes a row"
-        yield samples.row(NAME, f"saved query {name}, {rows:,} runs", rows, note=note)
+        yield samples.row(NAME, f"saved query {query['name']}, {rows:,} runs", rows, note=note)
 
 
 def _time_of(server: Postgres, database: str, sql: str) -> float:
