@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,7 +13,7 @@ from irmapdb.archive.origins import OriginKind
 from irmapdb.criu.check.restore import RestoreVerdict, check_images
 from tests.support.cli import irmapdb
 from tests.support.features import require_program
-from tests.support.hook import CHECKOUT, hook_program
+from tests.support.hook import installed_for_runc
 from tests.support.notify import IN_OPEN
 from tests.support.podman import PodmanContainer
 from tests.support.programs import SYSTEM_PATH, ProgramError
@@ -53,24 +51,11 @@ def place(rig: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
     (data / "file").touch()
     path = os.pathsep.join((str(rig), SYSTEM_PATH))
     options = ["-v", f"{data}:/data", "-v", "vol:/vol", "--tmpfs", "/scratch"]
-    program = hook_program(tmp_path)
-    script = tmp_path / "libexec" / "irmapdb-hook"
-
-    def hook(*words: str) -> None:
-        subprocess.run(
-            [sys.executable, "-m", "irmapdb", "hook", *words, "runc", "--script", script],
-            cwd=CHECKOUT,
-            env={**os.environ, "PATH": os.pathsep.join((str(program.parent), os.environ["PATH"]))},
-            check=True,
-            stdout=subprocess.DEVNULL,
-        )
-
-    with PodmanContainer(tmp_path / "podman", path, options) as container:
-        hook("--install")
-        try:
-            yield Place(container, data)
-        finally:
-            hook("--uninstall")
+    with (
+        PodmanContainer(tmp_path / "podman", path, options) as container,
+        installed_for_runc(tmp_path),
+    ):
+        yield Place(container, data)
 
 
 def _watch_all(container: PodmanContainer) -> dict[str, Watched]:
