@@ -59,8 +59,14 @@ SELECT
     run.started_at, run.finished_at, run.watches, run.resolved, run.unresolved, run.outcome,
     run.uuid AS run, run.id AS run_id, run.period, run.watch_list, containers.database_id
 FROM containers
-JOIN run ON run.database_id = containers.database_id AND run.uuid = containers.last_step
-    AND run.period = containers.last_step_period;
+-- LIMIT: one look into the index for each container, and never a read of all runs
+JOIN LATERAL (
+    SELECT *
+    FROM run
+    WHERE run.database_id = containers.database_id AND run.uuid = containers.last_step
+        AND run.period = containers.last_step_period
+    LIMIT 1
+) AS run ON true;
 
 CREATE VIEW last_verdicts WITH (security_invoker = true) AS
 -- what CRIU would do with the watches of each container, by its last check: why and advice stand at
@@ -177,11 +183,20 @@ SELECT
     END AS state,
     containers.database_id
 FROM containers
-LEFT JOIN run AS ended ON ended.database_id = containers.database_id
-    AND ended.uuid = containers.last_step AND ended.period = containers.last_step_period
-LEFT JOIN run AS attempt ON attempt.database_id = containers.database_id
-    AND attempt.uuid = containers.last_run AND attempt.period = containers.last_run_period
-    AND attempt.event IN ('pre-dump', 'dump');
+LEFT JOIN LATERAL (
+    SELECT run.finished_at
+    FROM run
+    WHERE run.database_id = containers.database_id AND run.uuid = containers.last_step
+        AND run.period = containers.last_step_period
+    LIMIT 1
+) AS ended ON true
+LEFT JOIN LATERAL (
+    SELECT run.started_at, run.outcome
+    FROM run
+    WHERE run.database_id = containers.database_id AND run.uuid = containers.last_run
+        AND run.period = containers.last_run_period AND run.event IN ('pre-dump', 'dump')
+    LIMIT 1
+) AS attempt ON true;
 
 CREATE VIEW copied_databases WITH (security_invoker = true) AS
 -- databases with one UUID on several nodes: copies of one file, whose rows are kept apart
