@@ -42,8 +42,9 @@ _SETTINGS = {
     "timezone": "UTC",
     "client_min_messages": "warning",
 }
-# Connection exceptions; shutdown, crash, not yet accepting; deadlock and the like; a lock.
-_AGAIN = ("08", "57P", "40", "55P03", "53300", "25P03")
+# Connection exceptions; shutdown, crash, not yet accepting; deadlock and the like; a lock; a
+# partition that `prune` has just dropped.
+_AGAIN = ("08", "57P", "40", "55P03", "53300", "25P03", "23514")
 _LOST_WORDS = re.compile(r"connection|terminat|closed|consuming input failed", re.IGNORECASE)
 _NO_RIGHTS = "42501"
 

@@ -187,7 +187,7 @@ def test_limits_of_each_user(url, maker, tmp_path):
 def test_what_this_machine_says(url, maker, tmp_path, watcher):
     require_root()
     watcher.add_inotify(tmp_path)
-    _push(url, maker.make(tmp_path / "one.db"), node="one")
+    _push(url, maker.make(tmp_path / "one.db"), "--check", node="one")
     rows = {(row["limit"], row["uid"]): row for row in _rows(url, "limits", "-p", "percent=0")}
     row = rows["inotify/max_user_watches", os.geteuid()]
     assert row["used"] >= 1
