@@ -219,16 +219,17 @@ def test_errors_are_one_line_that_names_the_object(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_help_and_readme_name_the_same_findings() -> None:
+def test_help_and_docs_name_the_same_findings() -> None:
     def findings(text: str) -> list[str]:
         found = re.search(r"\b3 done, with findings: ([^.]*)\.", text)
         assert found, text
         return [one.strip() for one in found[1].replace("`", "").split(";")]
 
-    readme = " ".join((Path(__file__).parent.parent / "README.md").read_text("utf-8").split())
+    page = Path(__file__).parent.parent / "docs" / "commands.md"
+    documented = " ".join(page.read_text("utf-8").split())
     # Rich puts the help into lines, and perhaps into a frame.
     shown = " ".join(re.sub(r"[│|]", " ", irmapdb("--help").out).split())
-    listed = findings(readme)
+    listed = findings(documented)
     assert len(listed) > 1
     assert findings(shown) == listed
 
