@@ -18,9 +18,6 @@ from tests.support.cli import irmapdb
 from tests.support.fleet_scenario import write_fleet
 from tests.support.postgres import Postgres
 
-# One server for all of them, in one worker.
-pytestmark = pytest.mark.xdist_group("postgres")
-
 PAGE = Path(__file__).parents[2] / "docs" / "fleet-sql.md"
 _BLOCK = re.compile(r"^```sql\n(.*?)^```\n\n```text\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _EXAMPLES = _BLOCK.findall(PAGE.read_text("utf-8")) if PAGE.exists() else []

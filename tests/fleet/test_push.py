@@ -23,9 +23,6 @@ from tests.support.cli import irmapdb
 from tests.support.fleet_rows import HOSTILE, assert_same, server_rows, source_rows
 from tests.test_store_processes import child, exit_code
 
-# One server for all of them, in one worker.
-pytestmark = pytest.mark.xdist_group("postgres")
-
 RELEASED = sorted((Path(__file__).parents[1] / "data" / "db").glob("*.db"))
 
 

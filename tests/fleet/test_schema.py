@@ -22,9 +22,6 @@ from tests.test_store_processes import child, exit_code
 
 _ROOT = Path(__file__).parents[2]
 
-# One server for all of them, in one worker.
-pytestmark = pytest.mark.xdist_group("postgres")
-
 
 def _one(url, sql):
     with psycopg.connect(url) as connection:

@@ -34,9 +34,6 @@ from tests.support.cli import irmapdb
 from tests.support.features import require_root
 from tests.support.fleet_rows import assert_same, server_rows
 
-# One server for all of them, in one worker.
-pytestmark = pytest.mark.xdist_group("postgres")
-
 
 def _rows(url, *words):
     done = irmapdb("sql", *words, "--to", url, "--json")

@@ -8,16 +8,11 @@ import subprocess
 import sys
 import time
 
-import pytest
-
 from irmapdb.node import unit
 from tests.support.cli import irmapdb
 from tests.support.features import require_root
 from tests.support.fleet_rows import assert_same, server_rows, source_rows
 from tests.support.hook import CHECKOUT
-
-# One server for all of them, in one worker.
-pytestmark = pytest.mark.xdist_group("postgres")
 
 _WAIT_S = 120.0
 
