@@ -393,6 +393,15 @@ def test_a_bomb_is_left(form: str) -> None:
         _drain(small, allowance)
 
 
+def test_many_empty_frames_are_left() -> None:
+    """Nothing comes out of them, so the ratio does not bound the work."""
+    allowance = Allowance(limit_frames=100)
+    _drain(pack(b"content", "zstd") + pack(b"", "zstd") * 50, allowance)
+    for frames in (pack(b"", "zstd"), b"\x50\x2a\x4d\x18\x00\x00\x00\x00"):
+        with pytest.raises(ImageError, match=r"more than 100 frames.*bomb"):
+            _drain(frames * 200, allowance)
+
+
 def test_a_window_that_takes_much_memory_is_refused(tmp_path: Path) -> None:
     # A frame with a window of 2 GiB: RFC 8878, 3.1.1.1.
     frame = b"\x28\xb5\x2f\xfd" + bytes((0x00, (31 - 10) << 3)) + b"\x01\x00\x00"
@@ -547,6 +556,50 @@ def test_names_of_an_archive_cannot_play_with_the_terminal(tmp_path: Path) -> No
         done = irmapdb("show", bad)
         assert (done.code, done.out) == (1, "")
         assert done.err.removesuffix("\n").isprintable()
+
+
+def test_half_a_surrogate_pair_in_a_name_is_no_crash(tmp_path: Path) -> None:
+    """JSON can have it, and no encoding can."""
+    half = "\ud800"
+    config = archives.config_dump(
+        name=half,
+        rootfsImageName=half,
+        runtime=half,
+        namedVolumes=[{"volumeName": half, "dest": "/var/lib/db"}],
+    )
+    images = {"files.img": files_img([b"/var/lib/db/a"]), "mountpoints-1.img": mountpoints(MOUNTS)}
+    files = engine_files("podman", images, mounts=SPEC_MOUNTS) | {"config.dump": config}
+    archive = _write(tmp_path / "a.tar", files)
+    for words in (["show", archive], ["check", "--images", archive], ["diff", archive, archive]):
+        assert irmapdb(*words).code in {0, 3}
+
+
+def test_the_name_of_a_volume_leads_to_no_file_elsewhere(tmp_path: Path) -> None:
+    """Of a checkpoint that was unpacked, `volumes/NAME.tar` is a path."""
+    name = "../../secret"
+    config = archives.config_dump(namedVolumes=[{"volumeName": name, "dest": "/var/lib/db"}])
+    images = {"files.img": files_img([b"/var/lib/db/a"]), "mountpoints-1.img": mountpoints(MOUNTS)}
+    files = engine_files("podman", images, mounts=SPEC_MOUNTS) | {"config.dump": config}
+    unpacked = _unpack(_write(tmp_path / "a.tar", files), tmp_path / "unpacked")
+    (unpacked / "volumes").mkdir()
+    (tmp_path / "secret.tar").write_bytes(tar_of({"a": b"x"}))
+    (found,) = read_dumped(unpacked).watches
+    assert found.kind is OriginKind.BIND
+
+
+def test_a_long_name_is_not_kept(tmp_path: Path) -> None:
+    """A name may have 1 MiB, and many members may have one."""
+    links = []
+    for number in range(3):
+        link = tarfile.TarInfo(f"{number}{'a' * 100_000}/files.img")
+        link.type, link.linkname = tarfile.SYMTYPE, "x"
+        links.append((link, b""))
+    path = tmp_path / "a.tar"
+    path.write_bytes(_tar_with(*links))
+    kept = layout._Kept("a")
+    for one in walk(path):
+        kept.take(one)
+    assert not kept.links
 
 
 def test_a_terminal_of_80_columns_is_wide_enough(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from contextlib import suppress
 import pytest
 
 from irmapdb.criu.explain.explanation import ExplainOptions, explain
-from irmapdb.criu.explain.lines import CHUNK_BYTES, Lines
+from irmapdb.criu.explain.lines import CHUNK_BYTES, Lines, _lines_with
 from irmapdb.errors import FileError, ImageError
 from irmapdb.model import InodeKey
 from tests.support.cli import irmapdb
@@ -313,6 +313,13 @@ def test_no_line_takes_long(line: bytes) -> None:
         assert len(one.text) <= 1 << 14
     with suppress(ImageError):
         assert explain([log], _OPTIONS).facts.lines == 30
+
+
+def test_a_word_many_times_in_one_line_is_looked_for_once_in_it() -> None:
+    block = b"no word\n" + b"criu" * 1000 + b"\n" + b"criu\ncriu criu\n"
+    assert [*_lines_with(block, b"criu")] == [8, 4009, 4014]
+    assert [*_lines_with(b"criu", b"criu")] == [0]
+    assert [*_lines_with(block, b"absent")] == []
 
 
 def test_a_compressed_log_names_the_program() -> None:

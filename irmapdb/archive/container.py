@@ -26,6 +26,8 @@ __all__ = ["DumpedContainer", "SpecMount", "read_container"]
 _VERSION = re.compile(rb"^[^\n]*\bVersion: ([0-9][0-9A-Za-z.+~-]{0,40}) \(gitid ", re.MULTILINE)
 _MANAGERS = {"libpod": "podman", "cri-o": "cri-o"}
 _TEXT_LIMIT = 4096
+_OF_NO_VOLUME = {"/", "\0"}
+"""The name of a volume is that of a file: `volumes/NAME.tar`."""
 
 
 class SpecMount(Record):
@@ -113,7 +115,7 @@ def _criu_version(checkpoint: CheckpointFiles) -> str:
 
 def _mounts(spec: dict[str, Any], config: dict[str, Any]) -> tuple[SpecMount, ...]:
     volumes = {
-        _bytes(_dict(one).get("dest")): _text(_dict(one).get("volumeName"))
+        _bytes(_dict(one).get("dest")): _volume(_dict(one).get("volumeName"))
         for one in _list(config.get("namedVolumes"))
     }
     found = []
@@ -145,11 +147,21 @@ def _list(value: object) -> list[Any]:
 
 
 def _text(value: object) -> str:
+    # JSON may have halves of surrogate pairs, which no encoding has.
+    return _raw(value).encode("utf-8", "replace").decode()
+
+
+def _volume(value: object) -> str:
+    name = _text(value)
+    return "" if _OF_NO_VOLUME & {*name} else name
+
+
+def _raw(value: object) -> str:
     return value[:_TEXT_LIMIT] if isinstance(value, str) else ""
 
 
 def _bytes(value: object) -> bytes:
-    text = _text(value).partition("\0")[0]
+    text = _raw(value).partition("\0")[0]
     # A lone surrogate that is no byte of surrogateescape has no bytes.
     return text.encode("utf-8", "surrogateescape") if _is_encodable(text) else b""
 

@@ -58,6 +58,8 @@ GHOST_HEAD_BYTES = 4096
 _INVENTORY = "inventory.img"
 _FILES = "files.img"
 _HEAD_ONLY = re.compile(r"ghost-file-[0-9a-f]+\.img|dump\.log|status(?:\.dump)?")
+_LONGEST_PLACE = 4096
+"""A longer name is none of a checkpoint's. A name may have 1 MiB, and all would be kept."""
 _DEEPEST = 2
 """A checkpoint is not deeper in an archive than NAME/checkpoint/."""
 _KEPT = re.compile(
@@ -112,6 +114,8 @@ class _Kept:
     def take(self, one: Found) -> None:
         if one.place.rpartition("!")[2].count("/") > _DEEPEST:
             return  # a file of the root of an image, for example
+        if len(one.place) > _LONGEST_PLACE:
+            return
         base = one.place.rpartition("/")[2].rpartition("!")[2]
         if _INSIDE.fullmatch(base) or _VOLUME.search(one.place):
             self._take_inside(one)

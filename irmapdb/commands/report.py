@@ -86,7 +86,8 @@ def report(
         collected = _of_one(loaded, container, db, work_dir)
     files.replace_whole(output, page(collected, __version__))
     for problem in collected.problems:
-        render.say(problem)
+        # A tenant may have chosen the label of a database; the error has escapes already.
+        render.say(problem if problem.isprintable() else render.printable_text(problem))
     render.say(f"wrote {render.shown(output)}")
 
 

@@ -29,7 +29,10 @@ __all__ = ["Server", "find_server"]
 
 _DIALECT = "postgresql+psycopg"
 _DIALECTS = {_DIALECT, "postgresql", "postgres"}
-_SECRETS = {"password", "sslpassword", "passwd"}
+_SECRETS = {"password", "passwd", "sslpassword", "oauth_client_secret"} | {
+    "scram_client_key",
+    "scram_server_key",
+}
 _WHERE_SECRETS_GO = (
     "leave it out: put it into the file that PGPASSFILE names (~/.pgpass), or into a service of "
     "libpq (?service=NAME)"

@@ -4,13 +4,15 @@
     zstd = 28 b5 2f fd ...        RFC 8878, also with skippable frames (5? 2a 4d 18) in front
 
 A stream may be a bomb: an `Allowance` ends the work when more than `FREE_BYTES` came out, and more
-than `RATIO` bytes for each byte read. zstd needs as much memory as its window has; a window of
+than `RATIO` bytes for each byte read. A frame of zstd may be empty, and costs 25 µs then, so no
+more than `LIMIT_FRAMES` are read. zstd needs as much memory as its window has; a window of
 more than 128 MiB (zstd's own default limit) is refused.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import zlib
 
 from irmapdb.errors import ImageError
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FREE_BYTES",
+    "LIMIT_FRAMES",
     "RATIO",
     "Allowance",
     "Peekable",
@@ -36,6 +39,8 @@ FREE_BYTES = 1 << 32
 """So many bytes may come out of the streams of an archive."""
 RATIO = 200
 """And then so many for each byte that went in."""
+LIMIT_FRAMES = 2_000_000
+"""So many frames of zstd are read: one for each member that irmapdb.image.tar reads."""
 
 _GZIP = b"\x1f\x8b"
 _ZSTD = b"\x28\xb5\x2f\xfd"
@@ -64,9 +69,16 @@ _OTHERS = (
 class Allowance:
     """The bytes that may be unpacked, for an archive and all streams inside it."""
 
-    def __init__(self, *, free_bytes: int = FREE_BYTES, ratio: int = RATIO) -> None:
+    def __init__(
+        self,
+        *,
+        free_bytes: int = FREE_BYTES,
+        ratio: int = RATIO,
+        limit_frames: int = LIMIT_FRAMES,
+    ) -> None:
         self._free_bytes = free_bytes
         self._ratio = ratio
+        self._left_frames = self._limit_frames = limit_frames
         self._went_in = 0
         self._came_out = 0
 
@@ -76,6 +88,14 @@ class Allowance:
         self._came_out += came_out
         if self._came_out > max(self._free_bytes, self._ratio * self._went_in):
             message = f"{name}: {self._came_out:,} bytes came out of {self._went_in:,}"
+            advice = "it looks like a bomb; if you trust it, unpack it and name the directory"
+            raise ImageError(message, advice=advice)
+
+    def add_frame(self, name: str) -> None:
+        """ImageError, with `name` as the stream, if there are more frames than files."""
+        self._left_frames -= 1
+        if self._left_frames < 0:
+            message = f"{name}: more than {self._limit_frames:,} frames"
             advice = "it looks like a bomb; if you trust it, unpack it and name the directory"
             raise ImageError(message, advice=advice)
 
@@ -104,7 +124,9 @@ def unpacked(stream: Reader, name: str, allowance: Allowance) -> Iterator[Peekab
     if not is_packed(head):
         yield source
         return
-    errors, opened = _gzip(source) if head.startswith(_GZIP) else _zstd(source)
+    is_gzip = head.startswith(_GZIP)
+    begin = functools.partial(allowance.add_frame, name)
+    errors, opened = _gzip(source) if is_gzip else _zstd(source, begin)
     with contextlib.closing(opened):
         yield Peekable(_Bounded(opened, errors, source, name, allowance))
 
@@ -179,14 +201,19 @@ def _gzip(source: Peekable) -> tuple[tuple[type[Exception], ...], Any]:
     return (gzip.BadGzipFile, zlib.error), gzip.GzipFile(fileobj=fileobj, mode="rb")
 
 
-def _zstd(source: Peekable) -> tuple[tuple[type[Exception], ...], Any]:
+def _zstd(source: Peekable, begin: Callable[[], None]) -> tuple[tuple[type[Exception], ...], Any]:
     # Only archives need it. The module is part of Python 3.14 as compression.zstd.
     try:
         from compression import zstd  # type: ignore[import-not-found,unused-ignore]  # noqa: PLC0415
     except ImportError:
         from backports import zstd  # type: ignore[no-redef,unused-ignore]  # noqa: PLC0415
     options = {zstd.DecompressionParameter.window_log_max: _WINDOW_LOG}
-    return (zstd.ZstdError,), _Frames(source, lambda: zstd.ZstdDecompressor(options=options))
+
+    def new() -> Any:  # noqa: ANN401 of either module
+        begin()
+        return zstd.ZstdDecompressor(options=options)
+
+    return (zstd.ZstdError,), _Frames(source, new)
 
 
 class _Frames:

@@ -20,6 +20,7 @@ from irmapdb.criu.check.version import criu_version
 from irmapdb.criu.config_files import DIRECTORY
 from irmapdb.criu.engines import calls_hook, names_hook
 from irmapdb.errors import TaskError
+from irmapdb.kernel.child_call import ask_in_child
 from irmapdb.kernel.proc import tasks
 from irmapdb.kernel.proc.containers import find_containers
 from irmapdb.node.container_info import ContainerInfo, describe_all, runtime_of
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 __all__ = ["ContainerCheck", "NodeCheck", "NodeCheckOptions", "Reason", "check_all"]
 
 _MEMORY_BYTES = 2 << 30
+_ANNOTATED_FILES_S = 3.0
+"""The time for all files of annotations together; without an answer, none of them counts."""
 _DROPPED = "dropped"
 _SEVERITY = (
     WatchVerdict.FAILS,
@@ -178,6 +181,12 @@ def _hooks(options: NodeCheckOptions) -> Callable[[ContainerInfo, str | None], b
     root = Path(host_root() or "/")
     always = calls_hook("criu", options.criu_dir, root)
     annotated = {one.id: one.file for one in annotated_containers(root)}
+    # A tenant chose these files, and they can be on a filesystem of its own that does not answer.
+    named_by = ask_in_child(
+        lambda: {one for one in set(annotated.values()) if _names_hook(root, one)},
+        lambda _: set(),
+        _ANNOTATED_FILES_S,
+    )
 
     @functools.cache
     def is_installed(engine: str | None) -> bool:
@@ -187,9 +196,13 @@ def _hooks(options: NodeCheckOptions) -> Callable[[ContainerInfo, str | None], b
         named = annotated.get(info.id.rpartition("/")[2])
         if named is None or always:
             return is_installed(runtime or info.engine)
-        return bool(named) and names_hook(root / named.lstrip("/"))
+        return named in named_by
 
     return is_hooked
+
+
+def _names_hook(root: Path, file: str) -> bool:
+    return bool(file) and names_hook(root / file.lstrip("/"))
 
 
 def _check_each(

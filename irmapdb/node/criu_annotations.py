@@ -48,8 +48,13 @@ def annotated_containers(root: Path) -> tuple[AnnotatedContainer, ...]:
     for id_, texts in _all_annotations(root):
         value = texts.get(_ANNOTATION)
         if isinstance(value, str):
-            found[id_] = AnnotatedContainer(id_, value)
+            found[id_] = AnnotatedContainer(id_, _as_criu_reads(value))
     return tuple(found[id_] for id_ in sorted(found))
+
+
+def _as_criu_reads(value: str) -> str:
+    # CRIU is written in C: the name ends at a NUL. Half a surrogate pair has no bytes.
+    return value.partition("\0")[0].encode("utf-8", "replace").decode()
 
 
 def _all_annotations(root: Path) -> Iterator[tuple[str, dict[str, object]]]:

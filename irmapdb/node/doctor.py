@@ -18,6 +18,7 @@ from irmapdb.criu.engines import find_engines, which
 from irmapdb.criu.hook_script import SCRIPT_PATH
 from irmapdb.criu.usable import find_criu
 from irmapdb.errors import ConfigError, FileError
+from irmapdb.kernel.child_call import ask_in_child
 from irmapdb.model import printable
 from irmapdb.node.criu_annotations import annotated_containers
 from irmapdb.node.service_faults import DoctorOptions, Finding, ServiceState, look_at_service
@@ -38,6 +39,8 @@ __all__ = ["Diagnosis", "EngineState", "examine"]
 _PAUSING = frozenset({"cri-o", "containerd", "docker"})
 """Engines that pause a container before they call CRIU."""
 
+_ANNOTATED_FILE_S = 1.0
+_SHOWN_CHARACTERS = 300
 _RUNS = 10
 _INSTALLERS = {
     "apt-get": "apt-get install criu",
@@ -152,10 +155,14 @@ class _Doctor:
                 self._find("annotation", text, command)
 
     def _named_in(self, file: Path) -> bool:
-        try:
-            return bool(config_files.our_scripts(file, self._options.script))
-        except FileError:
-            return False
+        # In a child: the file can be on a filesystem of a tenant that does not answer.
+        def look() -> bool:
+            try:
+                return bool(config_files.our_scripts(file, self._options.script))
+            except FileError:
+                return False
+
+        return ask_in_child(look, lambda _: False, _ANNOTATED_FILE_S)
 
     def _scripts_in(self, file: Path) -> tuple[Path, ...]:
         try:
@@ -299,8 +306,9 @@ def _install_criu() -> str:
 
 
 def _shown_text(text: str) -> str:
-    # A text of an engine, on one line.
-    return printable(text.encode("utf-8", "surrogateescape"))
+    # A text of an engine, on one line. An annotation may have 256 KiB.
+    cut = text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"
+    return printable(cut.encode("utf-8", "surrogateescape"))
 
 
 def _quoted(path: AnyPath) -> str:

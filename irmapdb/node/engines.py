@@ -18,7 +18,7 @@ import functools
 import os
 import re
 
-from irmapdb.kernel.proc import procfs
+from irmapdb.kernel.proc import procfs, tasks
 from irmapdb.node.engine_files import parsed
 from irmapdb.record import Record
 
@@ -62,6 +62,8 @@ _SANDBOX = "POD"
 
 _GRAPH_ROOTS = ("/var/lib/containers/storage", "/run/containers/storage")
 _DRIVERS = ("overlay", "vfs", "btrfs", "zfs")
+_OWN_PREFIXES = {"containerd": "io.kubernetes.cri.", "cri-o": "io.kubernetes.cri-o."}
+"""With these, the names of an engine's own annotations begin."""
 _PIDFILES = "/run/containers/storage"
 _DOCKER_ROOT = "/var/lib/docker"
 _DOCKER_CONFIG = "/etc/docker/daemon.json"
@@ -127,13 +129,19 @@ def possible_ids(cgroups: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def monitor_of(ppid: int) -> Monitor | None:
-    """The monitor with this pid; None if it is gone, or no program of root."""
+    """The monitor with this pid; None if it is gone, no program of root, or in a container.
+
+    A program of a container may have any name, and root's user id. It is in a pid namespace below
+    ours.
+    """
     place = f"{procfs.ROOT}/{ppid}"
     try:
         if os.stat(place).st_uid not in {0, os.geteuid()}:
             return None
         program = os.path.basename(os.readlink(f"{place}/exe")).removesuffix(" (deleted)")
         if program != "conmon" and not program.startswith("containerd-shim"):
+            return None
+        if len(tasks.namespace_pids(ppid)) > 1:
             return None
         words = procfs.read_file(f"{place}/cmdline").split(b"\0")
         directory = os.readlink(f"{place}/cwd")
@@ -163,7 +171,7 @@ def _docker(subject: Subject, files: EngineFiles) -> EngineNames | None:
             found = files.document(f"{root}/containers/{id_}/config.v2.json")
             if _field(found, "State", "Pid", kind=int) != subject.pid:
                 continue
-            labels = _field(found, "Config", "Labels", kind=dict) or {}
+            labels = _own(_field(found, "Config", "Labels", kind=dict), "docker")
             name = _text(labels.get("io.kubernetes.container.name"))
             return EngineNames(
                 name or (_field(found, "Name") or "").removeprefix("/") or None,
@@ -180,7 +188,7 @@ def _docker(subject: Subject, files: EngineFiles) -> EngineNames | None:
 def _storage(subject: Subject, files: EngineFiles) -> EngineNames | None:
     for id_, bundle in _storage_bundles(subject, files):
         config = files.document(f"{bundle}/config.json")
-        annotations = _field(config, "annotations", kind=dict) or {}
+        annotations = _own(_field(config, "annotations", kind=dict), "cri-o")
         listed = _storage_list(os.path.dirname(os.path.dirname(bundle)), files).get(id_)
         if config is None and listed is None:
             continue
@@ -240,7 +248,7 @@ def _containerd(subject: Subject, files: EngineFiles) -> EngineNames | None:
         if namespace == "moby":
             return EngineNames(engine="docker")
         config = files.document(f"{bundle}/config.json")
-        names = _annotated(_field(config, "annotations", kind=dict) or {})
+        names = _annotated(_own(_field(config, "annotations", kind=dict), "containerd"))
         return names._replace(name=names.name or _chosen(id_), engine="containerd")
     return None
 
@@ -333,6 +341,12 @@ def _by_cgroup(subject: Subject) -> EngineNames:
 
 
 # --- parts ----------------------------------------------------------------------------------------
+
+
+def _own(annotations: Mapping[str, Any] | None, engine: str) -> dict[str, Any]:
+    # Without the entries of the other engines: only the user of a pod can have set them.
+    others = tuple(prefix for name, prefix in _OWN_PREFIXES.items() if name != engine)
+    return {key: one for key, one in (annotations or {}).items() if not key.startswith(others)}
 
 
 def _annotated(annotations: Mapping[str, Any]) -> EngineNames:

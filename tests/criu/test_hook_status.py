@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from irmapdb.criu import hook_runs, hook_script, script_faults, usable
+from irmapdb.criu.engines import names_hook
 from irmapdb.node.criu_annotations import annotated_containers
 from irmapdb.node.doctor import examine
 from irmapdb.node.service_faults import DoctorOptions
@@ -407,6 +408,24 @@ def test_a_container_with_a_file_of_its_own_is_found(place, tmp_path, engine):
 
 def _annotations(options: DoctorOptions) -> list[Finding]:
     return [one for one in examine(options).findings if one.about == "annotation"]
+
+
+@pytest.mark.parametrize("value", ["/a\0b", "\0", "\ud800", "/" + "a" * 5000])
+def test_an_annotation_that_is_no_path_hides_nothing(place, tmp_path, value):
+    """One container must not end the look at all others."""
+    place.install()
+    place.without_starts()
+    bundle = tmp_path / "root/run/containerd/io.containerd.runtime.v2.task/k8s.io/web"
+    bundle.mkdir(parents=True)
+    document = {"annotations": {"org.criu.config": value}}
+    (bundle / "config.json").write_text(json.dumps(document))
+    root = tmp_path / "root"
+    options = DoctorOptions(place.etc, place.script, place.run, place.config, root=root)
+    (finding,) = _annotations(options)
+    assert finding.text.isprintable()
+    assert len(finding.text) < 500
+    (found,) = annotated_containers(root)
+    assert not names_hook(root / found.file.lstrip("/"))
 
 
 @pytest.mark.parametrize("value", ["", "/srv/tenant/file", "/etc/criu/\n; reboot #"])

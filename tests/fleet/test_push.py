@@ -209,6 +209,8 @@ def test_a_password_in_the_url_is_refused_and_not_repeated(tmp_path):
         "postgresql://me:hunter2@db/fleet",
         "postgresql://me@db/fleet?password=hunter2",
         "postgresql+psycopg://me:hunter2@db/fleet",
+        "postgresql://me@db/fleet?oauth_client_secret=hunter2",
+        "postgresql://me@db/fleet?scram_client_key=hunter2",
     ):
         done = irmapdb("fleet", "push", "--to", url)
         assert done.code == 2

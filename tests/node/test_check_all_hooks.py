@@ -11,6 +11,7 @@ from irmapdb.node import check_all
 from irmapdb.node.check_all import NodeCheckOptions
 from irmapdb.node.container_info import ContainerInfo
 from irmapdb.node.criu_annotations import AnnotatedContainer
+from tests.support.silent_fuse import SilentFuse
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -85,3 +86,18 @@ def test_the_annotation_of_a_container_names_another_file(
     assert [id_ for id_ in ids if _hooked("runc", tmp_path, id_)] == ["own", "plain", "default/own"]
     (tmp_path / "default.conf").write_text(LINE)
     assert all(_hooked("runc", tmp_path, id_) for id_ in ids)
+
+
+def test_the_file_of_an_annotation_may_not_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "runc.conf").write_text(LINE)
+    mountpoint = tmp_path / "fuse"
+    mountpoint.mkdir()
+    annotated = (AnnotatedContainer("own", f"{mountpoint}/own.conf"),)
+    monkeypatch.setattr(check_all, "annotated_containers", lambda _root: annotated)
+    with SilentFuse(mountpoint) as fuse:
+        fuse.silent = True
+        assert not _hooked("runc", tmp_path, "own")
+        assert fuse.asked.is_set()
+        assert _hooked("runc", tmp_path, "other")

@@ -427,6 +427,41 @@ def test_what_the_engine_wrote_comes_before_labels_of_the_user(host: Host) -> No
     assert host.info()[1:4] == ("app", "registry.example/app:3", "shop/web-1")
 
 
+@pytest.mark.parametrize("make", ["crio", "crio_sandbox", "containerd_pod", "docker_pod"])
+def test_annotations_of_another_engine_are_lies_of_the_user(host: Host, make: str) -> None:
+    """The rows of the fleet are shown by the namespace."""
+    lies = {
+        "io.kubernetes.cri.sandbox-name": "dns",
+        "io.kubernetes.cri.sandbox-namespace": "kube-system",
+        "io.kubernetes.cri.container-name": "dns",
+        "io.kubernetes.cri.image-name": "dns",
+        "io.kubernetes.cri-o.KubeName": "dns",
+        "io.kubernetes.cri-o.Namespace": "kube-system",
+        "io.kubernetes.cri-o.ImageName": "dns",
+    }
+    globals()[f"_{make}"](host)
+    honest = host.info()
+    for file in (*host.root.rglob("config.json"), *host.root.rglob("config.v2.json")):
+        document = json.loads(file.read_text())
+        said = document["Config"]["Labels"] if "Config" in document else document["annotations"]
+        own = {"crio": "cri-o.", "containerd": "cri."}.get(make.partition("_")[0], "none")
+        said |= {
+            key: one for key, one in lies.items() if not key.startswith(f"io.kubernetes.{own}")
+        }
+        file.write_text(json.dumps(document))
+    assert honest.pod == "shop/web-1"
+    assert host.info() == honest
+
+
+def test_a_monitor_in_a_container_is_not_believed(host: Host) -> None:
+    """There root's user id is a tenant's, and a program may be called conmon."""
+    _podman(host)
+    assert host.info().name == "web"
+    status = host.proc / str(MONITOR) / "status"
+    status.write_text(f"Name:\tconmon\nNSpid:\t{MONITOR}\t7\n")
+    assert host.info().name is None
+
+
 @pytest.mark.parametrize(
     "name", ["\x1b[2Jweb", "we\nb", "\u202eweb", "caf\u00e9", "\ud800", "../x"]
 )

@@ -184,6 +184,19 @@ def test_all_databases_of_a_node(tmp_path, browser):
     assert browser.faults() == []
 
 
+def test_the_name_of_a_database_cannot_play_with_the_terminal(tmp_path):
+    directory = tmp_path / "databases"
+    directory.mkdir(mode=0o700)
+    for name in ("a\x1b[2Jb.0000000000000000.db", "c.0000000000000000.db"):
+        (directory / name).write_bytes(b"SQLite format 3\0" + b"\xff" * 4096)
+    config = tmp_path / "irmapdb.toml"
+    config.write_text(f'[warm]\ndirectory = "{directory}"\n')
+    done = irmapdb("report", "--all", "-o", tmp_path / "report.html", "--config", config)
+    assert done.code == 0, done.said
+    assert "a\\x1b[2Jb" in done.err
+    assert all(line.isprintable() for line in done.err.splitlines())
+
+
 # --- wrong use ------------------------------------------------------------------------------------
 
 

@@ -148,7 +148,7 @@ _FIRST_LINES = 100
 def _wanted_lines(block: bytes, number: int) -> Iterator[tuple[int, bytes]]:
     # Most lines of -v4 are about other things, and a word is found fast in many lines at once.
     starts = {0} if number <= _FIRST_LINES and block else set()
-    starts |= {block.rfind(b"\n", 0, at) + 1 for word in _WORDS for at in _occurrences(block, word)}
+    starts |= {start for word in _WORDS for start in _lines_with(block, word)}
     if number <= _FIRST_LINES:
         ends = itertools.islice(_occurrences(block, b"\n"), _FIRST_LINES - number + 1)
         starts |= {end + 1 for end in ends if end + 1 < len(block)}
@@ -159,6 +159,15 @@ def _wanted_lines(block: bytes, number: int) -> Iterator[tuple[int, bytes]]:
         line = block[start : block.index(b"\n", start)]
         if line[12:22] != b"irmap: Ref":  # a line for each file of a scan
             yield number, line
+
+
+def _lines_with(block: bytes, word: bytes) -> Iterator[int]:
+    # Each line once: a line may have the word a hundred thousand times.
+    at = block.find(word)
+    while at >= 0:
+        yield block.rfind(b"\n", 0, at) + 1
+        end = block.find(b"\n", at)
+        at = block.find(word, end) if end >= 0 else -1
 
 
 def _occurrences(block: bytes, word: bytes) -> Iterator[int]:
