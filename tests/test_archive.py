@@ -16,14 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from irmapdb.archive import layout
+from irmapdb.archive.decompress import Allowance, unpacked
 from irmapdb.archive.dumped import read_dumped
 from irmapdb.archive.members import walk
 from irmapdb.archive.origins import OriginKind
+from irmapdb.archive.tar import Meter, members
 from irmapdb.commands.layout import text_width
 from irmapdb.criu.check.restore import RestoreVerdict, check_images
 from irmapdb.errors import FileError, ImageError
-from irmapdb.image.packed import Allowance, unpacked
-from irmapdb.image.tar import Meter, members
 from tests.support import archives
 from tests.support.archives import (
     ENGINES,

@@ -80,6 +80,16 @@ def test_the_log_as_it_is() -> None:
     assert finding.line == 16
 
 
+@pytest.mark.parametrize(
+    ("version", "walks"),
+    [(b"4.1.1", False), (b"4.2", False), (b"4.3", True), (b"4.3.1", True), (b"4.4", True),
+     (b"5.0", True), (b"unknown", False)],
+)  # fmt: skip
+def test_a_version_that_walks_overlays_and_those_after_it(version: bytes, *, walks: bool) -> None:
+    _, finding = _found(_LOG.replace(b"4.1.1", version))
+    assert ("walked the overlay" in finding.why) == walks
+
+
 def _logrus(log: bytes) -> bytes:
     def line(one: bytes) -> bytes:
         said = one.decode().replace("\\", "\\\\").replace('"', '\\"').replace("\t", "\\t")

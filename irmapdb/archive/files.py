@@ -13,9 +13,9 @@ from typing import Protocol
 
 from irmapdb import files
 from irmapdb.archive import layout
+from irmapdb.archive.decompress import Allowance, unpacked
 from irmapdb.archive.layout import Inside
 from irmapdb.errors import FileError, ImageError
-from irmapdb.image.packed import Allowance, unpacked
 from irmapdb.model import printable
 
 TYPE_CHECKING = False

@@ -16,10 +16,10 @@ from __future__ import annotations
 import io
 import re
 
+from irmapdb.archive.decompress import Allowance, unpacked
 from irmapdb.archive.members import walk
+from irmapdb.archive.tar import Meter, members
 from irmapdb.errors import ImageError
-from irmapdb.image.packed import Allowance, unpacked
-from irmapdb.image.tar import Meter, members
 from irmapdb.model import printable
 from irmapdb.record import Record
 
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
     from pathlib import Path
 
+    from irmapdb.archive.decompress import Peekable
     from irmapdb.archive.members import Found
-    from irmapdb.image.packed import Peekable
-    from irmapdb.image.tar import Reader
+    from irmapdb.archive.tar import Reader
 
 __all__ = [
     "FILES_IMG_LIMIT_BYTES",

@@ -14,10 +14,10 @@ import os
 import re
 
 from irmapdb import files
+from irmapdb.archive.decompress import Allowance, describe_packed, is_packed, unpacked
+from irmapdb.archive.tar import Meter, is_tar, members
 from irmapdb.errors import ImageError
 from irmapdb.image.magic import describe
-from irmapdb.image.packed import Allowance, describe_packed, is_packed, unpacked
-from irmapdb.image.tar import Meter, is_tar, members
 from irmapdb.model import printable
 from irmapdb.record import Record
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import BinaryIO
 
-    from irmapdb.image.tar import Reader
+    from irmapdb.archive.tar import Reader
 
 __all__ = ["Found", "is_archive", "walk"]
 
@@ -56,7 +56,7 @@ def walk(path: Path, allowance: Allowance | None = None) -> Iterator[Found]:
     """Each member of an archive file.
 
     FileError if the file cannot be read; ImageError if it is damaged, cut off, encrypted, none, or
-    beyond the limits of `irmapdb.image.packed` and `irmapdb.image.tar`.
+    beyond the limits of `irmapdb.archive.decompress` and `irmapdb.archive.tar`.
     """
     name = printable(path)
     allowance = allowance or Allowance()

@@ -25,7 +25,7 @@ from irmapdb.kernel.proc import tasks
 from irmapdb.kernel.proc.containers import find_containers
 from irmapdb.node.container_info import ContainerInfo, describe_all, runtime_of
 from irmapdb.node.criu_annotations import annotated_containers
-from irmapdb.node.engine_files import host_root
+from irmapdb.node.guarded_json import host_root
 from irmapdb.node.pool import Pool
 from irmapdb.node.services import find_services
 from irmapdb.record import Record

@@ -1,8 +1,8 @@
 """Names the containers of this machine as people do: by name, image and pod.
 
 The container itself comes from /proc alone (irmapdb.kernel.proc.containers); its names come from
-the files of its engine (irmapdb.node.engines), and no engine is called. A container without such
-files has its id and its cgroup.
+the files of its engine (irmapdb.node.engine_names), and no engine is called. A container without
+such files has its id and its cgroup.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from irmapdb.kernel.child_call import ask_in_child
 from irmapdb.kernel.proc import tasks
 from irmapdb.kernel.proc.containers import find_containers
 from irmapdb.model import printable
-from irmapdb.node.engine_files import EngineFiles, host_root
-from irmapdb.node.engines import Subject, monitor_of, names_of, possible_ids
+from irmapdb.node.engine_names import Subject, monitor_of, names_of, possible_ids
+from irmapdb.node.guarded_json import GuardedFiles, host_root
 from irmapdb.record import Record
 
 TYPE_CHECKING = False
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from irmapdb.kernel.proc.containers import Container
-    from irmapdb.node.engines import Monitor
+    from irmapdb.node.engine_names import Monitor
 
 __all__ = [
     "LEAST_ID_CHARACTERS",
@@ -76,12 +76,12 @@ class ContainerInfo(Record):
         return self.id[:12] if _is_hex_id(self.id[:64]) else self.id
 
 
-def describe(container: Container, files: EngineFiles | None = None) -> ContainerInfo:
+def describe(container: Container, files: GuardedFiles | None = None) -> ContainerInfo:
     """The names of a container. A name that its engine's files do not have is None.
 
     `files`: the files that were read for other containers of the same listing.
     """
-    files = files or EngineFiles(host_root())
+    files = files or GuardedFiles(host_root())
     found = names_of(
         Subject(
             container.pid,
@@ -123,7 +123,7 @@ def describe_all(containers: Sequence[Container]) -> tuple[ContainerInfo, ...]:
     """
 
     def work() -> tuple[ContainerInfo, ...]:
-        files = EngineFiles(host_root())
+        files = GuardedFiles(host_root())
         return tuple(describe(one, files) for one in containers)
 
     limit_s = _PATIENCE_S + _PATIENCE_FOR_EACH_S * len(containers)

@@ -13,6 +13,7 @@ import os
 
 from irmapdb import files
 from irmapdb.errors import FileError
+from irmapdb.node.engine_names import GRAPH_ROOTS
 from irmapdb.record import Record
 
 TYPE_CHECKING = False
@@ -28,10 +29,6 @@ _ANNOTATION = "org.criu.config"
 _RUNC = "run/runc"
 _CRUN = "run/crun"
 _CONTAINERD = "run/containerd/io.containerd.runtime.v2.task"
-_STORAGE = (
-    "run/containers/storage/overlay-containers",
-    "var/lib/containers/storage/overlay-containers",
-)
 
 
 class AnnotatedContainer(Record):
@@ -70,7 +67,8 @@ def _all_annotations(root: Path) -> Iterator[tuple[str, dict[str, object]]]:
         top = f"{root / _CONTAINERD}/{namespace}"
         for id_ in _names(top):
             yield id_, _annotations(f"{top}/{id_}")
-    for place in _STORAGE:
+    for graph_root in GRAPH_ROOTS:
+        place = f"{graph_root.removeprefix('/')}/overlay-containers"
         for id_ in _names(f"{root / place}"):
             yield id_, _annotations(f"{root / place}/{id_}/userdata")
 

@@ -41,13 +41,25 @@ class LookSchedule:
         """The number of successful looks."""
         self._state = state
         self._blind_keys: set[tuple[int, int]] = set()
+        self._next_s = 0.0
 
-    def try_start(self) -> None:
-        """Start a look, or log why that is not possible."""
+    def wait_s(self) -> float:
+        """The time until the next look, in seconds."""
+        return self._next_s - time.monotonic()
+
+    def start_if_due(self) -> bool:
+        """Start a look if the interval is over and none runs; whether it is over.
+
+        If that is not possible, log why.
+        """
+        if self.wait_s() > 0 or self._state.pool.count(LOOK):
+            return False
+        self._next_s = time.monotonic() + self._state.interval_s
         try:
             self.start()
         except OSError as error:
             _log.warning("the look at the containers failed: no child: %s", error.strerror)
+        return True
 
     def start(self, *, everything: bool = False) -> None:
         """Start a look at all containers that are due, or at `everything`.

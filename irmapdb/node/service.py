@@ -118,19 +118,16 @@ class Service:
             self._own_fds = [fifo, stop_fd]
             sources = {stop_fd: lambda: None, fifo: lambda: self._requests.read(fifo)}
             notify("READY=1")
-            next_look_s = shown_s = 0.0
+            shown_s = 0.0
             changed = True
             while not is_readable(stop_fd):
-                now_s = time.monotonic()
-                if now_s >= next_look_s and not self._pool.count(LOOK):
-                    self._looks.try_start()
-                    next_look_s = now_s + self._state.interval_s
-                elif changed and self._is_calm(now_s - shown_s):
+                is_look = self._looks.start_if_due()
+                if not is_look and changed and self._is_calm(time.monotonic() - shown_s):
                     self._show_status()
                     self._requests.renew_spare()
                     changed, shown_s = False, time.monotonic()
-                until_s = next_look_s - time.monotonic()
-                wait_s = min(self._wait_s(), max(until_s, 0.05), _CALM_S if changed else _SLEEP_S)
+                until_s = max(self._looks.wait_s(), 0.05)
+                wait_s = min(self._wait_s(), until_s, _CALM_S if changed else _SLEEP_S)
                 self._pushes.start()
                 for left_s in (self._metrics.wait_s(), self._pushes.wait_s()):
                     wait_s = wait_s if left_s is None else min(wait_s, left_s)

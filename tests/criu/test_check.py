@@ -238,10 +238,10 @@ def test_what_is_not_found_in_time_is_not_known(
     """How busy a machine is decides about advice, never about what a watch comes to."""
     place = area.place("overlay-lower")
     watched = bench.target.add_inotify(place.directory / "dir" / "file", IN_OPEN)
-    monkeypatch.setattr("irmapdb.criu.check.advice_search._SEARCH_S", -1.0)
+    monkeypatch.setattr("irmapdb.criu.check.looks.advice_search._SEARCH_S", -1.0)
     late = bench.compare(watched)
     assert late[:3] == (WatchVerdict.UNKNOWN, CriuOutcome.FAILS, CriuOutcome.FAILS), late
-    monkeypatch.setattr("irmapdb.criu.check.advice_search._SEARCH_S", 60.0)
+    monkeypatch.setattr("irmapdb.criu.check.looks.advice_search._SEARCH_S", 60.0)
     found = bench.compare(watched)
     assert found[:3] == (WatchVerdict.OPTIONS, CriuOutcome.FAILS, CriuOutcome.FAILS), found
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from irmapdb.errors import TaskError
 from irmapdb.node.container_info import ContainerInfo, find_named
-from irmapdb.node.engine_files import EngineFiles
-from irmapdb.node.engines import Monitor, Subject, names_of
+from irmapdb.node.engine_names import Monitor, Subject, names_of
+from irmapdb.node.guarded_json import GuardedFiles
 from tests.fuzz.scratch import scratch
 from tests.fuzz.target import Target, check, check_text, refusal
 
@@ -51,7 +51,7 @@ class _EngineFiles:
             path.write_bytes(data)
             monitor = _CONMON if name in {"list", "bundle"} else None
             subject = Subject(_PID, 99, (f"/docker/{_ID}",), (_ID,), monitor)
-            found = names_of(subject, EngineFiles(str(self._root / name)))
+            found = names_of(subject, GuardedFiles(str(self._root / name)))
             for text in filter(None, found):
                 text.encode()
                 check(len(text) <= 2 * _LONGEST + 1, f"a name of {len(text)} characters")

@@ -96,7 +96,7 @@ def test_an_error_while_one_watch_is_looked_at(
 
     real = os.readlink
     identities["bad"] = watcher.watched[1].st_ino
-    monkeypatch.setattr("irmapdb.criu.check.by_handle.os.readlink", readlink)
+    monkeypatch.setattr("irmapdb.criu.check.looks.handle.os.readlink", readlink)
     said = check_dump(DumpCheckOptions(watcher.pid, tmp_path, version=CriuVersion(4, 1))).watches
     found = {one.watch.wd: one.prediction for one in said}
     assert found[1].verdict is WatchVerdict.PATH

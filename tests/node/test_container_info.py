@@ -17,7 +17,7 @@ from irmapdb.node.container_info import (
     find_named,
     runtime_of,
 )
-from irmapdb.node.engine_files import EngineFiles, host_root
+from irmapdb.node.guarded_json import GuardedFiles, host_root
 from tests.support.proc_tree import HOST_MOUNTS, OWN_MOUNTS, task
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class Host:
 
     def info(self) -> ContainerInfo:
         (found,) = find_containers()
-        return describe(found, EngineFiles(str(self.root)))
+        return describe(found, GuardedFiles(str(self.root)))
 
 
 def _docker(host: Host) -> None:

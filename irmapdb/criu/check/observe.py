@@ -9,12 +9,12 @@ read. If a lookup adds a name, the path is right, and CRIU finds the same path e
 
 from __future__ import annotations
 
-from irmapdb.criu.check.advice_search import AdviceSearch
-from irmapdb.criu.check.by_handle import ByHandle
-from irmapdb.criu.check.by_irmap import ByIrmap
-from irmapdb.criu.check.by_overlay_walk import ByOverlayWalk
 from irmapdb.criu.check.criu_view import Mountpoints
 from irmapdb.criu.check.facts import Facts, Look
+from irmapdb.criu.check.looks.advice_search import AdviceSearch
+from irmapdb.criu.check.looks.handle import ByHandle
+from irmapdb.criu.check.looks.irmap import ByIrmap
+from irmapdb.criu.check.looks.overlay_walk import ByOverlayWalk
 from irmapdb.criu.check.walks import Walks
 
 TYPE_CHECKING = False

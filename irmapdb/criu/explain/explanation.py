@@ -7,13 +7,14 @@ import re
 import shlex
 
 from irmapdb import files
+from irmapdb.criu.check.version import parse_version
 from irmapdb.criu.explain.engines import Engine, Help, engine_of, help_for, option_help, traces
 from irmapdb.criu.explain.lines import Lines
 from irmapdb.criu.explain.messages import Message, Remedy, Role, find_message
 from irmapdb.criu.explain.other_causes import OtherCause
 from irmapdb.criu.explain.paths import Finder, FoundPath, Origin
 from irmapdb.criu.explain.reader import Action, LogFacts, Outcome, Seen, WatchFacts, read_log
-from irmapdb.errors import ImageError, IrmapError
+from irmapdb.errors import ImageError, IrmapError, UsageError
 from irmapdb.model import format_kdev, printable
 from irmapdb.record import Record
 
@@ -352,9 +353,8 @@ class _Maker:
 
     def _no_path(self, cause: Message, watch: WatchFacts) -> tuple[str, Remedy]:
         why = cause.meaning if cause.role is Role.CAUSE else _NO_PATH
-        is_new = (self._facts.version or "").startswith("4.3")
         if watch.handle_type == _OVERLAY:
-            why = _OVERLAY_NEW if is_new else _OVERLAY_OLD
+            why = _OVERLAY_NEW if _walks_overlays(self._facts.version) else _OVERLAY_OLD
         elif watch.opens:
             why = _FORCED
             if watch.handle_type in _BTRFS:
@@ -393,6 +393,14 @@ class _Maker:
         if self._work is not None:
             command = command.replace("DIR", shlex.quote(printable(self._work)))
         return Help(help_.text, command)
+
+
+def _walks_overlays(version: str | None) -> bool:
+    # The version that the log begins with.
+    try:
+        return version is not None and parse_version(version).walks_overlays
+    except UsageError:
+        return False
 
 
 def _by_machine(file: FoundPath | None, watch: WatchFacts) -> tuple[str, Remedy] | None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     _Made = TypeVar("_Made")
 
-__all__ = ["EngineFiles", "host_root", "parsed"]
+__all__ = ["GuardedFiles", "host_root", "parsed"]
 
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
@@ -55,7 +55,7 @@ def host_root() -> str:
     return ""
 
 
-class EngineFiles:
+class GuardedFiles:
     """The state files, as they are during one listing: some are read once for all containers."""
 
     def __init__(self, root: str = "") -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any
 
-    from irmapdb.image.tar import Reader
+    from irmapdb.archive.tar import Reader
 
 __all__ = [
     "FREE_BYTES",
@@ -40,7 +40,7 @@ FREE_BYTES = 1 << 32
 RATIO = 200
 """And then so many for each byte that went in."""
 LIMIT_FRAMES = 2_000_000
-"""So many frames of zstd are read: one for each member that irmapdb.image.tar reads."""
+"""So many frames of zstd are read: one for each member that irmapdb.archive.tar reads."""
 
 _GZIP = b"\x1f\x8b"
 _ZSTD = b"\x28\xb5\x2f\xfd"

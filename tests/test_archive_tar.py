@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from irmapdb.archive import tar
+from irmapdb.archive.tar import member_names
 from irmapdb.errors import ImageError
-from irmapdb.image import tar
-from irmapdb.image.tar import member_names
 
 _FORMATS = {"gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT, "ustar": tarfile.USTAR_FORMAT}
 

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from irmapdb.config import Config
-    from irmapdb.criu.check.by_irmap import ByIrmap
     from irmapdb.criu.check.criu_view import CriuView
     from irmapdb.criu.check.facts import Call, Facts
+    from irmapdb.criu.check.looks.irmap import ByIrmap
     from irmapdb.criu.check.walks import Walks
     from irmapdb.kernel.root import Root
     from irmapdb.model import Identity

@@ -19,7 +19,7 @@ import os
 import re
 
 from irmapdb.kernel.proc import procfs, tasks
-from irmapdb.node.engine_files import parsed
+from irmapdb.node.guarded_json import parsed
 from irmapdb.record import Record
 
 TYPE_CHECKING = False
@@ -27,9 +27,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from typing import Any, TypeAlias
 
-    from irmapdb.node.engine_files import EngineFiles
+    from irmapdb.node.guarded_json import GuardedFiles
 
-__all__ = ["EngineNames", "Monitor", "Subject", "monitor_of", "names_of", "possible_ids"]
+__all__ = [
+    "GRAPH_ROOTS",
+    "EngineNames",
+    "Monitor",
+    "Subject",
+    "monitor_of",
+    "names_of",
+    "possible_ids",
+]
 
 _HEX_ID = re.compile(r"(?:^|[-:])([0-9a-f]{64})(?:\.scope)?$")
 _SCOPE = re.compile(
@@ -60,7 +68,7 @@ _LIST_LIMIT_BYTES = 16 << 20
 _SANDBOX = "POD"
 """The name of a pod's pause container, as CRI-O and docker have it."""
 
-_GRAPH_ROOTS = ("/var/lib/containers/storage", "/run/containers/storage")
+GRAPH_ROOTS = ("/var/lib/containers/storage", "/run/containers/storage")
 _DRIVERS = ("overlay", "vfs", "btrfs", "zfs")
 _OWN_PREFIXES = {"containerd": "io.kubernetes.cri.", "cri-o": "io.kubernetes.cri-o."}
 """With these, the names of an engine's own annotations begin."""
@@ -150,7 +158,7 @@ def monitor_of(ppid: int) -> Monitor | None:
     return Monitor(program, tuple(map(os.fsdecode, words)), directory)
 
 
-def names_of(subject: Subject, files: EngineFiles) -> EngineNames:
+def names_of(subject: Subject, files: GuardedFiles) -> EngineNames:
     """The names of a container: those of the first engine that has it."""
     for ask in (_docker, _storage, _containerd, _runc, _crun):
         found = ask(subject, files)
@@ -162,7 +170,7 @@ def names_of(subject: Subject, files: EngineFiles) -> EngineNames:
 # --- docker ---------------------------------------------------------------------------------------
 
 
-def _docker(subject: Subject, files: EngineFiles) -> EngineNames | None:
+def _docker(subject: Subject, files: GuardedFiles) -> EngineNames | None:
     own = files.once("docker", lambda: _field(files.document(_DOCKER_CONFIG), "data-root"))
     for root in dict.fromkeys(filter(None, (own, _DOCKER_ROOT))):
         for id_ in subject.ids:
@@ -185,7 +193,7 @@ def _docker(subject: Subject, files: EngineFiles) -> EngineNames | None:
 # --- containers/storage: podman and CRI-O ---------------------------------------------------------
 
 
-def _storage(subject: Subject, files: EngineFiles) -> EngineNames | None:
+def _storage(subject: Subject, files: GuardedFiles) -> EngineNames | None:
     for id_, bundle in _storage_bundles(subject, files):
         config = files.document(f"{bundle}/config.json")
         annotations = _own(_field(config, "annotations", kind=dict), "cri-o")
@@ -204,7 +212,7 @@ def _storage(subject: Subject, files: EngineFiles) -> EngineNames | None:
     return None
 
 
-def _storage_bundles(subject: Subject, files: EngineFiles) -> Iterator[tuple[str, str]]:
+def _storage_bundles(subject: Subject, files: GuardedFiles) -> Iterator[tuple[str, str]]:
     # Each possible bundle, `…/overlay-containers/ID/userdata`, with the id.
     monitor = subject.monitor
     if monitor is not None and monitor.program == "conmon":
@@ -216,14 +224,14 @@ def _storage_bundles(subject: Subject, files: EngineFiles) -> Iterator[tuple[str
         for driver in _DRIVERS:
             below = f"{driver}-containers/{id_}/userdata"
             if files.number(f"{_PIDFILES}/{below}/pidfile") == subject.pid:
-                yield from ((id_, f"{root}/{below}") for root in _GRAPH_ROOTS)
+                yield from ((id_, f"{root}/{below}") for root in GRAPH_ROOTS)
 
 
-def _storage_list(directory: str, files: EngineFiles) -> dict[str, EngineNames]:
+def _storage_list(directory: str, files: GuardedFiles) -> dict[str, EngineNames]:
     return files.once(directory, lambda: _read_storage_list(directory, files))
 
 
-def _read_storage_list(directory: str, files: EngineFiles) -> dict[str, EngineNames]:
+def _read_storage_list(directory: str, files: GuardedFiles) -> dict[str, EngineNames]:
     found: dict[str, EngineNames] = {}
     for name in ("volatile-containers.json", "containers.json"):
         listed = files.document(f"{directory}/{name}", limit_bytes=_LIST_LIMIT_BYTES)
@@ -240,7 +248,7 @@ def _read_storage_list(directory: str, files: EngineFiles) -> dict[str, EngineNa
 # --- containerd -----------------------------------------------------------------------------------
 
 
-def _containerd(subject: Subject, files: EngineFiles) -> EngineNames | None:
+def _containerd(subject: Subject, files: GuardedFiles) -> EngineNames | None:
     for bundle in _containerd_bundles(subject, files):
         if files.number(f"{bundle}/init.pid") != subject.pid:
             continue
@@ -253,7 +261,7 @@ def _containerd(subject: Subject, files: EngineFiles) -> EngineNames | None:
     return None
 
 
-def _containerd_bundles(subject: Subject, files: EngineFiles) -> Iterator[str]:
+def _containerd_bundles(subject: Subject, files: GuardedFiles) -> Iterator[str]:
     ids = [one for one in subject.ids if _is_file_name(one)]
     monitor = subject.monitor
     if monitor is not None and monitor.program != "conmon" and monitor.directory.startswith("/"):
@@ -280,12 +288,12 @@ _States: TypeAlias = dict[tuple[int, int], _State]
 """By the pid and start time of the root task."""
 
 
-def _runc(subject: Subject, files: EngineFiles) -> EngineNames | None:
+def _runc(subject: Subject, files: GuardedFiles) -> EngineNames | None:
     states = files.once(_RUNC_STATE, lambda: _runc_states(files))
     return _by_state(subject, states, "runc", files)
 
 
-def _runc_states(files: EngineFiles) -> _States:
+def _runc_states(files: GuardedFiles) -> _States:
     found: _States = {}
     for id_ in files.names(_RUNC_STATE):
         state = files.document(f"{_RUNC_STATE}/{id_}/state.json")
@@ -298,12 +306,12 @@ def _runc_states(files: EngineFiles) -> _States:
     return found
 
 
-def _crun(subject: Subject, files: EngineFiles) -> EngineNames | None:
+def _crun(subject: Subject, files: GuardedFiles) -> EngineNames | None:
     states = files.once(_CRUN_STATE, lambda: _crun_states(files))
     return _by_state(subject, states, "crun", files)
 
 
-def _crun_states(files: EngineFiles) -> _States:
+def _crun_states(files: GuardedFiles) -> _States:
     found: _States = {}
     for id_ in files.names(_CRUN_STATE):
         status = files.document(f"{_CRUN_STATE}/{id_}/status")
@@ -315,7 +323,7 @@ def _crun_states(files: EngineFiles) -> _States:
 
 
 def _by_state(
-    subject: Subject, states: _States, engine: str, files: EngineFiles
+    subject: Subject, states: _States, engine: str, files: GuardedFiles
 ) -> EngineNames | None:
     found = states.get((subject.pid, subject.starttime))
     if found is None:
