@@ -13,7 +13,7 @@ import sys
 __all__ = ["main"]
 
 _ASKED = ["--plugin-description"]
-_DESCRIPTION = "Show what a checkpoint watches (inotify, fanotify), and whether it can be restored"
+_DESCRIPTION = "Show the inotify and fanotify watches of a checkpoint, and predict their restore"
 _DESCRIBED = 42
 
 

@@ -250,7 +250,7 @@ def test_cut_off_anywhere(form: str, tmp_path: Path) -> None:
     archive = tmp_path / "a.tar"
     for end in (3, 600, len(data) // 3, len(data) // 2, len(data) - 11_000):
         archive.write_bytes(data[: max(end, 3)])
-        assert "cut off" in (said := _refused(archive)) or "no tar archive" in said
+        assert "cut off" in (said := _refused(archive)) or "not a tar archive" in said
 
 
 @pytest.mark.parametrize("form", ["gzip", "zstd"])
@@ -290,9 +290,9 @@ def test_a_program_or_text_is_no_archive(tmp_path: Path) -> None:
     archive = tmp_path / "a.tar"
     for data in (b"\x7fELF" + bytes(2000), b"text\n" * 300, b""):
         archive.write_bytes(data)
-        assert "no tar archive" in _refused(archive)
+        assert "not a tar archive" in _refused(archive)
     archive.write_bytes(pack(b"text\n" * 300, "gzip"))
-    assert "no tar archive" in _refused(archive)
+    assert "not a tar archive" in _refused(archive)
     with pytest.raises(FileError, match="No such file"):
         check_images(tmp_path / "absent", None)
 
@@ -382,7 +382,7 @@ def _drain(data: bytes, allowance: Allowance) -> None:
 @pytest.mark.parametrize("form", ["gzip", "zstd"])
 def test_a_bomb_is_left(form: str) -> None:
     bomb = pack(bytes(8 << 20), form)
-    with pytest.raises(ImageError, match=r"came out of .*looks like a bomb"):
+    with pytest.raises(ImageError, match=r"came out of .*decompression bomb"):
         _drain(bomb, Allowance(free_bytes=1 << 20, ratio=20))
     # One limit for all streams of an archive.
     allowance = Allowance(free_bytes=1 << 20, ratio=20)
@@ -423,7 +423,7 @@ def test_too_large_an_image_and_too_many_members(tmp_path: Path, monkeypatch) ->
 
 
 _PEAK = """
-import resource, sys
+import sys
 from pathlib import Path
 from irmapdb.archive.dumped import read_dumped
 from irmapdb.errors import ImageError
@@ -431,12 +431,14 @@ try:
     print(len(read_dumped(Path(sys.argv[1])).watches))
 except ImageError as error:
     print(error)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
+# ru_maxrss would include the peak of the process that called exec.
+status = Path("/proc/self/status").read_text().splitlines()
+print(next(int(line.split()[1]) >> 10 for line in status if line.startswith("VmHWM:")))
 """
 
 
 def _peak(archive: Path) -> tuple[str, int]:
-    """What read_dumped says, and the memory of its process in MiB."""
+    """The answer of read_dumped, and the peak memory of its process in MiB."""
     done = subprocess.run(
         [sys.executable, "-c", _PEAK, archive], capture_output=True, text=True, check=True
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +42,7 @@ def rendered(page: str) -> str:
     sections = [_section(name, _load(name)) for name in _ORDER]
     parts = {name: part for name, part in _common().items() if "properties" in part}
     for name, part in parts.items():
-        text = f"{part['description']}\n\n" if "description" in part else ""
+        text = _paragraph(part.get("description", ""))
         sections.append(f"## {name}\n\n{text}" + _table(part))
     return head + mark + "\n" + "\n".join(sections)
 
@@ -67,8 +68,13 @@ def _section(name: str, schema: dict[str, Any]) -> str:
         about = one.get("description", "")
         if one.get("type") == "array":
             about = f"An array. {about}".strip()
-        tables.append((f"{about}\n\n" if about else "") + _table(one))
+        tables.append(_paragraph(about) + _table(one))
     return title + "\n".join(tables)
+
+
+def _paragraph(text: str) -> str:
+    lines = textwrap.wrap(text, 100, break_long_words=False, break_on_hyphens=False)
+    return "\n".join([*lines, "", ""]) if lines else ""
 
 
 def _table(schema: dict[str, Any]) -> str:

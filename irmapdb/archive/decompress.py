@@ -88,7 +88,7 @@ class Allowance:
         self._came_out += came_out
         if self._came_out > max(self._free_bytes, self._ratio * self._went_in):
             message = f"{name}: {self._came_out:,} bytes came out of {self._went_in:,}"
-            advice = "it looks like a bomb; if you trust it, unpack it and name the directory"
+            advice = "a decompression bomb? If you trust it, unpack it and name the directory"
             raise ImageError(message, advice=advice)
 
     def add_frame(self, name: str) -> None:

@@ -106,4 +106,4 @@ def _refuse_others(head: bytes, name: str) -> None:
 
 def _no_archive(head: bytes, name: str) -> ImageError:
     advice = "name the archive of a checkpoint, or its images dir"
-    return ImageError(f"{name}: no tar archive but {describe(head)}", advice=advice)
+    return ImageError(f"{name}: not a tar archive: {describe(head)}", advice=advice)

@@ -60,12 +60,12 @@ def check(
     container: ContainerName = None,
     every: Annotated[
         bool,
-        typer.Option("--all", help="Before dumps: every container of this machine, a line each."),
+        typer.Option("--all", help="Before dumps: check every container of this machine."),
     ] = False,
     services: Annotated[
         bool,
         typer.Option(
-            "--services", help="With --all: the host's own services that watch a file, too."
+            "--services", help="With --all: check also the host's services that watch a file."
         ),
     ] = False,
     images: Annotated[
@@ -112,7 +112,7 @@ def check(
     ] = False,
     no_hook: Annotated[
         bool,
-        typer.Option("--no-hook", help="With --all: also where the hook is installed, without it."),
+        typer.Option("--no-hook", help="With --all: predict every dump without the hook."),
     ] = False,
     config: ConfigFile = None,
     all_rows: AllRows = False,

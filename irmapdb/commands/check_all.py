@@ -44,7 +44,7 @@ def _print(report: NodeCheck, *, services: bool) -> None:
         render.say(f"{render.count(report.ended, 'container')} ended before the check")
     if rows and not report.version.is_known:
         render.print_line(
-            f"note: CRIU {report.version} may do otherwise: this was learnt from CRIU 4.1.1 to 4.3"
+            f"note: CRIU {report.version} may behave differently: only 4.1.1 to 4.3 are known"
         )
     render.print_line(_summary(report, services=services))
 

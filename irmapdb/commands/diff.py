@@ -35,7 +35,7 @@ def add_to(app: typer.Typer) -> None:
 
 def diff(
     before: Annotated[str, typer.Argument(metavar="A", help=_SOURCE, show_default=False)],
-    after: Annotated[str, typer.Argument(metavar="B", help="As A.", show_default=False)],
+    after: Annotated[str, typer.Argument(metavar="B", help="The second one.", show_default=False)],
     config: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:
@@ -48,10 +48,10 @@ def diff(
     - other-path: The same inode has another path.
     - other-mask: The watch is for other events.
 
-    A watch is the same on both sides if its inode is the same, or else if its path is: after a
-    restore on another machine, every inode is another one. diff compares only watches on an inode,
-    and no mask with an irmap-cache, which has none. If irmapdb finds no path for a watch of a task
-    or database, that is no difference. Of a database, diff reads the last pre-dump or dump.
+    diff matches watches by inode, and the others by path: after a restore on another machine, each
+    file has another inode. It leaves out marks on mounts and filesystems. It compares no masks with
+    an irmap-cache, which has none. If irmapdb finds no path for a watch of a task or database, diff
+    does not compare the path. From a database, diff reads the last pre-dump or dump.
 
     It writes nothing and stops no task.
 

@@ -31,7 +31,7 @@ def add_to(app: typer.Typer) -> None:
 
 _fleet = typer.Typer(
     no_args_is_help=True,
-    help="Every node's history in one PostgreSQL database: init, push, check, prune, grant.",
+    help="Keep the databases of all nodes in one PostgreSQL database.",
 )
 
 _Databases = Annotated[
@@ -57,9 +57,9 @@ _Node = Annotated[
 def init(to: ServerUrl = None, config: ConfigFile = None) -> None:
     """Make the tables and views on the server; upgrade them if they are there.
 
-    The database must exist, and your role must be its owner or may create tables in it. PostgreSQL
-    15 or newer. A password comes from PGPASSFILE (`~/.pgpass`) or from a service of libpq, never
-    from the URL.
+    The database must exist. Your role must be its owner, or have the right to create tables in it.
+    irmapdb needs PostgreSQL 15 or newer. A password comes from PGPASSFILE (`~/.pgpass`) or from a
+    service of libpq, never from the URL.
 
     Example:
         irmapdb fleet init --to postgresql://irmapdb@db.example.org/irmapdb
@@ -136,12 +136,12 @@ def push(
 ) -> None:
     """Send the rows that the server does not have yet.
 
-    These are the runs with their watches, the changes, and the mappings. With them go the names of
-    the running containers and the use of the kernel's limits. Each database is one transaction, so
-    you can repeat or kill a push at any time: the server has each row once. A database of an older
-    schema is upgraded, with a backup beside it.
+    These are the runs with their watches, the changes, and the mappings. push also sends the names
+    of the running containers, and the use of the inotify and fanotify limits. Each database is one
+    transaction, so you can repeat or kill a push at any time: the server has each row once. irmapdb
+    upgrades a database of an older schema, and keeps a backup beside it.
 
-    Exits with 3 if a database could not be read. The others are pushed.
+    Exits with 3 if irmapdb could not read a database. It pushes the others.
 
     Examples:
         irmapdb fleet push --to postgresql://push@db.example.org/irmapdb
@@ -289,11 +289,11 @@ def prune(
     config: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Delete old rows from the server. Nothing is deleted there otherwise.
+    """Delete old rows from the server, which keeps all rows otherwise.
 
-    Runs, watches and changes are deleted by whole weeks. A stale mapping is deleted by the time
-    when it went stale, and a database with its mappings if it was not pushed since. Your role must
-    own the tables.
+    prune deletes the runs, watches and changes of whole weeks. It also deletes mappings that went
+    stale before that time, and databases that were not pushed since, with their mappings. Your
+    role must own the tables.
 
     Example:
         irmapdb fleet prune --to postgresql://irmapdb@db.example.org/irmapdb --older-than 26w
@@ -341,7 +341,7 @@ def grant(
     push_rows: Annotated[
         bool,
         typer.Option(
-            "--push", help="Let it push. It sees and changes only the nodes that it pushed."
+            "--push", help="Let it push. It sees and changes only the nodes that it pushed first."
         ),
     ] = False,
     namespace: Annotated[
@@ -353,7 +353,7 @@ def grant(
         ),
     ] = None,
     all_namespaces: Annotated[bool, typer.Option("--all", help="Let it read all rows.")] = False,
-    revoke: Annotated[bool, typer.Option("--revoke", help="Take all of this back.")] = False,
+    revoke: Annotated[bool, typer.Option("--revoke", help="Revoke all these rights.")] = False,
     config: ConfigFile = None,
 ) -> None:
     """Let a role of PostgreSQL push, or read the rows of some namespaces of Kubernetes.

@@ -51,7 +51,7 @@ def hook(
         Runtime | None, typer.Option(help="Make CRIU call the hook under this runtime.")
     ] = None,
     uninstall: Annotated[
-        Runtime | None, typer.Option(help="Undo exactly what --install did.")
+        Runtime | None, typer.Option(help="Remove the line and the files of --install.")
     ] = None,
     print_: Annotated[
         Runtime | None, typer.Option("--print", help="Show the file and the line; write nothing.")
@@ -60,18 +60,18 @@ def hook(
         Path | None,
         path_option(
             metavar="FILE",
-            text="The script that CRIU calls. --install writes it, if FILE is no program of "
-            "yours.  [default: /usr/local/libexec/irmapdb/irmapdb-hook]",
+            text="The script that CRIU calls. --install writes it, but never replaces another "
+            "program.  [default: /usr/local/libexec/irmapdb/irmapdb-hook]",
         ),
     ] = None,
     criu_dir: Annotated[
         Path, typer.Option(readable=False, metavar="DIR", help="Directory of CRIU's configuration.")
     ] = Path("/etc/criu"),
     status: Annotated[
-        bool, typer.Option("--status", help="Show whether the hook works, and how to mend it.")
+        bool, typer.Option("--status", help="Show whether the hook works, and how to repair it.")
     ] = False,
     try_: Annotated[
-        bool, typer.Option("--try", help="Checkpoint and restore a small process of our own.")
+        bool, typer.Option("--try", help="Checkpoint and restore a small test process.")
     ] = False,
     run_dir: Annotated[
         Path,

@@ -178,7 +178,7 @@ def show(
     as_json: AsJson = False,
     pretty: _Pretty = False,
 ) -> None:
-    """Print what a file of irmapdb or CRIU contains.
+    """Print the content of a file of irmapdb or CRIU.
 
     The type of FILE is detected from its content:
 
@@ -186,7 +186,7 @@ def show(
     - inotify.img, fanotify.img, files.img: the watches, with the paths that CRIU recorded.
     - stats-dump, stats-restore: the times and numbers of pages.
     - An images dir, or the archive of a checkpoint (tar, gzip, zstd): the container, and for each
-      watch where a restore gets its path from.
+      watch the source of its path at a restore.
 
     Examples:
         irmapdb show irmap-cache
@@ -203,7 +203,7 @@ def show(
         _show_cache(file, as_json=as_json, pretty=pretty)
         return
     if pretty:
-        message = f"--pretty, and {render.shown(file)} is no cache"
+        message = f"--pretty, and {render.shown(file)} is no irmap-cache"
         raise UsageError(message, advice="give --json: --pretty is for an irmap-cache alone")
     if kind is FileKind.STATS:
         from irmapdb import files

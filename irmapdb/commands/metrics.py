@@ -53,7 +53,7 @@ def metrics(
     ] = Path("/run/irmapdb"),
     config: ConfigFile = None,
 ) -> None:
-    """Print the figures of this machine in the text format of Prometheus.
+    """Print metrics of this machine in the text format of Prometheus.
 
     They are the inotify and fanotify limits and their use by each user, the watches and the verdict
     of each container, the runs of the hook, and the freezes of CRIU. Labels are containers, pods,

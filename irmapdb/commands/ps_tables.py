@@ -107,7 +107,7 @@ def print_rows(watch_list: WatchList, shown: Shown) -> None:
             _print_groups(watch_list, shown, kind)
     if totals.shared:
         copies = render.count(totals.shared, "more descriptor")
-        render.print_line(f"{copies} of the same, by dup or fork: counted once, for the first")
+        render.print_line(f"{copies} of the same, by dup or fork: each is counted once")
 
 
 def _numbers(row: ProcessRow | GroupRow, kind: WatchKind) -> tuple[int, int]:

@@ -13,7 +13,6 @@ from irmapdb import __version__, files
 from irmapdb.commands import render
 from irmapdb.commands.options import (
     ConfigFile,
-    ContainerName,
     Database,
     WorkDirOption,
     database_path,
@@ -40,21 +39,27 @@ def report(
     ],
     work_dir: WorkDirOption = None,
     db: Database = None,
-    container: ContainerName = None,
+    container: Annotated[
+        str | None,
+        value_option(
+            "ID|NAME",
+            "The container of the report: its id, the beginning of the id, its name, or its pod.",
+        ),
+    ] = None,
     every: Annotated[
-        bool, typer.Option("--all", help="All databases and containers of this machine.")
+        bool, typer.Option("--all", help="A report on all databases and containers here.")
     ] = False,
     server: Annotated[
         str | None,
-        value_option("URL", "The server of `irmapdb fleet`: all nodes.", "--from"),
+        value_option("URL", "A report on all nodes, by this server of `irmapdb fleet`.", "--from"),
     ] = None,
     config: ConfigFile = None,
 ) -> None:
     """Write a report as one HTML page.
 
-    It shows whether the next checkpoint will work, how long the last dumps held the tasks, which
-    directories are watched, which paths went stale, and who is near a limit. Each figure has the
-    query that gave it. The page needs no network and runs no script.
+    It shows whether the next checkpoint will work, how long the last dumps stopped the tasks, the
+    watched directories, the stale paths, and the users near a limit. Each figure has its query. The
+    page needs no network and runs no script.
 
     Without --all and --from, it is about one database: --db, irmap.db in the work dir, or that of
     the service for --container. With --container and --all, the page has predictions for the
@@ -96,7 +101,7 @@ def _refuse_two_subjects(
 ) -> None:
     one = container is not None or db is not None or work_dir is not None
     if sum((every, server is not None, one)) > 1:
-        message = "--all, --from and a single container or database are three reports"
+        message = "--all, --from, and one container or database exclude each other"
         raise UsageError(message, advice="give one of them")
 
 

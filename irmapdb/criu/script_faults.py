@@ -78,11 +78,11 @@ def write_fault(path: AnyPath) -> Fault | None:
     """
     found, name = os.lstat(path), printable(path)
     if found.st_uid != 0:
-        text = f"{name} belongs to user {found.st_uid}, and root relies on it"
+        text = f"{name} belongs to user {found.st_uid}, and must belong to root"
         return Fault(text, f"chown root {_quoted(path)}")
     is_sticky = stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX
     if found.st_mode & _WRITE and not is_sticky and not stat.S_ISLNK(found.st_mode):
-        return Fault(f"others than root may write to {name}", _chmod("go-w", path))
+        return Fault(f"users other than root may write to {name}", _chmod("go-w", path))
     return None
 
 

@@ -130,7 +130,7 @@ def _run(command: list[str]) -> tuple[bytes, str]:
             # Not communicate(), which closes the input.
             return _read(process), ""
         except subprocess.TimeoutExpired:
-            return b"", f"not done in {_LIMIT_S:g} s"
+            return b"", f"did not end within {_LIMIT_S:g} s"
         finally:
             process.kill()
 

@@ -12,7 +12,7 @@ __all__ = ["SAVED"]
 _ALL = (
     saved_query(
         "nodes",
-        "every node: version, databases, seconds since its last push, its clock's error",
+        "every node: version, databases, seconds since the last push, error of the clock",
         """
         SELECT cluster, node, version, databases, images, behind_s, clock_offset_s
         FROM nodes
@@ -21,7 +21,7 @@ _ALL = (
     ),
     saved_query(
         "versions",
-        "how many nodes have which irmapdb",
+        "the number of nodes for each version of irmapdb",
         """
         SELECT version, count(*) AS nodes, sum(databases) AS databases
         FROM nodes
@@ -41,7 +41,7 @@ _ALL = (
     ),
     saved_query(
         "failing-images",
-        "the same by image and reason",
+        "images of these containers, by reason",
         """
         SELECT image, containers, nodes, watches, why
         FROM failing_images
@@ -62,7 +62,7 @@ _ALL = (
     ),
     saved_query(
         "stops",
-        "the longest pauses and freezes, and the share of finding paths in each",
+        "the longest pauses and freezes, and the share of the search for paths",
         """
         SELECT node, coalesce(pod, container_name, container) AS container, image, started_at,
             stopped_by, stopped_ms, resolve_ms, resolve_percent, watches

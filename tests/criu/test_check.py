@@ -290,7 +290,7 @@ def test_command(bench: Bench, area: MountArea) -> None:
         code, said = run(*call[:-1], version)
         assert (code, said["right"]) == (0, True)
         (note,) = said["notes"]
-        assert note.startswith(f"CRIU {version} may do otherwise")
+        assert note.startswith(f"CRIU {version} may behave differently")
     assert bench.criu.dump(bench.target.pid, work).ok
     assert run("--images", work)[0] == 0
     (place.directory / "file").unlink()

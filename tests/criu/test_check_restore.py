@@ -415,4 +415,4 @@ def test_what_is_said_first_and_last(bench: Bench, tmp_path: Path) -> None:
     assert "sockets, terminals" in known[-1]
     assert "will be right" not in known[-1]
     unknown = _print_check(*call, "--criu-version", "3.17").splitlines()
-    assert unknown[0].startswith("note: CRIU 3.17 may do otherwise")
+    assert unknown[0].startswith("note: CRIU 3.17 may behave differently")

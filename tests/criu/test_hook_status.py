@@ -147,9 +147,9 @@ def test_every_fault_of_the_script_is_mended(place):
     for harm, expected in (
         (place.script.unlink, "is missing, so every dump fails"),
         (lambda: place.script.chmod(0o644), "is not executable, so every dump fails"),
-        (lambda: place.script.chmod(0o777), "others than root may write to"),
+        (lambda: place.script.chmod(0o777), "users other than root may write to"),
         (lambda: os.chown(place.script, 12345, 12345), "belongs to user 12345"),
-        (lambda: place.script.parent.chmod(0o777), "others than root may write to"),
+        (lambda: place.script.parent.chmod(0o777), "users other than root may write to"),
         (
             lambda: place.script.write_bytes(place.script.read_bytes() + b"exit 1\n"),
             "was changed, or another version of irmapdb wrote it",
@@ -207,7 +207,7 @@ def test_a_program_that_another_user_may_change_is_noted(place, tmp_path):
     before = place.status()["notes"]
     os.chown(directory, 12345, 0)
     (note,) = (one for one in place.status()["notes"] if one not in before)
-    assert note["text"] == f"{directory} belongs to user 12345, and root relies on it"
+    assert note["text"] == f"{directory} belongs to user 12345, and must belong to root"
     place.call(note["command"])
     assert place.status()["notes"] == before
 

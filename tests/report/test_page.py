@@ -143,7 +143,7 @@ def test_no_run_yet(tmp_path, browser):
     with Store.open(tmp_path / "irmap.db", create=True) as store, store.step() as step:
         step.import_entries([], datetime.now(UTC))
     browser.open(write(tmp_path, "--db", tmp_path / "irmap.db"))
-    assert "Not known: no pre-dump or dump has come to its end." in browser.text()
+    assert "Not known: no pre-dump or dump has finished." in browser.text()
     assert browser.faults() == []
 
 
@@ -154,7 +154,7 @@ def test_a_column_of_another_type_harms_no_chart(tmp_path, browser, value):
     ask(path, f"UPDATE mapping SET stale_at = {value}, stale_reason = 'gone'")  # noqa: S608
     browser.open(write(tmp_path, "--db", path))
     assert browser.console() == []
-    assert "How long did the tasks stand still?" in browser.text()
+    assert "How long were the tasks stopped?" in browser.text()
 
 
 # --- several databases ----------------------------------------------------------------------------
@@ -214,9 +214,9 @@ def test_without_the_extra_it_says_how_to_install_it(database, tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("--all --db x", "three reports"),
-        ("--all --from postgresql://h/d", "three reports"),
-        ("-W . --from postgresql://h/d", "three reports"),
+        ("--all --db x", "exclude each other"),
+        ("--all --from postgresql://h/d", "exclude each other"),
+        ("-W . --from postgresql://h/d", "exclude each other"),
     ],
 )
 def test_one_subject_is_given(tmp_path, words, said):

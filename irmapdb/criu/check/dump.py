@@ -225,7 +225,7 @@ def _place(options: DumpCheckOptions) -> WorkDir | None:
 
 def _notes(criu_view: CriuView, call: Call) -> Iterator[str]:
     if not call.version.is_known:
-        yield f"CRIU {call.version} may do otherwise: this was learnt from CRIU 4.1.1 to 4.3"
+        yield f"CRIU {call.version} may behave differently: only 4.1.1 to 4.3 are known"
     for path in call.scan_paths:
         if criu_view.root.blocking_kinds_to(path):
             continue

@@ -103,7 +103,7 @@ class Finder:
             try:
                 found = _merged(found, _Machine(wanted).find())
             except (IrmapError, OSError) as error:
-                self.notes.append(f"this machine could not be looked at: {error}")
+                self.notes.append(f"irmapdb could not read this machine: {error}")
         return found
 
     def _stored(self, keys: Collection[InodeKey]) -> dict[InodeKey, FoundPath]:
@@ -142,7 +142,7 @@ class Finder:
             self.notes.append(str(error))
             return {}
         entries = cache_entries(data) if data else ()
-        note = "as irmap-cache has it, which is not proved"
+        note = "from irmap-cache, not proved"
         return {  # the last entry of an inode is the one that CRIU tries first
             entry.key: FoundPath(entry.path, Origin.CACHE, note)
             for entry in entries or ()
@@ -154,7 +154,7 @@ def _best_row(mappings: Collection[Mapping]) -> FoundPath:
     live = [one for one in mappings if not one.stale]
     best = max(live or mappings, key=lambda one: (one.mntns == 0, one.validated_at is not None))
     if best.stale:
-        note = f"this path was right once, and is stale now: {best.stale_reason}"
+        note = f"a stale path: {best.stale_reason}"
     elif best.revalidate:
         note = "not proved in the last run"
     else:

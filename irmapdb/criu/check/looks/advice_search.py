@@ -93,7 +93,7 @@ class AdviceSearch:
 
     def _unwalked(self, kdev: int) -> str:
         kinds = self._root.blocking_kinds(kdev)
-        return f"{kinds} is walked only where told" if kinds else ""
+        return f"{kinds} is walked only where --irmap-scan-path names it" if kinds else ""
 
     def _seen(self, identity: Identity, path: bytes) -> SearchLook:
         acceptable = False
