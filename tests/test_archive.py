@@ -18,12 +18,14 @@ from hypothesis import strategies as st
 from irmapdb.archive import layout
 from irmapdb.archive.decompress import Allowance, unpacked
 from irmapdb.archive.dumped import read_dumped
+from irmapdb.archive.files import _Archive
 from irmapdb.archive.members import walk
-from irmapdb.archive.origins import OriginKind
+from irmapdb.archive.origins import OriginKind, _Mounts
 from irmapdb.archive.tar import Meter, members
 from irmapdb.commands.layout import text_width
 from irmapdb.criu.check.restore import RestoreVerdict, check_images
 from irmapdb.errors import FileError, ImageError
+from irmapdb.image.mounts import DumpedMount
 from tests.support import archives
 from tests.support.archives import (
     ENGINES,
@@ -422,6 +424,43 @@ def test_too_large_an_image_and_too_many_members(tmp_path: Path, monkeypatch) ->
     )
 
 
+def test_too_many_mounts(tmp_path: Path, monkeypatch) -> None:
+    files = _whole("podman")
+    monkeypatch.setattr(_Archive, "most_mounts", len(MOUNTS) + 1)  # and the root
+    assert len(read_dumped(_write(tmp_path / "a.tar", files)).watches) == len(PATHS)
+    more = {"checkpoint/mountpoints-14.img": mountpoints({})}
+    assert "more mounts than irmapdb reads" in _refused(_write(tmp_path / "b.tar", files | more))
+
+
+@pytest.mark.parametrize(
+    ("path", "place"),
+    [
+        (b"/a", b"/a"),
+        (b"/a/", b"/a"),
+        (b"/a/b", b"/a/b"),
+        (b"/a/bc", b"/a"),
+        (b"/a//b", b"/a"),
+        (b"/ab", None),
+        (b"/", None),
+        (b"", None),
+        (b"a/b", None),
+        (b"/a" * 3000, b"/a"),
+        (b"/a/" + b"b" * 5000, b"/a"),
+        (b"b" * 5000, None),
+        (b"/" * 5000, None),
+    ],
+)
+def test_the_mount_of_a_path(path: bytes, place: bytes | None) -> None:
+    old = DumpedMount(1, 5, b"/", b"/a")
+    root, mine, below = (old._replace(mountpoint=one) for one in (b"/", b"/a", b"/a/b"))
+    mounts = _Mounts([[root, old._replace(kdev=4), mine, below]])
+    found = mounts.of(path, None)
+    assert (found and (found.mountpoint, found.kdev)) == (place and (place, 5))
+    assert mounts.of(path, 1) == found
+    assert mounts.of(path, 2) is None
+    assert _Mounts([]).of(path, None) is None
+
+
 _PEAK = """
 import sys
 from pathlib import Path
@@ -459,6 +498,17 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
     said, peak_mib = _peak(archive)
     assert "more watches than irmapdb reads" in said
     assert peak_mib < 512
+
+
+def test_the_time_for_a_path_does_not_grow_with_the_mounts(tmp_path: Path) -> None:
+    """Compared one by one, 15,000 paths would take minutes, and 300,000 hours."""
+    places = {b"/m/%d" % number: 4 for number in range(15_000)}
+    paths = [b"/m/%d/a" % number for number in range(15_000)]
+    mounts = [{"destination": f"/m/{number}", "type": "proc"} for number in range(15_000)]
+    images = {"files.img": files_img(paths), "mountpoints-1.img": mountpoints(places)}
+    archive = tmp_path / "a"
+    _write(archive, engine_files("podman", images, mounts=mounts))
+    assert _peak(archive)[0] == "15000"
 
 
 @given(st.binary(max_size=3000))

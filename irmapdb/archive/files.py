@@ -43,6 +43,8 @@ class CheckpointFiles(Protocol):
     """`files.img` of the directory, or the archive."""
     most_watches: int
     """More are not read."""
+    most_mounts: int
+    """The same, for those of all mount namespaces together."""
     in_layer: bool
     """Whether it is in a layer of an image."""
 
@@ -99,7 +101,7 @@ def _number(name: str) -> int:
 
 
 class _Directory:
-    most_watches = sys.maxsize
+    most_watches = most_mounts = sys.maxsize
     in_layer = False
 
     def __init__(self, path: Path) -> None:
@@ -169,6 +171,7 @@ class _Directory:
 
 class _Archive:
     most_watches = layout.LIMIT_WATCHES
+    most_mounts = layout.LIMIT_MOUNTS
 
     def __init__(self, path: Path) -> None:
         self.path = self.files_img_path = path

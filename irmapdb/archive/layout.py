@@ -36,6 +36,7 @@ __all__ = [
     "FILES_IMG_LIMIT_BYTES",
     "GHOST_HEAD_BYTES",
     "KEPT_BYTES",
+    "LIMIT_MOUNTS",
     "LIMIT_WATCHES",
     "Inside",
     "Layout",
@@ -52,6 +53,9 @@ FILES_IMG_LIMIT_BYTES = 32 << 20
 """No more of the `files.img` of an archive is read."""
 LIMIT_WATCHES = 300_000
 """An archive with more watches is refused."""
+LIMIT_MOUNTS = 100_000
+"""An archive with more mounts, in all mount namespaces together, is refused. The kernel allows so
+many in one of them (`fs.mount-max`)."""
 GHOST_HEAD_BYTES = 4096
 """The first entry of a `ghost-file-N.img`; the content of the file is behind it."""
 

@@ -19,7 +19,7 @@ from irmapdb.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from irmapdb.archive.container import DumpedContainer, SpecMount
     from irmapdb.archive.files import CheckpointFiles
@@ -27,13 +27,15 @@ if TYPE_CHECKING:
     from irmapdb.image.mounts import DumpedMount
     from irmapdb.model import InodeKey
 
-__all__ = ["Origin", "OriginKind", "Origins", "mount_of", "read_origins"]
+__all__ = ["Origin", "OriginKind", "Origins", "read_origins"]
 
 Start = tuple[bytes, int | None]
 """A path, and the id of the mount in whose namespace it starts; None: the root task's."""
 
 _DIFF = "rootfs-diff.tar"
 _DEVSHM = "devshm-checkpoint.tar"
+_LONGEST_MOUNTPOINT = 4096
+"""The kernel shows no longer one (PATH_MAX)."""
 _OF_KUBELET = b"/kubelet/pods/"
 """The volumes of a pod, below its uid, which is another one after a restore."""
 
@@ -93,16 +95,15 @@ def read_origins(
     checkpoint: CheckpointFiles, container: DumpedContainer, wanted: Collection[Start]
 ) -> Origins:
     """The sources of the wanted paths. ImageError or FileError for an image that is damaged."""
-    namespaces = [
-        decode_mounts(data, checkpoint.shown(name)) for name, data in checkpoint.mountpoints()
-    ]
+    mounts = _Mounts(_namespaces(checkpoint))
     below: dict[Start, DumpedMount] = {}
     for path, mnt_id in wanted:
-        mount = mount_of(path, mnt_id, namespaces)
+        mount = mounts.of(path, mnt_id)
         if mount is not None:
             below[path, mnt_id] = mount
     asked = _Asked(checkpoint)
-    by_mount = {start: _of_mount(start, mount, container, asked) for start, mount in below.items()}
+    own = _Container(container, {one.destination: one for one in container.mounts})
+    by_mount = {start: _of_mount(start, mount, own, asked) for start, mount in below.items()}
     rest = [start for start in wanted if start not in below]
     if checkpoint.has_inside(_DIFF):
         for start in rest:
@@ -113,30 +114,51 @@ def read_origins(
     for start in rest if changed is not None else ():
         if changed is not None and start[0].strip(b"/") in changed.found:
             by_start[start] = Origin(OriginKind.DIFF, _DIFF, has_it=True)
-    return Origins(bool(namespaces), _ghosts(checkpoint), by_start, _removed(checkpoint))
+    return Origins(mounts.are_known, _ghosts(checkpoint), by_start, _removed(checkpoint))
 
 
-def mount_of(
-    path: bytes, mnt_id: int | None, namespaces: Sequence[Sequence[DumpedMount]]
-) -> DumpedMount | None:
-    """The mount that a path is on; None if that is a root."""
-    mine = [
-        mounts
-        for mounts in namespaces
-        if mnt_id is None or any(mount.mnt_id == mnt_id for mount in mounts)
-    ]
-    # Without a mount id the path starts at the root of the root task's namespace. That namespace
-    # was made first, so it has the smallest number.
-    best: DumpedMount | None = None
-    for mount in mine[0] if mine else ():
-        if mount.mountpoint != b"/" and _is_below(path, mount.mountpoint):
-            longer = best is None or len(mount.mountpoint) >= len(best.mountpoint)
-            best = mount if longer else best
-    return best
+def _namespaces(checkpoint: CheckpointFiles) -> Sequence[Sequence[DumpedMount]]:
+    found = []
+    left = checkpoint.most_mounts
+    for name, data in checkpoint.mountpoints():
+        found.append(decode_mounts(data, checkpoint.shown(name), most_mounts=left))
+        left -= len(found[-1])
+    return found
 
 
-def _is_below(path: bytes, mountpoint: bytes) -> bool:
-    return path == mountpoint or path.startswith(mountpoint + b"/")
+class _Mounts:
+    """The mounts of all mount namespaces. The time for a path does not grow with their number."""
+
+    def __init__(self, namespaces: Sequence[Sequence[DumpedMount]]) -> None:
+        self.are_known = bool(namespaces)
+        # Of two mounts at one place, the later one hides the other.
+        self._places = [{one.mountpoint: one for one in mounts} for mounts in namespaces]
+        self._numbers: dict[int, int] = {}
+        for number, mounts in enumerate(namespaces):
+            for one in mounts:
+                self._numbers.setdefault(one.mnt_id, number)
+
+    def of(self, path: bytes, mnt_id: int | None) -> DumpedMount | None:
+        """The mount that a path is on; None if that is a root."""
+        # Without a mount id the path starts at the root of the root task's namespace. That
+        # namespace was made first, so it has the smallest number.
+        number = 0 if mnt_id is None else self._numbers.get(mnt_id)
+        if number is None or not self.are_known:
+            return None
+        places = self._places[number]
+        place = path
+        if len(path) > _LONGEST_MOUNTPOINT:
+            place = _parent(path[: _LONGEST_MOUNTPOINT + 1])
+        while place.strip(b"/"):
+            found = places.get(place)
+            if found is not None:
+                return found
+            place = _parent(place)
+        return None
+
+
+def _parent(path: bytes) -> bytes:
+    return path[: max(path.rfind(b"/"), 0)]
 
 
 class _Asked:
@@ -176,9 +198,13 @@ class _Pending(Record):
         return self.origin._replace(has_it=has_it, why_not_told=answer.why)
 
 
-def _of_mount(
-    start: Start, mount: DumpedMount, container: DumpedContainer, asked: _Asked
-) -> _Pending:
+class _Container(Record):
+    about: DumpedContainer
+    by_destination: Mapping[bytes, SpecMount]
+    """Its mounts. Of two at one place, the later one hides the other."""
+
+
+def _of_mount(start: Start, mount: DumpedMount, own: _Container, asked: _Asked) -> _Pending:
     inside = start[0][len(mount.mountpoint) :].strip(b"/")
     content = f"tmpfs-dev-{mount.kdev}.tar.gz.img"
     if asked.has(content):
@@ -186,12 +212,12 @@ def _of_mount(
         return _in_archive(OriginKind.TMPFS, content, member, asked)
     if mount.mountpoint == b"/dev/shm" and asked.has(_DEVSHM):
         return _in_archive(OriginKind.TMPFS, _DEVSHM, inside, asked)
-    wanted = _spec_mount(mount.mountpoint, container.mounts)
+    wanted = own.by_destination.get(mount.mountpoint)
     if wanted is not None and wanted.volume:
         return _of_volume(wanted.volume, inside, asked)
     what = f"the mount {printable(mount.mountpoint)}"
     if wanted is not None and wanted.type == "bind" and wanted.source.startswith(b"/"):
-        return _Pending(_of_bind(wanted, inside, container))
+        return _Pending(_of_bind(wanted, inside, own.about))
     why = "what is in it is not in the images"
     return _Pending(Origin(OriginKind.MOUNT, what, None, why))
 
@@ -222,11 +248,6 @@ def _of_bind(wanted: SpecMount, inside: bytes, container: DumpedContainer) -> Or
     what = f"the mount {where}"
     why = f"the target host must have {printable(source)}"
     return Origin(OriginKind.BIND, what, None, why, source, wanted.source)
-
-
-def _spec_mount(mountpoint: bytes, mounts: Iterable[SpecMount]) -> SpecMount | None:
-    # Of two at one place, the later one hides the other.
-    return next((one for one in reversed([*mounts]) if one.destination == mountpoint), None)
 
 
 def _ghosts(checkpoint: CheckpointFiles) -> frozenset[InodeKey]:

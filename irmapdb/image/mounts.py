@@ -6,9 +6,12 @@ own. `ghost-file-N.img` has one deleted file that a task had open, and its conte
 
 from __future__ import annotations
 
+import sys
+
 from google.protobuf.message import DecodeError
 
 from irmapdb._pb.restore_pb2 import GhostFileEntry, MntEntry
+from irmapdb.errors import ImageError
 from irmapdb.image.framing import frames, image_error
 from irmapdb.image.magic import GHOST_FILE, MOUNTS
 from irmapdb.model import InodeKey
@@ -28,13 +31,18 @@ class DumpedMount(Record):
     """Absolute in the namespace."""
 
 
-def decode_mounts(data: bytes, name: str) -> tuple[DumpedMount, ...]:
+def decode_mounts(
+    data: bytes, name: str, *, most_mounts: int = sys.maxsize
+) -> tuple[DumpedMount, ...]:
     """The mounts of one namespace; `name` stands for the file in errors.
 
-    Raises ImageError for an image that is damaged or another one.
+    Raises ImageError for an image that is damaged or another one, or with more than `most_mounts`.
     """
     found = []
     for index, (offset, message) in enumerate(frames(data, name, MOUNTS)):
+        if index == most_mounts:
+            text = f"{name}: more mounts than irmapdb reads of an archive"
+            raise ImageError(text, advice="unpack it and name the directory")
         try:
             entry = MntEntry.FromString(message)
         except DecodeError:
