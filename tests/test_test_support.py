@@ -338,13 +338,17 @@ def test_no_process_outlives_its_driver(tmp_path):
 def test_no_process_outlives_tests_that_are_told_to_end(tmp_path):
     assert signal.getsignal(signal.SIGTERM) not in {signal.SIG_DFL, signal.SIG_IGN}
     tests = (
-        "import os, pathlib, signal, sys\n"
+        "import os, pathlib, signal, sys, time\n"
         "from tests.support.ending import interrupt_on_sigterm\n"
         "from tests.support.watcher import Watcher\n"
         "interrupt_on_sigterm()\n"
         "with Watcher(pipes=pathlib.Path(sys.argv[1])) as watcher:\n"
+        "    ready, told = os.pipe()\n"
         "    if (child := os.fork()) == 0:\n"
-        "        signal.pause()\n"
+        "        os.write(told, b'.')\n"  # a signal before that is lost: os.fork() clears it
+        "        while True:\n"
+        "            time.sleep(0.05)\n"
+        "    os.read(ready, 1)\n"
         "    print(watcher.pid, child, flush=True)\n"
         "    signal.pause()\n"
     )
