@@ -20,7 +20,7 @@ class Timing(NamedTuple):
 
 
 class Beside(NamedTuple):
-    """What a time is compared with: the same work done by somebody else."""
+    """The comparison for a time: the same work by another program."""
 
     name: str
     seconds: float

@@ -214,7 +214,7 @@ class Bench:
         return machine.why_not_cold(self.settings.place)
 
     def make_cold(self) -> None:
-        """Have the kernel forget the names of what nobody holds open."""
+        """Drop the cached names of all files that no process has open."""
         machine.drop_caches(self.settings.cold)
 
     @staticmethod

@@ -31,7 +31,7 @@ _LIBRARIES = ("alembic", "protobuf", "sqlalchemy", "typer")
 
 
 def describe(place: Path, core: int) -> dict[str, Any]:
-    """What somebody has to know who compares the figures with those of another machine."""
+    """The facts that are needed to compare the figures with those of another machine."""
     return {
         "cpu": _after("/proc/cpuinfo", "model name") or platform.machine(),
         "cores": os.cpu_count(),

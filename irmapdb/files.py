@@ -218,7 +218,7 @@ def _remove_leftovers(dir_fd: int) -> None:
 
 
 def _lock(fd: int) -> bool:
-    # False: somebody else has it. A filesystem without locks has nobody else either, because
+    # False: another process has it. A filesystem without locks has no other holder, because
     # _remove_leftovers then finds no lock to take.
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""The names in a tar archive beside Python's tarfile, and archives that nobody should write."""
+"""The names in a tar archive beside Python's tarfile, and archives that no program should write."""
 
 from __future__ import annotations
 

@@ -416,7 +416,7 @@ def test_on_a_full_filesystem(area, tmp_path):
         (mountpoint / "other").unlink()
         with Store.open(path, create=False) as writer, writer.step() as step:
             step.import_entries([ENTRY], NOW)
-        # Somebody at work has the locks ready: they are used.
+        # A writer at work has made the lock files: they are used.
         with Store.open(path, create=False) as writer:
             with writer.step() as step:
                 step.import_entries([ENTRY._replace(path=b"/srv/b")], NOW)
@@ -462,7 +462,7 @@ def as_nobody(action):
 
 @pytest.fixture
 def foreign():
-    """A database of root's that nobody may read, in a directory that nobody may write."""
+    """A database that only root may read, in a directory that only root may write."""
     require_root()
     place = Path(f"/var/tmp/irmapdb-ask-{os.getpid()}")
     place.mkdir(mode=0o755)
@@ -508,7 +508,7 @@ def test_in_a_directory_that_is_not_ours(foreign):
 
 
 def test_what_changes_under_a_reader_without_locks_is_told(area, path):
-    """A read-only bind mount: nobody can write through it, and yet the file changes."""
+    """A read-only bind mount: no process can write through it, and yet the file changes."""
     mountpoint = area.path / "bind"
     mountpoint.mkdir()
     run("mount", "--bind", path.parent, mountpoint)

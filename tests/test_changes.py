@@ -87,7 +87,7 @@ def test_a_row_that_failed_is_stale_or_moved():
 
 
 def test_a_number_alone_has_not_moved():
-    # The row was of an image: nobody knows whether the number was another file's then.
+    # The row was of an image: perhaps another file had the number then.
     bare = A._replace(handle=None)
     rows = loaded(row(1, bare, b"/a"))
     gone = failed(A, b"/a")

@@ -280,7 +280,7 @@ def test_every_decision_ends_and_looks_only_forward(everything: Facts, call: Cal
     assert (step.verdict.right or linked) == (step.outcome is CriuOutcome.PATH)
     assert (step.verdict is WatchVerdict.WRONG_PATH) == (step.outcome is CriuOutcome.WRONG_PATH)
     assert everything.own_mounts or step.verdict is not WatchVerdict.NO_PATH
-    # Whoever reads that something is not right is told what to do.
+    # Each bad verdict has advice.
     assert step.why
     assert step.verdict.right or step.advice
     if Look.SEARCH in taken:

@@ -103,7 +103,7 @@ def test_names_that_criu_cannot_look_up(root, tmp_path):
 
 
 def test_nobody_is_waited_for(root, monkeypatch):
-    """What the numbers of an entry are would have to be asked of somebody."""
+    """irmapdb would have to ask a server for the numbers of an entry."""
     monkeypatch.setattr(criu_cache, "has_the_numbers", lambda *_: pytest.fail("asked"))
     nowhere = Identity(0xFFF << 20, 1, FileHandle(1, b"x"))  # so its type is not known
     outcome = _outcome((nowhere, b"/srv/file"))

@@ -220,7 +220,7 @@ def test_a_place_that_is_not_there(tmp_path):
 def test_a_directory_that_may_not_be_written_to(tmp_path, monkeypatch):
     (tmp_path / "irmap-cache").write_bytes(b"old")
     tmp_path.chmod(0o555)
-    monkeypatch.chdir(tmp_path)  # nobody may not come here through the parents
+    monkeypatch.chdir(tmp_path)  # the user nobody cannot come here through the parents
     root = os.geteuid() == 0
     if root:
         os.seteuid(NOBODY)

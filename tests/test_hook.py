@@ -200,7 +200,7 @@ def test_where_a_program_answers_for_the_kernel(program, area, watcher, work):
     watched = watcher.add_inotify(mountpoint / "file")
     with open(mountpoint / "file", "rb"):  # and so its name stays in the cache
         done = _call(program, work, "pre-dump", watcher.pid)
-    # The server answered, but nobody has said that it is to be trusted.
+    # The server answered, but no option trusts it.
     log = (work / hook.LOG_NAME).read_text()
     assert "1 watch: 0 proved" in done.stderr, log
     assert f"{os.fsdecode(watched.path)} may be another file" in log
@@ -292,7 +292,7 @@ def test_nothing_slow_is_imported_before_the_answer(watcher, work, tmp_path):
 
 
 def test_what_was_proved_is_written_when_a_search_hangs(watcher, work, tmp_path, monkeypatch):
-    # Whatever the search waits for: here the second proof never returns.
+    # The search can wait for anything: here the second proof never returns.
     paths = [tmp_path / "first", tmp_path / "second"]
     for path in paths:
         path.touch()

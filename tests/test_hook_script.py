@@ -361,7 +361,7 @@ def test_no_service_blocks_nobody(hook: Hook) -> None:
     hook.write_program()
     with service(hook, "0 never read"):
         pass
-    # The FIFO is left, and nobody listens: its process is gone, or another one.
+    # The FIFO is left, and no service reads it: its process is gone, or another one.
     os.mkfifo(hook.run_dir / "warm.fifo")
     for starts, text in enumerate(("", "x y", "4194304 1", f"{os.getpid()} 1"), 1):
         (hook.run_dir / "warm.pid").write_text(text + "\n")

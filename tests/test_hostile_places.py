@@ -24,7 +24,7 @@ PAST_S = 1_000_000_000
 
 @pytest.fixture
 def tenant(tmp_path: Path) -> Path:
-    """A directory of somebody else's."""
+    """A directory of another user."""
     require_root()
     directory = tmp_path / "tenant"
     directory.mkdir()

@@ -118,7 +118,7 @@ def test_a_name_in_python_form_is_read_as_what_it_says():
 def test_entries_survive(pretty, entries):
     text = encode_json(entries, pretty=pretty)
     assert decode_json(text, "x") == tuple(entries)
-    # Whatever lays out JSON in another way is read too.
+    # JSON in another layout is read too.
     again = json.dumps(json.loads(text), indent=1, sort_keys=True).encode()
     assert decode_json(again, "x") == tuple(entries)
 

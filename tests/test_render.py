@@ -1,4 +1,4 @@
-"""Tables for people: aligned whatever the names are made of, and none is cut."""
+"""Tables for people: aligned with names of any characters, and no name is cut."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What somebody puts beside a database under the names of SQLite's own files.
+"""Files of another user beside a database, under the names of SQLite's own files.
 
 SQLite believes these: it rolls a journal back, deletes the file that the journal names as its
 super-journal, opens a FIFO, writes through a hard link.
@@ -32,7 +32,7 @@ def victim(tmp_path):
 
 @pytest.fixture
 def work(tmp_path):
-    """A work dir of somebody else, with a database in it that root has made."""
+    """A work dir of another user, with a database in it that root has made."""
     require_root()
     directory = tmp_path / "work"
     directory.mkdir()
@@ -146,7 +146,7 @@ def test_a_database_that_needs_the_journal_is_refused_and_left(work, tmp_path, n
 
 
 def test_a_log_that_was_not_read_is_kept_beside_the_new_database(work):
-    log = b"what somebody may miss"
+    log = b"data of another user"
     (work / "irmap.db-wal").write_bytes(log)
     give_away(work)
     done = run_command("import", work)

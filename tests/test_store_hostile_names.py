@@ -1,4 +1,4 @@
-"""What the name of a database leads to where somebody else can put anything under it."""
+"""The target of a database's name, if another user can put anything under it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ FEW = ["sql", "audit", "export", "db backup", "import", "prune", "pre-dump", "ho
 
 @pytest.fixture
 def work(tmp_path):
-    """An empty work dir of somebody else."""
+    """An empty work dir of another user."""
     require_root()
     directory = tmp_path / "work"
     directory.mkdir()
@@ -199,7 +199,7 @@ def test_a_link_that_comes_after_the_look_changes_no_other_file(work, ours, tmp_
 
 
 def test_names_that_change_all_the_time_lead_nowhere_else(work, ours, tmp_path):
-    """The real race: root opens the database again and again while somebody swaps its name."""
+    """The real race: root opens the database again and again while another user swaps its name."""
     path, own, empty = work / "irmap.db", work / "own", tmp_path / "empty"
     empty.touch()
     fill(own)

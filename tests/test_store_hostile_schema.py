@@ -22,7 +22,7 @@ NEVER = "length(hex(zeroblob(400000000)))"
 
 
 def rewritten(table, old, new):
-    """Change the text of a table, as `PRAGMA writable_schema` lets anyone do."""
+    """Change the text of a table, as `PRAGMA writable_schema` allows."""
 
     def spoil(connection):
         connection.execute("PRAGMA writable_schema = ON")

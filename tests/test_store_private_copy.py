@@ -1,4 +1,4 @@
-"""A database in a directory of somebody else: worked on as a copy, and put back whole."""
+"""A database in a directory of another user: irmapdb works on a copy and puts it back whole."""
 
 from __future__ import annotations
 

@@ -118,7 +118,7 @@ def test_remount_keeps_inodes_and_changes_the_device(kind, area):
 def test_nothing_is_left_behind(tmp_path):
     def fail():
         with MountArea(tmp_path) as area:
-            # Busy: open files, and a mount that nobody undoes.
+            # Busy: open files, and a mount that no process removes.
             opened.extend(
                 (area.place(kind).directory / "file").open()
                 for kind in ("ext4", "overlay-two-filesystems", "fuse")

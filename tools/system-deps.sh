@@ -3,7 +3,7 @@ set -eu
 
 wanted="bindfs btrfs-progs busybox chromium chromium-driver criu debian-archive-keyring e2fsprogs erofs-utils fish fuse3 man-db
         postgresql prometheus sqlite3 squashfs-tools strace uidmap util-linux xfsprogs zsh"
-# The tests of container engines want these programs, of whatever package: docker has some of them
+# The tests of container engines want these programs, from any package: docker has some of them
 # in a package of its own, which conflicts with those of Debian.
 engines="containerd podman runc"
 

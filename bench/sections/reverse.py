@@ -51,7 +51,7 @@ def measure(bench: Bench) -> Iterator[Figure]:
                 with _mounted(device, top):
                     bench.say(f"building the trees on {kind}")
                     ordinary, dense = _build(bench, top)
-                # Anew: by then all of that is on the disk, and nobody is still writing it.
+                # Anew: by then all data is on the disk, and no writeback is running.
                 with _mounted(device, top):
                     yield from _measure(bench, kind, ordinary, dense)
         except (subprocess.CalledProcessError, OSError, RuntimeError) as error:

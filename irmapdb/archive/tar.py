@@ -57,7 +57,7 @@ _CHUNK_BYTES = 1 << 20
 _REGULAR = b"0\0007S"
 """Types with content: regular, its old form, contiguous, sparse."""
 _NO_DATA = b"123456"
-"""Links, devices, directories and FIFOs: whatever their size says, they have no content."""
+"""Links, devices, directories and FIFOs: they have no content, also if they have a size."""
 
 
 class Meter:

@@ -356,7 +356,7 @@ def test_what_a_restore_will_find(bench: Bench, area: MountArea, tmp_path: Path)
             path.stat()
         assert bench.criu.dump(bench.target.pid, images).ok
         if sum(watch.path is None for watch in bench.criu.dumped_watches(images)) == 1:
-            break  # else somebody else dropped caches as well
+            break  # else another process dropped caches as well
 
     def verdicts(root: Path = Path("/")) -> dict[str, RestoreVerdict]:
         watches = check_images(images, root).watches

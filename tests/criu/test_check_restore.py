@@ -73,7 +73,7 @@ def test_no_path_in_the_namespace_of_criu(
     drop_caches()
     assert criu.dump(each_bench.target.pid, images, leave_running=False).ok
     (dumped,) = criu.dumped_watches(images)
-    assert dumped.path is None, "somebody has looked at the file"
+    assert dumped.path is None, "another process has opened the file"
     done = criu.restore(each_bench.target, images)
     assert not done.ok
     assert "Unable to open" in done.log
@@ -277,7 +277,7 @@ def test_where_each_path_comes_from(
     with tarfile.open(tmpfs, "w:gz") as tar:
         tar.add("/bin/sh", "./other")
     tmpfs.write_bytes(tmpfs.read_bytes()[:-20_000])
-    assert verdicts()["inside"] == (brought, tmpfs.name), "nobody knows"
+    assert verdicts()["inside"] == (brought, tmpfs.name), "the source is not known"
 
 
 def test_images_of_a_dump_that_failed(bench: Bench, area: MountArea, tmp_path: Path) -> None:

@@ -37,8 +37,8 @@ _NO_LINKS = {
 
 # A name of procfs that the kernel has forgotten gets a new inode at the next look
 # (proc_pid_make_inode() of fs/proc/base.c): the watched one has no name any more. It does not
-# forget one that somebody is just looking at.
-# Which terminal has a number that was given again, nobody can tell.
+# forget one that a process is just using.
+# If a number was given again, it is not known which terminal has it.
 _NEW_INODES = {("procfs", "cold"), ("devpts", "file"), ("devpts", "cold")}
 
 
@@ -90,7 +90,7 @@ def _ask_criu(criu: Criu, target: Watcher, watched: Watched, images: Path) -> st
 
 
 def _leads_to(target: Watcher, watched: Watched, path: bytes) -> bool:
-    """Whether the watch hears who opens the path: nobody can know it better."""
+    """Whether the watch reports an open of the path: this is the truth."""
 
     def look() -> None:
         os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY))

@@ -23,7 +23,7 @@ HELPED["proc:sys/kernel/hostname"] = (PATH, FAILS, FAILS)
 
 # Without index=on an overlay makes a new inode, with the old numbers and handle, at each lookup of
 # a lower file with several links (ovl_get_inode() of fs/overlayfs/inode.c): such a watch loses its
-# events with its dentry, whoever restores it. So the one that has a single link.
+# events with its dentry, also after a restore. So take the one that has a single link.
 UNLINKED = {"overlay-lower:dir/file": "file"}
 
 

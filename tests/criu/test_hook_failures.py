@@ -1,4 +1,4 @@
-"""Whatever breaks in irmapdb, CRIU's dump ends as it would have without it, or better."""
+"""After any failure of irmapdb, CRIU's dump ends as it would without irmapdb, or better."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def dumps(place, criu, target, tmp_path):
     watched = target.add_inotify(file)
     made = _Dumps(criu, target, watched, tmp_path, hook_program(tmp_path))
     made.entry = superblock_kdev(place.mountpoint), watched.st_ino, watched.path
-    # An open file keeps its name in the kernel's cache, whoever else drops caches meanwhile.
+    # An open file keeps its name in the kernel's cache, also if another process drops caches.
     with file.open():
         yield made
 

@@ -1,4 +1,4 @@
-"""What CRIU does with one watch when nobody helps it: the ground that the hook is built on.
+"""The behaviour of CRIU for one watch, without irmapdb: the hook is built on it.
 
 The table says what CRIU 4.1.1 was seen to do; where a later CRIU does better, this fails and the
 table is to be mended.

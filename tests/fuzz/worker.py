@@ -152,7 +152,7 @@ class _Inputs:
         test = hypothesis.seed(seed)(one) if seed else one
         try:
             test()
-        except BaseException:  # noqa: BLE001 - whatever it is, it is the finding
+        except BaseException:  # noqa: BLE001 - any exception is the finding
             traceback.print_exc()
             return self._last
         return None

@@ -107,7 +107,7 @@ def test_the_whole_story(garden: Garden) -> None:
         (2, "moved", "swap-b", StaleReason.REPLACED),
     ]
 
-    # Nobody watches these two any more, so no step has looked; the audit does.
+    # No task watches these two any more, so no step checks them; the audit does.
     mended = fix.mend(garden.options())
     assert {(change.kind, change.path, change.reason) for change in mended.changes} == {
         (ChangeKind.STALE, raw["replaced"], StaleReason.REPLACED),

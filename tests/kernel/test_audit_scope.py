@@ -117,7 +117,7 @@ def test_where_no_handle_opens_nothing_is_said_to_be_deleted(
 
 
 def _audited_by_name(tmp_path: Path, watcher: Watcher, path: Path) -> Path:
-    # A database that knows the path, which nobody watches any more.
+    # A database with the path, which no task watches any more.
     work = tmp_path / "work"
     work.mkdir()
     watched = watcher.add_inotify(path)
@@ -263,7 +263,7 @@ def test_a_server_that_never_answers(
 def test_who_waits_on_the_way_to_a_mount_is_not_waited_for(
     area: MountArea, watcher: Watcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A filesystem of the kernel's own, below a mount of somebody who has stopped."""
+    """A filesystem of the kernel's own, below a mount of a server that has stopped."""
     (tmp_path / "source" / "below").mkdir(parents=True)
     work = tmp_path / "work"
     work.mkdir()
@@ -355,7 +355,7 @@ def test_what_holds_again_is_live_again(garden: Garden) -> None:
     assert (change.kind, change.old_path) == (ChangeKind.MOVED, os.fsencode(away))
     assert live(garden) == replayed(garden)
 
-    # Stale, whatever for, and true all the same.
+    # Stale for another reason, but the path is right.
     now = datetime.now(UTC)
     with Store.open(garden.database, create=False) as store, store.step() as tx:
         (row,) = (one for one in tx.all_mappings() if not one.stale)

@@ -32,7 +32,7 @@ def test_the_result_comes_back() -> None:
 
 @pytest.fixture
 def line(tmp_path: Path) -> Path:
-    """A FIFO: whoever has it open for writing is told apart from nobody."""
+    """A FIFO: a reader sees whether a process has it open for writing."""
     path = tmp_path / "line"
     os.mkfifo(path)
     return path
@@ -74,7 +74,7 @@ def test_a_call_that_hangs_is_killed(line: Path) -> None:
     with pytest.raises(TimeoutError):
         call_in_child(lambda: hang(line), 1)
     os.read(read, 1)
-    assert os.read(read, 1) == b"", "the child is gone: nobody holds the other end"
+    assert os.read(read, 1) == b"", "the child is gone: no process holds the other end"
     os.close(read)
 
 
@@ -233,5 +233,5 @@ def test_it_dies_with_who_has_asked(line: Path) -> None:
     assert os.read(read, 1) == b"."
     os.kill(asking, signal.SIGKILL)
     os.waitpid(asking, 0)
-    assert os.read(read, 1) == b"", "nobody holds the other end"
+    assert os.read(read, 1) == b"", "no process holds the other end"
     os.close(read)

@@ -150,7 +150,7 @@ def test_a_task_whose_first_thread_has_ended_is_held_by_the_others(start, way):
 
 
 def test_nobody_is_held_for_longer_than_is_bearable(start, way):
-    """Whatever the block waits for: a mount that somebody has just made, say."""
+    """Any block is cut off, for example that of a mount which has just been made."""
     target = start("tree", 1, 3)
     options = way(target.pid)
     with (  # noqa: PT012
@@ -465,7 +465,7 @@ def test_a_freeze_by_somebody_else_after_ours_is_not_undone(start, cgroup):
     assert not cgroup.thawed
 
 
-# What is refused, and how it is said. Nobody is left stopped.
+# Refusals and their messages. No task is left stopped.
 
 
 def test_the_root_must_be_in_the_cgroup(start, cgroup):

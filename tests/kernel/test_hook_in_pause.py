@@ -220,7 +220,7 @@ def test_without_a_pause_nothing_says_so(watcher, hook, tmp_path):
 
 
 def _listen(watcher: Watcher, path: Path) -> None:
-    # Whoever opens something on that filesystem is held until the watcher allows it.
+    # Each open on that filesystem waits until the watcher allows it.
     fd = watcher.fanotify(flags=FAN_CLASS_CONTENT)
     watcher.add_fanotify(path, FAN_OPEN_PERM | FAN_ONDIR, "filesystem", fd=fd)
 

@@ -76,7 +76,7 @@ def searched(task, **more):
 
 
 def test_names_that_mean_something_elsewhere(rootfs, tenant):
-    """Watched FIFOs, sockets, devices and links are found; nobody is on the other side of them."""
+    """Watched FIFOs, sockets, devices and links are found; they have no peer."""
     (rootfs / "etc" / "file").touch()
     os.mkfifo(rootfs / "etc" / "fifo")
     os.mknod(rootfs / "etc" / "disk", stat.S_IFBLK | 0o600, os.makedev(7, 251))
@@ -261,7 +261,7 @@ def test_a_file_that_never_keeps_its_name(rootfs, tenant):
 
 
 def test_a_server_on_the_way_that_never_answers(area, watcher, monkeypatch):
-    """A filesystem of the kernel's own, but below a mount of somebody who has stopped."""
+    """A filesystem of the kernel's own, but below a mount of a server that has stopped."""
     (area.path / "source" / "below").mkdir(parents=True)
     (area.path / "beside").touch()
     place = area.path / "served" / "below"

@@ -131,7 +131,7 @@ def test_another_user_has_an_account_of_its_own(tree: list[Path]) -> None:
         found = _take(other.pid)
         other.communicate()
     assert _used(found, 12345) == {LimitKind.INOTIFY_INSTANCES: 1, LimitKind.INOTIFY_WATCHES: 1}
-    assert {one.uid for one in found.users} == {12345}, "of the others nobody was asked"
+    assert {one.uid for one in found.users} == {12345}, "the other users were not read"
 
 
 @pytest.mark.parametrize(("flags", "charged"), [(0, 1), (0x20, 0)])  # FAN_UNLIMITED_MARKS

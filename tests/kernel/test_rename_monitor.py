@@ -70,7 +70,7 @@ def test_every_way_to_lose_a_name_is_told(area, monitor, kind):
     (top / "empty").rmdir()
     (top / "c" / "hard").unlink()
     assert monitor.names() == {b"over", b"empty", b"hard"}
-    # What is new, written to, linked or opened loses nobody a name.
+    # No name is lost if a file is made, written, linked or opened.
     (top / "new").mkdir()
     (top / "new" / "file").write_bytes(b"x")
     (top / "new" / "file").read_bytes()
@@ -331,7 +331,7 @@ def test_mounts_over_and_away(area, root, monitor):
 
 
 def test_a_mount_that_moves_with_its_directory(area, root, monitor):
-    """The rename is on a filesystem that nobody witnesses, the mount table tells of it."""
+    """The kernel reports no rename on this filesystem; the mount table shows it."""
     base = area.tmpfs("base")
     (base / "dir" / "place").mkdir(parents=True)
     run("mount", "-t", "tmpfs", "top", base / "dir" / "place")

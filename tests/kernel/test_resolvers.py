@@ -122,7 +122,7 @@ def test_a_path_beyond_path_max_is_not_told_by_a_link(area, root, watched):
     holding = root.open(path)
     assert "does not tell its name" in why_not(root, Handles(root), shown).why
     os.close(holding)
-    # A walk needs nobody to tell it.
+    # A walk finds it without a hint.
     assert path_by(root, Scan(root, NO_HINTS, paths=[os.fsencode(top)]), shown) == path
 
 

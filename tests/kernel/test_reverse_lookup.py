@@ -164,7 +164,7 @@ def test_many_are_asked_on_one_cpu_and_the_rest_is_as_before(root: Root, top: Pa
     answers = ask_all(root, batch, paths)
     assert next(answers) == Candidate(batch[0][1], os.fsencode(file))
     assert isinstance(answers, Generator)
-    answers.close()  # nobody wants the rest
+    answers.close()  # the rest is not read
     assert os.sched_getaffinity(0) == before
 
     assert len(list(ask_all(root, batch, paths))) == len(batch)

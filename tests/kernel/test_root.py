@@ -363,7 +363,7 @@ def test_a_task_of_our_namespace_is_seen_from_our_root(tmp_path):
 
 @pytest.fixture
 def rootfs(area):
-    """A filesystem to be somebody's root: what leads out of it, and the same names inside."""
+    """A filesystem for the root of a task: links that lead out of it, and the same names inside."""
     top = area.ext4("rootfs").mountpoint
     for name in ("etc", "mnt", "mnt/inner", "proc"):
         (top / name).mkdir()

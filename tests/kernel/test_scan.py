@@ -219,7 +219,7 @@ def test_directories_that_may_not_be_read_are_told(area, watched):
 def test_a_tree_with_more_directories_than_it_should_hold_is_given_up(
     area, root, watched, monkeypatch, options
 ):
-    """Somebody may make directories in front of the walk for ever."""
+    """A task can make directories in front of the walk for ever."""
     monkeypatch.setattr(scan_module, "_SPARE_DIRECTORIES", 0)
     monkeypatch.setattr(scan_module, "_MOST_UNCOUNTED", 1500)
     top = area.mount("tmpfs", "top", "tmpfs", options)

@@ -70,7 +70,7 @@ def test_a_cold_file_is_scanned_for_where_that_is_allowed(area, watcher, make):
     drop_caches()
     idle = make(scan=False)
     idle.resolve(files_of(watcher))
-    if idle.outcome.unresolved:  # else somebody has warmed it in between
+    if idle.outcome.unresolved:  # else another process has cached it in between
         assert [t.resolver for t in idle.outcome.unresolved[shown].tried] == [
             "handle",
             "open-files",
@@ -132,7 +132,7 @@ class Clock:
 
 @pytest.mark.parametrize("looks", [0, 1, 3, 10, 30, 60, 100])
 def test_the_time_may_be_up_at_any_moment(area, watcher, nested, make, looks):
-    """Each inode is resolved, or cut; and nobody goes on long after the end."""
+    """Each inode is resolved, or cut; and no thread continues long after the end."""
     task, place = nested
     overlay = area.place("overlay")
     for number in range(12):

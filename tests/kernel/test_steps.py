@@ -105,7 +105,7 @@ def test_what_moves_between_prepare_and_freeze_is_found_where_it_is(
     stop_tasks = stop_tree.frozen
 
     def rename_then_stop(*args: object, **kwargs: object) -> object:
-        # The last moment at which a path can go wrong unseen: all is proved, nobody is stopped.
+        # The last moment at which a path can go wrong unseen: all is proved, no task is stopped.
         (tree / "d1").rename(tree / "moved")
         (tree / "d2/deep/a").rename(tree / "d2/deep/c")
         return stop_tasks(*args, **kwargs)
@@ -145,7 +145,7 @@ def test_what_the_time_in_the_freeze_went_into(
     top = area.ext4().mountpoint
     for name in ("moves", "stays", "late"):
         (top / name).touch()
-    # In a namespace of its own nobody mounts anything meanwhile, which would be a cause too.
+    # In its own namespace no other process mounts anything, which would be a cause too.
     watcher = stack.enter_context(Watcher(unshare={"mount"}))
     watcher.add_inotify(top / "moves")
     watcher.add_inotify(top / "stays")

@@ -86,13 +86,13 @@ def test_what_another_mount_namespace_has_is_told_as_its_own(
     assert f"{place} (in mount namespace {mntns}) (a mark without" in said.out
     assert "2 resolved (1 of them in another mount namespace: not handed to CRIU)" in said.out
     assert [mark["mntns"] for mark in as_json["marks"]] == [mntns]
-    # What CRIU will not find is not told as if it was deleted, or found by nobody.
+    # A file that CRIU will not find is reported neither as deleted nor as not found.
     assert check.code == 3
     (why,) = (line for line in check.out.splitlines() if line.startswith("fails: "))
     assert why.endswith(f": it is {place}/own in mount namespace {mntns}")
     assert "deleted" not in check.out
     assert "not find it" not in check.out
-    # Whoever shows the path later says the same of it.
+    # Every later output has the same reason.
     assert watch_list.code == 0
     assert f"{place}/own (in mount namespace {mntns})\n" in watch_list.out
     assert f"{common}\n" in watch_list.out
@@ -175,7 +175,7 @@ def test_two_trees_that_share_a_database_leave_each_others_mounts_alone(
         assert step(one) == [ChangeKind.FOUND]
         assert step(other) == [ChangeKind.FOUND]
         assert step(one) == []
-        # What is mounted nowhere any more is stale, whoever looks.
+        # A file that is mounted nowhere any more is stale in every namespace.
         one.unmount(place)
         one.close_fd(one.watched[0].fd)
         until(lambda: step(other) == [ChangeKind.STALE], "the mount is gone")
@@ -248,7 +248,7 @@ def test_what_a_nested_namespace_has_unmounted_is_stale(
         assert step(database) == set()
         assert step(options) == {(gone, StaleReason.UNMOUNTED, mntns)}
         assert step(options) == set()
-        # And where nobody watches in it any more, its own rows stay as they are.
+        # If no task has a watch in it any more, its own rows do not change.
         go_on()
         assert step(options) == set()
         root.stdin.close()

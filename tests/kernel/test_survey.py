@@ -1,4 +1,4 @@
-"""All watches of a tree, each once, whoever else holds the same descriptor."""
+"""All watches of a tree, each once, also if other tasks hold the same descriptor."""
 
 import errno
 import os

@@ -162,7 +162,7 @@ def test_an_identity_is_one_inode(
 
 
 def _touch(path: Path) -> None:
-    # The kernel tells nobody who opens a terminal.
+    # The kernel reports no open of a terminal.
     if path.is_char_device():
         path.chmod(stat.S_IMODE(path.stat().st_mode))
     else:
@@ -252,7 +252,7 @@ def test_a_name_of_proc_that_was_dropped_is_another_file(root: Root, watcher: Wa
     _open(path)
     with path.open("rb") as opened:
         assert identify_fd(root, opened.fileno()) == before
-    # Whether the name was dropped, nobody can tell.
+    # It is not known whether the name was dropped.
     for name in ("/proc/meminfo", "/proc/self", "/proc/sys", "/proc/uptime"):
         assert disproof(root, before, os.fsencode(name)) is not None
 

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
 def _as_nobody(action: Callable[[], object]) -> object:
     """What `action` returns (JSON) or raises (as text) in a process without any rights."""
-    # Python itself may lie where nobody but root can read: what is imported late is imported now.
+    # Perhaps only root can read the directory of Python: import now the modules of later.
     views.statements()
     for words in ("show absent", "hook --print criu --script /bin/true", "db history"):
         irmapdb(*words.split())
@@ -57,7 +57,7 @@ def _as_nobody(action: Callable[[], object]) -> object:
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """A directory of nobody's, reachable from /."""
+    """A directory of the user nobody, reachable from /."""
     place = Path(os.path.realpath(f"/var/tmp/{tmp_path.name}-{os.getpid()}"))
     place.mkdir()
     os.chown(place, _NOBODY, _NOBODY)
@@ -130,7 +130,7 @@ def test_another_users_task_is_refused_with_advice(place: Path) -> None:
 
 @pytest.fixture
 def closed(place: Path) -> Path:
-    """A directory of root's with a directory and a file of mode 0, below one of nobody's."""
+    """A directory of root's with a directory and a file of mode 0, below one of the user nobody."""
     closed = place / "closed"
     (closed / "in").mkdir(parents=True)
     (place / "secret").touch(0o000)

@@ -183,7 +183,7 @@ def test_the_walk_stops_when_it_is_told_to(wide):
     hits = walked(wide, on_entries=lambda count: seen.append(count) or len(seen) < 2)
     assert len(seen) == 2
     assert 0 < len(hits) < 40_000
-    # Or when nobody asks for more: not a descriptor is left.
+    # Or when the caller stops reading: no descriptor is left.
     before = open_descriptors()
     with opened(wide) as fd:
         seen.clear()
@@ -313,7 +313,7 @@ def test_a_directory_that_turns_into_a_link_leads_nowhere(area, watcher):
                 shapes.add(frozenset(hit.path for hit in hits))
         finally:
             swapper.kill()
-    # It was caught in more than one state, and nobody has looked at what is outside.
+    # It was caught in more than one state, and no file outside was read.
     assert len(shapes) > 1
     events = watcher.events()
     assert {event.wd for event in events} & {one.wd for one in opening} == set()

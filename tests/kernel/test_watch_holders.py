@@ -1,4 +1,4 @@
-"""What is watched is seen, whoever holds the descriptor and wherever the path is."""
+"""Each watch is found, for every holder of the descriptor and every place of the path."""
 
 from __future__ import annotations
 
@@ -234,7 +234,7 @@ def test_a_tasks_own_directory_in_a_nested_pid_namespace(
 
 
 def _hold(task: Task, own: str) -> list[int]:
-    # What somebody holds open keeps its inode.
+    # An open file keeps its inode.
     return [
         task.open(own + name, os.O_PATH)
         for name in ("", "/status", "/ns", f"/task/{own.rpartition('/')[2]}/status")

@@ -86,7 +86,7 @@ class Bench:
     ) -> Compared:
         """The prediction and CRIU's outcome for the only watch of the target.
 
-        Caches may be dropped by anyone at any time; if what check says after the dump differs
+        Any process can drop caches at any time; if what check says after the dump differs
         from before, it is all done again.
         """
         for _ in range(TRIES):

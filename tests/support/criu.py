@@ -99,7 +99,7 @@ class Criu:
         options: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
     ) -> CriuRun:
-        """`criu dump -t PID`; with `leave_running` (-R) the task goes on whatever happens."""
+        """`criu dump -t PID`; with `leave_running` (-R) the task continues in every case."""
         flags = ["--tree", str(pid)]
         if leave_running:
             flags.append("--leave-running")

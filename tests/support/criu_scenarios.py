@@ -291,7 +291,7 @@ def fanotify_namespace(criu_view: Scene) -> Iterator[dict[str, bool]]:
 
 
 def fanotify_permission(criu_view: Scene) -> Iterator[dict[str, bool]]:
-    """A group that is asked before a file is opened, which nobody does meanwhile."""
+    """A group that is asked before a file is opened, which no process does meanwhile."""
     task = criu_view.task
     fd = task.fanotify(flags=_FAN_CLASS_CONTENT)
     task.add_fanotify(criu_view.path("file"), _FAN_OPEN_PERM, fd=fd)

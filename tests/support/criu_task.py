@@ -158,7 +158,7 @@ class Outcome:
 
 
 def _pin(directory: Path, stack: ExitStack) -> None:
-    """Keep all names below in the kernel's cache, whoever drops caches meanwhile."""
+    """Keep all names below in the kernel's cache, also if another process drops caches."""
     for path in (directory, *directory.rglob("*")):
         stack.callback(os.close, os.open(path, os.O_PATH | os.O_NOFOLLOW))
 

@@ -64,7 +64,7 @@ def identity_at(dir_fd: int, name: bytes, kdevs: dict[int, int] | None = None) -
 def every_name(top: Path, kdev: int) -> Names:
     """Every path at and below `top` that leads to the device, by what it leads to.
 
-    Through whatever is mounted below.
+    Through all mounts below.
     """
     names: Names = {}
     kdevs = _kdevs()

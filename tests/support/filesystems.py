@@ -1,7 +1,7 @@
 """Real filesystems on sparse loop images, overlays, bind mounts and FUSE.
 
 Everything is a context manager that unmounts on the way out, lazily if it must. Loop devices are
-set up with autoclear, so the kernel lets go of them with the last unmount whatever happens to us.
+set up with autoclear, so the kernel releases them with the last unmount, also if we are killed.
 Nothing here skips: what is missing shows as a ProgramError (see `features` for asking first).
 
 Sources: mount(8), losetup(8), umount(8), findmnt(8), mount_namespaces(7).
@@ -72,7 +72,7 @@ def private_mounts(directory: Path) -> Iterator[Path]:
     """A directory to mount in: nothing mounted below spreads to another mount namespace.
 
     Where `directory` lies on a shared mount (as systemd makes `/`) it is bound onto itself and
-    made private; elsewhere it is used as it is. On the way out whatever is still mounted below
+    made private; elsewhere it is used as it is. At the end every mount that is still below
     is unmounted.
     """
     spread = run("findmnt", "--noheadings", "--output", "PROPAGATION", "--target", directory)

@@ -136,7 +136,7 @@ def execs(left: str) -> None:
 
 
 def vfork(fifo: str) -> None:
-    """Asleep in vfork until somebody opens the FIFO for writing; then tells the child's code."""
+    """Asleep in vfork until a process opens the FIFO for writing; then tells the child's code."""
     threading.Thread(target=signal.pause, daemon=True).start()
     ready()
     action = (os.POSIX_SPAWN_OPEN, 0, fifo, os.O_RDONLY, 0)

@@ -1,4 +1,4 @@
-"""A work dir that somebody else owns, and every command that opens a database there.
+"""A work dir of another user, and every command that opens a database there.
 
 A command runs in a forked child, which SIGALRM ends if it hangs, with the modules that are loaded
 already.
@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 TENANT = 54321
-"""A uid that is nobody's here."""
+"""A uid that no user has here."""
 
 NOW = datetime(2026, 11, 23, tzinfo=UTC)
 ENTRY = CacheEntry(254 << 20, 2, b"/srv/a")
@@ -94,7 +94,7 @@ def fill(path: Path, *entries: CacheEntry) -> None:
 
 
 def give_away(directory: Path, uid: int = TENANT) -> None:
-    """Make a directory and all below it somebody's."""
+    """Give a directory and all below it to a user."""
     for path in (directory, *directory.rglob("*")):
         os.chown(path, uid, uid, follow_symlinks=False)
 

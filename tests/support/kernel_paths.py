@@ -84,7 +84,7 @@ def as_nobody() -> Iterator[None]:
 
 
 class Server:
-    """A FUSE server (bindfs) that can be made to answer nobody."""
+    """A FUSE server (bindfs) that can be stopped from answering."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self._process = process

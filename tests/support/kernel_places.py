@@ -29,7 +29,7 @@ class KernelPlace(NamedTuple):
     file: Path
     directory: Path
     remove: Callable[[], None] | None
-    """None where it stays, or nobody can have it open when it goes."""
+    """None if it stays, or if no process can have it open when it goes."""
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 It runs the program of a `Watcher`. Python and its libraries are bound into the rootfs, and so is
 the directory with the program's two named pipes, under the path that it has outside: the driver
-goes on with whatever runc has restored.
+continues with the tasks that runc has restored.
 
 Sources: runc(8), runc-checkpoint(8), runc-restore(8); config.md and config-linux.md of the OCI
 runtime specification 1.0.2; proc_pid_status(5), proc_tid_children(5).

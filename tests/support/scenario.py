@@ -273,7 +273,7 @@ def _dump(store: Store, at: datetime) -> None:
 
 
 def _last_pre_dump(store: Store, at: datetime) -> None:
-    # backup has ended, and with it nobody watches the btrfs and overlayfs files.
+    # backup has ended, and so no task watches the btrfs and overlayfs files.
     with store.step() as step:
         step.flag_all()
         step.prove(

@@ -83,7 +83,7 @@ def make(watcher: Watcher, stored: Stored) -> Iterator[Callable[..., Search]]:
 
 @pytest.fixture
 def nested(area: MountArea) -> Iterator[tuple[Watcher, Path]]:
-    """A task with a mount of its own, which nobody else sees."""
+    """A task with a mount of its own, which no other task sees."""
     place = area.path / "place"
     place.mkdir()
     with Watcher(unshare={"mount"}) as task:

@@ -30,7 +30,7 @@ def at_terminal(
     `stdin_too`: stdin is that terminal as well, not /dev/null. Nothing is typed.
     """
     ours, theirs = pty.openpty()
-    tty.setraw(theirs)  # no "\\r" that nobody wrote
+    tty.setraw(theirs)  # no "\\r" that no program wrote
     command = [sys.executable, "-m", "irmapdb", *map(os.fspath, words)]
     with subprocess.Popen(
         command,

@@ -428,7 +428,7 @@ class Watcher(Task):
         deadline = time.monotonic() + _TIMEOUT_S
         while any(task.state() != "X" for task in self._tree()):
             if time.monotonic() > deadline:
-                message = f"nobody reaps the children of {self.pid}"
+                message = f"no process reaps the children of {self.pid}"
                 raise TaskDiedError(message)
             time.sleep(0.001)
 
