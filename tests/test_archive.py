@@ -424,6 +424,29 @@ def test_too_large_an_image_and_too_many_members(tmp_path: Path, monkeypatch) ->
     )
 
 
+@pytest.mark.parametrize(
+    "name", [f"checkpoint/tmpfs-dev-{TMPFS}.tar.gz.img", "rootfs-diff.tar", "volumes/db.tar"]
+)
+@pytest.mark.parametrize("form", ["archive", "directory"])
+def test_a_damaged_archive_inside_is_no_yes(
+    name: str,
+    form: str,
+    tmp_path: Path,
+) -> None:
+    """CRIU or the engine unpacks it, and fails."""
+    whole = _whole("podman")
+    place = _write(tmp_path / "a.tar", whole | {name: b"no archive" * 100})
+    if form == "directory":
+        place = _unpack(place, tmp_path / "unpacked")
+    base = name.removeprefix("checkpoint/")
+    found = [one for one in check_images(place).watches if one.origin == base]
+    assert found
+    assert not any(one.right for one in found)
+    assert all("was not read to its end" in one.why for one in found)
+    good = check_images(_write(tmp_path / "b.tar", whole)).watches
+    assert all(one.right for one in good if one.origin == base)
+
+
 def test_too_many_mounts(tmp_path: Path, monkeypatch) -> None:
     files = _whole("podman")
     monkeypatch.setattr(_Archive, "most_mounts", len(MOUNTS) + 1)  # and the root
@@ -591,12 +614,22 @@ _EVIL = "\x1b[31mRED\n\u202e\udce9"
 def test_names_of_an_archive_cannot_play_with_the_terminal(tmp_path: Path) -> None:
     evil = os.fsencode(_EVIL)
     images = {
-        "files.img": files_img([b"/" + evil, b"/data/" + evil]),
-        "mountpoints-1.img": mountpoints({b"/data": DATA, b"/" + evil: HOSTS}),
+        "files.img": files_img([b"/" + evil, b"/data/" + evil, b"/volume/a"]),
+        "mountpoints-1.img": mountpoints({b"/data": DATA, b"/" + evil: HOSTS, b"/volume": 0x31}),
     }
-    mounts = [{"destination": "/data", "type": "bind", "source": f"/{_EVIL}"}]
-    config = archives.config_dump(name=_EVIL, rootfsImageName=_EVIL, runtime=_EVIL)
-    files = engine_files("podman", images, mounts=mounts) | {"config.dump": config}
+    volume = "\x1b[31mRED\n\u202e"
+    volumes = [{"volumeName": volume, "dest": "/volume"}]
+    mounts = [
+        {"destination": "/data", "type": "bind", "source": f"/{_EVIL}"},
+        {"destination": "/volume", "type": "bind", "source": "/volumes/x"},
+    ]
+    config = archives.config_dump(
+        name=_EVIL, rootfsImageName=_EVIL, runtime=_EVIL, namedVolumes=volumes
+    )
+    files = engine_files("podman", images, mounts=mounts) | {
+        "config.dump": config,
+        f"volumes/{volume}.tar": tar_of({"b": b"x"}),
+    }
     archive = _write(tmp_path / "a.tar", files)
     for words in (["show", archive], ["check", "--images", archive], ["diff", archive, archive]):
         done = irmapdb(*words)

@@ -72,6 +72,9 @@ class Origin(Record):
     """Of a bind mount: the watched file, as the target host must have it."""
     mount_source: bytes | None = None
     """Of a bind mount: its source on the host; `source` is this or below it."""
+    is_unread: bool = False
+    """Whether the source is an archive inside that was not read to its end: it is damaged, or
+    beyond a limit. `why_not_told` says why."""
 
 
 class Origins(Record):
@@ -114,6 +117,8 @@ def read_origins(
     for start in rest if changed is not None else ():
         if changed is not None and start[0].strip(b"/") in changed.found:
             by_start[start] = Origin(OriginKind.DIFF, _DIFF, has_it=True)
+        elif changed is not None and changed.why:
+            by_start[start] = Origin(OriginKind.DIFF, _DIFF, None, changed.why, is_unread=True)
     return Origins(mounts.are_known, _ghosts(checkpoint), by_start, _removed(checkpoint))
 
 
@@ -193,9 +198,11 @@ class _Pending(Record):
             return self.origin._replace(has_it=True)
         answer = answers.get(self.archive)
         if answer is None:
-            return self.origin._replace(why_not_told=f"{self.archive} could not be read")
+            why = f"{self.origin.what} could not be read"
+            return self.origin._replace(why_not_told=why, is_unread=True)
         has_it = self.member in answer.found or (None if answer.why else False)
-        return self.origin._replace(has_it=has_it, why_not_told=answer.why)
+        is_unread = has_it is None
+        return self.origin._replace(has_it=has_it, why_not_told=answer.why, is_unread=is_unread)
 
 
 class _Container(Record):
@@ -233,7 +240,11 @@ def _of_volume(volume: str, inside: bytes, asked: _Asked) -> _Pending:
 
 def _in_archive(kind: OriginKind, archive: str, member: bytes, asked: _Asked) -> _Pending:
     asked.add(archive, member)
-    return _Pending(Origin(kind, archive, None), archive, member)
+    return _Pending(Origin(kind, _shown(archive), None), archive, member)
+
+
+def _shown(archive: str) -> str:
+    return printable(archive.encode("utf-8", "surrogateescape"))
 
 
 def _of_bind(wanted: SpecMount, inside: bytes, container: DumpedContainer) -> Origin:

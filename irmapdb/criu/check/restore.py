@@ -323,11 +323,15 @@ def _told(origin: Origin) -> _Seen:
 
 
 def _untold(origin: Origin) -> _Seen:
+    if origin.is_unread:
+        why = f"{origin.what} was not read to its end: {origin.why_not_told}"
+        return _Seen(RestoreVerdict.BROUGHT, why, origin.what, _LOOK)
     why = f"it lies on {origin.what}, which the restore brings; {origin.why_not_told}"
     return _Seen(RestoreVerdict.BROUGHT, why, origin.what)
 
 
 _ROOT = "the root"
+_LOOK = "look into it with tar; if it is damaged, the restore fails: have the checkpoint made again"
 _WATCHES_TARGET = "the path is a symbolic link, and the restore watches what it leads to"
 _BRING = "bring the file into the root first: the restore ends where it is missing"
 _WITH_CHANGES = "export the checkpoint with the changes of its root (podman: no --ignore-rootfs)"
