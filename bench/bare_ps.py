@@ -1,4 +1,4 @@
-"""What the kernel alone takes for `irmapdb ps`: started as a script.
+"""The time of the kernel alone for the work of `irmapdb ps`: started as a script.
 
 Reads the fdinfo of every inotify and fanotify descriptor of the machine, and prints how many lines
 of watches it has seen. Nothing is compared, so a descriptor that several tasks share counts often.

@@ -1,4 +1,4 @@
-"""Archives of checkpoints: the layouts of the engines, where paths come from, and hostile ones."""
+"""Archives of checkpoints: the layouts of the engines, the sources of paths, hostile archives."""
 
 from __future__ import annotations
 
@@ -212,7 +212,7 @@ def test_the_source_of_a_bind_mount(tmp_path: Path) -> None:
     assert f"needs {file}: No such file" in check(str(source))[2]
     file.touch()
     assert check(str(source)) == (RestoreVerdict.BROUGHT, bytes(file), f"{file} has it here")
-    # What a link leads to is not looked up, nor what is no path at all.
+    # irmapdb looks up neither the target of a link nor a text that is no path.
     (tmp_path / "link").symlink_to(source)
     assert check(str(tmp_path / "link"))[0] is RestoreVerdict.BROUGHT
     assert "target host must have" in check(str(tmp_path / "link"))[2]
@@ -605,7 +605,7 @@ def test_a_member_of_more_than_8_gib(tmp_path: Path) -> None:
     assert [one.place for one in walk(packed)] == ["pages-1.img", "next"]
 
 
-# --- what is printed ------------------------------------------------------------------------------
+# --- the output -----------------------------------------------------------------------------------
 
 
 _EVIL = "\x1b[31mRED\n\u202e\udce9"

@@ -88,7 +88,7 @@ def test_it_checks_an_archive(plugin: Path, archive: Path, tmp_path: Path, order
 
 
 def test_checkpointctl_itself(plugin: Path, archive: Path) -> None:
-    """Where it is installed."""
+    """The directory of its installation."""
     program = which("checkpointctl")
     if program is None:
         pytest.skip("no checkpointctl on PATH")

@@ -75,7 +75,7 @@ def test_a_message_has_words_for_people(message) -> None:
     [one for one in _ALL if _BY_NAME[one[0]].role in {Role.CAUSE, Role.NAMES}],
 )
 def test_a_line_alone_is_explained(name: str, line: str) -> None:
-    # Where a log has only this line: -v1, without times.
+    # A log with only this line: -v1, without times.
     before = "irmap: Loading irmap cache\n" if name == "cache-empty" else ""
     log = f"{before}Error (criu/file.c:12): {line}\nError (criu/x.c:1): Dumping FAILED.\n"
     done = irmapdb("explain", "-", "--json", "--offline", stdin=log.encode())

@@ -117,7 +117,7 @@ def test_a_handle_tells_apart_what_the_inode_number_does_not():
     assert not one.matches(other)
 
 
-# What it could write: the printf formats of fs/notify/fdinfo.c
+# Its possible lines: the printf formats of fs/notify/fdinfo.c
 
 u32 = st.integers(0, 2**32 - 1)
 ino64 = st.integers(0, 2**64 - 1)

@@ -47,7 +47,7 @@ run compdef cat "$work/venv/share/zsh/site-functions/_irmapdb"
 run compopt irmapdb --show-completion bash
 # The migrations are inside, and the generated code loads.
 run 0001 irmapdb db history
-# Without the extra: what needs no server works, the rest names the extra.
+# Without the extra: commands without a server work, the others name the extra.
 run failing irmapdb sql --list --fleet
 output=$(irmapdb fleet current --to postgresql:///nowhere 2>&1) && exit 1
 case $output in

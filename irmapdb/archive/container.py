@@ -65,7 +65,7 @@ class DumpedContainer(Record):
 
 
 def read_container(checkpoint: CheckpointFiles) -> DumpedContainer:
-    """What the engine's files say. ImageError or FileError if one cannot be read."""
+    """The content of the engine's files. ImageError or FileError if one cannot be read."""
     config = _object(checkpoint.beside("config.dump"))
     spec = _object(checkpoint.beside("spec.dump"))
     notes = _dict(spec.get("annotations"))

@@ -106,7 +106,7 @@ def is_packed(head: bytes) -> bool:
 
 
 def describe_packed(head: bytes) -> tuple[str, str] | None:
-    """What a file that irmapdb cannot unpack is, and the next step; None: nothing known."""
+    """The kind of a file that irmapdb cannot unpack, and the next step; None: not known."""
     for magic, what, advice in _OTHERS:
         if head.startswith(magic):
             return what, advice

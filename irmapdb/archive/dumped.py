@@ -1,4 +1,4 @@
-"""Reads the watches of a checkpoint, its container, and where a restore gets each path from."""
+"""Reads the watches of a checkpoint, its container, and the source of each path at a restore."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class DumpedWatch(Record):
     file: FsnotifyFile
     watch: FsnotifyWatch | MountMark
     kind: OriginKind | None
-    """Where its path comes from; None: it has no path, or its file was deleted."""
+    """The source of its path; None: it has no path, or its file was deleted."""
     origin: Origin | None
     """The source of its path; None: the root, or none at all."""
     word: str
@@ -93,7 +93,7 @@ def start_of(watch: FsnotifyWatch | MountMark) -> tuple[bytes, int | None]:
 class _Root(Record):
     is_image: bool
     has_changes: bool
-    """Whether `rootfs-diff.tar` has what the container changed."""
+    """Whether `rootfs-diff.tar` has the changes of the container."""
 
 
 def _source(

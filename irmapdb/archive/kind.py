@@ -1,4 +1,4 @@
-"""Detects what a file or directory is, from its content."""
+"""Detects the kind of a file or directory from its content."""
 
 from __future__ import annotations
 

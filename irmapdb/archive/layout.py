@@ -104,7 +104,7 @@ class Inside(Record):
 
 
 class _Kept:
-    """What the first pass finds, by place."""
+    """The results of the first pass, by place."""
 
     def __init__(self, name: str) -> None:
         self._name = name

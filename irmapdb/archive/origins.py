@@ -1,4 +1,4 @@
-"""Tells where a restore gets each watched path from: mounts, tmpfs content, changes of a root.
+"""Finds the source of each watched path at a restore: mounts, tmpfs content, changes of a root.
 
 A restored container gets its mounts from its runtime and from CRIU. So a file below a mount is not
 missing if the bare root directory lacks it. CRIU's images have the mounts of each mount namespace

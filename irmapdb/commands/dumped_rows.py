@@ -119,7 +119,7 @@ def print_dumped(dumped: Dumped) -> None:
 
 
 def print_sources(mounts: Iterable[tuple[str, bytes | None]]) -> None:
-    """The sources of bind mounts, with what needs them: the target host must have them."""
+    """The sources of bind mounts and the mounts that need them: the target host must have them."""
     found = sorted({(what, source) for what, source in mounts if source is not None})
     for what, source in found[:_MANY]:
         render.print_line(f"{what}: {render.printable(source)} on the target host")

@@ -1,4 +1,4 @@
-"""Prints what is wrong with many watches: few rows, and one line for each reason."""
+"""Prints the faults of many watches: few rows, and one line for each reason."""
 
 from __future__ import annotations
 

@@ -237,7 +237,7 @@ def _print(
     parts = [partial(print_rows, watch_list, shown), partial(print_limits, watch_list)]
     if watch_list.watches and shown.by == "process":
         parts.insert(0, partial(print_watches, watch_list))
-    # At a terminal, what is long and may be cut off comes last.
+    # At a terminal, the long column, which may be cut off, comes last.
     for number, part in enumerate(reversed(parts) if limits_first else parts):
         if number:
             render.print_line("")

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["Shown", "group_name", "print_limits", "print_rows", "print_watches", "user_name"]
 
 _PIPE_WIDTH = 200
-"""The length of a line for a pipe, to which a command line is cut."""
+"""In a pipe, a command line is cut to this length."""
 _LEAST_COMMAND = 20
 _LONGEST_PLACE = 24
 _LONGEST_USER = 12

@@ -110,7 +110,7 @@ def find_program_faults(script: Path) -> tuple[Fault, ...]:
 
 
 def move_command(path: AnyPath) -> str:
-    """The command that gives a file another name beside it, which is free."""
+    """The command that renames a file to a free name in its directory."""
     name = os.fsdecode(path)
     free = next(new for n in itertools.count(1) if not os.path.lexists(new := f"{name}.old-{n}"))
     return f"mv {_quoted(name)} {_quoted(free)}"

@@ -42,7 +42,7 @@ ORDER BY child.relname
 
 
 class FleetPruned(Record):
-    """What was deleted, or would be."""
+    """The rows that were deleted, or would be."""
 
     before: date
     """A Monday. All rows of older weeks are deleted."""

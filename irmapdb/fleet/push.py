@@ -88,7 +88,7 @@ RETURNING id, pushes, last_run_id, last_run, last_change_id, last_change
 
 
 class PushOptions(Record):
-    """What is pushed, and where."""
+    """The data to push, and the server."""
 
     server: Server
     node: NodeFacts
@@ -100,7 +100,7 @@ class PushOptions(Record):
 
 
 class Pushed(Record):
-    """What became of one database."""
+    """The result for one database."""
 
     file: bytes
     uuid: str | None

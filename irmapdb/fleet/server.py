@@ -53,7 +53,7 @@ _NO_RIGHTS = "42501"
 
 
 class Server(Record):
-    """A server, and what is printed in its place."""
+    """A server, and the name that is printed for it."""
 
     url: URL
     name: str

@@ -36,7 +36,7 @@ _SUFFIX = b".db"
 
 
 class ContainerFacts(Record):
-    """The names of the container that a database belongs to; None where they are not known."""
+    """The names of the container that a database belongs to; None if they are not known."""
 
     container: str | None = None
     """The engine's id, or the last part of the cgroup with a digest."""
@@ -81,7 +81,7 @@ class PushSource(Record):
 
 
 class NodeFacts(Record):
-    """What is stored about the node."""
+    """The facts about the node that the server stores."""
 
     name: str
     cluster: str | None = None

@@ -39,7 +39,7 @@ class DoctorOptions(Record):
     """The configuration of irmapdb; None: /etc/irmapdb.toml, if it exists."""
     unit_dir: Path = UNIT_DIRECTORY
     root: Path = Path("/")
-    """Where the configuration of the engines begins."""
+    """The root of the configuration of the engines."""
 
 
 class Finding(Record):

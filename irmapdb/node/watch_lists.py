@@ -34,7 +34,7 @@ _WITH_WATCHES = {Event.PRE_DUMP, Event.DUMP}
 
 
 class SourceKind(enum.StrEnum):
-    """Where a list of watches comes from."""
+    """The source of a list of watches."""
 
     TREE = "tree"
     """A live task tree."""

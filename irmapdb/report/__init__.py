@@ -1,1 +1,1 @@
-"""Writes what the databases hold as one HTML page that needs no network and runs no script."""
+"""Writes the content of the databases as one HTML page without network and scripts."""

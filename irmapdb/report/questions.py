@@ -38,7 +38,7 @@ class Questions(Record):
     stale: str
     """stale_at, stale_reason, path and moved_to, the last one first."""
     limits: str = ""
-    """where, uid, account, used and maximum; "" where the database does not have them."""
+    """where, uid, account, used and maximum; "" if the database does not have them."""
 
 
 def _sql(text: str) -> str:

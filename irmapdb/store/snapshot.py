@@ -156,7 +156,7 @@ MAPPING_COLUMNS = ("key", *(one.name for one in _MAPPING))
 
 
 class Last(Record):
-    """The last run and the last change of a database; 0 and "" where there is none."""
+    """The last run and the last change of a database; 0 and "" if there is none."""
 
     run_id: int = 0
     run_uuid: str = ""

@@ -375,7 +375,7 @@ def test_a_file_mounted_beside_a_directory(kind: str, each_bench: Bench, area: M
         ]
 
 
-# --- what is printed ------------------------------------------------------------------------------
+# --- the output -----------------------------------------------------------------------------------
 
 
 def _print_check(*arguments: str | Path) -> str:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Place(NamedTuple):
-    """A container with a file from each source, and what is on the host."""
+    """A container with a file from each source, and the files of the host."""
 
     container: PodmanContainer
     data: Path
@@ -109,7 +109,7 @@ def test_verdict_and_restore(place: Place, tmp_path: Path) -> None:
     assert "no such file; no container" in nothing.err
     container.kill()
 
-    # What the container made is not in the image.
+    # The image lacks the files that the container made.
     _fails(container, without, None, "/srv/state")
     for path, hide, root in _changes(place):
         unhide = hide()

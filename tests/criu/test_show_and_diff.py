@@ -1,4 +1,4 @@
-"""show and diff beside real CRIU: what it wrote is what the task watched, and what crit decodes."""
+"""show and diff beside real CRIU: its images have the watches of the task, as crit decodes them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docs/fleet-sql.md: each statement gives what is shown below it, also as a saved query.
+"""docs/fleet-sql.md: each statement gives the answer below it, also as a saved query.
 
 `python -m tests.fleet.test_cookbook` writes the answers into the page anew.
 """

@@ -1,4 +1,4 @@
-"""What goes along with the rows: names and verdicts of the containers that run."""
+"""The other data of a push: names and verdicts of the containers that run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is pushed is on the server once, also after kills, copies, prunes and wrong clocks."""
+"""The server has each pushed row once, also after kills, copies, prunes and wrong clocks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rows of ps: which process, where it runs, and each descriptor once."""
+"""The rows of ps: the process, its container or unit, and each descriptor once."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def test_a_process_without_arguments_has_its_name(tree: list[Path]) -> None:
 
 @pytest.fixture
 def unit() -> Iterator[Path]:
-    """A cgroup with the name of a service, where systemd would make it."""
+    """A cgroup with the name of a service, at the place that systemd would use."""
     for base in (Path("/sys/fs/cgroup/systemd"), Path("/sys/fs/cgroup")):
         made = base / f"irmapdb-test-{os.getpid()}.service"
         try:

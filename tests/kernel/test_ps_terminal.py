@@ -1,4 +1,4 @@
-"""ps at a terminal and in a pipe: what fits into 80 columns, and what --watch does."""
+"""ps at a terminal and in a pipe: tables in 80 columns, and --watch."""
 
 from __future__ import annotations
 

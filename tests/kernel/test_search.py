@@ -510,7 +510,7 @@ def test_a_named_path_trusts_no_server_of_another_namespace(area, watcher, make)
     (source / "file").touch()
     with served(source, named), Watcher(unshare={"mount"}) as task:
         shown = watched_identity(task, task.add_inotify(named / "file"))
-        run("mount", "-t", "tmpfs", "over", named)  # what the path names in the main root
+        run("mount", "-t", "tmpfs", "over", named)  # the target of the path in the main root
         search = make(scan_paths=[os.fsencode(named)])
         search.resolve(files_of(watcher, task))
         run("umount", named)

@@ -1,4 +1,4 @@
-"""For which containers `check --all` expects that CRIU calls the hook."""
+"""The containers for which `check --all` expects that CRIU calls the hook."""
 
 from __future__ import annotations
 

@@ -499,7 +499,7 @@ def test_the_files_of_the_machine_may_be_below_a_mount(proc: Path) -> None:
     assert host_root() == ""
 
 
-# --- which container is meant ---------------------------------------------------------------------
+# --- the chosen container -------------------------------------------------------------------------
 
 
 def _info(id_: str, name: str | None = None, pod: str | None = None) -> ContainerInfo:

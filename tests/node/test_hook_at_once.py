@@ -58,7 +58,7 @@ class Tree:
 
     def call(self, program: Path) -> subprocess.Popen[str]:
         """Start the hook as CRIU does."""
-        patient = {"IRMAPDB_HOOK_TIMEOUT": "30"}  # a busy machine is not what is tested
+        patient = {"IRMAPDB_HOOK_TIMEOUT": "30"}  # the test must pass on a busy machine
         return start_as_criu(
             program, self.task.pid, self.work, environment=patient, stderr=subprocess.DEVNULL
         )

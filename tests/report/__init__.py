@@ -1,1 +1,1 @@
-"""Tests of the HTML report, in a browser where it counts."""
+"""Tests of the HTML report, most of them in a browser."""

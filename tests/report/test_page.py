@@ -1,4 +1,4 @@
-"""The page of `irmapdb report`: what a browser shows, beside the rows of the database."""
+"""The page of `irmapdb report` in a browser, compared with the rows of the database."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ class Browser:
         return self.ask(f"[...{rows}].map(r => [...r.cells].map(c => c.textContent))")  # type: ignore[no-any-return]
 
     def faults(self) -> list[str]:
-        """What axe finds, from serious on."""
+        """The findings of axe that are serious or worse."""
         found = Axe().run(self._driver)
         return [
             f"{one['id']}: {one['nodes'][0]['html'][:200]}"

@@ -1,4 +1,4 @@
-"""SIGTERM ends the tests in the way of Ctrl-C: each fixture takes down what it made.
+"""SIGTERM ends the tests in the way of Ctrl-C: each fixture removes all that it made.
 
 Without it, tasks that wait at named pipes live on, and so do mounts and frozen cgroups.
 """

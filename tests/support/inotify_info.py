@@ -19,7 +19,7 @@ _LAYOUT = 1
 
 
 def inotify_info() -> Path:
-    """The program; RigError where it cannot be had or does not start."""
+    """The program; RigError if it cannot be installed or does not start."""
     cache = packages.cache_directory()
     cache.mkdir(parents=True, exist_ok=True)
     top = cache / f"inotify-info-{_SUITE}-{platform.machine()}-{_LAYOUT}"

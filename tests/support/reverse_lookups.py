@@ -1,4 +1,4 @@
-"""What holds for each reverse lookup, of btrfs and of xfs with parent pointers."""
+"""The tests of every reverse lookup: btrfs, and xfs with parent pointers."""
 
 from __future__ import annotations
 

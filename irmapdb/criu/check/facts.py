@@ -70,7 +70,7 @@ class Found(Record):
     """Whether it is the watched file, by handle; CRIU compares only numbers. None: it has the
     handle, but another file can have the same handle."""
     symlink: bool = False
-    """Whether it is a symbolic link, which a restore follows."""
+    """Whether it is a symbolic link; a restore follows it."""
 
 
 class HandleLook(Record):

@@ -173,7 +173,7 @@ def _no_log(facts: LogFacts, name: str) -> ImageError:
 
 
 def _chosen(facts: LogFacts) -> list[Seen]:
-    """The lines that are explained: what stopped CRIU first, then what was lost."""
+    """The lines to explain: the error that stopped CRIU first, then the lost watches."""
     losses = [one for one in facts.seen if _role(one) is Role.LOSS]
     if facts.outcome == Outcome.SUCCESS:
         return _once(losses)
