@@ -12,6 +12,7 @@ import pytest
 
 from irmapdb.criu.explain.explanation import ExplainOptions, explain
 from irmapdb.criu.explain.lines import CHUNK_BYTES, Lines, _lines_with
+from irmapdb.criu.explain.reader import _log_file
 from irmapdb.errors import FileError, ImageError
 from irmapdb.model import InodeKey
 from tests.support.cli import irmapdb
@@ -314,6 +315,7 @@ def test_an_endless_line_is_bounded() -> None:
         b"\\" * 60_000,
         b'execvp("' + b'", ...) ' * 2000,
         b"File " + b" has bad " * 1800,
+        b"path=/" * 2700,
     ],
 )
 def test_no_line_takes_long(line: bytes) -> None:
@@ -323,6 +325,22 @@ def test_no_line_takes_long(line: bytes) -> None:
         assert len(one.text) <= 1 << 14
     with suppress(ImageError):
         assert explain([log], _OPTIONS).facts.lines == 30
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        (b"see the log /a/dump.log for it", b"/a/dump.log"),
+        (b'path= /a/dump.log"', b"/a/dump.log"),
+        (b"log file: /a.log.log.gz", b"/a.log.log"),
+        (b"path=/etc see the log /b/c.log", b"/b/c.log"),
+        (b"path=/path=/a.log", b"/path=/a.log"),
+        (b"log file /.log", None),
+        (b"log file /a", None),
+    ],
+)
+def test_the_log_that_an_engine_names(text: bytes, path: bytes | None) -> None:
+    assert _log_file(text) == path
 
 
 def test_a_word_many_times_in_one_line_is_looked_for_once_in_it() -> None:

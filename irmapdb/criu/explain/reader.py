@@ -152,7 +152,8 @@ _REASON = re.compile(rb": ([A-Z][^:\n]{2,80})\Z")
 """The kernel's word for an error number, at the end of a message."""
 _HOOK = b"irmapdb-hook: "
 _LOG_FILE = re.compile(
-    rb"(?:log file:? |path= ?|CRIU logfile |see the log )(/[^\s\"\\]{1,4096}\.log)"
+    # The word is not given back: to try each of its ends would take long.
+    rb"(?:log file:? |path= ?|CRIU logfile |see the log )(/[^\s\"\\]{1,4096}+)"
 )
 _ENGINE_ERROR = re.compile(rb"criu failed: type |CRIU (?:checkpointing|restoring) failed")
 _OF_RESTORE = ("restore", "add-watch", "next-wd", "wd-unsorted", "instance-", "group-", "collected")
@@ -273,8 +274,7 @@ class _Reader:
                 self._criu_lines += 1
                 self._action = action
                 return True
-        if found := _LOG_FILE.search(text):
-            self._log_file = found[1]
+        self._log_file = _log_file(text) or self._log_file
         if _ENGINE_ERROR.search(text):
             self._runs = self._runs or 1
             self._outcome = Outcome.FAILED
@@ -343,6 +343,14 @@ class _Reader:
             self._seen.append(seen)
         else:
             self._more_seen += 1
+
+
+def _log_file(text: bytes) -> bytes | None:
+    for found in _LOG_FILE.finditer(text):
+        name, end, _ = found[1].rpartition(b".log")
+        if len(name) > 1:  # more than the slash
+            return name + end
+    return None
 
 
 def _absolute(path: bytes) -> bytes:
