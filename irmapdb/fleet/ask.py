@@ -27,6 +27,7 @@ __all__ = ["ask"]
 
 _BYTES_AN_ANSWER = 64 << 20
 _BYTES_A_CELL = 8
+_MOST_DIGITS = 100
 _QUERY = re.compile(r"\s*(?:--[^\n]*\n\s*)*(?:SELECT|WITH|VALUES|TABLE)\b", re.IGNORECASE)
 # Errors of the question: its syntax and names, its data, its time, a write, rights.
 _QUESTION_AT_FAULT = ("22", "25006", "42", "57014", "0A", "21")
@@ -114,11 +115,18 @@ def _value(value: Any) -> Value:  # noqa: ANN401 any type of PostgreSQL
         case date():
             return value.isoformat()
         case Decimal():
-            return int(value) if value == value.to_integral_value() else float(value)
+            return _number(value)
         case timedelta():
             return value.total_seconds()
         case _:
             return str(value)
+
+
+def _number(value: Decimal) -> Value:
+    # PostgreSQL has numbers with 131,072 digits, and Infinity and NaN, which JSON does not have.
+    if not value.is_finite() or value.adjusted() >= _MOST_DIGITS:
+        return str(value)
+    return int(value) if value == value.to_integral_value() else float(value)
 
 
 def _explained(error: psycopg.Error, timeout_s: float | None) -> SqlError | None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
+
+import pytest
+
 from irmapdb.config import Config
 from irmapdb.errors import TaskError
 from irmapdb.fleet import facts
+from irmapdb.fleet.ask import _value
 from irmapdb.fleet.sources import ContainerFacts, sources
 from irmapdb.kernel.proc.containers import Container, ContainerName
 from irmapdb.node.check_all import ContainerCheck, NodeCheck, Reason
@@ -89,3 +94,20 @@ def test_what_cannot_be_read_is_left_out(monkeypatch):
 def test_help_has_an_example_of_each_command():
     for name in ("init", "upgrade", "current", "push", "check", "prune", "grant"):
         assert f"irmapdb fleet {name} " in irmapdb("fleet", name, "--help").out
+
+
+@pytest.mark.parametrize(
+    ("number", "shown"),
+    [
+        ("12", 12),
+        ("-3.0", -3),
+        ("1.5", 1.5),
+        ("1E+30", 10**30),
+        ("Infinity", "Infinity"),
+        ("NaN", "NaN"),
+        ("1E+5000", "1E+5000"),
+    ],
+)
+def test_a_number_of_postgresql_can_be_printed(number, shown):
+    value = _value(Decimal(number))
+    assert (type(value), value) == (type(shown), shown)
