@@ -20,11 +20,10 @@ from irmapdb.criu.check.version import criu_version
 from irmapdb.criu.config_files import DIRECTORY
 from irmapdb.criu.engines import calls_hook, names_hook
 from irmapdb.errors import TaskError
-from irmapdb.kernel.child_call import ask_in_child
 from irmapdb.kernel.proc import tasks
 from irmapdb.kernel.proc.containers import find_containers
 from irmapdb.node.container_info import ContainerInfo, describe_all, runtime_of
-from irmapdb.node.criu_annotations import annotated_containers
+from irmapdb.node.criu_annotations import annotated_containers, files_with_hook
 from irmapdb.node.guarded_json import host_root
 from irmapdb.node.pool import Pool
 from irmapdb.node.services import find_services
@@ -41,8 +40,6 @@ if TYPE_CHECKING:
 __all__ = ["ContainerCheck", "NodeCheck", "NodeCheckOptions", "Reason", "check_all"]
 
 _MEMORY_BYTES = 2 << 30
-_ANNOTATED_FILES_S = 3.0
-"""The time for all files of annotations together; without an answer, none of them counts."""
 _DROPPED = "dropped"
 _SEVERITY = (
     WatchVerdict.FAILS,
@@ -181,11 +178,8 @@ def _hooks(options: NodeCheckOptions) -> Callable[[ContainerInfo, str | None], b
     root = Path(host_root() or "/")
     always = calls_hook("criu", options.criu_dir, root)
     annotated = {one.id: one.file for one in annotated_containers(root)}
-    # A tenant chose these files, and they can be on a filesystem of its own that does not answer.
-    named_by = ask_in_child(
-        lambda: {one for one in set(annotated.values()) if _names_hook(root, one)},
-        lambda _: set(),
-        _ANNOTATED_FILES_S,
+    named_by = files_with_hook(
+        set(filter(None, annotated.values())), lambda file: names_hook(root / file.lstrip("/"))
     )
 
     @functools.cache
@@ -199,10 +193,6 @@ def _hooks(options: NodeCheckOptions) -> Callable[[ContainerInfo, str | None], b
         return named in named_by
 
     return is_hooked
-
-
-def _names_hook(root: Path, file: str) -> bool:
-    return bool(file) and names_hook(root / file.lstrip("/"))
 
 
 def _check_each(

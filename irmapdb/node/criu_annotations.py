@@ -8,21 +8,27 @@ Sources: runc's docs/checkpoint-restore.md; runc(8), crun(1) for the directories
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import time
 
 from irmapdb import files
 from irmapdb.errors import FileError
+from irmapdb.kernel.child_call import ask_in_child
 from irmapdb.node.engine_names import GRAPH_ROOTS
 from irmapdb.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Collection, Iterator
     from pathlib import Path
 
-__all__ = ["AnnotatedContainer", "annotated_containers"]
+__all__ = ["AnnotatedContainer", "annotated_containers", "files_with_hook"]
 
+_PATIENCE_S = 3.0
+"""The time for all files of annotations together, and if one does not answer, for each alone."""
+_PATIENCE_FOR_EACH_S = 0.5
 _LIMIT_BYTES = 1 << 20
 _MOST_NAMES = 10_000
 _ANNOTATION = "org.criu.config"
@@ -47,6 +53,24 @@ def annotated_containers(root: Path) -> tuple[AnnotatedContainer, ...]:
         if isinstance(value, str):
             found[id_] = AnnotatedContainer(id_, _as_criu_reads(value))
     return tuple(found[id_] for id_ in sorted(found))
+
+
+def files_with_hook(named: Collection[str], has_hook: Callable[[str], bool]) -> frozenset[str]:
+    """Those of the files for which `has_hook` returns True; not a file that does not answer.
+
+    In a child process: a tenant chose the files, and can have them on a filesystem of its own.
+    """
+    found = ask_in_child(lambda: set(filter(has_hook, named)), lambda _: None, _PATIENCE_S)
+    if found is not None:
+        return frozenset(found)
+    end_s = time.monotonic() + _PATIENCE_S
+
+    def answers(file: str) -> bool:
+        call = functools.partial(has_hook, file)
+        is_early = time.monotonic() < end_s
+        return is_early and ask_in_child(call, lambda _: False, _PATIENCE_FOR_EACH_S)
+
+    return frozenset(filter(answers, named))
 
 
 def _as_criu_reads(value: str) -> str:

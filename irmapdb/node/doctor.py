@@ -18,9 +18,8 @@ from irmapdb.criu.engines import find_engines, which
 from irmapdb.criu.hook_script import SCRIPT_PATH
 from irmapdb.criu.usable import find_criu
 from irmapdb.errors import ConfigError, FileError
-from irmapdb.kernel.child_call import ask_in_child
 from irmapdb.model import printable
-from irmapdb.node.criu_annotations import annotated_containers
+from irmapdb.node.criu_annotations import annotated_containers, files_with_hook
 from irmapdb.node.service_faults import DoctorOptions, Finding, ServiceState, look_at_service
 from irmapdb.record import Record
 
@@ -39,7 +38,6 @@ __all__ = ["Diagnosis", "EngineState", "examine"]
 _PAUSING = frozenset({"cri-o", "containerd", "docker"})
 """Engines that pause a container before they call CRIU."""
 
-_ANNOTATED_FILE_S = 1.0
 _SHOWN_CHARACTERS = 300
 _RUNS = 10
 _INSTALLERS = {
@@ -139,12 +137,14 @@ class _Doctor:
         options = self._options
         if self._scripts_in(options.criu_dir / "default.conf"):
             return  # CRIU reads it in any case
-        for one in annotated_containers(options.root):
+        found = annotated_containers(options.root)
+        named_by = files_with_hook({one.file for one in found if one.file}, self._names_hook)
+        for one in found:
             file, name = Path(one.file), _shown_text(one.id)
             if not one.file:
                 text = f"container {name}: with an empty org.criu.config, CRIU reads no file"
                 self._find("annotation", text, self.install(Runtime.CRIU))
-            elif not self._named_in(file):
+            elif one.file not in named_by:
                 shown = _shown_text(one.file)
                 text = f"container {name}: its org.criu.config, {shown}, does not name the hook"
                 # The user of the engine chose the name, so root writes to no other directory.
@@ -154,15 +154,11 @@ class _Doctor:
                     command = f"echo {shlex.quote(line)} >>{_quoted(file)}"
                 self._find("annotation", text, command)
 
-    def _named_in(self, file: Path) -> bool:
-        # In a child: the file can be on a filesystem of a tenant that does not answer.
-        def look() -> bool:
-            try:
-                return bool(config_files.our_scripts(file, self._options.script))
-            except FileError:
-                return False
-
-        return ask_in_child(look, lambda _: False, _ANNOTATED_FILE_S)
+    def _names_hook(self, file: str) -> bool:
+        try:
+            return bool(config_files.our_scripts(Path(file), self._options.script))
+        except FileError:
+            return False
 
     def _scripts_in(self, file: Path) -> tuple[Path, ...]:
         try:

@@ -94,10 +94,16 @@ def test_the_file_of_an_annotation_may_not_answer(
     (tmp_path / "runc.conf").write_text(LINE)
     mountpoint = tmp_path / "fuse"
     mountpoint.mkdir()
-    annotated = (AnnotatedContainer("own", f"{mountpoint}/own.conf"),)
+    (tmp_path / "good.conf").write_text(LINE)
+    annotated = (
+        AnnotatedContainer("own", f"{mountpoint}/own.conf"),
+        AnnotatedContainer("good", f"{tmp_path}/good.conf"),
+    )
     monkeypatch.setattr(check_all, "annotated_containers", lambda _root: annotated)
     with SilentFuse(mountpoint) as fuse:
         fuse.silent = True
-        assert not _hooked("runc", tmp_path, "own")
+        is_hooked = check_all._hooks(NodeCheckOptions(criu_dir=tmp_path))
         assert fuse.asked.is_set()
-        assert _hooked("runc", tmp_path, "other")
+    ids = ("own", "good", "other")
+    infos = (ContainerInfo(id_, None, None, None, "runc", f"/{id_}") for id_ in ids)
+    assert [is_hooked(info, None) for info in infos] == [False, True, True]
