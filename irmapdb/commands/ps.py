@@ -155,7 +155,7 @@ def ps(
 
         irmapdb ps nginx --search
 
-        irmapdb ps --json | jq '.users[] | select(.used > .limit * 0.8)'
+        irmapdb ps --json | jq '.users[] | select(.limit and .used > .limit * 0.8)'
 
     """
     from irmapdb.commands.ps_tables import Shown
