@@ -1,4 +1,7 @@
-"""Lets a role of PostgreSQL push, or read the rows of some namespaces.
+"""Lets a role of PostgreSQL push, or read the rows of some namespaces; never both.
+
+A role that did both could change the rows that it may read: the policies of the tables that hold
+the rows of databases ask only which databases the role sees.
 
 The owner of the tables sees and changes all rows. Any other role needs a grant. PostgreSQL's
 row-level security compares the namespaces of the role with those of the databases.
@@ -8,9 +11,11 @@ from __future__ import annotations
 
 from sqlalchemy import text
 
+from irmapdb.errors import FleetError
 from irmapdb.fleet import views
 from irmapdb.fleet.schema import VERSION_TABLE, check_newest
 from irmapdb.fleet.tables import metadata
+from irmapdb.model import printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,11 +32,26 @@ ALL_NAMESPACES = "*"
 
 _PUSHED = sorted({*metadata.tables} - {"access", "retention"})
 
+_READS = text("SELECT EXISTS (SELECT FROM access WHERE role = :role)")
+# A right of its own, not one that it has as a superuser or as the owner.
+_PUSHES = text("""
+    SELECT EXISTS (
+        SELECT FROM information_schema.role_table_grants
+        WHERE grantee = :role AND table_schema = current_schema() AND table_name = 'run'
+            AND privilege_type = 'INSERT' AND grantor <> grantee
+    )
+""")
+
 
 def grant_push(server: Server, role: str) -> None:
-    """Let a role push: it writes and reads the rows of the nodes that it pushed first."""
+    """Let a role push: it writes and reads the rows of the nodes that it pushed first.
+
+    FleetError for a role that reads namespaces.
+    """
     with server.connect() as connection, connection.begin():
         check_newest(connection, server)
+        if connection.scalar(_READS, {"role": role}):
+            raise _does_both(role, "reads namespaces")
         who = _quoted(connection, role)
         _grant_schema(connection, who)
         _run(connection, f"GRANT SELECT, INSERT, UPDATE ON {', '.join(_PUSHED)} TO {who}")
@@ -41,9 +61,14 @@ def grant_push(server: Server, role: str) -> None:
 
 
 def grant_read(server: Server, role: str, namespaces: Collection[str]) -> None:
-    """Let a role read the rows of these namespaces, besides those that it reads already."""
+    """Let a role read the rows of these namespaces, besides those that it reads already.
+
+    FleetError for a role that pushes.
+    """
     with server.connect() as connection, connection.begin():
         check_newest(connection, server)
+        if connection.scalar(_PUSHES, {"role": role}):
+            raise _does_both(role, "pushes")
         who = _quoted(connection, role)
         _grant_schema(connection, who)
         names = [*_PUSHED, *views.statements()]
@@ -63,6 +88,13 @@ def revoke(server: Server, role: str) -> None:
         _run(connection, f"REVOKE ALL ON {', '.join(names)} FROM {who}")
         _run(connection, f"REVOKE ALL ON FUNCTION irmapdb_add_period(date) FROM {who}")
         connection.execute(text("DELETE FROM access WHERE role = :role"), {"role": role})
+
+
+def _does_both(role: str, does: str) -> FleetError:
+    return FleetError(
+        f"{printable(role.encode())}: this role {does}, and a role may not push and read",
+        advice="make another role, or take its rights back with --revoke",
+    )
 
 
 def _quoted(connection: Connection, role: str) -> str:

@@ -322,6 +322,22 @@ def test_a_node_with_its_own_role_reaches_no_other_rows(postgres, url, maker, tm
     assert _run(as_two, runs) < _run(url, runs)
 
 
+@pytest.mark.parametrize(
+    ("first", "second"), [("--push", "--all"), ("--all", "--push"), ("--push", "--namespace=a")]
+)
+def test_a_role_pushes_or_reads(url, first, second):
+    role = f"both_{find_server(url).url.database}"
+    _run(url, f"CREATE ROLE {role} LOGIN")
+    grant = ("fleet", "grant", role, "--to", url)
+    assert irmapdb(*grant, first).code == 0
+    assert irmapdb(*grant, first).code == 0  # again
+    done = irmapdb(*grant, second)
+    assert done.code == 1
+    assert "a role may not push and read; make another role" in done.err
+    assert irmapdb(*grant, "--revoke").code == 0
+    assert irmapdb(*grant, second).code == 0
+
+
 # --- retention ------------------------------------------------------------------------------------
 
 
