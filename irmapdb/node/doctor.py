@@ -187,7 +187,8 @@ class _Doctor:
         elif criu.why_not:
             name, version = printable(criu.path), criu.version or "of an unknown version"
             text = f"{name} {version} does not work on this kernel: {criu.why_not}"
-            self._find("criu", f"{text}; 4.1.1 or newer is needed", _install_criu())
+            text += "; 4.1.1 or newer is needed (not in Debian 12)"
+            self._find("criu", text, _install_criu())
         return criu
 
     def look_at_scripts(self, engines: Iterable[EngineState]) -> None:
