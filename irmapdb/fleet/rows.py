@@ -1,9 +1,7 @@
 """Sends rows to the server: arrays for a few thousand, COPY for watches.
 
 An array for each column needs one statement and no temporary table. Watches are by far the most
-rows, so their lines for COPY are made here.
-
-PushSource: https://www.postgresql.org/docs/15/sql-copy.html (the text format).
+rows, so they come as lines for COPY (irmapdb.store.copy_text).
 """
 
 from __future__ import annotations
@@ -11,6 +9,7 @@ from __future__ import annotations
 from functools import lru_cache
 from hashlib import blake2b
 from itertools import islice
+from operator import add
 
 from sqlalchemy import BigInteger, Boolean, Date, DateTime, Integer, LargeBinary, Text, Uuid
 
@@ -40,8 +39,6 @@ _ARRAYS = {
     Text: "text[]",
     Uuid: "uuid[]",
 }
-_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
-_NULL = "\\N"
 _DIGEST_BYTES = 16
 
 
@@ -78,49 +75,32 @@ class WatchList(Record):
 
     digest: str
     """32 hex digits, for a UUID."""
-    watches: list[str]
-    """Lines without the columns before `number`, and without the newline."""
-    tried: list[str]
+    watches: str
+    """Lines without the columns before `number`, with a newline between two."""
+    tried: str
 
     @classmethod
     def of(cls, rows: RunRows) -> WatchList:
-        watches = [_watch_line(number, row) for number, row in enumerate(rows.watches, 1)]
-        tried = [
-            f"{number}\t{position}\t{_words(resolver)}\t{_words(note)}"
-            for number, position, resolver, note in rows.tried
-        ]
-        digest = blake2b("\n".join(watches).encode(), digest_size=_DIGEST_BYTES)
-        digest.update("\n\n".join(("", *tried)).encode())
+        watches = "\n".join(map(add, _numbers(len(rows.watches)), rows.watches))
+        tried = "\n".join(rows.tried)
+        digest = blake2b(watches.encode(), digest_size=_DIGEST_BYTES)
+        digest.update("\n\n".join(("", *rows.tried)).encode())
         return cls(digest.hexdigest(), watches, tried)
 
 
-def _watch_line(number: int, row: tuple[Any, ...]) -> str:
-    pid, comm, fd, kind, wd, dev, ino, handle_type, handle, mask, ignored, mflags, *rest = row
-    path, why, mntns = rest
-    return (
-        f"{number}\t{pid}\t{_raw(comm)}\t{fd}\t{_words(kind)}\t{wd}\t{dev}\t{ino}\t"
-        f"{_NULL if handle_type is None else handle_type}\t{_raw(handle)}\t"
-        f"{mask}\t{ignored}\t{mflags}\t{_raw(path)}\t{_words(why)}\t{mntns}"
-    )
-
-
-def _raw(value: bytes | None) -> str:
-    return _NULL if value is None else f"\\\\x{value.hex()}"
-
-
-@lru_cache(maxsize=1024)  # a few words that every row repeats
-def _words(value: str | None) -> str:
-    return _NULL if value is None else value.translate(_ESCAPES)
+@lru_cache(maxsize=8)  # most runs of a container have equally many
+def _numbers(count: int) -> tuple[str, ...]:
+    return tuple(f"{number}\t" for number in range(1, count + 1))
 
 
 def copy_lines(cursor: Cursor[Any], table: str, prefix_lines: Iterable[tuple[str, str]]) -> None:
-    """COPY lines into a table: each is a prefix and the rest of the columns."""
+    """COPY lines into a table: each is a prefix of all lines, and the lines without it."""
     with cursor.copy(f"COPY {table} FROM STDIN") as copy:
         part: list[str] = []
         size = 0
-        for prefix, line in prefix_lines:
-            part.append(f"{prefix}{line}\n")
-            size += len(line)
+        for prefix, lines in prefix_lines:
+            part.append(prefix + lines.replace("\n", f"\n{prefix}") + "\n")
+            size += len(part[-1])
             if size > _COPY_BYTES:
                 copy.write("".join(part))
                 part, size = [], 0

@@ -255,9 +255,11 @@ class _Sender:
             ([period for period, _ in lists], [digest for _, digest in lists], self._database_id),
         )
         wanted = {key: lists[key] for key in self._cursor.fetchall()}
-        self._copy("listed_watch", _lines(self._database_id, wanted, lambda one: one.watches))
-        if any(one.tried for one in wanted.values()):
-            self._copy("listed_tried", _lines(self._database_id, wanted, lambda one: one.tried))
+        watches = {key: one.watches for key, one in wanted.items()}
+        tried = {key: one.tried for key, one in wanted.items() if one.tried}
+        self._copy("listed_watch", _with_prefix(self._database_id, watches))
+        if tried:
+            self._copy("listed_tried", _with_prefix(self._database_id, tried))
         self._listed |= lists.keys()
 
     def _copy(self, table: str, lines: Iterable[tuple[str, str]]) -> None:
@@ -308,12 +310,6 @@ def _pages(
         yield page
 
 
-def _lines(
-    database_id: int,
-    lists: dict[tuple[date, str], WatchList],
-    lines_of: Any,  # noqa: ANN401 a function of a list
-) -> Iterator[tuple[str, str]]:
-    for (period, digest), one in lists.items():
-        prefix = f"{database_id}\t{period}\t{digest}\t"
-        for line in lines_of(one):
-            yield prefix, line
+def _with_prefix(database_id: int, lists: dict[tuple[date, str], str]) -> Iterator[tuple[str, str]]:
+    for (period, digest), lines in lists.items():
+        yield f"{database_id}\t{period}\t{digest}\t", lines

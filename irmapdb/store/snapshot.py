@@ -11,19 +11,21 @@ before Python gets them. Rows are tuples in the order of the `*_COLUMNS`:
 | words | str without NUL; bytes that are no UTF-8 become `\xNN` |
 | time | str, UTC, `YYYY-MM-DD HH:MM:SS.ffffff` |
 
-Each of them is None where the column is NULL.
+Each of them is None where the column is NULL. Watches are by far the most rows, so SQLite makes
+lines of text of them (irmapdb.store.copy_text).
 """
 
 from __future__ import annotations
 
 import re
 from contextlib import ExitStack
-from functools import lru_cache
 from hashlib import blake2b
+from itertools import groupby
 from operator import itemgetter
 
 from irmapdb.errors import DatabaseError
 from irmapdb.record import Record
+from irmapdb.store import copy_text
 from irmapdb.store.failures import show, translated
 from irmapdb.store.place import open_place
 from irmapdb.store.raw import connect_raw
@@ -61,6 +63,8 @@ class _Column(Record):
     name: str
     kind: str
     optional: bool = False
+    usual: tuple[str, ...] = ()
+    """Words of ours that most rows have."""
 
     @property
     def sql(self) -> str:
@@ -70,12 +74,22 @@ class _Column(Record):
     @property
     def check(self) -> str:
         """A condition that holds for each value that irmapdb writes."""
-        kinds = {_NUMBER: "'integer'", _TIME: "'text'"}.get(self.kind, "'text', 'blob'")
-        null = ", 'null'" if self.optional else ""
-        check = f"typeof({self.name}) IN ({kinds}{null})"
         if self.kind in {_RAW, _WORDS}:
-            check += f" AND coalesce(length(CAST({self.name} AS BLOB)), 0) <= {MAX_PATH_BYTES}"
-        return check
+            # Each text and each BLOB is at or after '', numbers are before it: no typeof().
+            size = f"length(CAST({self.name} AS BLOB))"
+            check = f"({self.name} >= '' AND {size} <= {MAX_PATH_BYTES})"
+        else:
+            check = f"typeof({self.name}) = '{'integer' if self.kind == _NUMBER else 'text'}'"
+        return f"({self.name} IS NULL OR {check})" if self.optional else f"coalesce({check}, 0)"
+
+    @property
+    def copied(self) -> str:
+        """The column in a line of text."""
+        if self.kind == _NUMBER:
+            return copy_text.number(self.name)
+        if self.kind == _RAW:
+            return copy_text.raw_bytes(self.name)
+        return copy_text.words(self.name, self.usual)
 
 
 def _numbers(names: str) -> tuple[_Column, ...]:
@@ -105,7 +119,7 @@ _WATCH = (
     _Column("pid", _NUMBER),
     _Column("comm", _RAW, optional=True),
     _Column("fd", _NUMBER),
-    _Column("kind", _WORDS),
+    _Column("kind", _WORDS, usual=("inotify", "fanotify")),
     _Column("wd", _NUMBER),
     *_IDENTITY,
     *_numbers("mask ignored_mask mflags"),
@@ -167,10 +181,10 @@ class Last(Record):
 class RunRows(Record):
     """The rows that belong to one run."""
 
-    watches: list[tuple[Any, ...]]
-    """WATCH_COLUMNS, in the order of the run."""
-    tried: list[tuple[Any, ...]]
-    """TRIED_COLUMNS, in the order of the watches and resolvers."""
+    watches: list[str]
+    """Lines of text: WATCH_COLUMNS, in the order of the run."""
+    tried: list[str]
+    """Lines of text: TRIED_COLUMNS, in the order of the watches and resolvers."""
     sources: list[tuple[str, int]]
     """Each resolver, and the number of inodes that it answered."""
 
@@ -207,13 +221,37 @@ class _CheckedRows:
             values,
         )
         if rows and not min(map(itemgetter(-1), rows)):
-            raise self.damaged(f"{table} has a row that irmapdb does not write")
+            raise self._unknown_row(table)
         convert = [
-            (number, _words if one.kind == _WORDS else self._time)
+            (number, copy_text.decoded if one.kind == _WORDS else self._time)
             for number, one in enumerate(columns)
             if one.kind in {_WORDS, _TIME}
         ]
         return [_converted(row, convert) for row in rows]
+
+    def lines(
+        self,
+        table: str,
+        keys: Sequence[_Column],
+        columns: Sequence[_Column],
+        where: str,
+        values: tuple[int, ...],
+    ) -> list[tuple[Any, ...]]:
+        """The values of `keys`, by which the rows are sorted, and the columns as a line of text."""
+        names = ", ".join(one.name for one in keys)
+        checks = " AND ".join(one.check for one in (*keys, *columns))
+        line = copy_text.line(one.copied for one in columns)
+        rows = self.fetch(
+            f"SELECT {names}, CASE WHEN {checks} THEN {line} END FROM {table}"  # noqa: S608 ours
+            f" WHERE {where} ORDER BY {names}",
+            values,
+        )
+        if None in map(itemgetter(-1), rows):
+            raise self._unknown_row(table)
+        return rows
+
+    def _unknown_row(self, table: str) -> DatabaseError:
+        return self.damaged(f"{table} has a row that irmapdb does not write")
 
     def _time(self, value: str) -> str:
         try:
@@ -238,6 +276,7 @@ class Snapshot:
     def __init__(self, raw: sqlite3.Connection, path: bytes) -> None:
         self.path = path
         """The file, absolute."""
+        copy_text.prepare(raw)
         self._rows = _CheckedRows(raw, path)
         self._stack = ExitStack()
         self.origin = self._read_origin()
@@ -308,29 +347,27 @@ class Snapshot:
         """The rows of each run with an id from `first` to `last`."""
         ids = (first, last)
         found: dict[int, RunRows] = {}
-        numbers: dict[int, tuple[int, int]] = {}
 
         def of(run_id: int) -> RunRows:
             if run_id not in found:
                 found[run_id] = RunRows([], [], [])
             return found[run_id]
 
-        columns = (*_numbers("run_id id"), *_WATCH)
-        in_order = "run_id, id"
-        for one in self._rows.read("watch", columns, "run_id BETWEEN ? AND ?", ids, in_order):
-            watches = of(one[0]).watches
-            watches.append(one[2:])
-            numbers[one[1]] = one[0], len(watches)
-        of_watches = "watch_id IN (SELECT id FROM watch WHERE run_id BETWEEN ? AND ?)"
-        for watch_id, *row in self._rows.read(
-            "tried", (_Column("watch_id", _NUMBER), *_TRIED), of_watches, ids, "watch_id, position"
-        ):
+        in_runs = "run_id BETWEEN ? AND ?"
+        watches = self._rows.lines("watch", _numbers("run_id id"), _WATCH, in_runs, ids)
+        for run_id, rows in groupby(watches, itemgetter(0)):
+            of(run_id).watches.extend(map(itemgetter(-1), rows))
+        of_watches = f"watch_id IN (SELECT id FROM watch WHERE {in_runs})"  # noqa: S608 fixed
+        keys = _numbers("watch_id position")
+        tried = self._rows.lines("tried", keys, _TRIED, of_watches, ids)
+        numbers = _numbers_in_runs(watches) if tried else {}
+        for watch_id, _, line in tried:
             run_id, number = numbers[watch_id]
-            of(run_id).tried.append((number, *row))
+            of(run_id).tried.append(f"{number}\t{line}")
         for run_id, source, identities in self._rows.read(
             "run_source",
             (_Column("run_id", _NUMBER), *_SOURCE),
-            "run_id BETWEEN ? AND ?",
+            in_runs,
             ids,
             "run_id, source",
         ):
@@ -360,7 +397,7 @@ class Snapshot:
 
     def _read_origin(self) -> str:
         found = self._rows.fetch("SELECT CAST(uuid AS BLOB) FROM origin LIMIT 2", ())
-        uuids = [_words(row[0]) for row in found if row[0] is not None]
+        uuids = [copy_text.decoded(row[0]) for row in found if row[0] is not None]
         if len(uuids) != 1 or not _UUID.fullmatch(uuids[0]):
             raise self._rows.damaged(f"it has {'several UUIDs' if len(uuids) > 1 else 'no UUID'}")
         return uuids[0]
@@ -374,9 +411,12 @@ def _converted(row: tuple[Any, ...], convert: list[tuple[int, Any]]) -> tuple[An
     return tuple(values)
 
 
-@lru_cache(maxsize=256)  # a few words that every row repeats
-def _words(raw: bytes) -> str:
-    return raw.decode("utf-8", "backslashreplace").replace("\0", "\\x00")
+def _numbers_in_runs(watches: list[tuple[Any, ...]]) -> dict[int, tuple[int, int]]:
+    # The run of each watch, and the number of the watch in it.
+    numbers = {}
+    for run_id, rows in groupby(watches, itemgetter(0)):
+        numbers.update((row[1], (run_id, number)) for number, row in enumerate(rows, 1))
+    return numbers
 
 
 def _digest(values: tuple[Any, ...]) -> str:
