@@ -413,7 +413,7 @@ def _converted(row: tuple[Any, ...], convert: list[tuple[int, Any]]) -> tuple[An
 
 def _numbers_in_runs(watches: list[tuple[Any, ...]]) -> dict[int, tuple[int, int]]:
     # The run of each watch, and the number of the watch in it.
-    numbers = {}
+    numbers: dict[int, tuple[int, int]] = {}
     for run_id, rows in groupby(watches, itemgetter(0)):
         numbers.update((row[1], (run_id, number)) for number, row in enumerate(rows, 1))
     return numbers

@@ -184,13 +184,22 @@ def test_a_row_that_irmapdb_does_not_write_is_refused_and_the_others_arrive(url,
         "UPDATE run SET uuid = 'x'": "has no UUID",
         "UPDATE run SET uuid = (SELECT max(uuid) FROM run)": "has no UUID of its own",
         "UPDATE watch SET pid = 1.5": "watch has a row",
+        "UPDATE watch SET ino = 'x'": "watch has a row",
+        "UPDATE watch SET handle_type = 1.5": "watch has a row",
+        "UPDATE watch SET path = zeroblob(65537)": "watch has a row",
+        "UPDATE watch SET why = CAST(zeroblob(65537) AS TEXT)": "watch has a row",
+        "UPDATE watch SET kind = zeroblob(700000)": "watch has a row",
+        "UPDATE tried SET note = zeroblob(65537)": "tried has a row",
+        "UPDATE tried SET position = 1.5": "tried has a row",
         "UPDATE mapping SET path = zeroblob(70000)": "mapping has a row",
         "DELETE FROM origin": "no UUID",
         "INSERT INTO origin VALUES ('x')": "several UUIDs",
     }
     for number, (sql, said) in enumerate(spoilt.items()):
         bad = maker.make(tmp_path / f"bad{number}.db")
-        _sql(bad, sql)
+        with closing(sqlite3.connect(bad)) as raw, raw:
+            raw.execute("PRAGMA ignore_check_constraints = ON")
+            raw.execute(sql)
         first, second = _push(url, bad, good, code=3)
         assert said in first["problem"]
         assert second["problem"] == ""
@@ -202,6 +211,38 @@ def test_words_that_postgresql_refuses_arrive_with_escapes(url, maker, tmp_path)
     _sql(path, "UPDATE watch SET why = CAST(x'61ff0062' AS TEXT) WHERE why IS NOT NULL")
     _push(url, path)
     assert {row[-2] for row in server_rows(url)["watch"]} == {b"a\\xff\\x00b", None}
+
+
+def test_each_value_of_a_watch_arrives_as_it_is(url, maker, tmp_path):
+    largest = b"\xff" * 65536
+    values = [
+        *(b"", b"inotify", b"inotify ", b"INOTIFY", b"fanotify\0x", b"a\tb\nc\rd", b"\\N", b"\\."),
+        *(b"%s%d\\", "\u2028é\N{GRINNING FACE}".encode(), b"\xed\xa0\x80", b"\\x00", b"\0"),
+        *(b"\x80" * 65536, b"\\" * 65536, largest),
+    ]
+    path = maker.make(tmp_path / "one.db", runs=1, watches=2 * len(values))
+    with closing(sqlite3.connect(path)) as raw, raw:
+        raw.execute("PRAGMA ignore_check_constraints = ON")
+        for number, value in enumerate(values * 2, 1):
+            as_type = f"CAST(? AS {'TEXT' if number > len(values) else 'BLOB'})"
+            raw.execute(
+                f"UPDATE watch SET kind = {as_type}, why = {as_type}, comm = ?, handle = {as_type},"
+                f" path = {as_type}, ino = ?, mask = ? WHERE id = ?",
+                (*(value, value, largest, value, value), -(1 << 63), (1 << 63) - 1, number),
+            )
+        assert raw.execute("SELECT count(DISTINCT path) FROM watch").fetchone() == (
+            2 * len(values),
+        )
+    _push(url, path)
+    words = [one.decode("utf-8", "backslashreplace").replace("\0", "\\x00") for one in values * 2]
+    columns = "kind, why, comm, handle, path, ino, mask"
+    with psycopg.connect(url) as connection:
+        rows = connection.execute(f"SELECT {columns} FROM watch ORDER BY number").fetchall()
+    numbers = (-(1 << 63), (1 << 63) - 1)
+    assert rows == [
+        (word, word, largest, value, value, *numbers)
+        for word, value in zip(words, values * 2, strict=True)
+    ]
 
 
 def test_a_password_in_the_url_is_refused_and_not_repeated(tmp_path):
