@@ -96,7 +96,9 @@ converse() {
 	# Another process, as the FIFO of a stopped service may be full. While the service lives, it
 	# writes to the FIFO too, so the open for reading does not wait.
 	{
-		exec 3>&- 4<&- 5<"$run/warm.fifo" >/proc/self/fd/5 && printf '%s\n' "$1"
+		# By itself: dash keeps a copy of what one exec closes until its last file is open.
+		exec 3>&- 4<&-
+		exec 5<"$run/warm.fifo" >/proc/self/fd/5 && printf '%s\n' "$1"
 	} 2>/dev/null &
 	sender=$!
 	# The FIFO is at its end when no process has it open for writing any more.
