@@ -93,7 +93,7 @@ def revoke(server: Server, role: str) -> None:
 def _does_both(role: str, does: str) -> FleetError:
     return FleetError(
         f"{printable(role.encode())}: this role {does}, and a role may not push and read",
-        advice="make another role, or take its rights back with --revoke",
+        advice="make another role, or revoke the rights of this one first",
     )
 
 
