@@ -131,6 +131,13 @@ def watcher() -> Iterator[Watcher]:
 
 
 @pytest.fixture(autouse=True)
+def _cwd() -> Iterator[None]:
+    """A test that changes the cwd leaves it to none after it: its directory is removed."""
+    yield
+    os.chdir(_HERE.parent)
+
+
+@pytest.fixture(autouse=True)
 def _heap() -> Iterator[None]:
     yield
     lift_heap_limit()
