@@ -381,9 +381,9 @@ def test_the_cause_is_none_of_ours(each_criu: Criu, tmp_path: Path, name: str) -
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(path))
         server.listen()
-        with other_task(name, tmp_path / "task", path) as task:
+        with other_task(name, tmp_path / "task", path) as pid:
             peer = server.accept()[0] if name == "unix-external" else server
-            done = each_criu.dump(task.pid, tmp_path / "images", options=[verbosity])
+            done = each_criu.dump(pid, tmp_path / "images", options=[verbosity])
             peer.close()
     assert not done.ok
     stop = stop_of(explained(done))

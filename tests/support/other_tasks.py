@@ -68,6 +68,21 @@ if os.fork() == 0:
     time.sleep(1000)
 """
 
+_SHELL_JOB = """
+import fcntl, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+if os.fork() == 0:
+    time.sleep(1000)
+"""
+_SESSION_OUTSIDE = """
+import ctypes
+os.setsid()
+if ctypes.CDLL(None, use_errno=True).unshare(0x20000000):  # CLONE_NEWPID
+    sys.exit(f"unshare: {os.strerror(ctypes.get_errno())}")
+if os.fork() == 0:
+    time.sleep(1000)
+"""
+
 PROGRAMS = {
     "tcp-established": _TCP,
     "unix-external": _UNIX,
@@ -77,9 +92,12 @@ PROGRAMS = {
     "external-device": _DEVICE,
     "io-uring": _IO_URING,
     "nested-namespace": _NESTED,
-    "shell-job": "",
+    "shell-job": _SHELL_JOB,
+    "session-outside": _SESSION_OUTSIDE,
 }
 """The program by the name of the cause."""
+_THE_CHILD = {"shell-job", "session-outside"}
+"""Where the child is the one to dump: its session has another leader."""
 
 _FRAME = """
 import os, sys, time
@@ -92,11 +110,12 @@ _PATIENCE_S = 30
 
 
 @contextmanager
-def other_task(name: str, directory: Path, unix_socket: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """The running task; `unix_socket` is the socket that `unix-external` connects to.
+def other_task(name: str, directory: Path, unix_socket: Path) -> Iterator[int]:
+    """The PID of the task to dump; `unix_socket` is the socket that `unix-external` connects to.
 
-    It is in a session of its own with its stdio on /dev/null, except for `shell-job`: its terminal
-    belongs to this process. Raises AssertionError with its last words if it ends at once.
+    No task depends on the session of this process, whose leader may be outside the PID namespace.
+    Their stdio is on /dev/null, except for `shell-job`: its terminal belongs to this process.
+    Raises AssertionError with the task's last words if it ends at once.
     """
     directory.mkdir(exist_ok=True)
     master, slave = pty.openpty()
@@ -106,7 +125,7 @@ def other_task(name: str, directory: Path, unix_socket: Path) -> Iterator[subpro
     with words.open("wb") as stderr:
         task = subprocess.Popen(
             [sys.executable, "-IS", "-c", program, directory, unix_socket],
-            start_new_session=name != "shell-job",
+            start_new_session=name != "session-outside",
             stdin=stdio,
             stdout=stdio,
             stderr=stdio if name == "shell-job" else stderr,
@@ -117,7 +136,7 @@ def other_task(name: str, directory: Path, unix_socket: Path) -> Iterator[subpro
             assert task.poll() is None, words.read_text()
             assert time.monotonic() < end_s, "it is not ready"
             time.sleep(0.01)
-        yield task
+        yield _children(task.pid)[0] if name in _THE_CHILD else task.pid
     finally:
         children = _children(task.pid) if task.poll() is None else []
         for pid in (*children, task.pid):
