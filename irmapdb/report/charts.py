@@ -109,7 +109,9 @@ def stale_chart(figure: Figure) -> str:
         start = at if hourly else at.replace(hour=0)
         sums[start] = sums.get(start, 0) + count
     last = max(sums)
-    first = max(min(sums), last - (_MOST_DAYS + _HOURS_OF_HOURLY_BARS * hourly) * step)
+    # The database chose both times: a subtraction may end before the year 1.
+    longest = (_MOST_DAYS + _HOURS_OF_HOURLY_BARS * hourly) * step
+    first = last - min(last - min(sums), longest)
     places = list(_range(first, last, step))
     chart = pygal.Bar(
         height=280,

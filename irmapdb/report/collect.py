@@ -30,7 +30,6 @@ __all__ = ["Database", "Figure", "Report", "collect_databases", "collect_fleet"]
 _STATEMENT_S = 10.0
 _ALL_S = 120.0
 """The time for all databases; those that are not read by then are named."""
-_READ_ROWS = 20_000
 _MOST_DATABASES = 2_000
 
 _SHOWN = {
@@ -43,6 +42,8 @@ _SHOWN = {
     "limits": 40,
 }
 """The most rows of each figure that the page shows, so that it stays small."""
+_ASKED = tuple(name for name in _SHOWN if name != "limits")
+"""The figures that each database has."""
 
 
 class Database(Record):
@@ -99,7 +100,7 @@ def collect_databases(
 ) -> Report:
     """The figures of one database or of several. DatabaseError if the only one cannot be read."""
     several = len(databases) != 1
-    answers: dict[str, list[tuple[str, Answer]]] = {name: [] for name in _SHOWN}
+    sums = {name: _Sum(name, several=several) for name in _ASKED}
     problems = []
     until_s = time.monotonic() + _ALL_S
     for database in databases[:_MOST_DATABASES]:
@@ -107,8 +108,8 @@ def collect_databases(
             problems.append(f"{database.label}: not read within {_ALL_S:g} s for all databases")
             continue
         try:
-            for name, answer in _ask_database(database.path).items():
-                answers[name].append((database.label, answer))
+            for name, counted in _ask_database(database.path).items():
+                sums[name].add(database.label, counted)
         except IrmapError as error:
             if not several:
                 raise
@@ -118,7 +119,7 @@ def collect_databases(
         about,
         len(databases),
         OF_DATABASE,
-        {name: _merged(name, found, several=several) for name, found in answers.items()},
+        {name: found.counted() for name, found in sums.items()},
         problems=problems,
         checks=checks,
         limits=_of_users(users),
@@ -129,12 +130,12 @@ def collect_fleet(about: str, server: Server) -> Report:
     """The figures of all nodes. FleetError if the server cannot be reached."""
     from irmapdb.fleet.ask import ask  # noqa: PLC0415 needs the extra irmapdb[fleet]
 
-    def question(sql: str) -> Answer:
-        return ask(server, sql, limit=_READ_ROWS, timeout_s=_ALL_S)
+    def question(sql: str, limit: int) -> Answer:
+        return ask(server, sql, limit=limit, timeout_s=_ALL_S)
 
-    answers = _ask_each(OF_FLEET, question)
-    limits = question(OF_FLEET.limits)
-    number = question("SELECT count(*) FROM containers").rows[0][0]
+    answers = {name: _ask_counted(name, OF_FLEET, question) for name in _SHOWN}
+    limits = answers.pop("limits")
+    number = question("SELECT count(*) FROM containers", 1).rows[0][0]
     return _report(
         about,
         int(number or 0),
@@ -146,23 +147,39 @@ def collect_fleet(about: str, server: Server) -> Report:
     )
 
 
-def _ask_database(path: AnyPath) -> dict[str, Answer]:
-    def question(sql: str) -> Answer:
-        return next(iter(ask.ask(sql, limit=_READ_ROWS, timeout_s=_STATEMENT_S)))
+class _Counted(Record):
+    """The first rows of an answer, in the order of their weight."""
+
+    columns: tuple[str, ...]
+    rows: list[tuple[Value, ...]]
+    total: int
+    """The number of all rows."""
+
+
+def _ask_database(path: AnyPath) -> dict[str, _Counted]:
+    def question(sql: str, limit: int) -> Answer:
+        return next(iter(ask.ask(sql, limit=limit, timeout_s=_STATEMENT_S)))
 
     with Ask.open(path) as ask:
-        return _ask_each(OF_DATABASE, question)
+        return {name: _ask_counted(name, OF_DATABASE, question) for name in _ASKED}
 
 
-def _ask_each(questions: Questions, ask: Callable[[str], Answer]) -> dict[str, Answer]:
-    return {name: ask(getattr(questions, name)) for name in _SHOWN if name != "limits"}
+def _ask_counted(name: str, questions: Questions, ask: Callable[[str, int], Answer]) -> _Counted:
+    # The rows that are not shown are only counted: tenants chose how many they are, and how long.
+    sql = getattr(questions, name)
+    answer = ask(sql, _SHOWN[name])
+    total = len(answer.rows)
+    if answer.cut:
+        counted = ask(f"SELECT count(*) FROM ({sql}) AS counted", 1).rows[0][0]  # noqa: S608 ours
+        total = max(total, int(counted or 0))
+    return _Counted(answer.columns, answer.rows, total)
 
 
 def _report(
     about: str,
     databases: int,
     questions: Questions,
-    answers: dict[str, Answer],
+    answers: dict[str, _Counted],
     *,
     problems: Iterable[str],
     checks: Sequence[ContainerCheck] | None,
@@ -182,28 +199,48 @@ def _report(
     )
 
 
-def _figure(name: str, sql: str, answer: Answer) -> Figure:
+def _figure(name: str, sql: str, answer: _Counted) -> Figure:
     shown = answer.rows[: _SHOWN[name]]
-    return Figure(sql, answer.columns, tuple(shown), len(answer.rows) - len(shown))
+    return Figure(sql, answer.columns, tuple(shown), answer.total - len(shown))
 
 
 # --- several databases ----------------------------------------------------------------------------
 
 
-def _merged(name: str, found: Sequence[tuple[str, Answer]], *, several: bool) -> Answer:
-    # One answer of all, in the order of its question; with the name of the container in front.
-    if not several and found:
-        return found[0][1]
-    columns = found[0][1].columns if found else ()
-    if name == "stale_hours":
-        return _sum_of_hours(columns, [answer for _, answer in found])
-    rows = [(label, *row) for label, answer in found for row in answer.rows]
-    columns = ("container", *columns)
-    weight = _WEIGHTS.get(name)
-    if weight is not None and rows:
-        index = columns.index(weight)
-        rows.sort(key=lambda row: _sort_key(row[index]), reverse=True)
-    return Answer(columns, rows, cut=False, took_us=0)
+class _Sum:
+    """One answer of all databases, in the order of its question."""
+
+    def __init__(self, name: str, *, several: bool) -> None:
+        """`several`: whether the name of the container is in front of each row."""
+        self._name = name
+        self._several = several and name != "stale_hours"
+        self._columns: tuple[str, ...] = ()
+        self._rows: list[tuple[Value, ...]] = []
+        self._hours: dict[str, int] = {}
+        self._total = 0
+
+    def add(self, label: str, counted: _Counted) -> None:
+        """Take the rows of one more database; those that are not shown are forgotten at once."""
+        self._columns = ("container", *counted.columns) if self._several else counted.columns
+        self._total += counted.total
+        if self._name == "stale_hours":
+            for hour, stale in counted.rows:
+                self._hours[str(hour)] = self._hours.get(str(hour), 0) + int(stale or 0)
+            return
+        if not self._several:
+            self._rows += counted.rows
+            return
+        self._rows += [(label, *row) for row in counted.rows]
+        weight = _WEIGHTS.get(self._name)
+        if weight is not None:
+            index = self._columns.index(weight)
+            self._rows.sort(key=lambda row: _sort_key(row[index]), reverse=True)
+        del self._rows[_SHOWN[self._name] :]
+
+    def counted(self) -> _Counted:
+        """The rows so far."""
+        rows = sorted(self._hours.items()) if self._name == "stale_hours" else self._rows
+        return _Counted(self._columns, [*rows], max(self._total, len(rows)))
 
 
 _WEIGHTS = {
@@ -219,14 +256,6 @@ def _sort_key(value: Value) -> tuple[float, str]:
     if isinstance(value, int | float):
         return float(value), ""
     return 0.0, str(value or "")
-
-
-def _sum_of_hours(columns: tuple[str, ...], answers: Iterable[Answer]) -> Answer:
-    sums: dict[str, int] = {}
-    for answer in answers:
-        for hour, stale in answer.rows:
-            sums[str(hour)] = sums.get(str(hour), 0) + int(stale or 0)
-    return Answer(columns, sorted(sums.items()), cut=False, took_us=0)
 
 
 def _of_users(users: Sequence[Usage]) -> Figure:

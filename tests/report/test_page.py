@@ -157,6 +157,38 @@ def test_a_column_of_another_type_harms_no_chart(tmp_path, browser, value):
     assert "How long were the tasks stopped?" in browser.text()
 
 
+@pytest.mark.parametrize(
+    "value", ["'0001-01-01 00:00:00.000000'", "'9999-12-31 23:59:59'", "'0001-01-05 00:00:00'"]
+)
+def test_the_first_and_the_last_hour_harm_no_chart(tmp_path, value):
+    path = Maker(tmp_path).make(tmp_path / "irmap.db", runs=3)
+    ask(path, f"UPDATE run SET event = 'dump', tasks_frozen = 1, paused = 0, started_at = {value}")  # noqa: S608
+    ask(path, f"UPDATE run SET freezing_us = {value}, frozen_us = {value}, reread_us = {value}")  # noqa: S608
+    ask(path, f"UPDATE mapping SET stale_at = {value}, stale_reason = 'gone'")  # noqa: S608
+    page = write(tmp_path, "--db", path).read_text()
+    assert "Stale paths, the last one first" in page
+
+
+def test_many_long_paths_are_counted_and_not_read(tmp_path):
+    # A tenant chose how many they are, and how long: together more than one answer may have.
+    path = Maker(tmp_path).make(tmp_path / "irmap.db", runs=3)
+    ask(path, "UPDATE mapping SET stale_at = validated_at, stale_reason = 'gone'")
+    ask(path, _LONG_STALE_PATHS)
+    ((stale,),) = ask(path, "SELECT count(*) FROM stale_mappings")
+    page = write(tmp_path, "--db", path).read_text()
+    assert f"{stale - 200:,} more are not shown" in page
+
+
+_LONG_STALE_PATHS = """
+    WITH RECURSIVE number (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM number WHERE n < 17000)
+    INSERT INTO mapping (dev, ino, path, mntns, revalidate, source, first_seen_at, stale_at,
+        stale_reason)
+    SELECT 1, n, '/' || n || printf('%04080d', 0), 0, 0, 'scan', '2026-01-01 00:00:00.000000',
+        '2026-01-01 00:00:00.000000', 'gone'
+    FROM number
+"""
+
+
 # --- several databases ----------------------------------------------------------------------------
 
 
