@@ -404,6 +404,41 @@ def test_many_empty_frames_are_left() -> None:
             _drain(frames * 200, allowance)
 
 
+def test_many_empty_members_of_gzip_are_left() -> None:
+    allowance = Allowance(limit_frames=100)
+    _drain(pack(b"content", "gzip") + pack(b"", "gzip") * 50, allowance)
+    with pytest.raises(ImageError, match=r"more than 100 frames.*bomb"):
+        _drain(pack(b"", "gzip") * 200, allowance)
+
+
+class _Counted(io.BytesIO):
+    reads = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self.reads += 1
+        return super().read(size)
+
+
+@pytest.mark.parametrize(
+    ("begin", "repeated"),
+    [
+        pytest.param(pack(b"content", "gzip"), b"\0", id="padding"),
+        # RFC 1952: FLG with FNAME and a name, FLG with FCOMMENT and a comment.
+        pytest.param(b"\x1f\x8b\x08\x08" + bytes(6), b"n", id="name"),
+        pytest.param(b"\x1f\x8b\x08\x10" + bytes(6), b"c", id="comment"),
+    ],
+)
+def test_no_part_of_gzip_is_read_byte_by_byte(begin: bytes, repeated: bytes) -> None:
+    """A bomb in a bomb: zstd packs 4 GiB of such bytes into 400 KB."""
+    end = b"" if repeated == b"\0" else b"\0" + pack(b"", "gzip")[10:]
+    source = _Counted(begin + repeated * 500_000 + end)
+    with unpacked(source, "part", Allowance()) as stream:
+        assert stream.read(100) == (b"" if end else b"content")
+        assert stream.read(100) == b""
+    assert source.tell() == len(source.getvalue())
+    assert source.reads < 1000
+
+
 def test_a_window_that_takes_much_memory_is_refused(tmp_path: Path) -> None:
     # A frame with a window of 2 GiB: RFC 8878, 3.1.1.1.
     frame = b"\x28\xb5\x2f\xfd" + bytes((0x00, (31 - 10) << 3)) + b"\x01\x00\x00"

@@ -4,9 +4,10 @@
     zstd = 28 b5 2f fd ...        RFC 8878, also with skippable frames (5? 2a 4d 18) in front
 
 A stream may be a bomb: an `Allowance` ends the work when more than `FREE_BYTES` came out, and more
-than `RATIO` bytes for each byte read. A frame of zstd may be empty, and costs 25 µs then, so no
-more than `LIMIT_FRAMES` are read. zstd needs as much memory as its window has; a window of
-more than 128 MiB (zstd's own default limit) is refused.
+than `RATIO` bytes for each byte read. A frame of zstd and a member of gzip may be empty, and take
+several µs then, so no more than `LIMIT_FRAMES` are read. zlib reads the headers of gzip: Python's
+own module reads a name in a header, and zeros behind a member, one byte at a time. zstd needs as
+much memory as its window has; a window of more than 128 MiB (zstd's own default limit) is refused.
 """
 
 from __future__ import annotations
@@ -40,13 +41,20 @@ FREE_BYTES = 1 << 32
 RATIO = 200
 """And then so many for each byte that went in."""
 LIMIT_FRAMES = 2_000_000
-"""So many frames of zstd are read: one for each member that irmapdb.archive.tar reads."""
+"""So many frames of zstd and members of gzip are read: one for each member that irmapdb.archive.tar
+reads."""
 
 _GZIP = b"\x1f\x8b"
 _ZSTD = b"\x28\xb5\x2f\xfd"
 _ZSTD_SKIPPED = tuple(bytes((0x50 + low,)) + b"\x2a\x4d\x18" for low in range(16))
 _WINDOW_LOG = 27
 _CHUNK_BYTES = 1 << 18
+_INPUT_BYTES = 1 << 14
+"""A decompressor gets so many bytes at a time. The rest of them is copied for the next frame."""
+_BUFFER_BYTES = 1 << 13
+"""For the headers of a tar, of 512 bytes each."""
+_GZIP_BITS = 31
+"""zlib's largest window, with the header and the checksum of gzip: inflateInit2() of zlib.h."""
 
 # file(1)'s magic. Each with the name of the form and the program that undoes it.
 _OTHERS = (
@@ -126,7 +134,7 @@ def unpacked(stream: Reader, name: str, allowance: Allowance) -> Iterator[Peekab
         return
     is_gzip = head.startswith(_GZIP)
     begin = functools.partial(allowance.add_frame, name)
-    errors, opened = _gzip(source) if is_gzip else _zstd(source, begin)
+    errors, opened = (_gzip if is_gzip else _zstd)(source, begin)
     with contextlib.closing(opened):
         yield Peekable(_Bounded(opened, errors, source, name, allowance))
 
@@ -149,6 +157,8 @@ class Peekable:
 
     def read(self, size: int, /) -> bytes:
         """At most so many bytes; none at the end."""
+        if not self._head and size < _BUFFER_BYTES:
+            self._head = self._stream.read(_BUFFER_BYTES)
         if self._head:
             data, self._head = self._head[:size], self._head[size:]
         else:
@@ -194,11 +204,38 @@ class _Bounded:
         return data
 
 
-def _gzip(source: Peekable) -> tuple[tuple[type[Exception], ...], Any]:
-    import gzip  # noqa: PLC0415 only archives need it
+def _gzip(source: Peekable, begin: Callable[[], None]) -> tuple[tuple[type[Exception], ...], Any]:
+    def new() -> _GzipMember:
+        begin()
+        return _GzipMember()
 
-    fileobj: Any = source  # it reads only
-    return (gzip.BadGzipFile, zlib.error), gzip.GzipFile(fileobj=fileobj, mode="rb")
+    return (zlib.error,), _Frames(source, new, padding=b"\0")
+
+
+class _GzipMember:
+    """A decompressor of one member, with the interface of ZstdDecompressor."""
+
+    def __init__(self) -> None:
+        self._zlib = zlib.decompressobj(wbits=_GZIP_BITS)
+        self._was_full = False
+
+    @property
+    def eof(self) -> bool:
+        return self._zlib.eof
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._zlib.unused_data
+
+    @property
+    def needs_input(self) -> bool:
+        # zlib may have read all input, and have more output than it was asked for.
+        return not self._was_full and not self._zlib.unconsumed_tail
+
+    def decompress(self, data: bytes, size: int) -> bytes:
+        found = self._zlib.decompress(self._zlib.unconsumed_tail + data, size)
+        self._was_full = len(found) == size
+        return found
 
 
 def _zstd(source: Peekable, begin: Callable[[], None]) -> tuple[tuple[type[Exception], ...], Any]:
@@ -217,11 +254,15 @@ def _zstd(source: Peekable, begin: Callable[[], None]) -> tuple[tuple[type[Excep
 
 
 class _Frames:
-    """The content of all frames of a zstd stream. It copies less than the module's ZstdFile."""
+    """The content of all frames of a stream. It copies less than the modules' file objects.
 
-    def __init__(self, source: Peekable, new: Callable[[], Any]) -> None:
+    `padding` may stand behind a frame, any number of times.
+    """
+
+    def __init__(self, source: Peekable, new: Callable[[], Any], padding: bytes = b"") -> None:
         self._source = source
         self._new = new
+        self._padding = padding
         self._frame = new()
         self._is_new = True
 
@@ -229,11 +270,13 @@ class _Frames:
         while True:
             given = b""
             if self._frame.eof:
-                given = self._frame.unused_data
+                given = self._behind_frame(self._frame.unused_data)
+                if not given:
+                    return b""
                 self._frame = self._new()
                 self._is_new = True
             if not given and self._frame.needs_input:
-                given = self._source.read(_CHUNK_BYTES)
+                given = self._source.read(_INPUT_BYTES)
                 if not given and self._is_new:
                     return b""
                 if not given:
@@ -242,6 +285,13 @@ class _Frames:
             data: bytes = self._frame.decompress(given, min(size, _CHUNK_BYTES))
             if data:
                 return data
+
+    def _behind_frame(self, given: bytes) -> bytes:
+        # The beginning of the next frame; b"" at the end.
+        given = given.lstrip(self._padding)
+        while not given and (chunk := self._source.read(_INPUT_BYTES)):
+            given = chunk.lstrip(self._padding)
+        return given
 
     def close(self) -> None:
         pass
