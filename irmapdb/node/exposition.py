@@ -15,11 +15,19 @@ from irmapdb.model import printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from typing import TypeAlias, TypeVar
 
     from prometheus_client.core import Metric
 
-    from irmapdb.node.metrics import LastRun, NodeFigures
+    from irmapdb.criu.hook_runs import Total
+    from irmapdb.node.container_info import ContainerInfo
+    from irmapdb.node.metrics import ContainerFigures, LastRun, NodeFigures
+
+    _Samples: TypeAlias = Iterable[tuple[Sequence[str], float | None]]
+    _One = TypeVar("_One")
+    _Table: TypeAlias = Sequence[tuple[str, str, Callable[[_One], float | None]]]
+    """The name, the description and the value of each figure of one thing."""
 
 __all__ = ["CONTENT_TYPE", "exposition"]
 
@@ -47,29 +55,23 @@ def exposition(figures: NodeFigures) -> bytes:
     return generate_latest(_Figures(figures))
 
 
-def _gauge(
-    name: str,
-    about: str,
-    labels: Sequence[str] = (),
-    samples: Iterable[tuple[Sequence[str], float | None]] = (),
-) -> Metric:
-    family = GaugeMetricFamily(f"irmapdb_{name}", about, labels=labels)
+def _gauge(name: str, about: str, labels: Sequence[str], samples: _Samples) -> Metric:
+    return _filled(GaugeMetricFamily(f"irmapdb_{name}", about, labels=labels), samples)
+
+
+def _counter(name: str, about: str, labels: Sequence[str], samples: _Samples) -> Metric:
+    return _filled(CounterMetricFamily(f"irmapdb_{name}", about, labels=labels), samples)
+
+
+def _filled(family: GaugeMetricFamily | CounterMetricFamily, samples: _Samples) -> Metric:
     for values, value in samples:
         if value is not None:
             family.add_metric([_label(one) for one in values], value)
     return family
 
 
-def _counter(
-    name: str,
-    about: str,
-    labels: Sequence[str] = (),
-    samples: Iterable[tuple[Sequence[str], float]] = (),
-) -> Metric:
-    family = CounterMetricFamily(f"irmapdb_{name}", about, labels=labels)
-    for values, value in samples:
-        family.add_metric([_label(one) for one in values], value)
-    return family
+def _number(name: str, about: str, value: float) -> Metric:
+    return GaugeMetricFamily(f"irmapdb_{name}", about, value)
 
 
 def _label(text: str) -> str:
@@ -83,13 +85,10 @@ def _label(text: str) -> str:
 
 
 def _of_node(figures: NodeFigures) -> Iterator[Metric]:
-    yield _gauge(
-        "build_info", "The version of irmapdb; always 1.", ["version"], [([figures.version], 1)]
-    )
-    yield _gauge(
-        "collected_timestamp_seconds", "When these figures were read.", (), [((), figures.at_s)]
-    )
-    yield _gauge("collect_seconds", "The time to read them.", (), [((), figures.took_s)])
+    version = [([figures.version], 1)]
+    yield _gauge("build_info", "The version of irmapdb; always 1.", ["version"], version)
+    yield _number("collected_timestamp_seconds", "When these figures were read.", figures.at_s)
+    yield _number("collect_seconds", "The time to read them.", figures.took_s)
 
 
 def _of_limits(figures: NodeFigures) -> Iterator[Metric]:
@@ -110,67 +109,45 @@ def _of_limits(figures: NodeFigures) -> Iterator[Metric]:
     )
 
 
+_OF_CONTAINER: _Table[ContainerFigures] = (
+    ("watches", "inotify watches and fanotify marks.", lambda one: one.watches),
+    ("resolved_watches", "Watches with a path that the service proved.", lambda one: one.resolved),
+    (
+        "unresolved_watches",
+        "Watches for which the service found no path.",
+        lambda one: one.unresolved,
+    ),
+    (
+        "last_proof_timestamp_seconds",
+        "When the service last proved the paths.",
+        lambda one: one.proved_at_s,
+    ),
+    ("stale_paths", "Paths in the database that are wrong now.", lambda one: one.stale),
+    (
+        "dump_fails",
+        "1 if a dump would fail, by the prediction of `irmapdb check --all`.",
+        lambda one: one.dump_fails,
+    ),
+)
+
+
 def _of_containers(figures: NodeFigures) -> Iterator[Metric]:
     found = figures.containers
-    yield _gauge("containers", "Running containers.", (), [((), _total(figures))])
-    yield _gauge(
+    left_out = figures.containers_left_out
+    yield _number("containers", "Running containers.", len(found) + left_out)
+    yield _number(
         "containers_left_out",
         "Running containers without series of their own, because there are too many.",
-        (),
-        [((), figures.containers_left_out)],
+        left_out,
     )
     yield _gauge(
         "container_info",
         "The names of a container; always 1.",
         ["container", "name", "pod", "image", "engine"],
-        (
-            (
-                [
-                    one.info.id,
-                    *(
-                        text or ""
-                        for text in (
-                            one.info.name,
-                            one.info.pod,
-                            one.info.image,
-                            one.info.engine,
-                        )
-                    ),
-                ],
-                1,
-            )
-            for one in found
-        ),
+        ((_names(one.info), 1) for one in found),
     )
-    for name, about, samples in (
-        ("watches", "inotify watches and fanotify marks.", ((one, one.watches) for one in found)),
-        (
-            "resolved_watches",
-            "Watches with a path that the service proved.",
-            ((one, one.resolved) for one in found),
-        ),
-        (
-            "unresolved_watches",
-            "Watches for which the service found no path.",
-            ((one, one.unresolved) for one in found),
-        ),
-        (
-            "last_proof_timestamp_seconds",
-            "When the service last proved the paths.",
-            ((one, one.proved_at_s) for one in found),
-        ),
-        (
-            "stale_paths",
-            "Paths in the database that are wrong now.",
-            ((one, one.stale) for one in found),
-        ),
-        (
-            "dump_fails",
-            "1 if a dump would fail, by the prediction of `irmapdb check --all`.",
-            ((one, one.dump_fails) for one in found),
-        ),
-    ):
-        values = (([one.info.id], value) for one, value in samples)
+    for name, about, value in _OF_CONTAINER:
+        values = (([one.info.id], value(one)) for one in found)
         yield _gauge(f"container_{name}", about, ["container"], values)
     yield _gauge(
         "container_verdict_watches",
@@ -184,13 +161,13 @@ def _of_containers(figures: NodeFigures) -> Iterator[Metric]:
     )
 
 
-def _total(figures: NodeFigures) -> int:
-    return len(figures.containers) + figures.containers_left_out
+def _names(info: ContainerInfo) -> list[str]:
+    return [text or "" for text in (info.id, info.name, info.pod, info.image, info.engine)]
 
 
 def _of_service(figures: NodeFigures) -> Iterator[Metric]:
     service = figures.service
-    yield _gauge("service_up", "1 if `irmapdb warm` runs.", (), [((), int(service is not None))])
+    yield _number("service_up", "1 if `irmapdb warm` runs.", int(service is not None))
     if service is None:
         return
     yield _counter("service_looks", "Looks at the containers.", (), [((), service.looks)])
@@ -203,64 +180,22 @@ def _of_service(figures: NodeFigures) -> Iterator[Metric]:
     )
 
 
+_OF_HOOK: _Table[Total] = (
+    ("runs", "Runs of the hook since boot.", lambda one: one.runs),
+    ("seconds", "Time of these runs.", lambda one: one.took_s),
+    ("paused_runs", "Runs in a pause of the container.", lambda one: one.paused_runs),
+    (
+        "paused_seconds",
+        "Time of the runs in a pause: downtime of a container.",
+        lambda one: one.paused_s,
+    ),
+)
+
+
 def _of_hook(figures: NodeFigures) -> Iterator[Metric]:
-    totals = figures.hook.totals
-    labels = ["by", "outcome"]
-    for name, about, samples in (
-        ("runs", "Runs of the hook since boot.", ((one, one.runs) for one in totals)),
-        ("seconds", "Time of these runs.", ((one, one.took_s) for one in totals)),
-        (
-            "paused_runs",
-            "Runs in a pause of the container.",
-            ((one, one.paused_runs) for one in totals),
-        ),
-        (
-            "paused_seconds",
-            "Time of the runs in a pause: downtime of a container.",
-            ((one, one.paused_s) for one in totals),
-        ),
-    ):
-        values = (([one.by, one.outcome], value) for one, value in samples)
-        yield _counter(f"hook_{name}", about, labels, values)
-
-
-def _of_last_runs(runs: Iterable[LastRun]) -> Iterator[Metric]:
-    found = tuple(runs)
-    for name, about, samples in (
-        ("timestamp_seconds", "When the hook last ran.", ((one, one.run.at_s) for one in found)),
-        ("seconds", "Time of the last run of the hook.", ((one, one.run.took_s) for one in found)),
-        (
-            "paused_seconds",
-            "Time of the last run, if it was in a pause; else 0.",
-            ((one, one.run.took_s if one.run.paused else 0) for one in found),
-        ),
-        (
-            "failed",
-            "1 if the last run of the hook failed.",
-            ((one, int(one.run.outcome == "failed")) for one in found),
-        ),
-        (
-            "unresolved_watches",
-            "Watches without a path at the last run.",
-            ((one, _unresolved(one)) for one in found),
-        ),
-    ):
-        values = (([one.container], value) for one, value in samples)
-        yield _gauge(f"hook_last_run_{name}", about, ["container"], values)
-    for name, about, samples in (
-        (
-            "frozen_seconds",
-            "The freeze of CRIU's last dump, from stats-dump.",
-            ((one, one.frozen_s) for one in found),
-        ),
-        (
-            "freezing_seconds",
-            "Time until all tasks were stopped at CRIU's last dump, from stats-dump.",
-            ((one, one.freezing_s) for one in found),
-        ),
-    ):
-        values = (([one.container], value) for one, value in samples)
-        yield _gauge(f"criu_{name}", about, ["container"], values)
+    for name, about, value in _OF_HOOK:
+        values = (([one.by, one.outcome], value(one)) for one in figures.hook.totals)
+        yield _counter(f"hook_{name}", about, ["by", "outcome"], values)
 
 
 def _unresolved(one: LastRun) -> int | None:
@@ -268,3 +203,36 @@ def _unresolved(one: LastRun) -> int | None:
     if run.watches is None or run.resolved is None:
         return None
     return run.watches - run.resolved
+
+
+_OF_LAST_RUN: _Table[LastRun] = (
+    ("hook_last_run_timestamp_seconds", "When the hook last ran.", lambda one: one.run.at_s),
+    ("hook_last_run_seconds", "Time of the last run of the hook.", lambda one: one.run.took_s),
+    (
+        "hook_last_run_paused_seconds",
+        "Time of the last run, if it was in a pause; else 0.",
+        lambda one: one.run.took_s if one.run.paused else 0,
+    ),
+    (
+        "hook_last_run_failed",
+        "1 if the last run of the hook failed.",
+        lambda one: one.run.outcome == "failed",
+    ),
+    ("hook_last_run_unresolved_watches", "Watches without a path at the last run.", _unresolved),
+    (
+        "criu_frozen_seconds",
+        "The freeze of CRIU's last dump, from stats-dump.",
+        lambda one: one.frozen_s,
+    ),
+    (
+        "criu_freezing_seconds",
+        "Time until all tasks were stopped at CRIU's last dump, from stats-dump.",
+        lambda one: one.freezing_s,
+    ),
+)
+
+
+def _of_last_runs(runs: Iterable[LastRun]) -> Iterator[Metric]:
+    found = tuple(runs)
+    for name, about, value in _OF_LAST_RUN:
+        yield _gauge(name, about, ["container"], (([one.container], value(one)) for one in found))
