@@ -451,9 +451,9 @@ def put_new(path: bytes | os.PathLike[str], source: bytes) -> None:
 
 @contextlib.contextmanager
 def replaced(
-    contents: Iterable[tuple[bytes | os.PathLike[str], bytes]], mode: int = 0o600
+    contents: Iterable[tuple[bytes | os.PathLike[str], bytes]],
 ) -> Iterator[list[os.stat_result]]:
-    """Several files, replaced inside the block, and for good if it ends without an exception.
+    """Several files of mode 0600, replaced in the block, and for good if that raises nothing.
 
     The first is renamed when all of them are on the disk, so a disk that is full leaves all old
     files; so does an exception of the block. Only a crash can leave some files new and some old.
@@ -463,7 +463,7 @@ def replaced(
         for path, data in contents:
             target = os.fsencode(path)
             with _writing(target):
-                news.append(stack.enter_context(_prepared(target, data, mode)))
+                news.append(stack.enter_context(_prepared(target, data, 0o600)))
         for new in news:
             with _writing(new.target):
                 stack.enter_context(_old_kept(new))

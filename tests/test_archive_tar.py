@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from irmapdb.archive import tar
-from irmapdb.archive.tar import member_names
 from irmapdb.errors import ImageError
 
 _FORMATS = {"gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT, "ustar": tarfile.USTAR_FORMAT}
@@ -36,7 +35,7 @@ def _archive(members: list[tuple[bytes, bytes]], tar_format: int) -> bytes:
 
 
 def _names_in(data: bytes) -> list[bytes]:
-    return list(member_names(io.BytesIO(data), "archive"))
+    return [one.name for one in tar.members(io.BytesIO(data), tar.Meter("archive"))]
 
 
 @given(st.lists(st.tuples(_names, st.binary(max_size=1100)), max_size=5))

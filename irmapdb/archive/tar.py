@@ -40,7 +40,6 @@ __all__ = [
     "Member",
     "Meter",
     "is_tar",
-    "member_names",
     "members",
 ]
 
@@ -184,11 +183,6 @@ def members(stream: Reader, meter: Meter) -> Iterator[Member]:
             yield Member(path, kind in _REGULAR, size, content)
             given = {}
         content.skip()
-
-
-def member_names(stream: Reader, name: str) -> Iterator[bytes]:
-    """The name of each member. ImageError, with `name` as the archive, as in `members`."""
-    return (member.name for member in members(stream, Meter(name)))
 
 
 def _cut_off(name: str) -> ImageError:

@@ -42,6 +42,7 @@ __all__ = [
     "filesystem_magic",
     "inotify_add_watch",
     "inotify_init",
+    "iowr",
     "name_to_handle_at",
     "open_by_handle_at",
     "openat2",
@@ -55,7 +56,17 @@ AT_EMPTY_PATH = 0x1000
 # userspace"): a handle to compare, also where it could not be opened.
 AT_HANDLE_FID = 0x200
 
+_IOC_READ_WRITE = 3
+
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+def iowr(kind: int, number: int, size: int) -> int:
+    """_IOWR(kind, number, an argument of `size` bytes), as x86, arm and riscv count.
+
+    The number of an ioctl: include/uapi/asm-generic/ioctl.h.
+    """
+    return _IOC_READ_WRITE << 30 | size << 16 | kind << 8 | number
 
 
 def _function(name: str, *argtypes: Any) -> Callable[..., int]:  # noqa: ANN401 types of ctypes

@@ -21,7 +21,7 @@ from irmapdb.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from irmapdb.kernel.proc.containers import Container
     from irmapdb.node.engine_names import Monitor
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 __all__ = [
     "LEAST_ID_CHARACTERS",
     "ContainerInfo",
-    "container_of_task",
     "describe",
     "describe_all",
     "find_container",
@@ -133,17 +132,6 @@ def describe_all(containers: Sequence[Container]) -> tuple[ContainerInfo, ...]:
 def _without_names(container: Container) -> ContainerInfo:
     cgroup = max(container.cgroups, key=len, default="")
     return ContainerInfo(container.name.id, None, None, None, None, cgroup)
-
-
-def container_of_task(pid: int, containers: Iterable[Container] | None = None) -> Container | None:
-    """The container in which a task runs; None if it runs in none, or has ended.
-
-    `containers`: those of `find_containers`, for several questions.
-    """
-    for container in find_containers() if containers is None else containers:
-        if pid in container.pids:
-            return container
-    return None
 
 
 def find_container(wanted: str) -> Container:

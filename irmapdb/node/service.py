@@ -19,7 +19,6 @@ from irmapdb.node.cpu_budget import CpuBudget
 from irmapdb.node.hook_requests import HookRequests
 from irmapdb.node.look_schedule import LookSchedule
 from irmapdb.node.metrics_requests import MetricsRequests
-from irmapdb.node.notify import notify
 from irmapdb.node.pool import Pool
 from irmapdb.node.push_schedule import PushSchedule
 from irmapdb.node.rundir import RunDirectory
@@ -37,7 +36,7 @@ from irmapdb.node.state import (
     ServiceOptions,
     State,
 )
-from irmapdb.node.status import status_document
+from irmapdb.node.status import notify, status_document
 from irmapdb.node.stop_signals import is_readable, stop_signals
 from irmapdb.node.work_schedule import WorkSchedule
 

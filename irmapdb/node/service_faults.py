@@ -1,9 +1,14 @@
-"""Looks for faults of the service `irmapdb warm`: it was killed, is stopped, or does not answer."""
+"""Looks for faults of the service `irmapdb warm`: it was killed, is stopped, or does not answer.
+
+It asks the service as the script of the hook does. The request is about this very process, which is
+no container: the service refuses it at once.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import select
 import shlex
 import time
 from pathlib import Path
@@ -14,7 +19,6 @@ from irmapdb.errors import FileError
 from irmapdb.kernel.proc import tasks
 from irmapdb.node.rundir import RUN_DIRECTORY, RunDirectory
 from irmapdb.node.service_lock import ServiceLock
-from irmapdb.node.service_probe import ask_service
 from irmapdb.node.unit import UNIT_DIRECTORY, UNIT_NAME
 from irmapdb.record import Record
 
@@ -22,10 +26,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from irmapdb.model import AnyPath
 
-__all__ = ["DoctorOptions", "Finding", "ServiceState", "look_at_service"]
+__all__ = ["DoctorOptions", "Finding", "ServiceState", "ask_service", "look_at_service"]
 
 _OLD_INTERVALS = 5
 _OLD_S = 600.0
+_REPLY_BYTES = 4096
 _BOOTED = Path("/run/systemd/system")
 
 
@@ -84,6 +89,31 @@ def look_at_service(options: DoctorOptions) -> tuple[ServiceState, list[Finding]
     state = ServiceState(pid, replied_s, number, looked_at_s)
     fault = _slow(options, state, interval if isinstance(interval, int | float) else 60.0)
     return state, [] if fault is None else [fault]
+
+
+def ask_service(run: Path, wait_s: float = 5.0) -> float | None:
+    """The seconds until the service replied; None if it did not reply in time. OSError."""
+    me = tasks.require_task(os.getpid())
+    name = f"reply-{me.pid}-{me.starttime}"
+    reply = run / name
+    begun_s = time.monotonic()
+    os.mkfifo(reply, 0o600)
+    try:
+        # Also for writing: else it would be at its end at once.
+        fd = os.open(reply, os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            line = f"1 pre-dump {me.pid} {me.pid} {me.starttime} - {name}\n"
+            if not ServiceLock(run).request(line.encode()):
+                return None
+            poll = select.poll()
+            poll.register(fd, select.POLLIN)
+            if not poll.poll(wait_s * 1000) or not os.read(fd, _REPLY_BYTES):
+                return None
+        finally:
+            os.close(fd)
+    finally:
+        reply.unlink(missing_ok=True)
+    return time.monotonic() - begun_s
 
 
 def _ended(options: DoctorOptions, lock: ServiceLock) -> Finding | None:

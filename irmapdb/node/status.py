@@ -1,7 +1,14 @@
-"""Writes the state of the service as a JSON document, and reads it for `irmapdb warm --status`."""
+"""Reports the state of the service: to people as a JSON document, and to systemd.
+
+The document is that of `irmapdb warm --status`. systemd gets a datagram to the socket in
+NOTIFY_SOCKET, sd_notify(3).
+"""
 
 from __future__ import annotations
 
+import contextlib
+import os
+import socket
 import time
 
 from irmapdb.model import format_kdev
@@ -15,7 +22,7 @@ if TYPE_CHECKING:
     from irmapdb.node.keep import Kept
     from irmapdb.node.look import Seen
 
-__all__ = ["status_document"]
+__all__ = ["notify", "status_document"]
 
 
 def status_document(
@@ -86,3 +93,15 @@ def _state(seen: Seen | None, kept: Kept | None, problem: str) -> str:
     if seen is not None and seen.digest != kept.digest:
         return "changed"
     return "ready"
+
+
+def notify(state: str) -> None:
+    """Notify the service manager, if one has started us."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address.startswith(("/", "@")):
+        return
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(0)
+        sock.sendto(state.encode(), address)

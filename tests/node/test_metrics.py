@@ -24,7 +24,7 @@ from irmapdb.node import metrics, unit
 from irmapdb.node.look import look_around
 from irmapdb.node.metrics import MetricsOptions, collect
 from irmapdb.node.metrics_requests import open_listener
-from irmapdb.node.service_probe import ask_service
+from irmapdb.node.service_faults import ask_service
 from tests.support.cli import irmapdb
 from tests.support.silent_fuse import SilentFuse
 from tests.support.warm import OURS, Asked, Warm

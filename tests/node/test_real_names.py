@@ -13,7 +13,6 @@ from irmapdb import commands
 from irmapdb.commands.completion import Proposal, propose
 from irmapdb.kernel.proc.containers import find_containers
 from irmapdb.node.container_info import (
-    container_of_task,
     describe,
     describe_all,
     find_container,
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
+    from irmapdb.kernel.proc.containers import Container
     from irmapdb.node.container_info import ContainerInfo
     from tests.node.conftest import Node
     from tests.support.watcher import Task
@@ -37,8 +37,12 @@ def _values(proposals: Iterable[Proposal]) -> set[str]:
     return {one.value for one in proposals}
 
 
+def _container_of(pid: int) -> Container | None:
+    return next((one for one in find_containers() if pid in one.pids), None)
+
+
 def _info(task: Task) -> ContainerInfo:
-    container = container_of_task(task.pid)
+    container = _container_of(task.pid)
     assert container is not None
     assert container in find_containers()
     return describe(container)
@@ -50,7 +54,7 @@ def test_podman(tmp_path: Path) -> None:
     with PodmanContainer(tmp_path / "podman") as container:
         info = _info(container)
         assert (info.name, info.engine) == (container.name, "podman")
-        found = container_of_task(container.pid)
+        found = _container_of(container.pid)
         assert found is not None
         assert runtime_of(found) == "runc"
         assert info.image == "localhost/irmapdb-test:1"

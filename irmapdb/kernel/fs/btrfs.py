@@ -21,7 +21,7 @@ import fcntl
 import struct
 import threading
 
-from irmapdb.kernel import ioctl
+from irmapdb.kernel import syscalls
 from irmapdb.record import Record
 
 TYPE_CHECKING = False
@@ -90,7 +90,7 @@ class Item(Record):
 # the buffer that follows.
 _SEARCH = struct.Struct("=7Q4I4QQ")
 _SEARCH_ITEMS_AT = struct.calcsize("=7QII")
-_TREE_SEARCH_V2 = ioctl.read_write(_MAGIC, 17, _SEARCH.size)
+_TREE_SEARCH_V2 = syscalls.iowr(_MAGIC, 17, _SEARCH.size)
 # struct btrfs_ioctl_search_header: transid, objectid, offset, type, len; the data follow.
 _ITEM_HEAD = struct.Struct("=QQQII")
 # An item is no larger than a node of the tree, BTRFS_MAX_METADATA_BLOCKSIZE. So if a search
@@ -214,7 +214,7 @@ class InodePaths(Record):
 
 # struct btrfs_ioctl_ino_path_args: inum, size, reserved, pointer.
 _INO_PATHS_ARGS = struct.Struct("=QQ4QQ")
-_INO_PATHS = ioctl.read_write(_MAGIC, 35, _INO_PATHS_ARGS.size)
+_INO_PATHS = syscalls.iowr(_MAGIC, 35, _INO_PATHS_ARGS.size)
 # struct btrfs_data_container: bytes_left, bytes_missing, elem_cnt, elem_missed; then for each
 # path its u64 offset, counted from the first of these.
 _PATHS_HEAD = struct.Struct("=4I")

@@ -14,7 +14,7 @@ import fcntl
 import struct
 import threading
 
-from irmapdb.kernel import ioctl
+from irmapdb.kernel import syscalls
 from irmapdb.record import Record
 
 TYPE_CHECKING = False
@@ -60,7 +60,7 @@ def inode_of(handle: FileHandle) -> Inode | None:
 # gp_iflags, gp_oflags, gp_bufsize, padding, gp_buffer.
 _GETPARENTS = struct.Struct("=QHHIQ16sHHIQQ")
 _FID_BYTES = 14  # the size of fid_pad, fid_gen and fid_ino, for fid_len
-_GETPARENTS_BY_HANDLE = ioctl.read_write(ord("X"), 63, _GETPARENTS.size)
+_GETPARENTS_BY_HANDLE = syscalls.iowr(ord("X"), 63, _GETPARENTS.size)
 _DONE = 2  # XFS_GETPARENTS_OFLAG_DONE
 _ANSWER = struct.Struct("=24x16s2xH20x")  # the fields of the same struct that are read afterwards
 # struct xfs_getparents_rec: the parent's handle, of which generation and number are of interest,
