@@ -30,6 +30,7 @@ from irmapdb.commands.options import (
     value_option,
 )
 from irmapdb.commands.progress import Progress
+from irmapdb.commands.watch_rows import mapping_json
 from irmapdb.errors import UsageError
 from irmapdb.model import format_kdev, parse_kdev
 
@@ -444,12 +445,7 @@ def _row(mapping: Mapping) -> dict[str, Any]:
         "path": render.json_path(mapping.path),
         **_identity_json(mapping.identity),
         "mntns": mapping.mntns,
-        "source": mapping.source,
-        "first_seen_at": render.json_time(mapping.first_seen_at),
-        "validated_at": render.json_time(mapping.validated_at),
-        "last_used_at": render.json_time(mapping.last_used_at),
-        "stale_at": render.json_time(mapping.stale_at),
-        "stale_reason": mapping.stale_reason,
+        **mapping_json(mapping),
     }
 
 

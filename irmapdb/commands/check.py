@@ -33,6 +33,7 @@ from irmapdb.commands.restore_rows import check_before_restore
 from irmapdb.commands.watch_rows import (
     COLUMNS,
     denied_json,
+    mark_json,
     say_denied,
     watch_cells,
     watch_json,
@@ -274,8 +275,8 @@ def _check_dump(options: DumpCheckOptions, *, as_json: bool, all_rows: bool) -> 
 def _print_dump(report: DumpCheck, *, all_rows: bool) -> None:
     for note in report.notes:  # first, because one may be about an unknown version of CRIU
         render.print_line(f"note: {note}")
-    rows = [_watch_row(one) for one in listed(report.watches, _is_right, all_rows=all_rows)]
-    rows += [_mark_row(one) for one in listed(report.marks, _is_right_mark, all_rows=all_rows)]
+    rows = [_watch_row(one) for one in listed(report.watches, all_rows=all_rows)]
+    rows += [_mark_row(one) for one in listed(report.marks, all_rows=all_rows)]
     if rows:
         render.print_table((*COLUMNS, "verdict", "path"), rows)
     findings = [
@@ -289,14 +290,6 @@ def _print_dump(report: DumpCheck, *, all_rows: bool) -> None:
     render.print_line(
         _dump_summary(report, unlisted=len(report.watches) + len(report.marks) - len(rows))
     )
-
-
-def _is_right(one: WatchCheck) -> bool:
-    return one.prediction.verdict.right
-
-
-def _is_right_mark(one: MarkCheck) -> bool:
-    return one.right
 
 
 def _watch_row(one: WatchCheck) -> tuple[str, ...]:
@@ -337,7 +330,7 @@ def _conclusion(report: DumpCheck) -> str:
         return "the dump fails"
     if report.right:
         return f"no watch or mark is in its way; {_NOT_LOOKED_AT}"
-    watches = sum(not one.prediction.verdict.right for one in report.watches)
+    watches = sum(not one.right for one in report.watches)
     marks = sum(not one.right for one in report.marks)
     lost = [render.count(watches, "watch", "watches")] if watches else []
     lost += [render.count(marks, "mark")] if marks else []
@@ -372,11 +365,7 @@ def _dump_document(report: DumpCheck) -> dict[str, Any]:
         "watches": [_watch_document(one) for one in report.watches],
         "marks": [
             {
-                "pid": one.mark.pid,
-                "comm": render.json_path(one.comm),
-                "fd": one.mark.fd,
-                "kind": one.mark.kind,
-                "target": render.json_path(one.target),
+                **mark_json(one.mark, one.comm, one.target),
                 "outcome": one.outcome.name.lower().replace("_", "-"),
                 "why": one.why,
                 "advice": one.advice,
@@ -393,7 +382,7 @@ def _watch_document(one: WatchCheck) -> dict[str, Any]:
         **watch_json(one.watch, one.comm),
         "fstype": one.fstype,
         "verdict": prediction.verdict,
-        "right": prediction.verdict.right,
+        "right": one.right,
         "outcome": prediction.outcome.name.lower().replace("_", "-"),
         "path": render.json_path(prediction.path),
         "why": prediction.why,

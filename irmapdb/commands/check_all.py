@@ -123,12 +123,7 @@ def _document(report: NodeCheck) -> dict[str, Any]:
 def _rows(checks: Iterable[ContainerCheck]) -> list[dict[str, Any]]:
     return [
         {
-            "id": one.info.id,
-            "name": one.info.name,
-            "image": one.info.image,
-            "pod": one.info.pod,
-            "engine": one.info.engine,
-            "cgroup": one.info.cgroup,
+            **one.info._asdict(),
             "pid": one.pid,
             "hook": one.hook,
             "watches": one.watches,

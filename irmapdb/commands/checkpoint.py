@@ -33,6 +33,7 @@ from irmapdb.commands.progress import Progress
 from irmapdb.commands.watch_rows import (
     COLUMNS,
     denied_json,
+    mark_json,
     path_cell,
     say_denied,
     watch_cells,
@@ -263,11 +264,7 @@ def _document(report: StepReport, *, left_stopped: bool) -> dict[str, Any]:
         ],
         "marks": [
             {
-                "pid": row.mark.pid,
-                "comm": render.json_path(row.comm),
-                "fd": row.mark.fd,
-                "kind": row.mark.kind,
-                "target": render.json_path(row.target),
+                **mark_json(row.mark, row.comm, row.target),
                 "mntns": row.mntns,
                 "mask": row.mark.mask,
                 "dropped": row.is_dropped,

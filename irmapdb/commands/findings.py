@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from irmapdb.commands import render
 from irmapdb.record import Record
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
+    from typing import Protocol, TypeVar
+
+    class _Checked(Protocol):
+        @property
+        def right(self) -> bool: ...
+
+    _Row = TypeVar("_Row", bound=_Checked)
 
 __all__ = ["Finding", "listed", "print_findings"]
-
-_Row = TypeVar("_Row")
 
 _MANY_ROWS = 20
 _MANY_FINDINGS = 20
 
 
-def listed(
-    every: Sequence[_Row], is_right: Callable[[_Row], bool], *, all_rows: bool
-) -> list[_Row]:
+def listed(every: Sequence[_Row], *, all_rows: bool) -> list[_Row]:
     """All, if they are few; else some of those that are not right."""
     if all_rows or len(every) <= _MANY_ROWS:
         return list(every)
-    return [one for one in every if not is_right(one)][:_MANY_ROWS]
+    return [one for one in every if not one.right][:_MANY_ROWS]
 
 
 class Finding(Record):

@@ -12,7 +12,7 @@ from irmapdb.commands import render
 from irmapdb.commands.exit import end_with_findings
 from irmapdb.commands.keys import Key, parse_keys, spellings
 from irmapdb.commands.options import AsJson, Database, WorkDirOption, database_path
-from irmapdb.commands.watch_rows import path_cell, wd_cell
+from irmapdb.commands.watch_rows import mapping_json, path_cell, wd_cell
 from irmapdb.model import format_kdev
 
 if TYPE_CHECKING:
@@ -227,12 +227,7 @@ def _mapping_json(mapping: Mapping) -> dict[str, Any]:
         "path": render.json_path(mapping.path),
         "state": _state(mapping).partition(":")[0],
         "handle": str(mapping.identity.handle) if mapping.identity.handle else None,
-        "source": mapping.source,
-        "first_seen_at": render.json_time(mapping.first_seen_at),
-        "validated_at": render.json_time(mapping.validated_at),
-        "last_used_at": render.json_time(mapping.last_used_at),
-        "stale_at": render.json_time(mapping.stale_at),
-        "stale_reason": mapping.stale_reason,
+        **mapping_json(mapping),
         "mntns": mapping.mntns,
     }
 

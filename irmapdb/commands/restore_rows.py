@@ -41,7 +41,7 @@ def check_before_restore(images: Path, root: Path | None, *, as_json: bool, all_
 
 def _print_restore(report: RestoreCheck, *, all_rows: bool) -> None:
     print_container(report.container)
-    rows = [_restore_row(one) for one in listed(report.watches, _comes_back, all_rows=all_rows)]
+    rows = [_restore_row(one) for one in listed(report.watches, all_rows=all_rows)]
     if rows:
         render.print_table((*IMAGE_COLUMNS, "verdict", "from", "path"), rows)
     print_sources((one.origin, one.mount_source) for one in report.watches if one.right)
@@ -58,10 +58,6 @@ def _print_restore(report: RestoreCheck, *, all_rows: bool) -> None:
     render.print_line(f"{watches} in {render.shown(report.image)}: {verdicts or 'nothing'}")
     if unlisted := len(report.watches) - len(rows):
         render.print_line(f"({unlisted:,} more are not listed; --all-rows lists all)")
-
-
-def _comes_back(one: WatchRestore) -> bool:
-    return one.right
 
 
 def _restore_row(one: WatchRestore) -> tuple[str, ...]:

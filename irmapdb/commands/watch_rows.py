@@ -11,11 +11,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from irmapdb.kernel.proc.survey import Denied
-    from irmapdb.model import Mark
+    from irmapdb.model import Mapping, Mark
 
 __all__ = [
     "COLUMNS",
     "denied_json",
+    "mapping_json",
+    "mark_json",
     "path_cell",
     "say_denied",
     "watch_cells",
@@ -56,6 +58,29 @@ def watch_json(watch: Watch | Mark, comm: bytes | None) -> dict[str, Any]:
         "dev": identity and identity.kdev,
         "ino": identity and identity.ino,
         "handle": str(identity.handle) if identity and identity.handle else None,
+    }
+
+
+def mark_json(mark: Mark, comm: bytes, target: bytes) -> dict[str, Any]:
+    """A mark without an inode in our JSON."""
+    return {
+        "pid": mark.pid,
+        "comm": render.json_path(comm),
+        "fd": mark.fd,
+        "kind": mark.kind,
+        "target": render.json_path(target),
+    }
+
+
+def mapping_json(mapping: Mapping) -> dict[str, Any]:
+    """The source and the times of a mapping in our JSON."""
+    return {
+        "source": mapping.source,
+        "first_seen_at": render.json_time(mapping.first_seen_at),
+        "validated_at": render.json_time(mapping.validated_at),
+        "last_used_at": render.json_time(mapping.last_used_at),
+        "stale_at": render.json_time(mapping.stale_at),
+        "stale_reason": mapping.stale_reason,
     }
 
 

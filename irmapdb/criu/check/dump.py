@@ -72,6 +72,10 @@ class WatchCheck(Record):
     """None if CRIU sees no directory on the watch's device."""
     prediction: Prediction
 
+    @property
+    def right(self) -> bool:
+        return self.prediction.verdict.right
+
 
 class MarkCheck(Record):
     """A fanotify mark without an inode, and the prediction for it."""
@@ -132,7 +136,7 @@ class DumpCheck(Record):
         """
         return (
             not (self.problems or self.denied)
-            and all(one.prediction.verdict.right for one in self.watches)
+            and all(one.right for one in self.watches)
             and all(one.right for one in self.marks)
         )
 
