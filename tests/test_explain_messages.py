@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from irmapdb.criu.explain.engines import Engine, help_for, option_help
-from irmapdb.criu.explain.messages import MESSAGES, Remedy, Role, find_message
+from irmapdb.criu.explain.message_kinds import Remedy, Role
+from irmapdb.criu.explain.messages import MESSAGES, find_message
 from irmapdb.criu.explain.other_causes import OTHER_CAUSES, find_consequence, find_other
 from tests.support.cli import irmapdb
 from tests.support.explain_lines import BUILT, LINES

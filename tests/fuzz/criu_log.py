@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from irmapdb.criu.explain.engines import Engine, help_for
 from irmapdb.criu.explain.explanation import ExplainOptions, explain
-from irmapdb.criu.explain.messages import Remedy
+from irmapdb.criu.explain.message_kinds import Remedy
 from irmapdb.criu.explain.other_causes import OTHER_CAUSES
 from irmapdb.errors import FileError, ImageError
 from tests.fuzz.target import Target, check, check_text, refusal

@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import re
 
-from irmapdb.criu.explain.messages import Remedy
+from irmapdb.criu.explain.message_kinds import Remedy
 from irmapdb.record import Record
 
 TYPE_CHECKING = False

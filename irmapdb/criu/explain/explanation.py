@@ -10,7 +10,8 @@ from irmapdb import files
 from irmapdb.criu.check.version import parse_version
 from irmapdb.criu.explain.engines import Engine, Help, engine_of, help_for, option_help, traces
 from irmapdb.criu.explain.lines import Lines
-from irmapdb.criu.explain.messages import Message, Remedy, Role, find_message
+from irmapdb.criu.explain.message_kinds import Message, Remedy, Role
+from irmapdb.criu.explain.messages import find_message
 from irmapdb.criu.explain.other_causes import OtherCause
 from irmapdb.criu.explain.paths import Finder, FoundPath, Origin
 from irmapdb.criu.explain.reader import Action, LogFacts, Outcome, Seen, WatchFacts, read_log

@@ -10,7 +10,8 @@ import re
 from collections import Counter
 
 from irmapdb.criu.explain.engines import Engine, traces
-from irmapdb.criu.explain.messages import Message, Role, find_message
+from irmapdb.criu.explain.message_kinds import Message, Role
+from irmapdb.criu.explain.messages import find_message
 from irmapdb.criu.explain.other_causes import OtherCause, find_consequence, find_other
 from irmapdb.model import FileHandle, InodeKey, WatchKind
 from irmapdb.record import Record
