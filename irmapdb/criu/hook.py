@@ -9,9 +9,10 @@ This process only waits; a child does the work (`irmapdb.criu.hook_job`). If the
 a module, crashes, or hangs in a system call, CRIU still gets exit code 0. So this module imports
 very little. Another reason is that every other action must end at once.
 
-CRIU gets its answer as soon as the child has written irmap-cache. Then the child continues alone
-and stores its results: in its own session, with no file of CRIU open, and with limits for time and
-memory. If it is killed then, only this run's history is lost.
+CRIU gets its answer as soon as the child has written irmap-cache. Then the child waits until CRIU
+has ended (`irmapdb.criu.hook_wait`), and stores its results: in its own session, with no file of
+CRIU open, and with limits for time and memory. If it is killed then, only this run's history is
+lost.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal
 
+    from irmapdb.config import Config, HookConfig
     from irmapdb.criu.hook_job import Done
     from irmapdb.criu.hook_runs import Outcome
 else:
@@ -33,7 +35,7 @@ else:
 __all__ = ["LOG_NAME", "SCRIPT_VARIABLE", "STRICT_EXIT_CODE", "attend", "execute", "main"]
 
 SCRIPT_VARIABLE = "IRMAPDB_HOOK_SCRIPT"
-"""Set by the installed shell script, which filters and remembers CRIU's calls."""
+"""Set by the installed shell script, which filters and remembers CRIU's calls: the PID of CRIU."""
 
 STRICT_EXIT_CODE = 99
 """The exit code for the script if the dump must fail. Python itself never ends with it."""
@@ -102,10 +104,11 @@ def attend(pid: int, images: str, *, until_stored: bool = False) -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     listen_fd, tell_fd = os.pipe()
+    criu_pid = _criu_pid()
     child = os.fork()
     if child == 0:
         os.close(listen_fd)
-        _work(pid, images, started_s, tell_fd, log_fd)
+        _work(pid, images, started_s, tell_fd, log_fd, criu_pid)
     os.close(tell_fd)
     told: dict[str, str] = {}
     try:
@@ -151,6 +154,13 @@ def _attend_once() -> int:
         _remember(memory)
 
 
+def _criu_pid() -> int:
+    # The installed script has a shell between CRIU and this process.
+    text = os.environ.get(SCRIPT_VARIABLE, "")
+    is_pid = text.isascii() and text.isdecimal() and len(text) <= _PID_DIGITS
+    return int(text) if is_pid else os.getppid()
+
+
 def _init_pid() -> int:
     text = os.environ.get("CRTOOLS_INIT_PID")
     if text is None:
@@ -163,14 +173,16 @@ def _init_pid() -> int:
 # --- the child ------------------------------------------------------------------------------------
 
 
-def _work(pid: int, images: str, started_s: float, tell_fd: int, log_fd: int | None) -> None:
+def _work(
+    pid: int, images: str, started_s: float, tell_fd: int, log_fd: int | None, criu_pid: int
+) -> None:
     # Never returns.
     code = 2
     try:
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
         _quiet(tell_fd, log_fd)
-        code = _serve(pid, images, started_s, tell_fd, log_fd)
+        code = _serve(pid, images, started_s, tell_fd, log_fd, criu_pid)
     except BaseException:  # noqa: BLE001 the parent only needs to know that it was not done
         import traceback
 
@@ -196,34 +208,30 @@ def _quiet(tell_fd: int, log_fd: int | None) -> None:
         return
 
 
-def _serve(pid: int, images: str, started_s: float, tell_fd: int, log_fd: int | None) -> int:
+def _serve(
+    pid: int, images: str, started_s: float, tell_fd: int, log_fd: int | None, criu_pid: int
+) -> int:
     import gc
 
     # Imports make no garbage, and the collector would take a tenth of the time.
     gc.disable()
 
     # Before everything that is slow, or may fail.
-    from irmapdb import config as configuration
-    from irmapdb.errors import ConfigError
-
-    problems = []
-    config, hook = configuration.Config(), configuration.HookConfig()
-    try:
-        config = configuration.load_config(configuration.path_in(os.environ))
-        hook = config.hook
-        hook = configuration.with_environment(hook, os.environ)
-    except ConfigError as error:
-        problems.append(str(error))
+    problems: list[str] = []
+    config, hook = _configuration(problems)
     _tell(tell_fd, "budget", str(hook.timeout_s))
     _tell(tell_fd, "strict", str(int(hook.strict)))
 
     from irmapdb.criu.hook_job import Job, serve
+    from irmapdb.criu.hook_wait import find_criu, wait_for_end
 
     gc.freeze()
     gc.enable()
 
+    criu = find_criu(criu_pid)
     work = os.getcwdb()
     took_s = 0.0
+    container: str | None = None
 
     def answer(done: Done) -> None:
         nonlocal took_s
@@ -239,7 +247,7 @@ def _serve(pid: int, images: str, started_s: float, tell_fd: int, log_fd: int | 
         outcome: Outcome = "incomplete" if incomplete else "done"
         if not done.fresh:
             outcome = "failed"
-        _note_run(done.summary, pid, took_s, outcome, work, done)
+        _note_run(done.summary, pid, took_s, outcome, work, done, container)
 
     def too_late(done: Done) -> None:
         answer(done)
@@ -263,11 +271,29 @@ def _serve(pid: int, images: str, started_s: float, tell_fd: int, log_fd: int | 
         note(served.done)
         return 0
     _tell(tell_fd, "answered", "")
-    _go_on_alone()
+    _leave_criu()
+    if criu is not None:
+        container = _container_of(pid)  # after a dump the task is gone
+        wait_for_end(criu, pid)
+    _limit_itself()
     note(served.done)
     for line in served.keep():
         _log(log_fd, line)
     return 0
+
+
+def _configuration(problems: list[str]) -> tuple[Config, HookConfig]:
+    from irmapdb import config as configuration
+    from irmapdb.errors import ConfigError
+
+    config, hook = configuration.Config(), configuration.HookConfig()
+    try:
+        config = configuration.load_config(configuration.path_in(os.environ))
+        hook = config.hook
+        hook = configuration.with_environment(hook, os.environ)
+    except ConfigError as error:
+        problems.append(str(error))
+    return config, hook
 
 
 def _tell(fd: int, word: str, text: str) -> None:
@@ -275,13 +301,16 @@ def _tell(fd: int, word: str, text: str) -> None:
     os.write(fd, line + b"\n")
 
 
-def _go_on_alone() -> None:
+def _leave_criu() -> None:
     # CRIU and the program that started it may end now, and the work dir may be removed or
     # unmounted.
-    import resource
-
     os.setsid()
     os.chdir("/")
+
+
+def _limit_itself() -> None:
+    import resource
+
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(_ALONE_S)
     for kind, most in ((resource.RLIMIT_CPU, _ALONE_S), (resource.RLIMIT_AS, _ALONE_BYTES)):
@@ -298,14 +327,14 @@ def _note_run(
     outcome: Outcome = "failed",
     work: bytes = b"",
     done: Done | None = None,
+    container: str | None = None,
 ) -> None:
     # For `irmapdb hook --status`. CRIU has its answer already, or gets none.
     try:
         from irmapdb.criu.hook_runs import HookRun, append_run
-        from irmapdb.kernel.proc.containers import container_of
 
-        name = None if pid is None else container_of(pid)
-        container = "" if name is None else name.id
+        if container is None:
+            container = "" if pid is None else _container_of(pid)
         paused = done is not None and done.paused
         numbers = (None, None) if done is None else (done.watches, done.resolved)
         run = HookRun(
@@ -314,6 +343,14 @@ def _note_run(
         append_run(os.fsencode(_MEMORY), run)
     except Exception:  # noqa: BLE001 only this line is missing then
         return
+
+
+def _container_of(pid: int) -> str:
+    # "" outside of containers.
+    from irmapdb.kernel.proc.containers import container_of
+
+    name = container_of(pid)
+    return "" if name is None else name.id
 
 
 def _is_deaf(tell_fd: int) -> bool:

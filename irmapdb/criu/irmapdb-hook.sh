@@ -231,7 +231,7 @@ sys.path += sys.argv[1].split(":")
 from irmapdb.criu.hook import execute
 execute()' "$packages"
 # The shell prints a message of its own if a program was killed.
-{ said=$(IRMAPDB_HOOK_SCRIPT=1 "$@" 2>&1); } 2>/dev/null
+{ said=$(IRMAPDB_HOOK_SCRIPT=$PPID "$@" 2>&1); } 2>/dev/null
 code=$?
 case $code in
 0 | 99)

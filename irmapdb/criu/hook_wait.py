@@ -1,0 +1,56 @@
+"""Waits until CRIU, which executed the hook, has ended, and the container runs again.
+
+Until then the tasks are frozen, and the hook's remaining work would take CPUs and the disk from
+CRIU, so that the freeze would take longer.
+"""
+
+from __future__ import annotations
+
+import time
+
+from irmapdb.errors import TaskError
+from irmapdb.kernel.freeze.pause import find_pause
+from irmapdb.kernel.proc import tasks
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from irmapdb.kernel.proc.tasks import Task
+
+__all__ = ["find_criu", "wait_for_end"]
+
+_NAME = b"criu"
+_LONGEST_S = 60.0
+"""In a longer freeze, the remaining work makes no difference."""
+_LOOK_S = 0.05
+_DEAD = ("Z", "X", "x")
+
+
+def find_criu(pid: int) -> Task | None:
+    """The task with this number; None unless it is a running CRIU (`criu`, `criu.static`)."""
+    task = _read(pid)
+    return task if task is not None and task.comm.startswith(_NAME) else None
+
+
+def wait_for_end(criu: Task, pid: int) -> None:
+    """Wait until CRIU has ended and task `pid` is not paused any more, for at most 60 s."""
+    end_s = time.monotonic() + _LONGEST_S
+    while time.monotonic() < end_s and (_lives(criu) or _is_paused(pid)):
+        time.sleep(_LOOK_S)
+
+
+def _lives(criu: Task) -> bool:
+    now = _read(criu.pid)
+    return now is not None and now.starttime == criu.starttime
+
+
+def _is_paused(pid: int) -> bool:
+    return _read(pid) is not None and bool(find_pause(pid))
+
+
+def _read(pid: int) -> Task | None:
+    # None also if it is dead, and its parent has not waited for it.
+    try:
+        task = tasks.read_task(pid)
+    except TaskError:
+        return None
+    return None if task is None or task.state in _DEAD else task
