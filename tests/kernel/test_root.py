@@ -493,3 +493,33 @@ def test_one_open_file_in_two_tasks(watcher, tmp_path):
     with pytest.raises(OSError, match="Bad file"):
         syscalls.compare_files(watcher.pid, own, child.pid, own)
     child.kill()
+
+
+def test_a_child_reads_the_mounts_again_only_when_they_have_changed(area, tmp_path):
+    # The notification of a change belongs to the open file, which a child shares with its parent.
+    def seen() -> list[bool]:
+        before = root.mountinfo.has_changed()
+        again = root.mountinfo.has_changed()
+        run("mount", "-t", "tmpfs", "none", tmp_path)
+        try:
+            return [before, again, root.mountinfo.has_changed(), root.mountinfo.has_changed()]
+        finally:
+            run("umount", tmp_path)
+
+    with open_root(os.getpid()) as root:
+        root.refresh()
+        assert call_in_child(seen, 60.0) == [True, False, True, False]
+        assert root.mountinfo.has_changed()
+        assert not root.mountinfo.has_changed()
+
+
+def test_a_child_reads_the_mounts_each_time_once_the_task_has_ended():
+    with Watcher() as target:
+        target.unshare_mounts()
+        with open_root(target.pid) as root:
+            root.refresh()
+            target.kill()
+            assert call_in_child(lambda: [root.mountinfo.has_changed() for _ in "ab"], 60.0) == [
+                True,
+                True,
+            ]

@@ -80,12 +80,24 @@ class MountinfoFile:
         return parse_mountinfo(procfs.read_open(self._fd))
 
     def has_changed(self) -> bool:
-        """Whether a mount was added, moved or removed since the last call."""
-        if os.getpid() != self._opener:
-            return True  # a forked child shares the open file, and would consume our notification
-        changed = bool(self._changes.poll(0))
-        self.generation += changed
-        return changed
+        """Whether a mount was added, moved or removed since the last call; True if unknown."""
+        if os.getpid() == self._opener:
+            changed = bool(self._changes.poll(0))
+            self.generation += changed
+            return changed
+        # A forked child shares the open file, and would consume the notification of its parent.
+        self._open_own()
+        self.generation += 1
+        return True
+
+    def _open_own(self) -> None:
+        try:
+            own = os.open(f"/proc/self/fd/{self._fd}", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return  # the task has ended: the next call tries again
+        os.dup2(own, self._fd, inheritable=False)
+        os.close(own)
+        self._opener = os.getpid()
 
 
 def mount_namespace(pid: int | str) -> int:
