@@ -139,10 +139,10 @@ def _of_one(
     if container is not None:
         from irmapdb.kernel.proc.containers import find_database
         from irmapdb.node.check_all import NodeCheckOptions, check_all
-        from irmapdb.node.container_info import describe, find_container
+        from irmapdb.node.container_info import describe_all, find_container
 
         found = find_container(container)
-        info = describe(found)
+        (info,) = describe_all([found])
         about = f"Container {info.label}"
         checked = check_all(NodeCheckOptions(config=config, cgroup=glob.escape(info.cgroup)))
         checks = [one for one in checked.containers if one.info.id == info.id]

@@ -23,7 +23,7 @@ from irmapdb.errors import TaskError
 from irmapdb.kernel.proc import tasks
 from irmapdb.kernel.proc.containers import find_containers
 from irmapdb.node.container_info import ContainerInfo, describe_all, runtime_of
-from irmapdb.node.criu_annotations import annotated_containers, files_with_hook
+from irmapdb.node.criu_annotations import files_by_id, files_with_hook
 from irmapdb.node.guarded_json import host_root
 from irmapdb.node.pool import Pool
 from irmapdb.node.services import find_services
@@ -177,9 +177,10 @@ def _hooks(options: NodeCheckOptions) -> Callable[[ContainerInfo, str | None], b
         return lambda _info, _runtime: wanted
     root = Path(host_root() or "/")
     always = calls_hook("criu", options.criu_dir, root)
-    annotated = {one.id: one.file for one in annotated_containers(root)}
+    files = files_by_id(root)
     named_by = files_with_hook(
-        set(filter(None, annotated.values())), lambda file: names_hook(root / file.lstrip("/"))
+        {file for found in files.values() for file in found if file},
+        lambda file: names_hook(root / file.lstrip("/")),
     )
 
     @functools.cache
@@ -187,10 +188,12 @@ def _hooks(options: NodeCheckOptions) -> Callable[[ContainerInfo, str | None], b
         return calls_hook(engine, options.criu_dir, root)
 
     def is_hooked(info: ContainerInfo, runtime: str | None = None) -> bool:
-        named = annotated.get(info.id.rpartition("/")[2])
-        if named is None or always:
-            return is_installed(runtime or info.engine)
-        return named in named_by
+        # Several containers can have this id: none of them is called safe without a hook.
+        named = {None} if always else files.get(info.id.rpartition("/")[2], {None})
+        return all(
+            is_installed(runtime or info.engine) if file is None else file in named_by
+            for file in named
+        )
 
     return is_hooked
 

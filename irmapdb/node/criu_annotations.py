@@ -1,7 +1,9 @@
 """Finds containers with the annotation `org.criu.config`, which names another file for CRIU.
 
-The annotation is in the OCI `config.json` of a container; runc's state has it as a label. Its value
-comes from the user of the engine, so it is only compared and read, never written.
+The annotation is in the OCI `config.json` of a container; runc's state has it as a label, and crun
+copies the file into its state. A tenant may own the bundle of a container and change the
+`config.json` there later; no runtime reads that at a checkpoint. The value comes from the user of
+the engine, so it is only compared and read, never written.
 
 Sources: runc's docs/checkpoint-restore.md; runc(8), crun(1) for the directories of the state.
 """
@@ -9,14 +11,11 @@ Sources: runc's docs/checkpoint-restore.md; runc(8), crun(1) for the directories
 from __future__ import annotations
 
 import functools
-import json
-import os
 import time
 
-from irmapdb import files
-from irmapdb.errors import FileError
 from irmapdb.kernel.child_call import ask_in_child
-from irmapdb.node.engine_names import GRAPH_ROOTS
+from irmapdb.node.engine_names import GRAPH_ROOTS, runc_annotations
+from irmapdb.node.guarded_json import GuardedFiles
 from irmapdb.record import Record
 
 TYPE_CHECKING = False
@@ -24,17 +23,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
     from pathlib import Path
 
-__all__ = ["AnnotatedContainer", "annotated_containers", "files_with_hook"]
+__all__ = ["AnnotatedContainer", "annotated_containers", "files_by_id", "files_with_hook"]
 
 _PATIENCE_S = 3.0
 """The time for all files of annotations together, and if one does not answer, for each alone."""
 _PATIENCE_FOR_EACH_S = 0.5
-_LIMIT_BYTES = 1 << 20
-_MOST_NAMES = 10_000
 _ANNOTATION = "org.criu.config"
-_RUNC = "run/runc"
-_CRUN = "run/crun"
-_CONTAINERD = "run/containerd/io.containerd.runtime.v2.task"
+_RUNC = "/run/runc"
+_CRUN = "/run/crun"
+_CONTAINERD = "/run/containerd/io.containerd.runtime.v2.task"
 
 
 class AnnotatedContainer(Record):
@@ -47,12 +44,24 @@ class AnnotatedContainer(Record):
 
 def annotated_containers(root: Path) -> tuple[AnnotatedContainer, ...]:
     """All containers with the annotation. A file that cannot be read is left out."""
-    found: dict[str, AnnotatedContainer] = {}
-    for id_, texts in _all_annotations(root):
+    return tuple(
+        AnnotatedContainer(id_, file)
+        for id_, found in sorted(files_by_id(root).items())
+        for file in sorted(one for one in found if one is not None)
+    )
+
+
+def files_by_id(root: Path) -> dict[str, frozenset[str | None]]:
+    """The annotations of the containers with each id; None for a container without one.
+
+    Two runtimes, and two namespaces of containerd, can have a container of the same name.
+    """
+    found: dict[str, set[str | None]] = {}
+    for id_, texts in _all_annotations(GuardedFiles(str(root).rstrip("/"))):
         value = texts.get(_ANNOTATION)
-        if isinstance(value, str):
-            found[id_] = AnnotatedContainer(id_, _as_criu_reads(value))
-    return tuple(found[id_] for id_ in sorted(found))
+        file = _as_criu_reads(value) if isinstance(value, str) else None
+        found.setdefault(id_, set()).add(file)
+    return {id_: frozenset(files) for id_, files in found.items()}
 
 
 def files_with_hook(named: Collection[str], has_hook: Callable[[str], bool]) -> frozenset[str]:
@@ -78,48 +87,21 @@ def _as_criu_reads(value: str) -> str:
     return value.partition("\0")[0].encode("utf-8", "replace").decode()
 
 
-def _all_annotations(root: Path) -> Iterator[tuple[str, dict[str, object]]]:
-    for id_ in _names(f"{root / _RUNC}"):
-        labels = _field(_document(f"{root / _RUNC}/{id_}/state.json"), "config", "labels")
-        words = [one for one in labels if isinstance(one, str)] if isinstance(labels, list) else []
-        yield id_, dict(word.partition("=")[::2] for word in words)
-    for id_ in _names(f"{root / _CRUN}"):
-        bundle = _field(_document(f"{root / _CRUN}/{id_}/status"), "bundle")
-        if isinstance(bundle, str):
-            yield id_, _annotations(bundle)
-    for namespace in _names(f"{root / _CONTAINERD}"):
-        top = f"{root / _CONTAINERD}/{namespace}"
-        for id_ in _names(top):
-            yield id_, _annotations(f"{top}/{id_}")
+def _all_annotations(files: GuardedFiles) -> Iterator[tuple[str, dict[str, object]]]:
+    for id_ in files.names(_RUNC):
+        yield id_, runc_annotations(files.document(f"{_RUNC}/{id_}/state.json"))
+    yield from _of_bundles(files, _CRUN)
+    for namespace in files.names(_CONTAINERD):
+        yield from _of_bundles(files, f"{_CONTAINERD}/{namespace}")
     for graph_root in GRAPH_ROOTS:
-        place = f"{graph_root.removeprefix('/')}/overlay-containers"
-        for id_ in _names(f"{root / place}"):
-            yield id_, _annotations(f"{root / place}/{id_}/userdata")
+        yield from _of_bundles(files, f"{graph_root}/overlay-containers", "/userdata")
 
 
-def _annotations(bundle: str) -> dict[str, object]:
-    found = _field(_document(f"{bundle}/config.json"), "annotations")
-    return found if isinstance(found, dict) else {}
-
-
-def _names(directory: str) -> list[str]:
-    try:
-        with os.scandir(directory) as entries:
-            return [entry.name for entry, _ in zip(entries, range(_MOST_NAMES), strict=False)]
-    except OSError:
-        return []
-
-
-def _document(path: str) -> object:
-    # None if it is missing, half written, or too long.
-    try:
-        data = files.read_if_there(os.fsencode(path), limit_bytes=_LIMIT_BYTES)
-        return None if data is None else json.loads(data)
-    except (FileError, ValueError, RecursionError):
-        return None
-
-
-def _field(document: object, *names: str) -> object:
-    for name in names:
-        document = document.get(name) if isinstance(document, dict) else None
-    return document
+def _of_bundles(
+    files: GuardedFiles, directory: str, below: str = ""
+) -> Iterator[tuple[str, dict[str, object]]]:
+    for id_ in files.names(directory):
+        document = files.document(f"{directory}/{id_}{below}/config.json")
+        if document is not None:
+            found = document.get("annotations") if isinstance(document, dict) else None
+            yield id_, found if isinstance(found, dict) else {}

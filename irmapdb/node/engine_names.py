@@ -37,6 +37,7 @@ __all__ = [
     "monitor_of",
     "names_of",
     "possible_ids",
+    "runc_annotations",
 ]
 
 _HEX_ID = re.compile(r"(?:^|[-:])([0-9a-f]{64})(?:\.scope)?$")
@@ -278,10 +279,14 @@ def _containerd_bundles(subject: Subject, files: GuardedFiles) -> Iterator[str]:
 
 
 class _State(Record):
-    """A container as a runtime's state has it."""
+    """A container as a runtime's state has it.
+
+    The bundle may belong to a tenant, and lie on a filesystem of its own. The state has a copy of
+    its annotations, and belongs to root.
+    """
 
     id: str
-    bundle: str | None
+    annotations: dict[str, Any]
 
 
 _States: TypeAlias = dict[tuple[int, int], _State]
@@ -290,7 +295,7 @@ _States: TypeAlias = dict[tuple[int, int], _State]
 
 def _runc(subject: Subject, files: GuardedFiles) -> EngineNames | None:
     states = files.once(_RUNC_STATE, lambda: _runc_states(files))
-    return _by_state(subject, states, "runc", files)
+    return _by_state(subject, states, "runc")
 
 
 def _runc_states(files: GuardedFiles) -> _States:
@@ -299,16 +304,20 @@ def _runc_states(files: GuardedFiles) -> _States:
         state = files.document(f"{_RUNC_STATE}/{id_}/state.json")
         pid = _field(state, "init_process_pid", kind=int)
         starttime = _field(state, "init_process_start", kind=int)
-        labels = _field(state, "config", "labels", kind=list) or []
-        bundles = [one[7:] for one in labels if isinstance(one, str) and one.startswith("bundle=")]
         if pid is not None and starttime is not None:
-            found[pid, starttime] = _State(id_, bundles[0] if bundles else None)
+            found[pid, starttime] = _State(id_, runc_annotations(state))
     return found
+
+
+def runc_annotations(state: object) -> dict[str, Any]:
+    """The annotations of a container in runc's state: each is a label, `KEY=VALUE`."""
+    labels = _field(state, "config", "labels", kind=list) or []
+    return dict(one.partition("=")[::2] for one in labels if isinstance(one, str))
 
 
 def _crun(subject: Subject, files: GuardedFiles) -> EngineNames | None:
     states = files.once(_CRUN_STATE, lambda: _crun_states(files))
-    return _by_state(subject, states, "crun", files)
+    return _by_state(subject, states, "crun")
 
 
 def _crun_states(files: GuardedFiles) -> _States:
@@ -318,18 +327,17 @@ def _crun_states(files: GuardedFiles) -> _States:
         pid = _field(status, "pid", kind=int)
         starttime = _field(status, "process-start-time", kind=int)
         if pid is not None and starttime is not None:
-            found[pid, starttime] = _State(id_, _field(status, "bundle"))
+            config = files.document(f"{_CRUN_STATE}/{id_}/config.json")
+            annotations = _field(config, "annotations", kind=dict) or {}
+            found[pid, starttime] = _State(id_, annotations)
     return found
 
 
-def _by_state(
-    subject: Subject, states: _States, engine: str, files: GuardedFiles
-) -> EngineNames | None:
+def _by_state(subject: Subject, states: _States, engine: str) -> EngineNames | None:
     found = states.get((subject.pid, subject.starttime))
     if found is None:
         return None
-    config = files.document(f"{found.bundle}/config.json") if found.bundle else None
-    names = _annotated(_field(config, "annotations", kind=dict) or {})
+    names = _annotated(found.annotations)
     return names._replace(name=names.name or _text(found.id), engine=engine)
 
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import pytest
 
 from irmapdb.criu import engines
+from irmapdb.kernel.child_call import ask_in_child
 from irmapdb.node import check_all
 from irmapdb.node.check_all import NodeCheckOptions
 from irmapdb.node.container_info import ContainerInfo
-from irmapdb.node.criu_annotations import AnnotatedContainer
+from irmapdb.node.criu_annotations import AnnotatedContainer, files_by_id
 from tests.support.silent_fuse import SilentFuse
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
 LINE = "action-script /usr/local/libexec/irmapdb/irmapdb-hook\n"
@@ -81,11 +84,60 @@ def test_the_annotation_of_a_container_names_another_file(
         AnnotatedContainer("none", ""),
         AnnotatedContainer("absent", str(tmp_path / "absent.conf")),
     )
-    monkeypatch.setattr(check_all, "annotated_containers", lambda _root: annotated)
+    monkeypatch.setattr(check_all, "files_by_id", lambda _root: _by_id(annotated))
     ids = ("own", "none", "absent", "plain", "default/own")
     assert [id_ for id_ in ids if _hooked("runc", tmp_path, id_)] == ["own", "plain", "default/own"]
     (tmp_path / "default.conf").write_text(LINE)
     assert all(_hooked("runc", tmp_path, id_) for id_ in ids)
+
+
+def _by_id(annotated: Iterable[AnnotatedContainer]) -> dict[str, frozenset[str]]:
+    return {one.id: frozenset({one.file}) for one in annotated}
+
+
+def test_two_containers_with_one_id_are_not_called_safe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tenant of another namespace of containerd can give its container any name."""
+    criu, root = tmp_path / "criu", tmp_path / "root"
+    criu.mkdir()
+    (criu / "runc.conf").write_text(LINE)
+    monkeypatch.setattr(check_all, "host_root", lambda: str(root))
+    (root / "etc").mkdir(parents=True)
+    (root / "etc/good.conf").write_text(LINE)
+    chosen = {
+        "k8s.io/web": None,
+        "tenant/web": "",
+        "k8s.io/db": None,
+        "tenant/db": "/etc/good.conf",
+    }
+    for place, file in chosen.items():
+        bundle = root / "run/containerd/io.containerd.runtime.v2.task" / place
+        bundle.mkdir(parents=True)
+        annotations = {} if file is None else {"org.criu.config": file}
+        (bundle / "config.json").write_text(json.dumps({"annotations": annotations}))
+    ids = ("web", "db", "other")
+    assert [id_ for id_ in ids if _hooked("containerd", criu, id_)] == ["db", "other"]
+    (criu / "runc.conf").write_text(OTHER)
+    assert not any(_hooked("containerd", criu, id_) for id_ in ids)
+
+
+def test_the_bundle_of_a_tenant_is_not_read(tmp_path: Path) -> None:
+    """The tenant can change it after the start, and can serve it by FUSE."""
+    root, bundle = tmp_path / "root", tmp_path / "bundle"
+    bundle.mkdir()
+    for runtime, file in {"crun": "status", "runc": "state.json"}.items():
+        state = root / "run" / runtime / f"of-{runtime}"
+        state.mkdir(parents=True)
+        document = {"bundle": str(bundle), "config": {"labels": [f"bundle={bundle}"]}}
+        (state / file).write_text(json.dumps(document))
+    (root / "run/crun/of-crun/config.json").write_text("{}")
+    with SilentFuse(bundle) as fuse:
+        fuse.silent = True
+        assert ask_in_child(lambda: files_by_id(root), str, 20) == {
+            "of-crun": frozenset({None}),
+            "of-runc": frozenset({None}),
+        }
 
 
 def test_the_file_of_an_annotation_may_not_answer(
@@ -99,7 +151,7 @@ def test_the_file_of_an_annotation_may_not_answer(
         AnnotatedContainer("own", f"{mountpoint}/own.conf"),
         AnnotatedContainer("good", f"{tmp_path}/good.conf"),
     )
-    monkeypatch.setattr(check_all, "annotated_containers", lambda _root: annotated)
+    monkeypatch.setattr(check_all, "files_by_id", lambda _root: _by_id(annotated))
     with SilentFuse(mountpoint) as fuse:
         fuse.silent = True
         is_hooked = check_all._hooks(NodeCheckOptions(criu_dir=tmp_path))

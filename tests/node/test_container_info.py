@@ -186,10 +186,11 @@ def _nerdctl(host: Host) -> None:
 def _runc(host: Host) -> None:
     host.container("/user.slice/runc-web.scope")
     state = {"id": "web", "init_process_pid": PID, "init_process_start": PID}
-    bundle = {"labels": ["bundle=/srv/web"]}
-    host.write("/run/runc/web/state.json", {**state, "config": bundle})
+    labels = ["bundle=/srv/web", *(f"{name}={value}" for name, value in POD.items())]
+    host.write("/run/runc/web/state.json", {**state, "config": {"labels": labels}})
     host.write("/run/runc/old/state.json", {**state, "init_process_start": 3})
-    host.write("/srv/web/config.json", {"annotations": POD})
+    # The bundle may be a tenant's, who can change the file after the start.
+    host.write("/srv/web/config.json", {"annotations": CRI})
 
 
 def _crun(host: Host) -> None:
@@ -197,6 +198,8 @@ def _crun(host: Host) -> None:
     host.write(
         "/run/crun/web/status", {"pid": PID, "process-start-time": PID, "bundle": "/srv/web"}
     )
+    host.write("/run/crun/web/config.json", {"annotations": POD})
+    host.write("/srv/web/config.json", {"annotations": CRI})
 
 
 def _nspawn(host: Host) -> None:
@@ -230,7 +233,7 @@ APP = ("app", "registry.example/app:3", "shop/web-1")
         (_ctr, "own/group", ("c1", None, None, "containerd")),
         (_nerdctl, HEX, ("web", None, None, "containerd")),
         (_runc, "user.slice/runc-web.scope", ("web", None, "shop/web-1", "runc")),
-        (_crun, "any/group", ("web", None, None, "crun")),
+        (_crun, "any/group", ("web", None, "shop/web-1", "crun")),
         (_nspawn, "machine.slice/machine-a\\x2db.scope", ("a-b", None, None, "systemd-nspawn")),
         (_lxc, "lxc.payload.web", ("web", None, None, "lxc")),
         (_unknown, "one/two", (None, None, None, None)),
