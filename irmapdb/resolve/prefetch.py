@@ -13,7 +13,6 @@ import os
 from collections import deque
 from contextlib import contextmanager, suppress
 from itertools import islice
-from typing import TypeVar
 
 from irmapdb.kernel.syscalls import current_cpu
 from irmapdb.resolve.engine import Candidate, Note
@@ -22,22 +21,22 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from concurrent.futures import Future
+    from typing import TypeVar
 
     from irmapdb.kernel.root import Root
     from irmapdb.model import FileHandle, Identity
     from irmapdb.resolve.engine import Answer
 
-__all__ = ["Asked", "ask_all", "asked"]
+    Node = TypeVar("Node", bound=tuple[int, ...])
+    Asked = tuple[Node, Identity]  # the inode for its filesystem, and for irmapdb
+
+__all__ = ["ask_all", "asked"]
 
 # A disk answers many reads in the time of one. A few inodes are not worth a thread. Paths that wait
 # for their proof must not fill the memory.
 _THREADS = 16
 _SLICE = 32
 _SLICES_AHEAD = 4 * _THREADS
-
-Node = TypeVar("Node", bound=tuple[int, ...])
-Asked = tuple[Node, "Identity"]
-"""An inode as its filesystem identifies it, and as irmapdb does."""
 
 
 def asked(

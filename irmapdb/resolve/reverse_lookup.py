@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import Generic, TypeVar
 
 from irmapdb.kernel import proof
 from irmapdb.kernel.syscalls import Descriptor
@@ -19,12 +18,17 @@ from irmapdb.record import Record
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from typing import Self
+    from typing import Generic, Self, TypeVar
 
     from irmapdb.kernel.root import Root
     from irmapdb.model import FileHandle, Identity, Mount
     from irmapdb.resolve.engine import Wanted
     from irmapdb.resolve.mount_fds import MountFds
+
+    Node = TypeVar("Node", bound=tuple[int, ...])
+else:
+    Node = "Node"
+    Generic = {Node: object}  # typing takes 6 ms to import, which a paused container waits for
 
 __all__ = ["REFUSALS", "ReverseLookup", "by_device", "shows"]
 
@@ -33,8 +37,6 @@ REFUSALS = frozenset({errno.ENOTTY, errno.EOPNOTSUPP, errno.EPERM})
 
 # Normal paths are far shorter. In a hostile tree or a broken filesystem they can be longer.
 _LONGEST_BYTES = 1 << 16
-
-Node = TypeVar("Node", bound=tuple[int, ...])
 
 
 def by_device(root: Root, wanted: Wanted, fstype: str) -> dict[int, list[Identity]]:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import struct
-import threading
+from _thread import _local  # threading takes 1 ms to import
 
 from irmapdb.kernel import syscalls
 from irmapdb.record import Record
@@ -99,7 +99,7 @@ _LARGEST_ITEM_BYTES = 1 << 16
 _SEARCH_BYTES = 2 * _LARGEST_ITEM_BYTES
 
 
-class _Buffer(threading.local):
+class _Buffer(_local):
     # Kept, because it is large; one for each thread.
     def __init__(self) -> None:
         self.raw = bytearray(_SEARCH.size + _SEARCH_BYTES)

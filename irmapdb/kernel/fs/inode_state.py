@@ -9,13 +9,13 @@ for every handle, so this means nothing there: do_handle_to_path() of fs/fhandle
 
 from __future__ import annotations
 
-import enum
 import errno
 import os
 
 from irmapdb.kernel import syscalls
 from irmapdb.kernel.syscalls import AT_EMPTY_PATH, Descriptor
 from irmapdb.model import is_fuse
+from irmapdb.record import Words
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ __all__ = ["InodeState", "fates", "opens_handles"]
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
-class InodeState(enum.Enum):
+class InodeState(Words):
     """The state of an inode."""
 
     NAMED = "named"

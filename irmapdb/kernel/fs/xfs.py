@@ -12,7 +12,7 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import struct
-import threading
+from _thread import _local  # threading takes 1 ms to import
 
 from irmapdb.kernel import syscalls
 from irmapdb.record import Record
@@ -72,7 +72,7 @@ _MOST_NAME_BYTES = 256  # NAME_MAX, and a NUL
 _BUFFER_BYTES = 4096
 
 
-class _Buffer(threading.local):
+class _Buffer(_local):
     # One for each thread.
     def __init__(self) -> None:
         self.request = bytearray(_GETPARENTS.size)
