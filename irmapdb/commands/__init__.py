@@ -83,7 +83,7 @@ def irmapdb(
 
     Before a checkpoint: `irmapdb pre-dump -t PID -D DIR` finds the paths while the tasks run and
     writes `irmap.db` and CRIU's own `irmap-cache` into the work dir. Then `criu dump -t PID -D DIR`
-    loads that cache. Where there is no CRIU, `irmapdb dump` freezes the tasks and shows the paths
+    loads that cache. Without CRIU, `irmapdb dump` freezes the tasks and shows the paths
     that a dump would record.
 
     Exit codes: 0 done; 1 not done; 2 wrong usage; 3 done, with findings: a watch has no path;

@@ -127,11 +127,11 @@ def audit(
     - unmounted: The device is not mounted here.
     - unreachable: irmapdb could not look at the path.
 
-    It writes nothing without --fix. A mapping that came from an image and was never proved has no
-    file handle. irmapdb then compares only its device and inode number, and says so.
+    audit writes nothing without --fix. A mapping that came from an image and was never proved has
+    no file handle. audit then compares only its device and inode number, and says so.
 
-    Exits with 3 if a live mapping is stale or could not be checked, also if --fix has corrected it
-    or --only does not list it.
+    Exits with 3 if a live mapping is stale or audit could not check it, also if --fix has corrected
+    it or --only does not list it.
 
     Examples:
         irmapdb audit -W /var/lib/ckpt

@@ -123,8 +123,8 @@ def check(
 ) -> None:
     """Predict for each watch whether CRIU can dump or restore it.
 
-    Give it the options that you will give to CRIU, also those of CRIU's configuration files. Each
-    watch gets a verdict:
+    Give check the options that you will give to CRIU, also those of CRIU's configuration files.
+    Each watch gets a verdict:
 
     - path: CRIU finds the path itself, and records it.
     - cache: CRIU takes the path from irmap-cache, and records it.
@@ -137,17 +137,17 @@ def check(
     - fails: The whole dump fails on this watch.
     - unknown: irmapdb could not find out.
 
-    With --all, it checks every container of this machine, for a dump into a new directory: one
-    line each, with the worst reason, and the advice below. If the hook is
-    installed for the engine of a container, irmap-cache is the one that it will write; with --hook
-    always, with --no-hook never.
+    With --all, check predicts a dump of every container of this machine into a new directory. It
+    prints one line for each container, with the worst reason, and the advice below. If the hook is
+    installed for the engine of a container, the prediction is for a dump with the hook. With --hook
+    every prediction is for a dump with the hook, and with --no-hook none is.
 
-    With --images it checks a dump before a restore. It reads an images dir, or the archive of
-    podman, CRI-O or containerd (tar, gzip, zstd), and tells where each watched path comes from: the
-    root, rootfs-diff.tar, the content of a tmpfs, a volume, or a bind mount, whose source must be
-    on this machine. With --root PATH it looks the paths of the root up below PATH.
+    With --images, check predicts a restore. It reads an images dir, or the archive of podman, CRI-O
+    or containerd (tar, gzip, zstd), and prints the source of each watched path: the root,
+    rootfs-diff.tar, the content of a tmpfs, a volume, or a bind mount. The source of a bind mount
+    must be on this machine. With --root PATH, check looks up the paths of the root below PATH.
 
-    It writes nothing and stops no task.
+    check writes nothing and stops no task.
 
     Exits with 3 if a watch would be lost, or restored on another file.
 

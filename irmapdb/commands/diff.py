@@ -53,7 +53,7 @@ def diff(
     an irmap-cache, which has none. If irmapdb finds no path for a watch of a task or database, diff
     does not compare the path. From a database, diff reads the last pre-dump or dump.
 
-    It writes nothing and stops no task.
+    diff writes nothing and stops no task.
 
     Exits with 3 if a watch differs.
 

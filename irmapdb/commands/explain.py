@@ -72,19 +72,19 @@ def explain(
 ) -> None:
     """Explain why CRIU failed: the watch, its file, the reason, and the command that helps.
 
-    It reads logs of any verbosity, with or without times, cut off, and as engines quote them. It
-    knows every message of CRIU 4.1 to 4.3 about watches and irmap-cache, and names the subject of
-    many others: sockets, terminals, mounts.
+    explain reads logs of any verbosity, with or without times. A log may be cut off, or quoted by
+    an engine. explain knows every message of CRIU 4.1 to 4.3 about watches and irmap-cache, and
+    names the subject of many others: sockets, terminals, mounts.
 
     The path of a watched inode comes from the log, from irmap.db, from irmap-cache, or from this
-    machine: from a process that watches the inode now, or by the file handle in the log. It writes
-    nothing and stops no task.
+    machine: from a process that watches the inode now, or by the file handle in the log. explain
+    writes nothing and stops no task.
 
-    With less than -v4 CRIU leaves out details. With -v1, CRIU 4.1 and 4.2 do not even name the
+    With less than -v4, CRIU leaves out details. With -v1, CRIU 4.1 and 4.2 do not even name the
     inode.
 
-    Exits with 0 if the log shows a success, with 3 if it shows a failure or has no end, or if a
-    watch was dumped without a path, and with 1 if no line of it is CRIU's.
+    Exits with 0 if the log shows a success. Exits with 3 if the log shows a failure, has no end, or
+    shows a watch that CRIU dumped without a path. Exits with 1 if no line of the log is from CRIU.
 
     Examples:
         irmapdb explain work/dump.log

@@ -54,9 +54,9 @@ def import_(
     """Add the entries of an image to the database.
 
     An image of watches, an images dir or an archive gives an entry for each watch with a path. Each
-    entry is marked *revalidate*, and proved before use. An entry with an impossible path
-    (empty, relative, with NUL, `.` or `..`) is kept and counted. `[retention]` in the configuration
-    sets the limits for old rows.
+    entry has the state *revalidate*: irmapdb proves it before use. import also stores and counts
+    the entries with an impossible path (empty, relative, with NUL, `.` or `..`). `[retention]` in
+    the configuration sets the limits for old rows.
 
     Examples:
         irmapdb import /var/lib/ckpt/irmap-cache
@@ -95,8 +95,8 @@ def export(
 ) -> None:
     """Write the paths of the database into the `irmap-cache` that CRIU loads.
 
-    It leaves out stale mappings, and writes the others as they are stored. It proves none of them:
-    to prove them, run pre-dump. The file is replaced whole.
+    export leaves out stale mappings, and writes the others as they are stored. It proves none of
+    them: to prove them, run pre-dump. It replaces the file as a whole.
 
     Examples:
         irmapdb export -W /var/lib/ckpt
@@ -132,7 +132,7 @@ def convert(
     to: Annotated[
         Format | None,
         typer.Option(
-            help="The form to write.  [default: by DST's name: .json, .db; else pb]",
+            help="The format to write.  [default: by DST's name: .json, .db; else pb]",
             show_default=False,
         ),
     ] = None,

@@ -46,10 +46,11 @@ def lookup(
 ) -> None:
     """Print everything that the database has about an inode or a path.
 
-    It prints the live and stale paths of the inode, the watches on it in each run, and the changes.
-    A path finds each inode that has it or had it. Write a path as the tasks see it, or as irmapdb
-    prints it. You may paste a whole line of CRIU's log. `254:0 739` is device and inode number as
-    mountinfo and stat print them. irmapdb reads `254:0` alone as the two hex numbers of CRIU's log.
+    lookup prints the live and stale paths of the inode, the watches on it in each run, and the
+    changes. For a path, lookup prints each inode that has or had this path. Write a path as the
+    tasks see it, or as irmapdb prints it. You may paste a whole line of CRIU's log. `254:0 739` is
+    a device and an inode number, as mountinfo and stat print them. irmapdb reads `254:0` alone as
+    the two hex numbers of CRIU's log.
 
     Exits with 3 if the database does not know one of the keys.
 

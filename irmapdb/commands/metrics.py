@@ -43,7 +43,7 @@ def metrics(
         str | None,
         value_option(
             "GLOB",
-            "Only containers whose root task has a matching path in /proc/PID/cgroup: "
+            "Read only containers whose root task has a matching path in /proc/PID/cgroup: "
             "'/kubepods*'.  [default: all]",
         ),
     ] = None,
@@ -55,10 +55,10 @@ def metrics(
 ) -> None:
     """Print metrics of this machine in the text format of Prometheus.
 
-    They are the inotify and fanotify limits and their use by each user, the watches and the verdict
-    of each container, the runs of the hook, and the freezes of CRIU. Labels are containers, pods,
-    images and users, never paths or process ids. The service has the same figures on a port or
-    socket, if `[metrics] listen` in `/etc/irmapdb.toml` names one.
+    The metrics are the inotify and fanotify limits and their use by each user, the watches and the
+    verdict of each container, the runs of the hook, and the freezes of CRIU. Labels are containers,
+    pods, images and users, never paths or process ids. The service serves the same metrics on a
+    port or socket, if `[metrics] listen` in `/etc/irmapdb.toml` names one.
 
     Examples:
         irmapdb metrics

@@ -98,7 +98,7 @@ ImagesDir = Annotated[
         "--images-dir",
         readable=False,
         metavar="DIR",
-        help="Directory of the image files. It is made if its parent exists.",
+        help="Directory of the image files. irmapdb makes it if its parent exists.",
     ),
 ]
 CriuWorkDir = Annotated[
@@ -122,8 +122,8 @@ PrevImagesDir = Annotated[
     path_option(
         "--prev-images-dir",
         metavar="DIR",
-        text="Images of the last dump, relative to -D. Their irmap-cache is loaded if the work "
-        "dir has none.  [default: the link `parent` in -D, if it exists]",
+        text="Images of the last dump, relative to -D. irmapdb loads their irmap-cache if the "
+        "work dir has none.  [default: the link `parent` in -D, if it exists]",
     ),
 ]
 ScanPaths = Annotated[

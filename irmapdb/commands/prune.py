@@ -58,7 +58,7 @@ def prune(
         value_option("SPAN", "Keep a mapping for this long after its last use.  [default: 90d]"),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print how many rows would be deleted; delete none.")
+        bool, typer.Option("--dry-run", help="Print the number of rows to delete; delete none.")
     ] = False,
     vacuum: Annotated[
         bool,
@@ -74,8 +74,8 @@ def prune(
 
     Each pre-dump and dump deletes some old rows by itself. Use prune to delete them all at once, or
     to keep fewer. `[retention]` in the configuration sets the defaults. prune always keeps the
-    newest pre-dump or dump, and the mappings that it used. The file does not become smaller, and
-    SQLite uses the free pages again; --vacuum returns them to the filesystem.
+    newest pre-dump or dump, and the mappings that it used. The file does not become smaller: SQLite
+    uses the free pages again. --vacuum returns them to the filesystem.
 
     Examples:
         irmapdb prune -W /var/lib/ckpt --dry-run

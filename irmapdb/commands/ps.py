@@ -132,13 +132,13 @@ def ps(
 ) -> None:
     """List the watches of all processes, and each user's share of the inotify limits.
 
-    It shows the user, the container or systemd unit, and the command line of each process with
+    ps shows the user, the container or systemd unit, and the command line of each process with
     inotify watches or fanotify marks. It reads only /proc and files of container engines: it needs
-    no database, and stops no task. ps counts a descriptor once that exists several times (after dup
-    or fork), for the first process.
+    no database, and stops no task. After dup or fork, several descriptors can be the same inotify
+    instance or fanotify group. ps counts it once, for the first process.
 
     The kernel does not report the use of a limit: ps adds up the watches of each user. The user is
-    the effective user of the process, or the owner of its user namespace. If 80% of a limit are
+    the effective user of the process, or the owner of its user namespace. If 80% of a limit is
     used, ps prints the command that raises it.
 
     With -t or PROCESS, exits with 3 if a watch has no path, or if irmapdb may not read a task.

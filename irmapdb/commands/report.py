@@ -35,7 +35,10 @@ def add_to(app: typer.Typer) -> None:
 
 def report(
     output: Annotated[
-        Path, path_option("-o", "--output", metavar="FILE", text="The page. It is replaced whole.")
+        Path,
+        path_option(
+            "-o", "--output", metavar="FILE", text="The page. irmapdb replaces it as a whole."
+        ),
     ],
     work_dir: WorkDirOption = None,
     db: Database = None,
@@ -47,7 +50,8 @@ def report(
         ),
     ] = None,
     every: Annotated[
-        bool, typer.Option("--all", help="A report on all databases and containers here.")
+        bool,
+        typer.Option("--all", help="A report on all databases and containers of this machine."),
     ] = False,
     server: Annotated[
         str | None,
@@ -57,16 +61,16 @@ def report(
 ) -> None:
     """Write a report as one HTML page.
 
-    It shows whether the next checkpoint will work, how long the last dumps stopped the tasks, the
-    watched directories, the stale paths, and the users near a limit. Each figure has its query. The
-    page needs no network and runs no script.
+    The report shows a prediction for the next checkpoint, the time for which each of the
+    last dumps stopped the tasks, the watched directories, the stale paths, and the users near a
+    limit. Each figure has its query. The page needs no network and runs no script.
 
-    Without --all and --from, it is about one database: --db, irmap.db in the work dir, or that of
-    the service for --container. With --container and --all, the page has predictions for the
-    containers that run, as `irmapdb check` makes them.
+    Without --all and --from, the report is about one database: --db, irmap.db in the work dir, or
+    with --container the database of the service for this container. With --container or --all, the
+    page has the predictions of `irmapdb check` for the running containers.
 
     Only the user who calls irmapdb can read the page, because it has the paths of the containers.
-    `pip install 'irmapdb[report]'` installs what this command needs.
+    `pip install 'irmapdb[report]'` installs the packages that this command needs.
 
     Examples:
         irmapdb report -W /var/lib/ckpt -o report.html

@@ -117,18 +117,19 @@ def sql(
 ) -> None:
     """Query the database with SQL, or with a saved query.
 
-    The database is opened read-only, and another process may write it meanwhile. irmapdb refuses a
-    statement that writes, attaches another file or loads an extension.
+    irmapdb opens the database read-only. Another process may write it at the same time. irmapdb
+    refuses a statement that writes, attaches another file or loads an extension.
 
     `docs/sql.md` lists the tables and views. irmapdb adds functions to those of SQLite:
     kdev('254:0') is 266338304 and kdev(266338304) is '254:0'; hex_ino(dev, ino) is 'fe00000:2e3',
     as in CRIU's log; path_text(path) is printable text.
 
-    Without QUERY and FILE, irmapdb reads the SQL from stdin. If stdin is a terminal, it lists the
-    saved queries. For an interactive session, use `sqlite3 -readonly`, `litecli` or `datasette`.
+    Without QUERY and FILE, irmapdb reads the SQL from stdin. If stdin is a terminal, irmapdb lists
+    the saved queries. For an interactive session, use `sqlite3 -readonly`, `litecli` or
+    `datasette`.
 
-    With --to or --fleet, the query goes to the PostgreSQL server of `irmapdb fleet`. It has other
-    saved queries and other views; `docs/fleet.md` lists them.
+    With --to or --fleet, the query goes to the PostgreSQL server of `irmapdb fleet`. The server has
+    other saved queries and other views; `docs/fleet.md` lists them.
 
     Exits with 3 if the result has more rows than --limit.
 

@@ -38,7 +38,7 @@ def warm(
     ] = False,
     interval: Annotated[
         float | None,
-        value_option("SECONDS", "Read the containers every so many seconds.  [default: 60]"),
+        value_option("SECONDS", "Read the containers again after this time.  [default: 60]"),
     ] = None,
     cgroup: Annotated[
         str | None,
@@ -69,11 +69,11 @@ def warm(
 ) -> None:
     """Keep the paths of all containers of this machine ready for CRIU, until SIGTERM.
 
-    It finds the containers by itself, proves the path of every watch, and keeps a database for each
-    container in `/var/lib/irmapdb`. It reads a container again only if the watches or mounts have
-    changed, or if a part of a path was renamed. All work has idle priority. When CRIU calls the
-    hook, the service proves the paths again and writes `irmap-cache`. The hook then starts no
-    Python. `[warm]` in `/etc/irmapdb.toml` has its settings.
+    warm is a service. It finds the containers by itself, proves the path of every watch, and keeps
+    a database for each container in `/var/lib/irmapdb`. It runs a pre-dump of a container only if
+    the watches or mounts have changed, or if a part of a path was renamed. This work has idle
+    priority. When CRIU calls the hook, the service proves the paths again and writes
+    `irmap-cache`. The hook then starts no Python. `[warm]` in `/etc/irmapdb.toml` has the settings.
 
     With --status or --once, exits with 3 if irmapdb could not read a container, or if a watch has
     no path.
