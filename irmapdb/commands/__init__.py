@@ -88,9 +88,9 @@ def irmapdb(
 
     Exit codes: 0 done; 1 not done; 2 wrong usage; 3 done, with findings: a watch has no path;
     `check` finds a watch that CRIU will lose; `explain` finds a failure in a log; `diff` finds a
-    difference; a task of the tree cannot be read; `audit` finds a mapping that is stale or that it
-    cannot check; `lookup` does not know a key; `sql` has more rows than it may print. In pre-dump
-    and dump, a file that moved and was found again does not count.
+    difference; irmapdb cannot read a task of the tree; `audit` finds a mapping that is stale or
+    that it cannot check; `lookup` does not know a key; `sql` has more rows than it may print. In
+    pre-dump and dump, a file that moved and was found again does not count.
     130: interrupted (Ctrl-C).
     """
 
