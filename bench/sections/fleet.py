@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from bench.harness import Bench
     from tests.support.postgres import Postgres
 
-__all__ = ["NAME", "measure"]
+__all__ = ["NAME", "measure", "rows_sql"]
 
 NAME = "fleet"
 
@@ -154,6 +154,17 @@ FROM generate_series(1, {databases}) AS d, generate_series(1, {runs}) AS n,
 UPDATE database SET last_run = newest.uuid, last_step = newest.uuid,
     last_step_period = newest.period, last_run_period = newest.period
 FROM run AS newest WHERE newest.database_id = database.id AND newest.id = 1;
+INSERT INTO verdict
+SELECT d, irmapdb_period(at), at, kind.name, 5, CASE WHEN kind.why THEN 'no path is known' END,
+    CASE WHEN kind.why THEN 'run irmapdb pre-dump' END, d % 20 = 0
+FROM generate_series(1, {databases}) AS d, generate_series(1, {runs} / 2) AS n,
+    LATERAL (SELECT now() - n * interval '90 days' / ({runs} / 2) AS at) AS times,
+    (VALUES ('no-path', true), ('path', false)) AS kind (name, why);
+INSERT INTO current_verdict
+SELECT DISTINCT ON (database_id, verdict) database_id, at, verdict, watches, why, advice, fails
+FROM verdict ORDER BY database_id, verdict, at DESC;
+UPDATE database SET last_check_at = last.at FROM current_verdict AS last
+WHERE last.database_id = database.id AND last.verdict = 'path';
 INSERT INTO mapping
 SELECT d, gen_random_uuid(), m, 41, m, NULL, NULL, convert_to('/srv/app/' || m, 'UTF8'), 0, 0,
     'scan', now(), now(), now(),
@@ -163,10 +174,17 @@ FROM generate_series(1, {databases}) AS d, generate_series(1, 10) AS m;
 """
 
 
+def rows_sql(databases: int, runs: int) -> str:
+    """SQL that fills the tables: so many databases on a tenth as many nodes, so many runs of each.
+
+    Every second run has a check with two verdicts.
+    """
+    return _FILL.format(databases=databases, runs=runs)
+
+
 def _queries(bench: Bench, server: Postgres, url: str, rows: int) -> Iterator[Figure]:
     databases = min(_DATABASES, rows // 100)
-    fill = _FILL.format(databases=databases, runs=rows // databases)
-    server.psql(_name(url), f"BEGIN; {fill} COMMIT")
+    server.psql(_name(url), f"BEGIN; {rows_sql(databases, rows // databases)} COMMIT")
     server.psql(_name(url), "VACUUM ANALYZE")
     bytes_of = "SELECT sum(pg_total_relation_size(relid)) FROM pg_partition_tree('run')"
     size = int(server.psql(_name(url), bytes_of)[0])

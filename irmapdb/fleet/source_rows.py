@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+
 from sqlalchemy import text
 
 from irmapdb.fleet import tables
@@ -13,7 +16,7 @@ from irmapdb.store.snapshot import CHANGE_COLUMNS, MAPPING_COLUMNS, RUN_COLUMNS,
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Generator, Iterable, Iterator, Sequence
     from datetime import date
     from typing import Any
     from uuid import UUID
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Claim", "Sent", "push_rows"]
 
-_PAGE_WATCHES = 20_000
+_PAGE_WATCHES = 10_000
 _PAGE_RUNS = 2000
 _STEPS = {"pre-dump", "dump"}
 _ID, _UUID, _EVENT, _STARTED_AT = map(RUN_COLUMNS.index, ("id", "uuid", "event", "started_at"))
@@ -40,6 +43,9 @@ _UPSERT = (
     + ") IS DISTINCT FROM ("
     + ", ".join(f"excluded.{name}" for name in MAPPING_COLUMNS[1:])
     + ")"
+)
+_REPLACED = "ON CONFLICT (database_id, verdict) DO UPDATE SET " + ", ".join(
+    f"{name} = excluded.{name}" for name in CheckVerdict._fields
 )
 _STAGED = {"listed_watch": "staged_watch", "listed_tried": "staged_tried"}
 
@@ -77,28 +83,32 @@ class _New(Record):
 
 
 def push_rows(
-    connection: Connection, claim: Claim, snapshot: Snapshot, verdicts: Sequence[CheckVerdict] = ()
+    connection: Connection,
+    claim: Claim,
+    snapshot: Snapshot,
+    verdicts: Sequence[CheckVerdict] | None = None,
 ) -> Sent | None:
     """Send the rows that the server does not have. None if another push came first.
 
-    `verdicts`: CRIU's, for the container as it is now.
+    `verdicts`: CRIU's, for the container as it is now; None if it was not checked.
     """
     last = snapshot.last()
     is_same = _is_same(claim, last)
-    if is_same and not verdicts:
+    if is_same and verdicts is None:
         return Sent()
     raw = connection.connection.driver_connection
     if not isinstance(raw, psycopg.Connection):
         raise TypeError(type(raw))
     with connection.begin(), raw.cursor() as cursor:
         new = _find_new(cursor, claim, snapshot)
-        checked = _with_periods(cursor, claim, [(one.at, one) for one in verdicts], 0)
+        checked = _with_periods(cursor, claim, [(one.at, one) for one in verdicts or ()], 0)
         _add_periods(cursor, [*new.runs, *new.changes, *checked])
     with connection.begin(), raw.cursor() as cursor:
         lock = "SELECT pushes FROM database WHERE id = %s FOR UPDATE"
         if cursor.execute(lock, (claim.database_id,)).fetchone() != (claim.pushes,):
             return None
-        _send_verdicts(cursor, claim, checked)
+        if verdicts is not None:
+            _send_verdicts(cursor, claim, checked)
         if is_same:
             return Sent(verdicts=len(checked))
         sent = _Sender(cursor, claim.database_id).send(snapshot, new)
@@ -155,9 +165,19 @@ def _add_periods(cursor: Cursor[Any], rows: list[tuple[date, tuple[Any, ...]]]) 
 def _send_verdicts(
     cursor: Cursor[Any], claim: Claim, checked: list[tuple[date, tuple[Any, ...]]]
 ) -> None:
-    columns = ("database_id", "period", *CheckVerdict._fields)
-    rows = [(claim.database_id, period, *verdict) for period, (_, verdict) in checked]
-    add_rows(cursor, tables.verdict, columns, rows, on_conflict="ON CONFLICT DO NOTHING")
+    columns = CheckVerdict._fields
+    kept = [(claim.database_id, period, *verdict) for period, (_, verdict) in checked]
+    all_columns = ("database_id", "period", *columns)
+    add_rows(cursor, tables.verdict, all_columns, kept, on_conflict="ON CONFLICT DO NOTHING")
+    rows = [(claim.database_id, *verdict) for _, (_, verdict) in checked]
+    add_rows(cursor, tables.current_verdict, ("database_id", *columns), rows, on_conflict=_REPLACED)
+    # The check that came last, not the newest one: the clock of the node may have been ahead. A
+    # container without a watch has a check and no verdict.
+    at = checked[-1][1][0] if checked else None
+    cursor.execute(
+        "UPDATE database SET last_check_at = coalesce(%s, now()) WHERE id = %s",
+        (at, claim.database_id),
+    )
 
 
 def _note(connection: Connection, claim: Claim, last: Last, new: _New) -> None:
@@ -203,11 +223,13 @@ class _Sender:
         runs = watches = 0
         missing = self._missing("run", "uuid", [row[_UUID] for _, row in new.runs])
         counts = snapshot.watch_counts(new.first_run_id - 1)
-        for page in _pages([one for one in new.runs if one[1][_UUID] in missing], counts):
-            of_runs = snapshot.rows_of_runs(page[0][1][_ID], page[-1][1][_ID])
-            self._send_runs(page, of_runs)
-            runs += len(page)
-            watches += sum(counts.get(row[_ID], 0) for _, row in page)
+        pages = _pages([one for one in new.runs if one[1][_UUID] in missing], counts)
+        # closing: no thread may read the snapshot after an error.
+        with closing(_read_ahead(snapshot, pages)) as read:
+            for page, of_runs in read:
+                self._send_runs(page, of_runs)
+                runs += len(page)
+                watches += sum(counts.get(row[_ID], 0) for _, row in page)
         changes = self._send_changes(snapshot, new)
         mappings = self._send_mappings(snapshot.mappings())
         return Sent(runs, watches, changes, mappings)
@@ -308,6 +330,21 @@ def _pages(
         watches += count
     if page:
         yield page
+
+
+def _read_ahead(
+    snapshot: Snapshot, pages: Iterable[list[tuple[date, tuple[Any, ...]]]]
+) -> Generator[tuple[list[tuple[date, tuple[Any, ...]]], dict[int, RunRows]], None, None]:
+    # A thread reads the next page while the server takes this one. At the end it has stopped.
+    ahead = None
+    with ThreadPoolExecutor(1) as thread:
+        for page in pages:
+            rows = thread.submit(snapshot.rows_of_runs, page[0][1][_ID], page[-1][1][_ID])
+            if ahead:
+                yield ahead[0], ahead[1].result()
+            ahead = page, rows
+        if ahead:
+            yield ahead[0], ahead[1].result()
 
 
 def _with_prefix(database_id: int, lists: dict[tuple[date, str], str]) -> Iterator[tuple[str, str]]:

@@ -77,7 +77,8 @@ class PushSource(Record):
     stem: str | None = None
     """The name of the file if it is that of a container's database, without `.db`."""
     container: ContainerFacts = ContainerFacts()
-    verdicts: tuple[CheckVerdict, ...] = ()
+    verdicts: tuple[CheckVerdict, ...] | None = None
+    """Of one check. None: the container was not checked; empty: it has no watch."""
 
 
 class NodeFacts(Record):
@@ -141,5 +142,5 @@ def sources(
             continue
         stem = name.removesuffix(".db")
         facts = (containers or {}).get(stem, ContainerFacts())
-        found.append(PushSource(path, stem, facts, (verdicts or {}).get(stem, ())))
+        found.append(PushSource(path, stem, facts, (verdicts or {}).get(stem)))
     return found

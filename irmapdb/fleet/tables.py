@@ -4,7 +4,8 @@
 and columns here, with `database_id` in front, and a `period`: the Monday of the week by which the
 tables are partitioned. In a run, `watch_list` names a list of watches in `listed_watch`: equal
 lists of one database in one week are stored once. The views `watch` and `tried` show the watches of
-each run.
+each run. `verdict` has every check; `current_verdict` has the rows of the last one, those whose
+`at` is the `last_check_at` of the database, so that no view reads the rows of every week.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ __all__ = [
     "PARTITIONED",
     "access",
     "change",
+    "current_verdict",
     "database",
     "listed_tried",
     "listed_watch",
@@ -84,6 +86,17 @@ def _identity() -> tuple[Column[Any], ...]:
         *_numbers("dev ino"),
         Column("handle_type", BigInteger),
         Column("handle", LargeBinary),
+    )
+
+
+def _verdict() -> tuple[Column[Any], ...]:
+    return (
+        _time("at"),
+        Column("verdict", Text, nullable=False),
+        *_numbers("watches"),
+        Column("why", Text),
+        Column("advice", Text),
+        Column("fails", Boolean, nullable=False),
     )
 
 
@@ -144,6 +157,7 @@ database = Table(
     Column("last_change", Uuid),
     Column("last_step", Uuid),
     Column("last_step_period", Date),
+    _time("last_check_at", nullable=True),
     UniqueConstraint("node_id", "uuid"),
     Index(None, "uuid"),
     Index(None, "namespace"),
@@ -240,14 +254,17 @@ verdict = Table(
     "verdict",
     metadata,
     *_in_period(),
-    _time("at"),
-    Column("verdict", Text, nullable=False),
-    *_numbers("watches"),
-    Column("why", Text),
-    Column("advice", Text),
-    Column("fails", Boolean, nullable=False),
+    *_verdict(),
     PrimaryKeyConstraint("database_id", "at", "verdict", "period"),
     postgresql_partition_by=_BY_PERIOD,
+)
+
+current_verdict = Table(
+    "current_verdict",
+    metadata,
+    Column("database_id", ForeignKey("database.id", ondelete="CASCADE"), nullable=False),
+    *_verdict(),
+    PrimaryKeyConstraint("database_id", "verdict"),
 )
 
 mapping = Table(

@@ -34,7 +34,7 @@ SELECT
     database.container_name, database.image, irmapdb_text(database.file) AS file,
     database.first_push_at, database.last_push_at, database.uuid AS database_uuid,
     database.id AS database_id, node.id AS node_id, database.last_step, database.last_step_period,
-    database.last_run, database.last_run_period
+    database.last_run, database.last_run_period, database.last_check_at
 FROM database
 JOIN node ON node.id = database.node_id;
 
@@ -76,14 +76,8 @@ SELECT
     containers.container, containers.container_name, containers.image, last.at, last.verdict,
     last.watches, last.fails, last.why, last.advice, containers.database_id
 FROM containers
-JOIN LATERAL (
-    SELECT verdict.*
-    FROM verdict
-    WHERE verdict.database_id = containers.database_id AND verdict.at = (
-        SELECT max(newest.at) FROM verdict AS newest
-        WHERE newest.database_id = containers.database_id
-    )
-) AS last ON true;
+JOIN current_verdict AS last ON last.database_id = containers.database_id
+    AND last.at = containers.last_check_at;
 
 CREATE VIEW failing_watches WITH (security_invoker = true) AS
 -- the watches of each container's last step that have no path: CRIU cannot dump them, or loses

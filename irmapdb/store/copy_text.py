@@ -19,18 +19,27 @@ from __future__ import annotations
 import sqlite3
 from functools import lru_cache
 
+from irmapdb.record import Record
 from irmapdb.store.limits import VALUE_BYTES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["decoded", "line", "number", "prepare", "raw_bytes", "words"]
+__all__ = ["Cell", "decoded", "line", "number", "prepare", "raw_bytes", "words"]
 
 _FUNCTION = "irmapdb_copy_words"
-_HEX = r"'\\x' || lower(hex(CAST({} AS BLOB)))"
+_NULL = "'\\N'"
 _LINE_BYTES = 2 * VALUE_BYTES
 """A byte has two digits, or five characters as `\\\\xNN`: a line can be longer than its row."""
+
+
+class Cell(Record):
+    """The expression for the text of a column, and its place in the format of printf()."""
+
+    sql: str
+    form: str = "%s"
+
 
 _ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 
@@ -52,27 +61,27 @@ def _words(raw: bytes) -> str:
     return decoded(raw).translate(_ESCAPES)
 
 
-def number(name: str) -> str:
-    """The expression for a column of integers."""
-    return f"coalesce({name}, '\\N')"
+def number(name: str, *, optional: bool = False) -> Cell:
+    """A column of integers. Without `optional` no value is NULL, which would become 0."""
+    return Cell(f"coalesce({name}, {_NULL})") if optional else Cell(name, "%d")
 
 
-def raw_bytes(name: str) -> str:
-    """The expression for a column of text or bytes, as bytes."""
-    # hex(NULL) is ''.
-    return f"CASE WHEN {name} IS NOT NULL THEN {_HEX.format(name)} ELSE '\\N' END"
+def raw_bytes(name: str) -> Cell:
+    """A column of text or bytes, as bytes."""
+    # hex() takes the bytes of a text too; hex(NULL) is ''.
+    return Cell(f"CASE WHEN {name} IS NOT NULL THEN '\\\\x' || hex({name}) ELSE {_NULL} END")
 
 
-def words(name: str, usual: Iterable[str] = ()) -> str:
-    """The expression for a column of words. `usual`: values of our own that need no escape."""
-    whens = [f"WHEN {name} IS NULL THEN '\\N'"]
+def words(name: str, usual: Iterable[str] = ()) -> Cell:
+    """A column of words. `usual`: values of our own that need no escape."""
+    whens = [f"WHEN {name} IS NULL THEN {_NULL}"]
     if names := ", ".join(f"'{one}'" for one in usual):
         whens.insert(0, f"WHEN {name} IN ({names}) THEN {name}")
-    return f"CASE {' '.join(whens)} ELSE {_FUNCTION}(CAST({name} AS BLOB)) END"
+    return Cell(f"CASE {' '.join(whens)} ELSE {_FUNCTION}(CAST({name} AS BLOB)) END")
 
 
-def line(expressions: Iterable[str]) -> str:
+def line(cells: Iterable[Cell]) -> str:
     """The expression for a line of these columns."""
-    columns = tuple(expressions)
-    form = "\t".join(["%s"] * len(columns))
-    return f"printf('{form}', {', '.join(columns)})"
+    columns = tuple(cells)
+    form = "\t".join(one.form for one in columns)
+    return f"printf('{form}', {', '.join(one.sql for one in columns)})"

@@ -49,6 +49,8 @@ def open_raw(path: bytes, *, write: bool, wait_s: float) -> sqlite3.Connection:
         timeout=wait_s,
         isolation_level=None,
         factory=Bounded,
+        # A reader can be handed to another thread. One at a time uses it.
+        check_same_thread=write,
     )
 
 
@@ -62,7 +64,9 @@ def _uri(path: bytes, query: str) -> str:
 def _open_unlocked(path: bytes) -> _Unlocked:
     stamp = _stamp(path)
     uri = _uri(path, "mode=ro&immutable=1")
-    raw = sqlite3.connect(uri, uri=True, isolation_level=None, factory=_Unlocked)
+    raw = sqlite3.connect(
+        uri, uri=True, isolation_level=None, factory=_Unlocked, check_same_thread=False
+    )
     raw.path, raw.stamp = path, stamp
     return raw
 

@@ -83,10 +83,18 @@ class _Column(Record):
         return f"({self.name} IS NULL OR {check})" if self.optional else f"coalesce({check}, 0)"
 
     @property
-    def copied(self) -> str:
+    def copied_check(self) -> str:
+        """The same for a line of text, where 1.0 becomes 1."""
+        if self.kind != _NUMBER or self.optional:
+            return self.check
+        # A text never equals a number, 1.5 does not equal 1. Faster than typeof().
+        return f"coalesce({self.name} = ({self.name} | 0), 0)"
+
+    @property
+    def copied(self) -> copy_text.Cell:
         """The column in a line of text."""
         if self.kind == _NUMBER:
-            return copy_text.number(self.name)
+            return copy_text.number(self.name, optional=self.optional)
         if self.kind == _RAW:
             return copy_text.raw_bytes(self.name)
         return copy_text.words(self.name, self.usual)
@@ -239,7 +247,7 @@ class _CheckedRows:
     ) -> list[tuple[Any, ...]]:
         """The values of `keys`, by which the rows are sorted, and the columns as a line of text."""
         names = ", ".join(one.name for one in keys)
-        checks = " AND ".join(one.check for one in (*keys, *columns))
+        checks = " AND ".join(one.copied_check for one in (*keys, *columns))
         line = copy_text.line(one.copied for one in columns)
         rows = self.fetch(
             f"SELECT {names}, CASE WHEN {checks} THEN {line} END FROM {table}"  # noqa: S608 ours
@@ -271,7 +279,7 @@ class _CheckedRows:
 
 
 class Snapshot:
-    """The rows of a database at one moment. A context manager; not for use by several threads."""
+    """The rows of a database at one moment. A context manager; one thread at a time may use it."""
 
     def __init__(self, raw: sqlite3.Connection, path: bytes) -> None:
         self.path = path

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import sqlite3
+import threading
 import time
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
@@ -15,6 +16,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from irmapdb.fleet import source_rows as sending
 from irmapdb.fleet.push import PushOptions, push
 from irmapdb.fleet.server import find_server
 from irmapdb.fleet.sources import node_facts, sources
@@ -185,6 +187,8 @@ def test_a_row_that_irmapdb_does_not_write_is_refused_and_the_others_arrive(url,
         "UPDATE run SET uuid = (SELECT max(uuid) FROM run)": "has no UUID of its own",
         "UPDATE watch SET pid = 1.5": "watch has a row",
         "UPDATE watch SET ino = 'x'": "watch has a row",
+        "UPDATE watch SET mask = 9223372036854775808.0": "watch has a row",
+        "UPDATE watch SET fd = x'35'": "watch has a row",
         "UPDATE watch SET handle_type = 1.5": "watch has a row",
         "UPDATE watch SET path = zeroblob(65537)": "watch has a row",
         "UPDATE watch SET why = CAST(zeroblob(65537) AS TEXT)": "watch has a row",
@@ -204,6 +208,47 @@ def test_a_row_that_irmapdb_does_not_write_is_refused_and_the_others_arrive(url,
         assert said in first["problem"]
         assert second["problem"] == ""
     assert_same(server_rows(url), source_rows({"one": [good]}))
+
+
+def test_the_next_page_is_read_while_the_server_takes_one():
+    asked = [threading.Event() for _ in range(3)]
+    before = threading.enumerate()
+
+    class Rows:
+        def rows_of_runs(self, first, last):
+            asked[first].set()
+            return {first: last}
+
+    runs = [[(None, (number,))] for number in range(3)]
+    found = []
+    with closing(sending._read_ahead(Rows(), runs)) as read:
+        for page, rows in read:
+            found.append((page[0][1][0], rows))
+            assert asked[min(len(found), 2)].wait(60)
+    assert found == [(0, {0: 0}), (1, {1: 1}), (2, {2: 2})]
+    assert threading.enumerate() == before
+
+
+@pytest.mark.parametrize("fault", ["the file", "the server"])
+def test_an_error_on_a_later_page_leaves_no_row_and_no_thread(
+    url, maker, tmp_path, monkeypatch, fault
+):
+    monkeypatch.setattr(sending, "_PAGE_RUNS", 1)
+    before = threading.enumerate()
+    path = maker.make(tmp_path / "one.db", runs=6)
+    if fault == "the file":
+        _sql(path, "UPDATE watch SET pid = 1.5 WHERE run_id = 5")
+        (row,) = _push(url, path, code=3)
+        assert "watch has a row" in row["problem"]
+    else:
+        with psycopg.connect(url) as connection:
+            connection.execute("ALTER TABLE run ADD CONSTRAINT few CHECK (id <> 3)")
+        done = irmapdb("fleet", "push", path, "--to", url, "--node", "one", "--wait", "0")
+        assert done.code == 1
+    assert threading.enumerate() == before
+    opened = [os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")]
+    assert str(path) not in opened
+    assert [rows for rows in server_rows(url).values() if rows] == []
 
 
 def test_words_that_postgresql_refuses_arrive_with_escapes(url, maker, tmp_path):

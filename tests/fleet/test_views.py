@@ -8,12 +8,14 @@ import json
 import os
 import shutil
 import sqlite3
+from collections import Counter
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 
 import psycopg
 import pytest
 
+from bench.sections.fleet import rows_sql as fleet_rows_sql
 from irmapdb.fleet import views
 from irmapdb.fleet.push import PushOptions, push
 from irmapdb.fleet.queries import SAVED
@@ -136,10 +138,10 @@ _VERDICTS = (
 _NAMES = ContainerFacts("default/web", "web", "nginx:1", "web-0", "team-a")
 
 
-def _push_with_facts(url, path, *, verdicts=(), facts=_NAMES, limits=()):
+def _push_with_facts(url, path, *, verdicts=None, facts=_NAMES, limits=()):
     source = PushSource(bytes(path), "web.0", facts, verdicts)
     (done,) = push(PushOptions(find_server(url), node_facts("one"), [source], limits, wait_s=0))
-    assert done.sent.verdicts == len(verdicts)
+    assert done.sent.verdicts == len(verdicts or ())
 
 
 def test_verdicts_and_names_arrive_with_the_rows(url, maker, tmp_path):
@@ -166,6 +168,61 @@ def test_verdicts_and_names_arrive_with_the_rows(url, maker, tmp_path):
         "web-0",
         "team-a",
     )
+
+
+def test_the_last_check_counts_whatever_its_clock_said(url, maker, tmp_path):
+    path = maker.make(tmp_path / "one.db")
+    ahead = [one._replace(at=_AT + timedelta(days=300)) for one in _VERDICTS]
+    _push_with_facts(url, path, verdicts=tuple(ahead))
+    assert len(_rows(url, "verdicts")) == 1
+    right = CheckVerdict(_AT, "valid", 7, None, None, fails=False)
+    _push_with_facts(url, path, verdicts=(right,))
+    assert _rows(url, "verdicts") == []
+    (row,) = _rows(url, "SELECT verdict, watches FROM last_verdicts")
+    assert row == {"verdict": "valid", "watches": 7}
+    assert _run(url, "SELECT count(*) FROM verdict") == [(3,)]
+
+
+def test_a_container_that_was_checked_without_a_watch_has_no_verdict(url, maker, tmp_path):
+    path = maker.make(tmp_path / "one.db")
+    _push_with_facts(url, path, verdicts=_VERDICTS)
+    _push(url, path, node="one")  # not checked
+    assert len(_rows(url, "verdicts")) == 1
+    _push_with_facts(url, path, verdicts=())
+    assert _rows(url, "SELECT * FROM last_verdicts") == []
+
+
+def _rows_read(plan):
+    # The rows that the scans of a plan have read, by the table without its week.
+    found = Counter()
+    if table := plan.get("Relation Name"):
+        read = plan["Actual Rows"] + plan.get("Rows Removed by Filter", 0)
+        found[table.partition("_2")[0]] += read * plan["Actual Loops"]
+    for part in plan.get("Plans", ()):
+        found += _rows_read(part)
+    return found
+
+
+def test_no_saved_query_reads_more_rows_after_more_runs(url):
+    runs, more = 14, 140
+    read = {}
+    for number in (runs, more):
+        _run(
+            url,
+            "TRUNCATE node, database, listed_watch, run, verdict, mapping RESTART IDENTITY CASCADE",
+        )
+        _run(url, fleet_rows_sql(databases=100, runs=number))
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute("VACUUM ANALYZE")
+        for name, query in SAVED.items():
+            sql = query.sql
+            for parameter, value in query.parameters.items():
+                sql = sql.replace(f":{parameter}", f"'{value}'")
+            ((plan,),) = _run(url, f"EXPLAIN (ANALYZE, FORMAT JSON) {sql}")
+            read.setdefault(name, []).append(_rows_read(plan[0]["Plan"]))
+    assert read["verdicts"][0]["current_verdict"] == 200
+    for name, (few, many) in read.items():
+        assert many.total() <= few.total() * 2, (name, few, many)
 
 
 def test_limits_of_each_user(url, maker, tmp_path):

@@ -74,6 +74,7 @@ CREATE TABLE database (
     last_change UUID,
     last_step UUID,
     last_step_period DATE,
+    last_check_at TIMESTAMPTZ,
     CONSTRAINT pk_database PRIMARY KEY (id),
     CONSTRAINT uq_database_node_id_uuid UNIQUE (node_id, uuid),
     CONSTRAINT fk_database_node_id_node FOREIGN KEY (node_id) REFERENCES node (id)
@@ -195,6 +196,19 @@ CREATE TABLE verdict (
     CONSTRAINT pk_verdict PRIMARY KEY (database_id, at, verdict, period)
 ) PARTITION BY RANGE (period);
 
+CREATE TABLE current_verdict (
+    database_id BIGINT NOT NULL,
+    at TIMESTAMPTZ NOT NULL,
+    verdict TEXT NOT NULL,
+    watches BIGINT NOT NULL,
+    why TEXT,
+    advice TEXT,
+    fails BOOLEAN NOT NULL,
+    CONSTRAINT pk_current_verdict PRIMARY KEY (database_id, verdict),
+    CONSTRAINT fk_current_verdict_database_id_database FOREIGN KEY (database_id)
+        REFERENCES database (id) ON DELETE CASCADE
+);
+
 CREATE TABLE mapping (
     database_id BIGINT NOT NULL,
     key UUID NOT NULL,
@@ -305,6 +319,7 @@ _OF_DATABASES = (
     "listed_tried",
     "change",
     "verdict",
+    "current_verdict",
     "mapping",
 )
 
