@@ -35,7 +35,7 @@ else:
 __all__ = ["LOG_NAME", "SCRIPT_VARIABLE", "STRICT_EXIT_CODE", "attend", "execute", "main"]
 
 SCRIPT_VARIABLE = "IRMAPDB_HOOK_SCRIPT"
-"""Set by the installed shell script, which filters and remembers CRIU's calls: the PID of CRIU."""
+"""CRIU's PID. Set by the installed shell script, which filters and remembers CRIU's calls."""
 
 STRICT_EXIT_CODE = 99
 """The exit code for the script if the dump must fail. Python itself never ends with it."""
@@ -104,11 +104,10 @@ def attend(pid: int, images: str, *, until_stored: bool = False) -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     listen_fd, tell_fd = os.pipe()
-    criu_pid = _criu_pid()
     child = os.fork()
     if child == 0:
         os.close(listen_fd)
-        _work(pid, images, started_s, tell_fd, log_fd, criu_pid)
+        _work(pid, images, started_s, tell_fd, log_fd)
     os.close(tell_fd)
     told: dict[str, str] = {}
     try:
@@ -154,13 +153,6 @@ def _attend_once() -> int:
         _remember(memory)
 
 
-def _criu_pid() -> int:
-    # The installed script has a shell between CRIU and this process.
-    text = os.environ.get(SCRIPT_VARIABLE, "")
-    is_pid = text.isascii() and text.isdecimal() and len(text) <= _PID_DIGITS
-    return int(text) if is_pid else os.getppid()
-
-
 def _init_pid() -> int:
     text = os.environ.get("CRTOOLS_INIT_PID")
     if text is None:
@@ -173,16 +165,14 @@ def _init_pid() -> int:
 # --- the child ------------------------------------------------------------------------------------
 
 
-def _work(
-    pid: int, images: str, started_s: float, tell_fd: int, log_fd: int | None, criu_pid: int
-) -> None:
+def _work(pid: int, images: str, started_s: float, tell_fd: int, log_fd: int | None) -> None:
     # Never returns.
     code = 2
     try:
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
         _quiet(tell_fd, log_fd)
-        code = _serve(pid, images, started_s, tell_fd, log_fd, criu_pid)
+        code = _serve(pid, images, started_s, tell_fd, log_fd)
     except BaseException:  # noqa: BLE001 the parent only needs to know that it was not done
         import traceback
 
@@ -208,9 +198,7 @@ def _quiet(tell_fd: int, log_fd: int | None) -> None:
         return
 
 
-def _serve(
-    pid: int, images: str, started_s: float, tell_fd: int, log_fd: int | None, criu_pid: int
-) -> int:
+def _serve(pid: int, images: str, started_s: float, tell_fd: int, log_fd: int | None) -> int:
     import gc
 
     # Imports make no garbage, and the collector would take a tenth of the time.
@@ -228,7 +216,7 @@ def _serve(
     gc.freeze()
     gc.enable()
 
-    criu = find_criu(criu_pid)
+    criu = find_criu(os.environ.get(SCRIPT_VARIABLE, ""))
     work = os.getcwdb()
     took_s = 0.0
     container: str | None = None

@@ -18,17 +18,20 @@ if TYPE_CHECKING:
 
 __all__ = ["find_criu", "wait_for_end"]
 
-_NAME = b"criu"
 _LONGEST_S = 60.0
 """In a longer freeze, the remaining work makes no difference."""
 _LOOK_S = 0.05
 _DEAD = ("Z", "X", "x")
+_DIGITS = 20
 
 
-def find_criu(pid: int) -> Task | None:
-    """The task with this number; None unless it is a running CRIU (`criu`, `criu.static`)."""
-    task = _read(pid)
-    return task if task is not None and task.comm.startswith(_NAME) else None
+def find_criu(pid: str) -> Task | None:
+    """The task with this number, as the script gives it; None if it is no task's number.
+
+    Scripts of irmapdb 0.2.0 give 1, which is never CRIU's.
+    """
+    is_number = pid.isascii() and pid.isdecimal() and len(pid) < _DIGITS
+    return _read(int(pid)) if is_number and int(pid) > 1 else None
 
 
 def wait_for_end(criu: Task, pid: int) -> None:

@@ -162,7 +162,7 @@ def _why_not_started(command: Sequence[AnyPath | str]) -> str:
     environment = {
         **os.environ,
         "CRTOOLS_SCRIPT_ACTION": "irmapdb-check",
-        "IRMAPDB_HOOK_SCRIPT": "1",
+        "IRMAPDB_HOOK_SCRIPT": "",
     }
     try:
         done = subprocess.run(  # noqa: S603 as CRIU and the script will

@@ -48,7 +48,7 @@ class Hook:
             **os.environ,
             "CRTOOLS_SCRIPT_ACTION": "pre-dump",
             "CRTOOLS_INIT_PID": str(self._pid),
-            "IRMAPDB_HOOK_SCRIPT": "1",  # each call counts
+            "IRMAPDB_HOOK_SCRIPT": "",  # each call counts
             "IRMAPDB_HOOK_PAUSED_TIMEOUT": "20",  # enough, on a busy machine as well
             **environment,
         }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import time
@@ -13,6 +12,7 @@ import pytest
 
 from tests.support.freezing import until
 from tests.support.hook import hook_program, log_until_stored
+from tests.support.warm import write_hook
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,19 +29,17 @@ read -r line
 
 
 class Criu:
-    """A process with CRIU's name that executes the hook, and ends when it is told to."""
+    """A process that executes the hook's script as CRIU does, and ends when it is told to."""
 
-    def __init__(self, work: Path, program: Path, pid: int) -> None:
+    def __init__(self, work: Path, script: Path, pid: int) -> None:
         self._work = work
-        shell = work / "criu"
-        shutil.copy("/bin/sh", shell)
         environment = {
             **os.environ,
             "CRTOOLS_SCRIPT_ACTION": "pre-dump",
             "CRTOOLS_INIT_PID": str(pid),
         }
         self._process = subprocess.Popen(
-            [shell, "-c", _CRIU, program], cwd=work, env=environment, stdin=subprocess.PIPE
+            ["/bin/sh", "-c", _CRIU, script], cwd=work, env=environment, stdin=subprocess.PIPE
         )
         until((work / "answered").exists, "answered")
 
@@ -60,7 +58,9 @@ class Criu:
 @pytest.fixture
 def criu(watcher: Watcher, tmp_path: Path) -> Iterator[Criu]:
     watcher.add_inotify(tmp_path)
-    criu = Criu(tmp_path, hook_program(tmp_path), watcher.pid)
+    run = tmp_path / "run"
+    run.mkdir(mode=0o700)
+    criu = Criu(tmp_path, write_hook(tmp_path, run, hook_program(tmp_path)), watcher.pid)
     yield criu
     criu.end()
 
