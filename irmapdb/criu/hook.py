@@ -219,7 +219,6 @@ def _serve(pid: int, images: str, started_s: float, tell_fd: int, log_fd: int | 
     criu = find_criu(os.environ.get(SCRIPT_VARIABLE, ""))
     work = os.getcwdb()
     took_s = 0.0
-    container: str | None = None
 
     def answer(done: Done) -> None:
         nonlocal took_s
@@ -235,7 +234,7 @@ def _serve(pid: int, images: str, started_s: float, tell_fd: int, log_fd: int | 
         outcome: Outcome = "incomplete" if incomplete else "done"
         if not done.fresh:
             outcome = "failed"
-        _note_run(done.summary, pid, took_s, outcome, work, done, container)
+        _note_run(done.summary, pid, took_s, outcome, work, done)
 
     def too_late(done: Done) -> None:
         answer(done)
@@ -260,11 +259,10 @@ def _serve(pid: int, images: str, started_s: float, tell_fd: int, log_fd: int | 
         return 0
     _tell(tell_fd, "answered", "")
     _leave_criu()
+    note(served.done)  # after the dump, the task may be gone
     if criu is not None:
-        container = _container_of(pid)  # after a dump the task is gone
         wait_for_end(criu, pid)
     _limit_itself()
-    note(served.done)
     for line in served.keep():
         _log(log_fd, line)
     return 0
@@ -315,14 +313,14 @@ def _note_run(
     outcome: Outcome = "failed",
     work: bytes = b"",
     done: Done | None = None,
-    container: str | None = None,
 ) -> None:
     # For `irmapdb hook --status`. CRIU has its answer already, or gets none.
     try:
         from irmapdb.criu.hook_runs import HookRun, append_run
+        from irmapdb.kernel.proc.containers import container_of
 
-        if container is None:
-            container = "" if pid is None else _container_of(pid)
+        name = None if pid is None else container_of(pid)
+        container = "" if name is None else name.id
         paused = done is not None and done.paused
         numbers = (None, None) if done is None else (done.watches, done.resolved)
         run = HookRun(
@@ -331,14 +329,6 @@ def _note_run(
         append_run(os.fsencode(_MEMORY), run)
     except Exception:  # noqa: BLE001 only this line is missing then
         return
-
-
-def _container_of(pid: int) -> str:
-    # "" outside of containers.
-    from irmapdb.kernel.proc.containers import container_of
-
-    name = container_of(pid)
-    return "" if name is None else name.id
 
 
 def _is_deaf(tell_fd: int) -> bool:
