@@ -241,8 +241,8 @@ def test_the_engine_is_guessed_from_its_own_traces(trace: bytes, engine: str | N
     [
         (b"", "the log is empty"),
         (b"\0" * 10_000, "the log is empty"),
-        (b"hello\nworld\n", "no line of it is CRIU's"),
-        (bytes(range(256)) * 100, "no line of it is CRIU's"),
+        (b"hello\nworld\n", "no line of it is from CRIU"),
+        (bytes(range(256)) * 100, "no line of it is from CRIU"),
         (b"\x1f\x8b\x08\0" + bytes(20), "compressed with gzip"),
         (b"\x28\xb5\x2f\xfd" + bytes(20), "compressed with zstd"),
     ],

@@ -146,7 +146,7 @@ def test_what_criu_could_not_execute_is_refused(tmp_path):
         (tmp_path / "missing", "No such file"),
         (failing, "exit code 3"),
         (nowhere, "cannot be executed"),
-        (public, "everybody may write it"),
+        (public, "every user may write it"),
         (make_executable(tmp_path, "with space"), "no path that"),
         (make_executable(tmp_path, "with#"), "no path that"),
     ):

@@ -1,11 +1,11 @@
-"""Tells which container a checkpoint is of: name, image, engine, mounts, version of CRIU.
+"""Reads the container of a checkpoint: name, image, engine, mounts, version of CRIU.
 
 podman and CRI-O write `config.dump` and `spec.dump`, containerd's CRI plugin too, with other
 fields. `spec.dump` is the OCI runtime's config.json. CRIU's version is in no image; only a
 `dump.log` that the engine packed has it. Sources: config.dump and spec.dump as podman 4.3.1 writes
 them; the annotations of CRI-O's and containerd's documentation.
 
-The archive may say anything: a field of another type counts as none.
+The archive can have any content: a field of another type counts as absent.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def _list(value: object) -> list[Any]:
 
 
 def _text(value: object) -> str:
-    # JSON may have halves of surrogate pairs, which no encoding has.
+    # JSON may have halves of surrogate pairs, and no encoding has these.
     return _raw(value).encode("utf-8", "replace").decode()
 
 

@@ -3,11 +3,12 @@
     gzip = 1f 8b ...              RFC 1952
     zstd = 28 b5 2f fd ...        RFC 8878, also with skippable frames (5? 2a 4d 18) in front
 
-A stream may be a bomb: an `Allowance` ends the work when more than `FREE_BYTES` came out, and more
-than `RATIO` bytes for each byte read. A frame of zstd and a member of gzip may be empty, and take
-several µs then, so no more than `LIMIT_FRAMES` are read. zlib reads the headers of gzip: Python's
-own module reads a name in a header, and zeros behind a member, one byte at a time. zstd needs as
-much memory as its window has; a window of more than 128 MiB (zstd's own default limit) is refused.
+A stream may be a decompression bomb: an `Allowance` ends the work after more than `FREE_BYTES` of
+output, and more than `RATIO` bytes of output for each byte of input. A frame of zstd and a member
+of gzip may be empty, and still take several µs, so no more than `LIMIT_FRAMES` are read. zlib reads
+the headers of gzip: Python's own module reads a name in a header, and zeros behind a member, one
+byte at a time. zstd needs as much memory as its window has; a window of more than 128 MiB (zstd's
+own default limit) is refused.
 """
 
 from __future__ import annotations
@@ -37,12 +38,12 @@ __all__ = [
 ]
 
 FREE_BYTES = 1 << 32
-"""So many bytes may come out of the streams of an archive."""
+"""The number of bytes that may be unpacked from the streams of an archive, for any ratio."""
 RATIO = 200
-"""And then so many for each byte that went in."""
+"""Above `FREE_BYTES`: the number of unpacked bytes for each byte of the archive."""
 LIMIT_FRAMES = 2_000_000
-"""So many frames of zstd and members of gzip are read: one for each member that irmapdb.archive.tar
-reads."""
+"""The number of frames of zstd and members of gzip that are read: one for each member that
+irmapdb.archive.tar reads."""
 
 _GZIP = b"\x1f\x8b"
 _ZSTD = b"\x28\xb5\x2f\xfd"
@@ -50,13 +51,14 @@ _ZSTD_SKIPPED = tuple(bytes((0x50 + low,)) + b"\x2a\x4d\x18" for low in range(16
 _WINDOW_LOG = 27
 _CHUNK_BYTES = 1 << 18
 _INPUT_BYTES = 1 << 14
-"""A decompressor gets so many bytes at a time. The rest of them is copied for the next frame."""
+"""The number of bytes that a decompressor gets at a time. The rest of them is copied for the next
+frame."""
 _BUFFER_BYTES = 1 << 13
 """For the headers of a tar, of 512 bytes each."""
 _GZIP_BITS = 31
 """zlib's largest window, with the header and the checksum of gzip: inflateInit2() of zlib.h."""
 
-# file(1)'s magic. Each with the name of the form and the program that undoes it.
+# file(1)'s magic. Each with the name of the format and the program that unpacks it.
 _OTHERS = (
     (b"\xfd7zXZ\0", "xz", "unpack it first (xz -d)"),
     (b"BZh", "bzip2", "unpack it first (bzip2 -d)"),

@@ -42,7 +42,7 @@ class CheckpointFiles(Protocol):
     files_img_path: Path
     """`files.img` of the directory, or the archive."""
     most_watches: int
-    """More are not read."""
+    """The largest number that is read."""
     most_mounts: int
     """The same, for those of all mount namespaces together."""
     in_layer: bool
@@ -85,7 +85,7 @@ def open_checkpoint(path: Path) -> CheckpointFiles:
 
 
 def _is_missing(path: Path) -> bool:
-    # A path that may not be looked up is not missing: the attempt to open it says why.
+    # A path that may not be looked up is not missing: the attempt to open it gives the reason.
     try:
         os.stat(path)
     except FileNotFoundError:

@@ -39,7 +39,7 @@ _MAGICS = {
 
 
 def kind_of(path: Path) -> FileKind:
-    """What a path leads to; `-` is standard input, which only a cache can come from. FileError."""
+    """The kind of the file at a path; `-` is standard input, which is always a cache. FileError."""
     if str(path) == "-":
         return FileKind.CACHE
     if os.path.isdir(path):

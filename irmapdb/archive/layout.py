@@ -50,12 +50,12 @@ __all__ = [
 KEPT_BYTES = 96 << 20
 """All files of an archive that are kept in memory together."""
 FILES_IMG_LIMIT_BYTES = 32 << 20
-"""No more of the `files.img` of an archive is read."""
+"""The largest part of the `files.img` of an archive that is read."""
 LIMIT_WATCHES = 300_000
 """An archive with more watches is refused."""
 LIMIT_MOUNTS = 100_000
-"""An archive with more mounts, in all mount namespaces together, is refused. The kernel allows so
-many in one of them (`fs.mount-max`)."""
+"""An archive with more mounts, in all mount namespaces together, is refused. The kernel allows this
+number in one of them (`fs.mount-max`)."""
 GHOST_HEAD_BYTES = 4096
 """The first entry of a `ghost-file-N.img`; the content of the file is behind it."""
 
@@ -63,7 +63,7 @@ _INVENTORY = "inventory.img"
 _FILES = "files.img"
 _HEAD_ONLY = re.compile(r"ghost-file-[0-9a-f]+\.img|dump\.log|status(?:\.dump)?")
 _LONGEST_PLACE = 4096
-"""A longer name is none of a checkpoint's. A name may have 1 MiB, and all would be kept."""
+"""No file of a checkpoint has a longer name. A name may have 1 MiB, and all would be kept."""
 _DEEPEST = 2
 """A checkpoint is not deeper in an archive than NAME/checkpoint/."""
 _KEPT = re.compile(
@@ -138,7 +138,7 @@ class _Kept:
             advice = f"more than {limit:,} bytes are not read; unpack it and name the directory"
             raise ImageError(message, advice=advice)
         data = _read(one.content, min(limit, one.size_bytes))
-        self._size += len(data) + GHOST_HEAD_BYTES  # with what Python needs for it
+        self._size += len(data) + GHOST_HEAD_BYTES  # with the memory that Python needs for it
         if self._size > KEPT_BYTES:
             message = f"{self._name}: its images have more than {KEPT_BYTES:,} bytes"
             raise ImageError(message, advice="unpack it and name the directory")
@@ -231,7 +231,7 @@ def _not_one(kept: _Kept, name: str, tops: list[str], whole: list[str]) -> Image
 
 
 def limit_of(base: str) -> int:
-    """So many bytes of a file of this name are read."""
+    """The number of bytes that are read of a file of this name."""
     return _LIMITS_BYTES.get(base, _LIMIT_BYTES)
 
 

@@ -83,7 +83,7 @@ def _members(stream: Reader, meter: Meter, allowance: Allowance, layer: str) -> 
 
 
 class _Seekable:
-    """A regular file, in which what is not wanted is not read."""
+    """A regular file. A seek skips the bytes that are not wanted."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file

@@ -35,7 +35,7 @@ Start = tuple[bytes, int | None]
 _DIFF = "rootfs-diff.tar"
 _DEVSHM = "devshm-checkpoint.tar"
 _LONGEST_MOUNTPOINT = 4096
-"""The kernel shows no longer one (PATH_MAX)."""
+"""The kernel shows no longer path (PATH_MAX)."""
 _OF_KUBELET = b"/kubelet/pods/"
 """The volumes of a pod, below its uid, which is another one after a restore."""
 
@@ -177,7 +177,7 @@ class _Asked:
         return self._checkpoint.has_inside(archive)
 
     def add(self, archive: str, member: bytes) -> None:
-        if member:  # the top needs no look
+        if member:  # the root directory itself is always there
             self._wanted.setdefault(archive, set()).add(member)
 
     def answers(self) -> dict[str, Inside]:
@@ -225,7 +225,7 @@ def _of_mount(start: Start, mount: DumpedMount, own: _Container, asked: _Asked) 
     what = f"the mount {printable(mount.mountpoint)}"
     if wanted is not None and wanted.type == "bind" and wanted.source.startswith(b"/"):
         return _Pending(_of_bind(wanted, inside, own.about))
-    why = "what is in it is not in the images"
+    why = "its content is not in the images"
     return _Pending(Origin(OriginKind.MOUNT, what, None, why))
 
 

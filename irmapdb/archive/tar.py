@@ -44,14 +44,14 @@ __all__ = [
 ]
 
 LIMIT_BYTES = 1 << 44
-"""No archive is read further than this, counted as it is unpacked."""
+"""The number of unpacked bytes that are read of an archive."""
 LIMIT_MEMBERS = 2_000_000
-"""So many members are read, with those of the archives inside."""
+"""The number of members that are read, with those of the archives inside."""
 
 _BLOCK = 512
 _NAME_BYTES = 1 << 20
 _ALL_NAMES_BYTES = 1 << 28
-"""The members with names of other members may have so many bytes in one archive."""
+"""The number of bytes that the members with names of other members may have in one archive."""
 _CHUNK_BYTES = 1 << 20
 _REGULAR = b"0\0007S"
 """Types with content: regular, its old form, contiguous, sparse."""
@@ -228,7 +228,7 @@ def _number(field: bytes, name: str) -> int:
 
 def _ustar_name(header: bytes) -> bytes:
     name = header[:100].partition(b"\0")[0]
-    # GNU's magic is "ustar  ", and what follows its prefix is something else.
+    # GNU's magic is "ustar  ", and its header has other fields after the prefix.
     prefix = header[345:500].partition(b"\0")[0] if header[257:263] == b"ustar\0" else b""
     return b"%b/%b" % (prefix, name) if prefix else name
 

@@ -81,7 +81,7 @@ class Selection(Record):
     """The choice of mappings; the default is all."""
 
     paths: tuple[bytes, ...] = ()
-    """Shell patterns, of which one has to match; `*` matches `/` too."""
+    """Shell patterns; one of them has to match. `*` matches `/` too."""
     kdevs: frozenset[int] = frozenset()
     unproved_since: datetime | None = None
     """Only mappings whose last proof was before this time."""

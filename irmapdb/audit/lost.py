@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LostMappings"]
 
-# The verdict for what the proof said of the path, if no other path of the inode is known.
+# The verdict for each reason of a failed proof, if no other path of the inode is known.
 _LOST = {
     StaleReason.GONE: AuditVerdict.GONE,
     StaleReason.BAD_PATH: AuditVerdict.GONE,

@@ -37,7 +37,7 @@ class _Sight(Record):
 
 
 def look_at_path(root: Root, path: bytes) -> PathLook:
-    """Open a path of a root, and read what is there. Nothing is opened that may block."""
+    """Open a path of a root, and read the inode there. Nothing is opened that may block."""
     if not path.startswith(b"/") or b"\0" in path:
         return PathLook()
     found, status, unseen = _look(root, path)
@@ -61,7 +61,7 @@ def _look(root: Root, path: bytes) -> _Sight:
 
 
 def _time(ns: int) -> datetime | None:
-    # utimensat(2) takes any time; that of a directory is the tenant's choice.
+    # utimensat(2) accepts any time, so a tenant can choose the time of a directory.
     try:
         return datetime.fromtimestamp(ns / 1e9, UTC)
     except (ValueError, OverflowError, OSError):

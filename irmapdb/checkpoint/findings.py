@@ -46,7 +46,7 @@ class MarkRow(Record):
 
 
 class Begun:
-    """One step's place, time and figures."""
+    """The directories, time and figures of one step."""
 
     def __init__(self, event: Event, place: WorkDir, started_at: datetime) -> None:
         self.event = event

@@ -51,7 +51,7 @@ def _trouble(root: Root, path: bytes) -> _Trouble | None:
     kinds = root.blocking_kinds_to(path)
     if not kinds:
         return _trouble_at(root, path)
-    advice = "see to the server of that filesystem, or leave the path out"
+    advice = "check the server of that filesystem, or leave the path out"
     return ask_in_child(
         lambda: _trouble_at(root, path),
         lambda why: _Trouble(f"{kinds}: {why}", advice),
@@ -64,7 +64,7 @@ def _trouble_at(root: Root, path: bytes) -> _Trouble | None:
         fd = root.open(path)
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else str(error)
-        return _Trouble(f"{why} in the root of the tasks", "name what is there, without links")
+        return _Trouble(f"{why} in the root of the tasks", "name the target, without links")
     with Descriptor(fd):
         if stat.S_ISLNK(os.fstat(fd).st_mode):
             return _Trouble("is a symbolic link, which is not followed", "name its target")

@@ -152,7 +152,7 @@ def check_hook(hook: Path) -> None:
         raise FileError(f"{name}: not an executable file", advice=advice, remedy="script")
     if mode & stat.S_IWOTH:
         raise FileError(
-            f"{name}: everybody may write it, and CRIU runs it as root",
+            f"{name}: every user may write it, and CRIU runs it as root",
             advice="chmod o-w it, or install irmapdb where only root can write",
         )
     environment = {**os.environ, "CRTOOLS_SCRIPT_ACTION": "irmapdb-check"}

@@ -52,7 +52,7 @@ class Engine(Record):
     name: str
     program: Path
     version: str
-    """"" if the program did not tell it."""
+    """"" if the program did not print it."""
     runtime: str
     """The program that starts CRIU: "criu", "runc", "crun", or another one that the engine is
     configured for."""

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from irmapdb.criu.hook_job import Done
     from irmapdb.criu.hook_runs import Outcome
 else:
-    import _signal as signal  # signal itself takes 5 ms, which a paused container waits
+    import _signal as signal  # the import of signal takes 5 ms, and a paused container waits for it
 
 __all__ = ["LOG_NAME", "SCRIPT_VARIABLE", "STRICT_EXIT_CODE", "attend", "execute", "main"]
 

@@ -47,7 +47,7 @@ _TO_SEARCH = 0.8  # of the time; the rest is for writing the proved paths
 _TO_WRITE = 0.95  # of the time: then the proved paths are written in any case
 _KEEP_WAIT_S = 20.0  # for another process's step in the database, after CRIU has continued
 _WATCHES_A_SECOND = 1000
-"""Without a `timeout`, the limit grows by 1 s for so many watches: a tenth of our speed."""
+"""Without a `timeout`, the limit grows by 1 s for this number of watches: a tenth of our speed."""
 
 
 class Job(Record):
@@ -441,7 +441,7 @@ def _done(state: _State, found: Findings, kept: list[CacheEntry]) -> Done:
             notes.append(f"and {len(rows) - _NOTES} more")
     dropped = [
         f"CRIU leaves out the fanotify mark on all of {printable(row.target)}, fd {row.mark.fd} of"
-        f" {row.mark.pid} ({printable(row.comm)}): have the task set it again after a restore"
+        f" {row.mark.pid} ({printable(row.comm)}): let the task set it again after a restore"
         for row in found.marks
         if row.is_dropped
     ]

@@ -1,7 +1,7 @@
 """Finds the faults of an installed script of the hook.
 
 The script is started only if no user but root can have changed it. Its program is started as CRIU
-would do it; `find_program_faults` tells whether another user can have changed that.
+would do it; `find_program_faults` checks whether another user can have changed the program.
 """
 
 from __future__ import annotations

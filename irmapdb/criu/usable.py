@@ -1,4 +1,4 @@
-"""Tells whether the CRIU of this machine works on this kernel: `criu check`, with a time limit."""
+"""Checks whether the CRIU of this machine works on this kernel: `criu check`, with a time limit."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class CriuProgram(Record):
 
     path: Path
     version: str
-    """"" if it did not tell it."""
+    """"" if it did not print one."""
     why_not: str
     """Why it does not work here; "" if it does."""
 

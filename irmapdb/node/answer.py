@@ -230,7 +230,7 @@ def answer(
                 # Its entries may be useful; the hook can check that.
                 end(Reply(NOT_SERVED, _missing(found), changed=True))
             elif found.missing and _has_more(Path(work, CACHE_NAME), found.missing):
-                end(Reply(NOT_SERVED, "irmap-cache has entries of what has no path"))
+                end(Reply(NOT_SERVED, "irmap-cache has entries of watches without a path"))
             else:
                 files.replace_whole(
                     Path(work, CACHE_NAME),

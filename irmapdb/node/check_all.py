@@ -89,7 +89,7 @@ class Reason(Record):
     """A WatchVerdict, or `dropped` for a mark that CRIU leaves out."""
     why: str
     advice: str
-    """What to do; empty if nothing is necessary."""
+    """The remedy; empty if none is necessary."""
 
 
 class ContainerCheck(Record):

@@ -1,4 +1,4 @@
-"""Looks for the reasons why the hook would not run, or not help, on this machine.
+"""Finds the reasons why the hook would not run, or not help, on this machine.
 
 Each finding has the command that mends it. A note is no finding: it can be intended.
 """

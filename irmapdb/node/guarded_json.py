@@ -39,8 +39,8 @@ _MOST_NAMES = 10_000
 def host_root() -> str:
     """Where the root of the machine is mounted in ours; "" if it is ours, or not to be found.
 
-    In a container that shall look after its machine, such as a DaemonSet of Kubernetes, it is
-    `/host`, for example: there the root mount of init is mounted once more.
+    In a container that manages its machine, such as a DaemonSet of Kubernetes, it is `/host`, for
+    example: there the root mount of init is mounted once more.
     """
     try:
         own, inits = (os.readlink(f"{procfs.ROOT}/{pid}/ns/mnt") for pid in ("self", _INIT))

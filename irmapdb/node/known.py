@@ -1,4 +1,4 @@
-"""Holds the memory of the service about one container."""
+"""Holds the data of the service about one container."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RETRY_MOST_S = 3600.0
 
 @dataclass(slots=True)
 class Known:
-    """The memory about one container."""
+    """The data about one container."""
 
     container: Container
     seen: Seen | None = None

@@ -28,7 +28,7 @@ _log = Log(__name__)
 _LOOK_LIMIT_S = 120.0
 _LOOK_MEMORY_BYTES = 1 << 30
 _UNHEARD_INTERVALS = 60
-"""After so many intervals, paths without reports of renames are proved again."""
+"""After this number of intervals, paths without reports of renames are proved again."""
 _LOOK_SHARE = 0.02
 """The largest share of the time for looks at one container: slow looks are less frequent."""
 
@@ -124,7 +124,7 @@ class LookSchedule:
         return kept.unheard and now_s - known.verified_s > old_s
 
     def _keep_nothing(self, known: Known, seen: Seen) -> None:
-        # A container that watches nothing needs no work, and an image without entries.
+        # A container without watches needs no work, but an image without entries.
         if known.kept is None or known.kept.watches:
             known.kept = nothing_to_keep(seen)
             known.problem = ""

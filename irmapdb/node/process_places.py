@@ -1,4 +1,4 @@
-"""Tells in which container and systemd unit each process runs, without an engine or systemd."""
+"""Finds the container and systemd unit of each process, without an engine or systemd."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def find_places(pids: Iterable[int]) -> dict[int, Place]:
         except FileNotFoundError:
             found = None  # it has ended
         except OSError:
-            # We may not read its namespaces, so the name of its cgroup must do.
+            # We may not read its namespaces, so only the name of its cgroup is left.
             found = None
             place = place._replace(container=_by_cgroup(cgroups))
         if found is not None:

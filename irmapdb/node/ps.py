@@ -76,7 +76,7 @@ class PsOptions(Record):
 
     @property
     def of_machine(self) -> bool:
-        """Whether it is about all tasks: no tree and no process is named."""
+        """Whether the count is about all tasks: no tree and no process is named."""
         return self.pid is None and not self.processes
 
 
@@ -104,7 +104,7 @@ class WatchList(Record):
     watches: tuple[WatchedPath, ...] = ()
     """Only of a tree or of named processes, in the order of the tasks."""
     of_machine: bool = True
-    """Whether it is about all tasks, and not about a tree or named processes."""
+    """Whether the count is about all tasks, and not about a tree or named processes."""
 
     @property
     def unresolved(self) -> tuple[WatchedPath, ...]:

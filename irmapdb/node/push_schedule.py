@@ -1,7 +1,7 @@
 """Starts `irmapdb fleet push` at an interval, as a program in a child of the service.
 
-The service imports nothing of it, and never waits for it: a server that does not answer costs one
-child at idle priority, which is killed after a time. The next push sends what this one did not.
+The service imports no module of the push, and never waits for it. If the server does not answer,
+the service kills the child after a time. The next push sends the rows that this one did not.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class PushSchedule:
             self._note("")
 
     def status(self) -> dict[str, Any] | None:
-        """What `irmapdb warm --status` says; None without a server."""
+        """The state for `irmapdb warm --status`; None without a server."""
         if not self._command:
             return None
         return {"pushed_at": self._at_s, "problem": self._problem}

@@ -64,10 +64,10 @@ def make_private(path: Path) -> None:
     if found.st_mode & _WRITABLE_BY_OTHERS:
         raise FileError(
             f"{printable(path)}: others may write to it",
-            advice="look at what is in it, and remove it",
+            advice="look at its content, and remove it",
         )
     if stat.S_IMODE(found.st_mode) != _PRIVATE:
-        path.chmod(_PRIVATE)  # a kubelet makes it for everybody to read
+        path.chmod(_PRIVATE)  # a kubelet makes it readable for all users
 
 
 class RunDirectory:

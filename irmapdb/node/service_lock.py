@@ -1,4 +1,4 @@
-"""Lets only one service run in a run directory, and tells which one runs (see rundir.py)."""
+"""Lets only one service run in a run directory, and reads its pid (see rundir.py)."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class ServiceLock:
             os.close(fd)
             raise FileError(
                 f"{printable(self._directory)}: `irmapdb warm` is running already{self._who()}",
-                advice="`irmapdb warm --status` shows what it does",
+                advice="`irmapdb warm --status` shows its state",
             ) from error
         self._fd = fd
         return self

@@ -1,7 +1,7 @@
 """Finds the services of the host itself that watch files: the tasks that are in no container.
 
-A service is the tasks of one cgroup: a unit of systemd, or another cgroup. Its
-root task is the one whose parent is outside of the cgroup, as CRIU would dump it.
+A service is the tasks of one cgroup: a unit of systemd, or another cgroup. Its root task is the
+task whose parent is outside of the cgroup, as CRIU would dump it.
 """
 
 from __future__ import annotations

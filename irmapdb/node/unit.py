@@ -23,7 +23,7 @@ UNIT_DIRECTORY = Path("/etc/systemd/system")
 UNIT_NAME = "irmapdb-warm.service"
 
 CAPABILITIES = ("CAP_DAC_READ_SEARCH", "CAP_SYS_ADMIN", "CAP_SYS_PTRACE")
-"""The first is for opening handles, the second for reports of renames. The third is for reading
+"""CAP_DAC_READ_SEARCH opens handles, CAP_SYS_ADMIN gives reports of renames, CAP_SYS_PTRACE reads
 tasks of other users, their roots and descriptors."""
 
 _FIRST_LINE = "# Made by `irmapdb warm --install`, which `--uninstall` undoes."

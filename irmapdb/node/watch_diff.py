@@ -24,7 +24,7 @@ __all__ = ["DiffKind", "WatchDiff", "WatchDifference", "compare"]
 
 
 class DiffKind(enum.StrEnum):
-    """How a watch differs."""
+    """The kind of a difference."""
 
     ADDED = "added"
     """Only the second source has it."""
@@ -55,7 +55,7 @@ class WatchDiff(Record):
 
 
 def compare(before: WatchSource, after: WatchSource) -> WatchDiff:
-    """Which watches differ.
+    """Find the watches that differ.
 
     If a source has no kinds (`irmap-cache`), a watch counts once for each inode and path.
     """

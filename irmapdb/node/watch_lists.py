@@ -1,6 +1,6 @@
 """Reads the watches of an archive, an image, a database or a task tree, in one form.
 
-A source has what it has: a task tree and a database have no path for a watch that was not found,
+Some sources lack some fields: a task tree and a database can have a watch without a path, and
 `irmap-cache` has neither kinds nor masks.
 """
 

@@ -81,7 +81,7 @@ class WorkSchedule:
 
     def _start_keep(self, kind: str, known: Known) -> None:
         state, seen = self._state, known.seen
-        assert seen is not None  # noqa: S101 what was not seen is not due
+        assert seen is not None  # noqa: S101 a container that was not seen is not due
         time_s = _LONG_S if known.slow else _QUICK_S
         options = KeepOptions(state.run, state.settings.directory, state.options.config, time_s)
         try:
@@ -150,7 +150,7 @@ class WorkSchedule:
         for key in ended.child.key & self._state.known.keys():
             known = self._state.known[key]
             if ended.result is None and len(ended.child.key) > 1:
-                known.apart = True  # the next child has only one, so it shows which one failed
+                known.apart = True  # the next child has only one container
                 self._state.queue.setdefault(key)
                 continue
             known.verified_s = time.monotonic()

@@ -38,7 +38,7 @@ sys.meta_path[:] = [one for one in sys.meta_path if type(one).__module__ != "pyg
 
 __all__ = ["directories_chart", "limits_chart", "stale_chart", "stops_chart"]
 
-# Apart from each other also for people who see no red or no green: Okabe and Ito's palette.
+# Distinct also for people who see no red or no green: Okabe and Ito's palette.
 _COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
 _TILE_COLOURS = ("#7fb6dc", "#f2c266", "#72c7a8", "#e0b3cd", "#a6d5f2", "#ea9a62")
 """The same, light enough for black text."""
@@ -225,7 +225,7 @@ def _short(value: object) -> str:
 
 
 def _fitting(text: str, characters: int) -> str:
-    # The end of a path tells more than its beginning. "": the tile is too small for a label.
+    # The end of a path is more useful than its beginning. "": the tile is too small for a label.
     if len(text) <= characters:
         return text
     return f"…{text[1 - characters :]}" if characters >= _LEAST_CHARACTERS else ""

@@ -1,7 +1,7 @@
 """Collects the figures of the report: from one database, from those of a node, or from the fleet.
 
-Each figure keeps the statement that gave it. A database that cannot be read is named, and the rest
-goes on.
+Each figure keeps its statement. The page names a database that cannot be read, and shows the
+others.
 """
 
 from __future__ import annotations

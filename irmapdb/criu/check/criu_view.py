@@ -134,8 +134,8 @@ def found_at(path: bytes, identity: Identity, root: Root, fd: int) -> Found:
 def open_criu_view(tasks: Sequence[Task]) -> Iterator[CriuView]:
     """These tasks as CRIU would see them, the root task first. TaskError as `open_root`.
 
-    CRIU tries a namespace's mounts from the last to the first, and begins with the namespace that
-    it met last.
+    CRIU tries a namespace's mounts from the last to the first, and begins with the namespace of the
+    task that it read last.
     """
     with contextlib.ExitStack() as stack:
         root = stack.enter_context(open_root(tasks[0].pid))

@@ -28,9 +28,9 @@ __all__ = ["decide", "scan_below"]
 _NEW_AT_EACH_MOUNT = frozenset({"tmpfs", "devtmpfs"})
 """Their inode numbers. There CRIU dumps no watch without a path."""
 
-_GIVE_UP = "have the task remove the watch before the dump"
+_GIVE_UP = "let the task remove the watch before the dump"
 
-_CLOSE = "have the task remove the watch, or close the file, before the dump"
+_CLOSE = "let the task remove the watch, or close the file, before the dump"
 
 _LINK = "it is a symbolic link, and CRIU opens the path that the kernel knows: it gets the target"
 
@@ -39,7 +39,7 @@ _BOUND = "it has no name left but a mount point"
 _PLAIN = frozenset(string.ascii_letters + string.digits + string.punctuation + " ") - {"'", "\\"}
 
 _ELSEWHERE = (
-    "CRIU looks from the root task's mount namespace alone: mount it there, too, or have the task "
+    "CRIU looks from the root task's mount namespace alone: mount it there, too, or let the task "
     "remove the watch before the dump"
 )
 
@@ -116,7 +116,7 @@ def _why_nameless(handle: HandleLook) -> str:
     if handle.symlink:
         return _LINK
     if handle.too_long:
-        return "its path is longer than the kernel tells (4,095 bytes)"
+        return "its path is longer than the kernel shows (4,095 bytes)"
     return "the kernel has dropped its name"
 
 
@@ -167,7 +167,9 @@ def _by_name(found: Found, facts: Facts, call: Call) -> Prediction:
     if found.path == b"/":
         # A file without a cached name reads as "/".
         return _wrong(found, why, f"{_pre_dump(call)}: a path that was proved has a cached name")
-    return _wrong(found, why, "unmount what hides the watched file, or have the watch removed")
+    return _wrong(
+        found, why, "unmount the filesystem over the watched file, or let the task remove the watch"
+    )
 
 
 def _right(verdict: WatchVerdict, why: str, found: Found, facts: Facts) -> Prediction:
@@ -175,7 +177,7 @@ def _right(verdict: WatchVerdict, why: str, found: Found, facts: Facts) -> Predi
     if found.right is None:
         return _ambiguous(found, facts)
     if found.symlink:
-        why = f"{why}; it is a symbolic link, and a restore watches what it leads to, or fails"
+        why = f"{why}; it is a symbolic link, and a restore watches its target, or fails"
         return Prediction(WatchVerdict.SYMLINK, CriuOutcome.PATH, why, found.path, _GIVE_UP)
     return Prediction(verdict, CriuOutcome.PATH, why, found.path)
 
@@ -190,7 +192,7 @@ def _without_path(facts: Facts, handle: HandleLook, call: Call) -> Prediction | 
     if handle.symlink or handle.too_long:
         advice = _GIVE_UP if handle.symlink else f"shorten its path, or {_GIVE_UP}"
         return _no_path(facts, why, advice)
-    why = f"{why}, and CRIU does not ask further"
+    why = f"{why}, and CRIU tries nothing else"
     advice = f"{_pre_dump(call)}: a path that was proved has a cached name"
     if facts.fstype == "btrfs":
         return _no_path(facts, why, advice)
@@ -295,7 +297,7 @@ def _out_of_reach(facts: Facts, call: Call, search: SearchLook, why: str) -> Pre
     if search.gave_up:
         # It is not known whether it has a path that would help.
         advice = f"{_pre_dump(call)}, with the --irmap-scan-path that it is below"
-        why = f"{why}, so CRIU fails as it is called; where the file is: {search.gave_up}"
+        why = f"{why}, so CRIU fails with these options; the search for the file: {search.gave_up}"
         return Prediction(WatchVerdict.UNKNOWN, CriuOutcome.FAILS, why, advice=advice)
     return _fails(f"{why}, and irmapdb does not find it either", _CLOSE)
 

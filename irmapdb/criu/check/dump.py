@@ -317,7 +317,7 @@ def _removed_mounts(criu_view: CriuView) -> Iterator[Problem]:
             why = f"{what} was replaced: the dump succeeds, and the restore fails"
         else:
             why = f"{what} was removed: the dump succeeds, and a container runtime's restore fails"
-        advice = "start the container anew, so that it mounts what is there now; then checkpoint it"
+        advice = "restart the container, so that it mounts the new file; then checkpoint it"
         yield Problem(why, advice, fatal=False)
 
 
@@ -337,7 +337,7 @@ def _has_name(kdev: int, name: bytes) -> bool:
 
 
 _DENIED = Problem(
-    "opening handles needs CAP_DAC_READ_SEARCH, and this is what CRIU would do without it",
+    "opening handles needs CAP_DAC_READ_SEARCH; the prediction is for CRIU without it",
     "run check as CRIU will run, as root",
     fatal=False,
 )
@@ -411,7 +411,7 @@ def _settle_aside(
             f"its {fstype} gave no answer within {_PATIENCE_S:g} s, and CRIU would wait for it "
             "with the tasks frozen"
         )
-        advice = "see to the server of that filesystem, or have the watch removed"
+        advice = "check the server of that filesystem, or let the task remove the watch"
         facts = (Facts(identity, fstype, unseen=(why, advice)) for identity in batch)
         return _settle(facts, observer, call)
 
@@ -467,7 +467,7 @@ def _check_mark(mark: Mark, comm: bytes, criu_view: CriuView) -> MarkCheck:
             b"mount namespace %d" % mark.target,
             CriuOutcome.NO_PATH,
             "CRIU knows no marks on mount namespaces",
-            "have the task set the mark again after the restore",
+            "let the task set the mark again after the restore",
         )
     if mark.kind is MarkKind.FILESYSTEM:
         return MarkCheck(
@@ -475,8 +475,8 @@ def _check_mark(mark: Mark, comm: bytes, criu_view: CriuView) -> MarkCheck:
             comm,
             format_kdev(mark.target).encode(),
             CriuOutcome.NO_PATH,
-            "CRIU leaves marks on whole filesystems out, and says nothing",
-            "have the task set the mark again after the restore",
+            "CRIU leaves out marks on whole filesystems, without a message",
+            "let the task set the mark again after the restore",
         )
     for view in criu_view.views:
         if view.mount.mnt_id == mark.target:
@@ -488,5 +488,5 @@ def _check_mark(mark: Mark, comm: bytes, criu_view: CriuView) -> MarkCheck:
         b"mount %d" % mark.target,
         CriuOutcome.FAILS,
         "CRIU does not see the mount",
-        "have the task remove the mark before the dump",
+        "let the task remove the mark before the dump",
     )

@@ -131,9 +131,9 @@ class Facts(Record):
     fstype: str | None = None
     """None: no directory in CRIU's mount tables has the device."""
     hopeless: tuple[str, str] | None = None
-    """Why CRIU fails without any further look, and what to do."""
+    """Why CRIU fails without any further look, and the remedy."""
     unseen: tuple[str, str] | None = None
-    """Why the inode could not be read, and what to do."""
+    """Why the inode could not be read, and the remedy."""
     own_mounts: bool = True
     """Whether the tree has a mount namespace of its own. Only then do the images have mounts,
     through which a restore can open handles."""

@@ -244,7 +244,7 @@ class _Eyes:
                 if error.errno != errno.ELOOP:
                     raise
                 fd = _open(root_fd, name, _IN_ROOT)
-                verdict, why = RestoreVerdict.LINKED, "it is there, by way of a symbolic link"
+                verdict, why = RestoreVerdict.LINKED, "it is there, through a symbolic link"
                 advice = _SET_AGAIN if _is_link(root_fd, name) else ""
         except (OSError, ValueError) as error:
             if origin is not None:
@@ -282,7 +282,7 @@ class _Eyes:
                 kinds = "a directory", "no directory"
                 was, now = kinds if was_directory else reversed(kinds)
                 why = f"{was} was watched, and {now} is there"
-                advice = "put back what was there, or expect other events"
+                advice = "put the old file back, or expect other events"
                 return _Seen(RestoreVerdict.OTHER_TYPE, why, _ROOT, advice)
             if identify_fd(self._here, watched).matches(identify_fd(self._here, fd)):
                 return None
@@ -326,13 +326,13 @@ def _untold(origin: Origin) -> _Seen:
     if origin.is_unread:
         why = f"{origin.what} was not read to its end: {origin.why_not_told}"
         return _Seen(RestoreVerdict.BROUGHT, why, origin.what, _LOOK)
-    why = f"it lies on {origin.what}, which the restore brings; {origin.why_not_told}"
+    why = f"it lies on {origin.what}, which the restore provides; {origin.why_not_told}"
     return _Seen(RestoreVerdict.BROUGHT, why, origin.what)
 
 
 _ROOT = "the root"
 _LOOK = "look into it with tar; if it is damaged, the restore fails: have the checkpoint made again"
-_WATCHES_TARGET = "the path is a symbolic link, and the restore watches what it leads to"
+_WATCHES_TARGET = "the path is a symbolic link, and the restore watches its target"
 _BRING = "bring the file into the root first: the restore ends where it is missing"
 _WITH_CHANGES = "export the checkpoint with the changes of its root (podman: no --ignore-rootfs)"
 _MAKE_SOURCE = "make it on the target host first: the engine mounts it into the container"
@@ -342,7 +342,7 @@ _OF_IMAGE = (
     "the image of the container has it: the checkpoint neither changes nor removes it",
     "the image",
 )
-_SET_AGAIN = "have the task set the watch again after the restore"
+_SET_AGAIN = "let the task set the watch again after the restore"
 
 
 def _is_directory(fd: int) -> bool:

@@ -68,7 +68,7 @@ class Prediction(Record):
     path: bytes | None = None
     """The path that CRIU records, right or wrong; or the path of the file, if it is known."""
     advice: str = ""
-    """What to do; empty if nothing is necessary."""
+    """The remedy; empty if none is necessary."""
     scan: ScanAdvice | None = None
     """The --irmap-scan-path at the end of the advice."""
     deleted: bool = False

@@ -32,7 +32,7 @@ class CriuVersion(Record):
         return (self.major, self.minor) >= (4, 3)
 
 
-ASSUMED = CriuVersion(4, 2, "assumed: no criu on PATH tells its version")
+ASSUMED = CriuVersion(4, 2, "assumed: no criu on PATH prints its version")
 
 _NUMBER = re.compile(r"(\d+)\.(\d+)")
 _PATIENCE_S = 10

@@ -1,6 +1,6 @@
 """Guesses the engine from its traces in a log, and has the commands that help with each engine.
 
-A tenant chooses names of files and tasks in a log, and so can lead the guess astray. Then irmapdb
+A tenant chooses names of files and tasks in a log, and so can cause a wrong guess. Then irmapdb
 proposes the command of another engine. No text of a log becomes part of a command.
 """
 
@@ -20,7 +20,7 @@ __all__ = ["Engine", "Help", "engine_of", "help_for", "option_help", "traces"]
 
 
 class Engine(enum.StrEnum):
-    """The program that had CRIU executed."""
+    """The program that called CRIU."""
 
     CRIU = "criu"
     """By hand, or by a program that has no other name here."""
@@ -71,7 +71,7 @@ def traces(text: bytes, *, own: bool) -> set[Engine]:
 
 
 def engine_of(seen: Collection[Engine]) -> Engine | None:
-    """The engine that had the others called; None without a trace."""
+    """The engine that called the others; None without a trace."""
     return next((engine for engine in _TRACES if engine in seen), None)
 
 

@@ -168,7 +168,7 @@ def _no_log(facts: LogFacts, name: str) -> ImageError:
             advice="with -v0 CRIU writes no errors: run it again with -v4",
         )
     return ImageError(
-        f"{name}: no line of it is CRIU's",
+        f"{name}: no line of it is from CRIU",
         advice="give CRIU's dump.log or restore.log, or the output of the engine that quotes it",
     )
 
@@ -183,7 +183,7 @@ def _chosen(facts: LogFacts) -> list[Seen]:
 
 def _stops(facts: LogFacts) -> list[Seen]:
     # One error has several lines, and its consequences often look like other errors. Each error of
-    # a watch ends a run, so what came before it did not.
+    # a watch ends a run, so no earlier error ended it.
     fatal = [one for one in facts.seen if _role(one) in {Role.CAUSE, Role.NAMES}]
     watches = [one for one in fatal if isinstance(one.cause, Message) and one.cause.is_ours]
     if watches:

@@ -109,7 +109,7 @@ _FDINFO = (
         "proc_parse.c",
         rb"parse_fdinfo_pid_s: error parsing \[(?:ino|fano)tify ",
         Role.CAUSE,
-        "CRIU does not understand what the kernel shows of this watch",
+        "CRIU cannot parse the line of this watch in fdinfo",
         Remedy.CHECK,
     ),
 )

@@ -42,7 +42,7 @@ _QUOTED_END = re.compile(rb"(?<!\\)\\{1,16}(?:r\\{1,16})?n")
 _QUOTED = re.compile(rb'(?<!\\)\\{1,16}(?:u([0-9a-f]{4})|x([0-9a-f]{2})|(["\'/t]))', re.IGNORECASE)
 _SAME = {b"t": b"\t"}
 
-# A line that is CRIU's own from its beginning: what looks like an escape belongs to a name.
+# A line that is CRIU's own from its beginning: a text like an escape belongs to a name.
 _OWN = re.compile(
     rb"\([0-9.]{9,12}\) | {0,6}[0-9]{1,10}: |(?:Error|Warn) {1,2}\([^()]{1,64}:[0-9]{1,6}\): "
     rb"|(?:irmap|fsnotify): "

@@ -1,4 +1,4 @@
-"""Defines what irmapdb knows of a message of CRIU: its pattern, its effect and its remedy.
+"""Defines the data about a message of CRIU: its pattern, its effect and its remedy.
 
 A pattern has no more of a text than is needed to recognize it and to read the inode, the watch and
 the path in it. It is matched behind the time, the level, `fsnotify: ` or `irmap: `, and tabs.

@@ -2,7 +2,7 @@
 
 Each has the beginning of one or several messages of CRIU 4.1 to 4.3, a topic, a meaning and a
 remedy. `option` is the option of CRIU that helps, as it stands in a configuration file. This table
-is not complete: for other messages irmapdb says that it does not know them.
+is not complete: `explain` calls any other message `unknown`.
 
 Sources: the texts in the programs of CRIU 4.1.1, 4.2.1 and 4.3; criu(8).
 """

@@ -32,7 +32,7 @@ _HANDLE_SHOWN_BYTES = 16
 
 
 class Action:
-    """What CRIU was asked to do."""
+    """The action of the run of CRIU."""
 
     DUMP = "dump"
     PRE_DUMP = "pre-dump"
