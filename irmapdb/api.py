@@ -102,12 +102,12 @@ def dump(
 
     Does all that `pre_dump` does and takes the same arguments. Then it stops the tasks, reads
     their watches again, and lets them run before it writes. `freeze_cgroup` is a cgroup to freeze
-    (None: ptrace alone). `timeout_s` is how long the tasks may take to stop, in seconds. With
+    (None: ptrace alone). `timeout_s` is the time for the tasks to stop, in seconds. With
     `leave_stopped` they stay stopped by SIGSTOP.
 
     CRIU does not need it: `criu dump` freezes the tasks itself.
 
-    Raises what `pre_dump` raises, and FreezeError if a task did not stop; then all run again.
+    Raises the errors of `pre_dump`, and FreezeError if a task did not stop; then all run again.
     """
     from irmapdb.checkpoint.steps import FreezeOptions
     from irmapdb.checkpoint.steps import dump as run
@@ -241,7 +241,7 @@ def open_database(path: AnyPath, *, wait_s: float = 10.0) -> Ask:
 
     Nothing is ever changed, also while another process writes. `ask(text, values)` of the result
     gives one answer for each statement: `columns`, and `rows` of `str`, `bytes` (paths), `int`,
-    `float` or None. The tables and views are those of docs/sql.md. `wait_s` is how long to wait
+    `float` or None. The tables and views are those of docs/sql.md. `wait_s` is the longest wait
     for another process, in seconds.
 
     Raises DatabaseError for a file that is no database of irmapdb, or has an older schema; `ask`
@@ -256,7 +256,7 @@ def open_database(path: AnyPath, *, wait_s: float = 10.0) -> Ask:
 def read_cache(path: AnyPath) -> tuple[CacheEntry, ...]:
     """The entries of an `irmap-cache`, in its order: of one inode, CRIU tries the last first.
 
-    They are what the file says: nothing is looked up or proved. Raises FileError for a file that
+    They are as in the file: nothing is looked up or proved. Raises FileError for a file that
     cannot be read, and ImageError for one that CRIU did not write like this.
     """
     from irmapdb import files

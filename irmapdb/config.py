@@ -14,7 +14,7 @@ paused-timeout = 1               # seconds in a pause      IRMAPDB_HOOK_PAUSED_T
 strict = false                   # may fail the dump       IRMAPDB_HOOK_STRICT
 db = "/var/lib/irmapdb"          # not in the work dir     IRMAPDB_HOOK_DB
 
-[retention]                      # what is kept in the database
+[retention]                      # the rows that stay in the database
 automatic = true                 # each step deletes some old rows
 keep-runs = 1000                 # with the watches of each run
 keep-rows = 200000               # watches of all runs; and rows of each other kind of history

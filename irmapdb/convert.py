@@ -59,7 +59,7 @@ class Content(Record):
 
 
 class Imported(Record):
-    """How many entries were taken in."""
+    """The number of imported entries."""
 
     entries: int
     unusable: int
@@ -68,7 +68,7 @@ class Imported(Record):
 
 
 def format_for(destination: Path) -> Format:
-    """The form that a new file's name asks for: JSON, DB, and PB for any other name."""
+    """The form for the name of a new file: JSON, DB, and PB for any other name."""
     return _SUFFIXES.get(destination.suffix.lower(), Format.PB)
 
 
@@ -132,7 +132,7 @@ def convert(source: Path, destination: Path, form: Format, *, pretty: bool = Fal
 def import_image(source: Path, database: Path, keep: Retention | None = None) -> Imported:
     """Take the entries of a file into the database, to be revalidated.
 
-    They come behind what the database had, and so will be tried first. `keep` is what is kept of
+    They come behind the entries of the database, and so CRIU tries them first. `keep` limits the
     older rows; None: the defaults.
     """
     from irmapdb.config import Retention  # noqa: PLC0415 - as below
@@ -169,7 +169,7 @@ def _count_unusable(entries: Sequence[CacheEntry]) -> int:
 
 
 def export_image(database: Path, destination: Path) -> int:
-    """Write the database's image list as CRIU's image; how many entries it has.
+    """Write the database's image list as CRIU's image; returns the number of entries.
 
     As they are stored: nothing is proved.
     FileError for a destination that is a database, this one or another.

@@ -12,7 +12,7 @@ _DURATION = r"(\d{1,9}(?:\.\d+)?)\s*([smhdw])"
 
 
 def parse_duration(text: str) -> timedelta:
-    """A number and one unit. ValueError says what is expected."""
+    """A number and one unit. ValueError names the expected form."""
     import re  # noqa: PLC0415 the hook needs it seldom
 
     found = re.fullmatch(_DURATION, text.strip())

@@ -46,13 +46,13 @@ def _escape(match: re.Match[str]) -> str:
 class IrmapError(Exception):
     """Base of every error that irmapdb raises on purpose.
 
-    The message names the object; `advice` is the next step for the person who reads it,
-    or an empty string where there is none. Both are one line without control characters: what
-    they quote, a tenant or another program may have written.
+    The message names the object; `advice` is the next step for the user, or an empty string if
+    there is none. Both are one line without control characters: a tenant or another program may
+    have written the texts that they quote.
 
-    `about` names the setting whose value is wrong, and `remedy` the one that the advice asks to
-    change: "database", "scan path". The command line puts its option before the message, and
-    "with" its option behind the advice.
+    `about` names the setting with a wrong value, and `remedy` the setting that the advice asks to
+    change: "database", "scan path". The command line puts the option of `about` before the message,
+    and "with" and the option of `remedy` behind the advice.
     """
 
     exit_code = 1
@@ -85,7 +85,7 @@ class FileError(IrmapError):
 
 
 class ImageError(IrmapError):
-    """A CRIU image, or its JSON form, that is not what it should be."""
+    """A CRIU image, or its JSON form, that is damaged or of another type."""
 
 
 class DatabaseError(IrmapError):
@@ -101,7 +101,7 @@ class SqlError(IrmapError):
 
 
 class TaskError(IrmapError):
-    """The root task is not there or may not be looked at."""
+    """The root task does not exist, or irmapdb may not read it."""
 
 
 class FreezeError(IrmapError):

@@ -1,7 +1,7 @@
 """Logs messages of the library. It imports `logging` at the first message that has a handler.
 
-`logging` takes longer to import than the hook has. Where no module has imported it, no handler is
-set up, and messages below WARNING would go nowhere.
+The import of `logging` takes too long for the hook. If no module has imported it, no handler is set
+up, and messages below WARNING would go nowhere.
 """
 
 from __future__ import annotations

@@ -152,11 +152,10 @@ _NO_NAMES = frozenset({b"", b".", b".."})
 
 
 def is_canonical(path: bytes) -> bool:
-    """Whether the kernel could call anything so.
+    """Whether the kernel could give this path to a file.
 
-    No proof accepts one that is not: the mount that it leads to cannot be told from its text. It
-    has names between single slashes, none of them "." or ".."; or it is the root, which CRIU calls
-    "/.".
+    No proof accepts any other path: its text does not show the mount at its end. The path has names
+    between single slashes, none of them "." or ".."; or it is the root, which CRIU calls "/.".
     """
     first, *names = path.split(b"/")
     if not names or first or b"\0" in path:
@@ -241,7 +240,7 @@ class MarkKind(Words):
     MOUNT = "mount"
     FILESYSTEM = "filesystem"
     NAMESPACE = "mount-namespace"
-    """Since Linux 6.14: it hears what is mounted and unmounted there."""
+    """Since Linux 6.14: it reports the mounts and unmounts there."""
 
 
 class Mark(Record):
@@ -323,7 +322,7 @@ class Source(Words):
 
 
 class StaleReason(Words):
-    """Why a mapping no longer holds."""
+    """Why a mapping is stale."""
 
     GONE = "gone"
     """Nothing is at the path any more."""
@@ -383,7 +382,7 @@ class ChangeKind(Words):
 
 
 class Change(Record):
-    """Something that happened to the mapping of one inode in one run."""
+    """A change of the mapping of one inode in one run."""
 
     kind: ChangeKind
     identity: Identity
@@ -392,7 +391,7 @@ class Change(Record):
     old_path: bytes | None = None
     """For moved: the path that went stale."""
     reason: StaleReason | None = None
-    """For stale and moved: why the old path no longer holds."""
+    """For stale and moved: why the old path is wrong now."""
     mntns: int = 0
     """As in Mapping: the paths start at the root of this mount namespace."""
 
@@ -409,7 +408,7 @@ class Resolved(Record):
 
     identity: Identity
     path: bytes
-    """The best path: what a caller should use if it wants one."""
+    """The best path, for a caller that wants only one."""
     source: Source
     other_paths: tuple[bytes, ...] = ()
     """Further proved names of the same inode (hard links, bind mounts)."""

@@ -128,7 +128,7 @@ def _check_count(links: int, path: bytes) -> None:
 
 
 def _moved(fd: int, name: bytes, flags: int) -> int:
-    # From one directory to the next, of which only that stays open.
+    # From one directory to the next. Only the next one stays open.
     new = os.open(name, flags, dir_fd=fd)
     os.close(fd)
     return new

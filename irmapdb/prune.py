@@ -32,9 +32,9 @@ class PruneOptions(Record):
     vacuum: bool = False
     """Write the file anew at the end, without its free pages."""
     progress: Callable[[int], None] = lambda _rows: None
-    """Told how many rows were taken out so far."""
+    """Called with the number of rows deleted so far."""
     wait_s: float = 10.0
-    """How long to wait for another process's step in the database."""
+    """The longest wait for another process's step in the database."""
 
 
 class PruneReport(Record):
@@ -54,7 +54,7 @@ class PruneReport(Record):
 
 
 def prune(options: PruneOptions) -> PruneReport:
-    """Take out what need not be kept, in several transactions; the last one adds a run for it."""
+    """Delete old rows, in several transactions; the last one adds a run for it."""
     now = datetime.now(UTC)
     if options.dry_run:
         with Store.open_readonly(options.database, wait_s=options.wait_s) as store:
@@ -104,7 +104,7 @@ _NOUNS = {
 
 
 def describe(pruned: Pruned) -> str:
-    """`3 runs, 60 watches, …`, without what there is none of."""
+    """`3 runs, 60 watches, …`, without tables that have none."""
     parts = [
         f"{number:,} {plural if number != 1 else _NOUNS[plural]}"
         for plural, number in pruned._asdict().items()

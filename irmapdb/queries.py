@@ -50,7 +50,7 @@ _ALL = (
     ),
     saved_query(
         "unproved",
-        "live mappings without a proof for so many days",
+        "live mappings without a proof for this number of days",
         """
         SELECT proved, found_by, in_criu_log, path
         FROM mappings_by_last_proof

@@ -34,8 +34,8 @@ _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 def scratch_directory(purpose: str, *, room_bytes: int = 0) -> Iterator[bytes]:
     """A new directory of mode 0700 that only root and the caller can change; removed at the end.
 
-    `purpose` is a word in its name. `room_bytes`: how much it is to hold. FileError if there is
-    no place for it.
+    `purpose` is a word in its name. `room_bytes`: the needed space. FileError if there is no
+    directory for it.
     """
     path, fd = _make(purpose.encode(), room_bytes)
     try:
@@ -46,7 +46,7 @@ def scratch_directory(purpose: str, *, room_bytes: int = 0) -> Iterator[bytes]:
 
 
 def remove_leftovers() -> None:
-    """Remove what killed runs of this user left in the temporary directories."""
+    """Remove the leftovers of killed runs of this user in the temporary directories."""
     for place in _PLACES:
         with suppress(OSError):
             for name in filter(_OURS.fullmatch, os.listdir(place)):

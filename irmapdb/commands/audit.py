@@ -153,7 +153,7 @@ def audit(
         # In our own root, all paths of a container would be wrong.
         message = "--fix without a root"
         raise UsageError(
-            message, advice="say whose paths these are: -t PID, or --root / for this machine's own"
+            message, advice="name the root of the paths: -t PID, or --root / for this machine's own"
         )
     select = _selection(only, path, dev, older_than)
     start_log(verbose, None, work_dir or Path(), ())
@@ -367,7 +367,7 @@ def _print_summary(
     line += _how_many_hold(report)
     by_number = sum(one.by_number and one.verdict == "valid" for one in report.findings)
     if by_number:
-        line += f"; {by_number:,} of the valid ones by number alone, for want of a handle"
+        line += f"; {by_number:,} of the valid ones by number alone, without a handle"
     if options.select.verdicts:
         line += f"; shown: {_how_many_shown(listed)}"
     render.print_line(line)

@@ -31,7 +31,7 @@ def listed(every: Sequence[_Row], *, all_rows: bool) -> list[_Row]:
 
 
 class Finding(Record):
-    """One reason, and what to do."""
+    """One reason, and its remedy."""
 
     what: str
     why: str

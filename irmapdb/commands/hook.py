@@ -116,7 +116,7 @@ def hook(
         raise UsageError(message, advice="give one of them")
     if as_json and not wanted:
         message = "--json goes with --install, --uninstall, --print, --status or --try"
-        raise UsageError(message, advice="`irmapdb pre-dump --json` tells of each watch")
+        raise UsageError(message, advice="`irmapdb pre-dump --json` lists each watch")
     if status:
         _show_status(_called(script), Path(os.path.abspath(criu_dir)), run_dir, config, as_json)
     elif try_:
@@ -181,7 +181,7 @@ def _try(script: Path, criu_dir: Path, *, as_json: bool) -> None:
 
 def _require_root(option: str) -> None:
     if os.geteuid() != 0:
-        message = f"{option} reads files of root and starts CRIU"
+        message = f"{option} reads files that only root can read, and starts CRIU"
         raise FileError(message, advice="run it as root")
 
 
@@ -278,7 +278,7 @@ def _say_who_calls(called: Path, runtime: Runtime, *, as_json: bool) -> None:
     why = why_not_read() if runtime in {"crun", "podman"} else ""
     if why:
         render.say(f"{why}: crun will not call {render.shown(called)}")
-        render.say("use `irmapdb hook --install criu`, which reaches every runtime")
+        render.say("use `irmapdb hook --install criu`, which works with every runtime")
         end_with_findings(why)
     if not as_json:
         render.say(f"CRIU calls {render.shown(called)} before each dump")

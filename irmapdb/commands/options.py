@@ -69,14 +69,14 @@ def tree_option(text: str) -> Any:  # noqa: ANN401 typer's
 
 
 def path_option(*names: str, metavar: str, text: str, envvar: str | None = None) -> Any:  # noqa: ANN401 typer's
-    """An option for a file or directory, and its help. The library says if it cannot be read."""
+    """An option for a file or directory, and its help. The library reports an unreadable one."""
     return typer.Option(
         *names, readable=False, metavar=metavar, help=text, show_default=False, envvar=envvar
     )
 
 
 def value_option(metavar: str, text: str, *names: str, **rest: Any) -> Any:  # noqa: ANN401 typer's
-    """An option with a value, and its help, which tells the default."""
+    """An option with a value, and its help, which has the default."""
     return typer.Option(*names, metavar=metavar, help=text, show_default=False, **rest)
 
 

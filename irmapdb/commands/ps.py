@@ -42,7 +42,7 @@ _A_FEW = 5
 
 _INTERVAL_S = 2.0
 _PAUSES = 3
-"""A refresh is followed by a pause of so many times its own length: a quarter of one CPU."""
+"""The pause after a refresh, as a multiple of its time: ps uses a quarter of one CPU."""
 _HOME, _CLEAR = "\x1b[H", "\x1b[2J"
 _CLEAR_LINE, _CLEAR_BELOW = "\x1b[K", "\x1b[J"
 

@@ -63,7 +63,7 @@ __all__ = [
 
 
 def shown(path: str | bytes | int | os.PathLike[str]) -> str:
-    """A path of any kind, or a descriptor, in a message."""
+    """A path of any type, or a descriptor, in a message."""
     return f"descriptor {path}" if isinstance(path, int) else printable(os.fsencode(path))
 
 

@@ -229,7 +229,7 @@ def _answer(
     limit: int | None,
     timeout_s: float | None,
 ) -> bool:
-    """Print every answer; whether one was cut."""
+    """Print every answer; returns whether one was cut."""
     from irmapdb import queries
 
     cut = False
@@ -326,7 +326,7 @@ def resolve(
 
 
 def _checked(shown: str, value: Value, default: str | int | None) -> Value:
-    """The value of a saved query's parameter: a number where the default is one."""
+    """The value of a saved query's parameter: a number if the default is one."""
     if isinstance(default, int) and not isinstance(value, int):
         message = f"{shown}={os.fsdecode(value) if isinstance(value, bytes) else value}"
         raise UsageError(f"{message}: not a whole number")

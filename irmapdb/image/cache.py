@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["decode_cache", "encode_cache", "fits", "loadable", "misfit"]
 
 _REFUSED = (
-    "irmapdb refuses it rather than drop what it does not understand: look at it with `crit "
+    "irmapdb does not drop data that it does not understand: look at the file with `crit "
     "decode`, remove it, or have it written again"
 )
 

@@ -6,10 +6,10 @@ For names that are valid UTF-8, the output is byte for byte that of `crit decode
 --pretty`). A name that is not is written in the form of PEP 383, a byte 0x80 to 0xff that decodes
 to nothing as the escape `\udc80` to `\udcff`, so that every byte comes back.
 
-Where crit itself loses something:
+Data that crit itself loses:
 
 - It prints such a name as the text of a Python literal, `"b'/srv/caf\\xe9'"`. That is also a
-  name that a file may have, so it is read as what it says and not guessed at.
+  name that a file may have, so irmapdb reads this text as a name, and does not guess.
 - It cannot encode our PEP 383 escapes: a protobuf string holds no lone surrogate.
 - With --pretty it shows `dev` by glibc's encoding, though it is a kernel number: 254:0 comes out
   as "0:65024". No bit is lost, so this form is read back the way crit reads it.
@@ -42,13 +42,13 @@ _KEYS = {"dev", "inode", "path"}
 
 _DIGITS = re.compile(r"0|[1-9][0-9]{0,19}")
 _PRETTY_DEV = re.compile(r"([0-9]{1,4}):([0-9]{1,7})")
-_MAX_MAJOR = 0xFFF  # what 32 bits of glibc's gnu_dev_major() and gnu_dev_minor() hold
+_MAX_MAJOR = 0xFFF  # the limits of gnu_dev_major() and gnu_dev_minor() of glibc in 32 bits
 _MAX_MINOR = 0xFFFFF
 
 _SHOWN_BITS = 128
 _MOST_DIGITS = 100
 
-_ADVICE = "compare it with what `crit decode` prints of an irmap-cache"
+_ADVICE = "compare it with the output of `crit decode` for an irmap-cache"
 
 _quote = json.JSONEncoder().encode  # of a string: ASCII, with JSON's escapes
 

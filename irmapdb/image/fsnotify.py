@@ -277,7 +277,7 @@ def _read_mark(mark: FanotifyMarkEntry) -> FsnotifyWatch | MountMark:
             mflags=mark.mflags,
             path=_path(mark.me),
         )
-    raise _BadEntryError(f"a mark of type {mark.type} that has not what goes with the type")
+    raise _BadEntryError(f"a mark of type {mark.type} without the data of this type")
 
 
 def _read_inotify(entry: InotifyFileEntry) -> FsnotifyFile:

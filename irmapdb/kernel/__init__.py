@@ -1,1 +1,1 @@
-"""Calls Linux, as the only package: flat functions over numbers, structs and bytes."""
+"""Calls Linux. No other package does this: flat functions over numbers, structs and bytes."""

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     _Result = TypeVar("_Result")
     _Failure = TypeVar("_Failure")
 else:
-    from _signal import SIGKILL  # signal takes 1 ms, which a paused container waits
+    from _signal import SIGKILL  # `import signal` takes 1 ms
 
 __all__ = ["ask_in_child", "call_in_child"]
 
@@ -132,7 +132,7 @@ def _end(pid: int) -> None:
 
 
 def _reap_left_behind() -> None:
-    # Otherwise each stays a zombie until we end.
+    # Else each child stays a zombie until this process ends.
     for pid in tuple(_left_behind):
         try:
             ended = os.waitpid(pid, os.WNOHANG) != (0, 0)

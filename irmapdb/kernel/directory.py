@@ -32,7 +32,7 @@ def _below(fd: int, prefix: bytes, mounts: tuple[Mount, ...]) -> Iterator[Mount]
         own = _nearest(mounts, prefix)
     below = {own}
     grown = True
-    while grown:  # a mount need not stand behind the one that it is mounted on
+    while grown:  # a mount can stand before the mount that it is mounted on
         more = {mount.mnt_id for mount in mounts if mount.parent_id in below} - below
         below |= more
         grown = bool(more)
@@ -51,7 +51,7 @@ def _nearest(mounts: Iterable[Mount], path: bytes) -> int | None:
 
 
 def open_directory_root(directory: bytes) -> Root:
-    """The root that begins at a directory. A link on the way to it is followed, below it none.
+    """The root that begins at a directory. It follows links on the way there, none below.
 
     FileError if it is no directory, or is in another mount namespace (as /proc/PID/root can be).
     """

@@ -31,8 +31,8 @@ __all__ = [
     "mount_id",
 ]
 
-# EINVAL: AT_HANDLE_FID is from Linux 6.5. EOPNOTSUPP: a filesystem that cannot decode what it
-# would encode (overlayfs, procfs) refuses without the flag, others always.
+# EINVAL: AT_HANDLE_FID is from Linux 6.5. EOPNOTSUPP: a filesystem that can encode handles but not
+# decode them (overlayfs, procfs) refuses only without the flag, others always.
 _NO_SUCH_HANDLE = {errno.EINVAL, errno.EOPNOTSUPP, errno.EOVERFLOW, errno.ENOSYS}
 
 
@@ -59,7 +59,7 @@ def identify_fd(root: Root, fd: int) -> Identity:
 
 
 def mount_id(fd: int) -> int:
-    """The mount that an open descriptor is on, without asking its filesystem; -1: not told.
+    """The mount that an open descriptor is on, without asking its filesystem; -1: not known.
 
     Before Linux 5.8 statx(2) does not tell; fdinfo does since 3.15.
     """

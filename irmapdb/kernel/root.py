@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Root", "adopt_from", "open_beneath", "open_root"]
 
-# What a seccomp profile answers; glibc makes EINVAL of the second for statx (its own emulation).
+# The errors of a seccomp profile; for statx glibc turns ENOSYS into EINVAL (its own emulation).
 _REFUSED = frozenset({errno.EPERM})
 _REFUSED_OR_UNKNOWN = frozenset({errno.EPERM, errno.ENOSYS, errno.EINVAL})
 _RESOLVE = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_MAGICLINKS
@@ -61,7 +61,7 @@ def open_beneath(dir_fd: int, path: bytes, flags: int, *, resolve: int = _RESOLV
 
 
 class Root:
-    """An open root and a snapshot of its mounts. A context manager: closes what it opened."""
+    """An open root and a snapshot of its mounts. A context manager that closes its descriptors."""
 
     def __init__(
         self,
@@ -201,7 +201,7 @@ def adopt_from(nested: Root, main: Root) -> None:
     """`Root.adopt` for a nested root: the policy of the main root, and the devices trusted there.
 
     A path that you name is one in the main root. At the same path of its own mount namespace, any
-    user of a container may mount a FUSE server of his. A trusted device is the same in all roots.
+    user of a container may mount a FUSE server. A trusted device is the same in all roots.
     """
     nested.is_local = main.is_local
     nested.skip_paths = main.skip_paths

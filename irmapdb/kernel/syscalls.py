@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from signal import SIGKILL
     from threading import local
     from typing import Any
-else:  # the modules themselves take 2 ms, which a paused container waits
+else:  # the import of these modules takes 2 ms, and a paused container waits for it
     from _signal import SIGKILL
     from _thread import _local as local
 
@@ -319,7 +319,7 @@ def inotify_init() -> int:
 
 
 def inotify_add_watch(inotify: int, path: bytes, mask: int) -> int:
-    """inotify_add_watch(2): a watch descriptor. EACCES: it takes leave to read the inode."""
+    """inotify_add_watch(2): a watch descriptor. EACCES: needs the right to read the inode."""
     return _check(_inotify_add_watch(inotify, path, mask), path)
 
 

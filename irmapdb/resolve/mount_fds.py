@@ -1,7 +1,7 @@
 """Keeps directories open for open_by_handle_at(2) and ioctl(2), which take no O_PATH descriptor.
 
 A real open may wait for a fanotify listener (FAN_OPEN_PERM), and in the freeze the listener may be
-frozen itself. So the descriptors are opened before the freeze, and no other in it.
+frozen itself. So all descriptors are opened before the freeze, and none in the freeze.
 """
 
 from __future__ import annotations

@@ -157,7 +157,7 @@ class _Overlay:
                 continue
             try:
                 found.append(_look(kdev, fd))
-            except OSError as error:  # a path beyond PATH_MAX, which no link can tell
+            except OSError as error:  # a path beyond PATH_MAX: a link cannot show it
                 why = f"the kernel does not tell its name: {error.strerror}"
             finally:
                 os.close(fd)

@@ -28,10 +28,10 @@ _PATHS = 8
 """The largest number of failed paths of an inode that are proved again, the last ones."""
 
 _LOOK_AGAIN_S = 0.1
-"""How long the tasks stand still for the questions of `look_again`."""
+"""The time in the freeze for the questions of `look_again`."""
 
 _BATCH = 16
-"""If none of so many inodes is found at rest, the others wait until after the freeze."""
+"""If none of this number of inodes is found in the freeze, the others wait until after it."""
 
 
 def last_of(failures: Sequence[Disproved]) -> list[Disproved]:

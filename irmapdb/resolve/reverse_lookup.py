@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     Node = TypeVar("Node", bound=tuple[int, ...])
 else:
     Node = "Node"
-    Generic = {Node: object}  # typing takes 6 ms to import, which a paused container waits for
+    Generic = {Node: object}  # the import of typing takes 6 ms, and a paused container waits for it
 
 __all__ = ["REFUSALS", "ReverseLookup", "by_device", "shows"]
 

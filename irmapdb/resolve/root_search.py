@@ -1,4 +1,4 @@
-"""Searches in one root: has the order of its sources, and decides which may be asked.
+"""Searches in one root: has the order of its sources, and chooses those that may be asked.
 
 A filesystem whose lookups may block (network, FUSE) is asked in a child process that can be killed.
 """
@@ -39,8 +39,8 @@ _PATIENCE_S = 5.0
 """Time limit for all answers of one filesystem whose lookups may block."""
 
 _QUESTIONS_MORE = 2
-"""How often an inode that was renamed between answer and proof is asked for again, while the tasks
-run."""
+"""The number of further searches for an inode that was renamed between answer and proof, while the
+tasks run."""
 
 _BY_HANDLE = (Source.HANDLE, Source.OVERLAY)
 

@@ -1,4 +1,4 @@
-"""Tells which directories every scan leaves out: `[scan] skip-paths` of the configuration.
+"""Has the directories that every scan leaves out: `[scan] skip-paths` of the configuration.
 
 A path that the user names for the scan has precedence: it is walked also if it is such a directory,
 or is below one. Paths are compared as texts, because a scan follows no link.

@@ -173,11 +173,11 @@ def _prepare(
 
 
 def _unmake(place: Place) -> None:
-    # A database that could not be made (the disk is full), or that its first step had no use for,
-    # leaves no file. (A private copy goes in any case.) Another process may have found it
-    # meanwhile: while it is open there, it cannot leave its WAL, and stays. While we hold the write
-    # lock no process writes it, and SQLite refuses to write a file that has lost its name and has
-    # no WAL.
+    # A database that could not be made (the disk is full), or that its first step did not need,
+    # leaves no file. (A private copy is removed in any case.) Another process may have opened it
+    # meanwhile: then its WAL cannot be removed, and the file stays. While we hold the write lock,
+    # no process writes it, and SQLite refuses to write a file that has lost its name and has no
+    # WAL.
     with (
         suppress(sqlite3.Error, OSError),
         closing(open_raw(place.work, write=True, wait_s=0)) as raw,

@@ -11,8 +11,8 @@ database itself ("in place") only if no other user can put a file under these na
 Anywhere else irmapdb opens the directory once, copies the main file through that descriptor into
 a scratch directory, and lets SQLite work there. No journal or log is read. After each step the
 copy is put back whole by a rename(2) relative to the descriptor. Two writers exclude each other
-by a flock(2) on the directory; if a program that knows nothing of that has written the database
-meanwhile, or has it open, nothing is put back. Readers write nothing.
+by a flock(2) on the directory. If a program without this lock has written the database meanwhile,
+or has it open, nothing is put back. Readers write nothing.
 """
 
 from __future__ import annotations

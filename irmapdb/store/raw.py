@@ -139,15 +139,15 @@ def _tidy(path: bytes) -> None:
 
 
 def _roll_back(path: bytes, wait_s: float) -> None:
-    # A writer in rollback mode was killed. The next one to read must undo what it did, and may
-    # write for that.
+    # A writer in rollback mode was killed. The next reader must undo the changes, and may write
+    # for that.
     with closing(open_raw(path, write=True, wait_s=wait_s)) as raw:
         raw.execute("SELECT 1 FROM sqlite_master").fetchone()
 
 
 def _leave_wal(path: bytes) -> None:
-    # Back to the rollback journal. Without shared memory a WAL can only be read by who has the
-    # whole file, so this fails while another process has it open.
+    # Back to the rollback journal. Without shared memory, only a process with a lock on the whole
+    # file can read a WAL, so this fails while another process has it open.
     raw = open_raw(path, write=True, wait_s=0)
     try:
         raw.execute("PRAGMA locking_mode = EXCLUSIVE")

@@ -88,7 +88,7 @@ class Reader:
             return fetch_entries(raw_of(self._connection), self.path)
 
     def image_seen(self, path: AnyPath) -> FileStamp | None:
-        """How an image file was when it was last imported or written; None if it never was."""
+        """The stamp of an image file at its last import or write; None if there was none."""
         return self._stored().image_seen(path)
 
     def _stored(self) -> StoredMappings:

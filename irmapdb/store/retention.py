@@ -11,8 +11,8 @@
 
 A step deletes a few thousand rows, or twice as many as it wrote itself, so the old rows cannot
 accumulate. Old runs and changes are the first of their tables, so kept rows need not be read. Old
-mappings are anywhere in their table. So a step reads that table only if it had much to do anyway,
-or every 32nd time.
+mappings are anywhere in their table. So a step reads that table only if it writes many rows, or
+every 32nd time.
 
 SQLite uses the free pages again, so the file does not become smaller. `PRAGMA auto_vacuum` would
 make it smaller after each step, but it would move pages all the time that the next step needs

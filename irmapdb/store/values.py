@@ -34,8 +34,8 @@ __all__ = [
 ]
 
 MAX_PATH_BYTES = 1 << 16
-"""No path that is stored is longer. PATH_MAX (4096) bounds what one system call takes, not how deep
-a tree is; CRIU takes no longer path than that."""
+"""No stored path is longer. PATH_MAX (4096) limits the path of one system call, not the depth of a
+tree; CRIU accepts no path that is longer than PATH_MAX."""
 
 _YEARS = range(2, 9999)  # at the ends of what Python knows there is no room for a timezone
 _SHOWN_CHARACTERS = 40

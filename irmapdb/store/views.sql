@@ -1,15 +1,15 @@
--- The views of irmap.db: the same rows, in the words of the people who ask.
+-- The views of irmap.db: the same rows, with values that people can read.
 --
 -- Plain SQL, so that the sqlite3 shell, sqlite-utils and datasette run every one of them. In all:
 --   device        254:0, as mountinfo and ls print it
 --   inode         unsigned: INTEGER, but TEXT from 2^63 on, more than SQLite's integers hold
 --   in_criu_log   fe00000:2e3, as CRIU's log prints the two of them
 --   dev, ino      as the tables have them (ino is signed there): for joins, and for the index
---   rowid         tells the row: without it datasette fails to show a BLOB (simonw/datasette#2601)
--- Two rows speak of one inode where device and inode are equal, and the handles too where both
--- have one. A path stays what it is, TEXT or BLOB: nothing here makes text of bytes that are none.
+--   rowid         identifies the row: without it datasette cannot show a BLOB (simonw/datasette#2601)
+-- Two rows are about the same inode if device and inode are equal, and also the handles if both
+-- rows have one. A path stays TEXT or BLOB: no view converts bytes that are not UTF-8 to text.
 --
--- A change here is a new revision: irmapdb.store.views says how it gets into a database.
+-- A change here is a new revision: irmapdb.store.views describes its way into a database.
 
 CREATE VIEW all_mappings AS
 -- every path that is known or was, and whether it holds

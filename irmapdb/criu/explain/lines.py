@@ -142,7 +142,7 @@ _WORDS = (
 )
 """A line without one of them means nothing here."""
 _FIRST_LINES = 100
-"""So many are read in any case: a log that was cut off early has nothing else."""
+"""The number of lines that are read in any case: a log that was cut off early has no others."""
 
 
 def _wanted_lines(block: bytes, number: int) -> Iterator[tuple[int, bytes]]:

@@ -62,7 +62,7 @@ class _Found(Record):
 class OwnMounts:
     """The superblocks of our own mount namespace. Opened at the first use; closed by `close`.
 
-    What it opens are directories of mount points in our own namespace, none of a tenant's.
+    It opens only directories of mount points in our own namespace, none of a tenant's.
     """
 
     def __init__(self, open_own_root: Callable[[], Root]) -> None:

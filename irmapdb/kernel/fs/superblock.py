@@ -45,7 +45,7 @@ class Superblock(Record):
 
 
 def superblock_of(fd: int) -> Superblock | None:
-    """The superblock of an open directory, O_PATH or not; None if it does not tell.
+    """The superblock of an open directory, O_PATH or not; None if fdinfo does not show it.
 
     stat(2) gives another device on btrfs and on some overlays. fdinfo's sdev of a watch is the
     device of the superblock (inotify_fdinfo() of fs/notify/fdinfo.c), so we watch the directory for

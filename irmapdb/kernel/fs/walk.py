@@ -137,7 +137,7 @@ class _Anchor(Record):
     fd: int
     level: int
     length: int
-    """How many bytes of the path lead to it."""
+    """The number of bytes of the path to it."""
 
 
 class _Descent:

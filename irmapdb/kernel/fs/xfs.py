@@ -63,7 +63,7 @@ _FID_BYTES = 14  # the size of fid_pad, fid_gen and fid_ino, for fid_len
 _GETPARENTS_BY_HANDLE = syscalls.iowr(ord("X"), 63, _GETPARENTS.size)
 _DONE = 2  # XFS_GETPARENTS_OFLAG_DONE
 _ANSWER = struct.Struct("=24x16s2xH20x")  # the fields of the same struct that are read afterwards
-# struct xfs_getparents_rec: the parent's handle, of which generation and number are of interest,
+# struct xfs_getparents_rec: the parent's handle (only its generation and number are used),
 # gpr_reclen, reserved, the NUL-terminated name.
 _RECORD = struct.Struct("=12xIQI4x")
 _NO_RECORD = bytes(_RECORD.size)

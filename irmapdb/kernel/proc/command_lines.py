@@ -3,7 +3,7 @@
 A process can change its own, also to control characters, or to megabytes. The text lies in the
 memory of the process, so a read can wait for a lock on that memory (proc_pid_cmdline_read() of
 fs/proc/base.c, `mmap_lock`). A process that waits for a server can hold it for long. So a child
-process reads the command lines, with a time limit, and tells where it is.
+process reads the command lines, with a time limit, and reports the process that it reads.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MOST_BYTES = 4096
 _PATIENCE_S = 1.0
 """The time limit for all command lines, which take some 10 us each."""
 _MOST_STUCK = 3
-"""If so many processes did not answer, no other command line is read."""
+"""If this number of processes did not answer, no other command line is read."""
 _PLACE = struct.Struct("=Q")
 
 

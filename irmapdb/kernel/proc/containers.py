@@ -47,7 +47,7 @@ _PLAIN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz01234567
 # Below the cgroup of a container, made by the runtime or by the systemd inside of it.
 _INNER_CGROUPS = frozenset({"container", "init.scope", "payload", "supervisor"})
 
-# In this order the hierarchies of cgroup v1 are asked: the ones that every engine uses.
+# The hierarchies of cgroup v1 in the order of the search: every engine uses these.
 _HIERARCHIES = ("", "name=systemd", "pids", "devices", "freezer")
 
 _KTHREADD = 2

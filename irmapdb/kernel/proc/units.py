@@ -1,4 +1,4 @@
-"""Tells the systemd unit of a task by the path of its cgroup, without systemd.
+"""Finds the systemd unit of a task by the path of its cgroup, without systemd.
 
 Facts: systemd.unit(5), systemd.slice(5); the hierarchies of
 https://systemd.io/CGROUP_DELEGATION: systemd makes a cgroup for each unit, with the name of the
