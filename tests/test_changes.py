@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -212,6 +213,36 @@ def test_a_row_that_failed_for_a_while_and_holds_in_the_end_is_no_news():
     answer = Resolved(A, b"/a", Source.STORED)
     told = changes.diff(rows, outcome(answer, disproved=[failed(A, b"/a")]), unasked)
     assert told == ChangeSet((), (), 1)
+
+
+class Compared(bytes):
+    """A path that counts how often it is compared."""
+
+    __slots__ = ()
+    count = 0
+
+    def __eq__(self, other):
+        Compared.count += 1
+        return bytes.__eq__(self, other)
+
+    __hash__ = bytes.__hash__
+
+
+@pytest.mark.parametrize("are_gone", [True, False])
+def test_thousands_of_names_of_one_file_are_not_compared_pairwise(are_gone):
+    names = 500
+    paths = [Compared(b"/old/%d" % number) for number in range(names)]
+    rows = loaded(*(row(number, A, path) for number, path in enumerate(paths)))
+    if are_gone:
+        result = outcome(
+            Resolved(A, b"/new", Source.BTRFS), disproved=[failed(A, path) for path in paths]
+        )
+    else:
+        result = outcome(Resolved(A, paths[0], Source.STORED, tuple(paths[1:])))
+    Compared.count = 0
+    found = changes.diff(rows, result, unasked)
+    assert len(found.stale) == (names if are_gone else 0)
+    assert Compared.count < 10 * names
 
 
 def test_each_mount_namespace_has_its_own_story():

@@ -10,7 +10,7 @@ from irmapdb.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
     from collections.abc import Mapping as MappingABC
 
     from irmapdb.model import Identity, InodeKey, Mapping, Resolved
@@ -44,8 +44,9 @@ def diff(
     for row in unmounted:
         failed.setdefault(row.id, (row, StaleReason.UNMOUNTED))
     for identity, answer in outcome.resolved.items() if failed else ():
+        held = _paths(answer)
         for row in rows.get(identity.key, ()):
-            if row.identity.matches(identity) and _holds(row, answer):
+            if row.identity.matches(identity) and _is_held(row, answer, held):
                 failed.pop(row.id, None)  # it failed for a while, and was proved in the end
     changes: list[Change] = []
     told: set[int | None] = set()
@@ -57,11 +58,8 @@ def diff(
             changes.append(_found(identity, answer))
             continue
         mine = [row for row in known if row.identity.matches(identity)]
-        for row in known:
-            live = not row.stale and row.id not in failed
-            if live and row not in mine and _holds(row, answer):
-                # The row is about to be overwritten: record its old path.
-                changes.append(_stale(row, StaleReason.REUSED))
+        if len(mine) != len(known):
+            changes += _overwritten(known, identity, answer, failed)
         lost = [row for row in mine if row.id in failed]
         change = _how_found(identity, answer, mine, lost, failed)
         if change is not None:
@@ -88,11 +86,16 @@ def _failed_rows(
     disprove: Callable[[Identity, bytes], StaleReason | None],
 ) -> dict[int | None, tuple[Mapping, StaleReason]]:
     failed: dict[int | None, tuple[Mapping, StaleReason]] = {}
+    # A file may have thousands of names, and all of them may be wrong at once.
+    live_rows: dict[InodeKey, dict[tuple[bytes, int], list[Mapping]]] = {}
     for one in disproved:
         if one.source is not Source.STORED:
             continue
-        for row in rows.get(one.identity.key, ()):
-            if (row.path, row.mntns) != (one.path, one.mntns) or row.stale or row.id in failed:
+        key = one.identity.key
+        if key not in live_rows:
+            live_rows[key] = _by_path(row for row in rows.get(key, ()) if not row.stale)
+        for row in live_rows[key].get((one.path, one.mntns), ()):
+            if row.id in failed:
                 continue
             reason: StaleReason | None = None
             if _is_condemned_by(row, one):
@@ -111,8 +114,33 @@ def _is_condemned_by(row: Mapping, one: Disproved) -> bool:
     return row.identity.matches(one.identity) and not known_better
 
 
-def _holds(row: Mapping, answer: Resolved) -> bool:
-    return row.mntns == answer.mntns and row.path in {answer.path, *answer.other_paths}
+def _by_path(rows: Iterable[Mapping]) -> dict[tuple[bytes, int], list[Mapping]]:
+    found: dict[tuple[bytes, int], list[Mapping]] = {}
+    for row in rows:
+        found.setdefault((row.path, row.mntns), []).append(row)
+    return found
+
+
+def _paths(answer: Resolved) -> set[bytes]:
+    return {answer.path, *answer.other_paths}
+
+
+def _is_held(row: Mapping, answer: Resolved, held: set[bytes]) -> bool:
+    return row.mntns == answer.mntns and row.path in held
+
+
+def _overwritten(
+    known: Iterable[Mapping],
+    identity: Identity,
+    answer: Resolved,
+    failed: MappingABC[int | None, object],
+) -> Iterator[Change]:
+    # The rows of other inodes are about to be overwritten: record their old paths.
+    held = _paths(answer)
+    for row in known:
+        live = not row.stale and row.id not in failed
+        if live and not row.identity.matches(identity) and _is_held(row, answer, held):
+            yield _stale(row, StaleReason.REUSED)
 
 
 def _how_found(
