@@ -48,7 +48,7 @@ $(VENV)/.installed: $(VENV)/.locked pyproject.toml
 venv: $(VENV)/.installed ## set up .venv from the lock, with this checkout in it
 
 .PHONY: system-deps
-system-deps: ## install the programs that the kernel tests need (apt, root; else says what is missing)
+system-deps: ## install the programs that the kernel tests need (apt, root; else lists the missing ones)
 	@sh tools/system-deps.sh
 
 .PHONY: lock
@@ -114,11 +114,11 @@ protos: .venv-protos/.locked ## write irmapdb/_pb from protos/
 	@PYTHON=.venv-protos/bin/python sh tools/protos.sh irmapdb/_pb
 
 .PHONY: check-protos
-check-protos: .venv-protos/.locked ## irmapdb/_pb is what protos/ generates
+check-protos: .venv-protos/.locked ## check that irmapdb/_pb is the output of protos/
 	@PYTHON=.venv-protos/bin/python sh tools/protos.sh --check irmapdb/_pb
 
 .PHONY: clean
-clean: ## remove what make made
+clean: ## remove all files that make has made
 	rm -rf .fuzz .venv .venv-protos .venv-lock build dist
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,8 +1,8 @@
-"""What the kernel alone takes for one look at containers: started as a script.
+"""Measures the kernel's time for one look at containers: started as a script.
 
     bare_look.py PID… < /dev/null
 
-Prints the CPU time in seconds of the calls that a look cannot do without: the tasks of the machine
+Prints the CPU time in seconds of the calls that each look needs: the tasks of the machine
 and their mount namespaces; of each task of a container its stat, mount table, cgroup and
 descriptors, and the fdinfo of those that watch. Nothing is parsed or compared.
 """

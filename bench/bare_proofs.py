@@ -1,4 +1,4 @@
-"""The system calls of a proof in a plain loop: what the kernel takes for each path of a list.
+"""The system calls of a proof in a plain loop: the kernel's time for each path of a list.
 
 `python bare_proofs.py FILE`: the paths, each ended by a NUL; seconds on stdout.
 """

@@ -1,7 +1,7 @@
 """The time of the kernel alone for the work of `irmapdb ps`: started as a script.
 
-Reads the fdinfo of every inotify and fanotify descriptor of the machine, and prints how many lines
-of watches it has seen. Nothing is compared, so a descriptor that several tasks share counts often.
+Reads the fdinfo of every inotify and fanotify descriptor of the machine, and prints the number of
+lines of watches. It compares nothing, so a descriptor that several tasks share counts often.
 """
 
 from __future__ import annotations

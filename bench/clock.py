@@ -2,8 +2,8 @@
 
     clock.py FILE PATH…
 
-Watches the paths, and then looks at the clock every 2 ms. FILE, mapped, has two doubles: how many
-looks there were, and the longest time between two of them in seconds, which a reader may reset.
+Watches the paths, and then reads the clock every 2 ms. FILE, mapped, has two doubles: the number of
+reads, and the longest time between two of them in seconds, which another process may reset.
 """
 
 from __future__ import annotations

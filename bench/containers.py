@@ -2,11 +2,11 @@
 
     containers.py CONTAINERS WATCHES DIRECTORY CGROUP
 
-Makes them below two directories that exist, prints `ready`, or what went wrong, and waits until its
-stdin is closed: they end with it. Started as a script.
+Makes them below two directories that exist, prints `ready` or an error, and waits until its stdin
+is closed: the containers end with it. Started as a script.
 
-An engine gives a container more than that (a pid namespace, seccomp, …), but nothing that the
-service would read.
+An engine gives a container more than this (a pid namespace, seccomp, …), but nothing that the
+service reads.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ _MOUNTS = (
     ("tmpfs", "tmp"),
 )
 _BINDS = 20
-"""What an engine masks, and binds: 25 mounts altogether."""
+"""The paths that an engine masks, and binds: 25 mounts altogether."""
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def main() -> None:
-    """Make them, say so, wait, end them."""
+    """Make them, print `ready`, wait, end them."""
     containers, watches = map(int, sys.argv[1:3])
     place, cgroup = map(Path, sys.argv[3:5])
     lower = _lower(place, watches)

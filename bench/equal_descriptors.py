@@ -1,6 +1,6 @@
-"""Equal inotify descriptors: reading them in a plain loop, and telling them apart.
+"""Equal inotify descriptors: reads them in a plain loop, and by the survey, which compares them.
 
-`python equal_descriptors.py NUMBER`: µs of the loop and of the survey, and what it found.
+`python equal_descriptors.py NUMBER`: µs of the loop and of the survey, and the numbers it found.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Why a benchmark ends without a result."""
+"""The error of a benchmark without a result."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ __all__ = ["BenchError"]
 
 
 class BenchError(Exception):
-    """A message that names the object, and what to do."""
+    """A message that names the object, and the next step."""
 
     def __init__(self, message: str, *, advice: str = "") -> None:
         super().__init__(f"{message}; {advice}" if advice else message)

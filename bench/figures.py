@@ -1,4 +1,4 @@
-"""What a section of the benchmark yields: rows, goals, and what could not be measured."""
+"""The results of a section of the benchmark: rows, goals, and figures that were not measured."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["Beside", "Figure", "Goal", "Row", "Samples", "Skipped", "Timing"]
 
 
 class Timing(NamedTuple):
-    """What one command took."""
+    """The time and memory of one command."""
 
     wall_s: float
     user_s: float
@@ -49,7 +49,7 @@ class Row:
 
     @property
     def cpu(self) -> float | None:
-        """The median of the processor's time: what a busy machine disturbs least."""
+        """The median of the CPU time, which a busy machine disturbs least."""
         return statistics.median(self.cpu_seconds) if self.cpu_seconds else None
 
     @property
@@ -104,7 +104,7 @@ class Goal:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """What this machine could not show, and why."""
+    """A figure that this machine could not measure, and the reason."""
 
     section: str
     what: str

@@ -1,8 +1,8 @@
-"""What every section works with: the tree, a watched process, the stopwatch, irmapdb itself.
+"""The tools of every section: the tree, a watched process, the stopwatch, irmapdb itself.
 
-irmapdb is run as a user runs it: a new process a command. All of it on one core. What a run
-answered is read from its database and compared with what is watched: a figure of a wrong answer
-is worth nothing.
+irmapdb runs as a user runs it: a new process for each command, on one core. The harness reads the
+answers of a run from its database, and compares them with the watched paths: the time of a wrong
+answer is no result.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _FULL_TREE = (10_000, 1_000_000)
 
 
 class Settings(NamedTuple):
-    """What the command line said."""
+    """The options of the command line."""
 
     place: Path
     directories: int
@@ -70,7 +70,7 @@ class StepRow(NamedTuple):
 
 
 class Bench:
-    """Handed to each section. A context manager: what is made in it, but the tree, goes away."""
+    """The argument of each section. A context manager: its end removes all files but the tree."""
 
     def __init__(self, settings: Settings, say: Callable[[str], None]) -> None:
         self.settings = settings
@@ -109,7 +109,7 @@ class Bench:
 
     @property
     def full_size(self) -> bool:
-        """Whether the tree is the one that the goals speak of."""
+        """Whether the tree has the size that the goals are for."""
         return (self.settings.directories, self.settings.files) == _FULL_TREE
 
     @cached_property
@@ -130,7 +130,7 @@ class Bench:
         return Path(tempfile.mkdtemp(dir=self._scratch))
 
     def time(self, *command: str | Path, cwd: Path | None = None) -> Timing:
-        """Run a command; BenchError with what it said last where its exit code is not 0.
+        """Run a command; BenchError with its last line if its exit code is not 0.
 
         `cwd`: of the command and of its parent; else a directory beside the tree.
         """
@@ -158,7 +158,7 @@ class Bench:
         return _HERE.parent
 
     def output(self, *command: str | Path) -> str:
-        """What a command says on stdout, run on the core."""
+        """The stdout of a command, run on the core."""
         done = subprocess.run(
             ["taskset", "--cpu-list", str(self.settings.core), *command],
             stdout=subprocess.PIPE,
@@ -219,7 +219,7 @@ class Bench:
 
     @staticmethod
     def make_warm(paths: Sequence[bytes]) -> None:
-        """Have the kernel know these names."""
+        """Make the kernel cache these names."""
         for path in paths:
             os.stat(path, follow_symlinks=False)
 

@@ -1,4 +1,4 @@
-"""A cache image as CRIU would write it, made by hand; that it is right, crit says.
+"""A cache image as CRIU would write it, made by hand. crit checks that it is right.
 
 Little-endian: u32 service magic, u32 irmap magic, then for each entry u32 size and the protobuf
 message `irmap_cache_entry` {uint32 dev = 1; uint64 inode = 2; string path = 3}.

@@ -1,4 +1,4 @@
-"""Run one command on one core and print what it took, as JSON: started as a script.
+"""Run one command on one core and print its time and memory, as JSON: started as a script.
 
     launch.py CORE OUTPUT COMMAND…
 
@@ -16,7 +16,7 @@ import time
 
 
 def main() -> None:
-    """Start, wait, tell."""
+    """Start, wait, print."""
     core, output, *command = sys.argv[1:]
     os.sched_setaffinity(0, {int(core)})
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND

@@ -81,7 +81,7 @@ def quietest_core() -> int:
     for line in lines:
         number, *counts = line.split()
         if not number.rstrip(":").isdigit():
-            continue  # what the cores send each other
+            continue  # interrupts between cores
         for core, count in zip(cores, counts, strict=False):
             if core in served:
                 served[core] += int(count)
@@ -108,6 +108,6 @@ def why_not_cold(place: Path) -> str | None:
 
 
 def drop_caches(what: int) -> None:
-    """Make the whole machine forget: 2 names and inodes, 3 also what it has read of files."""
-    os.sync()  # what is dirty stays
+    """Drop caches of the whole machine: 2 names and inodes, 3 also the content of files."""
+    os.sync()  # dirty pages are not dropped
     _DROP_CACHES.write_text(f"{what}\n")

@@ -21,7 +21,7 @@ __all__ = ["made_containers"]
 
 @contextlib.contextmanager
 def made_containers(bench: Bench, count: int, watches: int) -> Iterator[Path]:
-    """The parent of the cgroups of so many containers. OSError if none can be made."""
+    """The parent of the cgroups of this number of containers. OSError if none can be made."""
     cgroup = freezer_hierarchy() / f"irmapdb-bench-{os.getpid()}"
     cgroup.mkdir()
     try:

@@ -1,4 +1,4 @@
-"""The figures as people read them, and as programs do."""
+"""The figures as text for people, and as JSON for programs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def seconds(value: float) -> str:
 
 
 def tables(machine: dict[str, Any], figures: Sequence[Figure]) -> str:
-    """Everything on one page: the machine, a table a section, the goals, what was left out."""
+    """Everything on one page: the machine, a table a section, the goals, the omitted figures."""
     rows = [figure for figure in figures if isinstance(figure, Row)]
     goals = [figure for figure in figures if isinstance(figure, Goal)]
     skipped = [figure for figure in figures if isinstance(figure, Skipped)]

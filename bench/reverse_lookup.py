@@ -2,7 +2,7 @@
 
     reverse_lookup.py lookup|walk PID FD TREE
 
-Prints microseconds and how many of how many inodes were resolved, each with its proof.
+Prints microseconds, the number of resolved inodes, and the number of all. Each has its proof.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from irmapdb.resolve.xfs import XfsParents
 
 
 def main() -> None:
-    """Read the watches, resolve them, say how long that took."""
+    """Read the watches, resolve them, print the time."""
     gc.set_threshold(1_000_000, 20, 50)  # as the command does
     method, pid, fd, tree = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
     raw = fdinfo.read_raw(pid, fd, WatchKind.INOTIFY)

@@ -97,14 +97,14 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
         type=_positive,
         default=10,
         metavar="N",
-        help="repeats of what takes no time: cold starts  [%(default)s]",
+        help="repeats of very short commands: cold starts  [%(default)s]",
     )
     add(
         "--cold",
         type=int,
         choices=(2, 3),
         default=2,
-        help="what to drop before a scan: 2 names and inodes, 3 also what was read from disk  "
+        help="caches to drop before a scan: 2 names and inodes, 3 also the content of files  "
         "[%(default)s]",
     )
     add(

@@ -39,7 +39,7 @@ class Tree:
 
     @property
     def entries(self) -> int:
-        """How many entries a walk of the whole tree looks at."""
+        """The number of entries of the whole tree."""
         return self.files + self.directories + _groups(self.directories)
 
     def path(self, number: int) -> bytes:
@@ -49,14 +49,14 @@ class Tree:
         return os.fsencode(self.top / name)
 
     def spread(self, count: int) -> list[bytes]:
-        """So many files, evenly from the whole tree, not all first in their directories."""
+        """Returns `count` files, evenly from the whole tree, not all first in their directories."""
         width = self.files // count
         return [
             self.path(index * self.files // count + index * 7919 % width) for index in range(count)
         ]
 
     def shared(self, count: int) -> list[bytes]:
-        """So many files: all those of some directories, evenly from the whole tree."""
+        """Returns `count` files: all those of some directories, evenly from the whole tree."""
         width = self.files_a_directory
         wanted = -(-count // width)
         every = self.directories // wanted
@@ -81,7 +81,7 @@ def prepare(
 ) -> Tree:
     """The tree below `place`, built where it is not there yet.
 
-    It gets its name when it is complete. `progress` is told how many files there are so far.
+    It gets its name when it is complete. `progress` is called with the number of files so far.
     """
     tree = Tree(place / f"{directories}x{files}", directories, files)
     if tree.top.is_dir():

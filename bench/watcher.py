@@ -1,9 +1,9 @@
-"""The process that is looked at: one inotify instance with many watches. Started as a script.
+"""The watched process: one inotify instance with many watches. Started as a script.
 
     watcher.py BYTES < paths
 
-Reads that many bytes of paths, each with a NUL behind it, watches them all, prints `ready FD`,
-or what went wrong, and waits until its stdin is closed: it ends with who started it.
+Reads that many bytes of paths, each with a NUL behind it, watches them all, prints `ready FD` or an
+error, and waits until its stdin is closed: it ends with the process that started it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def main() -> None:
-    """Watch, say so, wait."""
+    """Watch, print `ready`, wait."""
     paths = sys.stdin.buffer.read(int(sys.argv[1])).split(b"\0")[:-1]
     fd = _libc.inotify_init1(os.O_CLOEXEC)
     if fd < 0:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _HERE = Path(__file__).parent
 _DONE = (0, 3)
 _OLDEST = (4, 1)
-"""The oldest CRIU that irmapdb is for."""
+"""The oldest CRIU that irmapdb supports."""
 
 
 def main() -> None:
@@ -95,7 +95,7 @@ def _show_rename(top: Path) -> None:
 
 @contextmanager
 def _overlay(top: Path) -> Iterator[Path]:
-    # What a container engine mounts: the image below, the container's own changes above.
+    # As a container engine mounts it: the image below, the container's own changes above.
     for name in ("image/app", "changes", "work", "root"):
         (top / name).mkdir(parents=True)
     for name in ("settings", "log"):

@@ -1,9 +1,9 @@
-"""What alembic runs: the revisions, on the connection and in the transaction it is handed.
+"""Runs the revisions for alembic, on the connection and in the transaction of the caller.
 
 irmapdb.store.revisions calls it. A new revision: `alembic revision --rev-id 0005 -m SUBJECT` in
-the checkout, then add it to REVISIONS in irmapdb/store/version.py, and to irmapdb/store/tables.py
-what it adds. A change of irmapdb/store/views.sql needs a revision too, if only an empty one: it is
-what tells an old database from a new one.
+the checkout, then add it to REVISIONS in irmapdb/store/version.py, and its tables and columns to
+irmapdb/store/tables.py. A change of irmapdb/store/views.sql needs a revision too, if only an empty
+one: irmapdb detects an old database by its revision.
 """
 
 from __future__ import annotations

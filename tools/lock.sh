@@ -1,9 +1,9 @@
 # lock.sh [--upgrade]: writes requirements/*.txt from pyproject.toml, for every Python we support.
 #
-# run: what the package needs; dev: that and the checkers; protos: the code generator; lock: uv.
+# run: the needs of the package; dev: that and the checkers; protos: the code generator; lock: uv.
 set -eu
 
-# What a machine keeps beside its index may be built otherwise, and hashed otherwise.
+# A package from another source than the index may be another build, with another hash.
 unset UV_EXTRA_INDEX_URL UV_FIND_LINKS UV_INDEX
 
 fresh=$(mktemp -d)
@@ -14,7 +14,7 @@ compile() {
     lock=requirements/$1.txt
     new=$fresh/$1.txt
     shift
-    # What is locked stays locked, unless --upgrade.
+    # Locked versions stay, unless --upgrade is given.
     test ! -e "$lock" || cp "$lock" "$new"
     "$UV" pip compile --quiet --universal --python-version 3.11 --generate-hashes \
         --no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' \

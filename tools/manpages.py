@@ -1,4 +1,4 @@
-"""Writes a man page a command into a directory, from what `--help` is made of: man-pages(7).
+"""Writes a man page for each command into a directory, from the source of `--help`: man-pages(7).
 
 manpages.py DIRECTORY
 """
@@ -23,7 +23,7 @@ _ENVIRONMENT = (
     ("IRMAPDB_CONFIG", "--config", "The configuration file, if --config is not given."),
     ("NO_COLOR", "--no-color", "If it is not empty: no colours, as with --no-color."),
 )
-"""Variable, the option of those commands that look at it, and what it does."""
+"""Variable, the option of the commands that read it, and its meaning."""
 
 _FILES = (
     ("/etc/irmapdb.toml", "--config", "The configuration."),
@@ -50,7 +50,7 @@ class Page(NamedTuple):
 
 
 def pages() -> list[Page]:
-    """All commands, groups before what is in them."""
+    """All commands, each group before its own commands."""
     found: list[Page] = []
 
     def add(command: Any, words: tuple[str, ...], siblings: tuple[str, ...]) -> None:
@@ -141,7 +141,7 @@ def _is_option(parameter: Any) -> bool:
 
 
 def _record(page: Page, parameter: Any) -> tuple[str, str]:
-    # What stands in --help: names and what they take; what it does, with its default.
+    # As in --help: names and values; meaning, with the default.
     context = typer.Context(page.command, info_name=page.words[-1], help_option_names=HELP_OPTIONS)
     names, about = parameter.get_help_record(context) or ("", "")
     return names.strip(), about

@@ -20,9 +20,9 @@ trap 'exit 1' HUP INT TERM
 
 if $check; then
     if diff -ru -x __init__.py -x __pycache__ "$target" "$fresh/$target"; then
-        echo "check-protos: $target is what protos/ generates"
+        echo "check-protos: $target is the output of protos/"
     else
-        echo "check-protos: $target is not what protos/ generates; run: make protos" >&2
+        echo "check-protos: $target is not the output of protos/; run: make protos" >&2
         exit 1
     fi
 else

@@ -31,6 +31,6 @@ else
     # Another apt may be at work on a machine that has just booted.
     wait="-o DPkg::Lock::Timeout=300"
     apt-get -qq $wait update </dev/null
-    # $missing is a list. What goes wrong is on stderr.
+    # $missing is a list. Errors are on stderr.
     apt-get -qq $wait install --yes --no-remove --no-install-recommends $missing </dev/null >/dev/null
 fi

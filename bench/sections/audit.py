@@ -1,4 +1,4 @@
-"""audit: every stored path proved again. Exit code 0 says that each of them held."""
+"""audit: every stored path proved again. Exit code 0 means that all are valid."""
 
 from __future__ import annotations
 

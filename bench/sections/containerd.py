@@ -1,4 +1,4 @@
-"""How long a container stands still when containerd checkpoints it, by its own clock.
+"""The downtime of a container at a checkpoint by containerd, by the container's own clock.
 
 containerd pauses the container, then calls runc, CRIU and the hook. Three containers take turns:
 one without a watch and without a hook, one with watches on its overlay and the hook, which has no

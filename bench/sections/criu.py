@@ -1,4 +1,4 @@
-"""Real CRIU's own figures, alone and with the hook: how long its irmap takes in the freeze.
+"""Real CRIU's own figures, alone and with the hook: the time of its irmap in the freeze.
 
 `criu dump -R --force-irmap --irmap-scan-path TREE` with cold dentries; `frozen_time` and
 `irmap_resolve` are those of CRIU's stats-dump.

@@ -1,7 +1,7 @@
-"""dump: how long the tasks stand still, beside the bare time of reading the same fdinfo.
+"""dump: the time in which the tasks are frozen, beside the bare time of reading the same fdinfo.
 
-Reading fdinfo once is the least that can be done while they stand; the kernel makes its whole
-text at the first read (fs/proc/fd.c, single_open), so there is no way to read less.
+A freeze must read fdinfo at least once. The kernel makes its whole text at the first read
+(fs/proc/fd.c, single_open), so no program can read less.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Many inotify descriptors with the same text: each is told from its copies by kcmp(2)."""
+"""Many inotify descriptors with the same text: kcmp(2) distinguishes each from its copies."""
 
 from __future__ import annotations
 

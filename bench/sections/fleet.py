@@ -175,7 +175,7 @@ FROM generate_series(1, {databases}) AS d, generate_series(1, 10) AS m;
 
 
 def rows_sql(databases: int, runs: int) -> str:
-    """SQL that fills the tables: so many databases on a tenth as many nodes, so many runs of each.
+    """SQL that fills the tables: `databases`, a tenth as many nodes, and `runs` of each database.
 
     Every second run has a check with two verdicts.
     """

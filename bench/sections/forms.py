@@ -34,7 +34,7 @@ _GOAL_ENTRIES = 100_000
 
 
 def measure(bench: Bench) -> Iterator[Figure]:
-    """Time each way of an image of many entries, and check what comes out at the end."""
+    """Time each conversion of an image of many entries, and check the result at the end."""
     directory = bench.new_directory()
     entries = bench.settings.entries
     image = directory / "irmap-cache"

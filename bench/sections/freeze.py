@@ -1,8 +1,8 @@
-"""How much longer CRIU's freeze of a small tree gets by the hook: `frozen_time` of stats-dump.
+"""The part of the hook in CRIU's freeze of a small tree: `frozen_time` of stats-dump.
 
 CRIU executes an action script in the freeze, for `post-dump`, by a fork and an exec of its own.
-/bin/true in the place of the hook shows what that alone takes. CRIU 4.1.1 does it twice for a line
-of a configuration file, 4.2 once.
+/bin/true in the place of the hook shows the time of these alone. CRIU 4.1.1 does it twice for a
+line of a configuration file, 4.2 once.
 """
 
 from __future__ import annotations

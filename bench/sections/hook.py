@@ -148,7 +148,7 @@ def _overlay(place: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _cgroup(pid: int) -> Iterator[Callable[[], contextlib.AbstractContextManager[None]]]:
-    """A cgroup for one task: what freezes it, as an engine does. OSError where there is none."""
+    """A cgroup for one task, which freezes it as an engine does. OSError if there is none."""
     sys.path.insert(0, str(Path(__file__).parent.parent.parent))
     from irmapdb.kernel.freeze import cgroup as cgroups  # noqa: PLC0415 of the checkout
 

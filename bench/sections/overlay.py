@@ -1,7 +1,7 @@
 """pre-dump on an overlay over the whole tree, from nothing and cold, beside ext4 with names known.
 
-The layer lies on the tree's own filesystem, so that both have the same files. Nothing is to be
-scanned on the overlay: its handles tell the paths in the layer.
+The layer is on the tree's own filesystem, so that both have the same files. The overlay needs no
+scan: its handles give the paths in the layer.
 """
 
 from __future__ import annotations

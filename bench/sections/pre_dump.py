@@ -1,6 +1,7 @@
 """pre-dump: from nothing, and again with every path stored.
 
-From nothing twice: while the kernel knows every name, and where it knows none, with one scan.
+With an empty database twice: once while the kernel has every name cached, and once while it has
+none, with one scan.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _AGAIN = "again, every path stored"
 # Times a plain loop in Python: the calls of a proof for each path, or os.scandir over the tree.
 _GOAL_TIMES = {_WARM: 60, _COLD: 4}
 _GOAL_WATCHES = {_WARM: frozenset({10_000, 100_000}), _COLD: frozenset({10_000})}
-# Of the scan: what it needs for a tree of any size. Each watch takes about 1.5 kB beside that.
+# Of the scan: its memory for a tree of any size. Each watch takes about 1.5 kB beside that.
 _SCAN_GOAL_MB = 120
 _SCAN_GOAL_WATCHES = 10_000
 
@@ -45,7 +46,7 @@ def measure(bench: Bench) -> Iterator[Figure]:
 
 
 def _bare_walk(bench: Bench) -> Iterator[Row]:
-    # What the scan is to be seen beside: the kernel's listings and Python's loop over them.
+    # The comparison for the scan: the kernel's listings and Python's loop over them.
     script = Path(__file__).parent.parent / "bare_walk.py"
     states = ("warm",) if bench.why_not_cold else ("warm", "cold")
     for state in states:

@@ -1,12 +1,12 @@
 """10,000 cold watches on btrfs, and on xfs with parent pointers: lookup beside walk.
 
 Both are the engine with the same proof; one asks the filesystem for the names, the other walks.
-Nothing is cached, not even what was read from disk.
+Nothing is cached, also no content of the disk.
 
-A tree as a Linux system has it, ten files a directory, watched from its one end to the other.
-Shared: all files of 1,000 directories. Spread: one file in each of 10,000 directories. And the
-worst case, of which no goal speaks: the tree that the other sections scan, with one file watched in
-each of all its 10,000 directories, so that both ways have every directory to read.
+The tree is like a Linux system, with ten files in each directory. Shared: all files of 1,000
+directories are watched. Spread: one file in each of 10,000 directories. The worst case has no goal:
+the tree that the other sections scan, with one watched file in each of its 10,000 directories, so
+that both ways read every directory.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Cold start: what a person waits before anything is done."""
+"""Cold start: the time before a command begins its work."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _PRE_DUMP_GOAL = 20
 
 
 def measure(bench: Bench) -> Iterator[Figure]:
-    """New processes with next to nothing to do, beside a Python that does nothing at all."""
+    """New processes with very little work, beside a Python without any."""
     directory = bench.new_directory()
     image = directory / "irmap-cache"
     write_image(image, 3)

@@ -1,4 +1,4 @@
-"""The service (`irmapdb warm`): its CPU time while nothing happens, and how fast it answers.
+"""The service (`irmapdb warm`): its CPU time while nothing happens, and the time of its answer.
 
 The containers are tasks in cgroups and mount namespaces of their own, each on an overlay. The
 service looks at them more often than by default, so that the measure takes a minute and not an
@@ -54,7 +54,7 @@ class _Node(NamedTuple):
     """The parent of the cgroups of the containers."""
 
     def status(self) -> dict[str, Any]:
-        """What the service shows; {} before its first look."""
+        """The status of the service; {} before its first look."""
         try:
             found: dict[str, Any] = json.loads((self.run / "status.json").read_text())
         except FileNotFoundError:

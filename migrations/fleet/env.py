@@ -1,4 +1,4 @@
-"""What alembic runs for the fleet's database, in the transaction of its caller.
+"""Runs the revisions of the fleet's database for alembic, in the transaction of the caller.
 
 irmapdb.fleet.schema calls it. A new revision: copy the last one in `versions`, then add it to
 REVISIONS in irmapdb/fleet/schema.py, and to irmapdb/fleet/tables.py the new columns. A change of

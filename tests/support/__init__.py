@@ -1,5 +1,5 @@
-"""What the tests make real things with: filesystems, watching processes, CRIU.
+"""Makes real objects for the tests: filesystems, watching processes, runs of CRIU.
 
-Nothing here imports irmapdb: this is the truth that irmapdb is compared with, kept apart from it.
+Nothing here imports irmapdb: the tests compare irmapdb with this independent truth.
 Only `features` imports pytest, so that the demo and the benchmark can use the rest.
 """

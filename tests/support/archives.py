@@ -67,7 +67,7 @@ def files_img(paths: Iterable[bytes | None], *, mnt_id: int | None = None) -> by
 
 
 def many_watches(count: int) -> bytes:
-    """A `files.img` with so many watches, each as small as one can be."""
+    """A `files.img` with this number of watches, each as small as possible."""
     handle = FhEntry(n_bytes=0, type=0, path=b"")
     watch = InotifyWdEntry(
         id=0, i_ino=1, mask=1, ignored_mask=0, s_dev=1, wd=1, f_handle=handle
@@ -125,7 +125,7 @@ def _zstd() -> Any:  # noqa: ANN401 a module
 
 
 def config_dump(**more: object) -> bytes:
-    """podman's and CRI-O's `config.dump`, the fields that matter."""
+    """podman's and CRI-O's `config.dump`, with the fields that irmapdb reads."""
     config = {
         "id": CONTAINER_ID,
         "name": "web",

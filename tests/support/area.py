@@ -1,7 +1,7 @@
 """A directory to mount in, for one test: filesystems by name, taken down in reverse order.
 
-What a filesystem needs of the machine is asked for first (`features.require`), so a test only
-says what it wants.
+A filesystem first checks the features that it needs (`features.require`), so a test only names the
+filesystem.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ PLACES = (
     "fuse",
     "bind",
 )
-"""What MountArea.place() takes."""
+"""The kinds of MountArea.place()."""
 
 
 _LINKS_PART = {"overlay-lower", "overlay-two-filesystems", "overlay-xino"}
@@ -58,7 +58,7 @@ class Place(NamedTuple):
 
     @property
     def linked(self) -> Path:
-        """What `dir/hard` is another name of: `dir/file`, unless links part there."""
+        """The first name of `dir/hard`: `dir/file`, unless links are inodes of their own there."""
         return self.directory / "dir" / ("linked" if self.kind in _LINKS_PART else "file")
 
 
@@ -70,7 +70,7 @@ def _fill(directory: Path, linked: str = "file") -> None:
 
 
 class MountArea:
-    """Everything mounted here through these methods goes when the area is closed."""
+    """The end of the area unmounts everything that these methods have mounted."""
 
     def __init__(self, path: Path) -> None:
         require_root()

@@ -1,7 +1,7 @@
-"""Files on an ext4, what they are called, and what is watched: the truth of the audit's tests.
+"""Files on an ext4, their names, and the watches on them: the truth of the audit's tests.
 
-An inode is told from another one by what ext4 counts itself, FS_IOC_GETVERSION: its number and
-its generation. Nothing of irmapdb is asked for that.
+ext4 itself identifies an inode, by its number and its generation (FS_IOC_GETVERSION). No code of
+irmapdb takes part.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class File(NamedTuple):
 
 
 class Garden:
-    """Files below a directory, what they are called, and what is watched."""
+    """Files below a directory, their names, and the watches on them."""
 
     def __init__(self, top: Path, work: Path, watcher: Watcher) -> None:
         self.top, self.work, self.watcher = top, work, watcher
@@ -125,7 +125,7 @@ class Garden:
             os.close(self.pins.pop(path))
 
     def forget(self) -> None:
-        """Have the kernel forget every name."""
+        """Make the kernel drop every cached name."""
         for path in list(self.pins):
             self.unpin(path)
         drop_caches()

@@ -55,7 +55,7 @@ class Browser:
         self._driver.get(path.as_uri())
 
     def requests(self) -> list[str]:
-        """The addresses that were asked for since `open`, or since the last call."""
+        """The addresses of all requests since `open`, or since the last call."""
         messages = [json.loads(one["message"])["message"] for one in self._log("performance")]
         return [
             one["params"]["request"]["url"]

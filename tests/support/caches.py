@@ -49,7 +49,7 @@ def mounts() -> list[Mount]:
 
 
 def ours_are_newer_than(known: list[Mount]) -> None:
-    """Say which mounts of this process's namespace drop_caches() has to leave alone."""
+    """Set the mounts of this process's namespace that drop_caches() must leave alone."""
     _foreign.update(mount.id for mount in known)
 
 
@@ -61,7 +61,8 @@ def has_own_mounts() -> bool:
 def drop_caches(*elsewhere: Path) -> None:
     """Forget the names of every filesystem that this process has mounted, its disk included.
 
-    Also of those on which the paths `elsewhere` lie: what the kernel fills was there before.
+    Also of the filesystems of the paths `elsewhere`: a filesystem that the kernel fills was mounted
+    before.
     """
     if not has_own_mounts():
         raise RuntimeError("this process has no mount namespace of its own to drop caches in")

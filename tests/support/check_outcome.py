@@ -1,4 +1,4 @@
-"""What check says of a dump beside what real CRIU then does."""
+"""Compares check's prediction of a dump with the result of real CRIU."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 __all__ = ["TRIES", "Bench", "Compared"]
 
 TRIES = 6
-"""How often something is done again that another process's drop_caches may have disturbed."""
+"""The number of repeats after another process may have dropped the caches."""
 
 
 class Compared(NamedTuple):
-    """A prediction, and what came of it."""
+    """A prediction, and the result of CRIU."""
 
     verdict: WatchVerdict
     predicted: CriuOutcome
@@ -86,8 +86,8 @@ class Bench:
     ) -> Compared:
         """The prediction and CRIU's outcome for the only watch of the target.
 
-        Any process can drop caches at any time; if what check says after the dump differs
-        from before, it is all done again.
+        Any process can drop caches at any time; if the prediction after the dump differs from the
+        one before, both are repeated.
         """
         for _ in range(TRIES):
             work = self.new(cache)
@@ -102,7 +102,7 @@ class Bench:
         return Compared(said.verdict, said.outcome, did, said.path, run, said)
 
     def outcome(self, run: CriuRun, watched: Watched) -> CriuOutcome:
-        """What CRIU did with the only watch: a path is right if the watch hears what is there."""
+        """CRIU's result for the only watch: a path is right if the watch reports its events."""
         if not run.ok:
             return CriuOutcome.FAILS
         data = (run.images / "files.img").read_bytes()
@@ -113,7 +113,7 @@ class Bench:
         return CriuOutcome.PATH if self.leads_to(path, watched) else CriuOutcome.WRONG_PATH
 
     def leads_to(self, path: Path, watched: Watched) -> bool:
-        """Whether the watch hears what happens to the file at the path.
+        """Whether the watch reports the events of the file at the path.
 
         It must be one for IN_OPEN and, of a symbolic link, for IN_ATTRIB.
         """

@@ -1,4 +1,4 @@
-"""The command line in this process: as a program would run, at the price of a function call."""
+"""Runs the command line in this process, with the cost of a function call."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _WITH_A_RESULT = {0, 3}
 
 
 class Done(NamedTuple):
-    """How it ended, and what it said; bytes that are no UTF-8 are lone surrogates."""
+    """Exit code and output of a command; bytes that are not UTF-8 are lone surrogates."""
 
     code: int
     out: str

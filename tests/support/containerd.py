@@ -1,7 +1,7 @@
-"""containerd for the tests, and containers of it that watch what they are told to.
+"""containerd for the tests, and its containers, with watches that a test sets.
 
 The daemon has its own root, state and socket, without the CRI plugin. A container is driven by
-`ctr`, its image is a small tar that is imported: nothing is asked of a registry. It runs the
+`ctr`, its image is a small imported tar: no registry is needed. It runs the
 program of a `Watcher`, like a container of `tests.support.runc`; its root is an overlay of
 containerd's own snapshotter.
 
@@ -47,7 +47,7 @@ __all__ = [
 ]
 
 WATCHABLE = 60
-"""So many files lie in /srv of a container: `file0`, `file1`, …"""
+"""The number of files in /srv of a container: `file0`, `file1`, …"""
 
 _IMAGE = "localhost/irmapdb-test:1"
 _TIMEOUT_S = 60.0
@@ -103,7 +103,7 @@ class ContainerdDaemon:
             raise
 
     def ctr(self, *arguments: str | Path) -> bytes:
-        """What `ctr` says; ProgramError where it fails, or does not end."""
+        """The output of `ctr`; ProgramError if it fails, or does not end."""
         # Some calls of ctr wait for ever for a task that could not be restored.
         command = [str(find_program("ctr")), *map(str, arguments)]
         try:
@@ -166,7 +166,7 @@ class ContainerdDaemon:
         self.ctr("images", "import", image)
 
     def close(self) -> None:
-        """End the daemon, its shims, and what is still mounted for them."""
+        """End the daemon and its shims, and unmount their mounts."""
         self._process.terminate()
         try:
             self._process.wait(_TIMEOUT_S)
@@ -239,7 +239,7 @@ class ContainerdContainer:
             raise
 
     def call_hook(self, hook: Path | None) -> None:
-        """Have CRIU call this script from now on."""
+        """Make CRIU call this script from now on."""
         script = "" if hook is None else f"action-script {hook}\n"
         self._config.write_text(f"log-file {self.criu_log}\n{script}")
 
@@ -260,11 +260,11 @@ class ContainerdContainer:
         raise ProgramError(message)
 
     def log(self) -> str:
-        """What CRIU said in its last call."""
+        """CRIU's log of its last call."""
         return self.criu_log.read_text(errors="replace") if self.criu_log.exists() else ""
 
     def checkpoint(self, name: str) -> None:
-        """`ctr c checkpoint --rw --task`: it goes on, and `name` has images and files."""
+        """`ctr c checkpoint --rw --task`: the container continues; `name` has images and files."""
         self.daemon.ctr("containers", "checkpoint", "--rw", "--task", self.id, name)
 
     def images(self, name: str, into: Path) -> Path:
@@ -291,7 +291,7 @@ class ContainerdContainer:
         self.daemon.ctr("images", "export", "--skip-manifest-json", archive, name)
 
     def kill(self) -> None:
-        """End it, and have containerd forget it; its checkpoints stay."""
+        """End it, and remove it from containerd; its checkpoints stay."""
         with suppress(ProgramError):
             self.daemon.ctr("tasks", "kill", "--signal", "SIGKILL", self.id)
         self._await_stopped()
@@ -299,7 +299,7 @@ class ContainerdContainer:
         self.daemon.ctr("containers", "delete", self.id)
 
     def restore(self, name: str) -> None:
-        """`ctr c restore --rw --live` of what was killed."""
+        """`ctr c restore --rw --live` of the killed container."""
         self.daemon.ctr("containers", "restore", "--rw", "--live", self.id, name)
 
     def _await_stopped(self) -> None:

@@ -1,4 +1,4 @@
-"""Real CRIU: dump and restore, what came out of it, and a cache image written by hand.
+"""Real CRIU: dump, restore, their results, and a cache image written by hand.
 
 The process to dump is a `Watcher(pipes=…)`: a session leader with /dev/null for stdio, whose
 only ties to the outside are two named pipes.
@@ -29,7 +29,7 @@ __all__ = ["Criu", "CriuRun", "DumpedWatch", "Verdict", "write_cache"]
 
 
 class Verdict(enum.StrEnum):
-    """What CRIU did with one watch."""
+    """CRIU's result for one watch."""
 
     PATH = "dumped with its path"
     WRONG_PATH = "dumped with the path of something else"
@@ -66,7 +66,7 @@ class CriuRun:
 
     @property
     def errors(self) -> list[str]:
-        """Lines of the log that say Error."""
+        """The lines of the log with `Error`."""
         return [line for line in self.log.splitlines() if "Error" in line]
 
     def __repr__(self) -> str:
@@ -183,7 +183,7 @@ class Criu:
         return found
 
     def verdict(self, done: CriuRun, watched: Watched) -> Verdict:
-        """What a dump of a task with this one watch of its kind made of it."""
+        """The result of a dump of a task with this one watch of its kind."""
         if not done.ok:
             return Verdict.FAILS
         (dumped,) = (w for w in self.dumped_watches(done.images) if w.kind == watched.kind)

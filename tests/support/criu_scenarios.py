@@ -1,7 +1,7 @@
-"""What inotify and fanotify users do that is hard on a dump: the subjects of CRIU's own tests.
+"""Uses of inotify and fanotify that are hard to dump: the subjects of CRIU's own tests.
 
 Each is a generator: the part before the first `yield` sets the task up, the part after it runs in
-the restored task and yields what was heard.
+the restored task and yields the reported events.
 
 The subjects are those of inotify00, 01, 02, 04, inotify_irmap, inotify_system and fanotify00 in
 CRIU's test/zdtm/static, and their relatives.
@@ -213,7 +213,7 @@ def swapped_names(criu_view: Scene) -> Iterator[dict[str, bool]]:
 
 
 def symbolic_link(criu_view: Scene) -> Iterator[dict[str, bool]]:
-    """A symbolic link itself is watched, and what it leads to."""
+    """A symbolic link itself is watched, and its target."""
     task = criu_view.task
     link = task.add_inotify(criu_view.path("link"), IN_ATTRIB | IN_DONT_FOLLOW, fd=task.inotify())
     file = task.add_inotify(criu_view.path("other"), IN_OPEN, fd=task.inotify())
@@ -311,7 +311,7 @@ def _ignore(task: Task, path: bytes, fd: int, kind: str = "inode") -> None:
 
 
 def _marks(task: Task, fd: int) -> list[str]:
-    """The lines of the group's marks in fdinfo, without what a mount is numbered by."""
+    """The lines of the group's marks in fdinfo, without the number of a mount."""
     with open(f"/proc/{task.pid}/fdinfo/{fd}", encoding="ascii") as file:
         return [line for line in file if line.startswith("fanotify ")]
 

@@ -80,7 +80,7 @@ class Stage:
 
 
 def _fill(directory: Path) -> None:
-    """What the scenarios find."""
+    """Make the files that the scenarios need."""
     for name in ("file", "one", "two", "other"):
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
         (directory / name).write_bytes(b"content")
@@ -109,7 +109,7 @@ def stage(filesystem: str, namespace: str, area: MountArea) -> Iterator[Stage]:
 
 @dataclass
 class Scene:
-    """What a scenario has in hand: the task, and its directory by both names."""
+    """The arguments of a scenario: the task, and its directory by both names."""
 
     task: Watcher
     directory: Path
@@ -129,16 +129,16 @@ class Scene:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one play."""
+    """The result of one run of a scenario."""
 
     dump: CriuRun
     restore: CriuRun | None
     heard: dict[str, bool]
-    """What the task heard after the restore."""
+    """The events that the task got after the restore."""
 
     @property
     def passed(self) -> set[str]:
-        """The steps that went right."""
+        """The steps that passed."""
         done = {"dump"} if self.dump.ok else set()
         if self.restore is not None and self.restore.ok:
             done.add("restore")
@@ -146,7 +146,7 @@ class Outcome:
 
     @property
     def failed(self) -> set[str]:
-        """The steps that did not."""
+        """The steps that failed."""
         if not self.dump.ok:
             return {"dump"}
         if self.restore is None or not self.restore.ok:

@@ -1,7 +1,7 @@
 """CRIU in each version that check knows, as Debian's suites of today have them.
 
-The suites move on: which one has which version is asked when a version is not there yet. Each is
-unpacked into a folder of its own beside that of `packages`, and run in the same way.
+The suites change: apt is asked for the suite of a version if the version is not unpacked yet. Each
+version has a folder of its own beside the folder of `packages`, and runs in the same way.
 
 Sources: apt-cache(8), madison.
 """
@@ -27,7 +27,7 @@ KNOWN = ("4.1", "4.2", "4.3")
 
 _SUITES = ("trixie", "forky", "sid", "experimental")
 _BESIDE = {"experimental": ("sid",)}
-"""Suites without which one is not whole."""
+"""The further suites that a suite needs."""
 
 _LAYOUT = 1
 

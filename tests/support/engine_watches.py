@@ -23,7 +23,7 @@ PATHS = {"/srv/app/settings", "/.", "/srv/state"}
 
 
 def add_watches(task: Task, rootfs: Path) -> list[tuple[Watched, Callable[[Path], object]]]:
-    """[(its watch, what to do to be heard)], each on an instance of its own."""
+    """[(a watch, a function that causes its event)], each watch on its own instance."""
     (rootfs / "srv" / "state").write_text("upper")
 
     def watch(path: str, mask: int) -> Watched:

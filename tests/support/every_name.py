@@ -1,6 +1,6 @@
-"""Every name of every inode, found by walking down: the truth that a lookup upwards must give.
+"""Every name of every inode, found by a walk: a reverse lookup must give the same names.
 
-Nothing of irmapdb is asked. The walk goes from descriptor to descriptor, so a path may be longer
+No code of irmapdb takes part. The walk goes from descriptor to descriptor, so a path may be longer
 than PATH_MAX; handles come from name_to_handle_at(2), devices from the mount ids it gives.
 """
 
@@ -49,7 +49,7 @@ def _kdevs() -> dict[int, int]:
 
 
 def identity_at(dir_fd: int, name: bytes, kdevs: dict[int, int] | None = None) -> Identity:
-    """What `name` in the directory `dir_fd` is; a link is not followed."""
+    """The inode of `name` in the directory `dir_fd`; a link is not followed."""
     block = ctypes.create_string_buffer(struct.pack("=Ii", _HANDLE_BYTES, 0), 8 + _HANDLE_BYTES)
     mount_id = ctypes.c_int()
     failed = _libc.name_to_handle_at(dir_fd, name, block, ctypes.byref(mount_id), _AT_HANDLE_FID)
@@ -62,7 +62,7 @@ def identity_at(dir_fd: int, name: bytes, kdevs: dict[int, int] | None = None) -
 
 
 def every_name(top: Path, kdev: int) -> Names:
-    """Every path at and below `top` that leads to the device, by what it leads to.
+    """Every path at and below `top` on the device, by its inode.
 
     Through all mounts below.
     """
@@ -84,7 +84,7 @@ def every_name(top: Path, kdev: int) -> Names:
 
 
 def ask(resolver: Resolver, wanted: Collection[Identity]) -> tuple[Names, dict[Identity, str]]:
-    """What a resolver says: paths, each once, and notes, one for what has no path."""
+    """The answer of a resolver: paths, each once, and one note for each inode without a path."""
     names: Names = {}
     notes: dict[Identity, str] = {}
     for answer in resolver(dict.fromkeys(wanted).keys()):

@@ -1,7 +1,7 @@
-"""What this machine must have for a test to mean something.
+"""Checks the features of this machine that a test needs.
 
-A missing feature skips the test and says what is missing. With IRMAPDB_REQUIRE_KERNEL=1 it fails
-instead, so that a run which is meant to test everything cannot pass by skipping.
+A test without a feature is skipped, with the name of the feature. With IRMAPDB_REQUIRE_KERNEL=1 it
+fails instead, so that a run of all tests cannot pass with skipped tests.
 """
 
 from __future__ import annotations
@@ -66,5 +66,5 @@ def require_filesystem(fstype: str) -> None:
 
 
 def require_program(name: str, *, package: str | None = None) -> None:
-    """Program `name`; `package` says what to install where the names differ."""
+    """Program `name`; `package` is its package, if the names differ."""
     require(find_program(name), f"the program {name} (package {package or name})")

@@ -35,7 +35,7 @@ def container_figures(number: int = 1, **fields: object) -> ContainerFigures:
 
 
 def node_figures(step: int = 0, *, service: bool = True) -> NodeFigures:
-    """The figures at one time; counters grow with `step`. All that can be wrong is wrong."""
+    """The figures at one time; counters grow with `step`. Every figure shows a fault."""
     container = container_figures()
     run = HookRun(
         at_s=time.time(),

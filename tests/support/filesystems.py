@@ -2,7 +2,7 @@
 
 Everything is a context manager that unmounts on the way out, lazily if it must. Loop devices are
 set up with autoclear, so the kernel releases them with the last unmount, also if we are killed.
-Nothing here skips: what is missing shows as a ProgramError (see `features` for asking first).
+Nothing here skips a test: a missing program raises ProgramError (`features` checks before that).
 
 Sources: mount(8), losetup(8), umount(8), findmnt(8), mount_namespaces(7).
 """
@@ -52,7 +52,7 @@ _MKFS: dict[str, tuple[int, tuple[str, ...]]] = {
 
 
 def unmount(mountpoint: Path) -> None:
-    """Unmount; a busy one goes out of sight now and away with its last user."""
+    """Unmount; a busy one is detached now, and ends with its last user."""
     try:
         run("umount", mountpoint)
     except ProgramError:
@@ -172,7 +172,7 @@ def loop_filesystem(
 def image_filesystem(
     fstype: str, content: Path, image: Path, mountpoint: Path
 ) -> Iterator[LoopFilesystem]:
-    """A read-only squashfs or erofs with what is below the directory `content`."""
+    """A read-only squashfs or erofs with the files below the directory `content`."""
     if fstype == "squashfs":
         run("mksquashfs", content, image, "-quiet", "-no-progress", "-processors", "1")
     else:
@@ -203,7 +203,7 @@ def bind_mount(source: Path, target: Path) -> Iterator[Path]:
 
 @dataclass(frozen=True)
 class Overlay:
-    """A mounted overlay and where its layers are."""
+    """A mounted overlay and its layers."""
 
     mountpoint: Path
     lower: Path | str

@@ -65,7 +65,7 @@ class Maker:
         self.random = random.Random(seed)
 
     def make(self, path: Path, runs: int = 2, watches: int = 4, **more: Any) -> Path:  # noqa: ANN401 those of `add`
-        """A database with these runs, and so many watches in each."""
+        """A database with these runs, and this number of watches in each."""
         shutil.copyfile(self._empty, path)
         path.chmod(0o600)
         with closing(sqlite3.connect(path)) as raw:

@@ -1,7 +1,7 @@
 """Programs to be frozen: `python freeze_target.py WHAT [ARGUMENT]…`.
 
-Each prints a line of JSON when it is ready, most end when their stdin does, some tell a result
-then. What they count lies in a file of u64s that the test maps too: COUNTERS names it.
+Each prints a line of JSON when it is ready. Most end when their stdin is closed, and some print a
+result then. Their counters are in a file of u64s that the test maps too: COUNTERS names it.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def tree(processes: str, threads: str) -> None:
 
 
 def forks(count: str, *, chain: bool = False) -> None:
-    """Children that stay, as fast as it goes; in a chain, each is the child of the one before."""
+    """Forks children that stay, as fast as possible; in a chain, each is a child of the last."""
     parent = os.getpid()
     ready()
     for _ in range(int(count)):
@@ -89,7 +89,7 @@ def chain(count: str) -> None:
 
 
 def children() -> None:
-    """Children that end at once, each with a code of its own; tells of codes that came wrong."""
+    """Children that end at once, each with its own code; prints the wrong codes."""
     ready()
     wrong = started = 0
     while not select.select([0], [], [], 0)[0]:
@@ -136,7 +136,7 @@ def execs(left: str) -> None:
 
 
 def vfork(fifo: str) -> None:
-    """Asleep in vfork until a process opens the FIFO for writing; then tells the child's code."""
+    """Asleep in vfork until a process opens the FIFO for writing; then prints the child's code."""
     threading.Thread(target=signal.pause, daemon=True).start()
     ready()
     action = (os.POSIX_SPAWN_OPEN, 0, fifo, os.O_RDONLY, 0)
@@ -157,7 +157,7 @@ def headless() -> None:
 
 
 def signals() -> None:
-    """Counts each delivery of SIGRTMIN in cell 0, exactly, and tells at the end.
+    """Counts each delivery of SIGRTMIN in cell 0, exactly, and prints the number at the end.
 
     Python's own handler runs once for several signals; its C handler writes a byte for each.
     """
@@ -184,7 +184,7 @@ class _Pollfd(ctypes.Structure):
 
 
 def sleepers() -> None:
-    """A thread in each of some system calls that the kernel restarts; tells what they returned.
+    """A thread in each of some system calls that the kernel restarts; prints their results.
 
     Called by ctypes, because Python itself calls again after EINTR.
     """

@@ -1,4 +1,4 @@
-"""Programs to be frozen, the ways to freeze them, and what /proc says of both."""
+"""Programs to be frozen, the ways to freeze them, and their state in /proc."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ HELD = set("tT")
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-# What /proc says, read apart from the code under test.
+# The state in /proc, read apart from the code under test.
 
 
 def stat_fields(pid: int, tid: int | None = None) -> list[str]:
@@ -74,7 +74,7 @@ def descendants(root: int) -> set[int]:
 
 
 def until(condition: Callable[[], object], what: str) -> None:
-    """Wait for a condition; fail where it never comes true."""
+    """Wait for a condition; fail if it does not become true."""
     deadline = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < deadline, f"never came true: {what}"
@@ -102,7 +102,7 @@ class Target:
         return json.loads(line)
 
     def end(self) -> dict:
-        """Close its stdin, and hear what it has to tell."""
+        """Close its stdin, and read its result."""
         self.process.stdin.close()
         return self.hear()
 
@@ -195,7 +195,7 @@ class Cgroup:
         self.control.write_text("THAWED" if self.control.name == "freezer.state" else "0")
 
     def removed(self) -> bool:
-        """Kill all that is in it, and remove it if that has come to an end."""
+        """Kill all its tasks, and remove it when they have ended."""
         for pid in (self.path / "cgroup.procs").read_text().split():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(pid), signal.SIGKILL)
@@ -237,7 +237,7 @@ def make_cgroup(
 def way(
     request: pytest.FixtureRequest, make_cgroup: Callable[[str], Cgroup]
 ) -> Callable[..., dict]:
-    """How to freeze: puts the pids where they must be, and gives the arguments for frozen()."""
+    """A way to freeze: moves the pids into their cgroup, and gives the arguments for frozen()."""
     if request.param == "ptrace":
         return lambda *_pids: {}
     cgroup = make_cgroup(request.param)

@@ -1,7 +1,7 @@
-"""A FUSE server of a few lines that breaks its promise: one node number for two files.
+"""A small FUSE server that gives one node number to two files.
 
-Its root has `one`, a file, until it is told otherwise; then `two`, a directory with the same number
-and generation. Speaks the kernel's own protocol: include/uapi/linux/fuse.h, fuse(4); mount(2).
+Its root has the file `one` until the test changes that; then `two`, a directory with the same
+number and generation. Uses the kernel's protocol: include/uapi/linux/fuse.h, fuse(4); mount(2).
 """
 
 from __future__ import annotations

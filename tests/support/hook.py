@@ -113,7 +113,7 @@ def start_as_criu(
 
 
 def log_until_stored(work: Path, dumps: int = 1) -> list[str]:
-    """The lines of irmapdb.log, when the database has heard of so many dumps, or could not.
+    """The lines of irmapdb.log after this number of dumps was stored, or failed to be.
 
     CRIU has its answer before that.
     """

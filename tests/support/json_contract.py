@@ -1,7 +1,7 @@
-"""The JSON of each command beside its schema in irmapdb/schemas: no field missing, and none more.
+"""Compares the JSON of each command with its schema in irmapdb/schemas: no field too few or many.
 
-The schemas let more fields pass, as a later irmapdb may have more. Here none may: a field that no
-schema has is not documented.
+The schemas allow further fields, because a later irmapdb may have more. The tests do not: a field
+that no schema has is not documented.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def documents(text: str) -> Iterator[Any]:
 
 
 def check_json(words: Sequence[str], out: str) -> None:
-    """Raises jsonschema's ValidationError where the output is not what the schema says."""
+    """Raises jsonschema's ValidationError if the output does not match the schema."""
     validator = strict_validator(schema_name(words))
     for document in documents(out):
         validator.validate(document)

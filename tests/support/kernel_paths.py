@@ -1,4 +1,4 @@
-"""What the kernel says of a path or a watch, asked in other ways than irmapdb asks.
+"""Reads the kernel's data about a path or a watch in other ways than irmapdb.
 
 The mount of a path is read from fdinfo of an open descriptor, the identity of a watch from the
 watching process's fdinfo, cut into words.
@@ -41,7 +41,7 @@ def mount_id(path: bytes | str | Path) -> int:
 
 
 def watched_identity(task: Task, watched: Watched) -> Identity:
-    """What fdinfo shows for one watch, now."""
+    """The values of one watch in fdinfo, now."""
     found = []
     for line in Path(f"/proc/{task.pid}/fdinfo/{watched.fd}").read_text().splitlines():
         words = dict(word.split(":") for word in line.split()[1:] if ":" in word)
@@ -91,7 +91,7 @@ class Server:
 
     @contextmanager
     def silent(self) -> Iterator[None]:
-        """While inside, who looks at its files waits."""
+        """Inside, each lookup of its files waits."""
         self._process.send_signal(signal.SIGSTOP)
         try:
             yield

@@ -1,4 +1,4 @@
-"""Filesystems that the kernel fills by itself: something to watch on each, made for one test.
+"""Filesystems that the kernel fills by itself: a file to watch on each, made for one test.
 
 Their files have no hard links and are not renamed. Sources: proc(5), sysfs(5), pts(4),
 cgroups(7), https://docs.kernel.org/admin-guide/cgroup-v2.html.
@@ -24,7 +24,7 @@ _NAME = f"irmapdb-test-{os.getpid()}"
 
 
 class KernelPlace(NamedTuple):
-    """A file and a directory of one filesystem, and how the file goes away."""
+    """A file and a directory of one filesystem, and a function that removes the file."""
 
     file: Path
     directory: Path
@@ -86,14 +86,14 @@ _PLACES = {
     "devpts": _devpts,
 }
 KERNEL_PLACES = tuple(_PLACES)
-"""What kernel_place() takes."""
+"""The kinds of kernel_place()."""
 
 _FSTYPES = {"procfs": "proc"}
 
 
 @contextlib.contextmanager
 def kernel_place(kind: str, area: MountArea, pid: int) -> Iterator[KernelPlace]:
-    """A place on a filesystem of a `kind` of KERNEL_PLACES; of procfs, what shows `pid`."""
+    """A place on a filesystem of a `kind` of KERNEL_PLACES; of procfs, the directory of `pid`."""
     require_filesystem(_FSTYPES.get(kind, kind))
     with _PLACES[kind](area, pid) as place:
         yield place

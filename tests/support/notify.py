@@ -1,4 +1,4 @@
-"""Watches and events as a watching process tells of them, and the mask bits that tests use.
+"""Watches and events as a watching process reports them, and the mask bits that tests use.
 
 Sources: inotify(7), fanotify(7); include/uapi/linux/inotify.h, fanotify.h of Linux 6.18.
 """
@@ -46,7 +46,7 @@ FAN_REPORT_FID = 0x200
 
 
 class Watched(NamedTuple):
-    """One watch as it was added, and what lstat said of its path just then."""
+    """One watch as it was added, and the lstat(2) of its path at that moment."""
 
     kind: str
     """"inotify" or "fanotify"."""

@@ -97,7 +97,7 @@ PROGRAMS = {
 }
 """The program by the name of the cause."""
 _THE_CHILD = {"shell-job", "session-outside"}
-"""Where the child is the one to dump: its session has another leader."""
+"""The cases in which the child is dumped: its session has another leader."""
 
 _FRAME = """
 import os, sys, time

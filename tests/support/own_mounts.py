@@ -1,8 +1,8 @@
 """A mount namespace and a filesystem of its own for one process that runs tests.
 
-Each worker of a parallel run has both. What a test mounts is seen by that worker alone and goes
-with it, however it ends. The files of the tests lie on an ext4 of the worker, so its names can be
-dropped from the kernel's caches without a loss for another worker; the image lies in memory, as
+Each worker of a parallel run has both. Only that worker sees the mounts of its tests, and they end
+with it in any case. The files of the tests are on an ext4 of the worker, so a test can drop its
+names from the kernel's caches without a loss for another worker. The image is in memory, because
 tests write, sync and remove much.
 
 Sources: unshare(2), mount(2), mke2fs(8), mount_namespaces(7), tmpfs(5).
@@ -20,15 +20,15 @@ from tests.support.programs import run
 __all__ = ["DISK_MIB", "give_disk", "unshare_mounts"]
 
 DISK_MIB = 8192
-"""The size of a disk. It is sparse, and what is removed is given back."""
+"""The size of a disk. It is sparse, and the blocks of removed files are freed."""
 
 _OWN = (
     ("tmpfs", "/etc/criu", "mode=755"),  # options of every CRIU that a runtime starts
     ("tmpfs", "/dev/shm", "mode=1777"),  # podman's locks
-    ("tmpfs", "/run", "mode=755"),  # what CRIU, runc, podman and irmapdb keep of this machine
+    ("tmpfs", "/run", "mode=755"),  # the state of CRIU, runc, podman and irmapdb
     ("proc", "/proc", ""),  # the same content, with other inodes
 )
-"""What is the machine's elsewhere: type, mount point and options."""
+"""Mounts over the machine's own directories: type, mount point and options."""
 
 _CLONE_NEWNS = 0x00020000
 _MS_REC, _MS_PRIVATE = 0x4000, 0x40000

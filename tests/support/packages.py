@@ -6,7 +6,7 @@ directory of its own and this machine's repository address and keys, unpacked si
 one folder, and run with that folder's own dynamic loader and libraries.
 
 The folder is kept between runs in ${IRMAPDB_TEST_CACHE:-${XDG_CACHE_HOME:-~/.cache}/irmapdb-tests}.
-`python -m tests.support.packages` fetches it where it is missing and prints what it gives.
+`python -m tests.support.packages` makes it if it is missing, and prints its programs.
 
 Sources: apt-get(8), apt.conf(5), sources.list(5), dpkg-deb(1), ld.so(8).
 """
@@ -48,7 +48,7 @@ __all__ = [
 
 _SUITE = "trixie"
 _PACKAGES = ("criu", "python3-pycriu", "xfsprogs")
-# Increase it whenever what is in the folder changes, so that older folders are left alone.
+# Increase it when the content of the folder changes, so that older folders are not used.
 _LAYOUT = 1
 # The keys that Debian signs its archives with; from the package debian-archive-keyring, which
 # knows those of Debian 13 from 2023.3+deb12u2 on.
@@ -76,11 +76,11 @@ _OF_THE_RIG = ("criu", "crit", "mkfs.xfs", "xfs_db")
 
 
 class RigError(Exception):
-    """The packages cannot be had here, or do not work; the message says why."""
+    """The packages cannot be downloaded, or do not work; the message has the reason."""
 
 
 def cache_directory() -> Path:
-    """Where folders are kept between runs; it need not be there yet."""
+    """The directory of the folders between runs; it need not exist yet."""
     own = os.environ.get("IRMAPDB_TEST_CACHE")
     if own:
         return Path(own).absolute()
@@ -184,7 +184,7 @@ def _check(top: Path) -> None:
 def check_criu(top: Path) -> None:
     """Raise RigError unless the CRIU below `top` starts and, as root, is content."""
     try:
-        # Who is not root cannot dump, but can still read images with crit.
+        # Without root there is no dump, but crit still reads images.
         verdict = run(top / "bin" / "criu", "check" if os.geteuid() == 0 else "--version")
     except ProgramError as error:
         message = f"{top} does not work: {error}"
@@ -233,9 +233,9 @@ def locked(directory: Path) -> Iterator[None]:
 
 @functools.cache
 def rig() -> Path:
-    """The folder's `bin`: fit to be the first part of a PATH. Downloads what is not there yet.
+    """The folder's `bin`, for the first part of a PATH. Makes the folder if it is missing.
 
-    RigError where it cannot be had or does not work; asked again, it is tried again.
+    RigError if that fails, or if the programs do not work. Each call tries again.
     """
     cache = cache_directory()
     cache.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""A container of podman's on its overlay that watches what it is told to, and can be checkpointed.
+"""A container of podman on its overlay, with watches that a test sets, for checkpoints.
 
 It runs the program of a `Watcher`, like a container of `tests.support.runc`. podman works in a
-store of its own, with an image made of a small tar: nothing is asked of a registry.
+store of its own, with an image made of a small tar: no registry is needed.
 
 Sources: podman(1), podman-import(1), podman-run(1), podman-container-checkpoint(1),
 podman-container-restore(1); the place of CRIU's work dir: as found with podman 4.3.1.
@@ -160,7 +160,7 @@ class PodmanContainer(Task):
         command = ["podman", "--root", self.store, "--runroot", self._runroot]
         command += ["--runtime", "runc", "--cgroup-manager", "cgroupfs"]
         command += ["--events-backend", "none", "--storage-driver", "overlay", *arguments]
-        # Files, as what podman starts in the background would keep pipes open.
+        # Files, because the processes that podman starts in the background would keep pipes open.
         output = self._directory / "podman.log"
         with output.open("wb") as file:
             code = subprocess.run(

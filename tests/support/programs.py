@@ -1,4 +1,4 @@
-"""Running other programs: found also in sbin, and loud when they fail."""
+"""Runs other programs: finds them also in sbin, and raises ProgramError if they fail."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SYSTEM_PATH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", 
 
 
 class ProgramError(Exception):
-    """A program was not there, or ended with an error; the message has the command and its talk."""
+    """A program is missing, or ended with an error; the message has the command and its output."""
 
 
 def find_program(name: str) -> Path | None:
@@ -33,7 +33,7 @@ def run(
     cwd: Path | None = None,
     stdin: bytes = b"",
 ) -> bytes:
-    """What the program wrote to stdout; ProgramError where it did not end with 0.
+    """The stdout of the program; ProgramError if it did not end with 0.
 
     `env` is added to our environment, which gets a PATH with sbin in it.
     """

@@ -33,7 +33,7 @@ def root() -> Iterator[Root]:
 
 @pytest.fixture
 def watched(watcher: Watcher) -> Callable[..., Identity]:
-    """Watch a path, and tell its identity."""
+    """Watch a path; returns its identity."""
 
     def watch(path: Path, **more: Any) -> Identity:  # noqa: ANN401 - as add_inotify
         return watched_identity(watcher, watcher.add_inotify(path, **more))
@@ -42,7 +42,7 @@ def watched(watcher: Watcher) -> Callable[..., Identity]:
 
 
 def ask(root: Root, resolver: engine.Resolver, *identities: Identity) -> engine.Resolution:
-    """What it comes to; no descriptor is left open."""
+    """The outcome; no descriptor is left open."""
     root.renew()
     before = open_descriptors()
     outcome = engine.resolve(identities, [resolver], lambda i, path: disproof(root, i, path))
@@ -52,14 +52,14 @@ def ask(root: Root, resolver: engine.Resolver, *identities: Identity) -> engine.
 
 
 def path_by(root: Root, resolver: engine.Resolver, identity: Identity) -> bytes:
-    """The path of one, which must be found."""
+    """The path of an identity that must be found."""
     outcome = ask(root, resolver, identity)
     assert outcome.unresolved == {}
     return outcome.resolved[identity].path
 
 
 def why_not(root: Root, resolver: engine.Resolver, identity: Identity) -> Unresolved:
-    """What was tried for one, which must not be found."""
+    """The notes for an identity that must not be found."""
     outcome = ask(root, resolver, identity)
     assert outcome.resolved == {}
     return outcome.unresolved[identity]

@@ -1,4 +1,4 @@
-"""A container of runc's that watches what it is told to, and can be checkpointed.
+"""A container of runc, with watches that a test sets, for checkpoints.
 
 It runs the program of a `Watcher`. Python and its libraries are bound into the rootfs, and so is
 the directory with the program's two named pipes, under the path that it has outside: the driver
@@ -48,7 +48,7 @@ def python_homes() -> list[Path]:
 
 
 def fill_rootfs(directory: Path) -> None:
-    """Make what a rootfs needs to have itself: the program, and /lib and the like as links."""
+    """Make the files that a rootfs itself needs: the program, and /lib and the like as links."""
     directory.mkdir(parents=True, exist_ok=True)
     shutil.copy(_PROGRAM, directory / _PROGRAM.name)
     for name in _USR_LINKS:

@@ -1,6 +1,6 @@
-"""A database with a change_set: what some runs on a small tree of tasks would have written.
+"""A database with the rows that some runs on a small tree of tasks would have written.
 
-Times and inode numbers are chosen, so that docs/sql.md can show what the questions answer. Every
+Times and inode numbers are chosen, so that docs/sql.md can show the answers of queries. Every
 kind of row is in it, a name that is no UTF-8 and an inode number above 2^63 among them.
 """
 

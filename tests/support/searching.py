@@ -1,4 +1,4 @@
-"""What the tests of `Search` share: its store, one in a watcher's root, and what is watched."""
+"""Shared by the tests of `Search`: its store, a search in a watcher's root, and the watches."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class Stored:
-    """The store's rows, and what was asked of it."""
+    """The store's rows, and the keys of its calls."""
 
     def __init__(self) -> None:
         self.rows: dict[tuple[InodeKey, int], list[Mapping]] = {}
@@ -93,7 +93,7 @@ def nested(area: MountArea) -> Iterator[tuple[Watcher, Path]]:
 
 
 def files_of(*tasks: Task) -> list[WatchFile]:
-    """What these tasks watch with."""
+    """The descriptors of these tasks with watches."""
     return [
         fdinfo.read_raw(task.pid, fd, kind).parse()
         for task in tasks

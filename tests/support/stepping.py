@@ -1,4 +1,4 @@
-"""What the tests of the steps share: the options of a step, its answers and the truth."""
+"""Shared by the tests of the steps: the options of a step, its answers and the truth."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from irmapdb.checkpoint.transaction import StepReport
     from tests.support.watcher import Watcher
 
-# Nothing but what a test names is walked: the machine's own trees are none of its business.
+# Only the directories that a test names are walked, never the machine's own trees.
 NO_HINTS = Config(hints=())
 
 
@@ -54,7 +54,7 @@ def truth_of(watcher: Watcher) -> dict[tuple[WatchKind, int, int], bytes]:
 
 
 def events_of(watcher: Watcher, written: Path) -> list[InotifyEvent]:
-    """What the watcher hears when a file is written."""
+    """The events that the watcher gets when a file is written."""
     watcher.events()
     written.write_text("heard")
     return [event for event in watcher.events() if isinstance(event, InotifyEvent)]
@@ -83,6 +83,6 @@ def watch_all(watcher: Watcher, tree: Path) -> None:
 
 @pytest.fixture
 def stack() -> Iterator[ExitStack]:
-    """What is opened in it is closed at the end of the test."""
+    """The end of the test closes everything that was opened in it."""
     with ExitStack() as opened:
         yield opened

@@ -1,4 +1,4 @@
-"""The command line at a terminal: what a program writes to a pseudo-terminal."""
+"""The command line at a terminal: the output of a program to a pseudo-terminal."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ class Warm:
         self.process = subprocess.Popen([*command, *options], cwd=CHECKOUT)
 
     def containers(self) -> list[dict[str, Any]]:
-        """What the status says."""
+        """The status."""
         try:
             status = json.loads((self.run / "status.json").read_text())
         except FileNotFoundError:
@@ -66,7 +66,7 @@ class Warm:
         return self.containers()
 
     def wait_ready(self, watches: int) -> None:
-        """Wait until the only container has so many watches, each with a proved path."""
+        """Wait until the only container has this number of watches, each with a proved path."""
         self.wait_for(
             lambda seen: [(one["resolved"], one["state"]) for one in seen] == [(watches, "ready")]
         )
@@ -110,7 +110,7 @@ def write_hook(
     """The hook's script for a service in `run`.
 
     Without a `program` it starts one that only leaves a file behind. `patient`: it waits longer
-    for the service than the one that is installed, because a busy machine is not what is tested.
+    for the service than the installed script, because the test is not about a busy machine.
     """
     if program is None:
         program = directory / "program"

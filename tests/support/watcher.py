@@ -4,10 +4,10 @@
         watched = watcher.add_inotify(path, IN_MODIFY)
         child = watcher.fork()
 
-`Watched` is the truth to compare with: the path that was asked for, and what lstat(2) said of it
-when the watch was added. It comes from the watching process itself, in its own root and
-namespaces; nothing of irmapdb is asked. The process is a Python program (`watcher_task.py`) that
-answers requests over a socket and ends when the socket does, so none outlives the driver.
+`Watched` is the truth to compare with: the path of the request, and its lstat(2) when the watch was
+added. It comes from the watching process itself, in its own root and namespaces; no code of irmapdb
+takes part. The process is a Python program (`watcher_task.py`) that answers requests over a socket.
+It ends with the socket, so none outlives the driver.
 """
 
 from __future__ import annotations
@@ -207,7 +207,7 @@ class Task:
         return found
 
     def hears(self, watched: Watched, act: Callable[[], object]) -> bool:
-        """Whether `watched`, and no other watch of its instance, reports what `act` does."""
+        """Whether `watched`, and no other watch of its instance, reports an event of `act`."""
         self.events()
         act()
         events = [event for event in self.events() if event.fd == watched.fd]
@@ -248,7 +248,7 @@ class Task:
         self.ask("mkdir", path=_latin(path))
 
     def chroot(self, path: AnyPath) -> None:
-        """Change root and working directory; what is open stays."""
+        """Change root and working directory; open files stay open."""
         self.ask("chroot", path=_latin(path))
 
     def chdir(self, path: AnyPath) -> None:
@@ -338,7 +338,7 @@ class Task:
             task.wait_dead()
 
     def close(self) -> None:
-        """kill(), and let go of what the driver has of it."""
+        """kill(), and close the driver's end."""
         self.kill()
         self._release()
 
@@ -433,14 +433,14 @@ class Watcher(Task):
             time.sleep(0.001)
 
     def not_restored(self) -> None:
-        """Reap what a `criu restore --restore-sibling` that failed may have left under this pid."""
+        """Reap the task that a failed `criu restore --restore-sibling` may have left."""
         with suppress(ChildProcessError):
             os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)  # is it a child?
             os.kill(self.pid, signal.SIGKILL)
             os.waitpid(self.pid, 0)
 
     def restored(self) -> None:
-        """Go on with what `criu restore --restore-sibling` has made, under the same pids.
+        """Continue with the tasks of `criu restore --restore-sibling`, under the same pids.
 
         OSError where one of the processes is not there.
         """

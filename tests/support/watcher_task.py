@@ -1,8 +1,8 @@
-"""The program of a watching process: holds inotify watches and fanotify marks, does as told.
+"""The program of a watching process: holds inotify watches and fanotify marks, answers requests.
 
-Run as `python -I -S watcher_task.py CONFIG` by `watcher.py`, never imported by it: it must go on
-in a root without Python in it, and after a restore by CRIU, with what it has in memory. Standard
-library only.
+`watcher.py` runs it as `python -I -S watcher_task.py CONFIG`, and never imports it. It must
+continue in a root without Python, and after a restore by CRIU, with the modules in its memory. It
+uses only the standard library.
 
 Requests and replies are lines of JSON in ASCII; bytes (paths, names) are strings of Latin-1, so
 that every byte comes through. A request is `{"do": NAME, ...}` and its reply `{"ok": VALUE}` or
@@ -91,7 +91,7 @@ class SocketChannel:
         self._sock.close()
 
     def state(self) -> dict[str, Any]:
-        """What a new program needs to go on with this channel after execve(2)."""
+        """The configuration for a new program that continues with this channel after execve(2)."""
         self._sock.set_inheritable(True)
         return {"socket": self._sock.fileno()}
 
@@ -149,7 +149,7 @@ def _at(path: bytes) -> tuple[int | None, bytes]:
 
 
 class Task:
-    """The requests, one method each (`do_NAME`), and what they have made so far."""
+    """The requests, one method each (`do_NAME`), and their descriptors and children."""
 
     def __init__(self, channel: Channel, instances: dict[int, str]) -> None:
         self.channel = channel
@@ -415,7 +415,7 @@ def _enter(config: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Set up what CONFIG says, tell our pid, and serve."""
+    """Set up the process by CONFIG, send our pid, and serve."""
     config = json.loads(sys.argv[1])
     channel: Channel
     if "socket" in config:

@@ -1,4 +1,4 @@
-"""Small programs that watch something, for kinds of processes that a `Watcher` cannot be."""
+"""Small programs that watch files, for kinds of processes that a `Watcher` cannot be."""
 
 from __future__ import annotations
 
