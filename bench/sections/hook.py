@@ -62,8 +62,12 @@ def measure(bench: Bench) -> Iterator[Figure]:
         else:
             _call(bench, script, "pre-dump", watched.pid, work)  # the database knows them
             _await_stored(work, 1)
-            stack.enter_context(freeze())
-            commands[_PAUSED] = lambda: _call(bench, script, "pre-dump", watched.pid, work)
+
+            def call_in_pause() -> Timing:
+                with freeze():  # the hook stores its results when the pause has ended
+                    return _call(bench, script, "pre-dump", watched.pid, work)
+
+            commands[_PAUSED] = call_in_pause
         samples = {what: Samples() for what in commands}
         for turn in range(bench.settings.start_repeats):
             for what, run in commands.items():
