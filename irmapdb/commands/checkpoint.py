@@ -71,9 +71,9 @@ def pre_dump(
 ) -> None:
     """Find the path of every watch while the tasks run.
 
-    Reads the inotify watches and fanotify inode marks of PID and all its descendants, proves a
-    path for each, and writes `irmap.db` and `irmap-cache` into the work dir. No task is stopped.
-    `criu dump -W DIR` then loads `irmap-cache` before it freezes the tasks.
+    pre-dump reads the inotify watches and fanotify inode marks of PID and all its descendants. It
+    proves a path for each, and writes `irmap.db` and `irmap-cache` into the work dir. It stops no
+    task. `criu dump -W DIR` then loads `irmap-cache` before it freezes the tasks.
 
     Examples:
         irmapdb pre-dump -t 4711 -D /var/lib/ckpt
@@ -128,8 +128,8 @@ def dump(
 ) -> None:
     """Confirm every path with the tasks frozen, and write the fsnotify images.
 
-    Does a pre-dump, then freezes the tasks, reads their watches again, and lets the tasks run.
-    Writes `inotify.img` and `fanotify.img` into the images dir (`crit decode` reads them),
+    dump does a pre-dump, then freezes the tasks, reads their watches again, and lets the tasks run.
+    It writes `inotify.img` and `fanotify.img` into the images dir (`crit decode` reads them), and
     `irmap-cache` and `irmap.db` into the work dir.
 
     Examples:
@@ -195,7 +195,7 @@ def _show(report: StepReport, *, as_json: bool, all_rows: bool, left_stopped: bo
 
 _MANY_WATCHES = 50
 _LISTED = "a mark without an inode: listed, not resolved"
-_DROPPED = "CRIU leaves it out: have the task set it again after the restore"
+_DROPPED = "CRIU leaves it out: let the task set it again after the restore"
 
 
 def _print_report(report: StepReport, *, all_rows: bool) -> None:

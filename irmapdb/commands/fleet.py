@@ -127,9 +127,7 @@ def push(
     ] = False,
     wait: Annotated[
         float,
-        typer.Option(
-            metavar="SECONDS", min=0, help="Try a lost connection again for so many seconds."
-        ),
+        typer.Option(metavar="SECONDS", min=0, help="Try a lost connection again for this time."),
     ] = 10,
     config: ConfigFile = None,
     as_json: AsJson = False,
@@ -205,8 +203,8 @@ def check(
 ) -> None:
     """Check the connection and the schema of the server, and how far this node is behind.
 
-    Exits with 3 if the server lacks a run of a database, if a database was never pushed or cannot
-    be read, or if another node has pushed a copy of it.
+    Exits with 3 if the server lacks a run of a database, if a database was never pushed, if irmapdb
+    cannot read it, or if another node has pushed a copy of it.
 
     Example:
         irmapdb fleet check --to postgresql://push@db.example.org/irmapdb
@@ -284,7 +282,7 @@ def prune(
         str, typer.Option(metavar="SPAN", help="Keep rows for this long: 30d, 26w.")
     ] = _KEEP,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what would be deleted; delete nothing.")
+        bool, typer.Option("--dry-run", help="Print the number of rows to delete; delete none.")
     ] = False,
     config: ConfigFile = None,
     as_json: AsJson = False,

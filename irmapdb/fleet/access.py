@@ -80,7 +80,7 @@ def grant_read(server: Server, role: str, namespaces: Collection[str]) -> None:
 
 
 def revoke(server: Server, role: str) -> None:
-    """Take all of that back. The rows that the role has pushed stay."""
+    """Revoke all these rights. The rows that the role has pushed stay."""
     with server.connect() as connection, connection.begin():
         check_newest(connection, server)
         who = _quoted(connection, role)

@@ -1,7 +1,7 @@
 """Runs SQL of the user on the fleet's database, in transactions that can only read.
 
-What a statement may see is PostgreSQL's business: the rights and the row-level security of the role
-that connects.
+PostgreSQL limits the rows that a statement sees, by the rights and the row-level security of the
+role that connects.
 """
 
 from __future__ import annotations

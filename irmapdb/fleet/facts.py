@@ -1,6 +1,6 @@
 """Asks this machine for facts that no database has: names, limits, and CRIU's verdicts.
 
-What cannot be read is left out: the rows of the databases are pushed in any case.
+Facts that cannot be read are left out: the rows of the databases are pushed in any case.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def containers() -> dict[str, ContainerFacts]:
 
 
 def limits() -> list[LimitUse]:
-    """How much of its limits each user has in use."""
+    """The use of each limit by each user."""
     try:
         users = ps.take(ps.PsOptions()).users
     except (IrmapError, OSError) as error:
@@ -61,7 +61,7 @@ def limits() -> list[LimitUse]:
 
 
 def verdicts(config: Config) -> dict[str, tuple[CheckVerdict, ...]]:
-    """What CRIU would do with the watches of each running container, by database as above."""
+    """The prediction for the watches of each running container, by database as above."""
     try:
         stems = {one.pid: one.name.file_stem for one in find_containers()}
         checked = check_all(NodeCheckOptions(config=config)).containers

@@ -1,8 +1,8 @@
 """Deletes old rows from the server: whole weeks of them, as partitions.
 
-The server keeps a row for as long as it was told, also if the node has deleted it long ago. A week
-is dropped when all of it is older. Stale mappings go by the time when they went stale. A database
-that was not pushed since then goes with its mappings, and a node without databases too.
+The server keeps a row until `prune` deletes it, also if the node has deleted it long ago. `prune`
+drops a week if all its rows are older. It deletes stale mappings by the time when they went stale,
+a database that was not pushed since then with its mappings, and a node without databases.
 """
 
 from __future__ import annotations

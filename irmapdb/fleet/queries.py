@@ -50,7 +50,7 @@ _ALL = (
     ),
     saved_query(
         "verdicts",
-        "images that CRIU would fail on, by the last check of each container, and what to do",
+        "images that CRIU would fail on, by the last check of each container, and the remedy",
         """
         SELECT image, verdict, count(*) AS containers, sum(watches) AS watches,
             max(why) AS why, max(advice) AS advice

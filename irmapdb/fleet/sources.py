@@ -48,7 +48,7 @@ class ContainerFacts(Record):
 
 
 class CheckVerdict(Record):
-    """What CRIU would do with some watches of a container: a row of `irmapdb check --all`."""
+    """The prediction for some watches of a container: a row of `irmapdb check --all`."""
 
     at: datetime
     verdict: str
@@ -61,7 +61,7 @@ class CheckVerdict(Record):
 
 
 class LimitUse(Record):
-    """A limit of the kernel for one user, and how much of it is in use."""
+    """A limit of the kernel for one user, and its use."""
 
     name: str
     uid: int

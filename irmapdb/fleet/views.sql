@@ -1,7 +1,7 @@
--- The views of the fleet's database. docs/fleet.md has the questions that each of them answers.
+-- The views of the fleet's database. docs/fleet.md describes each of them.
 --
--- Plain SQL of PostgreSQL 15, so that psql, Grafana and pandas run every one of them. In all:
---   path        text; a path that is no UTF-8, or has a NUL, with \ooo for its odd bytes
+-- Plain SQL of PostgreSQL 15, so that psql, Grafana and pandas run all views. In each view:
+--   path        text; if a path is not UTF-8, or has a NUL, \ooo stands for each such byte
 --   path_raw    the bytes of the path
 --   dev, ino    as irmap.db has them: ino is a signed number
 -- security_invoker: the row-level security of the reader applies, not that of the owner.
@@ -39,7 +39,7 @@ FROM database
 JOIN node ON node.id = database.node_id;
 
 CREATE VIEW nodes WITH (security_invoker = true) AS
--- every node: its version, when it pushed last, and how far its clock is off
+-- every node: its version, the time of its last push, and the error of its clock
 SELECT
     node.cluster, node.name AS node, node.version, node.last_push_at,
     round(extract(epoch FROM now() - node.last_push_at))::bigint AS behind_s,
@@ -52,7 +52,7 @@ LEFT JOIN database ON database.node_id = node.id
 GROUP BY node.id;
 
 CREATE VIEW last_steps WITH (security_invoker = true) AS
--- the last pre-dump or dump of each container that came to its end
+-- the last finished pre-dump or dump of each container
 SELECT
     containers.cluster, containers.node, containers.namespace, containers.pod,
     containers.container, containers.container_name, containers.image, run.event,
@@ -69,8 +69,8 @@ JOIN LATERAL (
 ) AS run ON true;
 
 CREATE VIEW last_verdicts WITH (security_invoker = true) AS
--- what CRIU would do with the watches of each container, by its last check: why and advice stand at
--- the worst verdict
+-- the prediction for the watches of each container, by its last check. Only the row of the worst
+-- verdict has why and advice
 SELECT
     containers.cluster, containers.node, containers.namespace, containers.pod,
     containers.container, containers.container_name, containers.image, last.at, last.verdict,
@@ -95,7 +95,7 @@ WHERE last_steps.unresolved > 0 AND listed_watch.path IS NULL
     AND listed_watch.why NOT LIKE '%: deleted';
 
 CREATE VIEW failing_containers WITH (security_invoker = true) AS
--- the containers whose next dump would fail, or lose a watch: how many watches, and why
+-- the containers whose next dump would fail, or lose a watch: the number of watches, and the reason
 SELECT
     cluster, node, namespace, pod, container, container_name, image, count(*) AS watches,
     mode() WITHIN GROUP (ORDER BY why) AS most_frequent_why, max(started_at) AS seen_at, database_id
@@ -111,8 +111,8 @@ FROM failing_watches
 GROUP BY image, why;
 
 CREATE VIEW stops WITH (security_invoker = true) AS
--- how long the tasks stood still, and the parts of that time. freeze: by irmapdb dump; pause: the
--- part of an engine's pause that the hook took
+-- the time in which the tasks were stopped, and its parts. freeze: by irmapdb dump; pause: the time
+-- of the hook in an engine's pause
 SELECT
     containers.cluster, containers.node, containers.namespace, containers.pod,
     containers.container, containers.container_name, containers.image, run.started_at,
@@ -133,7 +133,7 @@ JOIN containers ON containers.database_id = run.database_id
 WHERE greatest(run.frozen_us, run.paused_us) > 0;
 
 CREATE VIEW stale_paths WITH (security_invoker = true) AS
--- the paths that no longer hold: since when, why, and where the file is now
+-- the stale paths: since when, the reason, and the present path of the file
 SELECT
     containers.cluster, containers.node, containers.namespace, containers.pod,
     containers.container, containers.container_name, containers.image, stale.stale_at,
@@ -154,7 +154,7 @@ LEFT JOIN LATERAL (
 WHERE stale.stale_at IS NOT NULL;
 
 CREATE VIEW limits WITH (security_invoker = true) AS
--- how much of the inotify and fanotify limits each user of each node had in use at the last push
+-- the use of the inotify and fanotify limits by each user of each node, at the last push
 SELECT
     node.cluster, node.name AS node, node_limit.name AS "limit", node_limit.uid, node_limit.used,
     node_limit."limit" AS maximum,
@@ -164,7 +164,7 @@ FROM node_limit
 JOIN node ON node.id = node_limit.node_id;
 
 CREATE VIEW hooks WITH (security_invoker = true) AS
--- the last step of each container, and what came of the last attempt. NULL: none came to its end
+-- the last step of each container, and the outcome of the last attempt. NULL: none has finished
 SELECT
     containers.cluster, containers.node, containers.namespace, containers.pod,
     containers.container, containers.container_name, containers.image,
