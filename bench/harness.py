@@ -87,6 +87,7 @@ class Bench:
             raise BenchError(f"{place} is not yours", advice="name another place with --dir")
         holder = tempfile.TemporaryDirectory(prefix="run-", dir=place)
         self._scratch = Path(self._stack.enter_context(holder))
+        self._cores = os.sched_getaffinity(0)
         os.sched_setaffinity(0, {self.settings.core})
         return self
 
@@ -106,6 +107,15 @@ class Bench:
                 self.say(f"building the tree: {files:,} of {settings.files:,} files")
 
         return tree.prepare(settings.place, settings.directories, settings.files, progress)
+
+    @contextlib.contextmanager
+    def on_every_core(self) -> Iterator[None]:
+        """For the start of a server, which is not what is measured: it may use every core."""
+        os.sched_setaffinity(0, self._cores)
+        try:
+            yield
+        finally:
+            os.sched_setaffinity(0, {self.settings.core})
 
     @property
     def full_size(self) -> bool:

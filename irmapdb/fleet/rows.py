@@ -1,7 +1,7 @@
-"""Sends rows to the server: arrays for a few thousand, COPY for watches.
+"""Sends rows to the server: COPY for new ones, arrays for rows that may be there.
 
-An array for each column needs one statement and no temporary table. Watches are by far the most
-rows, so they come as lines for COPY (irmapdb.store.copy_text).
+An array for each column needs one statement and no temporary table, and it can update. Watches are
+by far the most rows, so they come as lines for COPY (irmapdb.store.copy_text).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from irmapdb.store.snapshot import RunRows
 
-__all__ = ["WatchList", "add_rows", "array_of", "copy_lines"]
+__all__ = ["WatchList", "add_rows", "array_of", "copy_lines", "copy_rows"]
 
 _BATCH = 5000
 _COPY_BYTES = 1 << 18
@@ -105,3 +105,14 @@ def copy_lines(cursor: Cursor[Any], table: str, prefix_lines: Iterable[tuple[str
                 copy.write("".join(part))
                 part, size = [], 0
         copy.write("".join(part))
+
+
+def copy_rows(
+    cursor: Cursor[Any], table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]
+) -> None:
+    """COPY rows into a table."""
+    if not rows:
+        return
+    with cursor.copy(f"COPY {table} ({', '.join(columns)}) FROM STDIN") as copy:
+        for row in rows:
+            copy.write_row(row)

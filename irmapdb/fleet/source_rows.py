@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 
 from sqlalchemy import text
 
 from irmapdb.fleet import tables
 from irmapdb.fleet.driver import psycopg
-from irmapdb.fleet.rows import WatchList, add_rows, copy_lines
+from irmapdb.fleet.rows import WatchList, add_rows, copy_lines, copy_rows
 from irmapdb.fleet.sources import CheckVerdict
 from irmapdb.record import Record
 from irmapdb.store.snapshot import CHANGE_COLUMNS, MAPPING_COLUMNS, RUN_COLUMNS, Last, RunRows
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from psycopg import Cursor
-    from sqlalchemy import Connection
+    from sqlalchemy import Connection, Table
 
     from irmapdb.store.snapshot import Snapshot
 
@@ -47,7 +47,6 @@ _UPSERT = (
 _REPLACED = "ON CONFLICT (database_id, verdict) DO UPDATE SET " + ", ".join(
     f"{name} = excluded.{name}" for name in CheckVerdict._fields
 )
-_STAGED = {"listed_watch": "staged_watch", "listed_tried": "staged_tried"}
 
 
 class Claim(Record):
@@ -263,9 +262,11 @@ class _Sender:
             sources += [(self._database_id, period, row[_UUID], *one) for one in rows.sources]
         self._send_lists(lists)
         columns = ("database_id", "period", "watch_list", *RUN_COLUMNS)
-        add_rows(self._cursor, tables.run, columns, runs)
+        with self._copying(tables.run) as table:
+            copy_rows(self._cursor, table, columns, runs)
         columns = ("database_id", "period", "run", "source", "identities")
-        add_rows(self._cursor, tables.run_source, columns, sources)
+        with self._copying(tables.run_source) as table:
+            copy_rows(self._cursor, table, columns, sources)
 
     def _send_lists(self, lists: dict[tuple[date, str], WatchList]) -> None:
         if not lists:
@@ -279,22 +280,26 @@ class _Sender:
         wanted = {key: lists[key] for key in self._cursor.fetchall()}
         watches = {key: one.watches for key, one in wanted.items()}
         tried = {key: one.tried for key, one in wanted.items() if one.tried}
-        self._copy("listed_watch", _with_prefix(self._database_id, watches))
+        with self._copying(tables.listed_watch) as table:
+            copy_lines(self._cursor, table, _with_prefix(self._database_id, watches))
         if tried:
-            self._copy("listed_tried", _with_prefix(self._database_id, tried))
+            with self._copying(tables.listed_tried) as table:
+                copy_lines(self._cursor, table, _with_prefix(self._database_id, tried))
         self._listed |= lists.keys()
 
-    def _copy(self, table: str, lines: Iterable[tuple[str, str]]) -> None:
+    @contextmanager
+    def _copying(self, table: Table) -> Iterator[str]:
+        # The table to COPY to, directly or by way of a temporary one.
         if not self._is_staged:
-            copy_lines(self._cursor, table, lines)
+            yield table.name
             return
-        staged = f"pg_temp.{_STAGED[table]}"
+        name = f"staged_{table.name}"
+        staged = f"pg_temp.{name}"
         self._cursor.execute(
-            f"CREATE TEMPORARY TABLE IF NOT EXISTS {_STAGED[table]} (LIKE {table})"
-            " ON COMMIT DELETE ROWS"
+            f"CREATE TEMPORARY TABLE IF NOT EXISTS {name} (LIKE {table.name}) ON COMMIT DELETE ROWS"
         )
-        copy_lines(self._cursor, staged, lines)
-        self._cursor.execute(f"INSERT INTO {table} SELECT * FROM {staged}")  # noqa: S608 ours
+        yield staged
+        self._cursor.execute(f"INSERT INTO {table.name} SELECT * FROM {staged}")  # noqa: S608 ours
         self._cursor.execute(f"TRUNCATE {staged}")
 
     def _send_changes(self, snapshot: Snapshot, new: _New) -> int:
