@@ -134,6 +134,9 @@ def _at(begin: datetime, minutes: int) -> str:
 _FILL = """
 INSERT INTO node (name, cluster, version, first_push_at, last_push_at, clock_offset_s)
 SELECT 'node-' || n, 'bench', '1', now(), now(), 0 FROM generate_series(1, {databases} / 10) AS n;
+INSERT INTO node_limit
+SELECT n, 'inotify/max_user_watches', now(), uid, (n * 7 + uid) % 1000, 1000
+FROM generate_series(1, {databases} / 10) AS n, generate_series(1000, 1009) AS uid;
 INSERT INTO database (node_id, uuid, file, schema, container, image, pod, namespace, first_push_at,
     last_push_at, pushes, last_run_id, last_change_id)
 SELECT 1 + n % ({databases} / 10), gen_random_uuid(), '/var/lib/irmapdb/x.db', '1', 'c-' || n,

@@ -7,7 +7,7 @@ from sqlalchemy import text
 from irmapdb.errors import DatabaseError
 from irmapdb.fleet import schema
 from irmapdb.record import Record
-from irmapdb.store.snapshot import Snapshot
+from irmapdb.store.snapshot import RUN_COLUMNS, Snapshot
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DatabaseState", "FleetState", "check"]
 
+_UUID, _STARTED_AT = map(RUN_COLUMNS.index, ("uuid", "started_at"))
 _NODE = text("SELECT last_push_at, clock_offset_s FROM node WHERE name = :name")
 _KNOWN = text("""
 SELECT database.id, database.last_push_at
@@ -37,8 +38,9 @@ ORDER BY node.name
 """)
 _MISSING = text("""
 SELECT count(*)
-FROM unnest(CAST(:uuids AS uuid[])) AS given(uuid)
-WHERE NOT EXISTS (SELECT FROM run WHERE run.database_id = :id AND run.uuid = given.uuid)
+FROM unnest(CAST(:uuids AS uuid[]), CAST(:times AS timestamptz[])) AS given(uuid, at), retention
+WHERE irmapdb_period(given.at) >= retention.pruned_before
+    AND NOT EXISTS (SELECT FROM run WHERE run.database_id = :id AND run.uuid = given.uuid)
 """)
 
 
@@ -49,7 +51,7 @@ class DatabaseState(Record):
     runs: int = 0
     """Runs in the file."""
     runs_behind: int = 0
-    """Those that the server does not have; runs that it has pruned count too."""
+    """Those that the server does not have, without those that it has pruned."""
     last_push_at: datetime | None = None
     """None: never."""
     other_nodes: tuple[str, ...] = ()
@@ -92,15 +94,15 @@ def check(server: Server, node: str, sources: Iterable[PushSource]) -> FleetStat
 def _compare(connection: Connection, node: str, source: PushSource) -> DatabaseState:
     try:
         with Snapshot.open(source.file) as snapshot:
-            uuids = [row[1] for row in snapshot.runs()]
+            runs = snapshot.runs()
             origin = snapshot.origin
     except DatabaseError as error:
         return DatabaseState(source.file, problem=str(error))
     key = {"name": node, "uuid": origin}
     others = tuple(connection.scalars(_ELSEWHERE, key))
     known = connection.execute(_KNOWN, key).one_or_none()
-    if known is None:
-        return DatabaseState(source.file, len(uuids), len(uuids), None, others)
-    database_id, last_push_at = known
-    behind = connection.scalars(_MISSING, {"uuids": uuids, "id": database_id}).one()
-    return DatabaseState(source.file, len(uuids), behind, last_push_at, others)
+    database_id, last_push_at = known or (None, None)
+    uuids, times = ([row[column] for row in runs] for column in (_UUID, _STARTED_AT))
+    values = {"uuids": uuids, "times": times, "id": database_id}
+    behind = connection.scalars(_MISSING, values).one()
+    return DatabaseState(source.file, len(runs), behind, last_push_at, others)

@@ -129,10 +129,18 @@ def _push_one(link: _Link, source: PushSource) -> Pushed:
             if sent is not None:
                 return Pushed(source.file, origin, sent)
     except DatabaseError as error:
-        _log.warning("%s", error)
-        return Pushed(source.file, None, None, str(error))
+        return _unreadable(source, str(error))
+    except MemoryError:
+        # A tenant can set very many watches; the databases of the others are pushed.
+        why = "it needs more memory than this process may use"
+        return _unreadable(source, f"{printable(source.file)}: {why}")
     message = f"{printable(source.file)}: another process pushes it all the time"
     raise FleetError(message, advice="run one push at a time")
+
+
+def _unreadable(source: PushSource, problem: str) -> Pushed:
+    _log.warning("%s", problem)
+    return Pushed(source.file, None, None, problem)
 
 
 def _origin_of(path: bytes) -> str:

@@ -20,6 +20,7 @@ from irmapdb.fleet import source_rows as sending
 from irmapdb.fleet.push import PushOptions, push
 from irmapdb.fleet.server import find_server
 from irmapdb.fleet.sources import node_facts, sources
+from irmapdb.store.snapshot import Snapshot
 from irmapdb.store.version import HEAD
 from tests.support.cli import irmapdb
 from tests.support.fleet_rows import HOSTILE, assert_same, server_rows, source_rows
@@ -249,6 +250,22 @@ def test_an_error_on_a_later_page_leaves_no_row_and_no_thread(
     opened = [os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")]
     assert str(path) not in opened
     assert [rows for rows in server_rows(url).values() if rows] == []
+
+
+def test_a_database_that_needs_too_much_memory_harms_no_other(url, maker, tmp_path, monkeypatch):
+    large, small = maker.make(tmp_path / "large.db"), maker.make(tmp_path / "small.db")
+    read = Snapshot.rows_of_runs
+
+    def limited(snapshot, first, last):
+        if snapshot.path == bytes(large):
+            raise MemoryError
+        return read(snapshot, first, last)
+
+    monkeypatch.setattr(Snapshot, "rows_of_runs", limited)
+    first, second = _push(url, large, small, code=3)
+    assert "large.db: it needs more memory" in first["problem"]
+    assert second["problem"] == ""
+    assert_same(server_rows(url), source_rows({"one": [small]}))
 
 
 def test_words_that_postgresql_refuses_arrive_with_escapes(url, maker, tmp_path):

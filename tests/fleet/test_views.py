@@ -315,6 +315,8 @@ def test_a_tenant_sees_its_namespaces(postgres, url, maker, tmp_path):
             url,
             f"UPDATE database SET namespace = 'team-{name}' WHERE file LIKE '%/{name}.db'::bytea",
         )
+    for path in paths:
+        _push_with_facts(url, path, verdicts=_VERDICTS[:1], facts=ContainerFacts())
     everything = server_rows(url)
     for role in ("team_a", "all_teams", "stranger"):
         _run(url, f"CREATE ROLE {role}_{find_server(url).url.database} LOGIN")
@@ -331,6 +333,9 @@ def test_a_tenant_sees_its_namespaces(postgres, url, maker, tmp_path):
     tenant = _as(postgres, url, f"team_a_{name}")
     assert len(_rows(tenant, "SELECT * FROM containers")) == 1
     assert len(_rows(tenant, "SELECT * FROM stops")) == 1
+    for table in ("verdict", "current_verdict", "last_verdicts"):
+        assert len(_rows(tenant, f"SELECT * FROM {table}")) == 1
+        assert len(_rows(url, f"SELECT * FROM {table}")) == 3
     for sql in (
         "UPDATE database SET namespace = 'team-a'",
         "SELECT * FROM access",
@@ -361,6 +366,9 @@ def test_a_node_with_its_own_role_reaches_no_other_rows(postgres, url, maker, tm
         assert irmapdb("fleet", "grant", f"{role}_{name}", "--push", "--to", url).code == 0
     as_one, as_two = (_as(postgres, url, f"{role}_{name}") for role in ("node_one", "node_two"))
     _push(as_one, one, node="one")
+    for verdicts in (_VERDICTS, _VERDICTS[:1]):
+        _push_with_facts(as_one, one, verdicts=verdicts)
+    assert len(_rows(as_one, "SELECT * FROM current_verdict")) == 2
     before = server_rows(url)
     assert before["watch"]
     done = irmapdb("fleet", "push", two, "--to", as_two, "--node", "one")
@@ -373,6 +381,13 @@ def test_a_node_with_its_own_role_reaches_no_other_rows(postgres, url, maker, tm
     after = server_rows(url)
     kept = {table: [row for row in after[table] if row[0] == "one"] for table in before}
     assert_same(kept, before)
+    assert _rows(as_two, "SELECT * FROM current_verdict") == []
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        _run(
+            as_two,
+            "INSERT INTO current_verdict SELECT 1, now(), 'path', 1, NULL, NULL, false"
+            " ON CONFLICT (database_id, verdict) DO UPDATE SET watches = 0",
+        )
     seen = _run(as_two, "SELECT name FROM node")
     assert seen == [("two",)]
     runs = "SELECT count(*) FROM run"
@@ -419,6 +434,9 @@ def test_prune_deletes_whole_weeks_and_nothing_comes_back(url, maker, tmp_path):
     maker.add(path, runs=1, begin=now)
     _push(url, path, node="one")
     assert len(server_rows(url)["run"]) == 3
+    done = irmapdb("fleet", "check", path, "--to", url, "--node", "one", "--json")
+    (state,) = json.loads(done.out)["databases"]
+    assert (done.code, state["runs"], state["runs_behind"]) == (0, 7, 0)
     assert "gone: 0 weeks" in irmapdb("fleet", "prune", "--to", url, "--older-than", "60d").out
 
 
