@@ -5,14 +5,14 @@
 --   inode         unsigned: INTEGER, but TEXT from 2^63 on, more than SQLite's integers hold
 --   in_criu_log   fe00000:2e3, as CRIU's log prints the two of them
 --   dev, ino      as the tables have them (ino is signed there): for joins, and for the index
---   rowid         identifies the row: without it datasette cannot show a BLOB (simonw/datasette#2601)
+--   rowid         the row: without it datasette cannot show a BLOB (simonw/datasette#2601)
 -- Two rows are about the same inode if device and inode are equal, and also the handles if both
 -- rows have one. A path stays TEXT or BLOB: no view converts bytes that are not UTF-8 to text.
 --
 -- A change here is a new revision: irmapdb.store.views describes its way into a database.
 
 CREATE VIEW all_mappings AS
--- every path that is known or was, and whether it holds
+-- every path, known now or earlier, and its state
 SELECT
     path,
     CASE
@@ -38,7 +38,7 @@ SELECT
 FROM mapping;
 
 CREATE VIEW live_mappings AS
--- the paths that hold as far as is known
+-- the paths that are not stale
 SELECT
     path, state, device, inode, in_criu_log, handle, found_by, first_seen_at, proved_at, used_at,
     mount_namespace, mapping_id, dev, ino, rowid
@@ -46,7 +46,7 @@ FROM all_mappings
 WHERE stale_at IS NULL;
 
 CREATE VIEW stale_mappings AS
--- the paths that no longer hold, the last first: since when, why, and where the file is now
+-- the stale paths, the last one first: since when, the reason, and the present path of the file
 SELECT
     path,
     stale_reason,
@@ -59,7 +59,7 @@ SELECT
     (
         SELECT live.path
         FROM mapping AS live
-        -- Not by the number alone, which may be another file's by now.
+        -- Not by the number alone: another file may have it now.
         WHERE live.dev = stale.dev AND live.ino = stale.ino AND live.mntns = stale.mntns
             AND live.stale_at IS NULL
             AND live.handle_type = stale.handle_type AND live.handle = stale.handle
@@ -88,7 +88,7 @@ FROM (
 ORDER BY stale_at DESC, id DESC;
 
 CREATE VIEW mappings_by_last_proof AS
--- the live paths, the longest unproved first, those that were never proved before them
+-- the live paths: first those that were never proved, then the longest unproved ones
 SELECT
     path,
     CASE
@@ -116,7 +116,7 @@ FROM (
 ORDER BY proved_at, mapping_id;
 
 CREATE VIEW inodes_with_several_paths AS
--- the live paths of inodes that have more than one: hard links, bind mounts
+-- the live paths of inodes with more than one path: hard links, bind mounts
 SELECT
     paths, path, device, inode, in_criu_log, handle, state, proved_at, mount_namespace,
     mapping_id, dev, ino, mapping_id AS rowid
@@ -152,13 +152,13 @@ JOIN (
 ORDER BY dev, ino, handle, mapping_id;
 
 CREATE VIEW last_run AS
--- the last pre-dump or dump that came to its end: what "now" means in the views below
+-- the last finished pre-dump or dump: the views below are about this run
 SELECT max(id) AS run_id
 FROM run
 WHERE event IN ('pre-dump', 'dump') AND outcome NOT LIKE 'failed:%';
 
 CREATE VIEW all_watches AS
--- what each run saw: who watches what, and for which events
+-- the watches of each run: the process, the path, and the events
 SELECT
     run_id,
     pid,
@@ -203,7 +203,7 @@ SELECT
 FROM watch;
 
 CREATE VIEW last_watches AS
--- what the last run saw
+-- the watches of the last run
 SELECT
     pid, process, fd, kind, wd, path, device, inode, in_criu_log, handle, events, why,
     mount_namespace, run_id, watch_id, dev, ino, watch_id AS rowid
@@ -269,8 +269,8 @@ FROM (
             ELSE CAST(rtrim(parent, '/') AS BLOB)
         END AS directory
     FROM (
-        -- All that is no "/" is taken off the end. char(1) keeps bytes apart that the "/"
-        -- between them kept apart, lest they make a character of their own.
+        -- rtrim removes all characters but "/" from the end. char(1) takes the place of each "/":
+        -- else the bytes before and after it could together be one character.
         SELECT path, pid, watch_id, CASE typeof(path)
             WHEN 'text' THEN rtrim(path, replace(path, '/', ''))
             ELSE CAST(rtrim(path, replace(path, '/', char(1))) AS BLOB)
@@ -283,7 +283,7 @@ GROUP BY CAST(directory AS BLOB)
 ORDER BY watches DESC, directory;
 
 CREATE VIEW unwatched_mappings AS
--- the live paths that nobody watched in the last run, the longest unused first
+-- the live paths without a watch in the last run, the longest unused first
 SELECT
     path, used_at, proved_at, first_seen_at, found_by, device, inode, in_criu_log,
     mount_namespace, mapping_id, dev, ino, mapping_id AS rowid
@@ -311,8 +311,8 @@ WHERE mapping_id IN (
 ORDER BY used_at, mapping_id;
 
 CREATE VIEW next_scan AS
--- what is watched, has a name as far as is known, and has no live path: the next step has to
--- search for it
+-- the watched inodes without a live path that are not known to be deleted: the next step must
+-- search for them
 SELECT
     coalesce(
         max(seen.path),
@@ -356,8 +356,8 @@ WHERE seen.run_id = (SELECT run_id FROM last_run)
             AND (live.handle IS NULL OR seen.handle IS NULL
                 OR (live.handle_type = seen.handle_type AND live.handle = seen.handle))
     )
-    -- What an audit has found since: the inode is no more. (One that it knows to be there, under
-    -- whatever name, it marks as moved.) And where nothing is mounted nothing is scanned.
+    -- An audit has found since then that the inode is deleted (an inode with an unknown name is
+    -- `moved`), or that its device is not mounted: then there is nothing to scan.
     AND NOT EXISTS (
         SELECT 1
         FROM mapping AS lost
@@ -375,7 +375,7 @@ GROUP BY seen.dev, seen.ino, seen.handle_type, seen.handle
 ORDER BY min(seen.id);
 
 CREATE VIEW change_log AS
--- what happened to the mappings, and in which run
+-- the changes of the mappings, with their runs
 SELECT
     change.at,
     change.kind AS what,
@@ -400,7 +400,7 @@ LEFT JOIN run ON run.id = change.run_id
 ORDER BY change.id;
 
 CREATE VIEW inode_history AS
--- the same, with what came from images, in the order of time: choose one inode with WHERE
+-- the same, and the imports from images, in the order of time: choose one inode with WHERE
 SELECT *
 FROM (
     SELECT
@@ -417,7 +417,7 @@ FROM (
 ORDER BY at, change_id;
 
 CREATE VIEW run_summary AS
--- each run in a line: how long the tasks stood still, and what was found how
+-- each run in a line: the time in which the tasks were frozen, and the sources of the paths
 SELECT
     id AS run_id,
     event,
@@ -450,9 +450,9 @@ FROM run
 ORDER BY id;
 
 CREATE VIEW frozen_dumps AS
--- what the time went into for which the tasks stood still: in the freeze of irmapdb dump, and of
--- an engine's pause the part that the hook took, before CRIU's own freeze. NULL: does not apply, or
--- the irmapdb that wrote it did not measure it
+-- the parts of the time in which the tasks were stopped: in the freeze of irmapdb dump, and by the
+-- hook in an engine's pause, before CRIU's own freeze. NULL: does not apply, or an older irmapdb
+-- did not measure it
 SELECT
     run_id,
     started_at,
@@ -488,7 +488,7 @@ FROM (
 ORDER BY run_id;
 
 CREATE VIEW cache_entries AS
--- what irmap-cache holds, in its order: CRIU tries the last entry of an inode first
+-- the entries of irmap-cache, in its order: CRIU tries the last entry of an inode first
 SELECT
     image_entry.position,
     all_mappings.path,
