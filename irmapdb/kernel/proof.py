@@ -13,7 +13,7 @@ import errno
 import os
 
 from irmapdb.kernel import syscalls
-from irmapdb.kernel.syscalls import AT_EMPTY_PATH, AT_HANDLE_FID
+from irmapdb.kernel.syscalls import AT_EMPTY_PATH, AT_HANDLE_FID, Descriptor
 from irmapdb.kernel.uniqueness import may_be_another
 from irmapdb.model import Identity, StaleReason, is_canonical, kdev_of
 
@@ -75,11 +75,8 @@ def identify(root: Root, path: bytes) -> Identity:
 
     OSError: ENOENT, ENOTDIR, ELOOP (a link on the way), EACCES; ValueError: a NUL byte.
     """
-    fd = root.open(path)
-    try:
+    with Descriptor(root.open(path)) as fd:
         return identify_fd(root, fd)
-    finally:
-        os.close(fd)
 
 
 def disproof(
@@ -100,15 +97,10 @@ def disproof(
         something = _is_mounted(root, wanted) and _is_something(root, path)
         return StaleReason.REPLACED if something else StaleReason.UNMOUNTED
     try:
-        fd = root.open(path)
+        with Descriptor(root.open(path)) as fd:
+            return disproof_of_fd(root, wanted, fd)
     except OSError as error:
         return _unreadable(error)
-    try:
-        return disproof_of_fd(root, wanted, fd)
-    except OSError as error:
-        return _unreadable(error)
-    finally:
-        os.close(fd)
 
 
 def disproof_of_watch(

@@ -27,6 +27,7 @@ from irmapdb.kernel.freeze.pause import find_pause
 from irmapdb.kernel.proc import tasks
 from irmapdb.kernel.proc.survey import read_survey
 from irmapdb.kernel.root import open_root
+from irmapdb.kernel.syscalls import Descriptor
 from irmapdb.model import CacheEntry, Mapping, Source
 from irmapdb.record import Record
 from irmapdb.resolve.search import Search
@@ -291,8 +292,8 @@ def open_work_dir(request: Request, pids: Collection[int]) -> Iterator[str]:
         if request.criu in pids:
             message = f"task {request.criu} is one of the container's"
             raise TaskError(message)
-        fd = os.open(f"/proc/{request.criu}/cwd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        with Descriptor(os.open(f"/proc/{request.criu}/cwd", flags)) as fd:
             poll = select.poll()
             poll.register(pidfd, select.POLLIN)
             if poll.poll(0):  # then it may be the cwd of another process
@@ -303,7 +304,5 @@ def open_work_dir(request: Request, pids: Collection[int]) -> Iterator[str]:
                 message = "others than root may write to the work dir"
                 raise TaskError(message)
             yield f"/proc/self/fd/{fd}"
-        finally:
-            os.close(fd)
     finally:
         os.close(pidfd)

@@ -8,6 +8,7 @@ import stat
 
 from irmapdb.kernel.proc.holders import deleted_holders
 from irmapdb.kernel.root import open_root
+from irmapdb.kernel.syscalls import Descriptor
 from irmapdb.model import MarkKind
 from irmapdb.node.ps_rows import WatchedPath
 from irmapdb.resolve.search import Search
@@ -98,13 +99,10 @@ class WatchedPaths:
         if root.may_block(row.identity.kdev):
             return False
         try:
-            fd = root.open(path)
+            with Descriptor(root.open(path)) as fd:
+                return stat.S_ISDIR(os.fstat(fd).st_mode)
         except OSError:
             return False
-        try:
-            return stat.S_ISDIR(os.fstat(fd).st_mode)
-        finally:
-            os.close(fd)
 
     def find(self, survey: Survey, *, holders: bool) -> Iterator[WatchedPath]:
         """Each watch and mark of the tasks in `comms`, in the order of the survey.

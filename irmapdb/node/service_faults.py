@@ -17,6 +17,7 @@ from irmapdb.criu import config_files
 from irmapdb.criu.hook_script import SCRIPT_PATH
 from irmapdb.errors import FileError
 from irmapdb.kernel.proc import tasks
+from irmapdb.kernel.syscalls import Descriptor
 from irmapdb.node.rundir import RUN_DIRECTORY, RunDirectory
 from irmapdb.node.service_lock import ServiceLock
 from irmapdb.node.unit import UNIT_DIRECTORY, UNIT_NAME
@@ -100,8 +101,8 @@ def ask_service(run: Path, wait_s: float = 5.0) -> float | None:
     os.mkfifo(reply, 0o600)
     try:
         # Also for writing: else it would be at its end at once.
-        fd = os.open(reply, os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
+        flags = os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+        with Descriptor(os.open(reply, flags)) as fd:
             line = f"1 pre-dump {me.pid} {me.pid} {me.starttime} - {name}\n"
             if not ServiceLock(run).request(line.encode()):
                 return None
@@ -109,8 +110,6 @@ def ask_service(run: Path, wait_s: float = 5.0) -> float | None:
             poll.register(fd, select.POLLIN)
             if not poll.poll(wait_s * 1000) or not os.read(fd, _REPLY_BYTES):
                 return None
-        finally:
-            os.close(fd)
     finally:
         reply.unlink(missing_ok=True)
     return time.monotonic() - begun_s

@@ -6,6 +6,7 @@ import os
 
 from irmapdb.kernel import proof
 from irmapdb.kernel.proc import open_files
+from irmapdb.kernel.syscalls import Descriptor
 from irmapdb.model import Source
 from irmapdb.resolve.engine import Candidate, Deleted, Note
 from irmapdb.resolve.mount_points import at_mount_points
@@ -63,24 +64,19 @@ class OpenFiles:
         deleted: set[Identity],
     ) -> Iterator[Answer]:
         try:
-            fd = os.open(link, os.O_PATH | os.O_CLOEXEC)
+            with Descriptor(os.open(link, os.O_PATH | os.O_CLOEXEC)) as fd:
+                # By its mount, and not by its name: a stat on a mount that is not wanted could wait
+                # for long.
+                mount = self._root.mounts.by_id.get(proof.mount_id(fd))
+                if mount is None or mount.kdev not in kdevs:
+                    return
+                status = os.fstat(fd)
+                candidates = by_ino.get(status.st_ino)
+                if not candidates:
+                    return
+                found = proof.identify_fd(self._root, fd)
         except OSError:
             return
-        try:
-            # By its mount, and not by its name: a stat on a mount that is not wanted could wait for
-            # long.
-            mount = self._root.mounts.by_id.get(proof.mount_id(fd))
-            if mount is None or mount.kdev not in kdevs:
-                return
-            status = os.fstat(fd)
-            candidates = by_ino.get(status.st_ino)
-            if not candidates:
-                return
-            found = proof.identify_fd(self._root, fd)
-        except OSError:
-            return
-        finally:
-            os.close(fd)
         for identity in candidates:
             if not found.matches(identity):
                 continue

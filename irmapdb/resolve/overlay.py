@@ -205,15 +205,10 @@ class _Overlay:
         if mount is None or mount.kdev != identity.kdev:
             return False
         try:
-            fd = self._root.open(path)
+            with Descriptor(self._root.open(path)) as fd:
+                handle, _ = syscalls.name_to_handle_at(fd, b"", AT_EMPTY_PATH | AT_HANDLE_FID)
         except (OSError, ValueError):
             return False
-        try:
-            handle, _ = syscalls.name_to_handle_at(fd, b"", AT_EMPTY_PATH | AT_HANDLE_FID)
-        except OSError:
-            return False
-        finally:
-            os.close(fd)
         return handle == identity.handle
 
     def _cold(

@@ -229,15 +229,10 @@ def _mount_at(root: Root, name: bytes, is_layer: Callable[[int], bool]) -> Mount
     if not name.startswith(b"/"):
         return None
     try:
-        fd = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        with Descriptor(os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
+            mnt_id = syscalls.statx(fd).mnt_id if is_layer(fd) else None
     except (OSError, ValueError):
         return None
-    try:
-        mnt_id = syscalls.statx(fd).mnt_id if is_layer(fd) else None
-    except OSError:
-        return None
-    finally:
-        os.close(fd)
     return None if mnt_id is None else root.mount_by_id(mnt_id)
 
 

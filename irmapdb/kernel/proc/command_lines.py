@@ -14,6 +14,7 @@ import struct
 
 from irmapdb.kernel.child_call import call_in_child
 from irmapdb.kernel.proc import procfs
+from irmapdb.kernel.syscalls import Descriptor
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -61,14 +62,10 @@ def _read_all(pids: Sequence[int], place: mmap.mmap) -> dict[int, bytes]:
 
 
 def _read(pid: int) -> bytes | None:
+    path = f"{procfs.ROOT}/{pid}/cmdline"
     try:
-        fd = os.open(f"{procfs.ROOT}/{pid}/cmdline", os.O_RDONLY | os.O_CLOEXEC)
+        with Descriptor(os.open(path, os.O_RDONLY | os.O_CLOEXEC)) as fd:
+            text = os.read(fd, MOST_BYTES)
     except OSError:
         return None
-    try:
-        text = os.read(fd, MOST_BYTES)
-    except OSError:
-        return None
-    finally:
-        os.close(fd)
     return text.rstrip(b"\0").replace(b"\0", b" ")

@@ -8,19 +8,19 @@ get_proc_task in fs/proc/base.c).
 
 from __future__ import annotations
 
-import contextlib
 import os
 
 from irmapdb.errors import TaskError
 from irmapdb.kernel import syscalls
 from irmapdb.kernel.proc import procfs
 from irmapdb.kernel.proc.procfs import living_thread, read_file
+from irmapdb.kernel.syscalls import Descriptor
 from irmapdb.model import printable
 from irmapdb.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
 __all__ = [
     "HIDDEN",
@@ -344,13 +344,8 @@ def _children(task_fd: int, tids: Sequence[int]) -> tuple[int, ...]:
     return tuple(int(pid) for pid in b"".join(found).split())
 
 
-@contextlib.contextmanager
-def _directory(path: str, dir_fd: int | None = None, flags: int = os.O_PATH) -> Iterator[int]:
-    fd = os.open(path, flags | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=dir_fd)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
+def _directory(path: str, dir_fd: int | None = None, flags: int = os.O_PATH) -> Descriptor:
+    return Descriptor(os.open(path, flags | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=dir_fd))
 
 
 def _exists(pid: int) -> bool:
