@@ -46,7 +46,7 @@ from datetime import timedelta
 
 from irmapdb import files
 from irmapdb.errors import ConfigError, FileError
-from irmapdb.model import is_fuse, printable
+from irmapdb.model import is_fuse, printable, printable_text
 from irmapdb.record import Record
 
 TYPE_CHECKING = False
@@ -169,7 +169,7 @@ class ListenAddress(Record):
 
     def __str__(self) -> str:
         if self.path:
-            return printable(self.path.encode("utf-8", "surrogateescape"))
+            return printable_text(self.path)
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 

@@ -47,8 +47,10 @@ __all__ = [
     "is_fuse",
     "kdev_of",
     "major_minor",
+    "one_line",
     "parse_kdev",
     "printable",
+    "printable_text",
 ]
 
 AnyPath = bytes | os.PathLike[str]
@@ -124,6 +126,16 @@ def printable(name: AnyPath) -> str:
         one if one.isprintable() and one != "\\" else _escape(one)  # one character
         for one in text
     )
+
+
+def printable_text(text: str) -> str:
+    """`printable` of a text in which a byte that is no UTF-8 is a lone surrogate."""
+    return printable(text.encode("utf-8", "surrogateescape"))
+
+
+def one_line(text: str) -> str:
+    """A text of several names, each printable already; escaped whole if it is not."""
+    return text if text.isprintable() else ascii(text)[1:-1]
 
 
 def from_printable(text: str) -> bytes:

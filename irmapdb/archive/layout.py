@@ -20,7 +20,7 @@ from irmapdb.archive.decompress import Allowance, unpacked
 from irmapdb.archive.members import walk
 from irmapdb.archive.tar import Meter, members
 from irmapdb.errors import ImageError
-from irmapdb.model import printable
+from irmapdb.model import printable, printable_text
 from irmapdb.record import Record
 
 TYPE_CHECKING = False
@@ -43,7 +43,6 @@ __all__ = [
     "limit_of",
     "look_into",
     "names_inside",
-    "printable_text",
     "read_layout",
 ]
 
@@ -242,11 +241,6 @@ def _read(content: Reader, size: int) -> bytes:
         chunks.append(chunk)
         left -= len(chunk)
     return b"".join(chunks)
-
-
-def printable_text(place: str) -> str:
-    """A place in an archive, as people read it."""
-    return printable(place.encode("utf-8", "surrogateescape"))
 
 
 def look_into(

@@ -14,7 +14,7 @@ import enum
 import json
 
 from irmapdb.image.mounts import decode_ghost, decode_mounts
-from irmapdb.model import printable
+from irmapdb.model import printable, printable_text
 from irmapdb.record import Record
 
 TYPE_CHECKING = False
@@ -233,18 +233,14 @@ def _of_volume(volume: str, inside: bytes, asked: _Asked) -> _Pending:
     archive = f"volumes/{volume}.tar"
     if asked.has(archive):
         return _in_archive(OriginKind.VOLUME, archive, inside, asked)
-    what = f"the volume {printable(volume.encode('utf-8', 'surrogateescape'))}"
+    what = f"the volume {printable_text(volume)}"
     why = "its content is not in the checkpoint, so the target host must have it"
     return _Pending(Origin(OriginKind.VOLUME, what, None, why))
 
 
 def _in_archive(kind: OriginKind, archive: str, member: bytes, asked: _Asked) -> _Pending:
     asked.add(archive, member)
-    return _Pending(Origin(kind, _shown(archive), None), archive, member)
-
-
-def _shown(archive: str) -> str:
-    return printable(archive.encode("utf-8", "surrogateescape"))
+    return _Pending(Origin(kind, printable_text(archive), None), archive, member)
 
 
 def _of_bind(wanted: SpecMount, inside: bytes, container: DumpedContainer) -> Origin:

@@ -22,7 +22,7 @@ import typer
 
 from irmapdb.commands.layout import Column, lay_out, wrap
 from irmapdb.errors import UsageError
-from irmapdb.model import printable
+from irmapdb.model import printable, printable_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -188,11 +188,6 @@ def _printable_field(value: Cell) -> str | int | float | None:
         return printable(value)
     # As in the input text: a byte that is not UTF-8 is a surrogate.
     return printable_text(value) if isinstance(value, str) else value
-
-
-def printable_text(text: str) -> str:
-    """`printable` of a text in which a byte that is no UTF-8 is a lone surrogate."""
-    return printable(text.encode("utf-8", "surrogateescape"))
 
 
 def print_table(columns: Sequence[str | Column], rows: Iterable[Sequence[str]]) -> None:

@@ -23,7 +23,7 @@ from irmapdb.image.cache_bytes import cache_bytes, cache_entries
 from irmapdb.kernel.freeze.pause import find_pause
 from irmapdb.kernel.proc import tasks
 from irmapdb.log import warnings_into
-from irmapdb.model import ChangeKind, StaleReason, printable
+from irmapdb.model import ChangeKind, StaleReason, one_line, printable
 from irmapdb.record import Record
 from irmapdb.store.mappings import StoredMappings, open_mappings
 
@@ -463,5 +463,4 @@ def _plural(watches: int) -> str:
 
 def _lines(texts: Iterable[str]) -> tuple[str, ...]:
     # Names are printable already; a foreign error text may still break the line.
-    whole = (text if text.isprintable() else ascii(text)[1:-1] for text in texts)
-    return tuple(text[:_LINE_CHARACTERS] for text in whole)
+    return tuple(one_line(text)[:_LINE_CHARACTERS] for text in texts)

@@ -26,7 +26,7 @@ from collections import Counter
 
 from irmapdb import files
 from irmapdb.errors import FileError
-from irmapdb.model import from_printable, printable
+from irmapdb.model import from_printable, one_line, printable
 from irmapdb.record import Record
 
 TYPE_CHECKING = False
@@ -128,10 +128,14 @@ def append_run(directory: AnyPath, run: HookRun) -> None:
 
 def read_runs(directory: AnyPath) -> HookRuns:
     """The runs in the file of this directory; none if there is no file. FileError."""
+    return _read(_lines(os.fsencode(directory)))
+
+
+def _read(lines: Iterable[str]) -> HookRuns:
     runs: list[HookRun] = []
     sums: Counter[tuple[str, str, str]] = Counter()
     boot_s = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
-    for line in _lines(os.fsencode(directory)):
+    for line in lines:
         if line.startswith("total\t"):
             _add_total(sums, line.split("\t"))
         elif (run := _parsed(line, boot_s)) is not None:
@@ -153,7 +157,7 @@ def _line(run: HookRun) -> str:
         _number(run.pid),
         printable(os.fsencode(run.container[:_NAME_CHARACTERS])) or "-",
         printable(run.work) or "-",
-        (run.text if run.text.isprintable() else ascii(run.text)[1:-1])[:_TEXT_CHARACTERS],
+        one_line(run.text)[:_TEXT_CHARACTERS],
     )
     return "\t".join(fields) + "\n"
 
@@ -207,7 +211,7 @@ def _parsed(line: str, boot_s: float) -> HookRun | None:
             _optional(pid),
             "" if container == "-" else os.fsdecode(from_printable(container)),
             from_printable(work) if work.startswith("/") else b"",
-            text if text.isprintable() else ascii(text)[1:-1],
+            one_line(text),
         )
     except ValueError:
         return None
@@ -252,14 +256,7 @@ def _totals(sums: Counter[tuple[str, str, str]]) -> tuple[Total, ...]:
 def _shorten(top: bytes) -> None:
     # A run that another process adds at this moment may be lost.
     lines = [line for line in _lines(top) if line]
-    boot_s = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
-    sums: Counter[tuple[str, str, str]] = Counter()
     kept = lines[-_KEPT_LINES:]
-    for line in lines[:-_KEPT_LINES]:
-        if line.startswith("total\t"):
-            _add_total(sums, line.split("\t"))
-        elif (run := _parsed(line, boot_s)) is not None:
-            _add(sums, run)
     head = [
         "\t".join(
             (
@@ -272,7 +269,7 @@ def _shorten(top: bytes) -> None:
                 str(round(one.paused_s * 1_000_000)),
             )
         )
-        for one in _totals(sums)
+        for one in _read(lines[:-_KEPT_LINES]).totals
     ]
     text = "".join(f"{line}\n" for line in (*head, *kept))
     try:

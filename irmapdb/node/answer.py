@@ -28,7 +28,7 @@ from irmapdb.kernel.proc import tasks
 from irmapdb.kernel.proc.survey import read_survey
 from irmapdb.kernel.root import open_root
 from irmapdb.kernel.syscalls import Descriptor
-from irmapdb.model import CacheEntry, Mapping, Source
+from irmapdb.model import CacheEntry, Mapping, Source, one_line
 from irmapdb.record import Record
 from irmapdb.resolve.search import Search
 from irmapdb.store.database import Store
@@ -120,8 +120,10 @@ class Confirmed(Record):
 
 def send(run: RunDirectory, name: str, reply: Reply) -> bool:
     """Send the reply; returns whether the script still waits."""
-    text = reply.text if reply.text.isprintable() else ascii(reply.text)[1:-1]
-    line = f"{reply.code} {text}".encode("utf-8", "backslashreplace")[:_MOST_BYTES] + b"\n"
+    line = (
+        f"{reply.code} {one_line(reply.text)}".encode("utf-8", "backslashreplace")[:_MOST_BYTES]
+        + b"\n"
+    )
     try:
         fd = run.open_reply(name)
     except (OSError, ValueError):

@@ -18,7 +18,7 @@ from irmapdb.criu.engines import find_engines, which
 from irmapdb.criu.hook_script import SCRIPT_PATH
 from irmapdb.criu.usable import find_criu
 from irmapdb.errors import ConfigError, FileError
-from irmapdb.model import printable
+from irmapdb.model import printable, printable_text
 from irmapdb.node.criu_annotations import annotated_containers, files_with_hook
 from irmapdb.node.service_faults import DoctorOptions, Finding, ServiceState, look_at_service
 from irmapdb.record import Record
@@ -305,7 +305,7 @@ def _install_criu() -> str:
 def _shown_text(text: str) -> str:
     # A text of an engine, on one line. An annotation may have 256 KiB.
     cut = text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"
-    return printable(cut.encode("utf-8", "surrogateescape"))
+    return printable_text(cut)
 
 
 def _quoted(path: AnyPath) -> str:

@@ -11,7 +11,7 @@ import hashlib
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-from irmapdb.model import printable
+from irmapdb.model import printable_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def _number(name: str, about: str, value: float) -> Metric:
 def _label(text: str) -> str:
     # A tenant may have chosen it. Two texts never give one label: node_exporter reads nothing of a
     # file that has the same series twice.
-    shown = printable(text.encode("utf-8", "surrogateescape"))
+    shown = printable_text(text)
     if len(shown) <= _LABEL_CHARACTERS:
         return shown
     digest = hashlib.blake2b(shown.encode(), digest_size=8).hexdigest()

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from irmapdb import garbage_collector
 from irmapdb.errors import IrmapError
 from irmapdb.kernel.syscalls import die_with_parent
+from irmapdb.model import one_line
 from irmapdb.record import Record
 
 TYPE_CHECKING = False
@@ -194,7 +195,7 @@ class Pool:
             try:
                 answer = call(), ""
             except Exception as error:  # noqa: BLE001 - the parent has to hear of any
-                answer = None, _one_line(error)
+                answer = None, _in_words(error)
             with os.fdopen(writable, "wb") as pipe:
                 pickle.dump(answer, pipe)
             status = 0
@@ -206,9 +207,9 @@ class Pool:
             os._exit(status)
 
 
-def _one_line(error: Exception) -> str:
+def _in_words(error: Exception) -> str:
     text = str(error) if isinstance(error, IrmapError) else f"{type(error).__name__}: {error}"
-    return (text if text.isprintable() else ascii(text)[1:-1])[:1000]
+    return one_line(text)[:1000]
 
 
 def _limit(which: int, most: int) -> None:
