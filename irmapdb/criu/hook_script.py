@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from irmapdb.model import AnyPath
 
 __all__ = [
+    "IMPORTS",
     "RUN_DIRECTORY",
     "SCRIPT_PATH",
     "InstalledScript",
@@ -44,6 +45,12 @@ SCRIPT_PATH = Path("/usr/local/libexec/irmapdb/irmapdb-hook")
 
 RUN_DIRECTORY = Path("/run/irmapdb")
 """Only for root: the FIFO of the service, its images, and the list of served dumps."""
+
+IMPORTS = (
+    "import sys; sys.path += sys.argv[1].split(':');"
+    "import irmapdb.criu.hook_job, sqlalchemy, alembic, google.protobuf"
+)
+"""A program that imports all modules of the hook; its argument are the directories for sys.path."""
 
 _TEMPLATE = Path(__file__).with_name("irmapdb-hook.sh")
 _LIMIT_BYTES = 1 << 20
@@ -165,11 +172,7 @@ def find_python() -> Path | None:
     """
     if not sys.executable:
         return None
-    code = (
-        "import sys; sys.path += sys.argv[1].split(':');"
-        "import irmapdb.criu.hook_job, sqlalchemy, alembic, google.protobuf"
-    )
-    command = [sys.executable, "-ISc", code, _packages()]
+    command = [sys.executable, "-ISc", IMPORTS, _packages()]
     try:
         done = subprocess.run(command, capture_output=True, timeout=60, check=False)  # noqa: S603 our own
     except (OSError, subprocess.TimeoutExpired):

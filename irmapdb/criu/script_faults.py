@@ -36,10 +36,6 @@ __all__ = [
 
 _PATIENCE_S = 30
 _WRITE = stat.S_IWGRP | stat.S_IWOTH
-_IMPORT = (
-    "import sys; sys.path += sys.argv[1].split(':');"
-    "import irmapdb.criu.hook_job, sqlalchemy, alembic, google.protobuf"
-)
 
 
 class Fault(Record):
@@ -153,7 +149,7 @@ def _why_no_hook(installed: InstalledScript) -> str:
     own = Path(packages.partition(":")[0], "irmapdb/criu/hook.py")
     if not python or not os.access(python, os.X_OK) or not own.is_file():
         return ""  # the script starts the program then
-    if why := _why_not_started([python, "-ISc", _IMPORT, packages]):
+    if why := _why_not_started([python, "-ISc", hook_script.IMPORTS, packages]):
         return f"{printable(os.fsencode(python))}: {why}"
     return ""
 
