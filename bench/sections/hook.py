@@ -154,7 +154,7 @@ def _overlay(place: Path) -> Iterator[Path]:
 def _cgroup(pid: int) -> Iterator[Callable[[], contextlib.AbstractContextManager[None]]]:
     """A cgroup for one task, which freezes it as an engine does. OSError if there is none."""
     sys.path.insert(0, str(Path(__file__).parent.parent.parent))
-    from irmapdb.kernel.freeze import cgroup as cgroups  # noqa: PLC0415 of the checkout
+    from irmapdb.kernel.own_freezer import cgroup as cgroups  # noqa: PLC0415 of the checkout
 
     directory = freezer_hierarchy() / f"irmapdb-bench-{os.getpid()}"
     directory.mkdir()

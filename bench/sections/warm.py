@@ -187,7 +187,7 @@ def _wait_ready(node: _Node, count: int) -> list[int]:
 
 @contextlib.contextmanager
 def _frozen(group: Path) -> Iterator[None]:
-    from irmapdb.kernel.freeze import cgroup as cgroups  # noqa: PLC0415 of the checkout
+    from irmapdb.kernel.own_freezer import cgroup as cgroups  # noqa: PLC0415 of the checkout
 
     freezer = cgroups.open_freezer(group)
     freezer.control.write_bytes(freezer.on)

@@ -22,7 +22,7 @@ from irmapdb.checkpoint.findings import Begun, make_findings
 from irmapdb.checkpoint.work_dir import MappingsAndNews, WorkDir
 from irmapdb.config import Config
 from irmapdb.errors import FileError
-from irmapdb.kernel.freeze import pause
+from irmapdb.kernel import pause_detection
 from irmapdb.kernel.proc import mountinfo, procfs, tasks
 from irmapdb.kernel.proc.fdinfo_files import FdinfoFiles
 from irmapdb.kernel.proc.survey import read_survey
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from irmapdb.checkpoint.confirm import Confirmation
     from irmapdb.checkpoint.findings import Findings
     from irmapdb.checkpoint.transaction import StepReport
-    from irmapdb.kernel.freeze.stop_tree import Frozen
+    from irmapdb.kernel.own_freezer.stop_tree import Frozen
     from irmapdb.kernel.proc.fdinfo import RawWatchFile
     from irmapdb.kernel.proc.survey import Denied
     from irmapdb.kernel.proc.tasks import Task
@@ -198,7 +198,7 @@ def dump(options: StepOptions, freezing: FreezeOptions) -> StepReport:
     from irmapdb import garbage_collector  # noqa: PLC0415 for a dump alone
     from irmapdb.checkpoint import transaction  # noqa: PLC0415
     from irmapdb.checkpoint.confirm import Confirmation  # noqa: PLC0415
-    from irmapdb.kernel.freeze import stop_tree  # noqa: PLC0415
+    from irmapdb.kernel.own_freezer import stop_tree  # noqa: PLC0415
     from irmapdb.kernel.rename_monitor import RenameMonitor  # noqa: PLC0415
 
     stop_tree.check(options.pid, cgroup=freezing.cgroup)
@@ -383,7 +383,7 @@ class _Tree:
         if options.paused_for_s is not None:
             search.paused = Paused(
                 options.paused_for_s,
-                lambda: pause.has_permission_listener(self.pid, self.pids),
+                lambda: pause_detection.has_permission_listener(self.pid, self.pids),
             )
         return search
 
@@ -408,7 +408,7 @@ def _tree(options: StepOptions) -> Iterator[_Tree]:
 def _frozen(pid: int, freezing: FreezeOptions) -> Iterator[Frozen]:
     import signal  # noqa: PLC0415
 
-    from irmapdb.kernel.freeze import stop_tree  # noqa: PLC0415
+    from irmapdb.kernel.own_freezer import stop_tree  # noqa: PLC0415
 
     # A ^Z, or a write to the terminal from the background, would stop us, and the tasks with us.
     before = signal.pthread_sigmask(

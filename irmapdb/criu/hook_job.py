@@ -20,7 +20,7 @@ from irmapdb.checkpoint import steps
 from irmapdb.checkpoint.work_dir import CACHE_NAME, DATABASE_NAME, within
 from irmapdb.errors import DatabaseError, FileError, ImageError, IrmapError
 from irmapdb.image.cache_bytes import cache_bytes, cache_entries
-from irmapdb.kernel.freeze.pause import find_pause
+from irmapdb.kernel.pause_detection import find_pause
 from irmapdb.kernel.proc import tasks
 from irmapdb.log import warnings_into
 from irmapdb.model import ChangeKind, StaleReason, one_line, printable

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 
 from irmapdb.errors import TaskError
-from irmapdb.kernel.freeze.pause import find_pause
+from irmapdb.kernel.pause_detection import find_pause
 from irmapdb.kernel.proc import tasks
 
 TYPE_CHECKING = False

@@ -23,7 +23,7 @@ from irmapdb.checkpoint import criu_cache
 from irmapdb.checkpoint.work_dir import CACHE_NAME
 from irmapdb.errors import FileError, ImageError, IrmapError, TaskError
 from irmapdb.image.cache import decode_cache, encode_cache
-from irmapdb.kernel.freeze.pause import find_pause
+from irmapdb.kernel.pause_detection import find_pause
 from irmapdb.kernel.proc import tasks
 from irmapdb.kernel.proc.survey import read_survey
 from irmapdb.kernel.root import open_root

@@ -17,8 +17,8 @@ from typing import Self
 import pytest
 
 from irmapdb.errors import FreezeError, TaskError, UsageError
-from irmapdb.kernel.freeze.cgroup import guarded, is_frozen, open_freezer
-from irmapdb.kernel.freeze.stop_tree import frozen
+from irmapdb.kernel.own_freezer.cgroup import guarded, is_frozen, open_freezer
+from irmapdb.kernel.own_freezer.stop_tree import frozen
 from tests.support.freezing import (
     HELD,
     PATIENCE_S,

@@ -16,7 +16,7 @@ import pytest
 from irmapdb.config import Config, HookConfig
 from irmapdb.criu.hook_job import Job, serve
 from irmapdb.image.cache import decode_cache
-from irmapdb.kernel.freeze.pause import find_pause, has_permission_listener
+from irmapdb.kernel.pause_detection import find_pause, has_permission_listener
 from irmapdb.kernel.proc import procfs
 from tests.support.features import require
 from tests.support.freezing import until

@@ -14,7 +14,7 @@ import pytest
 
 from irmapdb.checkpoint import steps
 from irmapdb.checkpoint.steps import FreezeOptions, StepOptions
-from irmapdb.kernel.freeze import stop_tree
+from irmapdb.kernel.own_freezer import stop_tree
 from irmapdb.model import Source
 from irmapdb.resolve.mount_fds import MountFds
 from tests.support.filesystems import drop_caches, superblock_kdev

@@ -18,7 +18,7 @@ from irmapdb.checkpoint.steps import FreezeOptions, StepOptions
 from irmapdb.checkpoint.transaction import StepReport
 from irmapdb.errors import FileError, FreezeError
 from irmapdb.image import cache, fsnotify
-from irmapdb.kernel.freeze import stop_tree
+from irmapdb.kernel.own_freezer import stop_tree
 from irmapdb.model import Change, ChangeKind, MarkKind, StaleReason, WatchKind
 from irmapdb.store.database import Store
 from tests.support.area import MountArea

@@ -16,7 +16,7 @@ from irmapdb.checkpoint import steps
 from irmapdb.checkpoint.steps import FreezeOptions, StepOptions
 from irmapdb.config import Config
 from irmapdb.image import fsnotify
-from irmapdb.kernel.freeze import stop_tree
+from irmapdb.kernel.own_freezer import stop_tree
 from irmapdb.model import ChangeKind, StaleReason, kdev_of
 from irmapdb.store.database import Store
 from tests.support.area import PLACES, MountArea

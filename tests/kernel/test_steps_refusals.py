@@ -22,7 +22,7 @@ from irmapdb.errors import (
     UsageError,
 )
 from irmapdb.image import cache
-from irmapdb.kernel.freeze import stop_tree
+from irmapdb.kernel.own_freezer import stop_tree
 from irmapdb.model import Event
 from irmapdb.store.database import Store
 from tests.support.area import MountArea

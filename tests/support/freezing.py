@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from irmapdb.kernel.freeze.cgroup import is_frozen, open_freezer
+from irmapdb.kernel.own_freezer.cgroup import is_frozen, open_freezer
 from tests.support.features import require
 
 if TYPE_CHECKING:

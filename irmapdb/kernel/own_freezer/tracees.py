@@ -11,8 +11,8 @@ import time
 
 from irmapdb.errors import FreezeError
 from irmapdb.kernel import syscalls
-from irmapdb.kernel.freeze import ptrace
-from irmapdb.kernel.freeze.ptrace import Phase
+from irmapdb.kernel.own_freezer import ptrace
+from irmapdb.kernel.own_freezer.ptrace import Phase
 from irmapdb.kernel.proc import tasks
 
 TYPE_CHECKING = False

@@ -16,8 +16,8 @@ import threading
 import time
 
 from irmapdb.errors import FreezeError, TaskError
-from irmapdb.kernel.freeze import cgroup as cgroups
-from irmapdb.kernel.freeze.tracees import FIRST_PAUSE_S, LONGEST_PAUSE_S, SLOW_S, Tracees
+from irmapdb.kernel.own_freezer import cgroup as cgroups
+from irmapdb.kernel.own_freezer.tracees import FIRST_PAUSE_S, LONGEST_PAUSE_S, SLOW_S, Tracees
 from irmapdb.kernel.proc import tasks
 from irmapdb.record import Record
 
@@ -25,7 +25,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
-    from irmapdb.kernel.freeze.cgroup import Freezer, Guard
+    from irmapdb.kernel.own_freezer.cgroup import Freezer, Guard
     from irmapdb.kernel.proc.tasks import Process, Task
 
 __all__ = ["Frozen", "Tracer"]

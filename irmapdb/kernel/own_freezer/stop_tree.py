@@ -14,8 +14,8 @@ import signal
 import time
 
 from irmapdb.errors import FreezeError, UsageError
-from irmapdb.kernel.freeze import cgroup as cgroups
-from irmapdb.kernel.freeze.tracer import Frozen, Tracer
+from irmapdb.kernel.own_freezer import cgroup as cgroups
+from irmapdb.kernel.own_freezer.tracer import Frozen, Tracer
 from irmapdb.kernel.proc import tasks
 
 TYPE_CHECKING = False
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
     from pathlib import Path
 
-    from irmapdb.kernel.freeze.cgroup import Freezer
+    from irmapdb.kernel.own_freezer.cgroup import Freezer
     from irmapdb.kernel.proc.tasks import Task
 
 __all__ = ["Frozen", "check", "frozen"]
