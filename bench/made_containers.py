@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.sections.hook import freezer_hierarchy
+from bench.cgroups import freezer_hierarchy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

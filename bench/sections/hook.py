@@ -8,6 +8,7 @@ the smallest program that could do the work: `sh -c :` for an action that is pas
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
 import sqlite3
@@ -17,6 +18,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench.cgroups import freezer_hierarchy, frozen
 from bench.errors import BenchError
 from bench.figures import Beside, Figure, Goal, Samples, Skipped
 
@@ -26,14 +28,13 @@ if TYPE_CHECKING:
     from bench.figures import Timing
     from bench.harness import Bench
 
-__all__ = ["NAME", "freezer_hierarchy", "measure"]
+__all__ = ["NAME", "measure"]
 
 NAME = "hook"
 
 _WATCHES = 100
 _OTHER_GOAL = 2
 _PAUSED_GOAL = 5
-_REST_S = 10.0
 _STORED_S = 60.0
 _SH, _PYTHON = "sh -c :", "python -c pass"
 _OTHER, _PAUSED = "another action", f"pre-dump in a pause, {_WATCHES} watches on overlay"
@@ -154,38 +155,12 @@ def _overlay(place: Path) -> Iterator[Path]:
 def _cgroup(pid: int) -> Iterator[Callable[[], contextlib.AbstractContextManager[None]]]:
     """A cgroup for one task, which freezes it as an engine does. OSError if there is none."""
     sys.path.insert(0, str(Path(__file__).parent.parent.parent))
-    from irmapdb.kernel.own_freezer import cgroup as cgroups  # noqa: PLC0415 of the checkout
-
     directory = freezer_hierarchy() / f"irmapdb-bench-{os.getpid()}"
     directory.mkdir()
     procs = directory / "cgroup.procs"
     try:
         procs.write_text(str(pid))
-        freezer = cgroups.open_freezer(directory)
-
-        @contextlib.contextmanager
-        def freeze() -> Iterator[None]:
-            freezer.control.write_bytes(freezer.on)
-            try:
-                end = time.monotonic() + _REST_S
-                while not cgroups.is_frozen(freezer) and time.monotonic() < end:
-                    time.sleep(0.001)
-                yield
-            finally:
-                freezer.control.write_bytes(freezer.off)
-
-        yield freeze
+        yield functools.partial(frozen, directory)
     finally:
         (directory.parent / "cgroup.procs").write_text(str(pid))
         directory.rmdir()
-
-
-def freezer_hierarchy() -> Path:
-    """The root of cgroup v2, or of the v1 hierarchy that has the freezer. OSError for neither."""
-    for line in Path("/proc/mounts").read_text().splitlines():
-        _, mountpoint, fstype, options = line.split(" ")[:4]
-        freezer = fstype == "cgroup" and "freezer" in options.split(",")
-        if (fstype == "cgroup2" or freezer) and os.access(mountpoint, os.W_OK):
-            return Path(mountpoint)
-    message = "no cgroup hierarchy is mounted here"
-    raise OSError(message)

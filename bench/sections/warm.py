@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from bench.cgroups import frozen
 from bench.errors import BenchError
 from bench.figures import Beside, Figure, Goal, Samples, Skipped
 from bench.made_containers import made_containers
@@ -113,7 +114,7 @@ def _answers(bench: Bench, node: _Node) -> Iterator[Figure]:
     group = node.cgroup / "c0"
     pid = int((group / "cgroup.procs").read_text())
     samples = {_PYTHON: Samples(), _ANSWERED: Samples()}
-    with _frozen(group):
+    with frozen(group):
         for _ in range(bench.settings.start_repeats):
             samples[_PYTHON].add_command(bench.time("env", sys.executable, "-c", "pass"))
             work = bench.new_directory()
@@ -183,18 +184,3 @@ def _wait_ready(node: _Node, count: int) -> list[int]:
         time.sleep(_INTERVAL_S)
     time.sleep(_CALM_S)
     return [one["pid"] for one in found]
-
-
-@contextlib.contextmanager
-def _frozen(group: Path) -> Iterator[None]:
-    from irmapdb.kernel.own_freezer import cgroup as cgroups  # noqa: PLC0415 of the checkout
-
-    freezer = cgroups.open_freezer(group)
-    freezer.control.write_bytes(freezer.on)
-    try:
-        end = time.monotonic() + _CALM_S
-        while not cgroups.is_frozen(freezer) and time.monotonic() < end:
-            time.sleep(0.001)
-        yield
-    finally:
-        freezer.control.write_bytes(freezer.off)

@@ -24,6 +24,7 @@ class Done(NamedTuple):
     """Exit code and output of a command; bytes that are not UTF-8 are lone surrogates."""
 
     code: int
+    """Negative: the signal that ended it."""
     out: str
     err: str
 

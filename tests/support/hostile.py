@@ -16,13 +16,14 @@ import tempfile
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from irmapdb import commands
 from irmapdb.criu import hook
 from irmapdb.image.cache import encode_cache
 from irmapdb.model import CacheEntry
 from irmapdb.store.database import Store
+from tests.support.cli import Done
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -71,20 +72,6 @@ WRITERS = {
     "hook": (),
 }
 COMMANDS = READERS | WRITERS
-
-
-class Done(NamedTuple):
-    """How a command ended."""
-
-    code: int
-    """Negative: the signal; -SIGALRM is a command that hung."""
-    out: str
-    err: str
-
-    @property
-    def said(self) -> str:
-        """Both, the result first."""
-        return self.out + self.err
 
 
 def fill(path: Path, *entries: CacheEntry) -> None:
