@@ -1,4 +1,4 @@
-"""The marker `slow`: a test that starts a program gets it, wherever the program is started."""
+"""The marker `slow`: a test that starts a program gets it, also if a helper starts the program."""
 
 from __future__ import annotations
 

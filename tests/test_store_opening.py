@@ -46,7 +46,7 @@ def open_files():
 
 def private_tmpfs(area):
     mountpoint = area.tmpfs()
-    mountpoint.chmod(0o700)  # as mounted, everybody may write to it
+    mountpoint.chmod(0o700)  # as mounted, every user may write to it
     return mountpoint
 
 

@@ -50,7 +50,7 @@ def measure(bench: Bench) -> Iterator[Figure]:
 
 
 def _compared(bench: Bench, what: str, pid: int, size: int, watches: int) -> Iterator[Figure]:
-    bench.irmapdb("ps", "--json")  # compiles what is not compiled yet
+    bench.irmapdb("ps", "--json")  # compiles the modules that are not compiled yet
     document = json.loads(bench.output(*bench.settings.irmapdb, "ps", "--json"))
     found = {row["pid"]: row["watches"] for row in document["processes"]}
     if found.get(pid) != watches or document["totals"]["watches"] >= 2 * watches + _SPARE:

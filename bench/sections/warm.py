@@ -144,7 +144,7 @@ def _script(bench: Bench, run: Path) -> Path:
 
     place = bench.new_directory()
     script = place / "hook"
-    # No program: what is not answered has no irmap-cache.
+    # No program: without an answer there is no irmap-cache.
     script.write_bytes(script_text(place / "none", config_file=place / "none", run=run))
     script.chmod(0o755)
     return script

@@ -52,7 +52,7 @@ def exit_code_of(command: Callable[[], int]) -> int:
     except MemoryError as error:
         error.__traceback__ = None  # free the memory of the frames
         return _failed(error, 1, _NO_MEMORY)
-    except ImportError as error:  # a library that no memory was left for, or half of an upgrade
+    except ImportError as error:  # a library without memory, or half of an upgrade
         reason = render.printable_text(str(error))
         return _failed(error, 1, f"{reason}; free some memory, or install irmapdb anew")
 

@@ -3,8 +3,8 @@
 # `irmapdb hook --install` makes it, and `--uninstall` removes it. Do not edit.
 [ "${CRTOOLS_SCRIPT_ACTION:-}" = pre-dump ] || exit 0
 
-# A failure of irmapdb never fails the dump, unless `strict` is set. How the service is asked is
-# described in docs/architecture.md of irmapdb.
+# A failure of irmapdb never fails the dump, unless `strict` is set. docs/architecture.md of irmapdb
+# describes the requests to the service.
 program=@program@
 python=@python@
 packages=@packages@
@@ -107,7 +107,7 @@ converse() {
 	exec 3>&-
 	IFS= read -r reply <&4
 	if [ "${reply%% *}" = 3 ]; then
-		# It searches, as there is no program that could.
+		# The service searches now, because there is no program here that can.
 		asked=$timer
 		{
 			sleep "$search_wait_s" >&3 2>&3 4<&- &
@@ -144,7 +144,7 @@ place_image() {
 	set -- $(ls -ldn . 2>/dev/null)
 	case "${1:-} ${3:-}" in d????-??-*' 0') ;; *) return 1 ;; esac
 	[ ! -d irmap-cache ] || return 1
-	# A name that irmapdb removes the next time, should this be killed.
+	# A name that irmapdb removes the next time, if this process is killed.
 	new=$(printf '.irmap-cache.%016x.irmapdb-new' $$)
 	(
 		set -C

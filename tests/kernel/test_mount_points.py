@@ -1,4 +1,4 @@
-"""Watches on what has no name left but a mount point: wherever that is, they are told by it."""
+"""Watches on inodes without a name, found by their mount points."""
 
 from __future__ import annotations
 

@@ -382,7 +382,7 @@ def test_a_chroot_alone_among_the_watchers_is_seen_from_the_namespaces_root(watc
 
 @pytest.mark.parametrize("call", ["statx", "mount_namespace", "read_mountinfo", "readlink"])
 def test_a_namespace_that_cannot_be_opened_leaks_nothing(watcher, jails, make, monkeypatch, call):
-    """Whichever look at it fails: every descriptor that was opened before is closed."""
+    """If any look at it fails, every descriptor that was opened before is closed."""
     task, place = jails
     task.chroot(place / "jail")
     module = {"statx": syscalls, "readlink": os}.get(call, mountinfo)

@@ -1,4 +1,4 @@
-"""The steps wherever a watch can live: filesystems, mounts that come and go, other namespaces."""
+"""The steps on all places of a watch: filesystems, mounts that come and go, other namespaces."""
 
 from __future__ import annotations
 

@@ -172,7 +172,7 @@ def live(garden: Garden) -> set[tuple[Identity, bytes]]:
 
 
 def replayed(garden: Garden) -> set[tuple[Identity, bytes]]:
-    """The live mappings as the `change` table alone tells them, read from top to bottom."""
+    """The live mappings by the `change` table alone, read from top to bottom."""
     live: set[tuple[Identity, bytes]] = set()
     for _, change in garden.changes():
         here = (change.identity, change.path)

@@ -85,7 +85,7 @@ class Asked(NamedTuple):
     alone: bool
     """Whether the script started the program, which did nothing."""
     paths: list[bytes] | None
-    """What `irmap-cache` has in the work dir; None where there is none."""
+    """The content of `irmap-cache` in the work dir; None where there is none."""
 
     @classmethod
     def ask(cls, script: Path, pid: int, work: Path) -> Asked:

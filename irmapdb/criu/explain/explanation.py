@@ -334,8 +334,7 @@ class _Maker:
             stops=True,
             line=seen.line,
             text=seen.text,
-            why="irmapdb does not know this error. It is none of those about watches, marks, or "
-            "irmap-cache",
+            why="irmapdb does not know this error. It is not about watches, marks, or irmap-cache",
             help=Help("search CRIU's issues for this text", ""),
         )
 

@@ -71,7 +71,7 @@ class Tracees:
     def interrupt(self, tids: Iterable[int]) -> None:
         """Ask threads to stop."""
         for tid in tids:
-            with contextlib.suppress(ProcessLookupError):  # the next look tells
+            with contextlib.suppress(ProcessLookupError):  # the next look shows it
                 ptrace.interrupt(tid)
 
     def await_stop(self, tids: Iterable[int], check: Callable[[Collection[int]], None]) -> None:
@@ -124,7 +124,7 @@ class Tracees:
             del self.held[tid]
             return True
         if task is None or task.state != "D":
-            return False  # the next look tells
+            return False  # the next look shows it
         # After vfork a thread sleeps until its child has other memory. The child is stopped. The
         # child may itself sleep on the way there: that it shares its memory is no excuse.
         moving = {self.held.get(other) for other in pending}  # None: ended in this very round
