@@ -118,6 +118,11 @@ class Bench:
             os.sched_setaffinity(0, {self.settings.core})
 
     @property
+    def every_core(self) -> tuple[str, ...]:
+        """The begin of a command that may use every core."""
+        return "taskset", "--cpu-list", ",".join(map(str, sorted(self._cores)))
+
+    @property
     def full_size(self) -> bool:
         """Whether the tree has the size that the goals are for."""
         return (self.settings.directories, self.settings.files) == _FULL_TREE

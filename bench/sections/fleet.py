@@ -1,7 +1,7 @@
 """`irmapdb fleet push` beside a bare COPY of the same rows; the saved queries at 10 million rows.
 
-The PostgreSQL server is one of its own, on a unix socket, without fsync. It may use every core;
-irmapdb and the bare COPY have one.
+The PostgreSQL server is one of its own, on a unix socket, without fsync. It, irmapdb and the bare
+COPY may use every core: irmapdb reads with a thread while the server works.
 """
 
 from __future__ import annotations
@@ -66,15 +66,17 @@ def _pushes(bench: Bench, server: Postgres, made: str, runs: int) -> Iterator[Fi
         for _ in range(bench.settings.repeats):
             url = server.new_database(made)
             words = ("fleet", "push", str(database), "--to", url, "--node", "bench")
-            pushed.add_command(bench.irmapdb(*words))
-            again.add_command(bench.irmapdb(*words))
+            command = (*bench.every_core, *bench.settings.irmapdb, *words)
+            pushed.add_command(bench.time(*command))
+            again.add_command(bench.time(*command))
             found = server.psql(_name(url), "SELECT count(*) FROM watch")
             if found != [str(rows)]:
                 raise BenchError(f"{found} watches on the server, not {rows}")
             if not same:
                 script = Path(__file__).parent.parent / "bare_copy.py"
                 target = server.new_database(made)
-                bare.add(float(bench.output(sys.executable, script, url, target)))
+                copy = (*bench.every_core, sys.executable, script)
+                bare.add(float(bench.output(*copy, url, target)))
         what = f"push, {runs} runs of {_WATCHES} watches, {name} in each run"
         if same:
             yield pushed.row(NAME, what, rows)
