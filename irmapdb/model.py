@@ -485,5 +485,9 @@ class RunStats(Record):
     """1: a container engine had the tasks paused already."""
     paused_us: int = 0
     """The part of that pause until CRIU had its answer."""
+    criu_freezing_us: int = 0
+    """In a run of the hook: CRIU's `freezing_time`, until all tasks were stopped; 0: unknown."""
+    criu_frozen_us: int = 0
+    """The same for CRIU's `frozen_time`, the time in which they were stopped."""
     sources: abc.Mapping[str, int] = MappingProxyType({})
     """The number of identities that each resolver answered."""

@@ -159,17 +159,17 @@ _ALL = (
         "frozen",
         "the dumps with the longest freezes, and the parts of that time",
         """
-        -- The freeze of irmapdb dump, and the hook's part of an engine's pause. CRIU's own freeze
-        -- comes after that: the file stats-dump in its work directory has frozen_time.
+        -- The freeze of irmapdb dump; or the hook's part of an engine's pause, and CRIU's freeze.
         SELECT run_id, datetime(started_at) AS started_at, stopped_by, paused_ms, freezing_ms,
             frozen_ms, tasks_frozen, reading_watches_ms, descriptors_changed,
-            asking_what_moved_ms, proved_again, because, proving_ms, rest_ms
+            asking_what_moved_ms, proved_again, because, proving_ms, rest_ms,
+            criu_freezing_ms, criu_frozen_ms
         FROM frozen_dumps
-        ORDER BY max(coalesce(frozen_ms, 0), coalesce(paused_ms, 0)) DESC
+        ORDER BY max(coalesce(frozen_ms, 0), coalesce(paused_ms, 0) + coalesce(criu_frozen_ms, 0))
+            DESC
         LIMIT :runs
         """,
-        if_empty="no irmapdb dump is known; under the hook CRIU freezes by itself: the file "
-        "stats-dump in its work directory has frozen_time (crit show stats-dump)",
+        if_empty="no dump is known, neither by irmapdb dump nor under the hook",
         runs=10,
     ),
     saved_query(

@@ -103,7 +103,9 @@ SHARE = {
     "frozen_resolve_us": 15,
 }
 PAUSE = {"paused": 1, "paused_us": 16}
-STATS = RunStats(1, 2, 3, 4, 5, 6, 7, 8, 9, **SHARE, **PAUSE, sources={"btrfs": 1, "open-files": 2})
+FREEZE = {"criu_freezing_us": 17, "criu_frozen_us": 18}
+SOURCES = {"btrfs": 1, "open-files": 2}
+STATS = RunStats(1, 2, 3, 4, 5, 6, 7, 8, 9, **SHARE, **PAUSE, **FREEZE, sources=SOURCES)
 RUNS = [
     RunRow(1, Event.DUMP, 4242, b"sleepy\xff", T0, T1, STATS, "done"),
     RunRow(2, Event.IMPORT, None, None, T1, T2, RunStats(), "irmap-cache: cut off"),
@@ -122,12 +124,21 @@ WATCHES = [
     ),
 ]
 # 0001 had no place for what each resolver said, nor 0002 for the share of the freeze, nor 0003 for
-# a pause.
+# a pause, nor 0005 for CRIU's freeze.
 WATCHES_0001 = [row._replace(tried=()) for row in WATCHES]
 NO_SHARE = RunStats(1, 2, 3, 4, 5, 6, 7, 8, 9, sources=STATS.sources)
 NO_PAUSE = RunStats(1, 2, 3, 4, 5, 6, 7, 8, 9, **SHARE, sources=STATS.sources)
+NO_FREEZE = RunStats(1, 2, 3, 4, 5, 6, 7, 8, 9, **SHARE, **PAUSE, sources=STATS.sources)
+RUNS_0005 = [RUNS[0]._replace(stats=NO_FREEZE), RUNS[1]]
 RUNS_0003 = [RUNS[0]._replace(stats=NO_PAUSE), RUNS[1]]
 RUNS_0002 = [RUNS[0]._replace(stats=NO_SHARE), RUNS[1]]
+RUNS_OF = {
+    "0001": RUNS_0002,
+    "0002": RUNS_0002,
+    "0003": RUNS_0003,
+    "0004": RUNS_0005,
+    "0005": RUNS_0005,
+}
 CHANGES = [
     Change(ChangeKind.MOVED, EXT4, b"/etc/hard\nlink", b"/etc/old\xff", StaleReason.GONE),
     Change(ChangeKind.REVIVED, EXT4, b"/etc/passwd", mntns=NESTED),
@@ -221,7 +232,7 @@ def test_a_released_database_opens_with_nothing_lost(tmp_path, released):
     check_content(
         path,
         WATCHES_0001 if released.stem == "0001" else WATCHES,
-        {"0001": RUNS_0002, "0002": RUNS_0002, "0003": RUNS_0003}.get(released.stem, RUNS),
+        RUNS_OF.get(released.stem, RUNS),
     )
     write_content(new)
     check_content(new)

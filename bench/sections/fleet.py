@@ -156,7 +156,7 @@ FROM generate_series(1, {databases}) AS d, generate_series(1, 10) AS w,
 INSERT INTO run
 SELECT d, irmapdb_period(at), gen_random_uuid(), n, 'pre-dump', 1, 'app', at, at, 0, 0, n, 10, 10,
     CASE WHEN d % 20 = 0 THEN 1 ELSE 0 END, 0, 0, 0, 0, 0, 0, 0, 0, '', 0, 1,
-    (random() * 1000000)::bigint, 'done', md5(d::text)::uuid
+    (random() * 1000000)::bigint, 0, 0, 'done', md5(d::text)::uuid
 FROM generate_series(1, {databases}) AS d, generate_series(1, {runs}) AS n,
     LATERAL (SELECT now() - n * interval '90 days' / {runs} AS at) AS times;
 UPDATE database SET last_run = newest.uuid, last_step = newest.uuid,

@@ -172,7 +172,8 @@ def _attempt(state: _State) -> Served:
     except BaseException:
         state.writing.release()
         raise
-    return Served(_done(state, found, kept), lambda: _keep(options, found, stamp))
+    answered_s = time.time()
+    return Served(_done(state, found, kept), lambda: _keep(options, found, stamp, answered_s))
 
 
 def _take_over(state: _State) -> None:
@@ -228,9 +229,18 @@ def _make_way(state: _State, error: Exception) -> bool:
     return before != (state.take_cache, state.read_database)
 
 
-def _keep(options: steps.StepOptions, found: Findings, stamp: FileStamp | None) -> tuple[str, ...]:
-    from irmapdb.scratch import remove_leftovers  # noqa: PLC0415 not before the answer
+def _keep(
+    options: steps.StepOptions, found: Findings, stamp: FileStamp | None, answered_s: float
+) -> tuple[str, ...]:
+    # No module of these before the answer.
+    from irmapdb.criu.dump_stats import read_dump_stats  # noqa: PLC0415
+    from irmapdb.scratch import remove_leftovers  # noqa: PLC0415
 
+    figures = read_dump_stats(found.place.work, answered_s)
+    stats = found.stats._replace(
+        criu_freezing_us=figures.get("freezing_us", 0), criu_frozen_us=figures.get("frozen_us", 0)
+    )
+    found = found._replace(stats=stats)
     warnings: list[str] = []
     try:
         remove_leftovers()

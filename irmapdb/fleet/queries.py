@@ -65,7 +65,7 @@ _ALL = (
         "the longest pauses and freezes, and the share of the search for paths",
         """
         SELECT node, coalesce(pod, container_name, container) AS container, image, started_at,
-            stopped_by, stopped_ms, resolve_ms, resolve_percent, watches
+            stopped_by, stopped_ms, resolve_ms, resolve_percent, paused_ms, criu_frozen_ms, watches
         FROM stops
         ORDER BY stopped_us DESC
         LIMIT :runs

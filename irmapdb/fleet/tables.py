@@ -177,14 +177,16 @@ run = Table(
     *_numbers("freezing_us frozen_us resolve_us watches resolved unresolved hits stale scanned"),
     *_numbers("tasks_frozen reread_us reparsed confirm_us reproved"),
     Column("reproved_why", Text, nullable=False),
-    *_numbers("frozen_resolve_us paused paused_us"),
+    *_numbers("frozen_resolve_us paused paused_us criu_freezing_us criu_frozen_us"),
     Column("outcome", Text, nullable=False),
     Column("watch_list", Uuid),
     PrimaryKeyConstraint("database_id", "uuid", "period"),
     Index(None, "started_at"),
     postgresql_partition_by=_BY_PERIOD,
 )
-_stopped = func.greatest(run.c.frozen_us, run.c.paused_us)
+_stopped = func.greatest(
+    run.c.frozen_us, run.c.paused_us + run.c.criu_freezing_us + run.c.criu_frozen_us
+)
 Index("ix_run_stopped", _stopped, postgresql_where=_stopped > text("0"))
 
 run_source = Table(

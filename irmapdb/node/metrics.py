@@ -13,11 +13,10 @@ import time
 from functools import partial
 from importlib import metadata
 
-from irmapdb import files
 from irmapdb.config import Config
 from irmapdb.criu import hook_runs
+from irmapdb.criu.dump_stats import read_dump_stats
 from irmapdb.errors import IrmapError
-from irmapdb.image.stats import decode_stats
 from irmapdb.kernel.child_call import ask_in_child
 from irmapdb.kernel.proc.limits import read_limits
 from irmapdb.node import ps
@@ -56,7 +55,6 @@ _MOST_USERS = 50
 _DATABASES_S = 3.0
 """The time for all databases; the number of stale paths of the others is left out."""
 _DATABASE_S = 0.5
-_STATS_BYTES = 1 << 16
 _WORK_DIRS_S = 2.0
 _WORK_DIR_S = 0.5
 """The time for all work dirs, and for one."""
@@ -278,11 +276,4 @@ def _stats_of(run: HookRun) -> Mapping[str, int]:
     # Only if CRIU wrote it after this run of the hook.
     if not run.work:
         return {}
-    path = os.path.join(run.work, b"stats-dump")
-    try:
-        if os.stat(path).st_mtime < run.at_s - 1:
-            return {}
-        data = files.read_if_there(path, limit_bytes=_STATS_BYTES)
-        return {} if data is None else decode_stats(data, "stats-dump").figures
-    except (IrmapError, OSError):
-        return {}
+    return read_dump_stats(run.work, run.at_s - 1)

@@ -36,6 +36,8 @@ _HEADINGS = {
     "asking_what_moved_ms": "asking what moved, ms",
     "proving_ms": "proving, ms",
     "rest_ms": "rest, ms",
+    "criu_freezing_ms": "CRIU stopping, ms",
+    "criu_frozen_ms": "CRIU's freeze, ms",
     "stopped_by": "stopped by",
     "account": "limit",
     "where": "node",

@@ -18,6 +18,8 @@ STOP_PARTS = (
     ("asking_what_moved_ms", "asking which files moved"),
     ("proving_ms", "proving paths"),
     ("rest_ms", "the rest of the freeze"),
+    ("criu_freezing_ms", "CRIU stops the tasks"),
+    ("criu_frozen_ms", "CRIU's freeze"),
 )
 """The columns of `stops` that add up to the time in which the tasks stood still, in ms."""
 
@@ -63,7 +65,8 @@ OF_DATABASE = Questions(
             CASE stopped_by WHEN 'freeze' THEN reading_watches_ms END AS reading_watches_ms,
             CASE stopped_by WHEN 'freeze' THEN asking_what_moved_ms END AS asking_what_moved_ms,
             CASE stopped_by WHEN 'freeze' THEN proving_ms END AS proving_ms,
-            CASE stopped_by WHEN 'freeze' THEN coalesce(rest_ms, frozen_ms) END AS rest_ms
+            CASE stopped_by WHEN 'freeze' THEN coalesce(rest_ms, frozen_ms) END AS rest_ms,
+            criu_freezing_ms, criu_frozen_ms
         FROM frozen_dumps
         ORDER BY run_id DESC
     """),
@@ -101,12 +104,15 @@ OF_FLEET = Questions(
     stops=_sql("""
         SELECT node || ' ' || coalesce(pod, container_name, container) AS container, started_at,
             watches, stopped_by,
-            CASE WHEN stopped_by = 'pause' THEN stopped_ms END AS paused_ms,
+            CASE WHEN stopped_by = 'pause' THEN paused_ms END AS paused_ms,
             CASE WHEN stopped_by = 'freeze' THEN reading_watches_ms END AS reading_watches_ms,
             CASE WHEN stopped_by = 'freeze' THEN asking_what_moved_ms END AS asking_what_moved_ms,
             CASE WHEN stopped_by = 'freeze' THEN
-                greatest(stopped_ms - reading_watches_ms - asking_what_moved_ms, 0)
-            END AS rest_ms
+                greatest(stopped_ms - reading_watches_ms - asking_what_moved_ms
+                    - criu_freezing_ms - criu_frozen_ms, 0)
+            END AS rest_ms,
+            nullif(criu_freezing_ms, 0) AS criu_freezing_ms,
+            nullif(criu_frozen_ms, 0) AS criu_frozen_ms
         FROM stops
         ORDER BY stopped_us DESC
     """),

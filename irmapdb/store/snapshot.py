@@ -120,7 +120,7 @@ _RUN = (
     *_numbers("freezing_us frozen_us resolve_us watches resolved unresolved hits stale scanned"),
     *_numbers("tasks_frozen reread_us reparsed confirm_us reproved"),
     _Column("reproved_why", _WORDS),
-    *_numbers("frozen_resolve_us paused paused_us"),
+    *_numbers("frozen_resolve_us paused paused_us criu_freezing_us criu_frozen_us"),
     _Column("outcome", _WORDS),
 )
 _WATCH = (

@@ -153,6 +153,9 @@ run = Table(
     Column("paused_us", Integer, nullable=False, server_default=text("0")),
     # The same run in any copy of the database.
     Column("uuid", Text, nullable=False, server_default=text("''")),
+    # CRIU's own freeze, which follows the hook; 0 if it is unknown.
+    Column("criu_freezing_us", Integer, nullable=False, server_default=text("0")),
+    Column("criu_frozen_us", Integer, nullable=False, server_default=text("0")),
 )
 
 # One row: the UUID of the database. A copy of the file keeps it.

@@ -30,7 +30,7 @@ __all__ = [
 APPLICATION_ID = 0x49524D50
 """`PRAGMA application_id` ("IRMP"): distinguishes a newer schema from a foreign database."""
 
-REVISIONS = ("0001", "0002", "0003", "0004", "0005")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006")
 """Every schema revision, oldest first. Known here so that opening needs no alembic."""
 
 HEAD = REVISIONS[-1]

@@ -450,16 +450,16 @@ FROM run
 ORDER BY id;
 
 CREATE VIEW frozen_dumps AS
--- the parts of the time in which the tasks were stopped: in the freeze of irmapdb dump, and by the
--- hook in an engine's pause, before CRIU's own freeze. NULL: does not apply, or an older irmapdb
--- did not measure it
+-- the parts of the time in which the tasks were stopped: in the freeze of irmapdb dump; and in a
+-- dump under the hook, by the hook in an engine's pause, and by CRIU's own freeze. NULL: does not
+-- apply, or is unknown
 SELECT
     run_id,
     started_at,
     process,
     watches,
-    CASE WHEN NOT paused THEN round(freezing_us / 1000.0, 1) END AS freezing_ms,
-    CASE WHEN NOT paused THEN round(frozen_us / 1000.0, 1) END AS frozen_ms,
+    CASE WHEN ours THEN round(freezing_us / 1000.0, 1) END AS freezing_ms,
+    CASE WHEN ours THEN round(frozen_us / 1000.0, 1) END AS frozen_ms,
     tasks_frozen,
     CASE WHEN measured THEN round(reread_us / 1000.0, 1) END AS reading_watches_ms,
     CASE WHEN measured THEN reparsed END AS descriptors_changed,
@@ -472,18 +472,21 @@ SELECT
     END AS rest_ms,
     run_id AS rowid,
     CASE WHEN paused THEN 'pause' ELSE 'freeze' END AS stopped_by,
-    CASE WHEN paused THEN round(paused_us / 1000.0, 1) END AS paused_ms
+    CASE WHEN paused THEN round(paused_us / 1000.0, 1) END AS paused_ms,
+    CASE WHEN criu_frozen_us > 0 THEN round(criu_freezing_us / 1000.0, 1) END AS criu_freezing_ms,
+    CASE WHEN criu_frozen_us > 0 THEN round(criu_frozen_us / 1000.0, 1) END AS criu_frozen_ms
 FROM (
     SELECT
         id AS run_id,
         comm AS process,
-        paused, paused_us,
+        event = 'dump' AND NOT paused AS ours,
+        paused, paused_us, criu_freezing_us, criu_frozen_us,
         nullif(run.tasks_frozen, 0) AS tasks_frozen,
         run.tasks_frozen > 0 AS measured,
         started_at, watches, freezing_us, frozen_us, reread_us, reparsed, confirm_us, reproved,
         reproved_why, frozen_resolve_us
     FROM run
-    WHERE (event = 'dump' OR paused) AND outcome NOT LIKE 'failed:%'
+    WHERE (event = 'dump' OR paused OR criu_frozen_us > 0) AND outcome NOT LIKE 'failed:%'
 )
 ORDER BY run_id;
 

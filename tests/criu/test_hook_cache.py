@@ -12,6 +12,7 @@ from irmapdb.image.cache import decode_cache
 from tests.support.criu import write_cache
 from tests.support.hook import hook_program, log_until_stored
 from tests.support.notify import IN_CREATE, IN_OPEN
+from tests.support.warm import write_hook
 
 
 @pytest.fixture
@@ -75,6 +76,51 @@ def test_called_twice_for_one_action_it_works_once(criu, target, hook, tmp_path)
     # The next dump is another one.
     assert criu.dump(target.pid, tmp_path / "images", options=["--config", str(config)]).ok
     assert len(log_until_stored(done.work, 2)) == 4
+
+
+def _with_script(directory):
+    run = directory / "run"
+    run.mkdir(mode=0o700)
+    script = write_hook(directory, run, hook_program(directory))
+    config = directory / "criu.conf"
+    config.write_text(f"action-script {script}\n")
+    return ["--config", str(config)]
+
+
+def test_the_time_of_the_freeze_is_that_of_criu(criu, target, tmp_path):
+    target.add_inotify(tmp_path)
+    options = _with_script(tmp_path)
+    expected = []
+    for number in (1, 2):  # the second one finds the file of the first
+        done = criu.dump(target.pid, tmp_path / "images", options=options)
+        assert done.ok
+        log_until_stored(done.work, number)
+        stats = criu.stats(done)
+        expected.append((stats["freezing_time"], stats["frozen_time"]))
+    with closing(sqlite3.connect(done.work / "irmap.db")) as database:
+        stored = database.execute("SELECT criu_freezing_us, criu_frozen_us FROM run").fetchall()
+        shown = database.execute("SELECT stopped_by, frozen_ms, criu_frozen_ms FROM frozen_dumps")
+        assert stored == expected
+        assert shown.fetchall() == [
+            ("freeze", None, round(frozen_us / 1000, 1)) for _, frozen_us in expected
+        ]
+
+
+def test_no_freeze_is_stored_for_a_dump_that_failed(criu, target, tmp_path):
+    target.add_inotify(tmp_path)
+    options = _with_script(tmp_path)
+    assert criu.dump(target.pid, tmp_path / "images", options=options).ok
+    log_until_stored(tmp_path / "images")
+    ghost = tmp_path / "ghost"
+    ghost.write_bytes(bytes(3 << 20))  # a larger deleted file than CRIU saves
+    target.open(ghost)
+    ghost.unlink()
+    done = criu.dump(target.pid, tmp_path / "images", options=options)
+    assert not done.ok
+    log_until_stored(done.work, 2)
+    with closing(sqlite3.connect(done.work / "irmap.db")) as database:
+        stored = database.execute("SELECT criu_frozen_us > 0 FROM run").fetchall()
+    assert stored == [(1,), (0,)]
 
 
 def test_database_elsewhere(area, criu, target, hook, tmp_path):

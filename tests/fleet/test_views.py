@@ -91,14 +91,16 @@ def test_containers_that_would_fail_by_image(url, maker, tmp_path):
 def test_the_longest_stops(url, maker, tmp_path):
     path = maker.make(tmp_path / "one.db", runs=4)
     _sql(path, "UPDATE run SET frozen_us = 0, paused_us = id * 1000, resolve_us = 500")
+    _sql(path, "UPDATE run SET criu_freezing_us = 0, criu_frozen_us = iif(id = 3, 2000, 0)")
     _push(url, path, node="one")
     rows = _rows(url, "stops", "-p", "runs=3")
     assert [(row["stopped_ms"], row["resolve_percent"]) for row in rows] == [
+        (5, 10),
         (4, 13),
-        (3, 17),
         (2, 25),
     ]
     assert {row["stopped_by"] for row in rows} == {"pause"}
+    assert [(row["paused_ms"], row["criu_frozen_ms"]) for row in rows] == [(3, 2), (4, 0), (2, 0)]
 
 
 def test_paths_that_went_stale_after_a_point_in_time(url, tmp_path):

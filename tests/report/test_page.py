@@ -17,7 +17,8 @@ from tests.support.fleet_rows import HOSTILE, Maker
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("browser")]
 
 _STOPS = """
-    SELECT started_at, CASE WHEN paused THEN paused_us ELSE freezing_us + frozen_us END / 1000.0
+    SELECT started_at, (criu_freezing_us + criu_frozen_us
+        + CASE WHEN paused THEN paused_us ELSE freezing_us + frozen_us END) / 1000.0
     FROM run WHERE event = 'dump' OR paused ORDER BY id DESC LIMIT 40
 """
 _PARTS = ("paused_ms", "freezing_ms", "reading_watches_ms", "asking_what_moved_ms", "proving_ms")

@@ -108,7 +108,7 @@ class Maker:
             "frozen_us": figures[1], "resolve_us": figures[2], "watches": watches,
             "resolved": watches - 1, "unresolved": 1, "hits": figures[3], "stale": figures[4],
             "scanned": figures[5], "outcome": "1 unresolved", "paused": 1, "paused_us": figures[6],
-            "uuid": self._uuid(),
+            "uuid": self._uuid(), "criu_freezing_us": figures[7], "criu_frozen_us": figures[8],
         }  # fmt: skip
         values = ", ".join(f":{name}" for name in row)
         cursor = raw.execute(f"INSERT INTO run ({', '.join(row)}) VALUES ({values})", row)  # noqa: S608 our own names
@@ -151,7 +151,7 @@ _WATCH = (
 _RUN = (
     "id, event, pid, {comm}, freezing_us, frozen_us, resolve_us, watches, resolved, unresolved,"
     " hits, stale, scanned, tasks_frozen, reread_us, reparsed, confirm_us, reproved, reproved_why,"
-    " frozen_resolve_us, paused, paused_us, {outcome}"
+    " frozen_resolve_us, paused, paused_us, criu_freezing_us, criu_frozen_us, {outcome}"
 )
 _MAPPING = (
     "dev, ino, handle_type, handle, {path}, mntns, revalidate, source, {first_seen_at},"

@@ -111,13 +111,16 @@ CREATE TABLE run (
     frozen_resolve_us BIGINT NOT NULL,
     paused BIGINT NOT NULL,
     paused_us BIGINT NOT NULL,
+    criu_freezing_us BIGINT NOT NULL,
+    criu_frozen_us BIGINT NOT NULL,
     outcome TEXT NOT NULL,
     watch_list UUID,
     CONSTRAINT pk_run PRIMARY KEY (database_id, uuid, period)
 ) PARTITION BY RANGE (period);
 CREATE INDEX ix_run_started_at ON run (started_at);
-CREATE INDEX ix_run_stopped ON run (greatest(frozen_us, paused_us))
-    WHERE greatest(frozen_us, paused_us) > 0;
+CREATE INDEX ix_run_stopped
+    ON run (greatest(frozen_us, paused_us + criu_freezing_us + criu_frozen_us))
+    WHERE greatest(frozen_us, paused_us + criu_freezing_us + criu_frozen_us) > 0;
 
 CREATE TABLE run_source (
     database_id BIGINT NOT NULL,
