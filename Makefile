@@ -117,6 +117,10 @@ protos: .venv-protos/.locked ## write irmapdb/_pb from protos/
 check-protos: .venv-protos/.locked ## check that irmapdb/_pb is the output of protos/
 	@PYTHON=.venv-protos/bin/python sh tools/protos.sh --check irmapdb/_pb
 
+.PHONY: sql
+sql: venv ## write irmapdb/store/compiled.py from the statements in irmapdb/store/core.py
+	@$(BIN)/python tools/compile_sql.py irmapdb/store/compiled.py
+
 .PHONY: clean
 clean: ## remove all files that make has made
 	rm -rf .fuzz .venv .venv-protos .venv-lock build dist

@@ -136,7 +136,7 @@ def import_image(source: Path, database: Path, keep: Retention | None = None) ->
     older rows; None: the defaults.
     """
     from irmapdb.config import Retention  # noqa: PLC0415 - as below
-    from irmapdb.store.database import Store  # noqa: PLC0415 - dear, and images do without
+    from irmapdb.store.database import Store  # noqa: PLC0415 images do without
 
     content = read(source)
     now = datetime.now(UTC)
@@ -207,7 +207,7 @@ def _is_database(path: Path) -> bool:
 
 
 def _make_database(destination: Path, entries: Sequence[CacheEntry]) -> None:
-    from irmapdb.store.database import Store  # noqa: PLC0415 - dear, and images do without
+    from irmapdb.store.database import Store  # noqa: PLC0415 images do without
 
     if os.path.lexists(destination):
         message = f"{printable(destination)}: is there already"

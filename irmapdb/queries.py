@@ -169,7 +169,7 @@ _ALL = (
             DESC
         LIMIT :runs
         """,
-        if_empty="no dump is known, neither by irmapdb dump nor under the hook",
+        if_empty="no freeze is known, neither of irmapdb dump nor of CRIU under the hook",
         runs=10,
     ),
     saved_query(

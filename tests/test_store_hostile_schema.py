@@ -216,4 +216,4 @@ def test_every_connection_is_bounded(tmp_path, monkeypatch):
         pytest.raises(DatabaseError, match="took longer"),
         translated(store.path),
     ):
-        store._connection.exec_driver_sql(f"SELECT {SLOW}").all()
+        store._raw.execute(f"SELECT {SLOW}").fetchall()

@@ -397,7 +397,7 @@ def test_sigint_ends_a_statement_that_is_running(home):
         with Store.open_readonly(home / "irmap.db") as store:
             signal.setitimer(signal.ITIMER_REAL, 0.2)
             try:
-                store._connection.exec_driver_sql(SLOW).all()
+                store._raw.execute(SLOW).fetchall()
             except KeyboardInterrupt:
                 return 5
         return 6

@@ -95,7 +95,7 @@ def open_transaction(options: StepOptions, event: Event) -> Iterator[Transaction
     FileError if a file of the step cannot be replaced; DatabaseError. After a FreezeError, the
     database gets a row for the failed step.
     """
-    from irmapdb.store.database import Store  # noqa: PLC0415 imports SQLAlchemy
+    from irmapdb.store.database import Store  # noqa: PLC0415 not before the answer
 
     place = options.open_work_dir()
     images = FSNOTIFY_NAMES if event is Event.DUMP else ()

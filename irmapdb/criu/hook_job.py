@@ -1,7 +1,7 @@
 """Does the work of the hook: one pre-dump for CRIU, with the best possible irmap-cache.
 
 CRIU gets its answer as soon as that is written; the database gets the results later
-(`Served.keep`). So this module imports no slow module: no SQLAlchemy, alembic or typer.
+(`Served.keep`). So this module imports nothing that only the second part needs.
 
 If a file of ours is broken, the job works without it. It skips a database that it cannot read,
 renames an old irmap-cache that CRIU would fail on, and skips one that only irmapdb cannot read. It

@@ -117,7 +117,7 @@ def _of_images(
 
 
 def _of_last_run(path: Path) -> tuple[ListedWatch, ...] | None:
-    from irmapdb.store.database import Store  # noqa: PLC0415 dear, and files do without
+    from irmapdb.store.database import Store  # noqa: PLC0415 files do without
 
     with Store.open_readonly(path) as store:
         runs = [run.id for run in store.runs() if run.event in _WITH_WATCHES]

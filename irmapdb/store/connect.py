@@ -1,6 +1,7 @@
-"""Opens SQLAlchemy's connection to the file.
+"""Opens SQLAlchemy's connection to the file, for alembic.
 
-Source: https://docs.sqlalchemy.org/en/21/dialects/sqlite.html#pysqlite.
+Only an upgrade of the schema imports this module: the import of SQLAlchemy takes longer than a
+whole pre-dump. Source: https://docs.sqlalchemy.org/en/21/dialects/sqlite.html#pysqlite.
 """
 
 from __future__ import annotations
@@ -22,22 +23,20 @@ if TYPE_CHECKING:
 
     from irmapdb.store.place import Place
 
-__all__ = ["connect", "immediate", "raw_of"]
+__all__ = ["raw_of", "upgrading"]
 
 
 @contextmanager
-def connect(
-    place: Place, *, write: bool, wait_s: float, foreign_keys: bool = True
-) -> Iterator[Connection]:
-    """SQLAlchemy's connection to a database, closed at the end.
+def upgrading(place: Place, *, wait_s: float) -> Iterator[Connection]:
+    """One write transaction for an upgrade: all or nothing, and no other process writes meanwhile.
 
-    Begins no transaction by itself; see `immediate`.
+    Foreign keys are off: a table is rebuilt by dropping the old one, which would take the rows that
+    refer to it along.
     """
-    with connect_raw(place, write=write, wait_s=wait_s, foreign_keys=foreign_keys) as raw:
+    with connect_raw(place, write=True, wait_s=wait_s, foreign_keys=False) as raw:
         engine = create_engine("sqlite://", creator=lambda: raw, poolclass=NullPool)
-        with translated(place.path, wait_s):
-            connection = engine.connect()
-        with connection:
+        with translated(place.path, wait_s), engine.connect() as connection, connection.begin():
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
             yield connection
 
 
@@ -47,11 +46,3 @@ def raw_of(connection: Connection) -> sqlite3.Connection:
     if not isinstance(raw, sqlite3.Connection):
         raise TypeError(type(raw))
     return raw
-
-
-@contextmanager
-def immediate(connection: Connection) -> Iterator[None]:
-    """The one write transaction: all or nothing, and no other process writes meanwhile."""
-    with connection.begin():
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
-        yield

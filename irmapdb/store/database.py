@@ -9,12 +9,10 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from irmapdb.errors import DatabaseError
 from irmapdb.log import Log
 from irmapdb.store import retention, version
-from irmapdb.store.connect import connect, immediate, raw_of
 from irmapdb.store.failures import show, translated
 from irmapdb.store.inode_report import InodeReports
 from irmapdb.store.place import open_place
-from irmapdb.store.raw import open_raw, use_wal
-from irmapdb.store.revisions import upgrade_place
+from irmapdb.store.raw import connect_raw, immediate, open_raw, use_wal
 from irmapdb.store.schema import create as make_schema
 from irmapdb.store.version import check_newest, read_revision, refuse_empty
 from irmapdb.store.write import Step
@@ -24,8 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from datetime import datetime
     from typing import Self
-
-    from sqlalchemy import Connection
 
     from irmapdb.config import Retention
     from irmapdb.store.file import AnyPath
@@ -42,9 +38,9 @@ class Store(InodeReports):
     """An open `irmap.db`. A context manager; not for use by several threads."""
 
     def __init__(
-        self, connection: Connection, place: Place, wait_s: float, stack: ExitStack
+        self, raw: sqlite3.Connection, place: Place, wait_s: float, stack: ExitStack
     ) -> None:
-        super().__init__(connection, place.path, wait_s)
+        super().__init__(raw, place.path, wait_s)
         self._place = place
         self._stack = stack
         self._failed = False
@@ -73,9 +69,9 @@ class Store(InodeReports):
                 place = stack.enter_context(
                     open_place(path, write=True, create=create, wait_s=wait_s)
                 )
-                connection = stack.enter_context(connect(place, write=True, wait_s=wait_s))
-                upgraded = _prepare(connection, place, create=create, wait_s=wait_s)
-                store = cls(connection, place, wait_s, stack.pop_all())
+                raw = stack.enter_context(connect_raw(place, write=True, wait_s=wait_s))
+                upgraded = _prepare(raw, place, create=create, wait_s=wait_s)
+                store = cls(raw, place, wait_s, stack.pop_all())
         except DatabaseError:
             if place is not None and place.made:
                 _unmake(place)
@@ -91,10 +87,10 @@ class Store(InodeReports):
         """
         with ExitStack() as stack:
             place = stack.enter_context(open_place(path, write=False))
-            connection = stack.enter_context(connect(place, write=False, wait_s=wait_s))
-            with translated(place.path, wait_s), connection.begin():
-                check_newest(raw_of(connection), place)
-            return cls(connection, place, wait_s, stack.pop_all())
+            raw = stack.enter_context(connect_raw(place, write=False, wait_s=wait_s))
+            with translated(place.path, wait_s):
+                check_newest(raw, place)
+            return cls(raw, place, wait_s, stack.pop_all())
 
     @contextmanager
     def step(self, *, more: bool = False) -> Iterator[Step]:
@@ -104,8 +100,8 @@ class Store(InodeReports):
         private copy need not be put back yet.
         """
         try:
-            with translated(self.path, self._wait_s), immediate(self._connection):
-                yield Step(self._connection, self.path, self._wait_s)
+            with translated(self.path, self._wait_s), immediate(self._raw):
+                yield Step(self._raw, self.path, self._wait_s)
             self._place.mark_changed()
             if not more:
                 self._place.put_back()
@@ -116,23 +112,22 @@ class Store(InodeReports):
 
     def prunable(self, keep: Retention, now: datetime) -> Pruned:
         """The rows that repeated calls of Step.prune would delete."""
-        with translated(self.path, self._wait_s), self._connection.begin():
-            return retention.count(self._connection, keep, now)
+        with translated(self.path, self._wait_s):
+            return retention.count(self._raw, keep, now)
 
     def size(self) -> tuple[int, int]:
         """The size of the file, and the bytes in it that are free for new rows."""
-        with translated(self.path, self._wait_s), self._connection.begin():
+        with translated(self.path, self._wait_s):
             page, pages, free = (
-                self._connection.exec_driver_sql(f"PRAGMA {name}").scalar_one()
+                self._raw.execute(f"PRAGMA {name}").fetchone()[0]
                 for name in ("page_size", "page_count", "freelist_count")
             )
         return page * pages, page * free
 
     def vacuum(self) -> None:
         """Rewrite the file without its free pages. Meanwhile this needs as much free disk space."""
-        # SQLAlchemy's begin() sends nothing to SQLite, which refuses this in a transaction.
-        with translated(self.path, self._wait_s), self._connection.begin():
-            self._connection.exec_driver_sql("VACUUM")
+        with translated(self.path, self._wait_s):
+            self._raw.execute("VACUUM")
         self._place.mark_changed()
         self._place.put_back()
 
@@ -152,20 +147,22 @@ class Store(InodeReports):
 
 
 def _prepare(
-    connection: Connection, place: Place, *, create: bool, wait_s: float
+    raw: sqlite3.Connection, place: Place, *, create: bool, wait_s: float
 ) -> Upgrade | None:
-    with translated(place.path, wait_s), connection.begin():
-        revision = read_revision(raw_of(connection), place)
+    with translated(place.path, wait_s):
+        revision = read_revision(raw, place)
     if revision is None:
         if not create:
             raise refuse_empty(place.path)
         with translated(place.path, wait_s):
-            make_schema(connection, place)
+            make_schema(raw, place)
             if not place.copied:
                 use_wal(place.work)
         return None
     if revision == version.HEAD:
         return None
+    from irmapdb.store.revisions import upgrade_place  # noqa: PLC0415 seldom
+
     done = upgrade_place(place, wait_s=wait_s)
     kept = "" if done.backup is None else f", the old one kept as {show(done.backup)}"
     _log.warning("%s: schema %s → %s%s", show(place.path), done.old, done.new, kept)

@@ -1,12 +1,10 @@
-"""Reads the entries for `irmap-cache` from the database, with SQLite only.
-
-An export takes less time than the import of SQLAlchemy, so the SQL is text here.
-"""
+"""Reads the entries for `irmap-cache` from the database."""
 
 from __future__ import annotations
 
 from irmapdb.errors import DatabaseError
 from irmapdb.model import CacheEntry
+from irmapdb.store import compiled
 from irmapdb.store.failures import show, translated
 from irmapdb.store.place import open_place
 from irmapdb.store.raw import connect_raw
@@ -22,13 +20,6 @@ if TYPE_CHECKING:
 __all__ = ["fetch_entries", "read_entries"]
 
 _ROWS_AT_ONCE = 5000
-_ENTRIES = """
-SELECT image_entry.position, mapping.dev, mapping.ino, CAST(mapping.path AS BLOB)
-FROM image_entry
-JOIN mapping ON mapping.id = image_entry.mapping_id
-WHERE mapping.stale_at IS NULL
-ORDER BY image_entry.position
-"""
 
 
 def read_entries(path: AnyPath, *, wait_s: float = 10.0) -> list[CacheEntry]:
@@ -48,7 +39,7 @@ def read_entries(path: AnyPath, *, wait_s: float = 10.0) -> list[CacheEntry]:
 
 def fetch_entries(raw: sqlite3.Connection, path: bytes) -> list[CacheEntry]:
     """The same from an open database, in the transaction that it is in."""
-    cursor = raw.execute(_ENTRIES)
+    cursor = compiled.IMAGE_ENTRIES.run(raw)
     found: list[CacheEntry] = []
     bad: list[str] = []
     while some := cursor.fetchmany(_ROWS_AT_ONCE):

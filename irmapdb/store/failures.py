@@ -80,8 +80,8 @@ def translated(path: bytes, wait_s: float = 0) -> Iterator[None]:
             show(path), "there is not enough memory", advice="free some, and run this again"
         ) from error
     except Exception as error:
-        # SQLAlchemy's DBAPIError has SQLite's own error in `orig`. By name, as a reader has not
-        # imported SQLAlchemy.
+        # SQLAlchemy's DBAPIError has SQLite's own error in `orig`. By name, as only an
+        # upgrade imports SQLAlchemy.
         said = getattr(error, "orig", error)
         if not isinstance(said, sqlite3.Error):
             raise

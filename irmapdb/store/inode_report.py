@@ -5,21 +5,17 @@ It reads whole tables if there is no index: a million rows in a fraction of a se
 
 from __future__ import annotations
 
-from sqlalchemy import or_, select, union
-
 from irmapdb.model import InodeKey
 from irmapdb.record import Record
-from irmapdb.store import rows, tables
+from irmapdb.store import compiled, rows
 from irmapdb.store.read import Reader
 from irmapdb.store.values import check_number, from_ino, from_time, to_ino, to_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from datetime import datetime
     from typing import Any
-
-    from sqlalchemy import ColumnElement, Table
 
     from irmapdb.model import Mapping
     from irmapdb.store.records import ChangeRow, WatchRow
@@ -54,23 +50,20 @@ class InodeReports(Reader):
 
     def find_by_ino(self, ino: int) -> list[InodeKey]:
         """The inodes of this number, on any device."""
-        return self._keys(lambda table: table.c.ino == to_ino(ino))
+        return self._keys(self._fetch(compiled.INODES_OF_NUMBER, ino=to_ino(ino)))
 
     def find_by_path(self, path: bytes) -> list[InodeKey]:
         """The inodes that have, or had, this path."""
-        stored = to_text(path)
-
-        def has_path(table: Table) -> ColumnElement[bool]:
-            named = table.c.path == stored
-            return or_(named, table.c.old_path == stored) if "old_path" in table.c else named
-
-        return self._keys(has_path)
+        return self._keys(self._fetch(compiled.INODES_OF_PATH, path=to_text(path)))
 
     def inode_report(self, key: InodeKey) -> InodeReport | None:
         """Everything about an inode; None if the database does not know it."""
-        mappings = self._of(tables.mapping, rows.MAPPING_COLUMNS, key)
-        changes = self._of(tables.change, rows.CHANGE_COLUMNS, key)
-        sightings = self._sightings(key)
+        which = {"dev": key.kdev, "ino": to_ino(key.ino)}
+        mappings = self._fetch(compiled.MAPPINGS_OF_INODE, **which)
+        changes = self._fetch(compiled.CHANGES_OF_INODE, **which)
+        sightings = tuple(
+            self._read(_read_sighting, self._fetch(compiled.WATCHES_OF_INODE, **which))
+        )
         if not (mappings or changes or sightings):
             return None
         return InodeReport(
@@ -80,38 +73,13 @@ class InodeReports(Reader):
             tuple(self._read(rows.read_change, changes)),
         )
 
-    def _keys(self, condition: Callable[[Table], ColumnElement[bool]]) -> list[InodeKey]:
-        found = union(
-            *(
-                select(table.c.dev, table.c.ino).where(condition(table))
-                for table in (tables.mapping, tables.watch, tables.change)
-            )
-        )
-        return sorted(self._read(_read_key, self._fetch(found)))
-
-    def _of(
-        self, table: Table, columns: Sequence[ColumnElement[Any]], key: InodeKey
-    ) -> Sequence[Sequence[Any]]:
-        return self._fetch(select(*columns).where(*_is(table, key)).order_by(table.c.id))
-
-    def _sightings(self, key: InodeKey) -> tuple[Sighting, ...]:
-        run = tables.run.c
-        seen = (
-            select(run.id, run.event, run.finished_at, *rows.WATCH_COLUMNS)
-            .join_from(tables.watch, tables.run)
-            .where(*_is(tables.watch, key))
-            .order_by(tables.watch.c.id)
-        )
-
-        def read(row: Sequence[Any]) -> Sighting:
-            run_id, event, at, *watch = row
-            return Sighting(run_id, event, from_time(at), rows.read_watch(watch, ()))
-
-        return tuple(self._read(read, self._fetch(seen)))
+    def _keys(self, found: Sequence[Sequence[Any]]) -> list[InodeKey]:
+        return sorted(self._read(_read_key, found))
 
 
-def _is(table: Table, key: InodeKey) -> tuple[ColumnElement[bool], ...]:
-    return table.c.dev == key.kdev, table.c.ino == to_ino(key.ino)
+def _read_sighting(row: Sequence[Any]) -> Sighting:
+    run_id, event, at, *watch = row
+    return Sighting(run_id, event, from_time(at), rows.read_watch(watch, ()))
 
 
 def _read_key(row: Sequence[Any]) -> InodeKey:

@@ -1,6 +1,6 @@
-"""Reads the stored mappings with SQLite only.
+"""Reads the stored mappings, as little of the store as the hook needs before it answers CRIU.
 
-The hook must answer CRIU before SQLAlchemy is imported, so the SQL is text here.
+So it imports no other SQL than its own.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def read_identity(dev: int, ino: int, handle_type: int | None, handle: bytes | N
 
 
 def read_mapping(row: Sequence[Any]) -> Mapping:
-    """A row of MAPPING_COLUMNS."""
+    """A row of MAPPING_NAMES."""
     row_id, dev, ino, handle_type, handle, path, source, revalidate, first_seen_at, *rest = row
     validated_at, last_used_at, stale_at, stale_reason, mntns = rest
     if type(path) is not bytes or len(path) > MAX_PATH_BYTES:  # else the call takes longer

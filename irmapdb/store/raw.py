@@ -1,7 +1,6 @@
 """Opens SQLite's own connection to the file, with its mode, journal and pragmas.
 
-Readers need only this module. irmapdb.store.connect adds SQLAlchemy, whose import takes longer than
-most queries.
+irmapdb.store.connect adds SQLAlchemy, for an upgrade of the schema alone.
 
 Source: https://www.sqlite.org/uri.html, https://www.sqlite.org/wal.html,
 https://www.sqlite.org/pragma.html.
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
     from irmapdb.store.place import Place
 
-__all__ = ["check_unchanged", "connect_raw", "open_raw", "use_wal"]
+__all__ = ["check_unchanged", "connect_raw", "immediate", "open_raw", "use_wal"]
 
 # SQLite's error for a WAL database without shared memory.
 _NO_SHARED_MEMORY = {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PROTOCOL}
@@ -193,6 +192,18 @@ def connect_raw(
     finally:
         if tidy and not write:
             _tidy(place.work)
+
+
+@contextmanager
+def immediate(raw: sqlite3.Connection) -> Iterator[None]:
+    """The one write transaction: all or nothing, and no other process writes meanwhile."""
+    raw.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        raw.commit()
+    except BaseException:
+        raw.rollback()  # does nothing if SQLite has done it
+        raise
 
 
 def _open_anywhere(

@@ -21,19 +21,16 @@ again. `Store.vacuum` does it once, on request.
 
 from __future__ import annotations
 
-from sqlalchemy import Integer, and_, case, cast, delete, exists, func, or_, select
-
 from irmapdb.durations import before
-from irmapdb.model import Event
 from irmapdb.record import Record
-from irmapdb.store import tables
+from irmapdb.store import compiled
 from irmapdb.store.values import to_time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import sqlite3
     from datetime import datetime
-
-    from sqlalchemy import ColumnElement, Connection, Select
+    from typing import Any
 
     from irmapdb.config import Retention
 
@@ -58,149 +55,94 @@ class Pruned(Record):
         return Pruned(*map(sum, zip(self, more, strict=True)))
 
 
-_run, _watch, _change, _mapping = (
-    table.c for table in (tables.run, tables.watch, tables.change, tables.mapping)
-)
-_STEPS = (Event.PRE_DUMP.value, Event.DUMP.value)
 _FEW = 2000
 _EVERY = 32
 _ALL = -1  # no LIMIT, https://www.sqlite.org/lang_select.html#limitoffset
 
 
-class _OldRuns(Record):
-    """The runs to delete: all up to the newest of them, except one."""
-
-    newest: int
-    """0 if all are kept."""
-    step: int
-    """The newest step, which is always kept."""
-
-    def have(self, run_id: ColumnElement[int]) -> ColumnElement[bool]:
-        """Whether one of them has this id."""
-        return and_(run_id <= self.newest, run_id != self.step)
-
-
-_is_step = and_(_run.event.in_(_STEPS), _run.outcome.not_like("failed:%"))
-_last_step = select(_run.id).where(_is_step).order_by(_run.id.desc()).limit(1)
-
-
-def prune(connection: Connection, keep: Retention, now: datetime, wrote: int) -> Pruned:
+def prune(raw: sqlite3.Connection, keep: Retention, now: datetime, wrote: int) -> Pruned:
     """Delete old rows, the oldest first, at the end of a step.
 
     `wrote`: the number of rows that the step has written. It deletes a run with all its watches, so
     it may delete more rows than the limit.
     """
     at_most = _FEW + 2 * wrote
-    runs, watches = _prune_runs(connection, keep, at_most)
-    last = _last_change(connection, keep, now, at_most)
-    changes = connection.execute(delete(tables.change).where(_change.id <= last)).rowcount
-    newest = connection.scalar(select(func.max(_run.id))) or 0
+    runs, watches = _prune_runs(raw, keep, at_most)
+    until = _last_change(raw, keep, now, at_most)
+    changes = compiled.DELETE_CHANGES_UNTIL.run(raw, until=until).rowcount
+    newest = compiled.LAST_RUN.first(raw) or 0
     mappings = 0
     if wrote >= _FEW:
-        mappings = _prune_mappings(connection, keep, now, at_most)
+        mappings = _prune_mappings(raw, keep, now, at_most)
     elif newest % _EVERY == 0:
-        mappings = _prune_mappings(connection, keep, now, at_most * _EVERY)
+        mappings = _prune_mappings(raw, keep, now, at_most * _EVERY)
     return Pruned(runs, watches, changes, mappings)
 
 
-def _prune_mappings(connection: Connection, keep: Retention, now: datetime, at_most: int) -> int:
-    some = _old_mappings(connection, keep, now, at_most)
-    if some is None:
-        return 0
-    return connection.execute(delete(tables.mapping).where(_mapping.id.in_(some))).rowcount
-
-
-def count(connection: Connection, keep: Retention, now: datetime) -> Pruned:
+def count(raw: sqlite3.Connection, keep: Retention, now: datetime) -> Pruned:
     """The number of rows that repeated calls of `prune` would delete."""
-    old = _old_runs(connection, keep)
-    last_change = _last_change(connection, keep, now, _ALL)
-    some = _old_mappings(connection, keep, now, _ALL)
-    runs, watches, changes = (
-        connection.scalars(select(func.count()).where(condition)).one()
-        for condition in (
-            old.have(_run.id),
-            old.have(_watch.run_id),
-            _change.id <= last_change,
-        )
+    old = _old_runs(raw, keep)
+    until = _last_change(raw, keep, now, _ALL)
+    return Pruned(
+        compiled.COUNT_RUNS_UNTIL.first(raw, **old),
+        compiled.COUNT_WATCHES_UNTIL.first(raw, **old),
+        compiled.COUNT_CHANGES_UNTIL.first(raw, until=until),
+        _count_old_mappings(raw, keep, _since(keep, now)),
     )
-    mappings = 0 if some is None else len(connection.scalars(some).all())
-    return Pruned(runs, watches, changes, mappings)
 
 
-def _old_runs(connection: Connection, keep: Retention) -> _OldRuns:
-    over = select(_run.id).order_by(_run.id.desc()).limit(1).offset(keep.keep_runs)
-    last: int = connection.scalar(over) or 0
-    # Watches are numbered in the order of their runs and taken out in that order, so that there
-    # is none missing between the first and the last. Only steps have any.
-    newest = select(func.max(_watch.id)).scalar_subquery()
-    crowded = (
-        select(_watch.run_id)
-        .where(_watch.id <= newest - keep.keep_rows)
-        .order_by(_watch.id.desc())
-        .limit(1)
-    )
-    last = max(last, connection.scalar(crowded) or 0)
-    return _OldRuns(last, connection.scalar(_last_step) or 0)
+def _old_runs(raw: sqlite3.Connection, keep: Retention) -> dict[str, int]:
+    # The runs to delete, as parameters: all up to `newest` (0: none) except `kept`, the newest
+    # step.
+    last = compiled.RUN_BEFORE_NEWEST.first(raw, runs=keep.keep_runs) or 0
+    crowded = compiled.RUN_BEFORE_WATCHES.first(raw, watches=keep.keep_rows) or 0
+    return {"newest": max(last, crowded), "kept": compiled.LAST_STEP.first(raw) or 0}
 
 
-def _prune_runs(connection: Connection, keep: Retention, at_most: int) -> tuple[int, int]:
-    old = _old_runs(connection, keep)
-    oldest = select(_run.id, _run.watches).where(old.have(_run.id)).order_by(_run.id)
-    runs = watches = rows = cut = 0
-    for run_id, of_run in connection.execute(oldest.limit(at_most)):
+def _prune_runs(raw: sqlite3.Connection, keep: Retention, at_most: int) -> tuple[int, int]:
+    old = _old_runs(raw, keep)
+    runs = watches = rows = 0
+    for run_id, of_run in compiled.RUNS_UNTIL.fetch(raw, **old, at_most=at_most):
         if runs and rows + 1 + of_run > at_most:
             break
-        runs, rows, cut = runs + 1, rows + 1 + of_run, run_id
+        runs, rows, old["newest"] = runs + 1, rows + 1 + of_run, run_id
     if runs:
-        old = old._replace(newest=cut)
-        watches = connection.execute(delete(tables.watch).where(old.have(_watch.run_id))).rowcount
-        connection.execute(delete(tables.run).where(old.have(_run.id)))
+        watches = compiled.DELETE_WATCHES_UNTIL.run(raw, **old).rowcount
+        compiled.DELETE_RUNS_UNTIL.run(raw, **old)
     return runs, watches
 
 
-def _last_change(connection: Connection, keep: Retention, now: datetime, at_most: int) -> int:
+def _last_change(raw: sqlite3.Connection, keep: Retention, now: datetime, at_most: int) -> int:
     """The newest change to delete, of the oldest `at_most`; 0 if all are kept.
 
     Changes are numbered in the order of time, and taken out in that order.
     """
-    # Two questions: asked in one, SQLite looks through the whole table.
-    first = connection.scalar(select(func.min(_change.id))) or 0
-    newest = connection.scalar(select(func.max(_change.id))) or 0
+    first = compiled.FIRST_CHANGE.first(raw) or 0
+    newest = compiled.LAST_CHANGE.first(raw) or 0
     until = newest if at_most == _ALL else first + at_most - 1
     since = to_time(before(now, keep.stale_older_than))
-    # From the oldest on: as few rows are looked at as are taken out.
-    young = (
-        select(_change.id)
-        .where(_change.at >= since, _change.id <= until)
-        .order_by(_change.id)
-        .limit(1)
-    )
-    old = (connection.scalar(young) or until + 1) - 1
-    return min(until, max(old, newest - keep.keep_rows))
+    young = compiled.YOUNG_CHANGE.first(raw, since=since, until=until)
+    old = (young or until + 1) - 1
+    return int(min(until, max(old, newest - keep.keep_rows)))
 
 
-def _old_mappings(
-    connection: Connection, keep: Retention, now: datetime, at_most: int
-) -> Select[tuple[int]] | None:
-    """The mappings to delete, the oldest `at_most`, as a query for ids; None if all are kept."""
-    used = func.coalesce(_mapping.last_used_at, _mapping.first_seen_at)
-    stale = _mapping.stale_at.is_not(None)
-    latest = select(func.max(_run.finished_at)).where(_is_step).scalar_subquery()
-    in_image = exists().where(tables.image_entry.c.mapping_id == _mapping.id)
-    idle = and_(~stale, used < latest, ~in_image)
-    expired = case(
-        (stale, _mapping.stale_at < to_time(before(now, keep.stale_older_than))),
-        else_=used < to_time(before(now, keep.unused_older_than)),
-    )
-    numbers = select(func.count(), func.coalesce(func.sum(cast(expired, Integer)), 0)).where(
-        or_(stale, idle)
-    )
-    candidates, too_old = connection.execute(numbers).one()
-    number = max(too_old, candidates - keep.keep_rows)
-    if number <= 0:
-        return None
-    if at_most != _ALL:
-        number = min(number, at_most)
-    age = func.coalesce(_mapping.stale_at, used)
-    oldest_first = select(_mapping.id).where(or_(stale, idle))
-    return oldest_first.order_by(expired.desc(), age, _mapping.id).limit(number)
+def _prune_mappings(raw: sqlite3.Connection, keep: Retention, now: datetime, at_most: int) -> int:
+    since = _since(keep, now)
+    number = min(at_most, _count_old_mappings(raw, keep, since))
+    if not number:
+        return 0
+    return compiled.DELETE_OLD_MAPPINGS.run(raw, **since, at_most=number).rowcount
+
+
+def _count_old_mappings(raw: sqlite3.Connection, keep: Retention, since: dict[str, Any]) -> int:
+    # The number of mappings to delete.
+    ((candidates, expired),) = compiled.COUNT_OLD_MAPPINGS.fetch(raw, **since)
+    return int(max(0, expired, candidates - keep.keep_rows))
+
+
+def _since(keep: Retention, now: datetime) -> dict[str, Any]:
+    # Stale and unused mappings are kept since these times.
+    return {
+        "stale_since": to_time(before(now, keep.stale_older_than)),
+        "used_since": to_time(before(now, keep.unused_older_than)),
+    }

@@ -1,6 +1,7 @@
 """Upgrades a database to the newest schema with alembic, all or nothing, after a backup.
 
-alembic's import takes twice as long as opening the database, so only functions here import it.
+The import of alembic and SQLAlchemy takes longer than a whole pre-dump, so only functions here
+import them.
 Source: https://alembic.sqlalchemy.org/en/latest/cookbook.html (sharing a connection),
 https://www.sqlite.org/lang_altertable.html, https://www.sqlite.org/backup.html.
 """
@@ -12,8 +13,6 @@ import os
 import sqlite3
 from contextlib import ExitStack, closing, contextmanager
 
-from sqlalchemy.exc import DBAPIError
-
 from irmapdb import files
 from irmapdb.errors import DatabaseError
 from irmapdb.log import Log
@@ -21,7 +20,6 @@ from irmapdb.ownership import open_directory
 from irmapdb.record import Record
 from irmapdb.scratch import scratch_directory
 from irmapdb.store import version
-from irmapdb.store.connect import connect, immediate, raw_of
 from irmapdb.store.failures import show, translated
 from irmapdb.store.file import absolute
 from irmapdb.store.place import open_place
@@ -102,13 +100,9 @@ def upgrade(path: AnyPath, *, wait_s: float = 10.0) -> Upgrade:
 
 def upgrade_place(place: Place, *, wait_s: float) -> Upgrade:
     """The same for an open database; a private copy of it is put back."""
-    # Foreign keys are off: a table is rebuilt by dropping the old one, which would take the
-    # rows that refer to it along.
-    with (
-        connect(place, write=True, wait_s=wait_s, foreign_keys=False) as connection,
-        translated(place.path, wait_s),
-        immediate(connection),
-    ):
+    from irmapdb.store.connect import raw_of, upgrading  # noqa: PLC0415 - dear, see above
+
+    with upgrading(place, wait_s=wait_s) as connection:
         old = read_revision(raw_of(connection), place)
         if old is None:
             raise refuse_empty(place.path)
@@ -120,7 +114,7 @@ def upgrade_place(place: Place, *, wait_s: float) -> Upgrade:
         try:
             _run(connection)
         except Exception as error:
-            why = error.orig if isinstance(error, DBAPIError) else error
+            why = getattr(error, "orig", error)  # of a DBAPIError
             raise DatabaseError(
                 show(place.path),
                 f"cannot be upgraded from schema {old} to {version.HEAD}, "

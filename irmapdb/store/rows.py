@@ -1,15 +1,13 @@
 """Converts between rows of the database and the types of irmapdb.model.
 
 Writing: `*_values` gives a tuple for each row, and `*_FIELDS` has the names of its fields. Reading:
-`*_COLUMNS` has the columns to select, and `read_*` takes such a row. An unknown word (`source`,
-`kind`, …) raises ValueError.
+`*_NAMES` has the columns of a row, and `read_*` takes such a row, with paths and `comm` as BLOBs.
+An unknown word (`source`, `kind`, …) raises ValueError.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
-
-from sqlalchemy import LargeBinary, cast
 
 from irmapdb.model import (
     Change,
@@ -24,11 +22,9 @@ from irmapdb.model import (
     Watch,
     WatchKind,
 )
-from irmapdb.store import tables
 from irmapdb.store.mappings import (
     INT64_MAX,
     INT_MAX,
-    MAPPING_NAMES,
     MNTNS_MAX,
     read_identity,
     read_mapping,
@@ -52,19 +48,16 @@ if TYPE_CHECKING:
     from datetime import datetime
     from typing import Any, TypeAlias
 
-    from sqlalchemy import ColumnElement, Table
-
 __all__ = [
-    "CHANGE_COLUMNS",
     "CHANGE_FIELDS",
-    "MAPPING_COLUMNS",
+    "CHANGE_NAMES",
     "RESOLVED_FIELDS",
-    "RUN_COLUMNS",
+    "RUN_NAMES",
     "STALE_FIELDS",
     "STATS",
     "TRIED_FIELDS",
-    "WATCH_COLUMNS",
     "WATCH_FIELDS",
+    "WATCH_NAMES",
     "change_values",
     "maybe_text",
     "read_change",
@@ -86,29 +79,16 @@ _stale_reason = lru_cache(StaleReason)
 _watch_kind = lru_cache(WatchKind)
 
 
-def _columns(table: Table, *names: str) -> tuple[ColumnElement[Any], ...]:
-    return tuple(
-        cast(table.c[name], LargeBinary).label(name) if name in _RAW else table.c[name]
-        for name in names
-    )
-
-
-_RAW = {"path", "old_path", "comm"}
 _IDENTITY = ("dev", "ino", "handle_type", "handle")
 
-MAPPING_COLUMNS = _columns(tables.mapping, *MAPPING_NAMES)
-RUN_COLUMNS = _columns(
-    tables.run,
-    *("id", "event", "pid", "comm", "started_at", "finished_at", "outcome", *STATS),
-)
+RUN_NAMES = ("id", "event", "pid", "comm", "started_at", "finished_at", "outcome", *STATS)
 _WATCH = (
     *("pid", "comm", "fd", "kind", "wd", *_IDENTITY),
     *("mask", "ignored_mask", "mflags", "path", "why", "mntns"),
 )
-WATCH_COLUMNS = _columns(tables.watch, "id", *_WATCH)
+WATCH_NAMES = ("id", *_WATCH)
 WATCH_FIELDS = ("id", "run_id", *_WATCH)
-CHANGE_COLUMNS = _columns(
-    tables.change,
+CHANGE_NAMES = (
     *("id", "run_id", "at", "mapping_id", "kind", *_IDENTITY),
     *("path", "old_path", "reason", "mntns"),
 )
@@ -195,7 +175,7 @@ def tried_values(numbered: Iterable[tuple[int, WatchRow]]) -> Iterator[tuple[Any
 
 
 def read_watch(row: Sequence[Any], tried: tuple[Tried, ...]) -> WatchRow:
-    """A row of WATCH_COLUMNS, with the rows of `tried` that belong to it."""
+    """A row of WATCH_NAMES, with the rows of `tried` that belong to it."""
     _, pid, comm, fd, kind, wd, *identity, mask, ignored_mask, mflags, path, why, mntns = row
     check_number("the pid", pid, 0, INT_MAX)
     check_number("the descriptor", fd, 0, INT_MAX)
@@ -242,7 +222,7 @@ def change_values(
 
 
 def read_change(row: Sequence[Any]) -> ChangeRow:
-    """A row of CHANGE_COLUMNS."""
+    """A row of CHANGE_NAMES."""
     row_id, run_id, at, mapping_id, kind, *identity, path, old_path, reason, mntns = row
     check_path(path)
     check_path(old_path or b"")
@@ -259,7 +239,7 @@ def read_change(row: Sequence[Any]) -> ChangeRow:
 
 
 def read_run(row: Sequence[Any], sources: dict[str, int]) -> RunRow:
-    """A row of RUN_COLUMNS, with the rows of `run_source` that belong to it."""
+    """A row of RUN_NAMES, with the rows of `run_source` that belong to it."""
     row_id, event, pid, comm, started_at, finished_at, outcome, *figures = row
     check_word("the outcome", outcome)
     check_number("the pid", 0 if pid is None else pid, 0, INT_MAX)

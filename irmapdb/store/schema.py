@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from sqlalchemy import insert
-
-from irmapdb.store import tables, version, views
-from irmapdb.store.connect import immediate, raw_of
+from irmapdb.store import compiled, version, views
+from irmapdb.store.raw import immediate
 from irmapdb.store.values import new_uuid
 from irmapdb.store.version import read_revision
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from sqlalchemy import Connection
+    import sqlite3
 
     from irmapdb.store.place import Place
 
@@ -21,15 +19,15 @@ __all__ = ["create"]
 _PAGE_BYTES = 16384
 
 
-def create(connection: Connection, place: Place) -> None:
+def create(raw: sqlite3.Connection, place: Place) -> None:
     """Make the newest schema, unless another process has just made one."""
-    raw_of(connection).execute(f"PRAGMA page_size = {_PAGE_BYTES}")
-    with immediate(connection):
-        if read_revision(raw_of(connection), place) is not None:
+    raw.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
+    with immediate(raw):
+        if read_revision(raw, place) is not None:
             return
-        tables.metadata.create_all(connection, checkfirst=False)
-        tables.version_metadata.create_all(connection, checkfirst=False)
-        views.create(connection)
-        connection.execute(insert(tables.origin), {"uuid": new_uuid()})
-        connection.execute(insert(tables.alembic_version), {"version_num": version.HEAD})
-        connection.exec_driver_sql(f"PRAGMA application_id = {version.APPLICATION_ID}")
+        for statement in compiled.CREATIONS:
+            raw.execute(statement)
+        views.create(raw)
+        compiled.ADD_ORIGIN.run(raw, uuid=new_uuid())
+        compiled.ADD_VERSION.run(raw, version_num=version.HEAD)
+        raw.execute(f"PRAGMA application_id = {version.APPLICATION_ID}")

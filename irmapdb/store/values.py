@@ -6,8 +6,7 @@
 | path, comm: any bytes | TEXT if they are UTF-8 without NUL, else BLOB |
 | aware datetime | TEXT, UTC, `YYYY-MM-DD HH:MM:SS.ffffff`: as SQLite's date functions read it |
 
-`to_*` gives the stored form, `from_*` takes it. Plain functions, not SQLAlchemy's
-TypeDecorator: that would take half of the time of every bulk statement.
+`to_*` gives the stored form, `from_*` takes it.
 
 Source: https://www.sqlite.org/datatype3.html, https://www.sqlite.org/lang_datefunc.html.
 """

@@ -13,7 +13,7 @@ import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from sqlalchemy import Connection
+    import sqlite3
 
 __all__ = ["create", "drop", "read_creations", "statements"]
 
@@ -41,20 +41,20 @@ def read_creations(path: str) -> dict[str, str]:
     return found
 
 
-def create(connection: Connection, others: dict[str, str] | None = None) -> None:
+def create(raw: sqlite3.Connection, others: dict[str, str] | None = None) -> None:
     """Make all views in the caller's transaction, and `others` unless ours have the same name."""
     for statement in ((others or {}) | statements()).values():
-        connection.exec_driver_sql(statement)
+        raw.execute(statement)
 
 
-def drop(connection: Connection) -> dict[str, str]:
+def drop(raw: sqlite3.Connection) -> dict[str, str]:
     """Drop all views, in the caller's transaction; the statements that made them, by name.
 
     Some may be the user's own.
     """
-    found = connection.exec_driver_sql("SELECT name, sql FROM sqlite_master WHERE type = 'view'")
-    dropped = dict(map(tuple, found.all()))
+    found = raw.execute("SELECT name, sql FROM sqlite_master WHERE type = 'view'")
+    dropped = dict(found.fetchall())
     for name in dropped:
         quoted = name.replace('"', '""')
-        connection.exec_driver_sql(f'DROP VIEW "{quoted}"')
+        raw.execute(f'DROP VIEW "{quoted}"')
     return dropped

@@ -180,7 +180,7 @@ def test_irmapdb_crashes_when_criu_has_gone_on(dumps, crash, tmp_path):
     # What is imported after the answer: the dump does not notice, and only history is lost.
     broken = tmp_path / "broken"
     broken.mkdir()
-    (broken / "sqlalchemy.py").write_text(CRASHES[crash].replace("sleep(1000)", "sleep(5)"))
+    (broken / "tempfile.py").write_text(CRASHES[crash].replace("sleep(1000)", "sleep(5)"))
     assert dumps(PYTHONPATH=str(broken), IRMAPDB_HOOK_STRICT="1") is PATH
     assert "irmapdb-hook: 1 watch: 1 proved" in dumps.last.log
     assert (dumps.work / "irmap-cache").exists()

@@ -114,7 +114,7 @@ class Finder:
     def _in_database(self, keys: Collection[InodeKey]) -> dict[InodeKey, FoundPath]:
         if self._database is None or not (self._must_open or os.path.exists(self._database)):
             return {}
-        from irmapdb.store.database import Store  # noqa: PLC0415 it takes 0.3 s
+        from irmapdb.store.database import Store  # noqa: PLC0415 seldom
 
         try:
             with Store.open_readonly(self._database) as store:

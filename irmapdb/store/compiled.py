@@ -1,0 +1,518 @@
+"""The SQL of the store. `make sql` writes this file from irmapdb.store.core."""
+
+from __future__ import annotations
+
+from irmapdb.store.statement import Statement
+
+__all__ = [
+    "ADD_CHANGE",
+    "ADD_IMAGE_SEEN",
+    "ADD_INCOMING",
+    "ADD_INCOMING_TO_IMAGE",
+    "ADD_INCOMING_TO_MAPPINGS",
+    "ADD_ORIGIN",
+    "ADD_RUN",
+    "ADD_RUN_SOURCE",
+    "ADD_TRIED",
+    "ADD_VERSION",
+    "ADD_WATCH",
+    "CHANGES_AFTER",
+    "CHANGES_OF_INODE",
+    "COUNT_CHANGES_UNTIL",
+    "COUNT_MAPPINGS",
+    "COUNT_OLD_MAPPINGS",
+    "COUNT_RUNS_UNTIL",
+    "COUNT_WATCHES_UNTIL",
+    "CREATIONS",
+    "DELETE_CHANGES_UNTIL",
+    "DELETE_IMAGE",
+    "DELETE_INCOMING",
+    "DELETE_INCOMING_FROM_IMAGE",
+    "DELETE_OLD_MAPPINGS",
+    "DELETE_RUNS_UNTIL",
+    "DELETE_WATCHES_UNTIL",
+    "FIRST_CHANGE",
+    "FLAG_ALL",
+    "IMAGE_ENTRIES",
+    "INODES_OF_NUMBER",
+    "INODES_OF_PATH",
+    "LAST_CHANGE",
+    "LAST_POSITION",
+    "LAST_RUN",
+    "LAST_STEP",
+    "LAST_WATCH",
+    "LIVE_DEVICES",
+    "LIVE_ON_DEVICE",
+    "MAKE_INCOMING",
+    "MAPPINGS_AFTER",
+    "MAPPINGS_OF_INODE",
+    "MARK_STALE",
+    "PROVE",
+    "PROVE_UNUSED",
+    "RUNS_AFTER",
+    "RUNS_UNTIL",
+    "RUN_BEFORE_NEWEST",
+    "RUN_BEFORE_WATCHES",
+    "SOURCES_OF_RUN",
+    "TRIED_BETWEEN",
+    "WATCHES_OF_INODE",
+    "WATCHES_OF_RUN_AFTER",
+    "YOUNG_CHANGE",
+]
+
+CREATIONS = (
+    "CREATE TABLE image_seen (\n"
+    "\tpath TEXT NOT NULL, \n"
+    "\tst_dev INTEGER NOT NULL, \n"
+    "\tino INTEGER NOT NULL, \n"
+    "\tsize INTEGER NOT NULL, \n"
+    "\tmtime_ns INTEGER NOT NULL, \n"
+    "\tCONSTRAINT pk_image_seen PRIMARY KEY (path)\n"
+    ")",
+    "CREATE TABLE mapping (\n"
+    "\tid INTEGER NOT NULL, \n"
+    "\tdev INTEGER NOT NULL, \n"
+    "\tino INTEGER NOT NULL, \n"
+    "\thandle_type INTEGER, \n"
+    "\thandle BLOB, \n"
+    "\tpath TEXT NOT NULL, \n"
+    "\tmntns INTEGER DEFAULT 0 NOT NULL, \n"
+    "\trevalidate INTEGER NOT NULL, \n"
+    "\tsource TEXT NOT NULL, \n"
+    "\tfirst_seen_at TEXT NOT NULL, \n"
+    "\tvalidated_at TEXT, \n"
+    "\tlast_used_at TEXT, \n"
+    "\tstale_at TEXT, \n"
+    "\tstale_reason TEXT, \n"
+    "\tCONSTRAINT pk_mapping PRIMARY KEY (id), \n"
+    "\tCONSTRAINT ck_mapping_dev CHECK (typeof(dev) = 'integer' AND dev BETWEEN 0 AND 4294967295), \n"
+    "\tCONSTRAINT ck_mapping_ino CHECK (typeof(ino) = 'integer'), \n"
+    "\tCONSTRAINT ck_mapping_handle CHECK ((handle IS NULL) = (handle_type IS NULL)), \n"
+    "\tCONSTRAINT ck_mapping_path CHECK (typeof(path) IN ('text', 'blob')), \n"
+    "\tCONSTRAINT ck_mapping_revalidate CHECK (revalidate IN (0, 1)), \n"
+    "\tCONSTRAINT ck_mapping_stale CHECK ((stale_at IS NULL) = (stale_reason IS NULL)), \n"
+    "\tCONSTRAINT uq_mapping_dev_ino_path_mntns UNIQUE (dev, ino, path, mntns)\n"
+    ")",
+    "CREATE TABLE origin (\n\tuuid TEXT NOT NULL, \n\tCONSTRAINT pk_origin PRIMARY KEY (uuid)\n)",
+    "CREATE TABLE run (\n"
+    "\tid INTEGER NOT NULL, \n"
+    "\tevent TEXT NOT NULL, \n"
+    "\tpid INTEGER, \n"
+    "\tcomm TEXT, \n"
+    "\tstarted_at TEXT NOT NULL, \n"
+    "\tfinished_at TEXT NOT NULL, \n"
+    "\tfreezing_us INTEGER NOT NULL, \n"
+    "\tfrozen_us INTEGER NOT NULL, \n"
+    "\tresolve_us INTEGER NOT NULL, \n"
+    "\twatches INTEGER NOT NULL, \n"
+    "\tresolved INTEGER NOT NULL, \n"
+    "\tunresolved INTEGER NOT NULL, \n"
+    "\thits INTEGER NOT NULL, \n"
+    "\tstale INTEGER NOT NULL, \n"
+    "\tscanned INTEGER NOT NULL, \n"
+    "\toutcome TEXT NOT NULL, \n"
+    "\ttasks_frozen INTEGER DEFAULT 0 NOT NULL, \n"
+    "\treread_us INTEGER DEFAULT 0 NOT NULL, \n"
+    "\treparsed INTEGER DEFAULT 0 NOT NULL, \n"
+    "\tconfirm_us INTEGER DEFAULT 0 NOT NULL, \n"
+    "\treproved INTEGER DEFAULT 0 NOT NULL, \n"
+    "\treproved_why TEXT DEFAULT '' NOT NULL, \n"
+    "\tfrozen_resolve_us INTEGER DEFAULT 0 NOT NULL, \n"
+    "\tpaused INTEGER DEFAULT 0 NOT NULL, \n"
+    "\tpaused_us INTEGER DEFAULT 0 NOT NULL, \n"
+    "\tuuid TEXT DEFAULT '' NOT NULL, \n"
+    "\tcriu_freezing_us INTEGER DEFAULT 0 NOT NULL, \n"
+    "\tcriu_frozen_us INTEGER DEFAULT 0 NOT NULL, \n"
+    "\tCONSTRAINT pk_run PRIMARY KEY (id)\n"
+    ")",
+    "CREATE TABLE change (\n"
+    "\tid INTEGER NOT NULL, \n"
+    "\trun_id INTEGER, \n"
+    "\tat TEXT NOT NULL, \n"
+    "\tmapping_id INTEGER, \n"
+    "\tkind TEXT NOT NULL, \n"
+    "\tdev INTEGER NOT NULL, \n"
+    "\tino INTEGER NOT NULL, \n"
+    "\thandle_type INTEGER, \n"
+    "\thandle BLOB, \n"
+    "\tpath TEXT NOT NULL, \n"
+    "\told_path TEXT, \n"
+    "\treason TEXT, \n"
+    "\tmntns INTEGER DEFAULT 0 NOT NULL, \n"
+    "\tCONSTRAINT pk_change PRIMARY KEY (id), \n"
+    "\tCONSTRAINT ck_change_dev CHECK (typeof(dev) = 'integer' AND dev BETWEEN 0 AND 4294967295), \n"
+    "\tCONSTRAINT ck_change_ino CHECK (typeof(ino) = 'integer'), \n"
+    "\tCONSTRAINT ck_change_handle CHECK ((handle IS NULL) = (handle_type IS NULL)), \n"
+    "\tCONSTRAINT fk_change_run_id_run FOREIGN KEY(run_id) REFERENCES run (id) ON DELETE SET NULL, \n"
+    "\tCONSTRAINT fk_change_mapping_id_mapping FOREIGN KEY(mapping_id) REFERENCES mapping (id) ON DELETE SET NULL\n"
+    ")",
+    "CREATE INDEX ix_change_mapping_id ON change (mapping_id)",
+    "CREATE INDEX ix_change_run_id ON change (run_id)",
+    "CREATE TABLE image_entry (\n"
+    "\tposition INTEGER NOT NULL, \n"
+    "\tmapping_id INTEGER NOT NULL, \n"
+    "\tCONSTRAINT pk_image_entry PRIMARY KEY (position), \n"
+    "\tCONSTRAINT fk_image_entry_mapping_id_mapping FOREIGN KEY(mapping_id) REFERENCES mapping (id) ON DELETE CASCADE\n"
+    ")",
+    "CREATE INDEX ix_image_entry_mapping_id ON image_entry (mapping_id)",
+    "CREATE TABLE run_source (\n"
+    "\trun_id INTEGER NOT NULL, \n"
+    "\tsource TEXT NOT NULL, \n"
+    "\tidentities INTEGER NOT NULL, \n"
+    "\tCONSTRAINT pk_run_source PRIMARY KEY (run_id, source), \n"
+    "\tCONSTRAINT fk_run_source_run_id_run FOREIGN KEY(run_id) REFERENCES run (id) ON DELETE CASCADE\n"
+    ")",
+    "CREATE TABLE watch (\n"
+    "\tid INTEGER NOT NULL, \n"
+    "\trun_id INTEGER NOT NULL, \n"
+    "\tpid INTEGER NOT NULL, \n"
+    "\tcomm TEXT, \n"
+    "\tfd INTEGER NOT NULL, \n"
+    "\tkind TEXT NOT NULL, \n"
+    "\twd INTEGER NOT NULL, \n"
+    "\tdev INTEGER NOT NULL, \n"
+    "\tino INTEGER NOT NULL, \n"
+    "\thandle_type INTEGER, \n"
+    "\thandle BLOB, \n"
+    "\tmask INTEGER NOT NULL, \n"
+    "\tignored_mask INTEGER NOT NULL, \n"
+    "\tmflags INTEGER NOT NULL, \n"
+    "\tpath TEXT, \n"
+    "\twhy TEXT, \n"
+    "\tmntns INTEGER DEFAULT 0 NOT NULL, \n"
+    "\tCONSTRAINT pk_watch PRIMARY KEY (id), \n"
+    "\tCONSTRAINT ck_watch_dev CHECK (typeof(dev) = 'integer' AND dev BETWEEN 0 AND 4294967295), \n"
+    "\tCONSTRAINT ck_watch_ino CHECK (typeof(ino) = 'integer'), \n"
+    "\tCONSTRAINT ck_watch_handle CHECK ((handle IS NULL) = (handle_type IS NULL)), \n"
+    "\tCONSTRAINT ck_watch_answer CHECK ((path IS NULL) <> (why IS NULL)), \n"
+    "\tCONSTRAINT fk_watch_run_id_run FOREIGN KEY(run_id) REFERENCES run (id) ON DELETE CASCADE\n"
+    ")",
+    "CREATE INDEX ix_watch_run_id ON watch (run_id)",
+    "CREATE TABLE tried (\n"
+    "\twatch_id INTEGER NOT NULL, \n"
+    "\tposition INTEGER NOT NULL, \n"
+    "\tresolver TEXT NOT NULL, \n"
+    "\tnote TEXT NOT NULL, \n"
+    "\tCONSTRAINT pk_tried PRIMARY KEY (watch_id, position), \n"
+    "\tCONSTRAINT fk_tried_watch_id_watch FOREIGN KEY(watch_id) REFERENCES watch (id) ON DELETE CASCADE\n"
+    ")\n"
+    " WITHOUT ROWID",
+    "CREATE TABLE alembic_version (\n"
+    "\tversion_num VARCHAR(32) NOT NULL, \n"
+    "\tCONSTRAINT alembic_version_pkc PRIMARY KEY (version_num)\n"
+    ")",
+)
+ADD_CHANGE = Statement(
+    "INSERT INTO change (run_id, at, mapping_id, kind, dev, ino, handle_type, handle, path, "
+    "old_path, reason, mntns) VALUES (?, ?, (SELECT mapping.id FROM mapping WHERE mapping.dev "
+    "= ? AND mapping.ino = ? AND mapping.path = ? AND mapping.mntns = ?), ?, ?, ?, ?, ?, ?, "
+    "?, ?, ?)",
+    (
+        "run_id",
+        "at",
+        "key_dev",
+        "key_ino",
+        "key_path",
+        "key_mntns",
+        "kind",
+        "dev",
+        "ino",
+        "handle_type",
+        "handle",
+        "path",
+        "old_path",
+        "reason",
+        "mntns",
+    ),
+)
+ADD_IMAGE_SEEN = Statement(
+    "INSERT INTO image_seen (path, st_dev, ino, size, mtime_ns) VALUES (?, ?, ?, ?, ?) ON "
+    "CONFLICT (path) DO UPDATE SET st_dev = excluded.st_dev, ino = excluded.ino, size = "
+    "excluded.size, mtime_ns = excluded.mtime_ns",
+    ("path", "st_dev", "ino", "size", "mtime_ns"),
+)
+ADD_INCOMING = Statement(
+    "INSERT INTO incoming (position, dev, ino, path) VALUES (?, ?, ?, ?)",
+    ("position", "dev", "ino", "path"),
+)
+ADD_INCOMING_TO_IMAGE = Statement(
+    "INSERT INTO image_entry (position, mapping_id) SELECT incoming.position + ? AS anon_1, "
+    "mapping.id FROM incoming JOIN mapping ON mapping.dev = incoming.dev AND mapping.ino = "
+    "incoming.ino AND mapping.path = incoming.path AND mapping.mntns = 0",
+    ("after",),
+)
+ADD_INCOMING_TO_MAPPINGS = Statement(
+    "INSERT INTO mapping (dev, ino, path, mntns, revalidate, source, first_seen_at) SELECT "
+    "incoming.dev, incoming.ino, incoming.path, 0, 1, 'image', ? AS anon_1 FROM incoming "
+    "WHERE 1 = 1 ORDER BY incoming.position ON CONFLICT (dev, ino, path, mntns) DO UPDATE SET "
+    "revalidate = 1, stale_at = NULL, stale_reason = NULL",
+    ("now",),
+)
+ADD_ORIGIN = Statement("INSERT INTO origin (uuid) VALUES (?)", ("uuid",))
+ADD_RUN = Statement(
+    "INSERT INTO run (event, pid, comm, started_at, finished_at, freezing_us, frozen_us, "
+    "resolve_us, watches, resolved, unresolved, hits, stale, scanned, outcome, tasks_frozen, "
+    "reread_us, reparsed, confirm_us, reproved, reproved_why, frozen_resolve_us, paused, "
+    "paused_us, uuid, criu_freezing_us, criu_frozen_us) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, "
+    "?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+    (
+        "event",
+        "pid",
+        "comm",
+        "started_at",
+        "finished_at",
+        "freezing_us",
+        "frozen_us",
+        "resolve_us",
+        "watches",
+        "resolved",
+        "unresolved",
+        "hits",
+        "stale",
+        "scanned",
+        "outcome",
+        "tasks_frozen",
+        "reread_us",
+        "reparsed",
+        "confirm_us",
+        "reproved",
+        "reproved_why",
+        "frozen_resolve_us",
+        "paused",
+        "paused_us",
+        "uuid",
+        "criu_freezing_us",
+        "criu_frozen_us",
+    ),
+)
+ADD_RUN_SOURCE = Statement(
+    "INSERT INTO run_source (run_id, source, identities) VALUES (?, ?, ?)",
+    ("run_id", "source", "identities"),
+)
+ADD_TRIED = Statement(
+    "INSERT INTO tried (watch_id, position, resolver, note) VALUES (?, ?, ?, ?)",
+    ("watch_id", "position", "resolver", "note"),
+)
+ADD_VERSION = Statement("INSERT INTO alembic_version (version_num) VALUES (?)", ("version_num",))
+ADD_WATCH = Statement(
+    "INSERT INTO watch (id, run_id, pid, comm, fd, kind, wd, dev, ino, handle_type, handle, "
+    "mask, ignored_mask, mflags, path, why, mntns) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, "
+    "?, ?, ?, ?, ?, ?)",
+    (
+        "id",
+        "run_id",
+        "pid",
+        "comm",
+        "fd",
+        "kind",
+        "wd",
+        "dev",
+        "ino",
+        "handle_type",
+        "handle",
+        "mask",
+        "ignored_mask",
+        "mflags",
+        "path",
+        "why",
+        "mntns",
+    ),
+)
+CHANGES_AFTER = Statement(
+    "SELECT change.id, change.run_id, change.at, change.mapping_id, change.kind, change.dev, "
+    "change.ino, change.handle_type, change.handle, CAST(change.path AS BLOB) AS path, "
+    "CAST(change.old_path AS BLOB) AS old_path, change.reason, change.mntns FROM change WHERE "
+    "change.id > ? ORDER BY change.id LIMIT 2000 OFFSET 0",
+    ("last_id",),
+)
+CHANGES_OF_INODE = Statement(
+    "SELECT change.id, change.run_id, change.at, change.mapping_id, change.kind, change.dev, "
+    "change.ino, change.handle_type, change.handle, CAST(change.path AS BLOB) AS path, "
+    "CAST(change.old_path AS BLOB) AS old_path, change.reason, change.mntns FROM change WHERE "
+    "change.dev = ? AND change.ino = ? ORDER BY change.id",
+    ("dev", "ino"),
+)
+COUNT_CHANGES_UNTIL = Statement(
+    "SELECT count(*) AS count_1 FROM change WHERE change.id <= ?", ("until",)
+)
+COUNT_MAPPINGS = Statement("SELECT count(*) AS count_1 FROM mapping")
+COUNT_OLD_MAPPINGS = Statement(
+    "SELECT count(*) AS count_1, coalesce(sum(CAST(CASE WHEN (mapping.stale_at IS NOT NULL) "
+    "THEN mapping.stale_at < ? ELSE coalesce(mapping.last_used_at, mapping.first_seen_at) < ? "
+    "END AS INTEGER)), 0) AS coalesce_1 FROM mapping WHERE mapping.stale_at IS NOT NULL OR "
+    "mapping.stale_at IS NULL AND coalesce(mapping.last_used_at, mapping.first_seen_at) < "
+    "(SELECT max(run.finished_at) AS max_1 FROM run WHERE run.event IN ('pre-dump', 'dump') "
+    "AND run.outcome NOT LIKE 'failed:%') AND NOT (EXISTS (SELECT * FROM image_entry WHERE "
+    "image_entry.mapping_id = mapping.id))",
+    ("stale_since", "used_since"),
+)
+COUNT_RUNS_UNTIL = Statement(
+    "SELECT count(*) AS count_1 FROM run WHERE run.id <= ? AND run.id != ?", ("newest", "kept")
+)
+COUNT_WATCHES_UNTIL = Statement(
+    "SELECT count(*) AS count_1 FROM watch WHERE watch.run_id <= ? AND watch.run_id != ?",
+    ("newest", "kept"),
+)
+DELETE_CHANGES_UNTIL = Statement("DELETE FROM change WHERE change.id <= ?", ("until",))
+DELETE_IMAGE = Statement("DELETE FROM image_entry")
+DELETE_INCOMING = Statement("DELETE FROM incoming")
+DELETE_INCOMING_FROM_IMAGE = Statement(
+    "DELETE FROM image_entry WHERE image_entry.mapping_id IN (SELECT mapping.id FROM incoming "
+    "JOIN mapping ON mapping.dev = incoming.dev AND mapping.ino = incoming.ino AND "
+    "mapping.path = incoming.path AND mapping.mntns = 0)"
+)
+DELETE_OLD_MAPPINGS = Statement(
+    "DELETE FROM mapping WHERE mapping.id IN (SELECT mapping.id FROM mapping WHERE "
+    "mapping.stale_at IS NOT NULL OR mapping.stale_at IS NULL AND "
+    "coalesce(mapping.last_used_at, mapping.first_seen_at) < (SELECT max(run.finished_at) AS "
+    "max_1 FROM run WHERE run.event IN ('pre-dump', 'dump') AND run.outcome NOT LIKE "
+    "'failed:%') AND NOT (EXISTS (SELECT * FROM image_entry WHERE image_entry.mapping_id = "
+    "mapping.id)) ORDER BY CASE WHEN (mapping.stale_at IS NOT NULL) THEN mapping.stale_at < ? "
+    "ELSE coalesce(mapping.last_used_at, mapping.first_seen_at) < ? END DESC, "
+    "coalesce(mapping.stale_at, coalesce(mapping.last_used_at, mapping.first_seen_at)), "
+    "mapping.id LIMIT ? OFFSET 0)",
+    ("stale_since", "used_since", "at_most"),
+)
+DELETE_RUNS_UNTIL = Statement(
+    "DELETE FROM run WHERE run.id <= ? AND run.id != ?", ("newest", "kept")
+)
+DELETE_WATCHES_UNTIL = Statement(
+    "DELETE FROM watch WHERE watch.run_id <= ? AND watch.run_id != ?", ("newest", "kept")
+)
+FIRST_CHANGE = Statement("SELECT min(change.id) AS min_1 FROM change")
+FLAG_ALL = Statement(
+    "UPDATE mapping SET revalidate=1 WHERE mapping.stale_at IS NULL AND mapping.revalidate = 0"
+)
+IMAGE_ENTRIES = Statement(
+    "SELECT image_entry.position, mapping.dev, mapping.ino, CAST(mapping.path AS BLOB) AS "
+    "path FROM image_entry JOIN mapping ON mapping.id = image_entry.mapping_id WHERE "
+    "mapping.stale_at IS NULL ORDER BY image_entry.position"
+)
+INODES_OF_NUMBER = Statement(
+    "SELECT mapping.dev, mapping.ino FROM mapping WHERE mapping.ino = ? UNION SELECT "
+    "watch.dev, watch.ino FROM watch WHERE watch.ino = ? UNION SELECT change.dev, change.ino "
+    "FROM change WHERE change.ino = ?",
+    ("ino", "ino", "ino"),
+)
+INODES_OF_PATH = Statement(
+    "SELECT mapping.dev, mapping.ino FROM mapping WHERE mapping.path = ? UNION SELECT "
+    "watch.dev, watch.ino FROM watch WHERE watch.path = ? UNION SELECT change.dev, change.ino "
+    "FROM change WHERE change.path = ? OR change.old_path = ?",
+    ("path", "path", "path", "path"),
+)
+LAST_CHANGE = Statement("SELECT max(change.id) AS max_1 FROM change")
+LAST_POSITION = Statement(
+    "SELECT coalesce(max(image_entry.position), 0) AS coalesce_1 FROM image_entry"
+)
+LAST_RUN = Statement("SELECT max(run.id) AS max_1 FROM run")
+LAST_STEP = Statement(
+    "SELECT run.id FROM run WHERE run.event IN ('pre-dump', 'dump') AND run.outcome NOT LIKE "
+    "'failed:%' ORDER BY run.id DESC LIMIT 1 OFFSET 0"
+)
+LAST_WATCH = Statement("SELECT coalesce(max(watch.id), 0) AS coalesce_1 FROM watch")
+LIVE_DEVICES = Statement(
+    "SELECT DISTINCT mapping.dev FROM mapping WHERE mapping.stale_at IS NULL AND mapping.mntns = ?",
+    ("mntns",),
+)
+LIVE_ON_DEVICE = Statement(
+    "SELECT mapping.id, mapping.dev, mapping.ino, mapping.handle_type, mapping.handle, "
+    "CAST(mapping.path AS BLOB) AS path, mapping.source, mapping.revalidate, "
+    "mapping.first_seen_at, mapping.validated_at, mapping.last_used_at, mapping.stale_at, "
+    "mapping.stale_reason, mapping.mntns FROM mapping WHERE mapping.stale_at IS NULL AND "
+    "mapping.mntns = ? AND mapping.dev = ? ORDER BY mapping.id",
+    ("mntns", "dev"),
+)
+MAKE_INCOMING = Statement(
+    "CREATE TEMPORARY TABLE IF NOT EXISTS incoming ( position INTEGER NOT NULL, dev INTEGER "
+    "NOT NULL, ino INTEGER NOT NULL, path BLOB NOT NULL, PRIMARY KEY (position) )"
+)
+MAPPINGS_AFTER = Statement(
+    "SELECT mapping.id, mapping.dev, mapping.ino, mapping.handle_type, mapping.handle, "
+    "CAST(mapping.path AS BLOB) AS path, mapping.source, mapping.revalidate, "
+    "mapping.first_seen_at, mapping.validated_at, mapping.last_used_at, mapping.stale_at, "
+    "mapping.stale_reason, mapping.mntns FROM mapping WHERE mapping.id > ? ORDER BY "
+    "mapping.id LIMIT 2000 OFFSET 0",
+    ("last_id",),
+)
+MAPPINGS_OF_INODE = Statement(
+    "SELECT mapping.id, mapping.dev, mapping.ino, mapping.handle_type, mapping.handle, "
+    "CAST(mapping.path AS BLOB) AS path, mapping.source, mapping.revalidate, "
+    "mapping.first_seen_at, mapping.validated_at, mapping.last_used_at, mapping.stale_at, "
+    "mapping.stale_reason, mapping.mntns FROM mapping WHERE mapping.dev = ? AND mapping.ino = "
+    "? ORDER BY mapping.id",
+    ("dev", "ino"),
+)
+MARK_STALE = Statement(
+    "UPDATE mapping SET stale_at=?, stale_reason=? WHERE mapping.dev = ? AND mapping.ino = ? "
+    "AND mapping.path = ? AND mapping.mntns = ? AND mapping.stale_at IS NULL",
+    ("now", "reason", "key_dev", "key_ino", "key_path", "key_mntns"),
+)
+PROVE = Statement(
+    "INSERT INTO mapping (dev, ino, handle_type, handle, path, mntns, revalidate, source, "
+    "first_seen_at, validated_at, last_used_at) VALUES (?, ?, ?, ?, ?, ?, 0, ?, ?, ?, ?) ON "
+    "CONFLICT (dev, ino, path, mntns) DO UPDATE SET handle_type = excluded.handle_type, "
+    "handle = excluded.handle, revalidate = 0, validated_at = excluded.validated_at, "
+    "last_used_at = excluded.last_used_at, stale_at = NULL, stale_reason = NULL",
+    ("dev", "ino", "handle_type", "handle", "path", "mntns", "source", "now", "now", "now"),
+)
+PROVE_UNUSED = Statement(
+    "INSERT INTO mapping (dev, ino, handle_type, handle, path, mntns, revalidate, source, "
+    "first_seen_at, validated_at, last_used_at) VALUES (?, ?, ?, ?, ?, ?, 0, ?, ?, ?, NULL) "
+    "ON CONFLICT (dev, ino, path, mntns) DO UPDATE SET handle_type = excluded.handle_type, "
+    "handle = excluded.handle, revalidate = 0, validated_at = excluded.validated_at, stale_at "
+    "= NULL, stale_reason = NULL",
+    ("dev", "ino", "handle_type", "handle", "path", "mntns", "source", "now", "now"),
+)
+RUNS_AFTER = Statement(
+    "SELECT run.id, run.event, run.pid, CAST(run.comm AS BLOB) AS comm, run.started_at, "
+    "run.finished_at, run.outcome, run.freezing_us, run.frozen_us, run.resolve_us, "
+    "run.watches, run.resolved, run.unresolved, run.hits, run.stale, run.scanned, "
+    "run.tasks_frozen, run.reread_us, run.reparsed, run.confirm_us, run.reproved, "
+    "run.reproved_why, run.frozen_resolve_us, run.paused, run.paused_us, "
+    "run.criu_freezing_us, run.criu_frozen_us FROM run WHERE run.id > ? ORDER BY run.id LIMIT "
+    "2000 OFFSET 0",
+    ("last_id",),
+)
+RUNS_UNTIL = Statement(
+    "SELECT run.id, run.watches FROM run WHERE run.id <= ? AND run.id != ? ORDER BY run.id "
+    "LIMIT ? OFFSET 0",
+    ("newest", "kept", "at_most"),
+)
+RUN_BEFORE_NEWEST = Statement(
+    "SELECT run.id FROM run ORDER BY run.id DESC LIMIT 1 OFFSET ?", ("runs",)
+)
+RUN_BEFORE_WATCHES = Statement(
+    "SELECT watch.run_id FROM watch WHERE watch.id <= (SELECT max(watch.id) AS max_1 FROM "
+    "watch) - ? ORDER BY watch.id DESC LIMIT 1 OFFSET 0",
+    ("watches",),
+)
+SOURCES_OF_RUN = Statement(
+    "SELECT run_source.source, run_source.identities FROM run_source WHERE run_source.run_id = ?",
+    ("run_id",),
+)
+TRIED_BETWEEN = Statement(
+    "SELECT tried.watch_id, tried.resolver, tried.note FROM tried WHERE tried.watch_id "
+    "BETWEEN ? AND ? ORDER BY tried.watch_id, tried.position",
+    ("first_id", "last_id"),
+)
+WATCHES_OF_INODE = Statement(
+    "SELECT run.id, run.event, run.finished_at, watch.id AS id_1, watch.pid, CAST(watch.comm "
+    "AS BLOB) AS comm, watch.fd, watch.kind, watch.wd, watch.dev, watch.ino, "
+    "watch.handle_type, watch.handle, watch.mask, watch.ignored_mask, watch.mflags, "
+    "CAST(watch.path AS BLOB) AS path, watch.why, watch.mntns FROM watch JOIN run ON run.id = "
+    "watch.run_id WHERE watch.dev = ? AND watch.ino = ? ORDER BY watch.id",
+    ("dev", "ino"),
+)
+WATCHES_OF_RUN_AFTER = Statement(
+    "SELECT watch.id, watch.pid, CAST(watch.comm AS BLOB) AS comm, watch.fd, watch.kind, "
+    "watch.wd, watch.dev, watch.ino, watch.handle_type, watch.handle, watch.mask, "
+    "watch.ignored_mask, watch.mflags, CAST(watch.path AS BLOB) AS path, watch.why, "
+    "watch.mntns FROM watch WHERE watch.run_id = ? AND watch.id > ? ORDER BY watch.id LIMIT "
+    "2000 OFFSET 0",
+    ("run_id", "last_id"),
+)
+YOUNG_CHANGE = Statement(
+    "SELECT change.id FROM change WHERE change.at >= ? AND change.id <= ? ORDER BY change.id "
+    "LIMIT 1 OFFSET 0",
+    ("since", "until"),
+)

@@ -1,0 +1,74 @@
+"""The SQL of the store: SQLAlchemy writes it, and no command imports SQLAlchemy."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from irmapdb.store import compiled, core
+from irmapdb.store.database import Store
+from tests.support.watcher import Watcher
+
+_ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def tool() -> ModuleType:
+    where = _ROOT / "tools" / "compile_sql.py"
+    spec = importlib.util.spec_from_file_location("compile_sql", where)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_sql_is_that_of_the_statements(tool: ModuleType) -> None:
+    written = Path(compiled.__file__).read_text("utf-8")
+    assert tool.rendered() == written, "make sql"
+    assert {name: getattr(compiled, name) for name in core.__all__} == tool.statements()
+
+
+def test_each_statement_is_valid_and_each_value_has_a_name(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "irmap.db", create=True) as store:
+        compiled.MAKE_INCOMING.run(store._raw)
+        for name in core.__all__:
+            sql, names = getattr(compiled, name)
+            assert sql.count("?") == len(names), name
+            store._raw.execute(f"EXPLAIN {sql}", [None] * len(names)).fetchall()
+
+
+def _imported(*arguments: object) -> set[str]:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "irmapdb", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=_ROOT,
+    )
+    return {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+
+
+@pytest.mark.kernel
+def test_no_command_imports_sqlalchemy(watcher: Watcher, tmp_path: Path) -> None:
+    watcher.add_inotify(tmp_path)
+    step = ("-t", watcher.pid, "-D", tmp_path)
+    for command in (
+        ("pre-dump", *step),  # makes the database
+        ("pre-dump", *step),
+        ("dump", *step),
+        ("lookup", tmp_path, "-W", tmp_path),
+        ("audit", "-t", watcher.pid, "-W", tmp_path),
+        ("prune", "-W", tmp_path),
+        ("export", tmp_path / "exported", "-W", tmp_path),
+        ("import", tmp_path / "exported", "-W", tmp_path),
+        ("db", "current", "-W", tmp_path),
+    ):
+        imported = _imported(*command)
+        assert "irmapdb.commands" in imported
+        assert not {"sqlalchemy", "alembic", "pydantic", "rich"} & imported, command

@@ -1,0 +1,101 @@
+"""Writes the SQL of the statements of irmapdb.store.core, and of the tables, as Python.
+
+compile_sql.py irmapdb/store/compiled.py
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from sqlalchemy.dialects import sqlite
+from sqlalchemy.dialects.sqlite.base import SQLiteCompiler
+from sqlalchemy.schema import CreateIndex, CreateTable
+
+from irmapdb.store import core, tables
+from irmapdb.store.statement import Statement
+
+if TYPE_CHECKING:
+    from sqlalchemy import BindParameter, ClauseElement
+
+_HEAD = '''"""The SQL of the store. `make sql` writes this file from irmapdb.store.core."""
+
+from __future__ import annotations
+
+from irmapdb.store.statement import Statement
+
+'''
+_WIDTH = 88
+
+
+class _Compiler(SQLiteCompiler):
+    # A value becomes a part of the SQL; only what has none is a parameter.
+    def visit_bindparam(self, bindparam: BindParameter[Any], **how: Any) -> str:
+        if not bindparam.required:
+            how["literal_binds"] = True
+        return super().visit_bindparam(bindparam, **how)
+
+
+_DIALECT = sqlite.dialect(paramstyle="qmark")
+_DIALECT.statement_compiler = _Compiler
+
+
+def statements() -> dict[str, Statement]:
+    """The statements by their names."""
+    return {name: _compiled(getattr(core, name)) for name in core.__all__}
+
+
+def _compiled(statement: ClauseElement) -> Statement:
+    compiled = cast("Any", statement.compile(dialect=_DIALECT))
+    names = getattr(compiled, "positiontup", None) or ()
+    return Statement(" ".join(str(compiled).split()), tuple(names))
+
+
+def creations() -> tuple[str, ...]:
+    """The statements that create the tables and indexes, word for word as SQLAlchemy does."""
+    made: list[ClauseElement] = []
+    for metadata in (tables.metadata, tables.version_metadata):
+        for table in metadata.sorted_tables:
+            made.append(CreateTable(table))
+            made += map(CreateIndex, sorted(table.indexes, key=lambda index: str(index.name)))
+    return tuple(str(one.compile(dialect=_DIALECT)).strip() for one in made)
+
+
+def rendered() -> str:
+    """The module."""
+    parts = [_HEAD]
+    names = sorted(["CREATIONS", *statements()])
+    parts.append(f"__all__ = [{', '.join(map(repr, names))}]\n\n")
+    texts = ",\n".join(_literal(sql.splitlines(keepends=True)) for sql in creations())
+    parts.append(f"CREATIONS = (\n{texts},\n)\n")
+    for name, (sql, parameters) in statements().items():
+        lines = textwrap.wrap(sql, _WIDTH, break_long_words=False, break_on_hyphens=False)
+        given = f", {parameters!r}" if parameters else ""
+        pieces = [*(f"{line} " for line in lines[:-1]), lines[-1]]
+        parts.append(f"{name} = Statement({_literal(pieces)}{given})\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "ruff", "format", "--stdin-filename", "compiled.py", "-"],
+        input="".join(parts),
+        text=True,
+        capture_output=True,
+        check=True,
+    )
+    return done.stdout
+
+
+def _literal(pieces: list[str]) -> str:
+    # In double quotes, as ruff writes them.
+    return "\n".join(
+        '"'
+        + piece.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\t", "\\t")
+        + '"'
+        for piece in pieces
+    )
+
+
+if __name__ == "__main__":
+    _, to = sys.argv
+    Path(to).write_text(rendered(), encoding="utf-8")
