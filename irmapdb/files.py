@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import io
 import os
 import stat
 
@@ -27,6 +28,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from typing import BinaryIO
+
+    from typing_extensions import Buffer
 
 __all__ = [
     "LIMIT_BYTES",
@@ -160,14 +163,33 @@ def read_whole(path: bytes | os.PathLike[str], *, limit_bytes: int) -> bytes:
 
 @contextlib.contextmanager
 def open_regular(path: bytes | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """A regular file to be read as a stream; FileError as `read_whole` if it cannot be opened."""
+    """A regular file to be read as a stream.
+
+    FileError as `read_whole` if it cannot be opened, and from each read that fails.
+    """
     source = os.fsencode(path)
     with contextlib.ExitStack() as stack:
         try:
             fd = stack.enter_context(_open_regular(source, follow=True))
         except OSError as error:
             raise _failed("read", source, error) from error
-        yield stack.enter_context(open(fd, "rb", closefd=False))
+        yield stack.enter_context(io.BufferedReader(_Named(fd, source)))
+
+
+class _Named(io.FileIO):
+    # A file whose errors name it.
+    def __init__(self, fd: int, path: bytes) -> None:
+        super().__init__(fd, "rb", closefd=False)
+        self._path = path
+
+    def readinto(self, buffer: Buffer, /) -> int:
+        try:
+            size_bytes = super().readinto(buffer)
+            if size_bytes is None:  # a file of procfs may have nothing yet: /proc/kmsg
+                raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        except OSError as error:
+            raise _failed("read", self._path, error) from error
+        return size_bytes
 
 
 def read_if_there(path: bytes | os.PathLike[str], *, limit_bytes: int) -> bytes | None:

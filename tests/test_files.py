@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import io
 import os
 import random
 import signal
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from irmapdb import files
 from irmapdb.errors import FileError
 from irmapdb.files import (
     check_replaceable,
@@ -64,6 +66,24 @@ def test_a_file_is_read_whole(tmp_path):
 def test_a_file_whose_size_is_not_told_is_limited_too():
     assert read_whole(b"/proc/self/status", limit_bytes=1 << 20).startswith(b"Name:")
     assert "more than 9 bytes" in refused(read_whole, b"/proc/self/status", limit_bytes=9)
+
+
+def test_a_stream_names_the_file_whose_read_fails(tmp_path):
+    link = tmp_path / "files.img"
+    link.symlink_to("/proc/self/mem")  # regular by its mode, and EIO at its beginning
+    with files.open_regular(link) as file, pytest.raises(FileError, match=r"files\.img.*rror"):
+        file.read(512)
+
+
+def test_a_stream_without_a_byte_yet_is_an_error():
+    """As /proc/kmsg: opened so that no read waits, it gives None."""
+    readable, writable = os.pipe2(os.O_NONBLOCK)
+    try:
+        with pytest.raises(FileError, match=r"/kmsg: Resource temporarily unavailable"):
+            io.BufferedReader(files._Named(readable, b"/kmsg")).read(512)
+    finally:
+        os.close(readable)
+        os.close(writable)
 
 
 def test_a_missing_file(tmp_path):
