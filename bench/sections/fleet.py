@@ -176,7 +176,7 @@ WHERE last.database_id = database.id AND last.verdict = 'path';
 INSERT INTO mapping
 SELECT d, gen_random_uuid(), m, 41, m, NULL, NULL, convert_to('/srv/app/' || m, 'UTF8'), 0, 0,
     'scan', now(), now(), now(),
-    CASE WHEN m = 1 THEN now() - random() * interval '90 days' END,
+    CASE WHEN m = 1 THEN now() - d * interval '90 days' / {databases} END,
     CASE WHEN m = 1 THEN 'gone' END
 FROM generate_series(1, {databases}) AS d, generate_series(1, 10) AS m;
 """
