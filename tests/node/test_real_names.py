@@ -124,6 +124,7 @@ def test_runc_with_its_own_state(node: Node) -> None:
     container = node.container()
     state = container._directory / "state" / container.id
     place = f"/run/runc/name-of-{os.getpid()}"
+    os.makedirs(os.path.dirname(place), mode=0o700, exist_ok=True)
     subprocess.run(["cp", "-r", state, place], check=True)
     try:
         info = _info(container)
