@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import io
+import subprocess
 import tarfile
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from irmapdb.archive import tar
+from irmapdb.archive.members import walk
 from irmapdb.errors import ImageError
 
 _FORMATS = {"gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT, "ustar": tarfile.USTAR_FORMAT}
@@ -103,3 +106,36 @@ def test_cut_off_anywhere() -> None:
     for end in range(1, 3 * 512):
         with pytest.raises(ImageError, match="cut off"):
             _names_in(whole[:end])
+
+
+def test_a_sparse_file_with_a_long_map(tmp_path: Path) -> None:
+    """As CRIU packs a tmpfs: `tar --sparse`; the map of this one needs blocks behind the header."""
+    sparse = tmp_path / "sparse"
+    with sparse.open("wb") as file:
+        for number in range(60):
+            file.seek(number << 16)
+            file.write(b"x" * 4096)
+    (tmp_path / "last").touch()
+    for form in ("gnu", "posix"):
+        packed = tmp_path / f"{form}.tar"
+        subprocess.run(
+            ["tar", "--create", "--sparse", f"--format={form}", "--file", packed, "sparse", "last"],
+            cwd=tmp_path,
+            check=True,
+        )
+        assert packed.stat().st_size < sparse.stat().st_size, "it is sparse"
+        names = [one.place for one in walk(packed)]
+        assert names == ["sparse", "last"]
+
+
+def test_a_member_of_more_than_8_gib(tmp_path: Path) -> None:
+    """pax has the size of such a one in a header of its own, as Go's archives do."""
+    packed = tmp_path / "a.tar"
+    info = tarfile.TarInfo("pages-1.img")
+    info.size = 9 << 30
+    with packed.open("wb") as file:
+        header = info.tobuf(tarfile.PAX_FORMAT)
+        file.write(header)
+        file.seek(len(header) + info.size)
+        file.write(tarfile.TarInfo("next").tobuf() + bytes(1024))
+    assert [one.place for one in walk(packed)] == ["pages-1.img", "next"]

@@ -114,7 +114,7 @@ _ROWS_A_PAGE = 2000
 
 
 def _columns(table: Table, *names: str) -> tuple[ColumnElement[Any], ...]:
-    # The bytes of a name or path, whatever SQLite stores them as.
+    # The bytes of a name or path, which SQLite may have stored as text, bytes or a number.
     return tuple(
         cast(table.c[name], LargeBinary).label(name) if name in _RAW else table.c[name]
         for name in names
