@@ -130,12 +130,14 @@ _OTHERS = {
     "io-uring": "send_fds failed (-22)",
     "external-device": "Can't dump file 5 of that type [20666] (chr 10:229)",
     "file-type": "Can't dump file 5 of that type [600] (anon anon_inode:[perf_event])",
+    "pidfd": "pidfd: pidfd pid 1 is not a part of process tree..",
     "file-locks": "Some file locks are hold by dumping tasks! You can try --file-locks.",
     "ghost-limit": "Can't dump ghost file /srv/a of 3145728 size, increase limit",
     "link-remap": "Can't create link remap for /srv/a. Use link-remap option.",
     "ghost": "Corrupted ghost image -> no size",
     "file-changed": "File srv/a has bad size 1 (expect 2)",
     "file-missing": "Can't open file srv/a on restore: No such file or directory",
+    "file-mount": "Can't lookup mount=21 for fd=3 path=/queue",
     "overmounted": "Open files on overmounted mounts are not supported yet; mount=1 fd=2 path=a",
     "mount-source-replaced": "mnt: Can't re-create deleted file /srv/a: File exists",
     "mount-external": "mnt: Mount 12:./x is autodetected external mount. Try …",
@@ -205,6 +207,28 @@ def test_an_unknown_error_is_quoted_and_said_to_be_unknown() -> None:
     assert (finding["name"], finding["ours"]) == ("unknown", False)
     shown = irmapdb("explain", "--offline", stdin=log).out
     assert "A new thing broke: \\x1b[2J" in shown
+
+
+_HARMLESS = "rlimit: Can't setup RLIMIT_NOFILE for self: Operation not permitted"
+_NEW = "new: A new thing broke"
+
+
+@pytest.mark.parametrize(
+    ("lines", "names"),
+    [
+        ([_HARMLESS, _NEW], ["unknown"]),
+        ([_HARMLESS, _OTHERS["pidfd"]], ["pidfd"]),
+        ([_HARMLESS, _NEW, _OTHERS["descriptor"]], ["unknown"]),
+        ([_HARMLESS, _OTHERS["descriptor"], _NEW], ["descriptor"]),
+        ([_HARMLESS], ["rlimit-of-criu"]),
+    ],
+)
+def test_an_error_after_which_criu_goes_on_counts_after_every_other(
+    lines: list[str], names: list[str]
+) -> None:
+    log = "".join(f"(00.1) Error (criu/a.c:1): {line}\n" for line in [*lines, "Dumping FAILED."])
+    done = irmapdb("explain", "--offline", "--json", stdin=log.encode())
+    assert [one["name"] for one in json.loads(done.out)["findings"]] == names
 
 
 def test_the_page_has_every_message() -> None:

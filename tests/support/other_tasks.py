@@ -60,6 +60,17 @@ ring = libc.syscall(425, 4, ctypes.create_string_buffer(120))
 if ring < 0:
     sys.exit(f"io_uring_setup: {os.strerror(ctypes.get_errno())}")
 """
+_PIDFD = """
+pidfd = os.pidfd_open(os.getppid())
+"""
+_QUEUE = """
+import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+name = f"/irmapdb-{os.getpid()}".encode()
+if libc.mq_open(name, os.O_CREAT | os.O_RDWR, 0o600, None) < 0:
+    sys.exit(f"mq_open: {os.strerror(ctypes.get_errno())}")
+libc.mq_unlink(name)
+"""
 _NESTED = """
 import ctypes
 if ctypes.CDLL(None, use_errno=True).unshare(0x20000000):  # CLONE_NEWPID
@@ -91,6 +102,8 @@ PROGRAMS = {
     "file-locks": _LOCK,
     "external-device": _DEVICE,
     "io-uring": _IO_URING,
+    "pidfd": _PIDFD,
+    "file-mount": _QUEUE,
     "nested-namespace": _NESTED,
     "shell-job": _SHELL_JOB,
     "session-outside": _SESSION_OUTSIDE,

@@ -188,11 +188,16 @@ def _stops(facts: LogFacts) -> list[Seen]:
     watches = [one for one in fatal if isinstance(one.cause, Message) and one.cause.is_ours]
     if watches:
         return watches[:1]
-    known = [one for one in facts.seen if one.cause is not None and _role(one) is not Role.LOSS]
+    errors = [one for one in facts.seen if _role(one) is not Role.LOSS]
+    real = [one for one in errors if not getattr(one.cause, "is_harmless", False)]
+    known = [one for one in real if one.cause is not None]
     grave = [one for one in known if not getattr(one.cause, "is_weak", False)]
-    if known:
-        return grave[:1] or known[-1:]
-    return [one for one in facts.seen if one.cause is None][:_MOST_UNKNOWN]
+    if grave or not real:
+        return (grave or errors)[:1]
+    # A weak one follows from an unknown one before it.
+    if real[0].cause is None:
+        return [one for one in real if one.cause is None][:_MOST_UNKNOWN]
+    return known[-1:]
 
 
 def _of_cache(one: Seen, work: bytes | None) -> Seen:

@@ -29,7 +29,9 @@ class OtherCause(Record):
     option: str = ""
     """The option of CRIU that helps; empty if none does."""
     is_weak: bool = False
-    """Whether another error counts before it: CRIU goes on after it, or it has no reason."""
+    """Whether another error counts before it, because it has no reason."""
+    is_harmless: bool = False
+    """Whether CRIU goes on after it. Every other error counts before it, an unknown one too."""
 
 
 OTHER_CAUSES = (
@@ -78,7 +80,7 @@ OTHER_CAUSES = (
         "socket-type",
         "socket",
         rb"inet: (?:Unsupported|For Go programs|Unknown inet|Can't dump)|Unknown socket family"
-        rb"|Can't dump \d{1,10} (?:inet|socket)|netlink: |packet: ",
+        rb"|sockets: BUG! Unknown socket|Can't dump \d{1,10} (?:inet|socket)|netlink: |packet: ",
         "a task has a socket of a kind or state that CRIU cannot dump (MPTCP, netlink with data, "
         "vsock and others)",
         "close it before the dump; for MPTCP of Go programs set GODEBUG=multipathtcp=0",
@@ -183,6 +185,13 @@ OTHER_CAUSES = (
         "close it before the dump",
     ),
     OtherCause(
+        "pidfd",
+        "pidfd",
+        rb"pidfd: ",
+        "CRIU cannot handle a pidfd of a task, for example of a process outside of the tree",
+        "close it before the dump",
+    ),
+    OtherCause(
         "file-locks",
         "file locks",
         rb"Some file locks are hold|(?:Unresolved lock|Unknown file lock|Dump file lock|Can not set"
@@ -228,6 +237,14 @@ OTHER_CAUSES = (
         rb"|Can't find regfile",
         "a file that a task had open does not exist, or cannot be opened",
         "provide the file (a volume, the same image) before the restore",
+    ),
+    OtherCause(
+        "file-mount",
+        "mount",
+        rb"Can't lookup mount=-?\d{1,10} for fd=",
+        "a task has a file open or mapped that is on no mount of its mount namespace (a POSIX "
+        "message queue, secret memory, a file that came from another mount namespace)",
+        "close it before the dump",
     ),
     OtherCause(
         "overmounted",
@@ -291,7 +308,7 @@ OTHER_CAUSES = (
         rb"rlimit: Can't setup RLIMIT_NOFILE for self",
         "CRIU could not raise its own limit of open files",
         "run it with CAP_SYS_RESOURCE",
-        is_weak=True,
+        is_harmless=True,
     ),
     OtherCause(
         "rlimit",
