@@ -42,10 +42,13 @@ __all__ = [
 
 _HEX_ID = re.compile(r"(?:^|[-:])([0-9a-f]{64})(?:\.scope)?$")
 _SCOPE = re.compile(
-    r"(?P<engine>libpod|crio|docker|cri-containerd|nerdctl|runc|crun|machine|lxc\.payload)[-.]"
-    r"(?P<id>.+?)(?:\.scope)?$",
+    r"(?!.*\.slice$)(?P<engine>(?:libpod|crio|docker|cri-containerd|nerdctl|runc|crun|machine)(?=-)"
+    r"|lxc\.payload(?=\.)|systemd-nspawn(?=@.*(?P<unit>\.service)$))"
+    r".(?P<id>.+?)(?(unit)\.service|(?:\.scope)?)$",
     re.DOTALL,
 )
+"""The cgroup of a container: `libpod-ID.scope`, `machine-NAME.scope`, `lxc.payload.NAME`,
+`systemd-nspawn@NAME.service`. A slice, as `machine.slice`, is none: it has many containers."""
 _ESCAPED = re.compile(r"\\x([0-9a-f]{2})")
 _INNER = frozenset({"", "..", "container", "init.scope", "payload", "supervisor"})
 _ENGINES = {
@@ -55,12 +58,13 @@ _ENGINES = {
     "cri-containerd": "containerd",
     "nerdctl": "containerd",
     "machine": "systemd-nspawn",
+    "systemd-nspawn": "systemd-nspawn",
     "lxc.payload": "lxc",
     "docker": "docker",
     "runc": "runc",
     "crun": "crun",
 }
-_NAMED_BY_CGROUP = frozenset({"machine", "lxc.payload"})
+_NAMED_BY_CGROUP = frozenset({"machine", "systemd-nspawn", "lxc.payload"})
 """Programs that use the name of a container as the name of its cgroup."""
 
 _MOST_IDS = 8

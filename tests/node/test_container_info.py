@@ -206,8 +206,25 @@ def _nspawn(host: Host) -> None:
     host.container("/machine.slice/machine-a\\x2db.scope/payload/init.scope")
 
 
+def _nspawn_unit(host: Host) -> None:
+    # `machinectl start`, which most machines are started with
+    host.container("/machine.slice/systemd-nspawn@web-1.service/payload/init.scope")
+
+
+def _in_a_slice(host: Host) -> None:
+    host.container("/machine.slice/web")
+
+
+def _in_the_slice_of_a_podman_pod(host: Host) -> None:
+    host.container(f"/machine.slice/machine-libpod_pod_{OTHER}.slice/web")
+
+
 def _lxc(host: Host) -> None:
     host.container("/lxc.payload.web/init.scope")
+
+
+def _lxc_like_a_unit(host: Host) -> None:
+    host.container("/lxc.payload.web.service")
 
 
 def _unknown(host: Host) -> None:
@@ -235,7 +252,19 @@ APP = ("app", "registry.example/app:3", "shop/web-1")
         (_runc, "user.slice/runc-web.scope", ("web", None, "shop/web-1", "runc")),
         (_crun, "any/group", ("web", None, "shop/web-1", "crun")),
         (_nspawn, "machine.slice/machine-a\\x2db.scope", ("a-b", None, None, "systemd-nspawn")),
+        (
+            _nspawn_unit,
+            "machine.slice/systemd-nspawn@web-1.service",
+            ("web-1", None, None, "systemd-nspawn"),
+        ),
+        (_in_a_slice, "machine.slice/web", (None, None, None, None)),
+        (
+            _in_the_slice_of_a_podman_pod,
+            f"machine.slice/machine-libpod_pod_{OTHER}.slice/web",
+            (None, None, None, None),
+        ),
         (_lxc, "lxc.payload.web", ("web", None, None, "lxc")),
+        (_lxc_like_a_unit, "lxc.payload.web.service", ("web.service", None, None, "lxc")),
         (_unknown, "one/two", (None, None, None, None)),
     ],
 )
