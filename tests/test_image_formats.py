@@ -54,6 +54,9 @@ def test_what_else_it_is_is_said(prefix, what):
     with pytest.raises(ImageError) as caught:
         sniff(prefix, "work/some-file")
     assert str(caught.value).startswith(f"work/some-file is {what}")
+    # All forms that `show`, `import` and `convert` read.
+    for form in ("irmap-cache", "JSON", "database", "image of watches", "archive"):
+        assert form in caught.value.advice
 
 
 MARKS = {

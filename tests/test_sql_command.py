@@ -240,3 +240,5 @@ def test_a_terminal_without_a_query_gets_the_saved_ones_and_other_tools(form, pl
     assert text.startswith(irmapdb("sql", "--list", *form).out)
     for tool in ("sqlite3 -readonly", "litecli", "datasette"):
         assert f"    {tool} irmap.db\n" in text
+    remark = text[text.index("`irmapdb sql NAME`") :]
+    assert max(map(len, remark.splitlines())) <= 80

@@ -76,6 +76,25 @@ def test_an_option_without_its_value_is_refused(command: str, option: str) -> No
     assert f"{option}: its value is missing; `irmapdb {command} --help`" in done.err
 
 
+@pytest.mark.parametrize(
+    ("words", "values"),
+    [
+        ("hook --print", "criu, runc, crun, podman"),
+        ("hook --install", "criu, runc, crun, podman"),
+        ("ps --by", "user, container, unit, process, directory"),
+        ("--show-completion", "bash, zsh, fish"),
+        ("pre-dump --db", ""),
+        ("fleet push --to", ""),
+    ],
+)
+def test_an_option_without_its_value_is_refused_with_the_values_it_takes(
+    words: str, values: str
+) -> None:
+    done = irmapdb(*words.split())
+    assert _is_one_line(done), done
+    assert done.err.endswith(f"; its values are {values}\n" if values else "explains it\n")
+
+
 @pytest.mark.parametrize(("command", "option", "wants"), OPTIONS)
 def test_an_option_that_is_misspelt_is_refused(command: str, option: str, wants: str) -> None:
     if not option.startswith("--"):

@@ -45,7 +45,8 @@ _TIMEOUT_S = 30.0
 _GRACE_S = 1.0  # SQLite itself ends a statement that it can check between its steps
 
 _OTHER_TOOLS = """
-`irmapdb sql NAME` runs one of these, `irmapdb sql 'SELECT …'` any other query. For a session:
+`irmapdb sql NAME` runs one of these, `irmapdb sql 'SELECT …'` any other query.
+For a session:
     sqlite3 -readonly {database}
     litecli {database}
     datasette {database}"""

@@ -49,7 +49,8 @@ def translated(error: Exception, arguments: Sequence[str], group: TyperGroup) ->
         option = render.shown(str(getattr(error, "option_name", "")))
         if "does not take a value" in said:
             return UsageError(f"{option} takes no value", advice=f"write {option} alone")
-        return UsageError(f"{option}: its value is missing", advice=_see_help(command))
+        advice = _see_help(command) + _choices_of(option, arguments, group)
+        return UsageError(f"{option}: its value is missing", advice=advice)
     if found := _UNKNOWN.match(said):
         return _no_such_command(found[1], command, context)
     if found := _EXTRA.search(said):
@@ -87,6 +88,22 @@ def _command(context: Any, arguments: Sequence[str], group: TyperGroup) -> str: 
 
 def _see_help(command: str) -> str:
     return f"`{command} --help` explains it"
+
+
+def _choices_of(option: str, arguments: Sequence[str], group: TyperGroup) -> str:
+    # The values of an option that takes only some words; "" for every other option. typer's error
+    # has no context here.
+    command: Any = group
+    for word in arguments:
+        if word not in getattr(command, "commands", {}):
+            break
+        command = command.commands[word]
+    for parameter in command.params:
+        if option in parameter.opts:
+            found = parameter.shell_complete(typer.Context(command), "")
+            choices = [str(one.value) for one in found if one.type == "plain"]
+            return f"; its values are {', '.join(choices)}" if choices else ""
+    return ""
 
 
 def _name(error: Any, arguments: Sequence[str]) -> str:  # noqa: ANN401

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from irmapdb.errors import FleetError
+from irmapdb.extras import install_extra
 
 try:
     import psycopg
 except ImportError as error:
-    raise FleetError(
-        f"psycopg cannot be used: {error}", advice="run `pip install 'irmapdb[fleet]'`"
-    ) from error
+    message = f"psycopg cannot be used: {error}"
+    raise FleetError(message, advice=install_extra("fleet")) from error
 
 __all__ = ["psycopg"]

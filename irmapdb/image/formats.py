@@ -35,5 +35,5 @@ def sniff(prefix: bytes, name: str) -> Format:
         return Format.JSON
     raise ImageError(
         f"{name} is {describe(prefix)}",
-        advice="give an irmap-cache of CRIU, a database of irmapdb, or crit's JSON of the former",
+        advice="give an irmap-cache, its JSON, a database, an image of watches, or an archive",
     )

@@ -14,6 +14,7 @@ from datetime import datetime, timedelta
 from xml.etree import ElementTree as ET
 
 from irmapdb.errors import ReportError
+from irmapdb.extras import install_extra
 from irmapdb.report.cells import cell_text, number_of
 from irmapdb.report.questions import STOP_PARTS
 
@@ -28,9 +29,8 @@ try:
     import pygal
     from pygal.style import Style
 except ImportError as error:
-    raise ReportError(
-        f"pygal cannot be used: {error}", advice="run `pip install 'irmapdb[report]'`"
-    ) from error
+    message = f"pygal cannot be used: {error}"
+    raise ReportError(message, advice=install_extra("report")) from error
 
 # pygal adds a finder for its plugins. Python 3.11 warns of its old kind at each later import,
 # and we use no plugin.

@@ -6,6 +6,7 @@ from importlib import resources
 from typing import TYPE_CHECKING
 
 from irmapdb.errors import ReportError
+from irmapdb.extras import install_extra
 from irmapdb.report import charts
 from irmapdb.report.cells import cell_text, is_time, number_of
 
@@ -13,9 +14,8 @@ try:
     from jinja2 import DictLoader, Environment, StrictUndefined
     from markupsafe import Markup
 except ImportError as error:
-    raise ReportError(
-        f"jinja2 cannot be used: {error}", advice="run `pip install 'irmapdb[report]'`"
-    ) from error
+    message = f"jinja2 cannot be used: {error}"
+    raise ReportError(message, advice=install_extra("report")) from error
 
 if TYPE_CHECKING:
     from irmapdb.report.collect import Report

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sqlite3
 import sys
 from contextlib import closing
@@ -240,7 +241,8 @@ def test_without_the_extra_it_says_how_to_install_it(database, tmp_path, monkeyp
     monkeypatch.setitem(sys.modules, "pygal", None)
     done = irmapdb("report", "-o", tmp_path / "report.html", "--db", database)
     assert done.code == 1
-    assert "run `pip install 'irmapdb[report]'`" in done.err
+    # The pip on PATH can belong to another environment.
+    assert f"run `{shlex.quote(sys.executable)} -m pip install 'irmapdb[report]'`" in done.err
     assert done.err.count("\n") == 1
 
 
