@@ -41,14 +41,19 @@ __all__ = [
 ]
 
 _HEX_ID = re.compile(r"(?:^|[-:])([0-9a-f]{64})(?:\.scope)?$")
-_SCOPE = re.compile(
-    r"(?!.*\.slice$)(?P<engine>(?:libpod|crio|docker|cri-containerd|nerdctl|runc|crun|machine)(?=-)"
-    r"|lxc\.payload(?=\.)|systemd-nspawn(?=@.*(?P<unit>\.service)$))"
-    r".(?P<id>.+?)(?(unit)\.service|(?:\.scope)?)$",
-    re.DOTALL,
+_SCOPES = tuple(
+    re.compile(pattern, re.DOTALL)
+    for pattern in (
+        (
+            r"(?P<engine>libpod|crio|docker|cri-containerd|nerdctl|runc|crun|machine)-(?P<id>.+?)"
+            r"(?:\.scope)?$"
+        ),
+        r"(?P<engine>lxc\.payload)\.(?P<id>.+?)(?:\.scope)?$",
+        r"(?P<engine>systemd-nspawn)@(?P<id>.+)\.service$",
+    )
 )
-"""The cgroup of a container: `libpod-ID.scope`, `machine-NAME.scope`, `lxc.payload.NAME`,
-`systemd-nspawn@NAME.service`. A slice, as `machine.slice`, is none: it has many containers."""
+"""The cgroups of containers: `libpod-ID.scope`, `machine-NAME.scope`, `lxc.payload.NAME`,
+`systemd-nspawn@NAME.service`."""
 _ESCAPED = re.compile(r"\\x([0-9a-f]{2})")
 _INNER = frozenset({"", "..", "container", "init.scope", "payload", "supervisor"})
 _ENGINES = {
@@ -134,7 +139,7 @@ def possible_ids(cgroups: tuple[str, ...]) -> tuple[str, ...]:
         parts = [part for part in path.split("/") if part not in _INNER]
         found += [match[1] for part in parts if (match := _HEX_ID.search(part))][:1]
         for part in reversed(parts):
-            scope = _SCOPE.match(part)
+            scope = _scope_of(part)
             if scope is not None:
                 found.append(_unescaped(scope["id"]))
             found.append(_unescaped(part.removesuffix(".scope").rpartition(":")[2]))
@@ -351,7 +356,7 @@ def _by_state(subject: Subject, states: _States, engine: str) -> EngineNames | N
 def _by_cgroup(subject: Subject) -> EngineNames:
     for path in subject.cgroups:
         for part in reversed(path.split("/")):
-            scope = _SCOPE.match(part)
+            scope = _scope_of(part)
             word = part if scope is None else scope["engine"]
             if word in _ENGINES:
                 is_named = scope is not None and word in _NAMED_BY_CGROUP
@@ -361,6 +366,13 @@ def _by_cgroup(subject: Subject) -> EngineNames:
 
 
 # --- parts ----------------------------------------------------------------------------------------
+
+
+def _scope_of(part: str) -> re.Match[str] | None:
+    # A slice, as machine.slice, has many containers.
+    if part.endswith(".slice"):
+        return None
+    return next((found for one in _SCOPES if (found := one.match(part))), None)
 
 
 def _own(annotations: Mapping[str, Any] | None, engine: str) -> dict[str, Any]:
