@@ -113,7 +113,9 @@ def check(
     ] = False,
     no_hook: Annotated[
         bool,
-        typer.Option("--no-hook", help="With --all: predict every dump without the hook."),
+        typer.Option(
+            "--no-hook", help="With --all or --container: predict the dump without the hook."
+        ),
     ] = False,
     config: ConfigFile = None,
     all_rows: AllRows = False,
@@ -141,6 +143,10 @@ def check(
     prints one line for each container, with the worst reason, and the advice below. If the hook is
     installed for the engine of a container, the prediction is for a dump with the hook. With --hook
     every prediction is for a dump with the hook, and with --no-hook none is.
+
+    With --container and none of -D, -W and --prev-images-dir, check predicts the dump by the engine
+    of the container, as --all does: into a new directory, and with the hook if it is installed for
+    the engine.
 
     With --images, check predicts a restore. It reads an images dir, or the archive of podman, CRI-O
     or containerd (tar, gzip, zstd), and prints the source of each watched path: the root,
@@ -202,8 +208,19 @@ def check(
         asked = asked._replace(hook=_whether(hook, no_hook), services=services)
         check_all.run(asked, as_json=as_json)
         return
+    if container is not None and not (images_dir or work_dir or prev_images_dir):
+        from irmapdb.node.check_all import NodeCheckOptions, dump_by_engine
+        from irmapdb.node.container_info import find_container
+
+        start_log(verbose, log_file, Path(), (config,))
+        asked = NodeCheckOptions(version, force_irmap, scan_paths, load_config(config))
+        asked = asked._replace(hook=_whether(hook, no_hook))
+        by_engine = dump_by_engine(find_container(container), asked)
+        _check_dump(by_engine, as_json=as_json, all_rows=all_rows)
+        return
     from irmapdb.criu.check.dump import DumpCheckOptions
 
+    _whether(hook, no_hook)
     start_log(verbose, log_file, work_dir or images_dir or Path(), (config,))
     options = DumpCheckOptions(
         root_task(pid, container, "check"),
@@ -223,7 +240,7 @@ _OF_CRIU = {"--force-irmap", "--irmap-scan-path", "--criu-version", "--config", 
 _OF_DUMP = {"-D", "-W", "--prev-images-dir", "-o", "--all-rows", *_OF_CRIU}
 _USED = {
     "-t": _OF_DUMP,
-    "--container": _OF_DUMP,
+    "--container": {"--no-hook", *_OF_DUMP},
     "--all": {"--services", "--no-hook", *_OF_CRIU},
     "--images": {"--root", "--all-rows"},
 }
@@ -248,7 +265,9 @@ def _advice_on(option: str, subject: str) -> str:
         return "it is for a dump that is yet to be made: use -t"
     if option == "--root":
         return "it is for a restore: use --images"
-    if option in {"--services", "--no-hook"}:
+    if option == "--no-hook":
+        return "it goes with --all or --container"
+    if option == "--services":
         return "it goes with --all"
     return "check one container, with -t or --container"
 

@@ -73,12 +73,12 @@ def _survival(one: ContainerCheck) -> str:
 
 
 def _print_advice(rows: Sequence[ContainerCheck]) -> None:
-    # One for each verdict: the advice for many containers differs only in pids and paths.
-    alike: dict[str, list[ContainerCheck]] = {}
+    # One for each verdict and runtime: then the advice differs only in pids and paths.
+    alike: dict[tuple[str, str], list[ContainerCheck]] = {}
     for one in rows:
         if one.worst is not None and one.worst.advice and not one.right:
-            alike.setdefault(one.worst.verdict, []).append(one)
-    for verdict, found in alike.items():
+            alike.setdefault((one.worst.verdict, one.runtime), []).append(one)
+    for (verdict, _), found in alike.items():
         render.print_line(f"{verdict}: {_names(found)}")
         advice = [one.worst.advice for one in found if one.worst is not None]
         rest = " (for the others likewise)" if len(set(advice)) > 1 else ""

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any
 
-__all__ = ["Engine", "calls_hook", "find_engines", "names_hook", "which"]
+__all__ = ["Engine", "calls_hook", "find_engines", "names_hook", "runtime_under", "which"]
 
 _PATIENCE_S = 10
 _LIMIT_BYTES = 1 << 20
@@ -91,20 +91,27 @@ def calls_hook(
 ) -> bool:
     """Whether a file that CRIU reads under this engine names our script; it may not work.
 
-    `name` as in Engine. None, an unknown one, is taken for runc, which most of them use. Any other
-    starts CRIU by itself, as LXC does, so CRIU reads only its own file.
+    `name` as in `runtime_under`.
     """
-    if name is None:
-        runtime = "runc"
-    elif name in _PROGRAMS:
-        runtime = name if name in _OWN_RUNTIME else _configured(name, root)
-    else:
-        runtime = "criu"
-    known = _OWN_RUNTIME.get(runtime, Runtime.CRIU)
+    known = runtime_under(name, root)
     read = config_files.read_by(known, directory)
     if known is Runtime.CRUN and why_not_read():
         read = read[:1]
     return any(map(names_hook, read))
+
+
+def runtime_under(name: str | None, root: Path = Path("/")) -> Runtime:
+    """The runtime whose files CRIU reads under an engine: CRIU, RUNC or CRUN.
+
+    `name` as in Engine. None, an unknown one, is taken for runc, which most of them use. Any other
+    starts CRIU by itself, as LXC does, so CRIU reads only its own file.
+    """
+    if name is None:
+        return Runtime.RUNC
+    if name not in _PROGRAMS:
+        return Runtime.CRIU
+    runtime = name if name in _OWN_RUNTIME else _configured(name, root)
+    return _OWN_RUNTIME.get(runtime, Runtime.CRIU)
 
 
 def names_hook(file: Path) -> bool:

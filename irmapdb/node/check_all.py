@@ -18,7 +18,7 @@ from irmapdb.criu.check.dump import DumpCheckOptions, check_dump
 from irmapdb.criu.check.verdicts import CriuOutcome, WatchVerdict
 from irmapdb.criu.check.version import criu_version
 from irmapdb.criu.config_files import DIRECTORY
-from irmapdb.criu.engines import calls_hook, names_hook
+from irmapdb.criu.engines import calls_hook, names_hook, runtime_under
 from irmapdb.errors import TaskError
 from irmapdb.kernel.proc import tasks
 from irmapdb.kernel.proc.containers import find_containers
@@ -35,9 +35,17 @@ if TYPE_CHECKING:
 
     from irmapdb.criu.check.dump import DumpCheck
     from irmapdb.criu.check.version import CriuVersion
+    from irmapdb.kernel.proc.containers import Container
     from irmapdb.node.pool import Ended
 
-__all__ = ["ContainerCheck", "NodeCheck", "NodeCheckOptions", "Reason", "check_all"]
+__all__ = [
+    "ContainerCheck",
+    "NodeCheck",
+    "NodeCheckOptions",
+    "Reason",
+    "check_all",
+    "dump_by_engine",
+]
 
 _MEMORY_BYTES = 2 << 30
 _DROPPED = "dropped"
@@ -55,6 +63,10 @@ _SEVERITY = (
     WatchVerdict.PATH,
 )
 """The verdicts, the worst first: a dump that fails, a watch that is lost, a watch that works."""
+
+
+_NO_CHECKPOINT = {None, "systemd-nspawn"}
+"""Engines that have no command for a checkpoint, or may have none: the user calls CRIU."""
 
 
 class NodeCheckOptions(Record):
@@ -110,6 +122,8 @@ class ContainerCheck(Record):
     """Whether the dump will fail."""
     right: bool
     """Whether a restore sets every watch again."""
+    runtime: str = ""
+    """The runtime of `irmapdb hook --install`, if a container engine calls CRIU."""
 
     @property
     def rank(self) -> tuple[bool, int, str]:
@@ -143,15 +157,12 @@ def check_all(options: NodeCheckOptions) -> NodeCheck:
     version = options.version or criu_version()
     options = options._replace(version=version)
     found = find_containers(options.cgroup)
-    is_hooked = _hooks(options)
-    subjects = [
-        _Subject(info, one.pid, one.starttime, is_hooked(info, runtime_of(one)))
-        for one, info in zip(found, describe_all(found), strict=True)
-    ]
+    subjects = _subjects(found, options)
     containers = len(subjects)
     if options.services:
+        is_hooked = _hooks(options)
         subjects += [
-            _Subject(one.info, one.pid, one.starttime, is_hooked(one.info, "criu"))
+            _Subject(one.info, one.pid, one.starttime, is_hooked(one.info, "criu"), "")
             for one in find_services({pid for one in found for pid in one.pids})
         ]
     checked = _check_each(subjects, options)
@@ -168,6 +179,33 @@ class _Subject(Record):
     pid: int
     starttime: int
     hook: bool
+    runtime: str
+
+
+def dump_by_engine(container: Container, options: NodeCheckOptions) -> DumpCheckOptions:
+    """The dump that the engine of a container makes, as `check_all` predicts it."""
+    (subject,) = _subjects((container,), options)
+    return _dump_of(subject, options)
+
+
+def _subjects(found: Sequence[Container], options: NodeCheckOptions) -> list[_Subject]:
+    is_hooked = _hooks(options)
+    subjects = []
+    for one, info in zip(found, describe_all(found), strict=True):
+        runtime = runtime_of(one)
+        hook = is_hooked(info, runtime)
+        installs = _installs(info.engine, runtime)
+        subjects.append(_Subject(info, one.pid, one.starttime, hook, installs))
+    return subjects
+
+
+def _installs(engine: str | None, runtime: str | None) -> str:
+    # The word for `hook --install`. podman uses either runtime, so the hook is installed for both.
+    if engine == "podman":
+        return engine
+    if engine in _NO_CHECKPOINT:
+        return ""
+    return str(runtime_under(runtime or engine, Path(host_root() or "/")))
 
 
 def _hooks(options: NodeCheckOptions) -> Callable[[ContainerInfo, str | None], bool]:
@@ -255,7 +293,15 @@ def _answer(subject: _Subject, ended: Ended, options: NodeCheckOptions) -> Conta
     advice = f"run `irmapdb check` for task {subject.pid} alone"
     reason = Reason(WatchVerdict.UNKNOWN, why, advice)
     return ContainerCheck(
-        subject.info, subject.pid, subject.hook, 0, {}, reason, fails=False, right=False
+        subject.info,
+        subject.pid,
+        subject.hook,
+        0,
+        {},
+        reason,
+        fails=False,
+        right=False,
+        runtime=subject.runtime,
     )
 
 
@@ -268,17 +314,7 @@ def _runs(subject: _Subject) -> bool:
 
 
 def _check(subject: _Subject, options: NodeCheckOptions) -> ContainerCheck:
-    report = check_dump(
-        DumpCheckOptions(
-            subject.pid,
-            images_dir=None,
-            version=options.version,
-            force_irmap=options.force_irmap,
-            scan_paths=options.scan_paths,
-            config=options.config,
-            hook=subject.hook,
-        )
-    )
+    report = check_dump(_dump_of(subject, options))
     reasons = sorted(_reasons(report), key=lambda one: _SEVERITY.index(one.verdict))
     counts = Counter(str(one.prediction.verdict) for one in report.watches)
     for mark in report.marks:
@@ -292,6 +328,20 @@ def _check(subject: _Subject, options: NodeCheckOptions) -> ContainerCheck:
         worst=reasons[0] if reasons else None,
         fails=report.fails,
         right=report.right,
+        runtime=subject.runtime,
+    )
+
+
+def _dump_of(subject: _Subject, options: NodeCheckOptions) -> DumpCheckOptions:
+    return DumpCheckOptions(
+        subject.pid,
+        images_dir=None,
+        version=options.version,
+        force_irmap=options.force_irmap,
+        scan_paths=options.scan_paths,
+        config=options.config,
+        hook=subject.hook,
+        runtime=subject.runtime,
     )
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 
 import pytest
 
+from tests.support.cli import irmapdb
 from tests.support.engine_watches import PATHS, add_watches, assert_all_hear
 from tests.support.features import require_program
-from tests.support.hook import installed_for_runc
+from tests.support.hook import CHECKOUT, installed_for_runc
 from tests.support.podman import PodmanContainer
 from tests.support.programs import SYSTEM_PATH, ProgramError
 
@@ -81,3 +85,35 @@ def test_with_the_service(container, warm, served, criu, options):
     watches = add_watches(container, container.rootfs)
     warm.wait_ready(len(watches))
     assert "proved by the service" in _circle(container, watches, options, criu)
+
+
+def _predicted(container, cwd):
+    # In a directory with an irmap-cache, which podman's CRIU never reads.
+    done = subprocess.run(
+        [sys.executable, "-m", "irmapdb", "check", "--container", container.name, "--json"],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    document = json.loads(done.stdout)
+    return document["fails"], {one["advice"] for one in document["watches"]}
+
+
+def test_the_check_of_a_container_is_of_the_dump_by_podman(container, tmp_path, rig, monkeypatch):
+    monkeypatch.setenv("PATH", os.pathsep.join((str(rig), os.environ["PATH"])))
+    container.add_inotify("/srv/app/settings")
+    done = irmapdb("pre-dump", "-t", container.pid, "-D", tmp_path)
+    assert done.code == 0, done.said
+    assert (tmp_path / "irmap-cache").exists()
+    fails, advice = _predicted(container, tmp_path)
+    assert fails
+    assert all("irmapdb hook --install podman" in one for one in advice)
+    assert not any("pre-dump" in one or "CRIU with" in one for one in advice)
+    with pytest.raises(ProgramError):
+        container.checkpoint()
+    # The advice helps.
+    with installed_for_runc(tmp_path):
+        assert _predicted(container, tmp_path)[0] is False
+        container.checkpoint()

@@ -199,6 +199,8 @@ def _without_path(facts: Facts, handle: HandleLook, call: Call) -> Prediction | 
     if facts.search is None:
         return Look.SEARCH
     path = facts.search.path
+    if call.runtime:
+        return _no_path(facts, why, advice, path)
     lead = f"{advice}; or call CRIU with --force-irmap"
     if facts.search.hinted:
         return _no_path(facts, why, lead, path)
@@ -211,7 +213,10 @@ def _only_mounted(facts: Facts, handle: HandleLook, mounted: SearchLook, call: C
     if mounted.mntns:
         where = f"{printable(mounted.path or b'')} in mount namespace {mounted.mntns}"
         return _no_path(facts, f"{why}: {where}", _ELSEWHERE)
-    advice = f"{_pre_dump(call)}, and call CRIU with --force-irmap"
+    forced = "call CRIU with --force-irmap"
+    if call.runtime:
+        forced = "add the line `force-irmap` to the file that this prints"
+    advice = f"{_pre_dump(call)}, and {forced}"
     if not handle.deleted:
         return _no_path(facts, why, advice, mounted.path)
     why = f"{why}: its file was removed or replaced, and no restore has the inode of the handle"
@@ -274,9 +279,11 @@ def _not_found(facts: Facts, call: Call) -> Prediction | Look:
     if search is None:
         return Look.SEARCH
     if search.acceptable or (opened and not search.mntns and search.path is not None):
-        lead = f"{_pre_dump(call)}; or call CRIU with "
-        advice = f"{lead}{_scan_option(search.path)}"
-        scan = None if search.path is None else ScanAdvice(lead, search.path)
+        advice, scan = _pre_dump(call), None
+        if not call.runtime:
+            lead = f"{advice}; or call CRIU with "
+            advice = f"{lead}{_scan_option(search.path)}"
+            scan = None if search.path is None else ScanAdvice(lead, search.path)
         return Prediction(WatchVerdict.OPTIONS, CriuOutcome.FAILS, why, search.path, advice, scan)
     return _out_of_reach(facts, call, search, why)
 
@@ -296,7 +303,9 @@ def _out_of_reach(facts: Facts, call: Call, search: SearchLook, why: str) -> Pre
         return _fails(why, _better_numbers(facts, call), search.path)
     if search.gave_up:
         # It is not known whether it has a path that would help.
-        advice = f"{_pre_dump(call)}, with the --irmap-scan-path that it is below"
+        below = "the directory that it is below"
+        where = f"{below} in `[scan] paths`" if call.runtime else f"--irmap-scan-path for {below}"
+        advice = f"{_pre_dump(call)}, with {where}"
         why = f"{why}, so CRIU fails with these options; the search for the file: {search.gave_up}"
         return Prediction(WatchVerdict.UNKNOWN, CriuOutcome.FAILS, why, advice=advice)
     return _fails(f"{why}, and irmapdb does not find it either", _CLOSE)
@@ -324,6 +333,8 @@ def _better_numbers(facts: Facts, call: Call) -> str:
 
 
 def _pre_dump(call: Call) -> str:
+    if call.runtime:
+        return f"install the hook: `irmapdb hook --install {call.runtime}`"
     where = f" -W {_quoted(call.work_dir)}" if call.work_dir else ""
     return f"run `irmapdb pre-dump -t {call.pid}{where}` just before, or install the hook"
 

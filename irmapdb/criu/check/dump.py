@@ -59,6 +59,8 @@ class DumpCheckOptions(Record):
     hook: bool = False
     """Whether CRIU calls the hook, which writes irmap-cache; the one of `work_dir` does not count
     then."""
+    runtime: str = ""
+    """As in Call: for the advice."""
     progress: Callable[[int, bytes], None] = lambda _scanned, _top: None
     """Called during a walk with the number of compared entries, and the place."""
 
@@ -165,6 +167,7 @@ def check_dump(options: DumpCheckOptions) -> DumpCheck:
         options.force_irmap,
         options.scan_paths,
         b"" if place is None else os.fsencode(place.work),
+        options.runtime,
     )
     found = tasks.task_tree(options.pid)
     survey = read_survey(found)

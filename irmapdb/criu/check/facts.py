@@ -36,6 +36,9 @@ class Call(Record):
     scan_paths: tuple[bytes, ...] = ()
     work_dir: bytes = b"."
     """b"": one that does not exist yet."""
+    runtime: str = ""
+    """The runtime of `irmapdb hook --install`, if a container engine calls CRIU. The engine has its
+    own work dir and options, so only the hook helps. Empty: the user calls CRIU."""
 
     def scans(self, path: bytes) -> bool:
         """Whether a path is below a scan path or a hint of CRIU, where --force-irmap finds it."""
