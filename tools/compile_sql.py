@@ -67,8 +67,6 @@ def creations() -> tuple[str, ...]:
 def rendered() -> str:
     """The module."""
     parts = [_HEAD]
-    names = sorted(["CREATIONS", *statements()])
-    parts.append(f"__all__ = [{', '.join(map(repr, names))}]\n\n")
     texts = ",\n".join(_literal(sql.splitlines(keepends=True)) for sql in creations())
     parts.append(f"CREATIONS = (\n{texts},\n)\n")
     for name, (sql, parameters) in statements().items():

@@ -117,18 +117,13 @@ SELECT
     containers.cluster, containers.node, containers.namespace, containers.pod,
     containers.container, containers.container_name, containers.image, run.started_at,
     CASE WHEN run.paused <> 0 THEN 'pause' ELSE 'freeze' END AS stopped_by,
-    greatest(run.frozen_us, run.paused_us + run.criu_freezing_us + run.criu_frozen_us)
-        AS stopped_us,
-    round(
-        greatest(run.frozen_us, run.paused_us + run.criu_freezing_us + run.criu_frozen_us) / 1000.0,
-        1
-    ) AS stopped_ms,
+    run.stopped_us,
+    round(run.stopped_us / 1000.0, 1) AS stopped_ms,
     round(run.resolve_us / 1000.0, 1) AS resolve_ms,
     round(100.0 * least(
         CASE WHEN run.paused <> 0 THEN run.resolve_us ELSE run.frozen_resolve_us END,
-        greatest(run.frozen_us, run.paused_us + run.criu_freezing_us + run.criu_frozen_us)
-    ) / greatest(run.frozen_us, run.paused_us + run.criu_freezing_us + run.criu_frozen_us))
-        AS resolve_percent,
+        run.stopped_us
+    ) / run.stopped_us) AS resolve_percent,
     round(run.reread_us / 1000.0, 1) AS reading_watches_ms,
     round(run.confirm_us / 1000.0, 1) AS asking_what_moved_ms,
     run.reproved AS proved_again, nullif(run.reproved_why, '') AS because,
@@ -136,9 +131,13 @@ SELECT
     round(run.paused_us / 1000.0, 1) AS paused_ms,
     round(run.criu_freezing_us / 1000.0, 1) AS criu_freezing_ms,
     round(run.criu_frozen_us / 1000.0, 1) AS criu_frozen_ms
-FROM run
+FROM (
+    -- the expression of the index ix_run_stopped
+    SELECT *, greatest(frozen_us, paused_us + criu_freezing_us + criu_frozen_us) AS stopped_us
+    FROM run
+) AS run
 JOIN containers ON containers.database_id = run.database_id
-WHERE greatest(run.frozen_us, run.paused_us + run.criu_freezing_us + run.criu_frozen_us) > 0;
+WHERE run.stopped_us > 0;
 
 CREATE VIEW stale_paths WITH (security_invoker = true) AS
 -- the stale paths: since when, the reason, and the present path of the file
