@@ -183,7 +183,7 @@ truths = st.dictionaries(identities, st.frozensets(paths), max_size=3)
 @given(
     wanted=st.frozensets(identities), given_scripts=scripts, truth=truths, calls=st.integers(0, 9)
 )
-def test_whatever_resolvers_say_the_outcome_is_whole_and_true(wanted, given_scripts, truth, calls):
+def test_of_any_answers_the_outcome_is_whole_and_true(wanted, given_scripts, truth, calls):
     prove, asked = proof(truth)
     # No resolver speaks of what is not wanted.
     for script in given_scripts:

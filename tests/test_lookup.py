@@ -69,7 +69,7 @@ def here(place, monkeypatch):
     ],
     ids="|".join,
 )
-def test_an_inode_is_found_by_whatever_names_it(keys):
+def test_an_inode_is_found_by_each_of_its_keys(keys):
     done = irmapdb("lookup", *keys)
     assert (done.code, done.err) == (0, "")
     assert done.out.startswith(IN_CSV)

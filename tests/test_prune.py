@@ -168,7 +168,7 @@ def test_many_watches_leave_room_for_fewer_runs(life: Life) -> None:
     assert pruned(life.path, keep_rows=2) == Pruned(runs=2, watches=6)
 
 
-def test_the_newest_step_stays_behind_whatever_came_after(life: Life) -> None:
+def test_the_newest_step_stays_also_behind_other_runs(life: Life) -> None:
     live_steps(life, 3)
     with Store.open(life.path, create=False) as store:
         for event, outcome in ((Event.IMPORT, "done"), (Event.DUMP, "failed: frozen")):

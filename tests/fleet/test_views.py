@@ -172,7 +172,7 @@ def test_verdicts_and_names_arrive_with_the_rows(url, maker, tmp_path):
     )
 
 
-def test_the_last_check_counts_whatever_its_clock_said(url, maker, tmp_path):
+def test_the_last_check_counts_also_with_a_wrong_clock(url, maker, tmp_path):
     path = maker.make(tmp_path / "one.db")
     ahead = [one._replace(at=_AT + timedelta(days=300)) for one in _VERDICTS]
     _push_with_facts(url, path, verdicts=tuple(ahead))

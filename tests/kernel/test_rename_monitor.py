@@ -430,7 +430,7 @@ class Changes:
 
 @pytest.mark.parametrize("kind", ["ext4", "tmpfs", "overlay-upper"])
 @pytest.mark.parametrize("seed", range(3))
-def test_whatever_changes_every_wrong_answer_is_a_suspect(area, root, kind, seed):
+def test_after_random_changes_every_wrong_answer_is_a_suspect(area, root, kind, seed):
     place = area.place(kind)
     top = place.directory / "tree"
     top.mkdir()

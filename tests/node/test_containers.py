@@ -37,7 +37,7 @@ HEX = "0123456789abcdef" * 4
         ("/../../default/c1", "default/c1", "c1."),
     ],
 )
-def test_a_container_is_named_by_its_cgroup_whatever_form_the_id_has(cgroup, id_, stem):
+def test_a_container_is_named_by_its_cgroup_in_each_form_of_the_id(cgroup, id_, stem):
     name = name_by_cgroup({"": cgroup}, any_form=True)
     assert name is not None
     assert id_ is None or name.id == id_
