@@ -111,7 +111,7 @@ def _closing(fd: int) -> Iterator[int]:
 @contextlib.contextmanager
 def _open_regular(path: bytes, *, follow: bool) -> Iterator[int]:
     # The target of the name is opened with O_PATH first, and read only if it is a regular file: to
-    # open a device may do something, and the name may lead elsewhere a moment later.
+    # open a device can have an effect, and the name may lead elsewhere a moment later.
     flags = os.O_PATH | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
     with _closing(os.open(path, flags)) as held:
         _refuse_unless_regular("read", path, os.fstat(held).st_mode)

@@ -345,7 +345,7 @@ class StaleReason(Words):
     SYMLINK = "symlink"
     """A part of the path has become a symbolic link, or leaves the root."""
     AMBIGUOUS = "ambiguous"
-    """The path has the handle that is wanted, and so may another file that cannot be told apart."""
+    """The path has the wanted handle, but another file may have the same handle."""
     UNMOUNTED = "unmounted"
     """The device is not mounted there any more."""
     UNREACHABLE = "unreachable"
@@ -388,7 +388,7 @@ class ChangeKind(Words):
 
     FOUND = "found"
     MOVED = "moved"
-    """The same inode, told by its handle, has another path now."""
+    """The same inode, by its handle, has another path now."""
     STALE = "stale"
     REVIVED = "revived"
 

@@ -1,4 +1,4 @@
-"""Fixtures for every test: what makes the real thing, and takes it down again."""
+"""Fixtures for every test: they make real filesystems and processes, and remove them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _HERE = Path(__file__).parent
 # and those of another worker are such.
 _ALONE = ("overlay-two-filesystems", "overlay-two-subvolumes")
 
-# How long an example may take depends on what else the machine does.
+# The time of an example depends on the other work of the machine.
 settings.register_profile("irmapdb", deadline=None)
 settings.register_profile("fast", settings.get_profile("irmapdb"), max_examples=10)
 settings.load_profile("irmapdb")
@@ -93,7 +93,7 @@ def _choose(items: list[pytest.Item], config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _disk(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """The tests of this process have a filesystem of their own for what they write."""
+    """The tests of this process write to a filesystem of their own."""
     if has_own_mounts():
         give_disk(tmp_path_factory.getbasetemp())
 
@@ -110,7 +110,7 @@ def rig() -> Path:
 
 @pytest.fixture(scope="session")
 def crit(rig: Path) -> Path:
-    """CRIU's image tool: a peer for what is read and written here."""
+    """CRIU's image tool, for comparison with the images of irmapdb."""
     return rig / "crit"
 
 
@@ -125,7 +125,7 @@ def area(tmp_path: Path) -> Iterator[MountArea]:
 
 @pytest.fixture
 def watcher() -> Iterator[Watcher]:
-    """A process that watches what it is told to."""
+    """A process that sets the watches that the test asks for."""
     with Watcher() as made:
         yield made
 

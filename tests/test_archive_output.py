@@ -82,11 +82,11 @@ def test_a_terminal_of_80_columns_is_wide_enough(tmp_path: Path) -> None:
         assert max(map(text_width, lines)) <= 80
         (row,) = (line for line in lines if "/var/lib/db/row" in line)
         assert "volume" in row
-        # The source of a bind mount, that the target host must have.
+        # The source of a bind mount, which the target host must have.
         assert any("/srv/caf\\xe9" in line for line in lines)
 
 
-def test_other_images_are_told_from_an_archive(tmp_path: Path) -> None:
+def test_other_images_are_not_taken_for_an_archive(tmp_path: Path) -> None:
     shown = irmapdb("show", _DATA / "files.img")
     assert "/srv/irmap/plain" in shown.out
     assert "8 watches" in shown.err

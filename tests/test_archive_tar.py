@@ -18,7 +18,7 @@ from irmapdb.errors import ImageError
 
 _FORMATS = {"gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT, "ustar": tarfile.USTAR_FORMAT}
 
-# What tarfile does not change: no slash at an end, no empty part, no NUL.
+# Names that tarfile does not change: no slash at an end, no empty part, no NUL.
 _parts = st.binary(min_size=1, max_size=90).map(
     lambda part: part.replace(b"\0", b"0").replace(b"/", b"1")
 )

@@ -1,4 +1,4 @@
-"""Questions in SQL: what they get, and that nothing they say changes anything."""
+"""Queries in SQL: their answers, and that no query changes the database."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_our_functions(path, call, wanted):
 @pytest.mark.parametrize(
     "call", ["kdev('254')", "kdev('1:2:3')", "kdev(-1)", "kdev('4096:0')", "hex_ino('a', 1)"]
 )
-def test_our_functions_say_what_they_do_not_take(ask, call):
+def test_our_functions_name_a_wrong_argument(ask, call):
     with pytest.raises(SqlError, match=f"^{call.partition('(')[0]}: .*(MAJOR|inode number)"):
         value(ask, f"SELECT {call}")
 
@@ -130,7 +130,7 @@ def test_an_answer_is_cut_at_the_limit_and_says_so(ask):
     assert len(one(ask, f"{numbers} LIMIT 20000").rows) == 20000
 
 
-def test_what_takes_too_long_is_stopped_and_the_next_question_answered(ask):
+def test_a_slow_statement_is_stopped_and_the_next_one_answered(ask):
     forever = "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n FROM c) SELECT max(n) FROM c"
     with pytest.raises(SqlError, match=r"longer than 0\.05 s") as raised:
         list(ask.ask(forever, timeout_s=0.05))
@@ -154,7 +154,7 @@ def test_thousands_of_digits_are_no_device(ask):
 def test_the_time_is_kept_between_slow_rows_and_slow_functions(ask, monkeypatch, what, most):
     """irmapdb looks after each row, and within a row after some of SQLite's steps."""
     calls: list[int] = []
-    # A call takes 10 ms, and nothing else takes any time.
+    # A call takes 10 ms; the rest takes no time.
     clock = SimpleNamespace(monotonic=lambda: len(calls) / 100)
     monkeypatch.setattr(ask_module, "time", clock)
     ask._raw.create_function("slow", 1, calls.append)
@@ -182,7 +182,7 @@ def test_an_answer_that_would_fill_the_memory_is_refused(ask, monkeypatch):
         one(ask, f"SELECT {wide}")
 
 
-def test_what_is_sorted_has_its_limit_too(path):
+def test_sorted_rows_have_a_limit_too(path):
     # In a process of its own: SQLite's limit is the process's.
     numbers = "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < 99)"
     script = (
@@ -216,7 +216,7 @@ def test_an_interrupt_passes_through(ask):
 
     def interrupt():
         begun.wait(60)
-        ask._raw.interrupt()  # what a signal in SQLite's loop comes to
+        ask._raw.interrupt()  # the effect of a signal in SQLite's loop
 
     thread = threading.Thread(target=interrupt)
     thread.start()
@@ -359,7 +359,7 @@ def test_without_the_authorizer_the_file_is_still_only_read(path):
         assert os.listdir(path.parent) == ["irmap.db"], text
 
 
-def test_a_question_sees_what_is_committed_while_somebody_writes(path):
+def test_a_reader_sees_the_committed_rows_during_a_write(path):
     count = "SELECT count(*) FROM mapping"
     with Store.open(path, create=False) as writer, Ask.open(path) as ask:
         before = value(ask, count)
@@ -400,7 +400,7 @@ def test_on_a_full_filesystem(area, tmp_path):
         write_scenario(path)
         mappings = len(read_entries(path))
         (mountpoint / "other").write_bytes(bytes(os.statvfs(mountpoint).f_bavail * 4096))
-        for leftover in (b"", b"???"):  # of who has tried before
+        for leftover in (b"", b"???"):  # of an earlier try
             if leftover:
                 (mountpoint / "irmap.db-wal").touch()
                 (mountpoint / "irmap.db-shm").touch()
@@ -439,7 +439,7 @@ def test_a_log_is_never_left_out(path, monkeypatch, log):
 
 
 def as_nobody(action):
-    """What `action` came to in a process without rights: "" or its traceback."""
+    """The result of `action` in a process without rights: "" or its traceback."""
     readable, writable = os.pipe()
     pid = os.fork()
     if not pid:
@@ -476,7 +476,7 @@ def foreign():
         place.rmdir()
 
 
-def test_what_a_killed_writer_left_is_not_read_by_who_cannot_undo_it(foreign):
+def test_a_journal_of_a_killed_writer_is_refused_if_it_cannot_be_rolled_back(foreign):
     whole = foreign.rename(foreign.with_name("whole.db"))
     kill_a_writer(whole, foreign)
     for path in foreign.parent.iterdir():
@@ -507,7 +507,7 @@ def test_in_a_directory_that_is_not_ours(foreign):
         assert as_nobody(look) == ""
 
 
-def test_what_changes_under_a_reader_without_locks_is_told(area, path):
+def test_a_change_under_a_reader_without_locks_is_an_error(area, path):
     """A read-only bind mount: no process can write through it, and yet the file changes."""
     mountpoint = area.path / "bind"
     mountpoint.mkdir()
@@ -534,14 +534,14 @@ def test_an_unlocked_reader_is_only_the_last_resort(path, monkeypatch):
     assert not asked
 
 
-def test_what_is_there_is_listed(ask):
+def test_the_tables_and_views_are_listed(ask):
     columns = ask.columns()
     assert columns["run_source"] == ("run_id", "source", "identities")
     assert columns["last_run"] == ("run_id",)
     assert list(columns)[:2] == ["alembic_version", "change"]
 
 
-def test_a_view_that_is_broken_breaks_nothing_else(path):
+def test_a_broken_view_harms_no_other(path):
     with closing(sqlite3.connect(path)) as other:
         other.execute("CREATE VIEW broken AS SELECT * FROM nowhere")
     with Ask.open(path) as ask:
@@ -551,7 +551,7 @@ def test_a_view_that_is_broken_breaks_nothing_else(path):
         assert value(ask, "SELECT 1") == 1
 
 
-def test_what_is_no_database_of_ours_is_refused(tmp_path):
+def test_another_database_is_refused(tmp_path):
     with pytest.raises(DatabaseError, match="no such database"):
         Ask.open(tmp_path / "irmap.db")
     with closing(sqlite3.connect(tmp_path / "irmap.db")) as other:

@@ -1,4 +1,4 @@
-"""The audit as a person or a program meets it; and that it only reads."""
+"""The output of the audit for people and programs; and that it only reads."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def case(tmp_path: Path) -> Case:
     return Case(tmp_path)
 
 
-def test_nothing_to_tell(case: Case) -> None:
+def test_an_audit_without_findings(case: Case) -> None:
     before = case.files()
     done = run("-W", case.work)
     assert (done.returncode, done.stderr) == (0, b"")
@@ -124,7 +124,7 @@ def test_findings_as_table_json_and_csv(case: Case, rename) -> None:
     assert case.files() == before, "it wrote"
 
 
-def test_an_audit_that_writes_takes_out_what_is_old(case: Case) -> None:
+def test_an_audit_that_writes_deletes_old_rows(case: Case) -> None:
     (case.work / "irmapdb.toml").write_text("[retention]\nkeep-runs = 2\n")
     for path in case.paths:
         os.unlink(path)
@@ -140,7 +140,7 @@ def _words(identity: Identity) -> str:
     return f"{major}:{minor} inode {identity.ino} handle {identity.handle}"
 
 
-def test_what_cannot_be_looked_at_is_told_apart(case: Case) -> None:
+def test_a_path_that_cannot_be_read_has_its_own_verdict(case: Case) -> None:
     require_program("setpriv", package="util-linux")
     closed = case.top + b"/closed"
     hidden = closed + b"/file"
@@ -175,7 +175,7 @@ def test_what_cannot_be_looked_at_is_told_apart(case: Case) -> None:
     assert "1 no longer holds, 2 could not be looked at;" in look().stdout
 
 
-def test_only_what_is_chosen(case: Case, rename) -> None:
+def test_only_the_chosen_mappings_are_checked(case: Case, rename) -> None:
     gone, moved, *_ = case.paths
     os.unlink(gone)
     rename(moved, case.top + b"/away")
@@ -203,7 +203,7 @@ def test_only_what_is_chosen(case: Case, rename) -> None:
     assert chosen("--older-than", "999999d") == chosen("--older-than", "90m")
 
 
-def test_a_verdict_chooses_what_is_listed_not_what_counts(case: Case, rename) -> None:
+def test_a_chosen_verdict_limits_the_list_and_not_the_counts(case: Case, rename) -> None:
     gone, moved, *_ = case.paths
     os.unlink(gone)
     rename(moved, case.top + b"/away")
@@ -276,7 +276,7 @@ def test_the_hint_at_a_container_is_for_many(case: Case) -> None:
     assert b"-t PID" not in run("--db", case.database, "--root", "/").stderr
 
 
-def test_fix_writes_and_says_what(case: Case, rename) -> None:
+def test_fix_writes_and_lists_its_changes(case: Case, rename) -> None:
     gone, moved, *_ = case.paths
     os.unlink(gone)
     rename(moved, case.top + b"/away")

@@ -1,4 +1,4 @@
-"""What a finding of the audit changes in the database, if a second proof agrees."""
+"""The changes of the database by a finding of the audit, if a second proof agrees."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def test_every_section_measures_and_leaves_nothing_but_the_tree(bench, tmp_path)
             assert rows["dump", what, size]["min"] > 0
     for what in ("import (image → database)", "export (database → image)"):
         assert rows["forms", what, 50]["peak_bytes"] > 1e6
-    # The small tree says nothing of the goals, which speak of the large one.
+    # The goals are for the large tree, so this small one is not compared with them.
     any_size = {"start", "hook", "freeze", "containerd", "warm"}
     assert {goal["section"] for goal in document["goals"]} <= any_size
     assert {goal["unit"] for goal in document["goals"]} == {"times"}

@@ -1,4 +1,4 @@
-"""What the ioctls of btrfs answer, made by hand; and answers that are nonsense."""
+"""Answers of the ioctls of btrfs, made by hand; and answers that are nonsense."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_items_come_back(items: list[Item], data: st.DataObject) -> None:
     raw = b"".join(map(_pack, items))
     rest = data.draw(st.binary(max_size=40))
     assert btrfs.parse_search(raw + rest, len(items)) == (items, len(raw))
-    # Cut off anywhere, what is whole is told.
+    # Of an answer that is cut off, the whole items are read.
     cut = data.draw(st.integers(0, len(raw)))
     whole, used = btrfs.parse_search(raw[:cut], len(items))
     assert whole == items[: len(whole)]
@@ -59,7 +59,7 @@ def test_the_name_of_a_subvolume(parent: int, directory: int, name: bytes, rest:
 
 
 @given(st.sampled_from([12, 13, 144, 1, 24]), _U64, st.binary(max_size=600))
-def test_a_broken_item_tells_nothing_that_is_not_in_it(kind: int, offset: int, data: bytes) -> None:
+def test_a_broken_item_gives_no_bytes_from_outside(kind: int, offset: int, data: bytes) -> None:
     for _, name in btrfs.parse_names(5, Item(300, kind, offset, data)):
         assert name in data
         assert kind in {12, 13, 144}

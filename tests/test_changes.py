@@ -1,4 +1,4 @@
-"""What became of the stored rows, told from what a step proved."""
+"""The changes of the stored rows, from the proved paths of a step."""
 
 from datetime import UTC, datetime
 
@@ -134,7 +134,7 @@ def test_one_of_two_hard_links_went():
     assert told.hits == 1
 
 
-def test_a_stale_row_is_history_until_its_path_is_true_again():
+def test_a_stale_row_does_not_change_until_its_path_is_right_again():
     rows = loaded(row(1, A, b"/a", stale=StaleReason.GONE))
     assert changes.diff(rows, outcome(disproved=[failed(A, b"/a")]), unasked) == ChangeSet(
         (), (), 0
@@ -180,7 +180,7 @@ def test_a_watch_without_a_handle_condemns_no_row_that_has_one():
     assert [(one.id, reason) for one, reason in gone.stale] == [(1, StaleReason.GONE)]
 
 
-def test_a_row_that_another_inode_overwrites_is_told_as_reused():
+def test_a_row_that_another_inode_overwrites_is_reused():
     rows = loaded(row(1, A, b"/x"))
     answer = Resolved(B, b"/x", Source.STORED)
     told = changes.diff(rows, outcome(answer), unasked)
@@ -189,14 +189,14 @@ def test_a_row_that_another_inode_overwrites_is_told_as_reused():
         Change(ChangeKind.STALE, A, b"/x", reason=StaleReason.REUSED),
         Change(ChangeKind.FOUND, B, b"/x"),
     )
-    # What was stale before is not told again.
+    # A row that was stale before is no change.
     rows = loaded(row(1, A, b"/x", stale=StaleReason.GONE))
     assert changes.diff(rows, outcome(answer), unasked).changes == (
         Change(ChangeKind.FOUND, B, b"/x"),
     )
 
 
-def test_swapped_names_of_one_key_are_told_once_each():
+def test_swapped_names_of_one_key_are_one_change_each():
     rows = loaded(row(1, A, b"/x"), row(2, B, b"/y"))
     swapped = [Resolved(A, b"/y", Source.STORED), Resolved(B, b"/x", Source.STORED)]
     wrong = [failed(A, b"/x", StaleReason.REUSED), failed(B, b"/y", StaleReason.REUSED)]
@@ -245,14 +245,14 @@ def test_thousands_of_names_of_one_file_are_not_compared_pairwise(are_gone):
     assert Compared.count < 10 * names
 
 
-def test_each_mount_namespace_has_its_own_story():
+def test_the_rows_of_each_mount_namespace_change_apart():
     rows = loaded(row(1, A, b"/a"), row(2, A, b"/a", mntns=NESTED))
     # Gone in the main root, still there in the nested one.
     answer = Resolved(A, b"/a", Source.STORED, mntns=NESTED)
     told = changes.diff(rows, outcome(answer, disproved=[failed(A, b"/a")]), unasked)
     assert [(one.id, reason) for one, reason in told.stale] == [(1, StaleReason.GONE)]
     assert told.changes == (Change(ChangeKind.STALE, A, b"/a", reason=StaleReason.GONE),)
-    # Gone there, found elsewhere there: what is told says where its paths start.
+    # It is lost there and found elsewhere there: the change names the root of its paths.
     answer = answer._replace(path=b"/new", source=Source.SCAN)
     told = changes.diff(
         loaded(row(2, A, b"/a", mntns=NESTED)),
@@ -268,17 +268,19 @@ def test_each_mount_namespace_has_its_own_story():
 
 identities = st.sampled_from([A, B, C])
 paths = st.sampled_from([b"/1", b"/2", b"/3"])
-# What is at each path now, and what was stored: at most one row for a key and path.
+# The file at each path now, and the stored rows: at most one for a key and path.
 worlds = st.dictionaries(paths, identities)
 stored = st.dictionaries(
     st.tuples(st.sampled_from([A.key, C.key]), paths),
-    st.tuples(st.booleans(), st.booleans()),  # whose of the two, and whether it is stale
+    st.tuples(
+        st.booleans(), st.booleans()
+    ),  # which of the two has the row, and whether it is stale
     max_size=6,
 )
 
 
 class Rows:
-    """What is stored, as a resolver."""
+    """The stored rows, as a resolver."""
 
     source = Source.STORED
 
@@ -309,7 +311,7 @@ def proof_in(world):
 
 @given(before=worlds, rows_of=stored, watched=st.frozensets(identities), after=worlds)
 @settings(max_examples=3 * settings.default.max_examples)
-def test_every_story_agrees_with_the_world(before, rows_of, watched, after):
+def test_random_changes_are_reported_as_they_are(before, rows_of, watched, after):
     # Two looks at a world that changes in between, as dump has them.
     every_row = [
         row(
@@ -350,11 +352,11 @@ def check_changes(every_row, change_set, world):
         begun.append((change.identity, change.path))
         if change.kind is ChangeKind.MOVED:
             ended.append((change.identity, change.old_path))
-    # What no longer holds is told once, and all that is condemned is told.
+    # Each wrong row is one change, and each row that became stale is a change.
     assert len(set(ended)) == len(ended)
     assert {(one.identity, one.path) for one, _ in change_set.stale} <= set(ended)
     assert all(world.get(path) != identity for identity, path in ended)
-    # What is found is where it is said to be, and was not known to be there.
+    # A found path has the inode, and was not stored before.
     assert len(set(begun)) == len(begun)
     live = {(one.identity, one.path) for one in every_row if not one.stale}
     assert not live & set(begun)

@@ -310,7 +310,7 @@ def test_version_as_people_write_it(text: str, numbers: tuple[int, int]) -> None
 
 
 @pytest.mark.parametrize("text", ["", "four", "4"])
-def test_what_is_no_version(text: str) -> None:
+def test_a_text_that_is_no_version(text: str) -> None:
     with pytest.raises(UsageError, match="not a version"):
         parse_version(text)
 

@@ -57,7 +57,7 @@ def _every_command() -> list[tuple[str, ...]]:
 
 
 @pytest.mark.parametrize("path", _every_command(), ids=" ".join)
-def test_every_command_teaches(path: tuple[str, ...]) -> None:
+def test_the_help_of_every_command_has_an_example(path: tuple[str, ...]) -> None:
     done = _run(*path, "--help", env={**os.environ, "COLUMNS": "100"})
     assert done.returncode == 0
     assert "Example" in done.stdout, "help shows how it is used"
@@ -143,7 +143,7 @@ def test_a_mapping_that_went_stale_is_one_for_the_audit_alone(tmp_path: Path) ->
     assert "In pre-dump and dump, a file that moved and was found again does not count." in told
 
 
-def test_tasks_that_are_left_stopped_are_told_of(tmp_path: Path) -> None:
+def test_the_output_names_tasks_that_are_left_stopped(tmp_path: Path) -> None:
     require_root()
     with Watcher() as watcher:
         words = ("-t", str(watcher.pid), "-D", tmp_path)
@@ -294,9 +294,7 @@ def test_a_database_is_never_overwritten_by_a_conversion(tmp_path: Path) -> None
         (("convert", "image", "symlink", "--to", "pb"), "symlink: it is a symbolic link"),
     ],
 )
-def test_no_image_takes_the_place_of_what_is_there(
-    tmp_path: Path, words: tuple[str, ...], said: str
-) -> None:
+def test_no_image_replaces_another_file(tmp_path: Path, words: tuple[str, ...], said: str) -> None:
     (tmp_path / "image").write_bytes((_DATA / "swap-before.irmap-cache").read_bytes())
     for name in ("a.db", "other.db"):
         assert _run("convert", "image", name, cwd=tmp_path).returncode == 0
@@ -434,7 +432,7 @@ def test_verbosity_is_said_as_criu_has_it(tmp_path, words):
     "words", ["db history", "db history --json", "show IMAGE --json", "convert IMAGE -", "--help"]
 )
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_what_cannot_be_written_to_is_named(tmp_path, words, unbuffered):
+def test_a_target_that_cannot_be_written_is_named(tmp_path, words, unbuffered):
     image = tmp_path / "irmap-cache"
     image.write_bytes(cache.encode_cache([CacheEntry(1, n, b"/x" * 50) for n in range(1000)]))
     command = [sys.executable, "-m", "irmapdb", *words.replace("IMAGE", str(image)).split()]
@@ -547,7 +545,7 @@ def test_streams_that_are_closed_are_empty(closed):
     assert "Traceback" not in done.stderr
 
 
-def test_a_result_that_nobody_takes_is_no_traceback():
+def test_a_closed_stdout_is_no_traceback():
     command = f"exec {sys.executable} -m irmapdb db history --json >&-"
     done = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, check=False)
     assert (done.returncode, done.stderr) == (0, b"")

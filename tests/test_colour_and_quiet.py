@@ -1,4 +1,4 @@
-"""Colour for verdicts on a terminal alone; -q leaves errors and what programs ask for."""
+"""Verdicts have colour only on a terminal; -q leaves errors and the output for programs."""
 
 from __future__ import annotations
 
@@ -84,13 +84,13 @@ def test_quiet_findings_are_in_the_exit_code(place: Path) -> None:
     assert irmapdb("audit", "-W", place, "-q", "--csv").out
 
 
-def test_quiet_errors_are_told(tmp_path: Path) -> None:
+def test_quiet_prints_errors(tmp_path: Path) -> None:
     for words in (("pre-dump", "-t", "4194304"), ("audit", "-W", tmp_path), ("show", "absent")):
         done = irmapdb(*words, "-q")
         assert (done.code, done.out, done.err.count("\n")) == (1, "", 1)
 
 
-def test_quiet_prints_what_was_asked_for(place: Path) -> None:
+def test_quiet_prints_the_requested_output(place: Path) -> None:
     assert "/gone" in irmapdb("show", place / "irmap-cache", "-q").out
     assert irmapdb("show", place / "irmap-cache", "-q").err == ""
     assert irmapdb("sql", "cache", "-W", place, "-q").out
@@ -99,7 +99,7 @@ def test_quiet_prints_what_was_asked_for(place: Path) -> None:
     assert done.err == ""
 
 
-def test_quiet_leaves_warnings_away(place: Path) -> None:
+def test_quiet_prints_no_warnings(place: Path) -> None:
     require_root()
     os.chmod(place, 0o777)
     assert "private copy" in irmapdb("audit", "-W", place).err

@@ -94,7 +94,7 @@ LINES = {
     "explain --engine pod": ["explain", "--engine", "podman"],
     "check --criu-version 4.3": ["check", "--criu-version", "4.3"],
 }
-"""What is typed before a Tab and Enter, and the arguments that irmapdb gets."""
+"""The text before a Tab and Enter, and the arguments that irmapdb gets."""
 
 
 class _Terminal:
@@ -134,7 +134,7 @@ class _Terminal:
             file.unlink(missing_ok=True)
         os.write(self._fd, f"irmapdb {line}\t".encode())
         self._await(self._asked.exists)
-        self._drain(0.3)  # what came of it is put into the line
+        self._drain(0.3)  # the completion is put into the line
         os.write(self._fd, b"\r")
         self._await(lambda: self._record.exists() and self._record.read_text().endswith("\n"))
         # zsh takes the slash of a directory away again at the end of the line.
@@ -187,11 +187,11 @@ def test_tasks_with_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "2" not in _proposed(monkeypatch, "dump", "--tree", ""), "no kernel thread"
 
 
-def test_what_is_said_once_is_not_proposed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_given_option_is_not_proposed_again(monkeypatch: pytest.MonkeyPatch) -> None:
     words = ("audit", "--older-than", "2h", "--only", "gone", "--")
     found = _proposed(monkeypatch, *words)
     assert "--older-than" not in found
-    assert found["--only"], "it may be repeated, and says what it does"
+    assert found["--only"], "it may be repeated, and has a description"
 
 
 def test_an_option_takes_its_value_from_the_line(

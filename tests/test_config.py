@@ -1,4 +1,4 @@
-"""The configuration file: what it may say, and what a wrong one gets."""
+"""The configuration file: its settings, and the errors of a wrong one."""
 
 import os
 
@@ -39,7 +39,7 @@ def test_every_entry_is_taken(load):
 
 
 @pytest.mark.parametrize("text", ["", "[scan]\n", "# nothing\n"], ids=["empty", "table", "comment"])
-def test_what_is_not_said_is_built_in(load, text):
+def test_missing_settings_have_their_defaults(load, text):
     assert load(text) == Config() == Config((), HINTS, UNWALKED_FILESYSTEMS)
     assert load("[scan]\nhints = []\n").hints == ()
 

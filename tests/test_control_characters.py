@@ -52,7 +52,7 @@ _WORDS = [
 
 
 @pytest.mark.parametrize("words", _WORDS)
-def test_a_terminal_gets_only_what_can_be_printed(place: Path, words: str) -> None:
+def test_a_terminal_gets_only_printable_characters(place: Path, words: str) -> None:
     told = {"EVIL": os.fsdecode(EVIL), "TITLE": TITLE, "SELECT_ALL": "SELECT path FROM mapping"}
     arguments = []
     for word in words.split():
@@ -73,7 +73,7 @@ def test_a_terminal_gets_no_binary(place: Path) -> None:
         assert b"an image is binary, and stdout is a terminal; redirect it" in said
 
 
-def test_what_a_step_says_of_a_watch_at_a_terminal(tmp_path: Path) -> None:
+def test_the_reason_for_a_watch_at_a_terminal(tmp_path: Path) -> None:
     require_root()
     directory = os.path.join(os.fsencode(tmp_path), EVIL.strip(b"/"))
     os.mkdir(directory)
@@ -128,7 +128,7 @@ def test_json_is_one_document_at_a_terminal_too(place: Path) -> None:
     assert os.fsencode(document["entries"][0]["path"]) == EVIL
 
 
-def test_what_a_table_prints_names_its_inode(place: Path) -> None:
+def test_the_printed_form_of_a_path_is_a_key_of_its_inode(place: Path) -> None:
     path = printable(EVIL)
     assert path in irmapdb("show", place / "irmap-cache").out
     (found,) = json.loads(irmapdb("lookup", path, "--json", "-W", place).out)

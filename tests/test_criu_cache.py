@@ -1,4 +1,4 @@
-"""Which entries CRIU is handed, and in which order: against a real root."""
+"""The entries that CRIU gets, and their order: against a real root."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_best_name_is_last_and_the_most_watched_are_behind_all(root):
     assert _as_criu_finds(entries) == {seldom.key: b"/seldom", often.key: b"/often"}
 
 
-def test_what_only_the_cache_answers_is_behind_what_handles_answer(root, tmp_path):
+def test_paths_that_only_the_cache_gives_are_behind_those_of_handles(root, tmp_path):
     file = tmp_path / "file"
     file.touch()
     by_handle = identify(root, os.fsencode(file))
@@ -102,7 +102,7 @@ def test_names_that_criu_cannot_look_up(root, tmp_path):
         assert bool(found) is fits
 
 
-def test_nobody_is_waited_for(root, monkeypatch):
+def test_a_path_whose_lookup_may_block_gets_no_entry(root, monkeypatch):
     """irmapdb would have to ask a server for the numbers of an entry."""
     monkeypatch.setattr(criu_cache, "has_the_numbers", lambda *_: pytest.fail("asked"))
     nowhere = Identity(0xFFF << 20, 1, FileHandle(1, b"x"))  # so its type is not known

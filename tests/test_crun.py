@@ -49,7 +49,7 @@ def test_why_not(content: bytes, library: str, why: str, programs: Path) -> None
 
 
 @pytest.mark.parametrize(("runtime", "code"), [("podman", 3), ("crun", 3), ("runc", 0)])
-def test_what_install_says(runtime: str, code: int, programs: Path, tmp_path: Path) -> None:
+def test_the_messages_of_install(runtime: str, code: int, programs: Path, tmp_path: Path) -> None:
     _crun(programs, _OLD)
     hook = tmp_path / "own-hook"
     hook.write_text("#!/bin/sh\n")

@@ -1,4 +1,4 @@
-"""What the documents name of the code is there: modules, and options of the commands."""
+"""The modules, commands and options that the documents name exist."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _spans(page: Path) -> list[str]:
 
 
 def _is_there(span: str) -> bool:
-    """False for the name of a module, or of something in one, that is not in the tree."""
+    """False for the name of a module, or of a name in one, that is not in the tree."""
     found = _MODULE.fullmatch(span)
     if found is None or (_TOP / span).is_file():
         return True

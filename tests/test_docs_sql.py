@@ -1,4 +1,4 @@
-"""docs/sql.md: each example gives what is shown, and every table and view is in it.
+"""docs/sql.md: each example gives the output on the page, and every table and view is in it.
 
 `python -m tests.test_docs_sql` writes the answers into the page anew.
 """
@@ -75,7 +75,7 @@ def scenario(place, monkeypatch):
 @pytest.mark.parametrize(
     "example", _examples(PAGE.read_text()), ids=lambda example: example.commands[0][-1][:60]
 )
-def test_each_example_gives_what_the_page_shows(scenario, example):
+def test_each_example_gives_the_output_on_the_page(scenario, example):
     assert _without_ages(_output(example)) == _without_ages(example.shown)
 
 

@@ -20,7 +20,7 @@ EVERYONE = (A, B, C)
 
 
 class Script:
-    """A resolver that gives these answers, and writes down what was wanted at each."""
+    """A resolver that gives these answers, and notes the wanted identities at each."""
 
     def __init__(self, source, *answers):
         self.source = source
@@ -35,7 +35,7 @@ class Script:
 
 
 def proof(truth):
-    """GONE for everything but what is named in `truth`, and the list of what was asked."""
+    """A proof that gives GONE for each path that is not in `truth`, and the list of its calls."""
     asked = []
 
     def prove(identity, path):
@@ -45,7 +45,7 @@ def proof(truth):
     return prove, asked
 
 
-def test_the_cheapest_that_proves_it_answers_and_nobody_else_is_asked():
+def test_the_first_resolver_with_a_proved_path_ends_the_search():
     prove, asked = proof({A: [b"/a"], B: [b"/b"]})
     first = Script(Source.STORED, Candidate(A, b"/a"), Candidate(B, b"/old"))
     second = Script(Source.HANDLE, Note(B, "no name"), Candidate(B, b"/b"))
@@ -113,7 +113,7 @@ def test_a_deleted_inode_is_not_looked_for():
     assert scan.saw == []
 
 
-def test_a_name_that_is_proved_counts_more_than_word_of_a_deletion():
+def test_a_proved_name_counts_more_than_a_reported_deletion():
     prove, _ = proof({A: [b"/a"]})
     outcome = engine.resolve([A], [Script(Source.HANDLE, Deleted(A), Candidate(A, b"/a"))], prove)
     assert set(outcome.resolved) == {A}
@@ -124,7 +124,7 @@ def test_a_name_that_is_proved_counts_more_than_word_of_a_deletion():
     assert outcome.unresolved == {}
 
 
-def test_when_time_is_up_what_was_proved_is_the_result():
+def test_when_time_is_up_the_proved_paths_are_the_result():
     prove, asked = proof({A: [b"/a"], B: [b"/b"], C: [b"/c"]})
     script = Script(
         Source.STORED,
@@ -137,7 +137,7 @@ def test_when_time_is_up_what_was_proved_is_the_result():
     assert never.saw == []
 
 
-def test_nobody_is_asked_for_nothing():
+def test_no_resolver_is_called_without_an_identity():
     prove, _ = proof({})
     script = Script(Source.STORED)
     assert vars(engine.resolve([], [script], prove)) == vars(Resolution())
@@ -183,9 +183,9 @@ truths = st.dictionaries(identities, st.frozensets(paths), max_size=3)
 @given(
     wanted=st.frozensets(identities), given_scripts=scripts, truth=truths, calls=st.integers(0, 9)
 )
-def test_of_any_answers_the_outcome_is_whole_and_true(wanted, given_scripts, truth, calls):
+def test_any_answers_give_each_identity_one_outcome(wanted, given_scripts, truth, calls):
     prove, asked = proof(truth)
-    # No resolver speaks of what is not wanted.
+    # No resolver answers for an identity that is not wanted.
     for script in given_scripts:
         script.answers = [answer for answer in script.answers if answer.identity in wanted]
         script.saw = []
@@ -198,7 +198,7 @@ def test_of_any_answers_the_outcome_is_whole_and_true(wanted, given_scripts, tru
         assert len(set(names)) == len(names)
     for one in outcome.disproved:
         assert one.path not in truth.get(one.identity, ())
-    # Who was proved is not wanted any more, and who never was is wanted to the end.
+    # A proved identity is not wanted any more; one without a proof is wanted to the end.
     for script in given_scripts:
         assert all(
             later <= before for before, later in zip(script.saw, script.saw[1:], strict=False)
@@ -223,7 +223,7 @@ def test_thousands_that_look_alike_do_not_fill_the_answer():
 
 
 class Held:
-    """A resolver with something open while it answers."""
+    """A resolver with an open file while it answers."""
 
     source = Source.SCAN
 
@@ -281,13 +281,13 @@ def test_how_many_have_no_path_for_lack_of_time():
     assert whole.cut == 0
 
 
-def test_nobody_is_asked_when_the_time_was_up_before():
+def test_no_resolver_is_called_after_the_time_limit():
     never = Script(Source.STORED, Candidate(A, b"/a"))
     outcome = engine.resolve([A], [never], proof({A: [b"/a"]})[0], over=lambda: True)
     assert (never.saw, outcome.cut) == ([], 1)
 
 
-def test_what_was_tried_before_is_told_too():
+def test_earlier_tries_are_in_the_reasons():
     prove, _ = proof({B: [b"/b"]})
     before = {A: [Tried(Source.HANDLE, "no name")], B: [Tried(Source.HANDLE, "no name")]}
     script = Script(Source.SCAN, Candidate(B, b"/b"), Note(A, "not found"))

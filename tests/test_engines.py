@@ -123,7 +123,7 @@ def test_a_file_that_is_not_read_does_not_count(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("said", ["", "hello", "\x1b[2J 9"])
-def test_a_program_that_tells_no_version(tmp_path, monkeypatch, said):
+def test_a_program_that_prints_no_version(tmp_path, monkeypatch, said):
     assert _engine("runc", tmp_path, monkeypatch, said=said).version == ""
 
 

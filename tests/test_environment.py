@@ -1,4 +1,4 @@
-"""IRMAPDB_DB and IRMAPDB_CONFIG: what they name is used, and an option has the last word."""
+"""IRMAPDB_DB and IRMAPDB_CONFIG: irmapdb uses the named file, and an option has precedence."""
 
 from __future__ import annotations
 

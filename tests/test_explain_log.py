@@ -247,7 +247,7 @@ def test_the_engine_is_guessed_from_its_own_traces(trace: bytes, engine: str | N
         (b"\x28\xb5\x2f\xfd" + bytes(20), "compressed with zstd"),
     ],
 )
-def test_what_is_no_log_is_one_clear_line(data: bytes, said: str) -> None:
+def test_a_file_that_is_no_log_is_refused_in_one_line(data: bytes, said: str) -> None:
     done = irmapdb("explain", "-", stdin=data)
     assert (done.code, done.out) == (1, "")
     assert said in done.err

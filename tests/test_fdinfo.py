@@ -46,7 +46,7 @@ def lines(text, start):
     return [fields(line) for line in text.splitlines() if line.startswith(start)]
 
 
-# What the kernel wrote
+# Text that the kernel wrote
 
 
 def test_the_thirty_inotify_watches_are_read_exactly():
@@ -99,7 +99,7 @@ def test_the_fanotify_marks_are_of_three_kinds():
     }
 
 
-def test_a_handle_tells_apart_what_the_inode_number_does_not():
+def test_a_handle_distinguishes_files_with_one_inode_number():
     watches = fdinfo.parse_fdinfo(INOTIFY, PID, FD, WatchKind.INOTIFY).watches
     assert len({watch.identity for watch in watches}) == 30
     assert len({(watch.identity.kdev, watch.identity.handle) for watch in watches}) == 30

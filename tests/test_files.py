@@ -63,7 +63,7 @@ def test_a_file_is_read_whole(tmp_path):
     assert message.startswith(f"cannot read {path}: it has more than {len(data) - 1} bytes")
 
 
-def test_a_file_whose_size_is_not_told_is_limited_too():
+def test_a_file_of_unknown_size_is_limited_too():
     assert read_whole(b"/proc/self/status", limit_bytes=1 << 20).startswith(b"Name:")
     assert "more than 9 bytes" in refused(read_whole, b"/proc/self/status", limit_bytes=9)
 
@@ -103,7 +103,7 @@ def test_a_name_that_cannot_be_printed_is_escaped(tmp_path):
 
 @pytest.fixture
 def odd_files(tmp_path):
-    """Things that are no regular files, by what they are."""
+    """Files that are not regular, by their type."""
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "directory").mkdir()
     with socket.socket(socket.AF_UNIX) as listener:
@@ -116,7 +116,7 @@ def odd_files(tmp_path):
     }
 
 
-def test_what_is_no_file_is_not_read_and_does_not_block(odd_files):
+def test_a_special_file_is_not_read_and_does_not_block(odd_files):
     for what, path in odd_files.items():
         message = refused(read_whole, path, limit_bytes=1 << 20)
         assert message == refused(read_if_there, path, limit_bytes=1 << 20)
@@ -162,7 +162,7 @@ def test_bytes_that_come_too_late_replace_nothing(tmp_path):
     assert target.read_bytes() == b"old"
 
 
-def test_a_reader_that_waits_is_told_before_the_disk_has_the_bytes(tmp_path, monkeypatch):
+def test_a_waiting_reader_is_informed_before_fsync(tmp_path, monkeypatch):
     target = tmp_path / "image"
     target.write_bytes(b"old")
     events = []
@@ -214,7 +214,7 @@ def test_a_symbolic_link_is_not_written_through(tmp_path):
     assert contents(tmp_path) == {"link": b"precious", "victim": b"precious"}
 
 
-def test_what_is_no_file_is_not_replaced(odd_files, tmp_path):
+def test_a_special_file_is_not_replaced(odd_files, tmp_path):
     for what, path in odd_files.items():
         message = refused(replace_whole, path, b"new")
         assert f"it is {what}, not a" in message
@@ -396,7 +396,7 @@ def test_writers_at_the_same_time(small):
     assert data.splitlines()[0].endswith(b" 49")
 
 
-def test_leftovers_are_removed_once_nobody_holds_them(tmp_path):
+def test_leftovers_are_removed_if_no_process_holds_them(tmp_path):
     def leftover(target, digit):
         path = tmp_path / f".{target}.{digit * 16}.irmapdb-new"
         path.write_bytes(b"half")
@@ -406,7 +406,7 @@ def test_leftovers_are_removed_once_nobody_holds_them(tmp_path):
     of_another_target = leftover("inotify-files.img", "0")
     others = [tmp_path / ".irmap-cache.0000000000000000.new", tmp_path / ".irmap-cache.irmapdb-new"]
     for path in others:
-        path.write_bytes(b"somebody's own")
+        path.write_bytes(b"of another program")
     with alive.open("rb") as holder:
         fcntl.flock(holder, fcntl.LOCK_EX)
         replace_whole(tmp_path / "irmap-cache", b"new")
@@ -432,7 +432,7 @@ except FileError as error:
 
 
 def replace_while(target, injected):
-    """Replace the file in a process to which strace does what `injected` says."""
+    """Replace the file in a process to which strace does the `injected` faults."""
     require_program("strace")
     return subprocess.run(
         [

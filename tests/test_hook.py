@@ -1,4 +1,4 @@
-"""The hook without CRIU: what it costs, what it says, and the line that switches it on."""
+"""The hook without CRIU: its cost, its messages, and the line that switches it on."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_other_actions_load_and_leave_nothing(action, work):
     assert list(work.iterdir()) == []
 
 
-def test_without_criu_it_says_what_it_is(program, work):
+def test_without_criu_the_hook_prints_its_use(program, work):
     environment = {name: value for name, value in os.environ.items() if "CRTOOLS" not in name}
     done = subprocess.run([program], cwd=work, env=environment, stderr=subprocess.PIPE, check=False)
     assert done.returncode == 0
@@ -207,7 +207,7 @@ def test_where_a_program_answers_for_the_kernel(program, area, watcher, work):
     assert decode_cache((work / "irmap-cache").read_bytes(), "irmap-cache") == ()
 
 
-def test_whoever_ends_it_does_not_end_the_dump(program, work, watcher, tmp_path):
+def test_a_signal_that_ends_the_hook_does_not_end_the_dump(program, work, watcher, tmp_path):
     # An import that tells that it has come so far, and goes no further.
     (tmp_path / "sqlite3.py").write_text(
         "import os, time\nopen('begun', 'w').write(str(os.getpid()))\ntime.sleep(1000)"
@@ -228,11 +228,11 @@ def test_whoever_ends_it_does_not_end_the_dump(program, work, watcher, tmp_path)
         running.send_signal(signal.SIGTERM)
         _, said = running.communicate()
     assert running.returncode == 0
-    assert "the worker was told to end" in said
+    assert "the worker was ended by a signal" in said
     assert not Path(f"/proc/{child}").exists()
 
 
-def test_what_was_proved_in_time_is_written(watcher, work, tmp_path):
+def test_the_paths_that_were_proved_in_time_are_written(watcher, work, tmp_path):
     paths = [tmp_path / f"file-{number}" for number in range(60)]
     for path in paths:
         path.touch()
@@ -277,7 +277,7 @@ def test_nothing_slow_is_imported_before_the_answer(watcher, work, tmp_path):
     slow |= {"pathlib", "urllib", "ipaddress", "hashlib"}
     slow |= {"importlib.resources", "logging", "dataclasses", "inspect"}
     slow |= {"signal", "threading", "json", "pickle", "typing", "re", "enum"}
-    # What a first search may need, and a second one with stored rows does not.
+    # Modules that only a first search needs, and not a second one with stored rows.
     first = {"concurrent.futures"}
     first |= {"irmapdb.resolve.handle", "irmapdb.resolve.overlay"}
     first |= {"irmapdb.resolve.scan", "irmapdb.kernel.fs.walk", "irmapdb.resolve.reverse_lookup"}
@@ -305,7 +305,7 @@ def test_no_source_of_paths_imports_a_slow_module():
     assert slow.intersection(ast.literal_eval(done.stdout.decode())) == set()
 
 
-def test_what_was_proved_is_written_when_a_search_hangs(watcher, work, tmp_path, monkeypatch):
+def test_the_proved_paths_are_written_if_a_search_hangs(watcher, work, tmp_path, monkeypatch):
     # The search can wait for anything: here the second proof never returns.
     paths = [tmp_path / "first", tmp_path / "second"]
     for path in paths:
@@ -337,7 +337,7 @@ def test_what_was_proved_is_written_when_a_search_hangs(watcher, work, tmp_path,
         clock.monotonic(),
         too_late=too_late,
     )
-    # In a process of its own: what hangs here hangs to its end.
+    # In a process of its own, because a blocked thread blocks to its end.
     done = run_forked(lambda: hook_job.serve(job) and 1, work)
     assert done.code == 0, done
     assert done.out.startswith("true ")

@@ -56,7 +56,7 @@ def test_files_and_directory_that_it_made_are_removed(tmp_path):
         (done,) = config_files.uninstall(runtime, None, directory)
         assert done.did is ChangeKind.UNMADE
         assert not directory.exists()
-    # What others have written into such a file meanwhile is theirs.
+    # Lines that others have written into such a file meanwhile stay.
     config_files.install(Runtime.CRIU, program, directory)
     with (directory / "default.conf").open("a") as file:
         file.write("tcp-close\n")
@@ -131,7 +131,7 @@ def test_two_runtimes_share_a_new_file(tmp_path):
     assert not directory.exists()
 
 
-def test_what_criu_could_not_execute_is_refused(tmp_path):
+def test_a_script_that_criu_cannot_execute_is_refused(tmp_path):
     plain = tmp_path / "plain"
     plain.write_text("#!/bin/sh\n")
     failing = make_executable(tmp_path, "failing")

@@ -140,7 +140,7 @@ FAILURES: dict[str, Callable[[Path], None]] = {
 
 
 @pytest.mark.parametrize("failure", FAILURES)
-def test_what_happens_to_irmapdb_fails_no_dump(hook: Hook, failure: str) -> None:
+def test_no_damage_of_irmapdb_fails_the_dump(hook: Hook, failure: str) -> None:
     hook.write_program()
     FAILURES[failure](hook.program)
     done = hook()
@@ -276,7 +276,7 @@ def who_has_open(directory: Path) -> set[str]:
 
 @pytest.mark.parametrize("trap", ["", "trap '' PIPE; "], ids=["default", "SIGPIPE ignored"])
 def test_no_process_is_left(hook: Hook, trap: str) -> None:
-    """Nothing keeps open for 10 s what CRIU had open."""
+    """No process keeps CRIU's descriptors open for 10 s."""
     with service(hook, SEARCHED):
         subprocess.run(
             ["/bin/sh", "-c", f'{trap}"$0"; exit $?', hook.script],
@@ -291,7 +291,7 @@ def test_no_process_is_left(hook: Hook, trap: str) -> None:
 
 
 @pytest.mark.parametrize("reply", ["", "garbage", "0x1 y", "-1 z"])
-def test_a_service_that_talks_nonsense(hook: Hook, reply: str) -> None:
+def test_a_service_that_sends_nonsense(hook: Hook, reply: str) -> None:
     hook.write_program()
     with service(hook, reply):
         assert hook().returncode == 0
@@ -316,7 +316,7 @@ def test_a_slow_service_and_its_last_image(hook: Hook) -> None:
         assert (run.by, run.outcome, run.pid) == ("script", "last image", pid)
         assert "last is used" in run.text
         assert [path.name for path in hook.work.iterdir()] == ["irmap-cache"]
-        # Where others can write, or own the place, nothing is put.
+        # In a directory that others own or can write, the script makes no file.
         (hook.work / "irmap-cache").unlink()
         for number, change in enumerate(
             (
@@ -357,7 +357,7 @@ def test_a_script_that_is_killed_leaves_nothing_that_is_not_removed(hook: Hook) 
     assert [path.name for path in hook.work.iterdir()] == ["irmap-cache"]
 
 
-def test_no_service_blocks_nobody(hook: Hook) -> None:
+def test_without_a_service_no_script_blocks(hook: Hook) -> None:
     hook.write_program()
     with service(hook, "0 never read"):
         pass

@@ -1,4 +1,4 @@
-"""The cache image against what CRIU wrote, and against everything it must refuse."""
+"""The cache image against images of CRIU, and against all that it must refuse."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def refused(image: bytes) -> ImageError:
 
 
 @pytest.mark.parametrize("path", IMAGES, ids=lambda path: path.stem)
-def test_what_criu_wrote_is_read_exactly_and_written_back(path):
+def test_an_image_of_criu_is_read_exactly_and_written_back(path):
     image = path.read_bytes()
     entries = decode(image, path.name)
     assert entries == tuple(CacheEntry(ROOT_DISK, *pair) for pair in EXPECTED[path.stem])
@@ -141,7 +141,7 @@ def test_cut_off_at_every_offset(name):
 
 
 @given(st.data())
-def test_a_damaged_image_is_refused_or_means_what_it_says(data):
+def test_a_damaged_image_is_refused_or_read_as_it_is(data):
     image = bytearray((DATA / "swap-before.irmap-cache").read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(0, len(image)))
@@ -201,7 +201,7 @@ GOOD = framed(DEV + INO + PATH)
         (framed(b"\x08\x81\x00" + INO + PATH), 12, "entry 0: not encoded as CRIU encodes it"),
     ],
 )
-def test_what_is_refused_is_named_with_its_offset(image, offset, what):
+def test_each_refusal_names_the_offset(image, offset, what):
     error = refused(image)
     assert f": offset {offset}: " in str(error)
     assert what in str(error)

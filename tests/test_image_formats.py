@@ -50,7 +50,7 @@ def test_json_may_start_with_space():
         (b"\x7fELF\x02\x01\x01", "nothing that irmapdb knows"),
     ],
 )
-def test_what_else_it_is_is_said(prefix, what):
+def test_the_error_names_the_type_of_the_file(prefix, what):
     with pytest.raises(ImageError) as caught:
         sniff(prefix, "work/some-file")
     assert str(caught.value).startswith(f"work/some-file is {what}")

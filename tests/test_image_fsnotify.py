@@ -1,4 +1,4 @@
-"""The fsnotify images: against what the real CRIU dumped, and against the real crit."""
+"""The fsnotify images: against dumps of the real CRIU, and against the real crit."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def test_criu_s_own_dump_is_read():
     assert decode_files_img(FILES_IMG, "files.img") == (WATCHED, UNUSED, MARKED)
 
 
-def test_what_criu_wrote_of_the_same_descriptors_is_written():
+def test_the_image_is_that_of_criu_for_the_same_descriptors():
     for image, magic, criu_id in [
         (encode_inotify([INOTIFY], path_of), INOTIFY_FILE, WATCHED.id),
         (encode_fanotify([FANOTIFY], path_of, shm_mount), FANOTIFY_FILE, MARKED.id),
@@ -359,7 +359,7 @@ def image_of(message):
     return FILES_IMG[:8] + len(message).to_bytes(4, "little") + message
 
 
-def test_what_is_wrong_with_an_entry_is_said():
+def test_the_error_names_the_fault_of_an_entry():
     with pytest.raises(
         ImageError, match="offset 0: not CRIU's INOTIFY_FILE image but CRIU's FILES"
     ):

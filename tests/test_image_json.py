@@ -54,7 +54,7 @@ def is_utf8(entry):
 @PRETTY
 @pytest.mark.usefixtures("_old_crit")
 @pytest.mark.parametrize("path", IMAGES, ids=lambda path: path.stem)
-def test_what_crit_prints_of_an_image_of_criu(path, pretty):
+def test_the_output_of_crit_for_an_image_of_criu(path, pretty):
     image = path.read_bytes()
     entries = decode_cache(image, path.name)
     text = encode_json(entries, pretty=pretty)
@@ -90,14 +90,14 @@ def test_every_byte_of_hostile_names_comes_back(pretty):
     text = encode_json(HOSTILE, pretty=pretty)
     assert text.isascii()
     assert encode_cache(decode_json(text, "x")) == encode_cache(HOSTILE)
-    # json and os of the standard library agree on what the text says.
+    # json and os of the standard library read the same path.
     paths = [entry["path"] for entry in json.loads(text)["entries"]]
     assert [os.fsencode(path) for path in paths] == [entry.path for entry in HOSTILE]
 
 
 @pytest.mark.usefixtures("_old_crit")
-def test_a_name_in_python_form_is_read_as_what_it_says():
-    # What crit prints of b"/caf\xe9": no one can tell it from a file of that name.
+def test_a_name_in_the_form_of_python_is_read_literally():
+    # crit prints b"/caf\xe9" so: it looks the same as a file of that name.
     image = encode_cache([CacheEntry(1, 2, b"/caf\xe9")])
     entries = decode_json(crit_decode(image, pretty=False), "x")
     assert entries == (CacheEntry(1, 2, rb"b'/caf\xe9'"),)
@@ -231,7 +231,7 @@ def test_a_string_that_is_no_number_is_refused(digits):
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_is_refused_is_named(text, what):
+def test_each_refusal_names_the_fault(text, what):
     with pytest.raises(ImageError) as caught:
         decode_json(text, "cache.json")
     assert str(caught.value).startswith("cache.json: ")

@@ -1,4 +1,4 @@
-"""The JSON of every command is what its schema in irmapdb/schemas says."""
+"""The JSON of every command agrees with its schema in irmapdb/schemas."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_schema_is_one(path: Path) -> None:
     assert schema["title"]
 
 
-def test_the_page_has_what_the_schemas_have() -> None:
+def test_the_page_agrees_with_the_schemas() -> None:
     root = Path(__file__).parent.parent
     spec = importlib.util.spec_from_file_location("json_docs", root / "tools" / "json_docs.py")
     json_docs = importlib.util.module_from_spec(spec)
@@ -67,7 +67,7 @@ def _checked(*words: str | Path) -> list | dict:
     return next(documents(done.out))  # tests.support.cli has checked them
 
 
-def test_what_the_steps_print(area: MountArea, tmp_path: Path) -> None:
+def test_the_json_of_the_steps(area: MountArea, tmp_path: Path) -> None:
     require_root()
     lower = tmp_path / "lower"
     lower.mkdir()
@@ -123,12 +123,12 @@ def test_what_the_steps_print(area: MountArea, tmp_path: Path) -> None:
     assert _checked("show", tmp_path / "img" / "irmap-cache")["entries"]
 
 
-def test_what_check_prints_of_the_machine() -> None:
+def test_the_json_of_check_all() -> None:
     document = _checked("check", "--all", "--services")
     assert isinstance(document["containers"], list)
 
 
-def test_what_check_prints_of_images(tmp_path: Path) -> None:
+def test_the_json_of_check_images(tmp_path: Path) -> None:
     require_root()
     (tmp_path / "inventory.img").touch()
     data = Path(__file__).parent / "data" / "images" / "files.img"
@@ -136,7 +136,7 @@ def test_what_check_prints_of_images(tmp_path: Path) -> None:
     assert _checked("check", "--images", tmp_path)["watches"]
 
 
-def test_what_hook_prints(tmp_path: Path) -> None:
+def test_the_json_of_hook(tmp_path: Path) -> None:
     require_root()
     etc = ("--criu-dir", tmp_path / "criu", "--script", tmp_path / "bin" / "hook")
     assert _checked("hook", "--print", "podman", *etc)
@@ -144,7 +144,7 @@ def test_what_hook_prints(tmp_path: Path) -> None:
     assert _checked("hook", "--uninstall", "criu", *etc)
 
 
-def test_what_warm_prints(tmp_path: Path) -> None:
+def test_the_json_of_warm(tmp_path: Path) -> None:
     require_root()
     config = tmp_path / "irmapdb.toml"
     config.write_text(f'[warm]\ndirectory = "{tmp_path}/databases"\n')
@@ -171,7 +171,7 @@ def test_a_large_number_stays_one(tmp_path: Path) -> None:
         ("sql", [{"path": ["a"]}]),
     ],
 )
-def test_what_is_not_documented_is_refused(name: str, document: object) -> None:
+def test_an_undocumented_field_is_refused(name: str, document: object) -> None:
     with pytest.raises(ValidationError):
         strict_validator(name).validate(document)
 

@@ -1,4 +1,4 @@
-"""docs/library.md: every example prints what is shown, and every name of `irmapdb` is in it."""
+"""docs/library.md: each example prints the output on the page, and the page has each name."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _FUNCTIONS = {"audit", "check", "check_images", "dump", "open_database", "pre_du
 _LIGHT = {"__future__", "irmapdb"}
 
 
-def test_every_example_prints_what_is_shown(area: MountArea, tmp_path: Path) -> None:
+def test_every_example_prints_the_output_on_the_page(area: MountArea, tmp_path: Path) -> None:
     require_root()
     lower, base = tmp_path / "lower", tmp_path / "base"
     images, other = tmp_path / "ckpt", tmp_path / "other"
@@ -149,13 +149,13 @@ def test_the_options_are_those_of_the_command() -> None:
 
 @pytest.mark.parametrize("pid", [0, -1])
 @pytest.mark.parametrize("name", ["check", "dump", "pre_dump"])
-def test_what_is_no_pid(name: str, pid: int, tmp_path: Path) -> None:
+def test_a_value_that_is_no_pid(name: str, pid: int, tmp_path: Path) -> None:
     with pytest.raises(irmapdb.UsageError, match="not a process id"):
         getattr(irmapdb, name)(pid, images_dir=tmp_path / "img")
     assert not (tmp_path / "img").exists()
 
 
-def test_what_is_no_audit(tmp_path: Path) -> None:
+def test_arguments_that_no_audit_takes(tmp_path: Path) -> None:
     with pytest.raises(irmapdb.UsageError, match="time zone"):
         irmapdb.audit(tmp_path, unproved_since=datetime(2026, 1, 1))  # noqa: DTZ001
     with pytest.raises(irmapdb.UsageError, match="not a process id"):
@@ -165,7 +165,7 @@ def test_what_is_no_audit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("timeout_s", [0, -1.0, float("inf"), float("nan")])
-def test_what_is_no_timeout(timeout_s: float, tmp_path: Path) -> None:
+def test_a_value_that_is_no_timeout(timeout_s: float, tmp_path: Path) -> None:
     with pytest.raises(irmapdb.UsageError, match="number of seconds"):
         irmapdb.dump(os.getpid(), images_dir=tmp_path, timeout_s=timeout_s)
     assert not list(tmp_path.iterdir())

@@ -33,7 +33,7 @@ def test_the_log_says_why_a_run_failed(tmp_path):
     assert f"Error: {said}" in (tmp_path / "run.log").read_text()
 
 
-def test_causes_are_told_where_they_are_asked_for(tmp_path):
+def test_causes_are_printed_only_with_v(tmp_path):
     (tmp_path / "irmap-cache").mkdir()
     quiet = irmapdb("show", tmp_path / "absent", "-W", tmp_path)
     assert "because of" not in quiet.err
@@ -158,7 +158,7 @@ def test_nowhere_is_a_place_for_a_log(log):
     assert log("/dev/null").code == 0
 
 
-def test_a_disk_that_is_full_under_the_log_is_told_once(tmp_path):
+def test_a_full_disk_under_the_log_is_reported_once(tmp_path):
     require_root()
     with tmpfs(tmp_path / "full", size_mib=1) as full:
         fd = os.open(full / "fill", os.O_WRONLY | os.O_CREAT)

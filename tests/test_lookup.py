@@ -1,4 +1,4 @@
-"""`irmapdb lookup`: everything that is known of an inode or a path."""
+"""`irmapdb lookup`: all rows about an inode or a path."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def here(place, monkeypatch):
         ("254:0 739",),
         ("254:0", "0x2e3"),
         ("739",),
-        ("/srv/data/in.csv",),  # what it was called
+        ("/srv/data/in.csv",),  # its old name
         ("/srv/data/in.csv.1",),
         ("/srv/data/in.csv.1/",),
         ("Resolving fe00000:2e3 path",),
@@ -107,7 +107,7 @@ def test_a_line_that_names_no_inode_is_not_guessed_at(line):
 @pytest.mark.parametrize(
     "key", ["Resolving fe00000:2e3 path 739", "Handle 0x1:0x2 was eaten", "see fe00000:2e3"]
 )
-def test_what_is_only_like_a_line_of_the_log_is_refused(key):
+def test_a_line_that_only_looks_like_a_line_of_the_log_is_refused(key):
     done = irmapdb("lookup", key)
     assert (done.code, done.out) == (2, "")
     assert "neither an inode nor a path" in done.err
@@ -125,7 +125,7 @@ def test_a_path_stands_for_every_inode_that_had_it():
     assert "stale: replaced" in done.out
 
 
-def test_a_number_stands_for_inodes_of_every_device_and_a_key_is_told_once():
+def test_a_number_stands_for_inodes_of_every_device_and_a_key_is_printed_once():
     assert irmapdb("lookup", "257").out.startswith("26:101: device 0:38")
     done = irmapdb("lookup", "739", "fe00000:2e3", "/srv/data/in.csv")
     assert done.out.count(IN_CSV) == 1
@@ -176,7 +176,7 @@ def test_thousands_of_digits_are_no_key(words):
     "inode",
     ["fe00000:2e3", "FE00000:2E3", "254:0 739", "739", "0x2e3", "Resolving fe00000:2e3 path"],
 )
-def test_the_saved_history_takes_what_lookup_takes(inode):
+def test_the_saved_history_takes_the_keys_of_lookup(inode):
     done = irmapdb("sql", "history", "-p", f"inode={inode}", "--json")
     assert [one["what"] for one in json.loads(done.out)] == ["imported", "moved"]
 
@@ -214,7 +214,7 @@ def test_a_watch_without_a_path_says_why():
     )
 
 
-def test_what_is_unknown_is_a_finding():
+def test_an_unknown_key_is_a_finding():
     done = irmapdb("lookup", "fe00000:2e3", "/no/such\x1bpath", "254:0")
     assert done.code == 3
     assert done.out.startswith(IN_CSV)
@@ -225,13 +225,13 @@ def test_what_is_unknown_is_a_finding():
 @pytest.mark.parametrize(
     "key", ["passwd", "etc/passwd", "1:2:3", "fe00000:", "18446744073709551616"]
 )
-def test_what_is_no_key_is_refused(key):
+def test_a_text_that_is_no_key_is_refused(key):
     done = irmapdb("lookup", key)
     assert (done.code, done.out) == (2, "")
     assert done.err.startswith(f"irmapdb: {key}: ")
 
 
-def test_for_programs_everything_is_there():
+def test_the_json_has_every_field():
     (found,) = json.loads(irmapdb("lookup", "254:0 742", "--json").out)
     assert found["key"] == "254:0 742"
     (inode,) = found["inodes"]
@@ -243,7 +243,7 @@ def test_for_programs_everything_is_there():
     assert [one["kind"] for one in inode["changes"]] == ["found"]
 
 
-def test_the_dossier_is_what_the_rows_say():
+def test_the_report_has_the_rows_of_the_inode():
     with Store.open_readonly("irmap.db") as store:
         rows = list(store.all_mappings())
         changes = list(store.changes())

@@ -1,4 +1,4 @@
-"""The schema's revisions: one line, applied whole or not at all, and nothing lost on the way.
+"""The schema's revisions: in one line, applied as a whole or not at all, and no row is lost.
 
 `tests/data/db/0001.db` and its successors were written at that revision by `write_content`
 (`python -m tests.test_migrations FILE`), and stay as they are.
@@ -123,8 +123,8 @@ WATCHES = [
         (Tried("handle", "cannot be opened"), Tried("scan", "not found")),
     ),
 ]
-# 0001 had no place for what each resolver said, nor 0002 for the share of the freeze, nor 0003 for
-# a pause, nor 0005 for CRIU's freeze.
+# 0001 had no column for the answers of resolvers, 0002 none for the parts of the freeze, 0003 none
+# for a pause, and 0005 none for CRIU's freeze.
 WATCHES_0001 = [row._replace(tried=()) for row in WATCHES]
 NO_SHARE = RunStats(1, 2, 3, 4, 5, 6, 7, 8, 9, sources=STATS.sources)
 NO_PAUSE = RunStats(1, 2, 3, 4, 5, 6, 7, 8, 9, **SHARE, sources=STATS.sources)
@@ -148,7 +148,7 @@ STAMP = FileStamp((1 << 64) - 1, 1 << 63, 1234, 1795503600_123456789)
 
 
 def write_content(path):
-    """Something of everything, as a program would have written it."""
+    """A row in each table, as a program would have written it."""
     with Store.open(path, create=True) as store, store.step() as step:
         step.import_entries(IMAGE, T0)
         step.set_image_seen(b"/srv/images/irmap-cache", STAMP)
@@ -271,7 +271,7 @@ def add_revision(tmp_path, monkeypatch):
         monkeypatch.setattr(revisions, "_scripts", lambda: str(scripts))
         monkeypatch.setattr(version, "REVISIONS", (*version.REVISIONS, NEXT))
         monkeypatch.setattr(version, "HEAD", NEXT)
-        # What it makes stands in no file of ours.
+        # Its tables are in no schema file of the package.
         check = version.check_objects
         monkeypatch.setattr(
             version,
@@ -302,7 +302,7 @@ ADD_A_TABLE = """
 op.create_table("extra", sa.Column("id", sa.Integer(), primary_key=True))
 op.execute(sa.text("INSERT INTO extra VALUES (1)"))
 """
-# What batch mode does: a new table, the rows copied, the old one dropped, the new one renamed.
+# The steps of batch mode: a new table, the rows copied, the old one dropped, the new one renamed.
 REBUILD = """
 with op.batch_alter_table("mapping") as batch:
     batch.alter_column("source", new_column_name="found_by")

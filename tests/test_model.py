@@ -1,4 +1,4 @@
-"""The nouns: device numbers, what makes two identities one inode, and what errors say."""
+"""The model: device numbers, the equality of identities, and the text of errors."""
 
 import os
 import unicodedata
@@ -76,7 +76,7 @@ def test_matching_has_no_direction(one, other):
     assert one.matches(one)
 
 
-def test_what_is_told_cannot_be_changed():
+def test_records_cannot_be_changed():
     unresolved = Unresolved(Identity(1, 2, None), (Tried("handle", "no"), Tried("scan", "no such")))
     assert unresolved.why == "handle: no; scan: no such"
     assert Unresolved(Identity(1, 2, None), ()).why == "no source was asked"
@@ -84,7 +84,7 @@ def test_what_is_told_cannot_be_changed():
         unresolved.deleted = True
 
 
-def test_a_mapping_is_stale_from_the_moment_it_is_told():
+def test_a_mapping_with_a_stale_at_is_stale():
     now = datetime(2026, 1, 2, tzinfo=UTC)
     mapping = Mapping(Identity(1, 2, None), b"/a", Source.SCAN, revalidate=False, first_seen_at=now)
     assert not mapping.stale
@@ -103,7 +103,7 @@ def test_every_error_has_advice_and_an_exit_code(name):
 
 
 @given(name=st.binary(), other=st.binary())
-def test_a_printable_name_stays_on_its_line_and_can_be_told_from_others(name, other):
+def test_a_printable_name_stays_on_its_line_and_differs_from_others(name, other):
     shown = printable(name)
     assert len(shown.splitlines()) <= 1
     assert not any(unicodedata.category(one) in {"Cc", "Cs", "Zl", "Zp"} for one in shown)
@@ -154,7 +154,7 @@ def test_a_byte_and_the_character_of_its_number_are_two_names():
 @pytest.mark.parametrize(
     "text", ["\\", "a\\q", "\\x9", "\\u12", "\\U00110000", "\\ud800", "\\udc95"]
 )
-def test_what_was_never_printed_is_not_read(text):
+def test_a_text_that_is_never_printed_is_not_read(text):
     with pytest.raises(ValueError):  # noqa: PT011 the type is the contract
         from_printable(text)
 
@@ -165,7 +165,7 @@ def test_a_printable_path_is_read_as_the_bytes_it_is(tmp_path):
 
 
 @given(st.lists(st.sampled_from([b"", b".", b"..", b"...", b".a", b"a", b"a\n", b"\0", b"/"])))
-def test_a_canonical_path_is_what_the_kernel_would_say(parts):
+def test_a_canonical_path_is_that_of_the_kernel(parts):
     path = b"/".join(parts)
     as_kernel = b"\0" not in path and path.startswith(b"/") and os.path.normpath(path) == path
     assert is_canonical(path) == (path == b"/." or (as_kernel and not path.startswith(b"//")))
@@ -175,6 +175,6 @@ _PARTS = st.sampled_from([b"", b"/", b".", b"..", b"a", b"a.", b"\0"])
 
 
 @given(st.lists(st.lists(_PARTS).map(b"".join)))
-def test_what_is_counted_at_once_is_what_is_counted_one_by_one(paths):
+def test_counting_at_once_gives_the_sum_of_counting_one_by_one(paths):
     entries = [CacheEntry(1, 2, path) for path in paths]
     assert count_unusable(entries) == sum(not is_canonical(path) for path in paths)

@@ -32,7 +32,7 @@ def test_the_mounts_are_read_exactly_and_explain_every_device():
     )
     watches = fdinfo.parse_fdinfo(INOTIFY, 17, 5, WatchKind.INOTIFY).watches
     of_wd = {one["wd"]: one for one in TRUTH}
-    # The watch's device is that of the mount that its path is on; what stat says is not always.
+    # The watch's device is that of the mount of its path; the device of stat(2) can differ.
     odd = set()
     for watch in watches:
         path = os.fsencode(of_wd[watch.wd]["path"])
@@ -106,7 +106,7 @@ def test_any_mount_table_is_read_back(found, more, cut):
         mount._replace(super_options=escaped(mount.super_options, more)) for mount, _ in found
     )
     assert mountinfo.parse_mountinfo(raw) == expected
-    # A table that is cut off loses its end and nothing else.
+    # A table that is cut off loses only its end.
     shorter = mountinfo.parse_mountinfo(raw[: len(raw) - cut])
     assert shorter[:-1] == expected[: max(len(shorter) - 1, 0)]
 

@@ -25,7 +25,7 @@ def test_open_files_have_the_bytes_of_their_names(watcher, tmp_path):
     assert all(file.path.startswith(b"/") for file in open_files.open_files(watcher.pid))
 
 
-def test_mapped_files_are_told_once_each_and_not_without_end(watcher, monkeypatch):
+def test_mapped_files_are_listed_once_each_and_are_bounded(watcher, monkeypatch):
     files = list(open_files.mapped_files(watcher.pid))
     paths = [file.path for file in files]
     assert os.fsencode(os.readlink(f"/proc/{watcher.pid}/exe")) in paths

@@ -52,7 +52,7 @@ def test_names_of_the_disk_are_dropped(tmp_path, tmp_path_factory):
     assert _name(disk, file, dropped=True) == "/"
 
 
-def test_what_is_mounted_here_is_mounted_nowhere_else(area):
+def test_a_mount_of_this_process_is_in_no_other_namespace(area):
     top = os.fsencode(area.tmpfs())
     assert top in {mount.point for mount in mounts()}
     theirs = Path(f"/proc/{os.getppid()}/mountinfo").read_bytes()

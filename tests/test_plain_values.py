@@ -1,4 +1,4 @@
-"""Plain values of options: read as typer reads them, and without its slow import."""
+"""Plain values of options: read as typer reads them, without the slow import of pydantic."""
 
 from __future__ import annotations
 

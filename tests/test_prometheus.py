@@ -104,7 +104,7 @@ def test_long_ids_that_begin_alike_are_two_series():
     assert len(set(found)) == 2
 
 
-def test_what_is_not_known_has_no_series():
+def test_an_unknown_value_has_no_series():
     unknown = container_figures(
         resolved=None, unresolved=None, proved_at_s=None, verdicts=None, dump_fails=None, stale=None
     )
@@ -259,7 +259,7 @@ def test_the_dashboard_can_be_imported():
 
 
 @pytest.mark.parametrize("name", _rules())
-def test_each_alert_is_raised_by_what_it_is_about(prometheus, name):
+def test_each_alert_is_raised_by_its_fault(prometheus, name):
     text = _rules()[name]
     # That Prometheus read the same text from the file.
     groups = prometheus.get("rules")["groups"]

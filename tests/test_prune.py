@@ -1,4 +1,4 @@
-"""What is taken out of a database, what stays, and that a year of runs makes no large file."""
+"""The rows that prune deletes and keeps, and that a year of runs makes no large file."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def inode(ino: int) -> Identity:
 
 
 class Life:
-    """A database whose time is ours: steps by the store's own API, as pre_dump makes them."""
+    """A database with times that the test chooses, and steps by the store's API as of pre_dump."""
 
     def __init__(self, path: Path, keep: Retention = EVERYTHING, watches: int = 3) -> None:
         self.path = path
@@ -149,7 +149,7 @@ def live_steps(life: Life, steps: int, apart: timedelta = timedelta(days=1), **k
             life.step(store, **kwargs)
 
 
-def test_the_newest_runs_stay_with_what_they_saw(life: Life) -> None:
+def test_the_newest_runs_stay_with_their_watches(life: Life) -> None:
     live_steps(life, 10)
     assert pruned(life.path, keep_runs=4) == Pruned(runs=6, watches=18)
     with Store.open_readonly(life.path) as store:
@@ -161,7 +161,7 @@ def test_the_newest_runs_stay_with_what_they_saw(life: Life) -> None:
     assert counts(life.path)["tried"] == counts(life.path)["watch"] == 12
 
 
-def test_many_watches_leave_room_for_fewer_runs(life: Life) -> None:
+def test_runs_with_many_watches_are_fewer(life: Life) -> None:
     live_steps(life, 10)
     assert pruned(life.path, keep_rows=9) == Pruned(runs=7, watches=21)
     # One run more than that may be: the newest stays whole.
@@ -219,7 +219,7 @@ def test_a_database_that_lives_on_imports_and_audits_does_not_grow(tmp_path: Pat
     assert left["mapping"] <= (31 + _EVERY) * 50 + 3
 
 
-def test_an_import_takes_out_what_is_old(tmp_path: Path) -> None:
+def test_an_import_deletes_old_rows(tmp_path: Path) -> None:
     image = tmp_path / "irmap-cache"
     image.write_bytes(encode_cache([CacheEntry(KDEV, 2, b"/a")]))
     for keep, left in ((Retention(keep_runs=3), 3), (Retention(automatic=False, keep_runs=1), 8)):
@@ -248,14 +248,14 @@ def test_stale_mappings_and_changes_go_by_age(life: Life) -> None:
     )
 
 
-def test_what_nobody_watches_goes_after_its_time(life: Life) -> None:
+def test_a_mapping_without_a_watch_is_deleted_after_its_time(life: Life) -> None:
     life.now = NOW - timedelta(days=50)
     live_steps(life, 1)
     with Store.open(life.path, create=False) as store, store.step() as tx:
         tx.prove([Resolved(inode(90), b"/unwatched", Source.SCAN)], life.now)
         tx.import_entries([CacheEntry(KDEV, 91, b"/imported")], life.now)
     life.now = NOW - timedelta(days=1)
-    live_steps(life, 1)  # what irmap-cache holds is now what this one used
+    live_steps(life, 1)  # irmap-cache now has the entry of this run
     with Store.open(life.path, create=False) as store, store.step() as tx:
         tx.import_entries([CacheEntry(KDEV, 92, b"/in-the-image")], NOW - timedelta(days=50))
     assert pruned(life.path, unused_older_than=timedelta(days=60)) == Pruned()
@@ -263,7 +263,7 @@ def test_what_nobody_watches_goes_after_its_time(life: Life) -> None:
     with Store.open_readonly(life.path) as store:
         kept = {row.path for row in store.all_mappings()}
     assert kept == {*life.paths, b"/in-the-image"}
-    # What the newest run used stays, however long ago that was.
+    # The mappings of the newest run stay, also if it was long ago.
     assert pruned(life.path, unused_older_than=timedelta(minutes=1)) == Pruned()
 
 
@@ -295,7 +295,7 @@ def test_no_more_rows_than_allowed(life: Life) -> None:
     keep_rows=st.integers(1, 40),
     days=st.integers(1, 14),
 )
-def test_a_dry_run_tells_what_will_go(
+def test_a_dry_run_counts_the_rows_that_a_run_deletes(
     tmp_path_factory: pytest.TempPathFactory,
     steps: list[int],
     keep_runs: int,

@@ -1,4 +1,4 @@
-"""What counts as being renamed while it was looked for, and what is asked for once more."""
+"""The inodes that count as renamed during the search, and those that are tried again."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _outcome(*disproved: Disproved, deleted: bool = False) -> Resolution:
 
 @pytest.mark.parametrize("reason", list(StaleReason))
 @pytest.mark.parametrize("source", [Source.HANDLE, Source.SCAN, Source.STORED])
-def test_a_name_that_went_while_we_looked(source: Source, reason: StaleReason) -> None:
+def test_a_name_that_was_lost_during_the_search(source: Source, reason: StaleReason) -> None:
     outcome = _outcome(_failed(b"/a", source, reason))
     moved = reason in {StaleReason.GONE, StaleReason.REPLACED, StaleReason.SYMLINK}
     expected = moved and source is not Source.STORED
@@ -38,7 +38,7 @@ def test_a_name_that_went_while_we_looked(source: Source, reason: StaleReason) -
     assert not were_moving(_root(8), outcome), "a mount lies over it"
 
 
-def test_what_is_deleted_or_found_in_the_end_is_not_asked_for() -> None:
+def test_a_deleted_or_found_inode_is_not_retried() -> None:
     gone = _failed(b"/a", Source.SCAN, StaleReason.GONE)
     assert not were_moving(_root(7), _outcome(gone, deleted=True))
     assert not were_moving(_root(7), Resolution(disproved=[gone]))

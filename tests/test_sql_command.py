@@ -1,4 +1,4 @@
-"""`irmapdb sql`, as a person or a program meets it."""
+"""`irmapdb sql`: its output for people and programs, and its errors."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_every_saved_query_is_listed_shown_and_run():
         given = ("-p", "inode=fe00000:2e3") if "inode" in saved.parameters else ()
         done = irmapdb("sql", saved.name, *given)
         assert (done.code, done.err) == (0, "")
-        assert len(done.out.splitlines()) > 1, "the scenario has something of everything"
+        assert len(done.out.splitlines()) > 1, "the scenario has rows for each query"
 
 
 def test_an_empty_answer_is_explained_where_it_is_not_plain(tmp_path):
@@ -78,7 +78,7 @@ def test_forms_of_an_answer():
     ]
 
 
-HANDLE = "2f7a6b6cc3a9e97a"  # what could be a name
+HANDLE = "2f7a6b6cc3a9e97a"  # bytes that could be a name
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_values_of_parameters():
     assert done.out.splitlines()[1] == "integer,text,text"
 
 
-def test_what_is_cut_is_said_and_is_a_finding():
+def test_cut_rows_are_reported_and_are_a_finding():
     done = irmapdb("sql", "SELECT id FROM mapping", "--limit", "2")
     assert (done.code, len(done.out.splitlines())) == (3, 3)
     assert done.err == "cut after 2 rows: --limit 0 has all\n"
@@ -190,7 +190,7 @@ def test_what_is_cut_is_said_and_is_a_finding():
         (("SELECT 1", "--db", "."), 1, "is a directory, not a database"),
     ],
 )
-def test_what_cannot_be_is_said_in_a_line(arguments, code, said):
+def test_an_impossible_request_is_refused_in_one_line(arguments, code, said):
     done = irmapdb("sql", *arguments)
     assert (done.code, done.out) == (code, "")
     assert said in done.err.splitlines()[0]

@@ -149,7 +149,7 @@ def test_datasette(database, counts, unchanged):
     for view, count in counts.items():
         shown = run(program, database, "--get", f"/irmap/{view}.json?_shape=objects&_size=max")
         assert len(json.loads(shown)["rows"]) == count, view
-        # The page for people, which has a way of its own to show what is no text.
+        # The HTML page, which shows a BLOB in its own way.
         page = run(program, database, "--get", f"/irmap/{view}?_size=max").decode()
         assert view in page
 

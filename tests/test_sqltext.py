@@ -26,7 +26,7 @@ BETWEEN = re.compile(r"(?:\s|;|--[^\n]*|/\*.*?(?:\*/|\Z))*", re.DOTALL)
         "".join
     )
 )
-def test_nothing_is_lost_or_told_twice(text):
+def test_each_part_of_the_text_is_in_one_statement(text):
     pieces = list(split(text))
     end = 0
     for piece in pieces:

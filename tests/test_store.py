@@ -1,4 +1,4 @@
-"""What goes into the database, and that it comes out the same."""
+"""Rows that are stored are read back unchanged."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def test_every_mapping_comes_back_as_it_went_in(resolved, now):
             assert one.first_seen_at == one.validated_at == one.last_used_at == now
             assert not one.revalidate
             assert not one.stale
-        # Every row by its inode, and nothing else, in the order of the ids.
+        # Exactly the rows of the inode, in the order of the ids.
         for mntns in {0, *(item.mntns for item in resolved)}:
             keys = {item.identity.key for item in resolved}
             loaded = store.load(keys, mntns)
@@ -187,7 +187,7 @@ def test_an_image_comes_back_in_its_order_with_its_duplicates(entries):
 
 
 @pytest.mark.parametrize("image", IMAGES, ids=lambda path: path.name)
-def test_what_criu_wrote_comes_back_as_it_was(store, image):
+def test_an_image_of_criu_comes_back_unchanged(store, image):
     entries = decode_cache(image.read_bytes(), image.name)
     with store.step() as step:
         step.import_entries(entries, T0)
@@ -203,7 +203,7 @@ def test_an_image_that_is_imported_moves_its_mappings_to_the_end(first, second):
         assert store.image_entries() == [one for one in first if one not in second] + second
 
 
-def test_an_import_keeps_what_is_known_and_revives_what_was_stale(store):
+def test_an_import_keeps_live_rows_and_revives_stale_rows(store):
     prove(store, found(7, b"/a", handle=b"h"))
     with store.step() as step:
         step.mark_stale([(only(step), StaleReason.GONE)], T1)
@@ -268,12 +268,12 @@ def test_stale_mappings_keep_their_first_reason_and_leave_the_image(store):
         b"/b": (None, None),
     }
     assert store.image_entries() == [CacheEntry(KDEV, 1, b"/a")]
-    # Flagged is what is live: a stale mapping is not to be proved, but to be left alone.
+    # Only live rows are marked: irmapdb does not prove a stale mapping again.
     flagged = {one.path: one.revalidate for one in store.all_mappings()}
     assert flagged == {b"/a": True, b"/hard": False, b"/b": True}
 
 
-def test_the_image_holds_what_it_is_told_and_only_of_the_root_task(store):
+def test_the_image_has_the_given_paths_of_the_root_task_alone(store):
     nested = Resolved(inode(1), b"/a", Source.SCAN, mntns=0xF0000001)
     prove(store, found(1, b"/a"), found(2, b"/b"), nested)
     entries = [CacheEntry(KDEV, 2, b"/b"), CacheEntry(KDEV, 1, b"/a"), CacheEntry(KDEV, 2, b"/b")]
@@ -380,7 +380,7 @@ def test_every_run_comes_back_with_its_figures(store):
     }
 
 
-def test_a_change_tells_what_happened_and_to_which_mapping(store):
+def test_a_change_has_its_kind_and_its_mapping(store):
     nested = 0xF0000001
     prove(
         store,
@@ -505,7 +505,7 @@ def test_text_that_others_spoilt_is_read_byte_for_byte(store):
         ),
     ],
 )
-def test_the_schema_refuses_what_makes_no_sense(store, statement):
+def test_the_schema_refuses_values_without_sense(store, statement):
     prove(store, found(1, b"/a"))
     with (
         closing(sqlite3.connect(os.fsdecode(store.path))) as other,

@@ -124,7 +124,7 @@ def test_a_hard_link_in_a_directory_of_ours_is_not_written_through_either(tmp_pa
 
 
 @pytest.mark.parametrize("name", FEW)
-def test_a_link_of_somebody_leads_to_no_directory_of_ours(tmp_path, ours, name):
+def test_a_link_of_another_user_leads_to_no_directory_of_ours(tmp_path, ours, name):
     require_root()
     home = tmp_path / "home"
     home.mkdir()
@@ -149,7 +149,7 @@ def test_a_link_of_somebody_leads_to_no_directory_of_ours(tmp_path, ours, name):
     assert (ours.read_bytes(), sorted(os.listdir(ours.parent))) == before
 
 
-def test_a_link_of_somebody_to_a_directory_of_theirs_is_followed(tmp_path):
+def test_a_link_of_another_user_to_their_directory_is_followed(tmp_path):
     require_root()
     home, data = tmp_path / "home", tmp_path / "data"
     home.mkdir()
@@ -311,7 +311,7 @@ def test_where_sqlite_works_in_place(tmp_path, make, why):
 
 
 def test_a_directory_of_another_mount_namespace_is_not_ours(tmp_path):
-    """Through /proc/PID/root: whose its parents are cannot be told by their names."""
+    """Through /proc/PID/root: the owners of its parents cannot be found by their names."""
     directory = Path(f"/proc/{os.getpid()}/root{tmp_path}")
     fill(directory / "irmap.db")
     with Store.open_readonly(directory / "irmap.db") as store:

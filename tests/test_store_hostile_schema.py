@@ -1,4 +1,4 @@
-"""A schema that would run what irmapdb did not put there, or is too large to be one of ours."""
+"""A schema that can run code of another user, or is too large for one of irmapdb."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_an_older_schema_is_compared_before_it_is_upgraded(tmp_path, revision):
     assert path.read_bytes() == before
 
 
-def test_what_people_add_may_stay(tmp_path):
+def test_tables_and_views_of_the_user_stay(tmp_path):
     path = tmp_path / "irmap.db"
     fill(path)
     with closing(sqlite3.connect(path)) as connection:
@@ -162,7 +162,7 @@ def test_what_people_add_may_stay(tmp_path):
         (None, None, None),
     ],
 )
-def test_statistics_are_believed_by_nobody_who_could_suffer(tmp_path, row):
+def test_false_statistics_harm_no_statement(tmp_path, row):
     path = tmp_path / "irmap.db"
     fill(path)
     with closing(sqlite3.connect(path)) as connection, connection:

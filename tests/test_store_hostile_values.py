@@ -1,4 +1,4 @@
-"""Rows that irmapdb did not write, and words of SQLite that are no UTF-8."""
+"""Rows that irmapdb did not write, and names in SQLite that are not UTF-8."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ HOSTILE = {
     "a namespace of 64 bits": f"{CUT} mntns = 1 << 40",
     "a handle of 10 kB": f"{CUT} handle_type = 1, handle = zeroblob(10000)",
     "a handle that is text": f"{CUT} handle_type = 1, handle = 'h'",
-    "a source of nobody": f"{CUT} source = 'oracle'",
+    "an unknown source": f"{CUT} source = 'oracle'",
 }
 
 
@@ -53,7 +53,7 @@ def _marked(name):
 
 
 @pytest.mark.parametrize("what", [_marked(name) for name in HOSTILE])
-def test_a_row_of_somebody_else_is_named_and_counted(work, what):
+def test_a_row_that_irmapdb_did_not_write_is_named_and_counted(work, what):
     path = work / "irmap.db"
     with closing(sqlite3.connect(path)) as raw, raw:  # of two inodes, so that paths may be equal
         raw.execute("DELETE FROM mapping WHERE id > 2")
@@ -74,7 +74,7 @@ def test_a_row_of_somebody_else_is_named_and_counted(work, what):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 @pytest.mark.parametrize("what", ["a path of 200 MB", "a path of 100 kB", "a time that is no time"])
-def test_no_command_suffers(work, name, what):
+def test_no_command_ends_with_a_traceback(work, name, what):
     spoiled(work / "irmap.db", f"{HOSTILE[what]} WHERE id = 1")
     done = run_command(name, work)
     assert done.code in {0, 1, 3}, done

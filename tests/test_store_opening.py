@@ -1,4 +1,4 @@
-"""Which files are opened, which are refused, and that a refused file stays as it was."""
+"""The files that irmapdb opens and refuses; a refused file stays as it was."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def snapshot(directory):
 @pytest.mark.parametrize(
     ("make", "said"), REFUSED, ids=lambda value: getattr(value, "__name__", "")
 )
-def test_what_is_no_database_of_ours_is_refused_and_left_alone(tmp_path, make, said, way):
+def test_another_file_is_refused_and_not_changed(tmp_path, make, said, way):
     path = tmp_path / "irmap.db"
     make(path)
     before = snapshot(tmp_path)
@@ -193,7 +193,7 @@ def broken_schema(path):
 
 
 @pytest.mark.parametrize("spoil", [foreign_table, newer_schema, broken_schema])
-def test_what_a_database_names_stays_on_the_line(tmp_path, spoil):
+def test_names_of_a_database_stay_on_the_line(tmp_path, spoil):
     fill(tmp_path / "irmap.db")
     spoil(tmp_path / "irmap.db")
     for use in (current, entries_of, fill):
@@ -235,7 +235,7 @@ def test_nothing_runs_because_a_database_says_so(tmp_path, what, sql):
 
 
 @pytest.mark.parametrize("way", WAYS[1:], ids=["open old", "read", "current", "up", "backup"])
-def test_only_who_may_create_makes_a_database(tmp_path, way):
+def test_opening_without_create_makes_no_database(tmp_path, way):
     path = tmp_path / "irmap.db"
     with pytest.raises(DatabaseError, match="no such database"):
         way(path)
@@ -290,7 +290,7 @@ def fail_the_first_step(path):
         fail_a_step(store)
 
 
-def test_a_database_whose_first_step_failed_goes_again(tmp_path):
+def test_a_database_whose_first_step_failed_is_removed(tmp_path):
     path = tmp_path / "irmap.db"
     fail_the_first_step(path)
     assert list(tmp_path.iterdir()) == []
@@ -362,7 +362,7 @@ def test_where_nothing_can_be_made_it_says_why(tmp_path, place, said):
         Store.open(tmp_path / place, create=True)
 
 
-def test_a_read_only_store_reads_what_is_committed_and_writes_nothing(tmp_path):
+def test_a_read_only_store_reads_the_committed_rows_and_writes_nothing(tmp_path):
     path = tmp_path / "irmap.db"
     fill(path)
     with Store.open(path, create=False) as writer, Store.open_readonly(path) as reader:
@@ -379,7 +379,7 @@ def test_a_read_only_store_reads_what_is_committed_and_writes_nothing(tmp_path):
 def test_a_backup_is_whole_private_and_never_replaces_a_file(tmp_path):
     path, copy = tmp_path / "irmap.db", tmp_path / "copy.db"
     fill(path)
-    # What a killed copy has left behind.
+    # The file of a killed copy.
     (tmp_path / ".copy.db.0123456789abcdef.irmapdb-new").write_bytes(b"half")
     with Store.open(path, create=False) as store, store.step() as step:
         step.import_entries([ENTRY._replace(path=b"/not yet")], NOW)
@@ -398,7 +398,7 @@ def backup_fails(path, copy):
     return str(caught.value).removeprefix(f"{copy}: cannot be written: ")
 
 
-def test_what_keeps_a_backup_from_being_made_is_told_of_its_own_name(tmp_path, area):
+def test_an_error_of_the_backup_names_the_backup(tmp_path, area):
     path = tmp_path / "irmap.db"
     fill(path)
     said = backup_fails(path, tmp_path / "missing" / "copy.db")
@@ -416,7 +416,7 @@ def test_what_keeps_a_backup_from_being_made_is_told_of_its_own_name(tmp_path, a
     assert os.listdir(small) == ["ballast"]
 
 
-def test_who_reads_undoes_what_a_killed_writer_without_a_log_has_begun(tmp_path):
+def test_a_reader_rolls_back_the_journal_of_a_killed_writer(tmp_path):
     path = tmp_path / "irmap.db"
     fill(path)
     killed = tmp_path / "killed.db"

@@ -87,7 +87,7 @@ def test_a_home_under_sudo_goes_on_working(home):
     assert scratch_names() <= before
 
 
-def test_programs_are_told_in_json(home):
+def test_the_json_has_the_reason(home):
     fill(home / "irmap.db")
     why = f"{home} belongs to uid {TENANT}"
     for command in ("audit", "prune"):
@@ -148,7 +148,7 @@ def test_two_writers_exclude_each_other(home):
     with Store.open(path, create=False) as first, first.step() as step:
         with pytest.raises(DatabaseError, match="another process has locked"):
             Store.open(path, create=False, wait_s=0)
-        assert read_entries(path) == [ENTRY]  # who only reads does not wait
+        assert read_entries(path) == [ENTRY]  # a reader does not wait
         step.import_entries([OTHER], NOW)
     assert read_entries(path) == [ENTRY, OTHER]
 
@@ -180,7 +180,7 @@ def replace(path):
 
 
 @pytest.mark.parametrize("change", [overwrite, replace, Path.unlink, Path.touch])
-def test_what_another_program_wrote_meanwhile_is_not_lost(home, change):
+def test_rows_that_another_program_wrote_meanwhile_are_not_lost(home, change):
     path = home / "irmap.db"
     fill(path)
     after = []
@@ -248,7 +248,7 @@ def fill_without_waiting(path):
         step.import_entries([OTHER], NOW)
 
 
-# --- what is left behind --------------------------------------------------------------------------
+# --- leftovers ------------------------------------------------------------------------------------
 
 
 def test_a_step_that_fails_puts_nothing_back(home):
@@ -282,7 +282,7 @@ def test_the_next_run_removes_the_copy_of_a_killed_one(home):
     assert not left.exists()
 
 
-def test_a_scratch_directory_in_use_stays_and_nobody_else_sees_it():
+def test_a_scratch_directory_in_use_stays_and_is_private():
     with scratch.scratch_directory("copy") as made:
         assert re.fullmatch(rb".*/irmapdb-copy\.[a-z0-9_]{8}", made)
         assert stat.S_IMODE(os.stat(made).st_mode) == 0o700

@@ -155,7 +155,7 @@ def test_a_locked_database_names_the_process_that_has_it(path):
     assert check_whole_steps(path) == 1
 
 
-def test_asking_who_has_the_lock_does_not_give_it_away(path):
+def test_asking_for_the_owner_of_a_lock_keeps_the_lock(path):
     def find_it_locked_by(pid):
         with pytest.raises(DatabaseError, match=f"locked by pid {pid} "):
             one_step(path, 1, wait_s=0)
@@ -195,7 +195,7 @@ def seconds_of(work):
 
 
 @pytest.mark.slow
-def test_a_kill_in_the_middle_of_steps_leaves_whole_steps(tmp_path):
+def test_after_a_kill_each_step_is_whole_or_absent(tmp_path):
     path = tmp_path / "irmap.db"
     chance = random.Random(20261123)
 

@@ -131,7 +131,7 @@ def test_a_task_is_read_as_it_is():
     assert tasks.leader_of(process.pid) is None
 
 
-def test_the_name_of_a_task_tells_nothing_else():
+def test_the_name_of_a_task_cannot_fake_other_fields():
     source = "import os; open('/proc/self/comm', 'wb').write(b'x\\rTgid:\\t1'); os.read(0, 1)"
     with running(source) as process:
         until(lambda: read_task(process.pid).comm == b"x\rTgid:\t1", "it has its name")
@@ -224,7 +224,7 @@ def test_a_number_that_is_no_process_is_refused(pid):
 
 
 @pytest.mark.parametrize("unused", [True, False])
-def test_a_task_that_is_gone_is_said_so(unused):
+def test_a_task_that_has_ended_is_reported(unused):
     with running("pass") as process:
         process.stdout.read()
     pid = 2**40 if unused else process.pid
@@ -266,7 +266,7 @@ def hiding_proc(tmp_path) -> Iterator[Callable[[int], str]]:
 
 
 @pytest.mark.parametrize("hidepid", [1, 2])
-def test_what_proc_hides_is_said_to_be_hidden(family, hiding_proc, hidepid, monkeypatch):
+def test_a_task_that_proc_hides_is_reported_as_hidden(family, hiding_proc, hidepid, monkeypatch):
     monkeypatch.setattr(procfs, "ROOT", hiding_proc(hidepid))
 
     def look_as_nobody() -> None:

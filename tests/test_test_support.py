@@ -46,7 +46,7 @@ def _root():
 # Features
 
 
-def test_what_is_missing_skips_or_fails(monkeypatch):
+def test_a_missing_feature_skips_or_fails(monkeypatch):
     require(condition=True, what="nothing")
     monkeypatch.delenv("IRMAPDB_REQUIRE_KERNEL", raising=False)
     with pytest.raises(pytest.skip.Exception, match="needs a unicorn"):
@@ -60,7 +60,7 @@ def test_what_is_missing_skips_or_fails(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", PLACES)
-def test_place_is_what_it_says_and_can_be_watched(kind, area, watcher):
+def test_a_place_has_its_type_and_can_be_watched(kind, area, watcher):
     place = area.place(kind)
     expected = FSTYPES.get(kind, kind.partition("-")[0])
     if expected is not None:
@@ -108,7 +108,7 @@ def test_remount_keeps_inodes_and_changes_the_device(kind, area):
     filesystem.remount_on_another_device()
     assert filesystem.device != device
     assert file.lstat().st_ino == ino
-    if kind != "btrfs":  # whose devices are numbered anew at each mount
+    if kind != "btrfs":  # btrfs gets a new device number at each mount
         assert superblock_kdev(file.parent) != kdev
         assert os.makedev(kdev >> 20, kdev & 0xFFFFF) != file.lstat().st_dev
     filesystem.remount()
@@ -139,7 +139,7 @@ def test_nothing_is_left_behind(tmp_path):
 # Watching processes
 
 
-def test_truth_is_what_lstat_says_and_events_come(watcher, tmp_path):
+def test_the_watcher_agrees_with_lstat_and_gets_events(watcher, tmp_path):
     file = tmp_path / "file"
     file.touch()
     by_inotify = watcher.add_inotify(file, IN_MODIFY)
@@ -304,7 +304,7 @@ def test_namespaces_and_roots(area):
         Watcher(chroot=root / "missing")
 
 
-def test_task_that_is_gone_is_told(tmp_path):
+def test_a_task_that_has_ended_is_named(tmp_path):
     with Watcher() as watcher:
         assert watcher.state() in "SR"
         watcher.signal(signal.SIGKILL)
@@ -335,7 +335,7 @@ def test_no_process_outlives_its_driver(tmp_path):
             os.close(pidfd)
 
 
-def test_no_process_outlives_tests_that_are_told_to_end(tmp_path):
+def test_no_process_outlives_tests_that_a_signal_ends(tmp_path):
     assert signal.getsignal(signal.SIGTERM) not in {signal.SIG_DFL, signal.SIG_IGN}
     tests = (
         "import os, pathlib, signal, sys, time\n"

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def _every_option() -> list[tuple[str, str, str]]:
-    """Command, option, and what it wants: "" for a flag."""
+    """Command, option, and the name of its value: "" for a flag."""
     found = []
 
     def walk(command: object, path: str) -> None:
@@ -214,7 +214,7 @@ def test_an_argument_that_is_empty_is_refused(words: str) -> None:
 
 @pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt, ImportError])
 @pytest.mark.parametrize("command", ["db history", "db history --json"])
-def test_an_end_that_nobody_wants_is_one_line(monkeypatch, error, command: str) -> None:
+def test_an_interrupt_or_lack_of_memory_is_one_line(monkeypatch, error, command: str) -> None:
     def fail(*_: object) -> None:
         raise error("libx.so: failed to map segment")
 

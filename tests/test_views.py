@@ -1,4 +1,4 @@
-"""The views say what the rows say: each against the same question asked in Python."""
+"""The views agree with the rows: each against the same query in Python."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def as_bytes(value):
 
 @settings(max_examples=settings.default.max_examples // 2)
 @given(mappings=facts, before=sightings, last=sightings)
-def test_every_view_says_what_the_rows_say(mappings, before, last):
+def test_every_view_agrees_with_the_rows(mappings, before, last):
     last = [watch_row(*one) for one in last]
     with tempfile.TemporaryDirectory(dir=FAST) as directory:
         path = Path(directory) / "irmap.db"
@@ -243,24 +243,24 @@ def add_run(step, event=Event.PRE_DUMP, stats=None, outcome="done", at=T0):
 @pytest.mark.parametrize(
     ("reason", "later", "listed"),
     [
-        # What the last run itself has found to be wrong was watched in it, and has to be found.
+        # A path that the last run found stale was watched in it, so the next step must find it.
         (StaleReason.REPLACED, 0, True),
         (StaleReason.REUSED, 0, True),
         (StaleReason.GONE, 0, True),
         (StaleReason.UNMOUNTED, 0, False),
-        # What an audit has found since.
+        # A finding of a later audit.
         (StaleReason.REPLACED, 1, False),
         (StaleReason.REUSED, 1, False),
         (StaleReason.DELETED, 1, False),
         (StaleReason.UNMOUNTED, 1, False),
         (StaleReason.GONE, 1, True),
         (StaleReason.MOVED, 1, True),
-        # What was so long before says nothing of what was watched in the last run.
+        # An older change does not count for a watch of the last run.
         (StaleReason.DELETED, -1, True),
         (StaleReason.UNMOUNTED, -1, True),
     ],
 )
-def test_what_is_no_more_is_not_scanned_for(tmp_path, reason, later, listed):
+def test_an_inode_that_does_not_exist_any_more_is_not_scanned_for(tmp_path, reason, later, listed):
     path = tmp_path / "irmap.db"
     identity = Identity(1, 2, FileHandle(1, b"\1"))
     with Store.open(path, create=True) as store, store.step() as step:
@@ -288,7 +288,7 @@ def test_a_number_alone_is_no_place_to_have_moved_to(tmp_path):
     assert found == {"/imported": None, "/old": "/new"}
 
 
-def test_the_time_in_the_freeze_is_told_by_its_parts(tmp_path):
+def test_the_parts_of_the_time_in_the_freeze(tmp_path):
     path = tmp_path / "irmap.db"
     share = RunStats(
         frozen_us=10_000,

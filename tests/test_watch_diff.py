@@ -1,4 +1,4 @@
-"""Which watches differ, from lists alone."""
+"""The watches that differ, from two lists."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ def test_the_watches_of_a_process_whose_first_thread_has_ended(headless, tmp_pat
         assert identify(root, os.fsencode(tmp_path)).matches(watch.identity)
 
 
-def test_what_vanishes_is_left_out(watcher, tmp_path):
+def test_a_process_that_ends_is_left_out(watcher, tmp_path):
     watched = watcher.add_inotify(tmp_path)
     spare = watcher.inotify()
     assert [fd for fd, _ in fdinfo.watch_descriptors(watcher.pid)] == [watched.fd, spare]

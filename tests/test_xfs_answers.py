@@ -1,4 +1,4 @@
-"""What XFS_IOC_GETPARENTS_BY_HANDLE answers, made by hand; and answers that are nonsense."""
+"""Answers of XFS_IOC_GETPARENTS_BY_HANDLE, made by hand; and answers that are nonsense."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_buffer_that_was_cut(parents: list[tuple[Inode, bytes]], data: st.Data
 @example(bytes(4096))
 @example(_record(Inode(1, 2), b"name", length=33) + b"\0")
 @example(struct.pack("=QHHIQII", 0, 14, 0, 1, 2, 0xFFFFFFFF, 0) + b"name\0")
-def test_a_broken_buffer_tells_nothing_that_is_not_in_it(raw: bytes) -> None:
+def test_a_broken_buffer_gives_no_bytes_from_outside(raw: bytes) -> None:
     for inode, name in xfs.parse_parents(raw):
         assert name
         assert name + b"\0" in raw

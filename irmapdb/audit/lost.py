@@ -50,7 +50,7 @@ class LostMappings:
         if self._root.mounts.of_device(kdev):
             note = f"{device} is not mounted there any more"
         elif any(mount.kdev == kdev for mount in self._root.mounts.all):
-            note = f"what is mounted of {device} is hidden under other mounts"
+            note = f"the mounts of {device} are hidden under other mounts"
         elif look.found is not None and handle is not None and look.found.handle == handle:
             note = f"{note}; {format_kdev(look.found.kdev)} has a file with its handle at the path"
         return _finding(mapping, AuditVerdict.UNMOUNTED, StaleReason.UNMOUNTED, look, note)

@@ -50,7 +50,7 @@ class RootAudit:
     ) -> None:
         """`rows`: all that is stored of this root. `scan`: asked last, if given.
 
-        `name`: the root, for people. `on_checked` is told how many mappings more were checked.
+        `name`: the root, for people. `on_checked` gets the number of newly checked mappings.
         """
         self._root = root
         self._rows: dict[InodeKey, list[Mapping]] = {}

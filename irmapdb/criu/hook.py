@@ -113,7 +113,7 @@ def attend(pid: int, images: str, *, until_stored: bool = False) -> int:
     try:
         ended = _listen(listen_fd, started_s, told)
     except KeyboardInterrupt:
-        ended = "was told to end"
+        ended = "was ended by a signal"
     except BaseException:
         os.kill(child, signal.SIGKILL)
         raise

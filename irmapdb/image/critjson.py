@@ -186,7 +186,7 @@ def _load(data: bytes, name: str) -> object:
             return json.loads(text := data.decode("utf-8"), object_pairs_hook=tuple)
         except (UnicodeDecodeError, json.JSONDecodeError):
             raise
-        except ValueError:  # such a number; to be told with the entry that has it
+        except ValueError:  # such a number; the error must name the entry that has it
             return json.loads(text, object_pairs_hook=tuple, parse_int=_bounded)
     except UnicodeDecodeError as error:
         raise ImageError(f"{name}: offset {error.start}: not UTF-8", advice=_ADVICE) from None

@@ -73,7 +73,7 @@ def call_in_child(
     over: Callable[[], bool] = lambda: False,
     *,
     queueing_s: float = 0.0,
-) -> Any:  # noqa: ANN401 what call gives
+) -> Any:  # noqa: ANN401 the result of call
     """The result of `call` in a forked child. TimeoutError if it was too slow; it is killed then.
 
     The time is up after `timeout_s`, or when `over` returns True. The time in which the child

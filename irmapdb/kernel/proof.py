@@ -94,8 +94,8 @@ def disproof(
     root.renew()
     mount = root.mounts.of_path(path)
     if mount is not None and mount.kdev != wanted.kdev:
-        something = _is_mounted(root, wanted) and _is_something(root, path)
-        return StaleReason.REPLACED if something else StaleReason.UNMOUNTED
+        replaced = _is_mounted(root, wanted) and _is_a_file(root, path)
+        return StaleReason.REPLACED if replaced else StaleReason.UNMOUNTED
     try:
         with Descriptor(root.open(path)) as fd:
             return disproof_of_fd(root, wanted, fd)
@@ -169,7 +169,7 @@ def _is_mounted(root: Root, wanted: Identity) -> bool:
     return any(mount.kdev == wanted.kdev for mount in root.mounts.all)
 
 
-def _is_something(root: Root, path: bytes) -> bool:
+def _is_a_file(root: Root, path: bytes) -> bool:
     # Hidden by a present mount. A path that may not be looked up is not known to be anything.
     if root.blocking_kinds_to(path):
         return False

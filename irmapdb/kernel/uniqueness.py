@@ -8,7 +8,7 @@ A live watch holds its inode, so the filesystem cannot reuse its number. But som
 second inode object with one number, or give one number twice:
 
 - procfs: a name that was dropped gets a new inode with the old number (proc_get_inode() of
-  fs/proc/inode.c), and a watch hears nothing at the new one. The numbers of such files begin at
+  fs/proc/inode.c), and a watch reports no event of the new one. The numbers of such files begin at
   PROC_DYNAMIC_FIRST; those of tasks and of /proc/sys are new ones each time. nsfs and pidfs do the
   same with the files of one namespace or task.
 - devpts: a terminal's number is its index, and the kernel gives it again while the old terminal is

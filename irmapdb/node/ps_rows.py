@@ -20,7 +20,7 @@ class ProcessRow(Record):
     pid: int
     comm: bytes
     uid: int | None
-    """Its effective user, as our user namespace numbers it."""
+    """Its effective user, by the numbers of our user namespace."""
     instances: int
     watches: int
     groups: int

@@ -117,7 +117,7 @@ class ReverseLookup(Generic[Node]):
             return
         node = self._node_of(found.handle) if found.handle else None
         if node is None or found.kdev != mount.kdev:
-            return  # unmounted, or something was mounted over it
+            return  # unmounted, or hidden below a new mount
         self.tops.setdefault(node, []).append(mount)
         if self._fd is None:
             try:

@@ -93,7 +93,7 @@ def check_sidecars(dir_fd: int, name: bytes, path: bytes) -> list[os.stat_result
 
 
 def make_file(dir_fd: int, name: bytes, path: bytes) -> bool:
-    """Make an empty database, mode 0600, in an open directory; False if something is there.
+    """Make an empty database, mode 0600, in an open directory; False if a file has the name.
 
     SQLite takes an empty file for a new database, so a kill between this and the schema
     leaves one that opens the next time.

@@ -1,4 +1,4 @@
-"""check beside real CRIU: what it says before a dump is what the dump then does.
+"""check beside real CRIU: the dump has the predicted outcome.
 
 Nothing is dropped from the caches between the two: a check that made a name known to the kernel
 which CRIU would not have found would be caught here.
@@ -114,7 +114,7 @@ def test_a_name_that_may_be_another_file_is_not_called_right(bench: Bench, area:
     watched = bench.target.add_inotify(place.linked, IN_OPEN)
     for scan_path in (place.linked, place.directory / "dir" / "hard"):
         verdict, said, did, _, run, _ = bench.compare(watched, scan_paths=[scan_path])
-        # CRIU records the path; whether it is the file's, nothing can tell.
+        # CRIU records the path. No test can show whether it is the path of the file.
         assert (verdict, said) == (WatchVerdict.UNKNOWN, CriuOutcome.PATH), run
         assert did in {CriuOutcome.PATH, CriuOutcome.WRONG_PATH}, run
 
@@ -232,10 +232,10 @@ def test_in_a_root_of_its_own(criu: Criu, area: MountArea, tmp_path: Path) -> No
         assert {one.prediction.verdict for one in helped.watches} == {WatchVerdict.CACHE}
 
 
-def test_what_is_not_found_in_time_is_not_known(
+def test_a_path_that_is_not_found_in_time_is_unknown(
     bench: Bench, area: MountArea, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """How busy a machine is decides about advice, never about what a watch comes to."""
+    """The load of the machine can change the advice, never the predicted outcome."""
     place = area.place("overlay-lower")
     watched = bench.target.add_inotify(place.directory / "dir" / "file", IN_OPEN)
     monkeypatch.setattr("irmapdb.criu.check.looks.advice_search._SEARCH_S", -1.0)
@@ -319,7 +319,7 @@ def test_marks_and_damage(bench: Bench, area: MountArea) -> None:
     damaged = bench.check(work)
     assert damaged.fails
     assert not bench.criu.dump(bench.target.pid, work).ok
-    # What is said to help does help, and nothing less.
+    # The suggested options help, and fewer options do not.
     assert "remove or rename it" in damaged.problems[0].advice
     with pytest.raises(ImageError, match="is empty"):
         steps.pre_dump(steps.StepOptions(bench.target.pid, images_dir=work))
@@ -339,7 +339,9 @@ def test_version_is_asked(
     assert report.right, "nothing is watched"
 
 
-def test_what_a_restore_will_find(bench: Bench, area: MountArea, tmp_path: Path) -> None:
+def test_the_restore_of_a_file_that_stayed_went_or_changed_its_type(
+    bench: Bench, area: MountArea, tmp_path: Path
+) -> None:
     top = area.path / "tree"
     top.mkdir()
     for name in ("stays", "goes", "turns"):
@@ -365,7 +367,7 @@ def test_what_a_restore_will_find(bench: Bench, area: MountArea, tmp_path: Path)
 
     there = RestoreVerdict.THERE
     assert verdicts()["-"] is RestoreVerdict.NO_RESTORE
-    # What a tree with a mount namespace of its own has in its images.
+    # A tree with a mount namespace of its own has such an image.
     (images / "mountpoints-1.img").write_bytes(join_frames(MOUNTS, []))
     assert verdicts() == {
         "stays": there,
@@ -376,7 +378,7 @@ def test_what_a_restore_will_find(bench: Bench, area: MountArea, tmp_path: Path)
     # The last mount that CRIU could have opened the handle through goes with the device's number.
     filesystem.remount_on_another_device()
     (top / "goes").unlink()
-    (top / "turns").rename(top / "kept")  # so that what was watched can still be told
+    (top / "turns").rename(top / "kept")  # so that the watched file is still known
     (top / "turns").mkdir()
     assert verdicts() == {
         "stays": there,

@@ -1,4 +1,4 @@
-"""`check --all` on thirty containers of ten kinds, beside what CRIU then does with each of them."""
+"""`check --all` on thirty containers of ten kinds, beside CRIU's dump of each of them."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ def _assert_equal(made: Made, row: dict, criu: Criu, place: Path) -> None:
     said = log.read_text(errors="replace")[-2000:] if log.exists() else done.log
     assert row["fails"] is not done.ok, (made.kind, row, said)
     if not done.ok:
-        # It is a file that stopped it, and no socket or terminal of the test's.
+        # A file stopped the dump, and no socket or terminal of the test.
         assert "Dump files (pid" in said or "Can't dump that handle" in said, (made.kind, said)
         return
     dumped = Counter(watch.path is not None for watch in criu.dumped_watches(place / "images"))

@@ -1,4 +1,4 @@
-"""check beside every CRIU that it knows: what it says before a dump is what the dump then does.
+"""check beside every CRIU that it knows: the dump has the predicted outcome.
 
 Nothing is dropped from the caches between the two: a check that made a name known to the kernel
 which CRIU would not have found would be caught here.
@@ -31,7 +31,7 @@ _MASK = IN_OPEN | IN_ATTRIB
 
 
 class State(NamedTuple):
-    """What the caches are, and how CRIU is called."""
+    """The state of the caches, and the options of CRIU."""
 
     cold: bool
     forced: bool
@@ -69,7 +69,7 @@ def _cases(place: Place, target: Watcher) -> Iterator[tuple[Path, Watched]]:
 
 
 class Cell(NamedTuple):
-    """What was said and done of one watch in one state."""
+    """The prediction and the outcome for one watch in one state."""
 
     name: str
     state: State
@@ -179,7 +179,9 @@ def test_every_cell(kind: str, each_bench: Bench, area: MountArea) -> None:
     ("kind", "path"),
     [("sysfs", "/sys/kernel/uevent_seqnum"), ("proc", "/proc/sys/kernel/hostname")],
 )
-def test_every_cell_of_what_the_kernel_fills(kind: str, path: str, each_bench: Bench) -> None:
+def test_every_cell_of_filesystems_that_the_kernel_fills(
+    kind: str, path: str, each_bench: Bench
+) -> None:
     watched = each_bench.target.add_inotify(path, _MASK)
     cells = _cells(Path(path), watched, each_bench)
     assert _wrong(kind, cells, each_bench.criu.version) == []

@@ -1,4 +1,4 @@
-"""What check says of a restore, before the dump and from its images, and what it then does."""
+"""The prediction of a restore, before the dump and from its images, beside the restore."""
 
 from __future__ import annotations
 
@@ -170,10 +170,10 @@ def test_no_path_in_a_container(
         "overlay-two-filesystems",
     ],
 )
-def test_what_is_dumped_without_a_path_elsewhere(
+def test_a_watch_without_a_path_on_other_filesystems(
     kind: str, each_criu: Criu, area: MountArea, tmp_path: Path, stack: ExitStack
 ) -> None:
-    """A restore does what the verdict says: opens the handle (no-path), or fails (no-restore)."""
+    """A restore agrees with the verdict: it opens the handle (no-path), or fails (no-restore)."""
     place = area.place(kind)
     rig = _rig(each_criu, area, tmp_path, stack, {place.mountpoint: "/place"})
     file = place.directory / "dir" / "file"
@@ -222,7 +222,7 @@ def test_a_file_that_was_replaced_below_its_mount(
     assert errors
 
 
-# --- what the images bring ------------------------------------------------------------------------
+# --- files that the images contain ----------------------------------------------------------------
 
 
 def test_where_each_path_comes_from(
@@ -289,7 +289,7 @@ def test_images_of_a_dump_that_failed(bench: Bench, area: MountArea, tmp_path: P
         check_images(images, Path("/"))
 
 
-# --- what a restore does not bring back -----------------------------------------------------------
+# --- watches that no restore sets again -----------------------------------------------------------
 
 
 @pytest.mark.parametrize("leads_to", ["file", "nowhere"])
@@ -408,7 +408,7 @@ def test_many_watches_have_one_scan_path_and_few_rows(
     assert with_path.ok, with_path
 
 
-def test_what_is_said_first_and_last(bench: Bench, tmp_path: Path) -> None:
+def test_the_first_and_the_last_line(bench: Bench, tmp_path: Path) -> None:
     bench.target.add_inotify("/etc")
     call = ("-t", str(bench.target.pid), "-D", tmp_path)
     known = _print_check(*call, "--criu-version", "4.2").splitlines()

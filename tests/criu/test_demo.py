@@ -1,4 +1,4 @@
-"""The demo, as `make demo` runs it: what a newcomer sees first must be true."""
+"""The demo, as `make demo` runs it: its sentences are true."""
 
 import os
 import subprocess

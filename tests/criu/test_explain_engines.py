@@ -1,4 +1,4 @@
-"""`irmapdb explain` of what runc, podman and containerd print, and of the logs that they leave."""
+"""`irmapdb explain` of the messages of runc, podman and containerd, and of their logs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Filesystem by filesystem: what is found, by whom, how fast, and what CRIU finds by itself.
+"""Filesystem by filesystem: the source of each path, its time, and the result of CRIU alone.
 
 Each cell is asserted. `make filesystems` runs this with IRMAPDB_WRITE_TABLE=docs/filesystems.md,
 and the answers become the page.
@@ -27,7 +27,7 @@ CASES = ("file", "directory", "hard link", "renamed", "deleted", "cold")
 _CHANGING = {"hard link", "renamed", "deleted"}
 
 # The server of a FUSE filesystem may give each name of a file an inode of its own, as bindfs does;
-# an overlay without index does so for what has several names in a lower layer, and its watch goes
+# an overlay without index does so for a file with several names in a lower layer: the watch goes
 # with the name.
 _NO_LINKS = {
     (kind, "hard link")
@@ -43,7 +43,7 @@ _NEW_INODES = {("procfs", "cold"), ("devpts", "file"), ("devpts", "cold")}
 
 
 class Cell(NamedTuple):
-    """What became of one watch."""
+    """The result for one watch."""
 
     answer: str
     criu: str
@@ -53,7 +53,7 @@ _cells: dict[tuple[str, str], Cell] = {}
 
 
 def _prepare(case: str, place: Place, target: Watcher) -> tuple[Path, set[Path]]:
-    """Make the case; what to watch, and the names that it then has."""
+    """Make the case; returns the file to watch, and the names that it then has."""
     if case == "directory":
         return place.directory / "dir", {place.directory / "dir"}
     file = place.linked if case == "hard link" else place.directory / "dir" / "file"
@@ -126,7 +126,7 @@ def test_every_kind_of_watch(
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("kind", KERNEL_PLACES)
-def test_every_kind_of_watch_on_what_the_kernel_fills(
+def test_every_kind_of_watch_on_filesystems_that_the_kernel_fills(
     kind: str, case: str, area: MountArea, criu: Criu, target: Watcher, tmp_path: Path
 ) -> None:
     with kernel_place(kind, area, target.pid) as place:

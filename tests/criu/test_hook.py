@@ -15,7 +15,7 @@ from tests.support.notify import IN_OPEN
 
 PLACES = {f"{row.place.strip('/')}:{row.name}": row for row in TABLE}
 
-# CRIU's verdicts with the hook: warm, after dentries were dropped, the same with --force-irmap.
+# CRIU's verdicts with the hook: warm, after dentries were dropped, and so with --force-irmap.
 # Where handles can be opened, proving a path has put its name back into the kernel's cache.
 HELPED = dict.fromkeys(PLACES, (PATH, PATH, PATH))
 # A cold name below /proc/sys gets a new inode: the watched one has no path any more.
@@ -40,7 +40,7 @@ def _touch(path: Path) -> None:
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_helped_dump_restores_and_hears(place, area, criu, target, hook, tmp_path):
+def test_with_the_hook_the_restored_watch_reports_events(place, area, criu, target, hook, tmp_path):
     row = PLACES[place]
     mountpoint = Path(row.place)
     if not mountpoint.is_absolute():
@@ -68,8 +68,8 @@ def test_helped_dump_restores_and_hears(place, area, criu, target, hook, tmp_pat
     assert tuple(verdicts) == HELPED[place]
 
 
-def test_what_nobody_can_restore_is_in_the_log(area, criu, target, hook, tmp_path):
-    """A deleted file, with its last name and who holds it, and a mark that CRIU leaves out."""
+def test_a_watch_that_no_restore_sets_is_in_the_log(area, criu, target, hook, tmp_path):
+    """A deleted file, with its last name and its holder, and a mark that CRIU leaves out."""
     file = area.place("ext4").directory / "gone"
     file.touch()
     target.add_inotify(file)

@@ -1,4 +1,4 @@
-"""The cache that the hook hands to CRIU: only what CRIU believes, and called once for all of it."""
+"""The cache that the hook gives to CRIU: only entries that CRIU accepts, and one run for a dump."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def _kdev(status):
 
 
 def _mapped(work):
-    """What the database knows, (ino, path)."""
+    """The mappings of the database, (ino, path)."""
     log_until_stored(work)
     with closing(sqlite3.connect(work / "irmap.db")) as database:
         return set(database.execute("SELECT ino, CAST(path AS BLOB) FROM mapping"))
 
 
 @pytest.mark.parametrize("kind", ["btrfs-subvolume", "overlay-two-filesystems"])
-def test_only_what_criu_would_find(kind, area, criu, target, hook, tmp_path):
+def test_only_paths_that_criu_would_find(kind, area, criu, target, hook, tmp_path):
     place = area.place(kind)
     (place.directory / "upper").write_bytes(b"upper")
     names = ("file", "upper", "dir")
@@ -48,7 +48,7 @@ def test_only_what_criu_would_find(kind, area, criu, target, hook, tmp_path):
     for entry in entries:
         status = os.lstat(entry.path)
         assert (_kdev(status), status.st_ino) == entry.key
-    # Only what lies elsewhere, and on such an overlay the directory.
+    # Only paths of other filesystems, and the directory of such an overlay.
     found = {entry.path for entry in entries}
     expected = {os.fsencode(tmp_path)}
     if kind.startswith("overlay"):
@@ -67,10 +67,10 @@ def test_called_twice_for_one_action_it_works_once(criu, target, hook, tmp_path)
     assert done.ok
     script = f"[{hook}]"
     before, after = done.log.split("Loading irmap cache")
-    # CRIU 4.1.1 calls what it has from a configuration file twice; newer ones do not.
+    # CRIU 4.1.1 calls a script of a configuration file twice; newer versions do not.
     assert before.count(script) in {1, 2}
     assert before.count("irmapdb-hook: ") == 1
-    # At all other actions it has nothing to say.
+    # At all other actions it prints no line.
     assert "irmapdb-hook: " not in after
     assert len(log_until_stored(done.work)) == 2
     # The next dump is another one.
@@ -145,7 +145,7 @@ def test_database_elsewhere(area, criu, target, hook, tmp_path):
     assert database.stat().st_mode & 0o777 == 0o600
 
 
-def test_an_old_entry_of_what_is_ambiguous_is_left_for_criu(criu, target, hook, tmp_path):
+def test_an_old_entry_of_an_ambiguous_inode_is_left_for_criu(criu, target, hook, tmp_path):
     """No path of it is proved, and CRIU takes the one that it has: as without us."""
     watched = target.add_inotify("/proc/meminfo", IN_OPEN)
     images = tmp_path / "images"

@@ -77,7 +77,7 @@ def test_locked_database(dumps):
     with closing(sqlite3.connect(dumps.work / "irmap.db")) as locker:
         locker.execute("BEGIN IMMEDIATE")
         (dumps.work / "irmap-cache").unlink()
-        # What it holds can be read all the same, and the dump does not wait for more.
+        # Its rows can be read all the same, and the dump does not wait for more.
         assert dumps(IRMAPDB_HOOK_TIMEOUT="2") is PATH
         assert "(1 known before)" in dumps.last.log
         assert dumps.log.count("stored in") == 1
@@ -140,13 +140,13 @@ def test_full_disk(dumps, place):
         assert without is (FAILS if place.kind.startswith("overlay") else PATH)
 
 
-@pytest.mark.alone  # how long the hook takes is what it is about
+@pytest.mark.alone  # the time of the hook is tested
 @on_both
 def test_time_is_over(dumps, place):
     without = dumps.without_us()
     assert dumps(IRMAPDB_HOOK_TIMEOUT="0.000001") is without
     assert "the limit of 1e-06 s was reached" in dumps.log
-    # What CRIU would have used without us is still there for it.
+    # The old entry, which CRIU would use without irmapdb, is still there.
     write_cache(dumps.work, [dumps.entry])
     assert dumps.without_us() is PATH
     assert dumps(IRMAPDB_HOOK_TIMEOUT="0.000001") is PATH
@@ -177,7 +177,7 @@ def test_irmapdb_crashes(dumps, crash, tmp_path):
 @on_ext4
 @pytest.mark.parametrize("crash", CRASHES)
 def test_irmapdb_crashes_when_criu_has_gone_on(dumps, crash, tmp_path):
-    # What is imported after the answer: the dump does not notice, and only history is lost.
+    # These modules are imported after the answer: only the history of this run is lost.
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "tempfile.py").write_text(CRASHES[crash].replace("sleep(1000)", "sleep(5)"))
@@ -189,7 +189,7 @@ def test_irmapdb_crashes_when_criu_has_gone_on(dumps, crash, tmp_path):
 
 
 @on_ext4
-def test_who_wants_it_strict_gets_it(dumps, tmp_path):
+def test_strict_fails_the_dump_on_an_error_only(dumps, tmp_path):
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "sqlite3.py").write_text("raise ImportError")

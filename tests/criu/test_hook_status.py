@@ -132,7 +132,7 @@ def test_a_machine_without_the_hook_is_mended_by_one_command(place):
     assert document["findings"] == []
     by_name = {one["name"]: one for one in document["engines"]}
     assert by_name["runc"]["scripts"] == [str(place.script)]
-    # The line for `criu dump` by hand may be missing on purpose.
+    # The line for `criu dump` by hand can be missing intentionally.
     (note,) = document["notes"]
     place.call(note["command"])
     document = place.status()
@@ -449,7 +449,7 @@ def test_root_writes_to_no_file_that_a_container_chose(place, tmp_path, value):
     assert _annotations(options) == ([] if value == "" else [finding])
 
 
-def test_what_a_terminal_gets_fits_and_is_printable(place, tmp_path):
+def test_the_output_fits_a_terminal_and_is_printable(place, tmp_path):
     place.install()
     place.run.mkdir(mode=0o700)
     run = hook_runs.HookRun(

@@ -1,4 +1,4 @@
-"""Archives that podman exports: check beside what `podman container restore --import` does."""
+"""Archives that podman exports: check beside `podman container restore --import`."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def _fails(container: PodmanContainer, archive: Path, root: Path | None, path: s
 
 
 def _changes(place: Place) -> Iterator[tuple[str, Callable[[], Callable[[], None]], bool]]:
-    """The watched path, what hides its file, and whether the root is to be looked at."""
+    """The watched path, the function that hides its file, and whether check gets --root."""
 
     def hidden(file: Path) -> Callable[[], Callable[[], None]]:
         aside = file.with_name("renamed")

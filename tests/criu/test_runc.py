@@ -1,4 +1,4 @@
-"""The hook through a real runtime: switched on with one line, a checkpoint works that did not."""
+"""The hook through a real runtime: with its one line a checkpoint passes, without it fails."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def installed(tmp_path):
 
 
 def _watch_everywhere(container, overlay, data):
-    """[(task, its watch, what to do to be heard)], each on an instance of its own."""
+    """[(task, its watch, a function that causes an event)], each on an instance of its own."""
     rootfs = overlay.mountpoint
     child = container.fork()
 

@@ -1,7 +1,7 @@
 """Each scenario dumped and restored by CRIU alone, and with the hook.
 
-Two promises: what passes alone passes with the hook, step by step; and what CRIU alone cannot dump
-because it lies on an overlay, it can with the hook.
+Two promises. Each step that passes without the hook passes with it. A watch on an overlay that CRIU
+cannot dump alone can be dumped with the hook.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _PLACES = [
     if _ALL or (filesystem == "overlay") == (namespace == "own")
 ]
 
-# What no hook can change: CRIU has no place in its images for it, or no name to restore it by.
+# No hook can change these: CRIU has no field for them in its images, or no name for the restore.
 _LOST = {
     # A file that is deleted comes back as another inode, without its watch; see docs/criu.md.
     "deleted_file": {"closed, by the file"},
-    # CRIU tells that it drops what waits to be read.
+    # CRIU prints that it drops the unread events.
     "queued_events": {"kept"},
     # It opens the path to restore the watch, and so follows the link.
     "symbolic_link": {"link"},

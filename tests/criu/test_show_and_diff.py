@@ -82,7 +82,7 @@ def test_images_and_figures_of_a_dump(bench: Bench, area: MountArea, tmp_path: P
         assert irmapdb("diff", images, other).code == 0, irmapdb("diff", images, other).out
 
 
-def test_what_differs(bench: Bench, area: MountArea, tmp_path: Path) -> None:
+def test_each_difference_is_listed(bench: Bench, area: MountArea, tmp_path: Path) -> None:
     directory = area.place("ext4").directory / "dir"
     target = bench.target
     names = ("same", "moved", "masked", "removed", "one", "two")

@@ -1,7 +1,7 @@
 """The behaviour of CRIU for one watch, without irmapdb: the hook is built on it.
 
-The table says what CRIU 4.1.1 was seen to do; where a later CRIU does better, this fails and the
-table is to be mended.
+The table has the measured behaviour of CRIU 4.1.1. If a later CRIU does better, a test fails, and
+the table must be changed.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ def fleet(postgres, _template, tmp_path_factory):
 
 
 @pytest.mark.parametrize(("sql", "shown"), _EXAMPLES, ids=[str(n) for n in range(len(_EXAMPLES))])
-def test_each_statement_gives_what_the_page_shows(fleet, sql, shown):
+def test_each_statement_gives_the_answer_on_the_page(fleet, sql, shown):
     assert _answer(fleet, sql) == shown
 
 
@@ -51,7 +51,7 @@ def test_every_question_and_view_is_on_the_page():
         assert f"`{name}`" in (PAGE.parent / "fleet.md").read_text("utf-8")
 
 
-# What Grafana makes of its macros, by its documentation of the PostgreSQL data source.
+# The SQL of Grafana's macros, by its documentation of the PostgreSQL data source.
 _MACROS = {
     r"\$__timeFilter\((\w+)\)": r"\1 BETWEEN '2026-11-01' AND '2026-12-01'",
     r"\$__timeGroupAlias\((\w+), '5m'\)": r"to_timestamp(floor(extract(epoch from \1) / 300) * 300)"

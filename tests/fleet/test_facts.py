@@ -80,7 +80,7 @@ def test_a_database_gets_the_verdicts_of_its_container(monkeypatch):
     ]
 
 
-def test_what_cannot_be_read_is_left_out(monkeypatch):
+def test_facts_that_cannot_be_read_are_left_out(monkeypatch):
     def fail(*_):
         message = "no"
         raise TaskError(message)

@@ -99,7 +99,7 @@ def test_a_clock_that_is_wrong_loses_nothing(url, maker, tmp_path):
     assert all(abs((period - datetime.now(UTC).date()).days) < 400 for period in periods)
 
 
-def test_what_the_node_prunes_stays_on_the_server(url, maker, tmp_path):
+def test_rows_that_the_node_prunes_stay_on_the_server(url, maker, tmp_path):
     path = maker.make(tmp_path / "one.db", runs=5)
     _push(url, path)
     before = server_rows(url)
@@ -115,7 +115,7 @@ def test_what_the_node_prunes_stays_on_the_server(url, maker, tmp_path):
     assert _sent(url, path)[0][:2] == (1, 4)
     after = server_rows(url)
     _assert_has(after, before)
-    # All that was pushed last is pruned too: every row is compared.
+    # The rows of the last push are pruned too: every row is compared.
     _sql(path, "DELETE FROM run WHERE id <= 6")
     _sql(path, "DELETE FROM watch")
     _sql(path, "DELETE FROM change")

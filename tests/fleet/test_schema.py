@@ -53,7 +53,7 @@ def test_the_revisions_make_the_tables_that_the_package_knows(url):
         assert {*keys.scalars()} == {*PARTITIONED}
 
 
-def test_current_tells_the_revision(postgres, url):
+def test_current_prints_the_revision(postgres, url):
     empty = postgres.new_database()
     assert "no tables of irmapdb" in irmapdb("fleet", "current", "--to", empty).out
     assert irmapdb("fleet", "current", "--to", url).out == f"{schema.HEAD}\n"

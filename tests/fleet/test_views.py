@@ -1,4 +1,4 @@
-"""The questions of docs/fleet.md, and who may see which answers."""
+"""The questions of docs/fleet.md, and the rows that each role may see."""
 
 from __future__ import annotations
 
@@ -240,7 +240,7 @@ def test_limits_of_each_user(url, maker, tmp_path):
     assert len(_rows(url, "limits", "-p", "percent=0")) == 2
 
 
-def test_what_this_machine_says(url, maker, tmp_path, watcher):
+def test_the_limits_of_this_machine(url, maker, tmp_path, watcher):
     require_root()
     watcher.add_inotify(tmp_path)
     _push(url, maker.make(tmp_path / "one.db"), "--check", node="one")
@@ -415,7 +415,7 @@ def test_a_role_pushes_or_reads(url, first, second):
 # --- retention ------------------------------------------------------------------------------------
 
 
-def test_prune_deletes_whole_weeks_and_nothing_comes_back(url, maker, tmp_path):
+def test_prune_deletes_whole_weeks_and_no_push_sends_them_again(url, maker, tmp_path):
     path = maker.make(tmp_path / "one.db", runs=0)
     now = datetime.now(UTC)
     for days in (200, 100, 1):
@@ -457,7 +457,7 @@ def test_prune_forgets_a_node_that_is_gone(url, maker, tmp_path):
     assert [row["node"] for row in _rows(url, "nodes")] == ["there"]
 
 
-def test_check_tells_how_far_the_node_is_behind(url, maker, tmp_path):
+def test_check_counts_the_runs_that_the_server_lacks(url, maker, tmp_path):
     path = maker.make(tmp_path / "one.db", runs=2)
     words = ("fleet", "check", path, "--to", url, "--node", "one")
     done = irmapdb(*words)

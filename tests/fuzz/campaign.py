@@ -1,4 +1,4 @@
-"""Fuzz one target: start the worker, and read what it found."""
+"""Fuzz one target: start the worker, and read its result."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _COVERAGE = re.compile(r" cov: (\d+) ft: (\d+) corp: (\d+)/")
 
 
 class Result(NamedTuple):
-    """What one campaign found."""
+    """The result of one campaign."""
 
     name: str
     runs: int
     took_s: float
     features: int
-    """libFuzzer's count of what the inputs reached; 0 with hypothesis."""
+    """libFuzzer's count of the code that the inputs reached; 0 with hypothesis."""
     crash: Path | None
     """The input that failed."""
     log: str

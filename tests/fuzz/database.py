@@ -1,4 +1,4 @@
-"""Target: whole database files, through everything that opens one.
+"""Target: whole database files, through each function that opens one.
 
 The first byte of an input says how the file is made: 0, the rest is the file; 1, the rest are
 changes of a good one (3 bytes place, 1 byte length, then the new bytes); 2, the rest is SQL that a
@@ -61,7 +61,7 @@ class _Databases:
     def __call__(self, data: bytes) -> None:
         how = data[0] if data else 0
         self._clear()
-        # What is opened for others is copied, and never opened in place.
+        # A database in a directory of others is copied, and never opened in place.
         self._directory.chmod(0o777 if how & _COPIED else 0o700)
         self._make(how & _HOW, data[1:])
         before = _digest(self._path)
@@ -141,7 +141,7 @@ def _changed(base: bytes, changes: bytes) -> bytes:
 
 
 def _allow(action: int, one: str | None, two: str | None, *_where: str | None) -> int:
-    # Nothing beside the file itself.
+    # No other file than this one.
     if action in {sqlite3.SQLITE_ATTACH, sqlite3.SQLITE_DETACH}:
         return sqlite3.SQLITE_DENY
     if action == sqlite3.SQLITE_FUNCTION and two == "load_extension":
@@ -152,7 +152,7 @@ def _allow(action: int, one: str | None, two: str | None, *_where: str | None) -
 
 
 def _run_sql(path: Path, script: bytes) -> None:
-    """Run what can be run of a script, in memory and for a moment."""
+    """Run the valid statements of a script, in memory and for a moment."""
     with closing(sqlite3.connect(path, isolation_level=None)) as database:
         database.execute("PRAGMA writable_schema = ON")
         database.execute("PRAGMA journal_mode = MEMORY")

@@ -37,7 +37,7 @@ def _images() -> Iterator[bytes]:
 # --- irmap-cache --------------------------------------------------------------------------------
 
 _ENTRY = struct.Struct("<IQB")
-_MOST_ENTRIES = 4  # more take longer and show nothing else
+_MOST_ENTRIES = 4  # more take longer and reach no other code
 
 
 def _entries_from(data: bytes) -> list[CacheEntry]:
@@ -55,7 +55,7 @@ def _check_forms(entries: tuple[CacheEntry, ...]) -> None:
     """Every form gives the same entries back."""
     image = encode_cache(entries)
     check(decode_cache(image, _NAME) == entries, "image: another list came back")
-    check(loadable(image), "image: CRIU would not load what we wrote")
+    check(loadable(image), "image: CRIU would not load our image")
     check(sniff(image, _NAME) is Format.PB, "image: not told as one")
     pretty = bool(len(image) & 1)  # one of the two forms is enough for one input
     text = encode_json(entries, pretty=pretty)

@@ -19,12 +19,12 @@ _KEPT: list[tempfile.TemporaryDirectory[str]] = []
 def scratch_parent() -> tempfile.TemporaryDirectory[str]:
     """A directory in memory, where there is some."""
     parent = _SHARED_MEMORY if os.access(_SHARED_MEMORY, os.W_OK) else None
-    # Not `irmapdb-…`: what is named so is a leftover, which any run of irmapdb removes.
+    # Not `irmapdb-…`: any run of irmapdb removes leftovers with such a name.
     return tempfile.TemporaryDirectory(prefix="fuzz.", dir=parent)
 
 
 def scratch() -> Path:
-    """A directory that goes with this process, or with who started it."""
+    """A directory that is removed with this process, or with its parent."""
     given = os.environ.get(PARENT)
     if given:
         return Path(tempfile.mkdtemp(dir=given))

@@ -1,4 +1,4 @@
-"""What a fuzz target is, and the checks that all targets share."""
+"""The type of a fuzz target, and the checks that all targets share."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Target(NamedTuple):
     seeds: Callable[[], Iterable[bytes]]
     """Valid inputs to start from."""
     words: tuple[bytes, ...] = ()
-    """What the fuzzer puts into inputs as a whole: libFuzzer's dictionary."""
+    """Texts that the fuzzer puts into inputs as a whole: libFuzzer's dictionary."""
     largest_bytes: int = 1024
     short_runs: int = 3000
     """How many inputs `make test` runs."""
@@ -39,7 +39,7 @@ def check(condition: object, what: str) -> None:
         raise Check(what)
 
 
-# Control characters, and what makes a terminal show the text in another order.
+# Control characters, and characters that make a terminal change the order of the text.
 _CONTROL = re.compile(
     "[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069]"
 )

@@ -46,7 +46,7 @@ def test_short_run(name, tmp_path):
     assert found.ok, found.log[-4000:]
     assert found.runs >= runs
     if engine() == "atheris":
-        # Without instrumentation there is nothing to reach, and nothing to be guided by.
+        # Without instrumentation there is no count of reached code.
         assert found.features > 50
 
 
@@ -54,7 +54,7 @@ def test_nothing_is_left_in_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(scratch, "_SHARED_MEMORY", tmp_path)
     assert fuzz("config", tmp_path / "run", runs=10, seed=1).ok
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
-    # The worker, which libFuzzer ends at once, makes its own within what was removed.
+    # libFuzzer ends the worker at once, so its directory is inside of the removed one.
     monkeypatch.setenv(scratch.PARENT, str(tmp_path))
     assert scratch.scratch().parent == tmp_path
 

@@ -1,4 +1,4 @@
-"""Targets: what people type or paste: configuration, lines of CRIU's log, SQL."""
+"""Targets: text that people type or paste: configuration, lines of CRIU's log, SQL."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class _Config:
             _check_hook(config.hook)
             keep = config.retention
             check(keep.keep_runs > 0 and keep.keep_rows > 0, "keeps no row")
-            check(keep.stale_older_than >= timedelta(0), "keeps what is yet to come")
+            check(keep.stale_older_than >= timedelta(0), "the age is negative")
             check(config.walkable("ext4") or "ext4" in config.skip_filesystems, "ext4")
         text = os.fsdecode(data)
         for name in ("TIMEOUT", "STRICT", "DB"):
@@ -205,7 +205,7 @@ class _Sql:
         check(len(answer.rows) <= self._ROWS, "more rows than the limit")
         check(all(len(row) == len(answer.columns) for row in answer.rows), "a short row")
         for form in Form:
-            # At a terminal, where nothing may be a control character; JSON for a program.
+            # At a terminal, which may get no control character; JSON for a program.
             terminal = form is not Form.JSON
             out = _Terminal(terminal=terminal)
             with _without_colour(), contextlib.redirect_stdout(out):

@@ -1,7 +1,7 @@
 """One target in a process of its own, by atheris or by hypothesis.
 
 `python -m tests.fuzz.worker atheris|hypothesis TARGET DIRECTORY RUNS SECONDS SEED`; `__main__.py`
-starts it. The last line of stderr that begins with `RESULT ` is what it found, in JSON:
+starts it. The last line of stderr that begins with `RESULT ` is its result, in JSON:
 `{"runs": N, "crash": FILE or null}`; after a crash in C there is none. 0: no limit; seed 0: any.
 
 Sources: https://github.com/google/atheris, https://llvm.org/docs/LibFuzzer.html#options,

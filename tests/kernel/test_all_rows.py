@@ -1,4 +1,4 @@
-"""Which watches the commands list: all of them with --all-rows, and no other option does that."""
+"""The rows of the commands: --all-rows lists every watch, and no other option does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The audit beside the truth: what became of every file, kept by the test while it did it."""
+"""The audit beside a list of the test: the test notes each change that it makes to a file."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _again_with_its_number(garden: Garden, path: Path) -> None:
     assert garden.names[path].generation != file.generation
 
 
-def test_the_whole_story(garden: Garden) -> None:
+def test_each_change_of_a_file_has_its_verdict(garden: Garden) -> None:
     names = ("stays", "moves", "linked", "replaced", "dies", "again", "swap-a", "swap-b")
     paths = {name: garden.make(name) for name in names}
     raw = {name: os.fsencode(path) for name, path in paths.items()}
@@ -202,7 +202,7 @@ class _Chance:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_random_stories(garden: Garden, seed: int) -> None:
+def test_random_changes(garden: Garden, seed: int) -> None:
     chance = _Chance(garden, seed)
     for number in range(12):
         for _ in range(10):

@@ -1,4 +1,4 @@
-"""Whose root the audit looks paths up in: a directory's, a container's, a nested namespace's."""
+"""The root in which the audit looks up paths: a directory, a container, a nested namespace."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_directory_as_the_root(area: MountArea, tmp_path: Path) -> None:
                 root.open(b"/" + os.fsencode((rootfs / "a/out/passwd").relative_to(directory)))
 
 
-def test_what_lies_outside_of_the_directory_has_not_moved(garden: Garden) -> None:
+def test_a_file_outside_of_the_directory_has_not_moved(garden: Garden) -> None:
     """Paths of the machine, looked for in an unpacked image on the same filesystem."""
     image = garden.top / "image"
     within = image / garden.top.relative_to("/")
@@ -85,7 +85,7 @@ def test_what_lies_outside_of_the_directory_has_not_moved(garden: Garden) -> Non
     searched = verdicts(image, search=True)
     assert [verdict for verdict, _ in searched.values()] == ["replaced", "gone"]
     assert all("scan: not found" in note for _, note in searched.values())
-    # Below a directory that shows all of the device they have moved, known by name or not.
+    # The directory shows the whole device: the files have moved, with or without a cached name.
     assert {verdict for verdict, _ in verdicts(garden.top).values()} == {"moved"}
 
 
@@ -161,7 +161,7 @@ def test_a_nested_namespace_is_audited_where_it_is_named(
         assert f"checked in the root of process {os.getpid()} and another" in command.out
 
 
-def test_what_has_moved_in_a_nested_namespace_is_mended_there(
+def test_a_file_that_moved_in_a_nested_namespace_is_mended_there(
     area: MountArea, tmp_path: Path
 ) -> None:
     hidden = area.path / "hidden"
@@ -191,7 +191,7 @@ def test_what_has_moved_in_a_nested_namespace_is_mended_there(
         assert rows == {old: (True, mntns), os.fsencode(new): (False, mntns)}
 
 
-def test_what_has_moved_in_two_namespaces_is_mended_in_both(tmp_path: Path) -> None:
+def test_a_file_that_moved_in_two_namespaces_is_mended_in_both(tmp_path: Path) -> None:
     (tmp_path / "x").touch()
     (tmp_path / "work").mkdir()
     database = tmp_path / "work" / "irmap.db"

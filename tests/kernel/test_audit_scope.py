@@ -1,4 +1,4 @@
-"""Where the audit looks, whom it asks, what it is not told, and what it writes."""
+"""The places that the audit reads, the filesystems that it asks, and the rows that it writes."""
 
 from __future__ import annotations
 
@@ -38,10 +38,12 @@ from tests.support.watcher import Watcher
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
 
-# Where to
+# The places
 
 
-def test_what_nobody_knows_is_scanned_for_where_asked(garden: Garden, tmp_path: Path) -> None:
+def test_a_moved_file_without_a_cached_name_is_scanned_for_with_search(
+    garden: Garden, tmp_path: Path
+) -> None:
     path = garden.make("d/file")
     garden.watch(path)
     garden.step()
@@ -66,7 +68,7 @@ def test_what_nobody_knows_is_scanned_for_where_asked(garden: Garden, tmp_path: 
     ]
     (row,) = (one for one in garden.mappings() if not one.stale)
     assert (row.path, row.last_used_at) == (os.fsencode(moved), None)
-    # And so it is in what irmap-cache is made of.
+    # So irmap-cache will have it too.
     with Store.open_readonly(garden.database) as store:
         assert [entry.path for entry in store.image_entries()] == [os.fsencode(moved)]
 
@@ -95,7 +97,7 @@ def test_filesystems_that_know(
     assert set(lost.evidence.moved_to) == names - {known} | {moved}
 
 
-def test_where_no_handle_opens_nothing_is_said_to_be_deleted(
+def test_without_handles_no_file_is_called_deleted(
     area: MountArea, tmp_path: Path, watcher: Watcher
 ) -> None:
     place = area.place("overlay-upper")
@@ -138,7 +140,7 @@ def _audited_by_name(tmp_path: Path, watcher: Watcher, path: Path) -> Path:
         (None, InodeState.NAMED),
     ],
 )
-def test_a_fate_is_only_told_where_handles_open(
+def test_the_state_of_an_inode_is_known_only_if_handles_open(
     area: MountArea, path: bytes | None, fate: InodeState
 ) -> None:
     path = os.fsencode(area.ext4().mountpoint) if path is None else path
@@ -166,7 +168,7 @@ def test_links_and_hidden_mounts(garden: Garden, area: MountArea) -> None:
     assert "hidden" in hidden[os.fsencode(outside)].evidence.note
 
 
-def test_nothing_is_replaced_by_nothing(garden: Garden, area: MountArea) -> None:
+def test_a_file_hidden_by_an_empty_mount_is_not_replaced(garden: Garden, area: MountArea) -> None:
     moves, dies = garden.make("moves"), garden.make("dies")
     for path in (moves, dies):
         garden.watch(path)
@@ -260,7 +262,7 @@ def test_a_server_that_never_answers(
     assert "no answer in time" in found[os.fsencode(far)].evidence.unseen
 
 
-def test_who_waits_on_the_way_to_a_mount_is_not_waited_for(
+def test_a_stopped_server_above_a_mount_does_not_block(
     area: MountArea, watcher: Watcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A filesystem of the kernel's own, below a mount of a server that has stopped."""
@@ -295,7 +297,7 @@ def test_who_waits_on_the_way_to_a_mount_is_not_waited_for(
     assert lost.evidence.unseen == "fuse may not answer"
 
 
-# What is known by its number alone
+# Inodes that are known by their number alone
 
 
 def test_imported_mappings_are_compared_by_number(garden: Garden) -> None:
@@ -318,10 +320,10 @@ def _kdev(path: Path) -> int:
     return os.major(st_dev) << 20 | os.minor(st_dev)
 
 
-# What is written
+# The written rows
 
 
-def test_what_changes_between_audit_and_writing_is_left_alone(
+def test_a_row_that_changes_between_audit_and_writing_is_left_alone(
     garden: Garden, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     back, mended = garden.make("back"), garden.make("mended")
@@ -344,7 +346,7 @@ def test_what_changes_between_audit_and_writing_is_left_alone(
     assert live(garden) == replayed(garden)
 
 
-def test_what_holds_again_is_live_again(garden: Garden) -> None:
+def test_a_stale_path_that_is_right_again_is_live_again(garden: Garden) -> None:
     path = garden.make("file")
     garden.watch(path)
     garden.step()
@@ -366,7 +368,7 @@ def test_what_holds_again_is_live_again(garden: Garden) -> None:
     assert {path for _, path in live(garden)} == {row.path}
 
 
-def test_what_the_audit_knows_to_be_no_more_is_not_scanned_for(garden: Garden) -> None:
+def test_an_inode_that_the_audit_found_deleted_is_not_scanned_for(garden: Garden) -> None:
     paths = {name: garden.make(name) for name in ("stays", "moves", "dies", "replaced", "hidden")}
     for path in paths.values():
         garden.watch(path)
@@ -421,7 +423,7 @@ def test_selections(garden: Garden) -> None:
     assert chosen(unproved_since=proved.replace(year=proved.year + 1)) == everything
 
 
-def test_without_its_database_beside_it(garden: Garden, tmp_path: Path) -> None:
+def test_a_database_that_was_copied_elsewhere(garden: Garden, tmp_path: Path) -> None:
     garden.watch(garden.make("file"))
     garden.step()
     lonely = tmp_path / "lonely"

@@ -1,4 +1,4 @@
-"""What btrfs itself tells, against a walk over real subvolumes, snapshots and mounts."""
+"""The answers of btrfs, against a walk over real subvolumes, snapshots and mounts."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.kernel
 _ROUNDS = int(os.environ.get("IRMAPDB_RANDOM_ROUNDS", "25"))
 
 
-# BTRFS_EMPTY_SUBVOL_DIR_OBJECTID: what a snapshot has in the place of a subvolume within. All such
+# BTRFS_EMPTY_SUBVOL_DIR_OBJECTID: a snapshot has it in the place of a nested subvolume. All such
 # places have one number and so one handle, and are no inodes of the tree.
 _NO_INODE = 2
 
@@ -62,7 +62,7 @@ def test_every_name_wherever_a_mount_shows_it(area: MountArea, root: Root) -> No
     area.mount(filesystem.device, "sub volume\n", "btrfs", "subvol=sub")
     area.mount(filesystem.device, "inner", "btrfs", "subvol=sub/nested")
     area.bind(layout.sub / "dir", area.path / "bound")
-    # A file over a file, something else over a directory, and the same one on top of itself.
+    # A file over a file, a mount over a directory, and the same mount on top of itself.
     area.bind(layout.snapshot / "file", layout.sub / "other" / "hard")
     (top / "dir" / "covered").mkdir()
     (top / "dir" / "covered" / "file").write_bytes(b"")
@@ -114,7 +114,7 @@ def test_a_subvolume_that_no_mount_shows(area: MountArea, root: Root) -> None:
     assert notes == {outside: "no mount of this root shows it"}
 
 
-def test_what_is_deleted_has_no_name(area: MountArea, root: Root) -> None:
+def test_a_deleted_inode_has_no_name(area: MountArea, root: Root) -> None:
     top = area.btrfs().mountpoint
     layout = btrfs_layout(top)
     file, directory = layout.sub / "file", layout.sub / "empty"
@@ -153,7 +153,7 @@ def test_more_than_one_answer_holds(area: MountArea, root: Root) -> None:
     assert {beyond} in names.values()
 
 
-def test_what_is_found_with_fewer_rights(area: MountArea, root: Root) -> None:
+def test_the_names_that_are_found_with_fewer_capabilities(area: MountArea, root: Root) -> None:
     filesystem = area.btrfs()
     layout = btrfs_layout(filesystem.mountpoint)
     area.mount(filesystem.device, "sub", "btrfs", "subvol=sub")

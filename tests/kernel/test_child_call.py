@@ -1,4 +1,4 @@
-"""A call that never returns costs its time budget and nothing else."""
+"""A call that never returns costs only its time budget."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def is_reaped(pid: int) -> bool:
 
 
 def hang(line: Path) -> None:
-    """Say so, hold the line, and never return."""
+    """Write a byte, keep the pipe open, and never return."""
     os.write(os.open(line, os.O_WRONLY), b".")
     time.sleep(600)
 
@@ -95,7 +95,7 @@ def test_a_call_that_hangs_waits_for_no_cpu(line: Path) -> None:
         call_in_child(lambda: os.open(line, os.O_RDONLY), 0.3, queueing_s=3600.0)
 
 
-def test_the_kernel_tells_how_long_a_task_waited_for_a_cpu() -> None:
+def test_the_time_that_a_task_waited_for_a_cpu() -> None:
     """Two that want the same CPU: one of them waits."""
     cpu = min(os.sched_getaffinity(0))
     spin = f"import os\nos.sched_setaffinity(0, {{{cpu}}})\nprint(flush=True)\nwhile True: pass"
@@ -203,7 +203,7 @@ def test_no_child_can_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
     assert os.listdir("/proc/self/fd") == before
 
 
-def test_a_call_that_fails_is_told() -> None:
+def test_a_call_that_fails_raises_its_error() -> None:
     def fail() -> None:
         os._exit(7)
 
@@ -212,7 +212,7 @@ def test_a_call_that_fails_is_told() -> None:
 
 
 class _Killing:
-    """What ends the process that pickles it."""
+    """An object that ends the process that pickles it."""
 
     def __reduce__(self) -> str:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -224,7 +224,7 @@ def test_an_answer_that_is_cut_short_is_none() -> None:
         call_in_child(lambda: [b"x" * 1_000_000, _Killing()], 60)
 
 
-def test_it_dies_with_who_has_asked(line: Path) -> None:
+def test_the_child_ends_with_its_parent(line: Path) -> None:
     asking = os.fork()
     if not asking:
         call_in_child(lambda: hang(line), 600)

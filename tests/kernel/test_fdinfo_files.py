@@ -1,4 +1,4 @@
-"""A file of /proc that is kept open tells what is so now, of that very task."""
+"""A file of /proc that is kept open shows the present state of the same task."""
 
 from __future__ import annotations
 

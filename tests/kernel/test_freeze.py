@@ -1,4 +1,4 @@
-"""frozen(): all stand, all run again, and nothing is lost on the way."""
+"""frozen(): every task stops and runs again, and no signal or exit code is lost."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from tests.support.freezing import (
 
 
 def in_child(work: Callable[[], object]) -> int:
-    """Fork, work, and be gone without a trace of pytest; the child's pid."""
+    """Fork, call `work` in the child, and end the child without pytest's cleanup; its pid."""
     pid = os.fork()
     if pid == 0:
         code = 99
@@ -45,10 +45,10 @@ def in_child(work: Callable[[], object]) -> int:
     return pid
 
 
-# All stand, and only as long as they should.
+# All tasks stop, and only for the block.
 
 
-def test_every_thread_of_every_task_stands_and_then_runs(start, way):
+def test_every_thread_of_every_task_stops_and_then_runs(start, way):
     target = start("tree", 5, 3)
     pids = target.told["pids"]
     options = way(*descendants(target.pid))
@@ -76,7 +76,7 @@ def test_parents_come_before_their_children(start):
 
 
 @pytest.mark.parametrize("what", ["forks", "chain"])
-def test_a_tree_that_grows_all_the_time_is_held_whole(start, way, what):
+def test_every_task_of_a_growing_tree_is_stopped(start, way, what):
     target = start(what, 300)
     options = way(target.pid)
     sizes = []
@@ -112,7 +112,7 @@ def test_children_that_end_meanwhile_give_their_parent_the_right_code(start, way
     assert told["started"] > 0
 
 
-def test_execve_of_a_thread_takes_nobody_out_of_our_hands(start):
+def test_no_task_escapes_by_execve_of_a_thread(start):
     target = start("execs", 40)
     rounds = 0
     while not select.select([target.process.stdout], [], [], 0)[0]:
@@ -125,7 +125,7 @@ def test_execve_of_a_thread_takes_nobody_out_of_our_hands(start):
     assert rounds > 0
 
 
-def test_a_parent_asleep_in_vfork_counts_as_standing(start, way, tmp_path):
+def test_a_parent_blocked_in_vfork_counts_as_stopped(start, way, tmp_path):
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     target = start("vfork", fifo)
@@ -149,12 +149,12 @@ def test_a_task_whose_first_thread_has_ended_is_held_by_the_others(start, way):
     target.runs()
 
 
-def test_nobody_is_held_for_longer_than_is_bearable(start, way):
-    """Any block is cut off, for example that of a mount which has just been made."""
+def test_the_tasks_run_again_after_the_time_limit(start, way):
+    """The time limit ends any block, for example a lookup that waits for a new mount."""
     target = start("tree", 1, 3)
     options = way(target.pid)
     with (  # noqa: PT012
-        pytest.raises(FreezeError, match=r"were let go after 2 s"),
+        pytest.raises(FreezeError, match=r"run again after 2 s"),
         frozen(target.pid, hold_s=2, **options) as held,
     ):
         held.confirm()
@@ -163,7 +163,7 @@ def test_nobody_is_held_for_longer_than_is_bearable(start, way):
     target.runs()
 
 
-def test_a_task_that_dies_while_held_is_its_parents(start, way):
+def test_the_parent_reaps_a_task_that_is_killed_while_stopped(start, way):
     target = start("tree", 1, 3)
     options = way(target.pid)
     with frozen(target.pid, **options):
@@ -175,7 +175,7 @@ def test_a_task_that_dies_while_held_is_its_parents(start, way):
 # Nothing is lost.
 
 
-def test_a_task_that_was_stopped_before_is_so_afterwards(start, way):
+def test_a_task_that_was_stopped_before_stays_stopped(start, way):
     target = start("tree", 2, 3)
     other = target.told["pids"][1]
     options = way(*descendants(target.pid))
@@ -204,7 +204,7 @@ def test_a_stop_and_a_continue_that_come_meanwhile_take_effect_afterwards(start,
     target.runs(range(3))
 
 
-def test_sleeping_system_calls_go_on(start, way):
+def test_sleeping_system_calls_continue(start, way):
     target = start("sleepers")
     options = way(*descendants(target.pid))
     for _ in range(20):
@@ -293,7 +293,7 @@ def test_nothing_is_lost_when_the_freezer_is_killed_at_any_moment(start, way):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-def test_a_signal_that_ends_the_freezer_lets_all_go(start, way, number):
+def test_all_tasks_run_after_a_signal_ends_the_freezer(start, way, number):
     target = start("tree", 3, 2)
     options = way(*descendants(target.pid))
     read_end, write_end = os.pipe()
@@ -314,7 +314,7 @@ def test_a_signal_that_ends_the_freezer_lets_all_go(start, way, number):
     os.close(write_end)
 
 
-def test_an_exception_in_the_block_lets_all_go(start, way):
+def test_all_tasks_run_after_an_exception_in_the_block(start, way):
     target = start("tree", 3, 2)
     options = way(*descendants(target.pid))
     for error in (ZeroDivisionError, KeyboardInterrupt, SystemExit, GeneratorExit):
@@ -324,7 +324,7 @@ def test_an_exception_in_the_block_lets_all_go(start, way):
     target.runs(range(6))
 
 
-def test_ctrl_c_at_any_moment_lets_all_go(start, way):
+def test_all_tasks_run_after_ctrl_c_at_any_moment(start, way):
     target = start("tree", 3, 2)
     pids = descendants(target.pid)
     options = way(*pids)
@@ -338,7 +338,7 @@ def test_ctrl_c_at_any_moment_lets_all_go(start, way):
             while True:
                 with frozen(target.pid, **options):
                     pass
-        # This process lives on: nothing but the end of the block has let go.
+        # This process still runs, so the end of the block has released the tasks.
         until(lambda: not states(pids) & HELD, "all run")
 
     for _ in range(40):
@@ -352,7 +352,7 @@ def test_ctrl_c_at_any_moment_lets_all_go(start, way):
     os.close(write_end)
 
 
-def test_left_stopped_means_until_somebody_continues_them(start, way):
+def test_left_stopped_means_until_sigcont(start, way):
     target = start("tree", 3, 2)
     options = way(*descendants(target.pid))
     with frozen(target.pid, leave_stopped=True, **options) as held:
@@ -371,7 +371,7 @@ def cgroup(request, make_cgroup) -> Cgroup:
     return make_cgroup(request.param)
 
 
-def test_a_cgroup_that_somebody_froze_is_named(start, cgroup):
+def test_a_cgroup_that_another_process_froze_is_named(start, cgroup):
     target = start("tree", 2, 2)
     cgroup.put(*descendants(target.pid))
     below = cgroup.path / "below"
@@ -396,7 +396,7 @@ def test_a_cgroup_that_somebody_froze_is_named(start, cgroup):
     below.rmdir()
 
 
-def test_a_cgroup_that_somebody_froze_stays_frozen(start, cgroup):
+def test_a_cgroup_that_another_process_froze_stays_frozen(start, cgroup):
     target = start("tree", 3, 2)
     pids = target.told["pids"]
     cgroup.put(*descendants(target.pid) - {pids[2]})
@@ -412,7 +412,7 @@ def test_a_cgroup_that_somebody_froze_stays_frozen(start, cgroup):
     target.runs(range(6))
 
 
-def test_a_v1_freeze_that_somebody_ends_meanwhile_is_noticed(start, make_cgroup):
+def test_a_v1_freeze_that_another_process_ends_is_noticed(start, make_cgroup):
     cgroup = make_cgroup("v1")
     target = start("tree", 1, 2)
     cgroup.put(target.pid)
@@ -425,7 +425,7 @@ def test_a_v1_freeze_that_somebody_ends_meanwhile_is_noticed(start, make_cgroup)
     target.runs(range(2))
 
 
-def test_the_whole_cgroup_is_held_and_the_tree_is_told(start, cgroup):
+def test_the_whole_cgroup_is_stopped_and_only_the_tree_is_listed(start, cgroup):
     target = start("tree", 2, 2)
     neighbour = start("tree", 2, 2)
     below = Cgroup(cgroup.path / "below")
@@ -457,7 +457,7 @@ def test_the_cgroup_is_thawed_when_its_freezer_is_killed(start, cgroup):
     target.runs(range(2))
 
 
-def test_a_freeze_by_somebody_else_after_ours_is_not_undone(start, cgroup):
+def test_a_later_freeze_by_another_process_is_not_undone(start, cgroup):
     target = start("tree", 1, 2)
     cgroup.put(target.pid)
     with frozen(target.pid, cgroup=cgroup.path):
@@ -491,7 +491,7 @@ def test_a_cgroup_that_we_are_in_is_refused(start, cgroup):
     assert cgroup.thawed
 
 
-def test_what_is_no_cgroup_is_refused(start, tmp_path, hierarchies):
+def test_a_directory_that_is_no_cgroup_is_refused(start, tmp_path, hierarchies):
     target = start("tree", 1, 1)
     for path in (tmp_path, tmp_path / "not-there", hierarchies["v2"] or tmp_path):
         with pytest.raises(UsageError, match=str(path)), frozen(target.pid, cgroup=path):
@@ -504,7 +504,7 @@ def test_ourselves_and_our_ancestors_are_refused():
             pass
 
 
-def test_a_task_that_is_not_there_is_said_so():
+def test_a_missing_task_is_reported():
     pid = in_child(lambda: None)
     os.waitpid(pid, 0)
     with pytest.raises(TaskError, match=f"task {pid} is not there"), frozen(pid):
@@ -560,7 +560,7 @@ def test_a_task_that_cannot_stop_is_named_and_all_run(start, make_cgroup):
     target.runs(range(6))
 
 
-def test_a_child_of_vfork_that_cannot_stop_does_not_count_as_standing(start, make_cgroup, tmp_path):
+def test_a_child_of_vfork_that_cannot_stop_does_not_count_as_stopped(start, make_cgroup, tmp_path):
     cgroup = make_cgroup("v1")
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
@@ -579,7 +579,7 @@ def test_a_child_of_vfork_that_cannot_stop_does_not_count_as_standing(start, mak
     assert target.hear() == {"code": 7}
 
 
-def test_without_the_right_to_trace_it_is_said_what_is_needed(start):
+def test_without_the_right_to_trace_the_error_names_the_capability(start):
     target = start("tree", 2, 2)
 
     def freeze_as_nobody() -> None:

@@ -238,7 +238,7 @@ def test_a_paused_permission_listener_holds_nothing(version, area, watcher, hook
     said = hook()
     assert "known before)" in said
     assert watched.path in hook.paths()
-    # What only an open directory could tell is left, and the log says why; an overlay tells itself.
+    # Without an open directory, only an overlay gives the path; else the log has the reason.
     log = "\n".join(hook.stored())
     assert new.path in hook.paths() or "may be asked before a directory is opened" in log
 

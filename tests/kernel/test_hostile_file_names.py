@@ -1,4 +1,4 @@
-"""Names that a tenant chose, in what people read: no crash, no broken line, no moved cursor."""
+"""Names that a tenant chose, in the output: no crash, no broken line, no moved cursor."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def watcher() -> Iterator[Watcher]:
 
 @pytest.fixture
 def evil(area: MountArea) -> Iterator[bytes]:
-    """A mount point; what is mounted on it goes before the area does."""
+    """A mount point; its mount is removed before the area is."""
     path = os.path.join(os.fsencode(area.path), _EVIL)
     os.mkdir(path)
     yield path
@@ -52,7 +52,7 @@ def hidden(area: MountArea, watcher: Watcher, evil: bytes) -> None:
     run("umount", "-l", top)
 
 
-def test_a_mount_point_with_an_evil_name_stops_nobody(
+def test_a_mount_point_with_a_hostile_name_harms_no_command(
     hidden: None, watcher: Watcher, tmp_path: Path
 ) -> None:
     good = tmp_path / "good"
@@ -68,7 +68,9 @@ def test_a_mount_point_with_an_evil_name_stops_nobody(
     assert _is_tame(asked.out)
 
 
-def test_a_mark_on_a_mount_with_an_evil_name(evil: bytes, watcher: Watcher, tmp_path: Path) -> None:
+def test_a_mark_on_a_mount_with_a_hostile_name(
+    evil: bytes, watcher: Watcher, tmp_path: Path
+) -> None:
     subprocess.run(["mount", "-t", "tmpfs", "none", evil], check=True)
     watcher.add_fanotify(evil, what="mount")
     done = irmapdb("pre-dump", "-t", str(watcher.pid), "-D", tmp_path)
@@ -79,7 +81,7 @@ def test_a_mark_on_a_mount_with_an_evil_name(evil: bytes, watcher: Watcher, tmp_
     assert [os.fsencode(mark["target"]) for mark in json.loads(told.out)["marks"]] == [evil]
 
 
-def test_a_task_with_an_evil_name(tmp_path: Path) -> None:
+def test_a_task_with_a_hostile_name(tmp_path: Path) -> None:
     named = r"import ctypes; ctypes.CDLL(None).prctl(15, b'z\n\x1b[31m\xff')"  # PR_SET_NAME
     with subprocess.Popen([sys.executable, "-c", named]) as zombie:
         os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)
@@ -89,7 +91,7 @@ def test_a_task_with_an_evil_name(tmp_path: Path) -> None:
     assert done.err.count("\n") == 1
 
 
-def test_a_file_with_an_evil_name_that_was_replaced(watcher: Watcher, tmp_path: Path) -> None:
+def test_a_replaced_file_with_a_hostile_name(watcher: Watcher, tmp_path: Path) -> None:
     work = tmp_path / "work"
     work.mkdir()
     path = os.path.join(os.fsencode(tmp_path), b"f" + _EVIL)

@@ -1,4 +1,4 @@
-"""A tenant who wants us to leave his tree, to wait, to crash, or to name the wrong file."""
+"""A tenant's tree that tries to make irmapdb leave it, wait, crash, or name the wrong file."""
 
 import gc
 import os
@@ -29,13 +29,13 @@ from tests.support.watcher import Watcher
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
 MS_BIND, MS_REC = 0x1000, 0x4000
-# A hostile tree must not keep us: far more than any of these tests takes.
+# A hostile tree must not block irmapdb: far more than any of these tests takes.
 PATIENCE_S = 100
 
 
 @pytest.fixture
 def rootfs(area):
-    """The tenant's root, and beside it what is none of his business."""
+    """The tenant's root, and files of the host beside it."""
     (area.path / "outside").mkdir()
     (area.path / "outside" / "secret").touch()
     top = area.ext4("rootfs").mountpoint
@@ -61,7 +61,7 @@ def searched(task, **more):
     """Everything resolved in the tenant's root, by a process that may be given up on."""
 
     def search():
-        gc.collect()  # what earlier tests have left lying would go in between
+        gc.collect()  # else the garbage of earlier tests would be collected meanwhile
         before = len(open_descriptors())
         with (
             open_root(task.pid) as root,
@@ -75,7 +75,7 @@ def searched(task, **more):
     return call_in_child(search, PATIENCE_S)
 
 
-def test_names_that_mean_something_elsewhere(rootfs, tenant):
+def test_watched_special_files_are_found(rootfs, tenant):
     """Watched FIFOs, sockets, devices and links are found; they have no peer."""
     (rootfs / "etc" / "file").touch()
     os.mkfifo(rootfs / "etc" / "fifo")
@@ -109,7 +109,7 @@ while True:
 
 
 def test_directories_that_are_links_by_turns(area, rootfs, tenant):
-    """To the root, to somewhere absolute, upwards; each real for a moment, a trap the next."""
+    """To the root, to an absolute path, upwards: each is a directory and a link by turns."""
     outside = area.path / "outside"
     targets = {"a": "/", "b": outside, "c": "../" * 20 + f"{outside}"[1:], "d/e": "../../etc"}
     expected = {}
@@ -175,8 +175,8 @@ def test_a_tree_that_contains_itself(rootfs, tenant):
         assert len(root.mounts.by_mountpoint) <= len(root.mounts.all)
 
 
-def test_a_tree_dug_to_the_bottom(rootfs, tenant):
-    """Beyond what a link can tell, and longer than a path may be."""
+def test_a_tree_deeper_than_a_path_may_be_long(rootfs, tenant):
+    """Deeper than a link of /proc can show, and longer than a path may be."""
     here = os.open(rootfs / "var", os.O_PATH)
     name = "d" * 50
     for _ in range(600):
@@ -224,7 +224,7 @@ def test_names_of_any_bytes(rootfs, tenant):
     drop_caches()
     outcome = searched(tenant)
     assert {i: a.path for i, a in outcome.resolved.items() if i in expected} == expected
-    # What is covered by the mount has no path now.
+    # A file that the mount covers has no path now.
     assert len(outcome.unresolved) == len(covered) == 2
 
 

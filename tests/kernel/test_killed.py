@@ -55,7 +55,9 @@ def _assert_whole(work: Path, watched: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["pre-dump", "dump"])
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_kill_leaves_everything_whole(watcher: Watcher, tmp_path: Path, name: str) -> None:
+def test_after_a_kill_tasks_run_and_each_file_is_whole(
+    watcher: Watcher, tmp_path: Path, name: str
+) -> None:
     seed = random.randrange(1 << 32)
     chance = random.Random(seed)
     names = [tmp_path / f"f{number}" for number in range(20)]
@@ -71,7 +73,7 @@ def test_a_kill_leaves_everything_whole(watcher: Watcher, tmp_path: Path, name: 
 
     killed = 0
     for _ in range(_ROUNDS):
-        # Something for the step to write, so that it dies in the middle of writing it.
+        # The step has rows to write, so that the kill comes in the middle of them.
         one, other = chance.sample(names, 2)
         one.rename(tmp_path / "spare")
         other.rename(one)

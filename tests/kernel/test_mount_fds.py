@@ -1,4 +1,4 @@
-"""What filesystems are asked through: held for the freeze, when nothing is opened that may wait."""
+"""The descriptors of mounts: opened before the freeze, in which no open may block."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from irmapdb.kernel.root import Root
     from tests.support.area import MountArea
 
-# Who is asked before anything is opened on a filesystem, and watches files there.
+# A listener that the kernel asks before each open on a filesystem; it watches files there.
 _LISTENER = """
 import ctypes, os, struct, sys
 libc = ctypes.CDLL(None, use_errno=True)
@@ -99,7 +99,9 @@ def test_a_frozen_listener_that_is_asked_before_each_open(
     assert open_descriptors() == before
 
 
-def test_what_is_kept_is_the_mount_that_a_lookup_meets(area: MountArea, root: Root) -> None:
+def test_the_kept_descriptor_is_of_the_mount_that_a_lookup_meets(
+    area: MountArea, root: Root
+) -> None:
     place = area.ext4().mountpoint
     root.refresh()
     mount_fds = MountFds(root)
@@ -129,7 +131,7 @@ def test_what_is_kept_is_the_mount_that_a_lookup_meets(area: MountArea, root: Ro
         mount_fds.open(path)
 
 
-def test_so_many_are_kept_and_no_more(area: MountArea, root: Root) -> None:
+def test_the_number_of_kept_descriptors_is_bounded(area: MountArea, root: Root) -> None:
     place = area.ext4().mountpoint
     # Files that are bound show the least of it, and come first by the length of their roots.
     for number in range(12):

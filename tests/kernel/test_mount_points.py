@@ -69,7 +69,7 @@ def test_audit_and_check_do_not_say_deleted(bound: Bound, watcher: Watcher, tmp_
         for one in said.watches:
             assert one.prediction.verdict is verdict
             assert "no name left but a mount point" in one.prediction.why
-    # What the steps have found since is what --force-irmap needs.
+    # The paths that the steps found are those that --force-irmap needs.
     steps.pre_dump(options_for(watcher, work))
     said = check.check_dump(
         check.DumpCheckOptions(watcher.pid, work, version=_CRIU, force_irmap=True, config=NO_HINTS)

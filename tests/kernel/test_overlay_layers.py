@@ -45,7 +45,7 @@ class _Made(NamedTuple):
     root: Root
 
     def watch(self, name: str) -> Watched:
-        # On an instance of its own: a directory hears who opens what is in it.
+        # On an instance of its own: a directory reports opens of the files in it.
         return self.watcher.add_inotify(self.top / name, IN_OPEN, fd=self.watcher.inotify())
 
     def identity(self, watched: Watched) -> Identity:
@@ -91,7 +91,7 @@ def make(area: MountArea, watcher: Watcher, root: Root) -> Make:
 
 @pytest.mark.parametrize("kind", ["ext4", "xfs", "xfs_with_parent_pointers", "btrfs"])
 @pytest.mark.parametrize("upper_on", ["", "ext4"])
-def test_what_lies_in_the_lower_layer(make: Make, kind: str, upper_on: str) -> None:
+def test_a_file_in_the_lower_layer(make: Make, kind: str, upper_on: str) -> None:
     made = make(kind, upper_on=upper_on)
     watched = {name: made.watch(name) for name in ("file", "a", "a/b/c", "a/b/c/file", "")}
     for name, one in watched.items():
@@ -99,7 +99,7 @@ def test_what_lies_in_the_lower_layer(make: Make, kind: str, upper_on: str) -> N
 
 
 @pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs"])
-def test_what_lies_in_the_upper_layer(make: Make, kind: str) -> None:
+def test_a_file_in_the_upper_layer(make: Make, kind: str) -> None:
     made = make(kind)
     (made.top / "new" / "deep").mkdir(parents=True)
     (made.top / "new" / "deep" / "file").write_bytes(b"content")
@@ -114,7 +114,7 @@ def test_what_lies_in_the_upper_layer(make: Make, kind: str) -> None:
 
 @pytest.mark.parametrize("options", ["", "index=on", "metacopy=on,redirect_dir=on", "xino=on"])
 @pytest.mark.parametrize("before", [True, False])
-def test_what_was_copied_up(
+def test_a_file_that_was_copied_up(
     make: Make,
     options: str,
     before: bool,  # noqa: FBT001
@@ -136,7 +136,7 @@ def test_renamed_after_it_was_copied_up(make: Make, options: str) -> None:
     (made.top / "a" / "b" / "file").write_bytes(b"new")
     (made.top / "a" / "b" / "file").rename(made.top / "a" / "moved")
     made.is_found(watched, "a/moved")
-    # What took its place is another file.
+    # The file at its old name is another one.
     (made.top / "a" / "b" / "file").write_bytes(b"another")
     made.is_found(watched, "a/moved")
     other = made.watch("a/b/file")
@@ -236,7 +236,7 @@ def test_layers_with_hostile_names(
 
 
 def test_a_layer_that_repeats_the_path(area: MountArea, watcher: Watcher, root: Root) -> None:
-    """Whose own name looks like a path on the overlay."""
+    """A layer with a name that looks like a path on the overlay."""
     base = area.ext4("layers").mountpoint
     lower = base / "a" / "b" / "a" / "b"
     (lower / "a" / "b").mkdir(parents=True)
@@ -302,7 +302,7 @@ def test_an_overlay_on_an_overlay_is_left_to_the_scan(
 
 
 def test_nothing_is_opened_in_the_freeze(make: Make) -> None:
-    """What is open already answers; the upper layer is not walked."""
+    """Only the open descriptors answer; the upper layer is not walked."""
     made = make()
     watched = made.watch("a/b/file"), made.watch("a/b/c/file")
     (made.top / "a" / "b" / "c" / "file").write_bytes(b"new")
@@ -353,7 +353,7 @@ def test_in_a_container_whose_layers_only_we_see(area: MountArea, make: Make) ->
 
 
 def test_no_listener_on_the_overlay_is_waited_for(make: Make) -> None:
-    """As in an engine's pause: who is asked before each open has stopped."""
+    """As in an engine's pause: the task that the kernel asks before each open has stopped."""
     made = make()
     watched = [made.watch(name) for name in ("a/b/file", "a/b/c/file", "a", "file")]
     (made.top / "file").write_bytes(b"new")
@@ -373,14 +373,14 @@ def test_no_listener_on_the_overlay_is_waited_for(make: Make) -> None:
             )
             return {answer.path for answer in outcome.resolved.values()}
 
-        with pytest.raises(TimeoutError):  # the listener does hold who opens
+        with pytest.raises(TimeoutError):  # the listener blocks each open
             call_in_child(lambda: os.listdir(made.top / "a"), 0.5)
         found = call_in_child(resolve_all, 20)
     names = ("a/b/file", "a/b/c/file", "a", "moved")
     assert found == {os.fsencode(made.top / name) for name in names}
 
 
-def test_it_is_imported_without_what_takes_long() -> None:
+def test_the_module_imports_no_slow_module() -> None:
     slow = {"sqlalchemy", "alembic", "typer", "pydantic", "asyncio", "google.protobuf", "sqlite3"}
     text = f"import irmapdb.resolve, sys; print(sorted(set(sys.modules) & {slow}))"
     assert run(sys.executable, "-c", text).strip() == b"[]"

@@ -1,4 +1,4 @@
-"""The proof: what a path names is what the kernel shows for a watch on it, or it is refused."""
+"""The proof: the file at a path is the watched inode, by the kernel's numbers; or it is refused."""
 
 import os
 import resource
@@ -42,7 +42,7 @@ def raw(path):
 
 
 def agree(root, watcher, watched, path):
-    """The proof takes `path` for what is watched; the identity as fdinfo has it now."""
+    """The proof accepts `path` for the watched file; returns the identity in fdinfo."""
     cold = watched_identity(watcher, watched)
     assert disproof(root, cold, raw(path)) is None
     found = identify(root, raw(path))
@@ -64,7 +64,7 @@ def test_a_path_has_the_identity_of_a_watch_on_it(area, watcher, root, kind):
     for name, mark in marked.items():
         if watched[name].st_kdev == shown[name].kdev:  # else the mark is not to be told by stat
             assert agree(root, watcher, mark, place.directory / name) == shown[name]
-    # Each path is refused for what is at any other.
+    # Each path is refused for the file at any other.
     for name in names:
         for other in names:
             refused = disproof(root, shown[name], raw(place.directory / other))
@@ -72,7 +72,7 @@ def test_a_path_has_the_identity_of_a_watch_on_it(area, watcher, root, kind):
     # Two names of one file are two right answers.
     if place.linked.name == "file":
         assert agree(root, watcher, watched["dir/file"], place.directory / "dir" / "hard")
-    # What is cold is the same.
+    # A cold name gives the same.
     drop_caches()
     for name in names:
         agree(root, watcher, watched[name], place.directory / name)
@@ -98,7 +98,7 @@ def test_a_file_that_is_written_to_is_still_the_same_file(area, watcher, root, k
 
 
 @pytest.mark.alone  # a layer of another worker would be one that irmapdb cannot see
-def test_layers_on_two_filesystems_share_inode_numbers_and_are_told_apart(area, watcher, root):
+def test_layers_on_two_filesystems_share_inode_numbers_and_are_distinguished(area, watcher, root):
     one, other = area.ext4("one").mountpoint, area.ext4("other").mountpoint
     for layer in (one, other):
         # The same steps on two new filesystems: the same inode numbers.
@@ -139,7 +139,7 @@ def test_other_filesystems_of_the_machine(watcher, root):
 
 
 @pytest.mark.parametrize("kind", KERNEL_PLACES)
-def test_what_the_kernel_fills(area, watcher, root, kind):
+def test_files_that_the_kernel_makes(area, watcher, root, kind):
     with kernel_place(kind, area, watcher.pid) as place:
         root.refresh()
         # A terminal has the number of the one before it that had its name.
@@ -254,7 +254,7 @@ def test_unmounted_and_mounted_elsewhere(area, root, file):
     run("mount", "-o", "loop", area.path / "ext4.image", filesystem)
 
 
-def test_what_may_wait_is_not_looked_up_for_a_reason(area, root, file):
+def test_the_reason_is_found_without_a_lookup_that_may_block(area, root, file):
     path, shown = file
     filesystem, elsewhere = path.parent.parent, area.path / "elsewhere"
     elsewhere.mkdir()
@@ -306,7 +306,7 @@ def test_unreachable(root, file):
         assert disproof(root, shown, raw(path.parent.parent / "none")) is StaleReason.GONE
     path.parent.chmod(0o711)
     path.chmod(0)
-    with as_nobody():  # to know what it is, it need not be read
+    with as_nobody():  # the proof does not read the file
         assert disproof(root, shown, raw(path)) is None
 
 

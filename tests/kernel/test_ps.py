@@ -1,4 +1,4 @@
-"""Who watches what, beside what the test itself made, in processes and users of its own."""
+"""The processes and their watches, beside those that the test made as users of its own."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ def test_nothing_is_scanned_unless_asked(area: MountArea, watcher: Watcher) -> N
     assert found.path == os.fsencode(tree[0])
 
 
-def test_what_may_not_be_looked_at_is_counted(watcher: Watcher, tree: list[Path]) -> None:
+def test_tasks_that_may_not_be_read_are_counted(watcher: Watcher, tree: list[Path]) -> None:
     watcher.add_inotify(tree[0])
     whole = _take()
     with as_nobody():
@@ -239,7 +239,7 @@ def test_a_search_needs_a_tree_and_a_scan_path_a_search() -> None:
     assert "--irmap-scan-path without --search; add --search" in done.stderr
 
 
-def test_what_may_not_be_looked_at_is_named(
+def test_tasks_that_may_not_be_read_are_named(
     watcher: Watcher, capsys: pytest.CaptureFixture[str]
 ) -> None:
     del watcher  # is one of them

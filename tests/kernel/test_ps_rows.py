@@ -139,7 +139,7 @@ def test_tasks_that_end_meanwhile(tree: list[Path]) -> None:
             assert (row.instances, row.watches) == (1, 1)
 
 
-# --- who and where --------------------------------------------------------------------------------
+# --- users and units ------------------------------------------------------------------------------
 
 
 def test_a_row_has_the_command_line(tree: list[Path]) -> None:
@@ -334,7 +334,7 @@ def test_a_user_namespace_has_limits_of_its_own() -> None:
     assert sysctl_to_raise(LimitKind.INOTIFY_WATCHES) == "fs.inotify.max_user_watches"
 
 
-def test_how_many_events_may_wait_is_told(watcher: Watcher, tree: list[Path]) -> None:
+def test_the_limit_of_waiting_events_is_listed(watcher: Watcher, tree: list[Path]) -> None:
     watcher.add_inotify(tree[0])
     known = Path("/proc/sys/fs/inotify/max_queued_events").read_text().strip()
     found = _take(watcher.pid)

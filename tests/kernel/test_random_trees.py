@@ -1,7 +1,7 @@
-"""Not one wrong path: random trees, random changes, and a truth that the test keeps itself.
+"""Not one wrong path: random trees and changes, beside a model that the test keeps.
 
-The truth is a tree of plain objects that every operation is done to as well as to the real one.
-What names an inode has, the objects tell; nothing is asked of the filesystem, or of irmapdb.
+The model is a tree of plain objects. Each operation is done to it and to the real tree.
+The objects have the names of each inode. The test asks neither the filesystem nor irmapdb.
 """
 
 from __future__ import annotations
@@ -223,7 +223,7 @@ def test_every_answer_is_true(area: MountArea, watcher: Watcher, tmp_path: Path,
     # watch goes with the name.
     broken = {node for _, node, _, _ in tree.walk() if len(tree.names(node)) > len(tree.tops)}
     unwatched = broken if kind in _NO_INDEX else set()
-    # What comes from there and gets a second name looks just the same.
+    # A file that comes from there and gets a second name looks the same.
     below = {node for _, node, _, _ in tree.walk()} if kind in _NO_INDEX else set()
     gardener = Gardener(tree, chance)
     while gardener.done < 30:

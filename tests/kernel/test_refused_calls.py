@@ -1,4 +1,4 @@
-"""Where a sandbox refuses a system call: it is done without, or one line says which it was."""
+"""If a sandbox refuses a system call, irmapdb works without it, or one line names it."""
 
 from __future__ import annotations
 

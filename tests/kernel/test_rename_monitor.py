@@ -1,4 +1,4 @@
-"""What moved since we looked: the monitor of names, and the answers that it casts doubt on."""
+"""Renames since the proof: the monitor of names, and the answers that it makes suspect."""
 
 import ctypes
 import os
@@ -50,7 +50,7 @@ def monitor():
 
 
 @pytest.mark.parametrize("kind", ["ext4", "tmpfs"])
-def test_every_way_to_lose_a_name_is_told(area, monitor, kind):
+def test_every_way_to_lose_a_name_is_reported(area, monitor, kind):
     place = area.place(kind)
     top = place.directory
     for name in ("a", "b", "c", "over"):
@@ -105,13 +105,13 @@ def test_several_filesystems_and_every_mount_of_each(area, monitor):
     (other / "y").unlink()
     (unseen / "z").unlink()
     assert monitor.names() == {b"x", b"x2", b"y"}
-    # Also what is done in another mount namespace.
+    # Also a rename in another mount namespace.
     with Watcher(unshare={"mount"}) as elsewhere:
         elsewhere.rename(one / "sub" / "x2", one / "sub" / "x3")
         assert monitor.names() == {b"x2", b"x3"}
 
 
-def test_what_cannot_be_witnessed_is_not_said_to_be(area, monitor):
+def test_a_filesystem_that_reports_no_renames_is_not_monitored(area, monitor):
     overlay = area.place("overlay-lower").mountpoint
     assert not watch(monitor, overlay)
     proc = os.open("/proc/self", os.O_PATH)
@@ -134,7 +134,7 @@ def watch_quietly(monitor, directory):
         os.close(fd)
 
 
-def test_when_the_queue_runs_over_the_witness_is_blind(area, monitor):
+def test_an_overflow_of_the_queue_is_noticed(area, monitor):
     top = area.tmpfs()
     limit = int(Path("/proc/sys/fs/fanotify/max_queued_events").read_text())
     watch(monitor, top)
@@ -151,8 +151,8 @@ def test_when_the_queue_runs_over_the_witness_is_blind(area, monitor):
     assert not monitor.blind
 
 
-def test_who_renames_without_end_does_not_keep_us(area, monitor):
-    """Each read is answered by another rename: only what was there at first is read."""
+def test_endless_renames_do_not_make_the_read_endless(area, monitor):
+    """Each read is followed by another rename: only the events of the first moment are read."""
     top = area.tmpfs()
     (top / "0").touch()
     watch(monitor, top)
@@ -177,7 +177,7 @@ def test_who_renames_without_end_does_not_keep_us(area, monitor):
     assert monitor.names() >= {b"0", b"1"} - names
 
 
-# What may be wrong
+# The answers that may be wrong
 
 
 class Told:
@@ -225,7 +225,7 @@ class Told:
         return found
 
 
-def test_only_what_was_touched_is_suspect(area, root, monitor):
+def test_only_answers_with_a_changed_name_are_suspect(area, root, monitor):
     top = area.ext4().mountpoint
     for name in ("a", "b", "dir/c", "dir/sub/d"):
         (top / name).parent.mkdir(parents=True, exist_ok=True)
@@ -271,7 +271,7 @@ def test_an_answer_that_was_found_anew_is_watched_by_its_new_path(area, root, mo
     assert told.suspects() == {late}
 
 
-def test_what_nobody_witnesses_is_always_suspect(area, root, monitor):
+def test_an_answer_without_a_monitor_is_always_suspect(area, root, monitor):
     overlay = area.place("overlay-lower")
     top = area.tmpfs()
     (top / "file").touch()
@@ -344,7 +344,7 @@ def test_a_mount_that_moves_with_its_directory(area, root, monitor):
     run("umount", base / "moved" / "place")
 
 
-def test_a_device_number_that_is_used_again_has_a_witness_again(area, root, monitor):
+def test_a_device_number_that_is_used_again_is_monitored_again(area, root, monitor):
     place = area.path / "place"
     place.mkdir()
     run("mount", "-t", "tmpfs", "one", place)
@@ -367,7 +367,7 @@ def test_a_device_number_that_is_used_again_has_a_witness_again(area, root, moni
     run("umount", place)
 
 
-def test_filesystems_that_others_change_are_neither_witnessed_nor_asked(area, root, monitor):
+def test_filesystems_with_a_server_are_neither_monitored_nor_asked(area, root, monitor):
     top = area.tmpfs()
     (top / "file").touch()
     slow = Config(skip_filesystems=frozenset({"tmpfs"}))
@@ -375,10 +375,10 @@ def test_filesystems_that_others_change_are_neither_witnessed_nor_asked(area, ro
     told.prove([top / "file"])
     assert monitor.kdevs == set()
     (top / "file").rename(top / "file2")
-    assert told.suspects() == set()  # in the freeze one of the frozen may have to answer
+    assert told.suspects() == set()  # a frozen task may be the server
 
 
-# Nothing that is wrong goes unnoticed
+# Every wrong answer is noticed
 
 
 class Changes:

@@ -1,4 +1,4 @@
-"""What is renamed between a candidate and its proof is asked for again when the tasks stand still.
+"""A file that is renamed between a candidate and its proof is tried again in the freeze.
 
 `dump` looks while the tasks run, then in the freeze (`at_once`), then once more.
 """
@@ -42,13 +42,13 @@ A_LOT = 300
 
 
 def freeze_and_resolve(search: Search, files: Iterable[WatchFile]) -> None:
-    """What `dump` does with the search just before the freeze, and in it."""
+    """The calls that `dump` makes just before the freeze, and in it."""
     search.hold_open()
     search.resolve(files, at_once=True)
 
 
 class Tree:
-    """Runs until it is told to stand still: until then nothing is where it was just now."""
+    """A tree whose files move while `runs` is true."""
 
     def __init__(self) -> None:
         self.runs = True
@@ -127,7 +127,7 @@ def test_it_is_found_as_soon_as_the_tasks_stand_still(
 
 
 @pytest.mark.parametrize("kind", ["tmpfs", "ext4", "xfs", "btrfs"])
-def test_before_a_freeze_nothing_is_scanned_for_what_moves(
+def test_before_a_freeze_no_scan_looks_for_a_moving_file(
     area: MountArea, watcher: Watcher, make: Make, moving: Tree, kind: str
 ) -> None:
     """A second question at rest does. Afterwards a scan is right again."""
@@ -146,7 +146,7 @@ def test_before_a_freeze_nothing_is_scanned_for_what_moves(
     freeze_and_resolve(search, files_of(watcher))
     assert search.outcome.resolved[shown].path == name_in(top)
     assert search.scanned == 0
-    # And what else is lost later is scanned for: no further freeze follows.
+    # A file that is lost later is scanned for: no further freeze follows.
     os.rename(top / os.path.basename(os.fsdecode(name_in(top))), top / "g")
     drop_caches()
     search.prove_again([shown])
@@ -172,7 +172,7 @@ def test_while_the_tasks_run_it_is_asked_for_again_before_a_scan(
     assert search.scanned == 0
 
 
-def test_under_a_name_that_nobody_had_told_before(
+def test_it_is_found_under_a_name_that_no_source_gave_before(
     area: MountArea, watcher: Watcher, make: Make, moving: Tree
 ) -> None:
     top = area.tmpfs()
@@ -186,7 +186,7 @@ def test_under_a_name_that_nobody_had_told_before(
     assert search.outcome.resolved[shown].path == name_in(top)
 
 
-def test_what_is_lost_before_the_freeze_is_found_in_it(
+def test_a_path_lost_before_the_freeze_is_found_in_it(
     area: MountArea, watcher: Watcher, make: Make, moving: Tree, stored: Stored
 ) -> None:
     top = area.tmpfs()
@@ -203,7 +203,7 @@ def test_what_is_lost_before_the_freeze_is_found_in_it(
     assert search.outcome.resolved[shown].path == name_in(top)
 
 
-def test_what_is_lost_where_nobody_else_tells_a_path_is_proved_there_again(
+def test_a_lost_stored_path_without_another_source_is_proved_again(
     area: MountArea, watcher: Watcher, make: Make, stored: Stored
 ) -> None:
     """No handle can be opened here, and a stored path alone would not count."""
@@ -223,7 +223,7 @@ def test_what_is_lost_where_nobody_else_tells_a_path_is_proved_there_again(
     assert search.outcome.resolved[shown].path == name_in(top)
 
 
-def test_what_only_a_scan_finds_is_scanned_for_after_it(
+def test_a_file_that_only_a_scan_finds_is_scanned_for_after_the_freeze(
     area: MountArea, watcher: Watcher, make: Make, moving: Tree
 ) -> None:
     """No handle can be opened here, and the name is a new one each time."""
@@ -268,7 +268,7 @@ def test_in_a_nested_namespace(
     assert search.outcome.resolved[shown].path == os.fsencode(place / "own")
 
 
-def test_what_was_deleted_meanwhile_is_told_as_deleted(
+def test_a_file_deleted_during_the_search_is_reported_as_deleted(
     area: MountArea, watcher: Watcher, make: Make, moving: Tree
 ) -> None:
     top = area.tmpfs()
@@ -284,10 +284,10 @@ def test_what_was_deleted_meanwhile_is_told_as_deleted(
     assert search.outcome.unresolved[shown].why == "handle: deleted"
 
 
-# The tasks stand still for it: who is not asked for again
+# Retries cost frozen time: the inodes that are not tried again
 
 
-def test_what_fails_for_a_plain_reason_is_not_asked_for_in_the_freeze(
+def test_a_path_with_a_certain_reason_is_not_retried_in_the_freeze(
     area: MountArea, watcher: Watcher, make: Make, stored: Stored, opened: list[object]
 ) -> None:
     top = area.ext4().mountpoint
@@ -333,7 +333,7 @@ def hidden(area: MountArea, watcher: Watcher) -> Iterator[tuple[Path, list[Ident
     run("umount", inside)
 
 
-def test_what_a_mount_hides_costs_a_bounded_time_and_no_second_scan(
+def test_files_below_a_mount_cost_a_bounded_time_and_no_second_scan(
     hidden: tuple[Path, list[Identity]], watcher: Watcher, make: Make, opened: list[object]
 ) -> None:
     top, shown = hidden
@@ -403,7 +403,7 @@ def many(
     return search, shown
 
 
-def test_as_many_as_there_are_are_found(
+def test_every_moving_file_is_found(
     many: tuple[Search, set[Identity]], watcher: Watcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     search, shown = many

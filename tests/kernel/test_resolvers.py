@@ -1,4 +1,4 @@
-"""Handles and open files by themselves: what they find, what they say where they find nothing."""
+"""Handles and open files by themselves: the paths that they find, and the reasons for none."""
 
 import contextlib
 import ctypes
@@ -29,7 +29,7 @@ NO_HINTS = Config(hints=())
 
 
 @pytest.mark.parametrize("kind", ["ext4", "tmpfs"])
-def test_a_handle_opens_what_has_a_name_in_the_cache(area, root, watched, kind):
+def test_a_handle_gives_a_path_if_the_name_is_cached(area, root, watched, kind):
     place = area.place(kind)
     file, directory = place.directory / "file", place.directory / "dir"
     shown = {path: watched(path) for path in (file, directory, place.directory)}
@@ -53,7 +53,7 @@ def test_cold_a_directory_has_a_name_and_a_file_has_none(area, root, watched):
 
 
 @pytest.mark.parametrize("cold", [False, True], ids=["warm", "cold"])
-def test_what_was_deleted_is_said_to_be(area, root, watcher, watched, cold):
+def test_a_deleted_file_is_reported_as_deleted(area, root, watcher, watched, cold):
     place = area.place("ext4")
     file, directory = place.directory / "file", place.directory / "empty"
     directory.mkdir()
@@ -115,7 +115,7 @@ def test_handles_that_lead_nowhere(area, root, watched):
         assert "CAP_DAC_READ_SEARCH" in why_not(root, Handles(root), own).why
 
 
-def test_a_path_beyond_path_max_is_not_told_by_a_link(area, root, watched):
+def test_a_link_of_proc_does_not_give_a_path_beyond_path_max(area, root, watched):
     top = area.tmpfs()
     path = deep_file(top, length=5000)
     shown = watched(path)
@@ -137,7 +137,7 @@ def test_a_mount_shows_only_its_part(area, root, watched):
     shown = {name: watched(top / name) for name in ("inside", "outside")}
     with Watcher(unshare={"mount"}, rootfs=part) as other, open_root(other.pid) as theirs:
         assert path_by(theirs, Handles(theirs), shown["inside"]) in {b"/", b"/."}
-        # What the kernel calls it there is a path outside of the mount: it leads nowhere.
+        # The kernel's name for it there is a path outside of the mount: it leads nowhere.
         assert why_not(theirs, Handles(theirs), shown["outside"]).deleted is False
     # With only the part mounted, its own name is the answer.
     run("mount", "--bind", area.path, top / "outside")
@@ -168,7 +168,7 @@ def test_a_mount_point_that_is_a_file_opens_no_handles_but_its_own(area, root, w
 
 
 @pytest.mark.parametrize("cold", [False, True], ids=["warm", "cold"])
-def test_what_was_deleted_may_have_a_mount_point_left(area, root, watcher, watched, bound, cold):
+def test_a_deleted_file_can_still_be_a_mount_point(area, root, watcher, watched, bound, cold):
     """As the /etc/hosts of a container has when the host has replaced the file."""
     gone = bound.top / "gone"
     gone.touch()
@@ -192,7 +192,7 @@ def test_what_was_deleted_may_have_a_mount_point_left(area, root, watcher, watch
 # Open files
 
 
-def test_what_a_task_holds_open_has_a_name(area, root, watcher, watched):
+def test_an_open_file_has_a_name(area, root, watcher, watched):
     top = area.tmpfs()
     names = [b"plain", *ODD_NAMES]
     paths = [os.fsencode(top) + b"/" + name for name in names]
@@ -205,12 +205,12 @@ def test_what_a_task_holds_open_has_a_name(area, root, watcher, watched):
     shown = {watched(path): path for path in paths}
     outcome = ask(root, OpenFiles(root, [watcher.pid]), *shown)
     assert {i: answer.path for i, answer in outcome.resolved.items()} == shown
-    # Who is not asked has nothing open, and who is gone neither.
+    # A task that is not asked, or has ended, has no file open.
     for pids in ([], [os.getpid()], [2**22 - 1]):
         assert why_not(root, OpenFiles(root, pids), next(iter(shown))).why.endswith("has it open")
 
 
-def test_what_is_open_and_deleted_is_deleted(area, root, watcher, watched):
+def test_an_open_file_that_was_deleted_is_deleted(area, root, watcher, watched):
     top = area.tmpfs()
     (top / "file").touch()
     watcher.open(top / "file")
@@ -240,7 +240,7 @@ def mapped(*paths):
 
 
 @pytest.mark.parametrize("kind", ["tmpfs", "ext4", "overlay-lower", "overlay-upper"])
-def test_what_is_only_mapped_is_seen_too(area, root, watched, kind):
+def test_a_mapped_file_is_found_too(area, root, watched, kind):
     top = area.place(kind).directory
     names = [top / "first", top / "second"]
     for name in names:
@@ -280,7 +280,7 @@ def test_open_files_of_a_chroot_are_seen_from_it(area):
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_nobody_is_asked_on_a_filesystem_that_nobody_wants(area, root, watcher, watched):
+def test_a_server_of_a_filesystem_without_a_wanted_inode_is_not_asked(area, root, watcher, watched):
     (area.path / "source").mkdir()
     (area.path / "source" / "file").touch()
     top = area.tmpfs()

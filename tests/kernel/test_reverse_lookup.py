@@ -1,4 +1,4 @@
-"""The way up through what a filesystem tells, also where that is nonsense."""
+"""The path upwards by the answers of a filesystem, also if they are nonsense."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_names_are_put_together(root: Root, top: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [b"", b".", b"..", b"a/b", b"a\0b"])
-def test_what_is_no_name_ends_the_way(root: Root, top: Path, name: bytes) -> None:
+def test_an_answer_that_is_no_name_ends_the_path(root: Root, top: Path, name: bytes) -> None:
     told = _told({3: [(2, b"c")], 2: [(1, name)], 4: [(1, name), (1, b"good")]})
     with _upward(root, top, told) as upward:
         assert list(upward.paths((3,))) == []

@@ -1,4 +1,4 @@
-"""Lookups that stay in their root, and which mount a path is on, as the kernel has it."""
+"""Lookups that stay in their root, and the mount of a path, beside the kernel's answer."""
 
 import ctypes
 import errno
@@ -156,7 +156,7 @@ def test_mounts_on_one_mount_point(area):
         run("mount", "-t", "tmpfs", "second", place)
         (place / "below").mkdir()
         root.refresh()
-        # The one on top is met; the one below it, and what lies on the hidden place, are not.
+        # A lookup meets the mount on top, and not the one below it or a mount on the hidden place.
         for path in (place, place / "below", place / "x"):
             assert root.mounts.of_path(os.fsencode(path)).source == b"second"
         assert root.mounts.of_device(first_kdev) == []
@@ -230,7 +230,7 @@ def test_the_mounts_that_a_lookup_passes_on_the_way(area):
         assert root.mounts.on_way_to(2**32 - 1) == []
 
 
-def test_what_is_mounted_upon_the_root_itself_is_never_met(tmp_path):
+def test_a_mount_on_the_root_itself_is_never_met(tmp_path):
     (tmp_path / "file").touch()
     with Watcher(unshare={"mount"}) as watcher:
         watcher.mount("tmpfs", tmp_path, "tmpfs")
@@ -287,7 +287,7 @@ def test_any_pile_of_mounts_is_seen_as_the_kernel_sees_it(tmp_path, seed):
             root.refresh()
             truth = {name: mount_id(layout.outside(name)) for name in layout.present()}
             assert {name: named(root, f"{tmp_path}{name}") for name in truth} == truth
-            # A mount is visible exactly where something leads to it.
+            # A mount is visible exactly if a path leads to it.
             for mount in root.mounts.by_mountpoint.values():
                 if mount.mountpoint.startswith(os.fsencode(tmp_path)):
                     path = os.fsencode(f"/proc/{watcher.pid}/root") + mount.mountpoint
@@ -411,7 +411,7 @@ def test_a_chroot_in_a_namespace_of_its_own_is_a_root_with_a_mount(rootfs):
                 f"/proc/{watcher.pid}/root/sub"
             )
             assert root.mount_by_id(mount_id(rootfs)) is None
-            # What the kernel tells of files there begins in the root of the namespace.
+            # The kernel's paths of files there begin in the root of the namespace.
             fd = watcher.open("/sub")
             link = os.fsencode(os.readlink(f"/proc/{watcher.pid}/fd/{fd}"))
             assert link == os.fsencode(rootfs / "jail" / "sub")
@@ -422,7 +422,7 @@ def test_a_chroot_in_a_namespace_of_its_own_is_a_root_with_a_mount(rootfs):
 
 
 @pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs", "btrfs-subvolume", "tmpfs", "fuse"])
-def test_what_a_chroot_lies_on_is_told_as_mountinfo_has_it(area, kind):
+def test_the_filesystem_of_a_chroot_is_that_of_mountinfo(area, kind):
     place = area.place(kind)
     jail = place.directory / "dir"
     with Watcher(unshare={"mount"}, chroot=jail) as watcher, open_root(watcher.pid) as root:
@@ -435,8 +435,8 @@ def test_what_a_chroot_lies_on_is_told_as_mountinfo_has_it(area, kind):
         assert disproof(root, found, b"/file") is None
 
 
-def test_a_chroot_on_what_does_not_tell(rootfs, monkeypatch):
-    """What stat says of the device is the best that is left."""
+def test_a_chroot_without_an_answer_of_fdinfo_has_the_device_of_stat(rootfs, monkeypatch):
+    """Only the device of stat(2) is left."""
     (rootfs / "jail").mkdir()
     with Watcher(unshare={"mount"}, chroot=rootfs / "jail") as watcher:
         for error in (OSError(errno.EMFILE, "too many"), OSError(errno.EACCES, "denied")):

@@ -1,4 +1,4 @@
-"""The scan by itself: where it walks and in which order, and what it says of the rest."""
+"""The scan by itself: the places that it walks, their order, and the reasons for the rest."""
 
 import os
 import re
@@ -93,7 +93,7 @@ def test_a_path_is_given_back_as_the_kernel_would(area, root, watched, spelling)
     }
 
 
-def test_a_device_that_nobody_wants_is_not_walked(area, root, watcher, watched):
+def test_a_device_without_a_wanted_inode_is_not_walked(area, root, watcher, watched):
     wanted, other = area.tmpfs("wanted"), area.tmpfs("other")
     (wanted / "file").touch()
     shown = watched(wanted / "file")
@@ -148,7 +148,7 @@ def test_a_scan_path_may_be_a_file_or_nothing(area, root, watched):
     assert path_by(root, Scan(root, NO_HINTS, paths=odd), shown) == os.fsencode(top / "file")
 
 
-def test_what_is_mounted_below_a_scan_path_is_walked_too(area, root, watched):
+def test_a_mount_below_a_scan_path_is_walked_too(area, root, watched):
     inner = area.tmpfs("outer/inner")
     (inner / "file").touch()
     progress = Progress()
@@ -176,7 +176,7 @@ def test_a_fuse_filesystem_is_walked_where_it_is_named(area, root, watched):
         os.close(holding)
 
 
-def test_what_was_named_and_what_was_not_is_told_apart(area, root, watched):
+def test_the_reason_names_the_walked_part_of_a_skipped_filesystem(area, root, watched):
     top = area.ext4().mountpoint
     (top / "named").mkdir()
     ghost = watched(top)._replace(ino=1 << 30, handle=NOBODY_HAS_IT)
@@ -192,7 +192,7 @@ def test_what_was_named_and_what_was_not_is_told_apart(area, root, watched):
     assert said(top) == f"scan: not found on {top}"
 
 
-def test_directories_that_may_not_be_read_are_told(area, watched):
+def test_directories_that_may_not_be_read_are_in_the_reason(area, watched):
     top = area.ext4().mountpoint
     ghost = watched(top)._replace(ino=1 << 30, handle=NOBODY_HAS_IT)
     (top / "lost+found").rmdir()
@@ -247,8 +247,8 @@ def test_on_an_overlay_of_two_filesystems_everything_is_found(area, root, watche
 
 
 @pytest.mark.parametrize("kind", ["overlay-lower", "overlay-upper", "overlay-xino"])
-def test_an_overlay_whose_listing_tells_the_numbers_is_walked_once(area, root, watched, kind):
-    """Nothing that a second, far slower look could find."""
+def test_an_overlay_whose_listing_has_the_numbers_is_walked_once(area, root, watched, kind):
+    """A second walk, which is far slower, could find no more."""
     top = area.place(kind).directory
     for number in range(300):
         (top / f"new{number}").touch()
@@ -260,7 +260,7 @@ def test_an_overlay_whose_listing_tells_the_numbers_is_walked_once(area, root, w
 
 
 @pytest.mark.parametrize("kind", ["overlay-lower", "overlay-xino"])
-def test_what_was_copied_up_is_found_by_one_walk(area, root, watched, kind):
+def test_a_file_that_was_copied_up_is_found_by_one_walk(area, root, watched, kind):
     top = area.place(kind).directory
     path = next(one for one in sorted(top.iterdir()) if one.is_file() and one.stat().st_nlink == 1)
     shown = watched(path)
@@ -278,14 +278,14 @@ def test_of_proc_only_the_tasks_own_directories_are_walked(root, watcher, watche
     shown = watched(path)
     config = Config(hints=(b"/proc",))
     assert path_by(root, Scan(root, config, pids=[watcher.pid]), shown) == os.fsencode(path)
-    # Another task's is another matter: who is not of the tree is not walked.
+    # A task outside of the tree is not walked.
     pruned = Scan(root, config, pids=[watcher.pid])
     assert why_not(root, pruned, other).why.startswith(
         "scan: not found on /proc; not looked for in other tasks' directories"
     )
 
 
-def test_of_a_task_in_proc_everything_is_found_and_of_others_where_they_begin(
+def test_of_proc_all_files_of_the_tree_are_found_and_the_directories_of_others(
     root, watcher, watched
 ):
     own, other = f"/proc/{watcher.pid}", f"/proc/{os.getpid()}"
@@ -302,7 +302,7 @@ def test_of_a_task_in_proc_everything_is_found_and_of_others_where_they_begin(
     assert outcome.unresolved == {}
 
 
-def test_a_directory_of_proc_that_is_named_is_walked_whole(root, watched):
+def test_a_named_directory_of_proc_is_walked_to_its_end(root, watched):
     path = f"/proc/{os.getpid()}/task/{os.getpid()}/fdinfo/0"
     holding = os.open(path, os.O_PATH)
     shown = watched(path)

@@ -50,7 +50,7 @@ def test_each_identity_is_resolved_once_by_the_cheapest(area, watcher, make, sto
         os.fsencode(top / name) for name in ("stored", "old name", "new")
     }
     assert (search.scanned, search.resolve_us > 0) == (0, True)
-    # Who is known is not looked for again; who is new is.
+    # A known inode is not looked for again; a new one is.
     stored.asked.clear()
     answers = dict(search.outcome.resolved)
     search.resolve(files_of(watcher))
@@ -102,7 +102,7 @@ def test_of_several_names_the_open_one_then_the_shortest_is_best(area, watcher, 
     assert [answer.path, *answer.other_paths] == [os.fsencode(top / "a-long-name"), *by_length]
 
 
-def test_when_time_is_up_what_is_proved_stays(area, watcher, make):
+def test_the_paths_that_were_proved_in_time_stay(area, watcher, make):
     top = area.tmpfs()
     (top / "file").touch()
     shown = watched_identity(watcher, watcher.add_inotify(top / "file"))
@@ -272,7 +272,7 @@ def test_an_answer_with_no_name_left_is_looked_for_anew(linked):
     assert search.disprove(shown, os.fsencode(top / "a")) is StaleReason.GONE
 
 
-def test_an_answer_whose_file_went_is_no_answer(linked, watcher):
+def test_an_answer_whose_file_was_deleted_is_no_answer(linked, watcher):
     top, shown, search = linked
     watcher.open(top / "a")
     for name in ("a", "bb", "ccc"):
@@ -285,7 +285,7 @@ def test_an_answer_whose_file_went_is_no_answer(linked, watcher):
 # Nested namespaces
 
 
-def test_what_is_not_seen_in_the_main_root_is_looked_for_in_the_watchers(
+def test_a_file_outside_of_the_main_root_is_looked_for_in_the_root_of_the_watcher(
     area, watcher, nested, make, stored
 ):
     task, place = nested
@@ -296,7 +296,7 @@ def test_what_is_not_seen_in_the_main_root_is_looked_for_in_the_watchers(
     search.resolve(files_of(watcher, task))
     assert search.outcome.resolved[own].path == os.fsencode(place / "own")
     assert search.outcome.resolved[own].mntns == mntns_of(task)
-    # What both see is resolved in the main one, the only one that CRIU would look in.
+    # A file in both roots is resolved in the main one, the only one in which CRIU looks.
     assert search.outcome.resolved[common].mntns == 0
     assert (own.key, mntns_of(task)) in stored.asked
     assert (common.key, mntns_of(task)) not in stored.asked
@@ -441,7 +441,7 @@ def test_where_all_are_in_chroots_each_is_seen_from_its_own(watcher, jails, make
     ],
 )
 def test_a_chroot_whose_mount_no_table_has(area, watcher, make, kind):
-    """On btrfs stat tells another device than fdinfo does, and the type says whom to ask."""
+    """On btrfs, stat gives another device than fdinfo, and the type chooses the sources."""
     place = area.place(kind)
     (place.directory / "dir" / "hard").unlink()
     with Watcher(unshare={"mount"}, chroot=place.directory / "dir") as task:
@@ -455,7 +455,7 @@ def test_a_chroot_whose_mount_no_table_has(area, watcher, make, kind):
         assert {found[one].mntns for one in shown} == {mntns_of(task)}
 
 
-def test_what_is_deleted_in_a_nested_namespace_is_told_as_deleted(watcher, nested, make):
+def test_a_file_deleted_in_a_nested_namespace_is_reported_as_deleted(watcher, nested, make):
     task, place = nested
     own = watched_identity(task, task.add_inotify(place / "own"))
     task.open(place / "own")
@@ -477,7 +477,7 @@ def test_a_nested_namespace_that_is_gone(watcher, nested, make):
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_nobody_is_waited_for_in_a_nested_namespace_either(area, watcher, make):
+def test_a_silent_server_of_a_nested_namespace_does_not_block(area, watcher, make):
     """A server that only the nested namespace sees, and that may be one of the frozen."""
     source, mountpoint = area.path / "source", area.path / "served"
     source.mkdir()

@@ -85,12 +85,12 @@ def test_a_fuse_server_that_is_stopped(
     assert answers[2][0] is None
     assert "no answer in time" in (answers[2][1] or "")
     assert watcher.state() in "SR"
-    # And when it answers again, what was known before is found again.
+    # When it answers again, the known paths are found again.
     again = {row.watch.wd: row.path for row in steps.pre_dump(options).watches}
     assert again == whole
 
 
-def test_who_holds_a_deleted_file_of_such_a_server_is_not_looked_for(
+def test_the_holder_of_a_deleted_file_of_such_a_server_is_not_looked_for(
     area: MountArea, watcher: Watcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To tell would take one more question, when the child that could be killed has ended."""

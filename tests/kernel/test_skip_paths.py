@@ -1,6 +1,6 @@
 """`[scan] skip-paths`: no scan enters these directories; the reason for a missing path names them.
 
-The kernel tells which directories were opened: the test watches them with inotify.
+The test watches the directories with inotify, so the kernel reports each open.
 """
 
 from __future__ import annotations

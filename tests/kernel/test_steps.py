@@ -1,4 +1,4 @@
-"""pre-dump and dump on real processes: every path beside the truth that the process kept."""
+"""pre-dump and dump on real processes: every path beside the list of the process itself."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_a_second_pre_dump_asks_the_database_first(
     assert report.changes == ()
 
 
-def test_dump_writes_images_that_tell_the_same(
+def test_dump_writes_images_with_the_same_watches(
     watcher: Watcher, tree: Path, tmp_path: Path
 ) -> None:
     watch_all(watcher, tree)
@@ -97,7 +97,7 @@ def test_dump_writes_images_that_tell_the_same(
     assert heard.wd in {event.wd for event in events_of(watcher, tree / "d3/deep/a")}
 
 
-def test_what_moves_between_prepare_and_freeze_is_found_where_it_is(
+def test_a_file_that_moves_between_prepare_and_freeze_has_its_new_path(
     watcher: Watcher, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watch_all(watcher, tree)
@@ -139,7 +139,7 @@ def test_a_watch_added_after_prepare_is_dumped_too(
     assert os.fsencode(tree / "late") in {row.path for row in report.watches}
 
 
-def test_what_the_time_in_the_freeze_went_into(
+def test_the_parts_of_the_time_in_the_freeze(
     area: MountArea, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stack: ExitStack
 ) -> None:
     top = area.ext4().mountpoint
@@ -182,7 +182,7 @@ def test_leave_stopped(watcher: Watcher, tree: Path, tmp_path: Path) -> None:
     watcher.signal(signal.SIGCONT)
 
 
-def test_leave_stopped_lets_go_of_them_where_nothing_could_be_written(
+def test_leave_stopped_lets_the_tasks_run_if_no_file_could_be_written(
     area: MountArea, watcher: Watcher, tree: Path, tmp_path: Path
 ) -> None:
     watch_all(watcher, tree)
@@ -196,7 +196,7 @@ def test_leave_stopped_lets_go_of_them_where_nothing_could_be_written(
 
 
 @pytest.mark.parametrize("moment", ["linkat", "renameat"])
-def test_leave_stopped_lets_go_of_them_when_it_is_killed(
+def test_leave_stopped_lets_the_tasks_run_if_it_is_killed(
     watcher: Watcher, tree: Path, tmp_path: Path, moment: str
 ) -> None:
     require_program("strace")
@@ -234,7 +234,7 @@ def test_leave_stopped_never_lets_them_run_in_between(
     watcher.signal(signal.SIGCONT)
 
 
-def test_leave_stopped_writes_nothing_where_they_were_let_go_meanwhile(
+def test_leave_stopped_writes_nothing_if_the_tasks_ran_meanwhile(
     watcher: Watcher, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watch_all(watcher, tree)
@@ -250,7 +250,7 @@ def test_leave_stopped_writes_nothing_where_they_were_let_go_meanwhile(
 
     monkeypatch.setattr(steps.criu_cache, "cache_entries", let_go_and_write)
     watcher.add_inotify(tree)
-    with pytest.raises(FreezeError, match="let go after"):
+    with pytest.raises(FreezeError, match="run again after"):
         steps.dump(options_for(watcher, work), FreezeOptions(leave_stopped=True))
 
     assert {path.name: path.read_bytes() for path in work.glob("*.img")} == before
@@ -356,7 +356,7 @@ def test_the_cache_behind_the_link_that_criu_makes_serves(
     report = steps.pre_dump(options)
     assert (report.loaded, report.stats.sources) == (1, {"stored": 1})
 
-    # What is named comes in its place, and the work dir's own before both.
+    # The named directory precedes the link, and the work dir precedes both.
     other = options._replace(images_dir=tmp_path / "3", prev_images_dir=tmp_path / "3")
     assert steps.pre_dump(other).loaded == 0
     (tmp_path / "1" / "irmap-cache").write_bytes(b"")
@@ -419,7 +419,7 @@ libc.syscall({"x86_64": 60}.get(os.uname().machine, 93), 0)
             process.kill()
 
 
-def test_watches_of_a_deleted_file_are_told_as_deleted(
+def test_watches_of_a_deleted_file_are_reported_as_deleted(
     watcher: Watcher, tree: Path, tmp_path: Path
 ) -> None:
     path, directory = tree / "d0/deep/a", tree / "d0/gone (deleted)"

@@ -1,4 +1,4 @@
-"""`-D` and `-W` that are missing are made, and nothing else in their place."""
+"""The steps make a missing `-D` or `-W`, and no other directory."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_a_log_of_a_step_that_failed_stays(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["link", "file"])
-def test_what_has_the_name_stays(tmp_path: Path, kind: str) -> None:
+def test_a_file_with_the_name_of_the_directory_stays(tmp_path: Path, kind: str) -> None:
     place = tmp_path / "img"
     if kind == "link":
         place.symlink_to(tmp_path / "elsewhere")

@@ -50,7 +50,7 @@ signal.pause()
 """
 
 
-def test_what_another_mount_namespace_has_is_told_as_its_own(
+def test_a_watch_in_another_mount_namespace_is_reported_with_it(
     area: MountArea, tmp_path: Path
 ) -> None:
     place, common, work = area.path / "private", tmp_path / "common", new_work_dir(tmp_path)
@@ -212,7 +212,7 @@ sys.stdin.readline()
 """
 
 
-def test_what_a_nested_namespace_has_unmounted_is_stale(
+def test_a_path_that_a_nested_namespace_has_unmounted_is_stale(
     area: MountArea, watcher: Watcher, tmp_path: Path
 ) -> None:
     directories = [area.path / name for name in ("kept", "place")]
@@ -285,7 +285,7 @@ def test_merged_and_opaque_directories_of_an_overlay(
     assert os.listdir(top / "opaque") == ["file"]
     for path in ("merged", "merged/lower", "merged/upper", "opaque", "opaque/file"):
         watcher.add_inotify(top / path)
-    # What is hidden has its own name on the layer alone.
+    # A hidden file has its own name only on the layer.
     for path in ("opaque", "opaque/file", "opaque/hidden"):
         watcher.add_inotify(base / "lower" / path)
     if cold:
@@ -432,7 +432,7 @@ def test_a_handle_that_is_lost_right_before_the_freeze(
     assert all(row.watch.identity.handle for row in report.watches)
 
 
-# It watches a path, and a child of it, which watches nothing, holds what is there.
+# It watches a path. Its child watches nothing, and has the file at the path open.
 _SUPERVISOR = """
 import ctypes, mmap, os, signal, sys
 path, held = sys.argv[1:]
@@ -459,7 +459,7 @@ signal.pause()
 
 
 @pytest.mark.parametrize("held", ["fd", "cwd", "exe", "map"])
-def test_what_another_task_of_the_tree_holds_deleted_is_not_searched_for(
+def test_a_deleted_file_that_another_task_of_the_tree_has_open_is_not_searched_for(
     area: MountArea, tmp_path: Path, held: str
 ) -> None:
     """A binary that runs, say, and was replaced while its supervisor watches the file."""

@@ -1,4 +1,4 @@
-"""What the steps make of bad input: a clear error, and nothing changed."""
+"""The steps refuse bad input with a clear error, and change no file."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_a_scan_path_that_is_a_symbolic_link_is_refused(
     assert list(work.iterdir()) == []
 
 
-def test_a_scan_path_of_the_configuration_that_is_no_use_is_told(
+def test_a_useless_scan_path_of_the_configuration_is_reported(
     watcher: Watcher, tree: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "link").symlink_to(tree)
@@ -122,7 +122,7 @@ def test_a_bad_image_leaves_no_database(
 
 
 @pytest.mark.parametrize("step", ["pre-dump", "dump"])
-def test_a_kernel_thread_is_told_as_one(tmp_path: Path, step: str) -> None:
+def test_a_kernel_thread_is_named_as_one(tmp_path: Path, step: str) -> None:
     work = new_work_dir(tmp_path)
     kthreadd = Path("/proc/2/comm")
     require(kthreadd.exists() and kthreadd.read_text() == "kthreadd\n", "kernel threads in /proc")
@@ -132,7 +132,7 @@ def test_a_kernel_thread_is_told_as_one(tmp_path: Path, step: str) -> None:
     assert list(work.iterdir()) == []
 
 
-def test_whom_nobody_can_freeze_is_refused_before_anything_is_done(
+def test_a_task_or_cgroup_that_cannot_be_frozen_is_refused_first(
     watcher: Watcher, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watcher.add_inotify(tree)
@@ -153,7 +153,7 @@ def test_whom_nobody_can_freeze_is_refused_before_anything_is_done(
 
 @pytest.mark.parametrize("name", ["irmap-cache", "inotify.img", "fanotify.img"])
 @pytest.mark.parametrize("what", ["symlink", "directory"])
-def test_what_cannot_be_replaced_is_told_before_anything_is_done(
+def test_a_target_that_cannot_be_replaced_is_refused_first(
     watcher: Watcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, what: str
 ) -> None:
     work = new_work_dir(tmp_path)
@@ -191,7 +191,7 @@ def test_a_full_disk_leaves_the_images_of_the_dump_before(
 
 
 @pytest.mark.parametrize("database", ["new", "old"])
-def test_a_database_that_is_full_leaves_everything_as_it_was(
+def test_a_full_database_leaves_every_file_as_it_was(
     area: MountArea, watcher: Watcher, tmp_path: Path, database: str
 ) -> None:
     images, new = new_work_dir(tmp_path), database == "new"
@@ -227,7 +227,7 @@ def test_a_symlink_in_the_work_dir_is_refused(watcher: Watcher, tmp_path: Path, 
     assert victim.read_bytes() == cache.encode_cache([])
 
 
-def test_a_task_that_is_traced_is_told_and_nothing_is_written(
+def test_a_traced_task_is_named_and_nothing_is_written(
     watcher: Watcher, tree: Path, tmp_path: Path
 ) -> None:
     require_program("strace")

@@ -23,7 +23,7 @@ def survey_of(watcher):
     return read_survey(task_tree(watcher.pid))
 
 
-def test_what_is_read_is_what_was_asked_for(area, watcher):
+def test_the_survey_has_exactly_the_watches_that_were_made(area, watcher):
     top = area.ext4().mountpoint
     (top / "file").touch()
     one = watcher.add_inotify(top, IN_CREATE | IN_ATTRIB)
@@ -128,7 +128,7 @@ def test_equal_descriptors_are_sorted_and_not_compared_pairwise(monkeypatch):
 
 
 def test_a_description_whose_first_descriptor_is_closed_meanwhile(watcher, monkeypatch):
-    """What was read first may be gone when the next one is compared with it."""
+    """The first descriptor may be closed when the next one is compared with it."""
     numbers = sorted(watcher.inotify() for _ in range(8))
     child = watcher.fork()
     read = fdinfo.read_raw
@@ -160,7 +160,7 @@ def test_without_kcmp_each_is_counted(watcher, monkeypatch, code):
     assert found == [(task.pid, fd) for task in (watcher, child) for fd in numbers]
 
 
-def test_what_is_not_read_in_time_is_counted(watcher):
+def test_descriptors_that_are_not_read_in_time_are_counted(watcher):
     for _ in range(3):
         watcher.inotify()
     tasks = [read_task(watcher.pid), *(read_task(watcher.fork().pid) for _ in range(2))]
@@ -170,7 +170,7 @@ def test_what_is_not_read_in_time_is_counted(watcher):
     assert read_survey(tasks, over=lambda: False).unread == 0
 
 
-def test_who_vanishes_drops_out(watcher, tmp_path):
+def test_a_task_that_ends_is_left_out(watcher, tmp_path):
     watcher.add_inotify(tmp_path)
     with Watcher() as other:
         other.add_inotify(tmp_path)
@@ -184,7 +184,7 @@ def test_who_vanishes_drops_out(watcher, tmp_path):
     assert survey.denied == ()
 
 
-def test_who_may_not_be_looked_at_is_named(watcher, tmp_path):
+def test_a_task_that_may_not_be_read_is_named(watcher, tmp_path):
     watcher.add_inotify(tmp_path)
     task = read_task(watcher.pid)
     hidden = Task(watcher.pid, 1, b"", HIDDEN, 0)

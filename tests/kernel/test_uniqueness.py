@@ -44,7 +44,7 @@ def _linked_layer(layer: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", PARTED)
-def test_the_names_of_a_file_in_a_lower_layer_are_not_told_apart(
+def test_the_names_of_a_file_in_a_lower_layer_are_ambiguous(
     area: MountArea, root: Root, watcher: Watcher, watch: Watch, kind: str
 ) -> None:
     place = area.place(kind)
@@ -77,7 +77,7 @@ def test_with_an_index_all_names_are_one_file(
         assert disproof(root, first, os.fsencode(made.mountpoint / name)) is None
 
 
-def test_what_nobody_can_write_stays_one_file(
+def test_on_a_read_only_overlay_all_names_are_one_file(
     area: MountArea, root: Root, watcher: Watcher, watch: Watch
 ) -> None:
     base = area.ext4("layers").mountpoint
@@ -104,7 +104,7 @@ def _squashed(area: MountArea, name: str) -> Path:
     return area.squashfs(content, name).mountpoint
 
 
-def test_a_layer_without_a_uuid_is_told_by_what_opens(
+def test_a_layer_without_a_uuid_is_found_by_the_handles_that_open(
     area: MountArea, root: Root, watcher: Watcher, watch: Watch
 ) -> None:
     layers = [_squashed(area, name) for name in ("apple", "banana")]
@@ -118,7 +118,7 @@ def test_a_layer_without_a_uuid_is_told_by_what_opens(
     assert watch(apple / "file").handle == watch(banana / "file").handle
     for file in (apple / "file", banana / "file"):
         assert disproof(root, watch(file), os.fsencode(file)) is StaleReason.AMBIGUOUS
-    # What one layer has and the others have not.
+    # A number that only one layer has.
     alone = cherry / "file8"
     assert disproof(root, watch(alone), os.fsencode(alone)) is None
     assert watcher.hears(watcher.watched[-1], alone.read_bytes)
@@ -164,7 +164,7 @@ def test_one_layer_without_a_uuid_is_enough(area: MountArea, root: Root, watch: 
         assert disproof(root, watch(path), os.fsencode(path)) is None
 
 
-def test_what_a_snapshot_shows_in_place_of_a_subvolume(
+def test_the_directory_in_a_snapshot_in_place_of_a_subvolume(
     area: MountArea, root: Root, watch: Watch
 ) -> None:
     top = area.btrfs().mountpoint

@@ -1,4 +1,4 @@
-"""Why an identity is unique, type by type: each reason is true, and what has none has no path."""
+"""Why an identity is unique, type by type: each reason is true; without one there is no path."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _made(area: MountArea, fstype: str, *, files: bool = True) -> Iterator[_Two]
 
 @contextlib.contextmanager
 def _there(area: MountArea, fstype: str) -> Iterator[_Two]:
-    # What the kernel has put there: the first that can be watched.
+    # Files that the kernel makes: the first ones that can be watched.
     top = area.mount("none", fstype, fstype)
     names = sorted(path for path in top.iterdir() if _is_plain(path))
     if len(names) < 2:
@@ -181,7 +181,7 @@ def test_every_type_has_a_test_or_cannot_be_mounted_here() -> None:
 
 
 @pytest.mark.parametrize("fstype", sorted(REASONS))
-def test_what_each_reason_is_good_for(fstype: str, root: Root, tmp_path: Path) -> None:
+def test_a_large_number_is_unique_for_each_reason(fstype: str, root: Root, tmp_path: Path) -> None:
     mount = _mount(fstype)
     large = Identity(7, 2 if fstype == "devpts" else 1 << 20, FileHandle(1, b"\1" * 8))
     with (tmp_path / "file").open("wb") as file:
@@ -196,7 +196,7 @@ def test_what_each_reason_is_good_for(fstype: str, root: Root, tmp_path: Path) -
         *("virtiofs", "autofs", "afs", "overlayfs", "shiftfs", "zfs", "new-in-7.0"),
     ],
 )
-def test_what_is_not_known_is_ambiguous(fstype: str, root: Root, tmp_path: Path) -> None:
+def test_an_unknown_type_is_ambiguous(fstype: str, root: Root, tmp_path: Path) -> None:
     mount = _mount(fstype)
     wanted = Identity(7, 1 << 20, FileHandle(1, b"\1" * 8))
     with (tmp_path / "file").open("wb") as file:

@@ -1,4 +1,4 @@
-"""Overlays whose layers cannot be told apart by a handle: never another file's path."""
+"""Overlays with layers that a handle cannot distinguish: never another file's path."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_a_clone_that_is_no_layer_does_no_harm(
 def test_a_layer_that_was_unmounted_is_one_still(
     area: MountArea, cloned: list[Path], root: Root, watcher: Watcher
 ) -> None:
-    """What is left of the clones has the watched handle too."""
+    """The remaining clone has the watched handle too."""
     top = _read_only(area, cloned)
     file, other = top / "dir" / "file", top / "dir" / "other"
     watched = watcher.add_inotify(file, IN_OPEN)
@@ -135,7 +135,7 @@ def test_a_layer_that_was_unmounted_is_one_still(
         assert disproof(root, identity, os.fsencode(path)) is StaleReason.AMBIGUOUS
 
 
-def test_only_what_is_in_one_of_the_clones_has_a_path(
+def test_only_files_that_one_of_the_clones_has_get_a_path(
     area: MountArea, root: Root, watcher: Watcher
 ) -> None:
     layers = _clones(area, "ext4")
@@ -266,7 +266,9 @@ def test_an_overlay_on_an_overlay_of_one_filesystem(
         assert _hears(watcher, watched, top / name)
 
 
-def test_what_is_copied_up_from_a_clone(area: MountArea, root: Root, watcher: Watcher) -> None:
+def test_a_file_that_is_copied_up_from_a_clone(
+    area: MountArea, root: Root, watcher: Watcher
+) -> None:
     layers = _clones(area, "ext4")
     base = area.ext4("upper").mountpoint
     lower = ":".join(map(str, layers))

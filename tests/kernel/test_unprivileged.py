@@ -1,4 +1,4 @@
-"""Without root: what can be done is done, and the rest says what it lacked."""
+"""Without root: irmapdb does the possible part, and names the missing capability for the rest."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
 
 def _as_nobody(action: Callable[[], object]) -> object:
-    """What `action` returns (JSON) or raises (as text) in a process without any rights."""
+    """The result (JSON) or the error (text) of `action` in a process without any rights."""
     # Perhaps only root can read the directory of Python: import now the modules of later.
     views.statements()
     for words in ("show absent", "hook --print criu --script /bin/true", "db history"):
@@ -100,7 +100,7 @@ def test_own_tasks_are_resolved_by_scan(place: Path) -> None:
     assert "CAP_DAC_READ_SEARCH" in answers["2"][1]
 
 
-def test_a_check_says_why_what_is_right_may_not_be(place: Path) -> None:
+def test_check_names_the_missing_capability(place: Path) -> None:
     def watch_and_check() -> object:
         libc = ctypes.CDLL(None, use_errno=True)
         inotify = libc.inotify_init1(0)
@@ -173,7 +173,7 @@ _REFUSED = [
 ]
 
 
-def test_what_may_not_be_read_is_an_error_with_advice_and_no_wrong_usage(
+def test_a_file_that_may_not_be_read_is_an_error_with_advice_and_no_wrong_usage(
     place: Path, closed: Path
 ) -> None:
     def try_all() -> object:

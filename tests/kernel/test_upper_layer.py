@@ -32,7 +32,7 @@ def rename(directory: Path, old: bytes) -> None:
         pytest.skip(f"no user attributes here: {error}")
 
 
-def test_what_lies_below_a_renamed_directory_takes_no_room(tmp_path: Path) -> None:
+def test_the_files_below_a_renamed_directory_take_no_memory(tmp_path: Path) -> None:
     below = tmp_path / "new"
     for number in range(20):
         (below / f"d{number}" / "e").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""One walk of one mount: everything below it is seen, and nothing else is touched."""
+"""One walk of one mount: every entry below it is offered, and no other file is touched."""
 
 import contextlib
 import itertools
@@ -97,7 +97,7 @@ def test_any_tree_is_walked_whole(tmp_path_factory, steps, data):
     top = os.fsencode(tmp_path_factory.mktemp("tree"))
     made = [top]
     for kind, parts in steps:
-        # What looks like `.` or `..` is no name.
+        # An entry that looks like `.` or `..` is no name.
         parts = [part + b"_" if part.strip(b".") == b"" else part for part in parts]  # noqa: PLW2901
         path = top + b"/" + b"/".join(parts)
         make(path, kind, data.draw(st.sampled_from(made)))
@@ -113,7 +113,7 @@ def test_any_tree_is_walked_whole(tmp_path_factory, steps, data):
 
 
 @pytest.mark.parametrize("kind", ["ext4", "tmpfs", "overlay-lower", "overlay-upper"])
-def test_what_is_mounted_below_is_another_walk(area, kind):
+def test_a_mount_below_is_another_walk(area, kind):
     top = area.place(kind).directory
     (top / "dir" / "below").mkdir()
     (top / "dir" / "over").touch()
@@ -158,7 +158,7 @@ def test_a_large_directory(area):
     counts = []
     hits = walked(top, wanted, on_entries=lambda count: counts.append(count) is None)
     assert {hit.path for hit in hits} == {b"", b"77777"}
-    assert sum(counts) == 100_002  # also what came after the last time it was told
+    assert sum(counts) == 100_002  # also the entries after the last report
     os.close(here)
 
 
@@ -194,7 +194,7 @@ def test_the_walk_stops_when_it_is_told_to(wide):
     assert open_descriptors() == before
 
 
-def test_what_was_found_is_no_longer_looked_for(wide):
+def test_a_found_inode_is_no_longer_looked_for(wide):
     wanted = {(wide / name / "7").stat().st_ino for name in ("1", "2", "3")}
     found = []
     with opened(wide) as fd:
@@ -215,7 +215,7 @@ def test_pruned_directories_are_not_opened(wide, watcher):
     )
     assert {hit.path.split(b"/")[0] for hit in entries} == {b"", b"3"}
     assert walked(wide, prune={b""}) == []
-    # The walk does open what it is not to pass over, so the monitor would have seen it.
+    # The walk opens a directory that it may enter, so the monitor would have seen it.
     assert watcher.hears(opening, lambda: walked(wide))
 
 
@@ -233,11 +233,11 @@ def test_a_closed_directory_is_met_and_not_listed(wide, watcher):
     ]
 
 
-# What must not be touched
+# Files that must not be touched
 
 
 def test_only_directories_are_opened(tmp_path, watcher):
-    """A FIFO's reader, a socket's server or a device's driver would notice, or keep us waiting."""
+    """A FIFO's reader, a socket's server or a device's driver would notice an open, or block it."""
     os.mkfifo(tmp_path / "fifo")
     os.mknod(tmp_path / "null", stat.S_IFCHR | 0o600, os.makedev(1, 3))
     os.mknod(tmp_path / "disk", stat.S_IFBLK | 0o600, os.makedev(7, 200))
@@ -269,14 +269,14 @@ def test_reading_a_directory_leaves_no_trace(area):
     assert (top / "dir").stat().st_atime_ns == before
 
 
-def test_without_rights_what_is_closed_is_passed_over(area):
+def test_without_rights_a_closed_directory_is_passed_over(area):
     top = area.tmpfs()
     for name, mode in (("open", 0o755), ("closed", 0o700)):
         (top / name).mkdir()
         (top / name / "file").touch()
         (top / name).chmod(mode)
     with opened(top) as fd, as_nobody():
-        # O_NOATIME is refused to who does not own a directory, reading it is not.
+        # The kernel refuses O_NOATIME if the caller does not own the directory; reading is allowed.
         paths = {hit.path for hit in walk(fd, Every())}
     assert paths == {b"", b"open", b"open/file"}
 
@@ -319,7 +319,7 @@ def test_a_directory_that_turns_into_a_link_leads_nowhere(area, watcher):
     assert {event.wd for event in events} & {one.wd for one in opening} == set()
 
 
-def test_what_turned_into_something_else_is_not_entered(area, watcher):
+def test_a_directory_that_became_another_file_is_not_entered(area, watcher):
     """The same without luck: the swap happens between the listing and the opening."""
     top = area.tmpfs()
     for path in ("decoy/sub/inside", "victim/sub/own", "other"):
@@ -390,8 +390,8 @@ def test_a_tree_that_is_deep_on_purpose_costs_little(area):
                 assert hit.path == b"a/" * levels + b"bottom"
         _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    # The paths of all levels would be 64 MB. And who wants to stop can, though there are few
-    # entries: to open a directory is work too.
+    # The paths of all levels would be 64 MB. The caller can stop the walk also between few entries,
+    # because opening a directory takes time too.
     assert peak < 4 << 20
     assert sum(calls) == 2 * levels + 1
     assert len(calls) > 20
@@ -408,7 +408,7 @@ def test_a_path_has_a_longest_for_a_walk(area):
     assert deepest.count(name.encode()) + deepest.endswith(b"b") == deepest.count(b"/") + 1
     before = open_descriptors()
     with opened(top) as fd:
-        os.close(open_beneath(fd, deepest, os.O_PATH))  # what was found can be looked up
+        os.close(open_beneath(fd, deepest, os.O_PATH))  # the found path can be looked up
         walking = walk(fd, Every())
         assert any(len(hit.path) > 50_000 for hit in walking)
         walking.close()  # half-way down, nothing is left open
@@ -421,7 +421,7 @@ class _Everything:
 
 
 def test_a_directory_that_is_moved_on_in_front_of_the_walk_is_listed_once(tmp_path):
-    """A tenant could keep us for as long as he likes with one directory of many entries."""
+    """Else a tenant could make the walk endless with one directory of many entries."""
     places = {f"place{number:02}" for number in range(40)}
     for name in places:
         (tmp_path / name).mkdir()

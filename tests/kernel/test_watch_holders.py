@@ -150,7 +150,7 @@ ready(child)
 def test_an_inherited_descriptor_is_looked_for_in_each_owners_root(
     area: MountArea, tmp_path: Path
 ) -> None:
-    """The parent's root hides what the child still sees: the first owner cannot name it."""
+    """The parent's root hides a file that the child still sees: the first owner cannot name it."""
     top = area.ext4().mountpoint
     (top / "dir").mkdir()
     (top / "dir" / "file").touch()
@@ -201,7 +201,9 @@ ready(child)
         os.kill(int(child), 9)
 
 
-def test_what_only_a_child_has_mounted(mounted_by_a_child: tuple[int, int], tmp_path: Path) -> None:
+def test_a_directory_that_only_a_child_has_mounted(
+    mounted_by_a_child: tuple[int, int], tmp_path: Path
+) -> None:
     pid, child = mounted_by_a_child
     options = steps.StepOptions(pid, new_work_dir(tmp_path), config=Config(hints=()))
     for report in (steps.pre_dump(options), steps.dump(options, steps.FreezeOptions())):

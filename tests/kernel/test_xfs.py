@@ -1,4 +1,4 @@
-"""What an xfs with parent pointers tells, against a walk over real trees and mounts."""
+"""The answers of an xfs with parent pointers, against a walk over real trees and mounts."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_every_name_wherever_a_mount_shows_it(area: MountArea, root: Root) -> No
     (area.path / "bound here\n").mkdir()
     area.bind(top / "other", area.path / "bound here\n")
     area.mount(filesystem.device, "again", "xfs")
-    # A file over a file, something else over a directory, and one on top of itself.
+    # A file over a file, a mount over a directory, and one on top of itself.
     area.bind(top / "dir" / "fifo", top / "other" / "hard")
     area.tmpfs("xfs-parents/covered")
     area.bind(top / "dir", top / "dir")
@@ -96,12 +96,12 @@ def test_more_than_one_answer_holds(area: MountArea, root: Root) -> None:
     assert {beyond} in names.values()
 
 
-def test_what_has_no_name(area: MountArea, root: Root) -> None:
+def test_an_inode_without_a_name(area: MountArea, root: Root) -> None:
     top = area.xfs_with_parent_pointers().mountpoint
     file = top / "file"
     file.write_bytes(b"")
     deleted, replaced = identity_of(file), identity_of(top)
-    # The same number, another generation: what a number that was used again looks like.
+    # The same number with another generation: so looks a number that was used again.
     assert replaced.handle is not None
     kind, data = replaced.handle
     replaced = replaced._replace(handle=replaced.handle._replace(data=data[:-1] + b"\x7f"))
@@ -118,7 +118,7 @@ def test_what_has_no_name(area: MountArea, root: Root) -> None:
     assert kind == 0x81
 
 
-def test_what_no_mount_shows(area: MountArea, root: Root) -> None:
+def test_a_file_that_no_mount_shows(area: MountArea, root: Root) -> None:
     filesystem = area.xfs_with_parent_pointers()
     top = filesystem.mountpoint
     (top / "shown").mkdir()

@@ -18,7 +18,7 @@ from tests.support.warm import Asked
 
 
 def hears(container, watched, root, path):
-    """Whether that very watch hears it when a file is opened by the path."""
+    """Whether this watch reports an open of the path."""
     return container.hears(watched, (root / os.fsdecode(path).lstrip("/")).read_bytes)
 
 
@@ -70,7 +70,7 @@ def _replace_atomically(root):
     [_exchange, _copy_up, _link_and_unlink, _rename_directory, _replace_atomically],
     ids=lambda act: act.__name__.strip("_"),
 )
-def test_what_changed_since_the_last_look_is_never_answered_wrongly(
+def test_a_file_changed_since_the_last_look_never_gets_a_wrong_path(
     node, warm, hook, tmp_path, act
 ):
     container = node.container()
@@ -174,7 +174,7 @@ def test_a_work_dir_that_others_can_write_is_left_to_the_hook(node, warm, hook, 
     assert (asked.code, asked.alone, asked.paths) == (0, True, None)
 
 
-def test_an_old_image_is_kept_where_something_has_no_path_any_more(node, warm, hook, tmp_path):
+def test_an_old_image_is_kept_if_a_watch_has_lost_its_path(node, warm, hook, tmp_path):
     container = node.container()
     root = node.roots[container.id]
     (root / "srv" / "file").write_text("upper")
@@ -193,10 +193,10 @@ def test_an_old_image_is_kept_where_something_has_no_path_any_more(node, warm, h
 
 
 @pytest.mark.parametrize("useful", [True, False])
-def test_an_old_image_with_what_has_no_path_is_left_to_the_hook(
+def test_an_old_image_with_an_entry_without_a_path_is_left_to_the_hook(
     node, warm, hook, tmp_path, *, useful
 ):
-    """CRIU finds what is ambiguous by the old entry: without us the dump would be done."""
+    """CRIU uses the old entry of an ambiguous inode: without irmapdb the dump would pass."""
     container = node.container()
     container.add_inotify("/srv/app/file-0")
     ambiguous = container.add_inotify("/proc/meminfo")

@@ -1,4 +1,4 @@
-"""The names of containers, from files as the engines write them, damaged and lying ones too."""
+"""The names of containers, from files of the engines: as they write them, damaged, and false."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def _containerd_pod(host: Host) -> None:
 
 
 def _k3s(host: Host) -> None:
-    # One shim has all containers of a pod, and stands in the bundle of the first.
+    # One shim has all containers of a pod, and runs in the bundle of the first.
     host.container(f"/kubepods.slice/cri-containerd-{HEX}.scope")
     state = "/run/k3s/containerd/io.containerd.runtime.v2.task/k8s.io"
     host.monitor("containerd-shim-runc-v2", "-namespace", "k8s.io", cwd=f"{state}/{OTHER}")
@@ -437,20 +437,20 @@ def test_a_container_without_a_monitor_has_no_runtime(host: Host) -> None:
     assert runtime_of(found) is None
 
 
-def test_a_monitor_that_another_user_runs_is_not_believed(host: Host) -> None:
+def test_a_monitor_that_another_user_runs_does_not_count(host: Host) -> None:
     _podman(host)
     os.chown(host.proc / str(MONITOR), 12345, 12345)
     assert host.info().name is None
 
 
-def test_a_monitor_of_another_container_is_not_believed(host: Host) -> None:
+def test_a_monitor_of_another_container_does_not_count(host: Host) -> None:
     _podman(host)
     words = ("conmon", "-c", OTHER, "-b", f"/srv/store/overlay-containers/{OTHER}/userdata", "")
     (host.proc / str(MONITOR) / "cmdline").write_bytes("\0".join(words).encode())
     assert host.info().name is None
 
 
-def test_what_the_engine_wrote_comes_before_labels_of_the_user(host: Host) -> None:
+def test_the_fields_of_the_engine_precede_labels_of_the_user(host: Host) -> None:
     _containerd_pod(host)
     lies = {"io.kubernetes.pod.name": "db-0", "io.kubernetes.pod.namespace": "prod"}
     lies["io.kubernetes.container.name"] = "db"
@@ -459,7 +459,7 @@ def test_what_the_engine_wrote_comes_before_labels_of_the_user(host: Host) -> No
 
 
 @pytest.mark.parametrize("make", ["crio", "crio_sandbox", "containerd_pod", "docker_pod"])
-def test_annotations_of_another_engine_are_lies_of_the_user(host: Host, make: str) -> None:
+def test_annotations_of_another_engine_do_not_count(host: Host, make: str) -> None:
     """The rows of the fleet are shown by the namespace."""
     lies = {
         "io.kubernetes.cri.sandbox-name": "dns",
@@ -484,7 +484,7 @@ def test_annotations_of_another_engine_are_lies_of_the_user(host: Host, make: st
     assert host.info() == honest
 
 
-def test_a_monitor_in_a_container_is_not_believed(host: Host) -> None:
+def test_a_monitor_in_a_container_does_not_count(host: Host) -> None:
     """There root's user id is a tenant's, and a program may be called conmon."""
     _podman(host)
     assert host.info().name == "web"
@@ -590,7 +590,7 @@ def test_an_id_its_beginning_or_a_name_is_enough(wanted: str, index: int) -> Non
         ("\x1b[31m", r"no container is called \x1b[31m"),
     ],
 )
-def test_what_names_none_or_several_is_refused(wanted: str, said: str) -> None:
+def test_a_key_of_no_or_several_containers_is_refused(wanted: str, said: str) -> None:
     with pytest.raises(TaskError) as raised:
         find_named(wanted, NODE)
     assert said in str(raised.value)

@@ -1,4 +1,4 @@
-"""Which containers there are, and what they are called."""
+"""The containers of a machine, and their names."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_a_container_inside_of_a_container_is_a_part_of_it(proc):
     assert (found.name.id, found.pids) == (HEX, (100, 101))
 
 
-def test_trees_in_one_cgroup_are_told_apart_and_bounded(proc):
+def test_trees_in_one_cgroup_have_names_of_their_own_and_are_bounded(proc):
     for pid in range(100, 120):
         mounts = OWN_MOUNTS.replace("0:50", f"0:{pid}")
         task(proc, pid, 50, 2000 + pid, mounts, "0::/default/c1\n")

@@ -37,7 +37,7 @@ class Tree:
             task.add_inotify(f"{inside}/{name}")
 
     def swap(self, chance: random.Random) -> None:
-        """Give two of the files each other's name, so that there is something to write."""
+        """Swap the names of two files, so that the hook has a change to write."""
         one, other = chance.sample(self.names, 2)
         spare = self.directory / "spare"
         (self.directory / one).rename(spare)
@@ -124,7 +124,7 @@ def _processes_of(
 
 
 def _times_s(tree: Tree, program: Path, chance: random.Random) -> tuple[float, float]:
-    """How long the hook runs, and how long it and what its child stores: the shortest of some."""
+    """Seconds of the hook, and seconds until its child has stored the run: the least of some."""
     answers_s, wholes_s = [], []
     for _ in range(4):
         tree.swap(chance)
@@ -179,7 +179,7 @@ def test_killed_at_any_moment(tree, hook):
     for pid in workers:
         wait_gone(pid)
     assert tree.image() == tree.truth()
-    # Until the last one has stored what it found, SQLite has files of its own there.
+    # Until the last one has stored its results, SQLite has files of its own there.
     known = {"irmap-cache", "irmap.db", "irmap.db-shm", "irmap.db-wal", "irmapdb.log"}
     assert {path.name for path in tree.work.iterdir()} <= known | {"irmapdb.log.old"}
 

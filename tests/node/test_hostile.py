@@ -1,4 +1,4 @@
-"""Containers that are large, busy or hostile: no other one waits for them, and nothing is wrong."""
+"""Containers that are large, busy or hostile: no other one waits for them, and no path is wrong."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def hostile(area):
 
 
 def listen(task):
-    """Let it be asked before each open of a directory, and never answer."""
+    """Make the kernel ask it before each open of a directory, and never answer."""
     group = task.fanotify(flags=FAN_CLASS_CONTENT)
     task.add_fanotify("/", FAN_OPEN_PERM | FAN_ONDIR, "mount", fd=group)
 

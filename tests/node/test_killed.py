@@ -96,7 +96,7 @@ def test_its_children(container, warm, hook, tmp_path):
     assert killed >= CHILD_KILLS
     assert_whole(warm, tmp_path, also={EXTRA})
     warm.end(signal.SIGKILL)
-    warm.start()  # at once: what has failed is tried again only after a while
+    warm.start()  # at once: a failed container is tried again only after some time
     warm.wait_ready(len(PATHS))
     asked = Asked.ask(hook, container.pid, tmp_path / "work")
     assert (asked.code, set(asked.paths or ())) == (0, PATHS)

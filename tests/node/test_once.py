@@ -1,4 +1,4 @@
-"""`irmapdb warm --once`: what it makes ready, and what it leaves alone."""
+"""`irmapdb warm --once`: the files that it makes, and those that it does not change."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_every_watch_of_a_container_has_a_proved_path(node):
         assert {row.path for row in store.all_mappings()} >= {b"/srv/app/file-0", b"/srv"}
 
 
-def test_what_has_not_changed_is_not_worked_on_again(node):
+def test_an_unchanged_container_is_not_worked_on_again(node):
     container = node.container()
     container.add_inotify("/srv/app/file-0")
     with Service(node.options()) as service:
@@ -59,7 +59,7 @@ def test_what_has_not_changed_is_not_worked_on_again(node):
         assert again["resolved"] == 2
 
 
-def test_a_rename_in_a_path_is_heard(node, area):
+def test_a_rename_in_a_path_is_noticed(node, area):
     data = area.ext4("data").mountpoint
     (data / "state").mkdir()
     (data / "state" / "file").write_text("bound")
@@ -152,7 +152,7 @@ def test_a_run_directory_that_is_not_ours_is_refused(node, wrong, tmp_path):
         Service(node.options(run=run)).__enter__()
 
 
-def test_the_command_says_what_has_no_path(node, tmp_path):
+def test_the_command_lists_the_watches_without_a_path(node, tmp_path):
     container = node.container()
     container.add_inotify("/srv")
     gone = Path(node.roots[container.id]) / "srv" / "app" / "file-9"

@@ -16,7 +16,7 @@ from irmapdb.node.rundir import RunDirectory
 from irmapdb.node.service import Service
 
 
-def test_it_follows_what_the_containers_watch(node, warm):
+def test_it_follows_the_watches_of_the_containers(node, warm):
     container = node.container()
     container.add_inotify("/srv/app/file-0")
     warm.wait_for(lambda seen: [one["resolved"] for one in seen] == [1])
@@ -27,7 +27,7 @@ def test_it_follows_what_the_containers_watch(node, warm):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_it_ends_when_it_is_told_to(node, warm, number):
+def test_it_ends_after_a_signal(node, warm, number):
     node.container().add_inotify("/srv/app/file-0")
     warm.wait_for(lambda seen: [one["resolved"] for one in seen] == [1])
     assert warm.end(number) == 0

@@ -1,4 +1,4 @@
-"""The systemd unit: what it starts, and that it comes and goes without a trace."""
+"""The systemd unit: its commands, and that --uninstall leaves no file."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_unit_of_others_is_left_alone(tmp_path):
         unit.install(["/bin/true"], tmp_path, tmp_path)
 
 
-def test_what_systemd_says_of_the_unit(tmp_path):
+def test_systemd_analyze_accepts_the_unit(tmp_path):
     require_program("systemd-analyze", package="systemd")
     unit.install([sys.executable, "-m", "irmapdb", "warm"], tmp_path, tmp_path)
     done = subprocess.run(
@@ -55,7 +55,7 @@ def test_what_systemd_says_of_the_unit(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_words_that_mean_something_to_systemd():
+def test_words_with_special_characters_of_systemd():
     text = unit.unit_text(["/a b/python", "100%", "$HOME", 'say "x"', "back\\slash"], CHECKOUT)
     assert 'ExecStart="/a b/python" 100%% $$HOME "say \\"x\\"" "back\\\\slash"\n' in text
 
@@ -67,7 +67,7 @@ def test_it_works_with_the_capabilities_and_the_mounts_of_the_unit(node, warm, h
     warm.end(signal.SIGKILL)
     kept = ",".join("+" + one.removeprefix("CAP_").lower() for one in unit.CAPABILITIES)
     command = [sys.executable, "-m", "irmapdb", "warm", "--interval", "0.2", "--cgroup", OURS]
-    # A mount namespace in which nothing but these two directories can be written to.
+    # A mount namespace in which only these two directories can be written.
     script = """
         for path in "$1" "$2"; do mkdir -p -m 700 "$path"; mount --bind "$path" "$path"; done
         mount -o remount,bind,ro / && shift 2
@@ -86,7 +86,7 @@ def test_it_works_with_the_capabilities_and_the_mounts_of_the_unit(node, warm, h
     assert warm.end(signal.SIGTERM) == 0
 
 
-def test_systemd_is_told(node, tmp_path, warm):
+def test_systemd_gets_the_notifications(node, tmp_path, warm):
     warm.end(signal.SIGKILL)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
         listener.bind(str(tmp_path / "notify"))

@@ -20,7 +20,7 @@ from tests.support.warm import Asked, Warm, write_hook
 
 @pytest.fixture
 def hook(tmp_path):
-    """The script of a host on which nothing of irmapdb's is installed."""
+    """The script of a host without the programs of irmapdb."""
     return write_hook(tmp_path, tmp_path / "run", program=tmp_path / "missing")
 
 
@@ -45,7 +45,7 @@ def stop(warm: Warm):
     warm.process.send_signal(signal.SIGSTOP)
 
 
-def test_the_script_hears_of_the_search_before_anything_is_proved(tmp_path, monkeypatch):
+def test_the_script_is_told_of_the_search_before_the_first_proof(tmp_path, monkeypatch):
     """Otherwise it would not wait for the proofs of a large container."""
     run = RunDirectory(tmp_path / "run")
     os.mkfifo(run.path / "reply-1-1", 0o600)

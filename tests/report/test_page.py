@@ -172,7 +172,7 @@ def test_the_first_and_the_last_hour_harm_no_chart(tmp_path, value):
 
 
 def test_many_long_paths_are_counted_and_not_read(tmp_path):
-    # A tenant chose how many they are, and how long: together more than one answer may have.
+    # A tenant chose their number and length: together they are larger than an answer may be.
     path = Maker(tmp_path).make(tmp_path / "irmap.db", runs=3)
     ask(path, "UPDATE mapping SET stale_at = validated_at, stale_reason = 'gone'")
     ask(path, _LONG_STALE_PATHS)

@@ -14,7 +14,7 @@ class CriuOutcome(enum.StrEnum):
 
     PATH = "dumped with its path"
     NO_PATH = "dumped without a path"
-    WRONG_PATH = "dumped with the path of something else"
+    WRONG_PATH = "dumped with the path of another file"
     FAILS = "not dumped, and with it nothing else"
     UNKNOWN = "not known"
 

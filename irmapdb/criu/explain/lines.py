@@ -82,7 +82,7 @@ class LogLine(Record):
 
 
 class Lines:
-    """The lines of a log that can mean something, in their order. It can be iterated once."""
+    """The lines of a log that can be messages of CRIU, in their order. It can be iterated once."""
 
     def __init__(self, chunks: Iterable[bytes], name: str) -> None:
         """`name` is for errors: iterating raises FileError for a compressed log."""

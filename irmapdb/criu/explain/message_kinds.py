@@ -39,7 +39,7 @@ class Role(enum.StrEnum):
     NAMES = "names"
     """Follows a cause, and names the watch."""
     LOSS = "loss"
-    """CRIU goes on, and something is lost or slow."""
+    """CRIU continues, but a watch or an event is lost, or the dump is slow."""
     HARMLESS = "harmless"
     """CRIU goes on, and nothing is lost."""
     STEP = "step"

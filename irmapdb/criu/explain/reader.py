@@ -95,7 +95,7 @@ class LogFacts(Record):
     lines: int
     """All lines of the input."""
     criu_lines: int
-    """Those that are CRIU's, as far as can be told."""
+    """The lines that look like lines of CRIU."""
     runs: int
     """How many runs the log has; the other facts are those of the last."""
     version: str | None

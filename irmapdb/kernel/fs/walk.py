@@ -51,7 +51,7 @@ class Hit(Record):
     """Relative to the top of the walk, b"" for the top itself."""
 
 
-def walk(  # noqa: PLR0913  what it tells, and whom
+def walk(  # noqa: PLR0913 the options of a walk
     top_fd: int,
     inos: Container[int],
     *,

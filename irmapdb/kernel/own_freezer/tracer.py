@@ -88,7 +88,7 @@ class Tracer:
         self._done = threading.Lock()
         self._done.acquire()
         self.go = threading.Lock()
-        """Released by the owner, once: let all tasks go."""
+        """The owner releases all tasks, once."""
         self.go.acquire()
 
     # In the owner's thread.
@@ -114,8 +114,8 @@ class Tracer:
         """FreezeError if the tasks are not stopped any more."""
         if self._held_too_long:
             raise FreezeError(
-                f"{self._root.name} and its descendants were let go after {self._hold_s:g} s: "
-                "something kept us waiting",
+                f"{self._root.name} and its descendants run again after {self._hold_s:g} s: "
+                "a lookup or a disk did not answer in this time",
                 advice="look for a mount in their tree that does not answer, or a slow disk",
             )
         if self._frozen_elsewhere and self._freezer and not cgroups.is_frozen(self._freezer):

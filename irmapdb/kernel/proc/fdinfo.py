@@ -171,7 +171,7 @@ _LINKS = {
 }
 
 
-# ENAMETOOLONG: a file whose path is longer than a link can tell.
+# ENAMETOOLONG: the path is longer than the kernel gives for a link.
 _NO_WATCH = {errno.ENOENT, errno.ESRCH, errno.ENAMETOOLONG}
 
 

@@ -121,7 +121,7 @@ def _number(path: str) -> int | None:
 
 
 def effective_uid(pid: int) -> int | None:
-    """The effective user of a task, as our user namespace numbers it; None if it is gone."""
+    """The effective user of a task, by the numbers of our user namespace; None if it is gone."""
     try:
         status = procfs.read_file(f"{procfs.ROOT}/{pid}/status")
     except OSError:

@@ -42,7 +42,7 @@ class SharedDescriptor(Record):
 
 
 class Survey(Record):
-    """What the tasks watch. `files` are in the order of the tasks, then of descriptors."""
+    """The watches of the tasks. `files` are in the order of the tasks, then of descriptors."""
 
     files: tuple[RawWatchFile, ...]
     denied: tuple[Denied, ...]
