@@ -32,7 +32,7 @@ class Verdict(enum.StrEnum):
     """CRIU's result for one watch."""
 
     PATH = "dumped with its path"
-    WRONG_PATH = "dumped with the path of something else"
+    WRONG_PATH = "dumped with the path of another file"
     NO_PATH = "dumped without a path"
     FAILS = "dump failed"
 
