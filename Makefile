@@ -118,8 +118,8 @@ check-protos: .venv-protos/.locked ## check that irmapdb/_pb is the output of pr
 	@PYTHON=.venv-protos/bin/python sh tools/protos.sh --check irmapdb/_pb
 
 .PHONY: sql
-sql: venv ## write irmapdb/store/compiled.py from the statements in irmapdb/store/core.py
-	@$(BIN)/python tools/compile_sql.py irmapdb/store/compiled.py
+sql: venv ## write irmapdb/store/compiled.py from the statements in tools/store_statements.py
+	@$(BIN)/python -m tools.compile_sql irmapdb/store/compiled.py
 
 .PHONY: clean
 clean: ## remove all files that make has made

@@ -2,42 +2,31 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
-from irmapdb.store import compiled, core
+from irmapdb.store import compiled
 from irmapdb.store.database import Store
 from tests.support.watcher import Watcher
+from tools import compile_sql, store_statements
 
 _ROOT = Path(__file__).parent.parent
 
 
-@pytest.fixture(scope="module")
-def tool() -> ModuleType:
-    where = _ROOT / "tools" / "compile_sql.py"
-    spec = importlib.util.spec_from_file_location("compile_sql", where)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_sql_is_that_of_the_statements(tool: ModuleType) -> None:
+def test_the_sql_is_that_of_the_statements() -> None:
     written = Path(compiled.__file__).read_text("utf-8")
-    assert tool.rendered() == written, "make sql"
-    assert {name: getattr(compiled, name) for name in core.__all__} == tool.statements()
+    assert compile_sql.rendered() == written, "make sql"
+    named = {name: getattr(compiled, name) for name in store_statements.__all__}
+    assert named == compile_sql.statements()
 
 
 def test_each_statement_is_valid_and_each_value_has_a_name(tmp_path: Path) -> None:
     with Store.open(tmp_path / "irmap.db", create=True) as store:
         compiled.MAKE_INCOMING.run(store._raw)
-        for name in core.__all__:
+        for name in store_statements.__all__:
             sql, names = getattr(compiled, name)
             assert sql.count("?") == len(names), name
             store._raw.execute(f"EXPLAIN {sql}", [None] * len(names)).fetchall()

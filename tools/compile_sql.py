@@ -1,6 +1,6 @@
-"""Writes the SQL of the statements of irmapdb.store.core, and of the tables, as Python.
+"""Writes the SQL of the statements of tools/store_statements.py as Python.
 
-compile_sql.py irmapdb/store/compiled.py
+python -m tools.compile_sql irmapdb/store/compiled.py
 """
 
 from __future__ import annotations
@@ -13,15 +13,14 @@ from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.dialects.sqlite.base import SQLiteCompiler
-from sqlalchemy.schema import CreateIndex, CreateTable
 
-from irmapdb.store import core, tables
 from irmapdb.store.statement import Statement
+from tools import store_statements
 
 if TYPE_CHECKING:
     from sqlalchemy import BindParameter, ClauseElement
 
-_HEAD = '''"""The SQL of the store. `make sql` writes this file from irmapdb.store.core."""
+_HEAD = '''"""The SQL of the store. `make sql` writes this file from tools/store_statements.py."""
 
 from __future__ import annotations
 
@@ -45,7 +44,7 @@ _DIALECT.statement_compiler = _Compiler
 
 def statements() -> dict[str, Statement]:
     """The statements by their names."""
-    return {name: _compiled(getattr(core, name)) for name in core.__all__}
+    return {name: _compiled(getattr(store_statements, name)) for name in store_statements.__all__}
 
 
 def _compiled(statement: ClauseElement) -> Statement:
@@ -54,21 +53,9 @@ def _compiled(statement: ClauseElement) -> Statement:
     return Statement(" ".join(str(compiled).split()), tuple(names))
 
 
-def creations() -> tuple[str, ...]:
-    """The statements that create the tables and indexes, word for word as SQLAlchemy does."""
-    made: list[ClauseElement] = []
-    for metadata in (tables.metadata, tables.version_metadata):
-        for table in metadata.sorted_tables:
-            made.append(CreateTable(table))
-            made += map(CreateIndex, sorted(table.indexes, key=lambda index: str(index.name)))
-    return tuple(str(one.compile(dialect=_DIALECT)).strip() for one in made)
-
-
 def rendered() -> str:
     """The module."""
     parts = [_HEAD]
-    texts = ",\n".join(_literal(sql.splitlines(keepends=True)) for sql in creations())
-    parts.append(f"CREATIONS = (\n{texts},\n)\n")
     for name, (sql, parameters) in statements().items():
         lines = textwrap.wrap(sql, _WIDTH, break_long_words=False, break_on_hyphens=False)
         given = f", {parameters!r}" if parameters else ""
@@ -86,12 +73,8 @@ def rendered() -> str:
 
 def _literal(pieces: list[str]) -> str:
     # In double quotes, as ruff writes them.
-    return "\n".join(
-        '"'
-        + piece.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\t", "\\t")
-        + '"'
-        for piece in pieces
-    )
+    escaped = (piece.replace("\\", "\\\\").replace('"', '\\"') for piece in pieces)
+    return "\n".join(f'"{piece}"' for piece in escaped)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,10 @@
 
 A schema is code: CHECK constraints, generated columns, triggers, foreign keys, defaults and indexes
 on expressions run when a row is read or written. So the text of each of our tables and indexes must
-be that of its revision. `schemas/` has a file for each revision, with its additions and changes.
-The text of each of our views must be that of `views.sql`. Spaces and line ends do not count,
-because a column that was added later is on the line of the previous column.
+be that of its revision. `schemas/` has a file for each revision, with its additions and changes; a
+new database is made from these files. The text of each of our views must be that of `views.sql`.
+Spaces and line ends do not count, because a column that was added later is on the line of the
+previous column.
 
 A user may add plain tables, views, and indexes on plain columns. irmapdb does not use them. It
 refuses objects that can run when it uses its own tables: a trigger, a virtual table, a table with a
@@ -28,7 +29,14 @@ if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Collection, Iterable
 
-__all__ = ["SchemaObject", "check_kinds", "check_objects", "check_texts", "read_objects"]
+__all__ = [
+    "SchemaObject",
+    "check_kinds",
+    "check_objects",
+    "check_texts",
+    "creations",
+    "read_objects",
+]
 
 _MOST_OBJECTS = 1000
 _SCHEMAS = os.path.join(os.path.dirname(__file__), "schemas")
@@ -138,15 +146,18 @@ def _plain(sql: bytes | None) -> bytes:
     return b" ".join((sql or b"").split())
 
 
-@cache
-def _texts(revision: str) -> dict[str, bytes]:
-    # Tables and indexes by name: those of the revisions before, and what changed since.
-    found: dict[str, bytes] = {}
+def creations(revision: str) -> dict[str, str]:
+    """The statements that make the tables and indexes of a revision, by the name of each."""
+    found: dict[str, str] = {}
     for name in sorted(os.listdir(_SCHEMAS)):
         if name.endswith(".sql") and name.removesuffix(".sql") <= revision:
-            for table, sql in views.read_creations(os.path.join(_SCHEMAS, name)).items():
-                found[table] = _plain(sql.encode())
+            found |= views.read_creations(os.path.join(_SCHEMAS, name))
     return found
+
+
+@cache
+def _texts(revision: str) -> dict[str, bytes]:
+    return {name: _plain(sql.encode()) for name, sql in creations(revision).items()}
 
 
 @cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from irmapdb.store import compiled, version, views
+from irmapdb.store.objects import creations
 from irmapdb.store.raw import immediate
 from irmapdb.store.values import new_uuid
 from irmapdb.store.version import read_revision
@@ -25,7 +26,7 @@ def create(raw: sqlite3.Connection, place: Place) -> None:
     with immediate(raw):
         if read_revision(raw, place) is not None:
             return
-        for statement in compiled.CREATIONS:
+        for statement in creations(version.HEAD).values():
             raw.execute(statement)
         views.create(raw)
         compiled.ADD_ORIGIN.run(raw, uuid=new_uuid())

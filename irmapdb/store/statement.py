@@ -1,7 +1,7 @@
 """Runs a statement whose SQL was written beforehand.
 
-SQLAlchemy writes the SQL when irmapdb is developed: `irmapdb.store.core` has the statements, and
-`make sql` writes them to `irmapdb.store.compiled`. Rows go directly to SQLite, in the form of
+SQLAlchemy writes the SQL when irmapdb is developed: `tools/store_statements.py` has the statements,
+and `make sql` writes them to `irmapdb.store.compiled`. Rows go directly to SQLite, in the form of
 irmapdb.store.values.
 """
 

@@ -11,7 +11,7 @@ down_revision = None
 # No downgrade: a backup lies beside every database that was upgraded.
 
 # Names are given whole (op.f): what a released revision makes must not change with the
-# conventions of irmapdb.store.tables.
+# conventions of migrations/env.py.
 
 
 def upgrade() -> None:

@@ -1,13 +1,17 @@
 """Has the statements of the store, in SQLAlchemy Core.
 
-The import of SQLAlchemy takes longer than a whole pre-dump, so no command imports this module.
-`make sql` writes the SQL of each statement to `irmapdb.store.compiled`, under the same name. The
-hook needs two more before it answers CRIU: they are in `irmapdb.store.mappings`.
+The import of SQLAlchemy takes longer than a whole pre-dump, so the package does not have this
+module. `make sql` writes the SQL of each statement to `irmapdb/store/compiled.py`, under the same
+name. The hook needs two more before it answers CRIU: they are in `irmapdb.store.mappings`.
 
-A `bindparam` without a value is a parameter there. Any other value is a part of the SQL.
+A `bindparam` without a value is a parameter there. Any other value is a part of the SQL. The tables
+are those of `irmapdb/store/schemas`, as SQLite has them.
 """
 
 from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
     Column,
@@ -19,6 +23,7 @@ from sqlalchemy import (
     bindparam,
     case,
     cast,
+    create_engine,
     delete,
     exists,
     func,
@@ -35,14 +40,14 @@ from sqlalchemy.dialects import sqlite
 from sqlalchemy.schema import CreateTable
 
 from irmapdb.model import Event, Source
-from irmapdb.store import rows, tables
+from irmapdb.store import rows
 from irmapdb.store.mappings import MAPPING_NAMES
+from irmapdb.store.objects import creations
 from irmapdb.store.records import FileStamp
+from irmapdb.store.version import HEAD
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from typing import Any
 
     from sqlalchemy import BindParameter, ColumnElement, Insert, Select
 
@@ -101,6 +106,17 @@ __all__ = [
     "YOUNG_CHANGE",
 ]
 
+
+def _tables() -> SimpleNamespace:
+    found = MetaData()
+    with create_engine("sqlite://").connect() as connection:
+        for creation in creations(HEAD).values():
+            connection.exec_driver_sql(creation)
+        found.reflect(connection)
+    return SimpleNamespace(**found.tables)
+
+
+tables = _tables()
 _run, _watch, _tried, _change, _mapping, _image = (
     table.c
     for table in (
@@ -235,7 +251,7 @@ IMAGE_ENTRIES = (
 # --- everything about one inode -------------------------------------------------------------------
 
 
-def _inodes(*conditions: ColumnElement[bool]) -> Any:  # noqa: ANN401 SQLAlchemy's own
+def _inodes(*conditions: ColumnElement[bool]) -> Any:
     # Of the tables that have inodes.
     return union(
         *(
