@@ -42,16 +42,11 @@ if TYPE_CHECKING:
     from irmapdb.audit.fix import Mended
     from irmapdb.model import Identity, Mapping
 
-__all__ = ["VERDICTS", "add_to"]
+__all__ = ["VERDICTS", "audit"]
 
 _NOT_THERE = {"gone", "unmounted"}
 _MANY = 10
 VERDICTS = ("valid", "moved", "replaced", "reused", "deleted", "gone", "unmounted", "unreachable")
-
-
-def add_to(app: typer.Typer) -> None:
-    """Add the command of this module."""
-    app.command()(audit)
 
 
 def audit(

@@ -45,12 +45,7 @@ if TYPE_CHECKING:
 
     from irmapdb.criu.check.dump import DumpCheck, DumpCheckOptions, MarkCheck, WatchCheck
 
-__all__ = ["add_to", "check"]
-
-
-def add_to(app: typer.Typer) -> None:
-    """Add the commands of this module."""
-    app.command()(check)
+__all__ = ["check"]
 
 
 def check(

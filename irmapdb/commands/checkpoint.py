@@ -46,13 +46,7 @@ if TYPE_CHECKING:
     from irmapdb.checkpoint.steps import StepOptions
     from irmapdb.checkpoint.transaction import StepReport
 
-__all__ = ["add_to", "dump", "pre_dump"]
-
-
-def add_to(app: typer.Typer) -> None:
-    """Add the commands of this module."""
-    app.command("pre-dump")(pre_dump)
-    app.command("dump")(dump)
+__all__ = ["dump", "pre_dump"]
 
 
 def pre_dump(

@@ -11,20 +11,15 @@ from irmapdb.commands import render
 from irmapdb.commands.options import AsJson, Database, WorkDirOption, database_path
 from irmapdb.errors import UsageError
 
-__all__ = ["add_to"]
+__all__ = ["db"]
 
 
-def add_to(app: typer.Typer) -> None:
-    """Add the commands of this module."""
-    app.add_typer(_database, name="db")
-
-
-_database = typer.Typer(
+db = typer.Typer(
     no_args_is_help=True, help="The database's schema: upgrade, current, history, backup."
 )
 
 
-@_database.command()
+@db.command()
 def upgrade(work_dir: WorkDirOption = None, db: Database = None) -> None:
     """Upgrade a database to the newest schema, and keep a backup beside it.
 
@@ -47,7 +42,7 @@ def upgrade(work_dir: WorkDirOption = None, db: Database = None) -> None:
         render.say(f"{name}: schema {done.old} → {done.new}, the old one kept as {kept}")
 
 
-@_database.command()
+@db.command()
 def current(work_dir: WorkDirOption = None, db: Database = None, as_json: AsJson = False) -> None:
     """Print the schema revision of a database.
 
@@ -67,7 +62,7 @@ def current(work_dir: WorkDirOption = None, db: Database = None, as_json: AsJson
         typer.echo(f"{revision}{newest}")
 
 
-@_database.command()
+@db.command()
 def history(as_json: AsJson = False) -> None:
     """List the schema revisions that this irmapdb knows, oldest first.
 
@@ -84,7 +79,7 @@ def history(as_json: AsJson = False) -> None:
         render.print_table(("revision", "what it did"), ((one.id, one.subject) for one in known))
 
 
-@_database.command()
+@db.command()
 def backup(
     destination: Annotated[
         Path, typer.Argument(readable=False, metavar="COPY", help="A new file.")

@@ -19,18 +19,13 @@ if TYPE_CHECKING:
     from irmapdb.node.watch_diff import WatchDiff, WatchDifference
     from irmapdb.node.watch_lists import ListedWatch, WatchSource
 
-__all__ = ["add_to"]
+__all__ = ["diff"]
 
 _SOURCE = (
     "An archive or images dir of a checkpoint, files.img, inotify.img or fanotify.img, an "
     "irmap-cache, a database, the pid of a root task, or the name of a container. Write ./4711 for "
     "a file with that name."
 )
-
-
-def add_to(app: typer.Typer) -> None:
-    """Add the command of this module."""
-    app.command()(diff)
 
 
 def diff(

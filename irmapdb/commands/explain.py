@@ -22,15 +22,10 @@ if TYPE_CHECKING:
     from irmapdb.criu.explain.paths import FoundPath
     from irmapdb.criu.explain.reader import WatchFacts
 
-__all__ = ["add_to"]
+__all__ = ["explain"]
 
 _STDIN = "-"
 EngineName = Literal["criu", "runc", "crun", "podman", "cri-o", "containerd", "docker", "lxc"]
-
-
-def add_to(app: typer.Typer) -> None:
-    """Add the command of this module."""
-    app.command()(explain)
 
 
 def explain(

@@ -19,17 +19,12 @@ if TYPE_CHECKING:
     from irmapdb.fleet.schema import SchemaChange
     from irmapdb.fleet.server import Server
 
-__all__ = ["add_to"]
+__all__ = ["fleet"]
 
 _KEEP = "90d"
 
 
-def add_to(app: typer.Typer) -> None:
-    """Add the commands of this module."""
-    app.add_typer(_fleet, name="fleet")
-
-
-_fleet = typer.Typer(
+fleet = typer.Typer(
     no_args_is_help=True,
     help="Keep the databases of all nodes in one PostgreSQL database.",
 )
@@ -53,7 +48,7 @@ _Node = Annotated[
 ]
 
 
-@_fleet.command()
+@fleet.command()
 def init(to: ServerUrl = None, config: ConfigFile = None) -> None:
     """Make the tables and views on the server; upgrade them if they are there.
 
@@ -71,7 +66,7 @@ def init(to: ServerUrl = None, config: ConfigFile = None) -> None:
     _say_change(server, schema.init(server))
 
 
-@_fleet.command()
+@fleet.command()
 def upgrade(to: ServerUrl = None, config: ConfigFile = None) -> None:
     """Upgrade the tables and views of the server to the newest schema, all or nothing.
 
@@ -85,7 +80,7 @@ def upgrade(to: ServerUrl = None, config: ConfigFile = None) -> None:
     _say_change(server, schema.upgrade(server))
 
 
-@_fleet.command()
+@fleet.command()
 def current(to: ServerUrl = None, config: ConfigFile = None, as_json: AsJson = False) -> None:
     """Print the schema revision of the server.
 
@@ -106,7 +101,7 @@ def current(to: ServerUrl = None, config: ConfigFile = None, as_json: AsJson = F
     typer.echo(f"{revision or 'no tables of irmapdb'}{newest}")
 
 
-@_fleet.command()
+@fleet.command()
 def push(
     databases: _Databases = None,
     to: ServerUrl = None,
@@ -193,7 +188,7 @@ def _show_pushed(done: list[Pushed]) -> None:
             render.print_line(f"not pushed: {one.problem}")
 
 
-@_fleet.command()
+@fleet.command()
 def check(
     databases: _Databases = None,
     to: ServerUrl = None,
@@ -275,7 +270,7 @@ def _show_finding(one: DatabaseState) -> None:
         render.print_line(f"{render.shown(one.file)}: a copy of it was pushed by {nodes}")
 
 
-@_fleet.command()
+@fleet.command()
 def prune(
     to: ServerUrl = None,
     older_than: Annotated[
@@ -332,7 +327,7 @@ def _pruned_json(pruned: FleetPruned, *, dry_run: bool) -> dict[str, object]:
     }
 
 
-@_fleet.command()
+@fleet.command()
 def grant(
     role: Annotated[str, typer.Argument(metavar="ROLE", help="A role of the server.")],
     to: ServerUrl = None,

@@ -17,6 +17,7 @@ from contextlib import redirect_stdout
 from functools import cache, partial, wraps
 from importlib import import_module
 from inspect import cleandoc
+from keyword import iskeyword
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
@@ -57,7 +58,8 @@ _MODULES = {
     "report": "report",
     "db": "database",
 }
-"""The module of each command, in the order of the help. A module can have several commands."""
+"""The module of each command, in the order of the help. A module can have several commands: each
+is the function or `typer.Typer` with the name of the command."""
 
 _TOLD_BY_THE_EXIT_CODE = {
     *("pre-dump", "dump", "check", "explain", "diff", "audit", "prune", "hook", "warm", "fleet"),
@@ -87,7 +89,13 @@ class _ByName(Mapping[str, Command]):
 
 def _build(module: str) -> dict[str, Command]:
     app = typer.Typer(rich_markup_mode="markdown", add_completion=False)
-    import_module(f"irmapdb.commands.{module}").add_to(app)
+    found = import_module(f"irmapdb.commands.{module}")
+    for name in (one for one, its_module in _MODULES.items() if its_module == module):
+        command = getattr(found, name.replace("-", "_") + "_" * iskeyword(name))
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=name)
+        else:
+            app.command(name)(command)
     commands = cast("dict[str, Command]", get_group(app).commands)
     for name, command in commands.items():
         for each in _tree(command):

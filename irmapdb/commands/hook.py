@@ -28,15 +28,10 @@ if TYPE_CHECKING:
     from irmapdb.criu import config_files
     from irmapdb.criu.config_files import LineChange
 
-__all__ = ["add_to"]
+__all__ = ["hook"]
 
 
 Runtime = Literal["criu", "runc", "crun", "podman"]
-
-
-def add_to(app: typer.Typer) -> None:
-    """Add the command of this module."""
-    app.command()(hook)
 
 
 def hook(

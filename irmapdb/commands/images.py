@@ -23,7 +23,7 @@ from irmapdb.image.formats import Format
 if TYPE_CHECKING:
     from irmapdb.convert import Content
 
-__all__ = ["add_to"]
+__all__ = ["convert", "export", "import_", "show"]
 
 _ANY_FORM = (
     "An irmap-cache, its JSON, or a database; inotify.img, fanotify.img, files.img; an images dir, "
@@ -32,14 +32,6 @@ _ANY_FORM = (
 _Pretty = Annotated[
     bool, typer.Option("--pretty", help="Print indented JSON, with devices as crit prints them.")
 ]
-
-
-def add_to(app: typer.Typer) -> None:
-    """Add the commands of this module."""
-    app.command("import")(import_)
-    app.command()(export)
-    app.command()(convert)
-    app.command()(show)
 
 
 def import_(

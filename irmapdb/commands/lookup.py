@@ -23,12 +23,7 @@ if TYPE_CHECKING:
     from irmapdb.store.inode_report import InodeReport, Sighting
     from irmapdb.store.records import ChangeRow
 
-__all__ = ["add_to"]
-
-
-def add_to(app: typer.Typer) -> None:
-    """Add the command of this module."""
-    app.command()(lookup)
+__all__ = ["lookup"]
 
 
 def lookup(

@@ -12,16 +12,11 @@ import typer
 from irmapdb.commands import render
 from irmapdb.commands.options import ConfigFile, path_option, value_option
 
-__all__ = ["add_to"]
+__all__ = ["metrics"]
 
 _READABLE_BY_ALL = 0o644
 _CONTAINER_S = 5.0
 """The time for the prediction for one container."""
-
-
-def add_to(app: typer.Typer) -> None:
-    """Add the command of this module."""
-    app.command()(metrics)
 
 
 def metrics(

@@ -23,12 +23,7 @@ if TYPE_CHECKING:
 
     from irmapdb.prune import PruneReport
 
-__all__ = ["add_to"]
-
-
-def add_to(app: typer.Typer) -> None:
-    """Add the command of this module."""
-    app.command()(prune)
+__all__ = ["prune"]
 
 
 def prune(

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from irmapdb.kernel.proc.tasks import Task
     from irmapdb.node.ps import PsOptions, WatchList
 
-__all__ = ["add_to"]
+__all__ = ["ps"]
 
 _A_FEW = 5
 
@@ -48,11 +48,6 @@ _CLEAR_LINE, _CLEAR_BELOW = "\x1b[K", "\x1b[J"
 
 By = Literal["user", "container", "unit", "process", "directory"]
 SortBy = Literal["watches", "instances", "name"]
-
-
-def add_to(app: typer.Typer) -> None:
-    """Add the command of this module."""
-    app.command()(ps)
 
 
 def ps(

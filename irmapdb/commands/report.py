@@ -25,12 +25,7 @@ if TYPE_CHECKING:
     from irmapdb.config import Config
     from irmapdb.report.collect import Report
 
-__all__ = ["add_to"]
-
-
-def add_to(app: typer.Typer) -> None:
-    """Add the command of this module."""
-    app.command()(report)
+__all__ = ["report"]
 
 
 def report(

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from irmapdb.queries import Saved
     from irmapdb.store.ask import Answer, Ask, Value
 
-__all__ = ["add_to", "parse_parameter", "resolve"]
+__all__ = ["parse_parameter", "resolve", "sql"]
 
 _LIMIT_ROWS = 10_000
 _TEXT_LIMIT_BYTES = 16 << 20
@@ -59,11 +59,6 @@ _BARE_STATEMENTS = {
     *("EXPLAIN", "INSERT", "PRAGMA", "REINDEX", "RELEASE", "REPLACE", "ROLLBACK", "SAVEPOINT"),
     *("SELECT", "UPDATE", "VACUUM", "VALUES", "WITH"),
 }
-
-
-def add_to(app: typer.Typer) -> None:
-    """Add the command of this module."""
-    app.command()(sql)
 
 
 def sql(

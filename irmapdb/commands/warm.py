@@ -22,14 +22,9 @@ if TYPE_CHECKING:
 
     from irmapdb.config import Config
 
-__all__ = ["add_to"]
+__all__ = ["warm"]
 
 _A_FEW = 5
-
-
-def add_to(app: typer.Typer) -> None:
-    """Add the command of this module."""
-    app.command()(warm)
 
 
 def warm(
