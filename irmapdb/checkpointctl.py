@@ -31,10 +31,10 @@ def main() -> None:
 
 
 def _as_check(arguments: list[str]) -> list[str]:
-    # The first word that is neither an option nor the value of --root is the archive.
+    # The first word that is neither an option nor the value of --root is the archive; `-` is stdin.
     before = ""
     for number, word in enumerate(arguments):
-        if not word.startswith("-") and before != "--root":
+        if (word == "-" or not word.startswith("-")) and before != "--root":
             return [*arguments[:number], "--images", *arguments[number:]]
         before = word
     return arguments

@@ -8,7 +8,6 @@ images dir and an archive can be read too: their list has an entry for each watc
 from __future__ import annotations
 
 import os
-import sys
 from contextlib import suppress
 from datetime import UTC, datetime
 
@@ -73,38 +72,25 @@ def format_for(destination: Path) -> Format:
 
 
 def read(source: Path) -> Content:
-    """The entries of a file of any form, or of an images dir; `-` is standard input (PB, JSON).
+    """The entries of a file of any form, or of an images dir.
 
     FileError, ImageError and DatabaseError name the file.
     """
-    if str(source) == "-":
-        data, name = _read_stdin(), "<stdin>"
-    else:
-        name = printable(source)
-        kind = kind_of(source)
-        if kind is FileKind.STATS:
-            message = f"{name} is CRIU's STATS image, which has no paths"
-            raise ImageError(message, advice="`irmapdb show` prints it")
-        if kind is not FileKind.CACHE:
-            from irmapdb.archive.watches import cache_entries  # noqa: PLC0415 the few that ask
+    name = printable(source)
+    kind = kind_of(source)
+    if kind is FileKind.STATS:
+        message = f"{name} is CRIU's STATS image, which has no paths"
+        raise ImageError(message, advice="`irmapdb show` prints it")
+    if kind is not FileKind.CACHE:
+        from irmapdb.archive.watches import cache_entries  # noqa: PLC0415 the few that ask
 
-            return Content(str(kind), cache_entries(source, kind))
-        if sniff(files.read_prefix(source), name) is Format.DB:
-            return Content(Format.DB, read_database(source))
-        data = files.read_whole(source, limit_bytes=files.LIMIT_BYTES)
+        return Content(str(kind), cache_entries(source, kind))
+    if sniff(files.read_prefix(source), name) is Format.DB:
+        return Content(Format.DB, read_database(source))
+    data = files.read_whole(source, limit_bytes=files.LIMIT_BYTES)
     form = sniff(data, name)
-    if form is Format.DB:
-        raise FileError(f"{name}: a database cannot be read from a pipe", advice="name the file")
     decode = cache.decode_cache if form is Format.PB else critjson.decode_json
     return Content(form, decode(data, name))
-
-
-def _read_stdin() -> bytes:
-    data = sys.stdin.buffer.read(files.LIMIT_BYTES + 1)
-    if len(data) > files.LIMIT_BYTES:
-        message = f"<stdin>: has more than {files.LIMIT_BYTES} bytes"
-        raise FileError(message, advice="check that it is the right file")
-    return data
 
 
 def encode(entries: Iterable[CacheEntry], form: Format, *, pretty: bool = False) -> bytes:
@@ -191,7 +177,7 @@ def _check_replaceable(source: Path, destination: Path) -> None:
     # Before any database is open: see store/file.py. A file that cannot be read, or is no regular
     # file, is refused by its writer.
     with suppress(OSError):
-        if str(source) != "-" and os.path.samestat(os.stat(source), os.lstat(destination)):
+        if os.path.samestat(os.stat(source), os.lstat(destination)):
             message = f"{destination}: is the file that is read"
             raise FileError(message, advice="write into another file")
     if _is_database(destination):

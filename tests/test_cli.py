@@ -537,7 +537,9 @@ def test_streams_that_are_closed_are_empty(closed):
         ["sh", "-c", command], input="", stderr=subprocess.PIPE, text=True, check=False
     )
     assert done.returncode == 1
-    assert done.stderr.startswith("irmapdb: <stdin> is an empty file" if "2>" not in closed else "")
+    assert done.stderr.startswith(
+        "irmapdb: /dev/stdin is an empty file" if "2>" not in closed else ""
+    )
     assert "Traceback" not in done.stderr
 
 

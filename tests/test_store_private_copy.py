@@ -359,7 +359,7 @@ def test_stdin_is_not_cut_without_a_word(tmp_path, monkeypatch):
 
     done = run_forked(run, tmp_path)
     assert done.code == 1
-    assert "<stdin>: has more than 100 bytes" in done.err
+    assert "cannot read /dev/stdin: it has more than 100 bytes" in done.err
 
 
 def test_json_keeps_every_column(tmp_path):

@@ -39,9 +39,7 @@ _MAGICS = {
 
 
 def kind_of(path: Path) -> FileKind:
-    """The kind of the file at a path; `-` is standard input, which is always a cache. FileError."""
-    if str(path) == "-":
-        return FileKind.CACHE
+    """The kind of the file or directory at a path. FileError."""
     if os.path.isdir(path):
         return FileKind.CHECKPOINT
     head = files.read_prefix(path)

@@ -12,6 +12,7 @@ import typer
 from irmapdb.commands import render
 from irmapdb.commands.exit import end_with_findings
 from irmapdb.commands.findings import Finding, listed, print_findings
+from irmapdb.commands.input_file import regular_input
 from irmapdb.commands.log import start_log
 from irmapdb.commands.options import (
     AllRows,
@@ -69,7 +70,8 @@ def check(
         path_option(
             "--images",
             metavar="ARCHIVE",
-            text="Before a restore: the images dir of a dump, or the archive of a checkpoint.",
+            text="Before a restore: the images dir of a dump, or the archive of a checkpoint. "
+            "`-` is stdin.",
         ),
     ] = None,
     root: Annotated[
@@ -187,7 +189,7 @@ def check(
     )
     if images is not None:
         start_log(verbose, None, Path(), ())
-        check_before_restore(images, root, as_json=as_json, all_rows=all_rows)
+        check_before_restore(regular_input(images), root, as_json=as_json, all_rows=all_rows)
         return
     from irmapdb.config import load_config
     from irmapdb.criu.check.version import parse_version

@@ -11,6 +11,7 @@ import typer
 from irmapdb.commands import render
 from irmapdb.commands.dumped_rows import path_text
 from irmapdb.commands.exit import end_with_findings
+from irmapdb.commands.input_file import is_pipe_name, regular_input
 from irmapdb.commands.options import PID_ADVICE, AsJson, ConfigFile
 from irmapdb.errors import FileError, TaskError, UsageError
 
@@ -24,7 +25,7 @@ __all__ = ["diff"]
 _SOURCE = (
     "An archive or images dir of a checkpoint, files.img, inotify.img or fanotify.img, an "
     "irmap-cache, a database, the pid of a root task, or the name of a container. Write ./4711 for "
-    "a file with that name."
+    "a file with that name. `-` is stdin."
 )
 
 
@@ -83,8 +84,8 @@ def _source(text: str, config: Config) -> WatchSource:
             raise UsageError(f"{text[:30]}: not a process id", advice=PID_ADVICE)
         return watches_of_tree(pid, config)
     path = Path(text)
-    if "/" in text or os.path.exists(path) or text == "-":
-        return watches_of_file(path)
+    if "/" in text or os.path.exists(path) or is_pipe_name(path):
+        return watches_of_file(regular_input(path))
     from irmapdb.node.container_info import find_container
 
     try:

@@ -11,6 +11,7 @@ import typer
 
 from irmapdb.commands import render
 from irmapdb.commands.exit import end_with_findings
+from irmapdb.commands.input_file import STDIN, is_pipe_name, open_input
 from irmapdb.commands.options import AsJson, Database, named_database, path_option
 from irmapdb.errors import UsageError
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 __all__ = ["explain"]
 
-_STDIN = "-"
 EngineName = Literal["criu", "runc", "crun", "podman", "cri-o", "containerd", "docker", "lxc"]
 
 
@@ -95,26 +95,22 @@ def explain(
     from irmapdb.criu.explain.explanation import ExplainOptions
     from irmapdb.criu.explain.explanation import explain as run
 
-    is_stdin = log is None or str(log) == _STDIN
     if log is None and sys.stdin.isatty():
         message = "explain needs LOG"
         raise UsageError(message, advice="name CRIU's dump.log, or pipe it in")
+    log = STDIN if log is None else log
+    is_pipe = is_pipe_name(log)
     database = named_database(db, work_dir)
     options = ExplainOptions(
-        name="standard input" if is_stdin else render.shown(log or ""),
-        log=None if is_stdin or log is None else os.fsencode(log),
+        name="standard input" if is_pipe else render.shown(log),
+        log=None if is_pipe else os.fsencode(log),
         work_dir=None if work_dir is None else os.fsencode(work_dir),
         database=None if database is None else os.fsencode(database),
         engine=None if engine is None else Engine(engine),
         machine=not offline,
     )
-    if is_stdin or log is None:
-        explanation = run(_chunks(sys.stdin.buffer), options)
-    else:
-        from irmapdb.files import open_regular
-
-        with open_regular(log) as file:
-            explanation = run(_chunks(file), options)
+    with open_input(log) as file:
+        explanation = run(_chunks(file), options)
     if as_json:
         render.print_json(_document(explanation))
     else:

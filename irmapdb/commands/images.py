@@ -16,6 +16,7 @@ from irmapdb.commands.dumped_rows import (
     print_stats,
     stats_json,
 )
+from irmapdb.commands.input_file import regular_input
 from irmapdb.commands.options import AsJson, ConfigFile, Database, WorkDirOption, database_path
 from irmapdb.errors import UsageError
 from irmapdb.image.formats import Format
@@ -62,7 +63,7 @@ def import_(
     from irmapdb.convert import import_image
 
     database = database_path(db, work_dir)
-    imported = import_image(image, database, load_config(config).retention)
+    imported = import_image(regular_input(image), database, load_config(config).retention)
     _say_entries(imported.entries, "imported into", database)
     if imported.unusable:
         paths = render.count(imported.unusable, "path")
@@ -152,10 +153,11 @@ def convert(
     if str(destination) == "-":
         if form is Format.DB:
             raise UsageError("a database cannot be written to stdout", advice="name a file")
-        content = forms.read(source)
+        content = forms.read(regular_input(source))
         data = forms.encode(content.entries, form, pretty=pretty)
         (render.write_image if form is Format.PB else render.write_json)(data)
         return
+    source = regular_input(source)
     content = forms.convert(source, destination, form, pretty=pretty)
     entries = render.count(len(content.entries), "entry", "entries")
     before, after = render.shown(source), render.shown(destination)
@@ -190,6 +192,7 @@ def show(
     """
     from irmapdb.archive.kind import FileKind, kind_of
 
+    file = regular_input(file)
     kind = kind_of(file)
     if kind is FileKind.CACHE:
         _show_cache(file, as_json=as_json, pretty=pretty)

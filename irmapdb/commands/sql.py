@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from irmapdb import files
 from irmapdb.commands import render
 from irmapdb.commands.answers import Form, print_answer, print_separator
 from irmapdb.commands.exit import end_with_findings
+from irmapdb.commands.input_file import STDIN, open_input
 from irmapdb.commands.options import (
     AsCsv,
     AsJson,
@@ -284,13 +284,11 @@ def _name(file: Path | None) -> str:
 
 
 def _read(file: Path | None) -> str:
-    if file is None or str(file) == "-":
-        data = sys.stdin.buffer.read(_TEXT_LIMIT_BYTES + 1)
-        if len(data) > _TEXT_LIMIT_BYTES:
-            message = f"<stdin>: has more than {_TEXT_LIMIT_BYTES} bytes"
-            raise FileError(message, advice="check that it is SQL")
-    else:
-        data = files.read_whole(file, limit_bytes=_TEXT_LIMIT_BYTES)
+    with open_input(file or STDIN) as stream:
+        data = stream.read(_TEXT_LIMIT_BYTES + 1)
+    if len(data) > _TEXT_LIMIT_BYTES:
+        message = f"{_name(file)}: has more than {_TEXT_LIMIT_BYTES} bytes"
+        raise FileError(message, advice="check that it is SQL")
     return data.decode("utf-8", "surrogateescape")
 
 

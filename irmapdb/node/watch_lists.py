@@ -83,7 +83,7 @@ def watches_of_file(path: Path) -> WatchSource:
         images = read_image(path, kind)
         found = _of_images((file, watch) for file in images for watch in file.watches)
         return WatchSource(name, SourceKind.IMAGE, found)
-    if str(path) != "-" and files.read_prefix(path).startswith(SQLITE_HEADER):
+    if files.read_prefix(path).startswith(SQLITE_HEADER):
         last = _of_last_run(path)
         if last is not None:
             return WatchSource(name, SourceKind.DATABASE, last)
