@@ -55,7 +55,7 @@ class ContainerInfo(Record):
     pod: str | None
     """NAMESPACE/NAME of its pod in Kubernetes."""
     engine: str | None
-    """podman, cri-o, docker, containerd, runc, crun, lxc, systemd-nspawn."""
+    """podman, cri-o, docker, containerd, runc, crun, lxc, libvirt-lxc, systemd-nspawn."""
     cgroup: str
     """The path of its root task's cgroup; the longest one with cgroup v1."""
 

@@ -9,7 +9,8 @@ Sources: config.md of the OCI runtime specification; config.v2.json of docker (m
 container/container.go); `overlay-containers/containers.json` of containers/storage, which podman
 and CRI-O use; the bundles of containerd's runtime v2, and the annotations of cri-containerd
 (pkg/cri/annotations) and CRI-O (pkg/annotations); `/run/runc/ID/state.json` of runc(8),
-`/run/crun/ID/status` of crun(1). Seen with podman 4.3.1, containerd 1.6.20 and runc 1.1.5.
+`/run/crun/ID/status` of crun(1); cgfsng.c of LXC 2.0, 3.1 and 4.0; virsystemd.c and cgroups.rst of
+libvirt. Seen with podman 4.3.1, containerd 1.6.20 and runc 1.1.5.
 """
 
 from __future__ import annotations
@@ -42,20 +43,25 @@ __all__ = [
 
 _HEX_ID = re.compile(r"(?:^|[-:])([0-9a-f]{64})(?:\.scope)?$")
 _SCOPES = tuple(
-    re.compile(pattern, re.DOTALL)
+    re.compile(rf"(?:^|/){pattern}\Z", re.DOTALL)
     for pattern in (
+        r"(?P<engine>machine-lxc)\\x2d(?:[0-9]+\\x2d)?(?P<id>[^/]+?)(?:\.scope)?",
         (
-            r"(?P<engine>libpod|crio|docker|cri-containerd|nerdctl|runc|crun|machine)-(?P<id>.+?)"
-            r"(?:\.scope)?$"
+            r"(?P<engine>libpod|crio|docker|cri-containerd|nerdctl|runc|crun|machine)-"
+            r"(?P<id>[^/]+?)(?:\.scope)?"
         ),
-        r"(?P<engine>lxc\.payload)\.(?P<id>.+?)(?:\.scope)?$",
-        r"(?P<engine>systemd-nspawn)@(?P<id>.+)\.service$",
+        r"(?P<engine>lxc\.payload)\.(?P<id>[^/]+?)(?:\.scope)?",
+        r"(?P<engine>libvirt/lxc/|lxc\.payload/|lxc/)(?P<id>[^/]+)",
+        r"(?P<id>[^/]+)\.(?P<engine>libvirt-lxc)",
+        r"(?P<engine>systemd-nspawn)@(?P<id>[^/]+)\.service",
     )
 )
-"""The cgroups of containers: `libpod-ID.scope`, `machine-NAME.scope`, `lxc.payload.NAME`,
-`systemd-nspawn@NAME.service`."""
+"""The cgroups of containers: `libpod-ID.scope`, `machine-NAME.scope`, `lxc.payload.NAME` (since LXC
+4; `lxc.payload/NAME` in 3.1 and 3.2, `lxc/NAME` before), the scope machine-lxc-NUMBER-NAME of
+libvirt, with its dashes escaped (without systemd `NAME.libvirt-lxc`; before libvirt 1.0.5
+`libvirt/lxc/NAME`), `systemd-nspawn@NAME.service`."""
 _ESCAPED = re.compile(r"\\x([0-9a-f]{2})")
-_INNER = frozenset({"", "..", "container", "init.scope", "payload", "supervisor"})
+_INNER = frozenset({"", "..", "container", "init.scope", "libvirt", "payload", "supervisor"})
 _ENGINES = {
     "libpod": "podman",
     "libpod_parent": "podman",
@@ -64,12 +70,17 @@ _ENGINES = {
     "nerdctl": "containerd",
     "machine": "systemd-nspawn",
     "systemd-nspawn": "systemd-nspawn",
+    "lxc/": "lxc",
     "lxc.payload": "lxc",
+    "lxc.payload/": "lxc",
+    "libvirt-lxc": "libvirt-lxc",
+    "libvirt/lxc/": "libvirt-lxc",
+    "machine-lxc": "libvirt-lxc",
     "docker": "docker",
     "runc": "runc",
     "crun": "crun",
 }
-_NAMED_BY_CGROUP = frozenset({"machine", "systemd-nspawn", "lxc.payload"})
+_NAMED_BY_CGROUP = frozenset({"systemd-nspawn", "lxc", "libvirt-lxc"})
 """Programs that use the name of a container as the name of its cgroup."""
 
 _MOST_IDS = 8
@@ -138,8 +149,11 @@ def possible_ids(cgroups: tuple[str, ...]) -> tuple[str, ...]:
     for path in cgroups:
         parts = [part for part in path.split("/") if part not in _INNER]
         found += [match[1] for part in parts if (match := _HEX_ID.search(part))][:1]
-        for part in reversed(parts):
-            scope = _scope_of(part)
+        for above in _above(path):
+            part = os.path.basename(above)
+            if part in _INNER:
+                continue
+            scope = _scope_of(above)
             if scope is not None:
                 found.append(_unescaped(scope["id"]))
             found.append(_unescaped(part.removesuffix(".scope").rpartition(":")[2]))
@@ -355,24 +369,32 @@ def _by_state(subject: Subject, states: _States, engine: str) -> EngineNames | N
 
 def _by_cgroup(subject: Subject) -> EngineNames:
     for path in subject.cgroups:
-        for part in reversed(path.split("/")):
-            scope = _scope_of(part)
-            word = part if scope is None else scope["engine"]
-            if word in _ENGINES:
-                is_named = scope is not None and word in _NAMED_BY_CGROUP
+        for above in _above(path):
+            scope = _scope_of(above)
+            engine = _ENGINES.get(os.path.basename(above) if scope is None else scope["engine"])
+            if engine is not None:
+                is_named = scope is not None and engine in _NAMED_BY_CGROUP
                 name = _text(_unescaped(scope["id"])) if scope is not None and is_named else None
-                return EngineNames(name, None, None, _ENGINES[word])
+                return EngineNames(name, None, None, engine)
     return EngineNames()
 
 
 # --- parts ----------------------------------------------------------------------------------------
 
 
-def _scope_of(part: str) -> re.Match[str] | None:
-    # A slice, as machine.slice, has many containers.
-    if part.endswith(".slice"):
+def _above(path: str) -> Iterator[str]:
+    # The cgroup and those above it, from the innermost to the outermost.
+    while path.strip("/"):
+        yield path
+        path = path.rpartition("/")[0]
+
+
+def _scope_of(path: str) -> re.Match[str] | None:
+    # The cgroup of a container. A slice, as machine.slice, has many containers.
+    if path.endswith(".slice"):
         return None
-    return next((found for one in _SCOPES if (found := one.match(part))), None)
+    end = "/".join(path.rsplit("/", 3)[-3:])
+    return next((found for one in _SCOPES if (found := one.search(end))), None)
 
 
 def _own(annotations: Mapping[str, Any] | None, engine: str) -> dict[str, Any]:

@@ -227,6 +227,35 @@ def _lxc_like_a_unit(host: Host) -> None:
     host.container("/lxc.payload.web.service")
 
 
+def _lxc_3_1(host: Host) -> None:
+    host.container("/lxc.payload/web-1/init.scope")
+
+
+def _lxc_3_0(host: Host) -> None:
+    # Without root, below the session of the user.
+    host.container("/user.slice/user-1000.slice/session-1.scope/lxc/web/system.slice/a.service")
+
+
+def _libvirt(host: Host) -> None:
+    host.container("/machine.slice/machine-lxc\\x2d4711\\x2dweb\\x2d1.scope/libvirt/init.scope")
+
+
+def _libvirt_1_2(host: Host) -> None:
+    host.container("/machine.slice/machine-lxc\\x2dweb.scope")
+
+
+def _libvirt_without_systemd(host: Host) -> None:
+    host.container("/machine/shop.partition/web.libvirt-lxc")
+
+
+def _libvirt_1_0(host: Host) -> None:
+    host.container("/libvirt/lxc/web")
+
+
+def _no_lxc(host: Host) -> None:
+    host.container("/one/lxc")
+
+
 def _unknown(host: Host) -> None:
     host.container("/one/two")
 
@@ -265,6 +294,29 @@ APP = ("app", "registry.example/app:3", "shop/web-1")
         ),
         (_lxc, "lxc.payload.web", ("web", None, None, "lxc")),
         (_lxc_like_a_unit, "lxc.payload.web.service", ("web.service", None, None, "lxc")),
+        (_lxc_3_1, "lxc.payload/web-1", ("web-1", None, None, "lxc")),
+        (
+            _lxc_3_0,
+            "user.slice/user-1000.slice/session-1.scope/lxc/web/system.slice/a.service",
+            ("web", None, None, "lxc"),
+        ),
+        (
+            _libvirt,
+            "machine.slice/machine-lxc\\x2d4711\\x2dweb\\x2d1.scope",
+            ("web-1", None, None, "libvirt-lxc"),
+        ),
+        (
+            _libvirt_1_2,
+            "machine.slice/machine-lxc\\x2dweb.scope",
+            ("web", None, None, "libvirt-lxc"),
+        ),
+        (
+            _libvirt_without_systemd,
+            "machine/shop.partition/web.libvirt-lxc",
+            ("web", None, None, "libvirt-lxc"),
+        ),
+        (_libvirt_1_0, "libvirt/lxc/web", ("web", None, None, "libvirt-lxc")),
+        (_no_lxc, "one/lxc", (None, None, None, None)),
         (_unknown, "one/two", (None, None, None, None)),
     ],
 )

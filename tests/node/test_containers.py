@@ -34,6 +34,12 @@ HEX = "0123456789abcdef" * 4
         ("/crun-web.scope/container", "crun-web.scope", "crun-web_scope."),
         ("/machine.slice/machine-a\\x2db.scope/payload/init.scope", None, "machine-a_x2db_scope."),
         ("/lxc.payload.web/init.scope", "lxc.payload.web", "lxc_payload_web."),
+        ("/lxc/web/init.scope", "lxc/web", "web."),
+        (
+            "/machine.slice/machine-lxc\\x2d1\\x2da.scope/libvirt",
+            None,
+            "machine-lxc_x2d1_x2da_scope.",
+        ),
         ("/../../default/c1", "default/c1", "c1."),
     ],
 )

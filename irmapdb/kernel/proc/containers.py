@@ -8,7 +8,8 @@ database.
 Facts: proc_pid_cgroup(5), proc_pid_mountinfo(5), cgroup_namespaces(7); the cgroups of the
 engines: `cgroupsPath` of the OCI runtime specification (runc, crun, and containerd's `ctr`);
 libpod's, CRI-O's and cri-containerd's scopes below machine.slice and kubepods.slice;
-`machine-NAME.scope/payload` of systemd-nspawn(1); `lxc.payload.NAME` of LXC.
+`machine-NAME.scope/payload` of systemd-nspawn(1); `lxc.payload.NAME` of LXC;
+`machine-lxc….scope/libvirt` of libvirt.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ _DIGEST_DIGITS = 16
 _HEX = frozenset("0123456789abcdef")
 _PLAIN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-")
 
-# Below the cgroup of a container, made by the runtime or by the systemd inside of it.
-_INNER_CGROUPS = frozenset({"container", "init.scope", "payload", "supervisor"})
+# Below the cgroup of a container, made by the runtime, libvirt, or the systemd inside of it.
+_INNER_CGROUPS = frozenset({"container", "init.scope", "libvirt", "payload", "supervisor"})
 
 # The hierarchies of cgroup v1 in the order of the search: every engine uses these.
 _HIERARCHIES = ("", "name=systemd", "pids", "devices", "freezer")
