@@ -5,7 +5,8 @@
 
 A stream may be a decompression bomb: an `Allowance` ends the work after more than `FREE_BYTES` of
 output, and more than `RATIO` bytes of output for each byte of input. A frame of zstd and a member
-of gzip may be empty, and still take several µs, so no more than `LIMIT_FRAMES` are read. zlib reads
+of gzip may be empty, and still take 10 µs, so after `FREE_FRAMES` each must have `FRAME_BYTES` on
+average. `zstd:chunked` has a frame for each file, with the file's header of 512 bytes. zlib reads
 the headers of gzip: Python's own module reads a name in a header, and zeros behind a member, one
 byte at a time. zstd needs as much memory as its window has; a window of more than 128 MiB (zstd's
 own default limit) is refused.
@@ -27,8 +28,9 @@ if TYPE_CHECKING:
     from irmapdb.archive.tar import Reader
 
 __all__ = [
+    "FRAME_BYTES",
     "FREE_BYTES",
-    "LIMIT_FRAMES",
+    "FREE_FRAMES",
     "RATIO",
     "Allowance",
     "Peekable",
@@ -41,9 +43,10 @@ FREE_BYTES = 1 << 32
 """The number of bytes that may be unpacked from the streams of an archive, for any ratio."""
 RATIO = 200
 """Above `FREE_BYTES`: the number of unpacked bytes for each byte of the archive."""
-LIMIT_FRAMES = 2_000_000
-"""The number of frames of zstd and members of gzip that are read: one for each member that
-irmapdb.archive.tar reads."""
+FREE_FRAMES = 10_000
+"""The number of frames of zstd and members of gzip that are read, for any size."""
+FRAME_BYTES = 256
+"""Above `FREE_FRAMES`: the number of unpacked bytes for each frame."""
 
 _GZIP = b"\x1f\x8b"
 _ZSTD = b"\x28\xb5\x2f\xfd"
@@ -84,11 +87,12 @@ class Allowance:
         *,
         free_bytes: int = FREE_BYTES,
         ratio: int = RATIO,
-        limit_frames: int = LIMIT_FRAMES,
+        free_frames: int = FREE_FRAMES,
     ) -> None:
         self._free_bytes = free_bytes
         self._ratio = ratio
-        self._left_frames = self._limit_frames = limit_frames
+        self._free_frames = free_frames
+        self._frames = 0
         self._went_in = 0
         self._came_out = 0
 
@@ -102,10 +106,10 @@ class Allowance:
             raise ImageError(message, advice=advice)
 
     def add_frame(self, name: str) -> None:
-        """ImageError, with `name` as the stream, if there are more frames than files."""
-        self._left_frames -= 1
-        if self._left_frames < 0:
-            message = f"{name}: more than {self._limit_frames:,} frames"
+        """ImageError, with `name` as the stream, if there are too many for the bytes in them."""
+        self._frames += 1
+        if self._frames > self._free_frames + self._came_out // FRAME_BYTES:
+            message = f"{name}: more than {self._frames - 1:,} frames in {self._came_out:,} bytes"
             advice = "it looks like a bomb; if you trust it, unpack it and name the directory"
             raise ImageError(message, advice=advice)
 
