@@ -436,10 +436,8 @@ def _as_json(finding: AuditFinding) -> dict[str, Any]:
 
 def _row(mapping: Mapping) -> dict[str, Any]:
     return {
-        "id": mapping.id,
-        "path": render.json_path(mapping.path),
+        **render.json_fields(mapping, "id path mntns"),
         **_identity_json(mapping.identity),
-        "mntns": mapping.mntns,
         **mapping_json(mapping),
     }
 

@@ -370,21 +370,14 @@ def _dump_document(report: DumpCheck) -> dict[str, Any]:
         "criu": {"version": str(call.version), "source": call.version.source},
         "force_irmap": call.force_irmap,
         "irmap_scan_path": [render.json_path(path) for path in call.scan_paths],
-        "hook": report.hook,
         "irmap_cache": None if report.cache is None else os.fsdecode(report.cache),
-        "entries": report.entries,
-        "right": report.right,
-        "fails": report.fails,
-        "walk_us": report.walk_us,
-        "problems": [problem._asdict() for problem in report.problems],
-        "notes": list(report.notes),
+        **render.json_fields(report, "hook entries right fails walk_us problems notes"),
         "watches": [_watch_document(one) for one in report.watches],
         "marks": [
             {
                 **mark_json(one.mark, one.comm, one.target),
                 "outcome": one.outcome.name.lower().replace("_", "-"),
-                "why": one.why,
-                "advice": one.advice,
+                **render.json_fields(one, "why advice"),
             }
             for one in report.marks
         ],
@@ -396,13 +389,7 @@ def _watch_document(one: WatchCheck) -> dict[str, Any]:
     prediction = one.prediction
     return {
         **watch_json(one.watch, one.comm),
-        "fstype": one.fstype,
-        "verdict": prediction.verdict,
-        "right": one.right,
+        **render.json_fields(one, "fstype right"),
+        **render.json_fields(prediction, "verdict path why advice entries walk_us"),
         "outcome": prediction.outcome.name.lower().replace("_", "-"),
-        "path": render.json_path(prediction.path),
-        "why": prediction.why,
-        "advice": prediction.advice,
-        "entries": prediction.entries,
-        "walk_us": prediction.walk_us,
     }

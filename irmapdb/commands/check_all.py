@@ -124,15 +124,10 @@ def _rows(checks: Iterable[ContainerCheck]) -> list[dict[str, Any]]:
     return [
         {
             **one.info._asdict(),
-            "pid": one.pid,
-            "hook": one.hook,
-            "watches": one.watches,
-            "verdicts": one.verdicts,
+            **render.json_fields(one, "pid hook watches verdicts fails right"),
             "worst": None if one.worst is None else one.worst.verdict,
             "why": None if one.worst is None else one.worst.why,
             "advice": None if one.worst is None else one.worst.advice or None,
-            "fails": one.fails,
-            "right": one.right,
         }
         for one in checks
     ]

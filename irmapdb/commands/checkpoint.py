@@ -35,9 +35,9 @@ from irmapdb.commands.watch_rows import (
     denied_json,
     mark_json,
     path_cell,
+    row_json,
     say_denied,
     watch_cells,
-    watch_json,
 )
 
 if TYPE_CHECKING:
@@ -243,19 +243,9 @@ def _summary(report: StepReport, *, many: bool) -> str:
 def _document(report: StepReport, *, left_stopped: bool) -> dict[str, Any]:
     stats = report.stats
     return {
-        "event": report.event,
-        "pid": report.pid,
+        **render.json_fields(report, "event pid loaded written"),
         "run": report.run_id,
-        "watches": [
-            {
-                **watch_json(row.watch, row.comm),
-                "mask": row.watch.mask,
-                "path": render.json_path(row.path),
-                "why": row.why,
-                "mntns": row.mntns,
-            }
-            for row in report.watches
-        ],
+        "watches": list(map(row_json, report.watches)),
         "marks": [
             {
                 **mark_json(row.mark, row.comm, row.target),
@@ -271,16 +261,9 @@ def _document(report: StepReport, *, left_stopped: bool) -> dict[str, Any]:
             "freezing_time": stats.freezing_us,
             "frozen_time": stats.frozen_us,
             "irmap_resolve": stats.resolve_us,
-            "watches": stats.watches,
-            "resolved": stats.resolved,
-            "unresolved": stats.unresolved,
-            "hits": stats.hits,
-            "stale": stats.stale,
-            "scanned": stats.scanned,
+            **render.json_fields(stats, "watches resolved unresolved hits stale scanned"),
             "sources": dict(stats.sources),
         },
-        "loaded": report.loaded,
         "left_stopped": left_stopped,
-        "written": [os.fsdecode(path) for path in report.written],
         "private_copy": report.private_copy or None,
     }

@@ -153,10 +153,8 @@ def _watch_json(watch: ListedWatch | None) -> dict[str, Any] | None:
         return None
     handle = watch.identity.handle
     return {
-        "kind": watch.kind,
         "dev": watch.identity.kdev,
         "ino": watch.identity.ino,
         "handle": None if handle is None else str(handle),
-        "mask": watch.mask,
-        "path": render.json_path(watch.path),
+        **render.json_fields(watch, "kind mask path"),
     }

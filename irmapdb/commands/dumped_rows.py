@@ -28,7 +28,6 @@ __all__ = [
     "print_fsnotify",
     "print_sources",
     "print_stats",
-    "stats_json",
     "wd_of",
 ]
 
@@ -87,10 +86,8 @@ def container_json(container: DumpedContainer) -> dict[str, Any] | None:
     """The container in our JSON; None if the images are of no engine."""
     if not container.is_of_engine:
         return None
-    return {
-        name: getattr(container, name) or None
-        for name in ("engine", "runtime", "id", "name", "image", "pod", "criu_version")
-    }
+    found = render.json_fields(container, "engine runtime id name image pod criu_version")
+    return {name: text or None for name, text in found.items()}
 
 
 def print_dumped(dumped: Dumped) -> None:
@@ -132,7 +129,7 @@ def dumped_json(dumped: Dumped) -> dict[str, Any]:
     return {
         "checkpoint": str(dumped.files_img),
         "container": container_json(dumped.container),
-        "stats": None if dumped.stats is None else stats_json(dumped.stats),
+        "stats": dumped.stats and render.json_fields(dumped.stats),
         "watches": [
             {
                 **_watch_json(one.file, one.watch),
@@ -182,12 +179,10 @@ def _watch_json(file: FsnotifyFile, watch: FsnotifyWatch | MountMark) -> dict[st
         "file": file.id,
         "kind": file.kind,
         "wd": wd_of(watch),
-        "mnt_id": watch.mnt_id,
         "dev": _kdev(watch),
         "ino": None if identity is None else identity.ino,
         "handle": None if handle is None else str(handle),
-        "mask": watch.mask,
-        "path": render.json_path(watch.path),
+        **render.json_fields(watch, "mnt_id mask path"),
     }
 
 
@@ -206,8 +201,3 @@ def print_stats(stats: CriuStats) -> None:
             for name, value in stats.figures.items()
         ),
     )
-
-
-def stats_json(stats: CriuStats) -> dict[str, Any]:
-    """The figures in our JSON."""
-    return {"of": stats.of, "figures": dict(stats.figures)}

@@ -260,18 +260,12 @@ def _document(explanation: Explanation) -> dict[str, Any]:
         root = {"pid": facts.root_pid, "comm": render.json_path(facts.root_comm)}
     return {
         "log": explanation.name,
-        "outcome": facts.outcome,
-        "right": explanation.right,
-        "action": facts.action,
+        **render.json_fields(facts, "outcome action lines runs frozen_us hook"),
+        **render.json_fields(explanation, "right engine engine_is_given without_path notes"),
         "criu": facts.version,
-        "engine": explanation.engine,
-        "engine_is_given": explanation.engine_is_given,
         "root": root,
-        "lines": facts.lines,
-        "runs": facts.runs,
         "watches": counts["inode"] or counts["restoring-wd"],
         "marks": counts["mark"] + counts["mount-mark"] or counts["restoring-group"],
-        "without_path": explanation.without_path,
         "irmap": {
             "found": counts["found"],
             "scanned": counts["scanned"],
@@ -280,22 +274,13 @@ def _document(explanation: Explanation) -> dict[str, Any]:
             "entries": counts["pre-cache"],
             "time_us": facts.irmap_us,
         },
-        "frozen_us": facts.frozen_us,
-        "hook": render.json_path(facts.hook),
         "findings": list(map(_finding_json, explanation.findings)),
-        "notes": list(explanation.notes),
     }
 
 
 def _finding_json(finding: Finding) -> dict[str, Any]:
     return {
-        "name": finding.name,
-        "topic": finding.topic,
-        "ours": finding.ours,
-        "stops": finding.stops,
-        "line": finding.line,
-        "text": render.json_path(finding.text),
-        "why": finding.why,
+        **render.json_fields(finding, "name topic ours stops line text why"),
         "help": finding.help.text,
         "command": finding.help.command or None,
         "watch": _watch_json(finding.watch, finding.file),
@@ -312,18 +297,11 @@ def _watch_json(watch: WatchFacts | None, file: FoundPath | None) -> dict[str, A
         if file.path is not None:
             path, origin = file.path, str(file.origin)
     return {
-        "kind": watch.kind,
-        "wd": watch.wd,
+        **render.json_fields(watch, "kind wd pid comm fd last_name"),
         "dev": watch.key and watch.key.kdev,
         "ino": watch.key and watch.key.ino,
-        "pid": watch.pid,
-        "comm": render.json_path(watch.comm),
-        "fd": watch.fd,
         "path": render.json_path(path),
         "path_from": origin,
-        "last_name": render.json_path(watch.last_name),
         "note": note,
-        "now": None
-        if file is None or file.pid is None
-        else {"pid": file.pid, "comm": render.json_path(file.comm), "fd": file.fd},
+        "now": render.json_fields(file, "pid comm fd") if file and file.pid is not None else None,
     }

@@ -14,7 +14,6 @@ from irmapdb.errors import UsageError
 
 if TYPE_CHECKING:
     from irmapdb.fleet.check import DatabaseState, FleetState
-    from irmapdb.fleet.prune import FleetPruned
     from irmapdb.fleet.push import Pushed
     from irmapdb.fleet.schema import SchemaChange
     from irmapdb.fleet.server import Server
@@ -156,19 +155,10 @@ def push(
     done = run(PushOptions(server, about, found, facts.limits(), wait))
     if as_json:
         document = {"server": server.name, "node": about.name}
-        render.print_json({**document, "databases": [_pushed_json(one) for one in done]})
+        render.print_json({**document, "databases": [render.json_fields(one) for one in done]})
     else:
         _show_pushed(done)
     end_with_findings(any(one.problem for one in done))
-
-
-def _pushed_json(one: Pushed) -> dict[str, object]:
-    return {
-        "file": render.json_path(one.file),
-        "uuid": one.uuid,
-        "sent": None if one.sent is None else one.sent._asdict(),
-        "problem": one.problem,
-    }
 
 
 def _show_pushed(done: list[Pushed]) -> None:
@@ -215,31 +205,10 @@ def check(
     name = sources.node_facts(node or settings.fleet.node).name
     state = run(server, name, sources.sources(paths))
     if as_json:
-        render.print_json(_state_json(server, state))
+        render.print_json({"server": server.name, **render.json_fields(state)})
     else:
         _show_state(server, state)
     end_with_findings(state.has_findings)
-
-
-def _state_json(server: Server, state: FleetState) -> dict[str, object]:
-    return {
-        "server": server.name,
-        "revision": state.revision,
-        "node": state.node,
-        "last_push_at": render.json_time(state.last_push_at),
-        "clock_offset_s": state.clock_offset_s,
-        "databases": [
-            {
-                "file": render.json_path(one.file),
-                "runs": one.runs,
-                "runs_behind": one.runs_behind,
-                "last_push_at": render.json_time(one.last_push_at),
-                "other_nodes": list(one.other_nodes),
-                "problem": one.problem,
-            }
-            for one in state.databases
-        ],
-    }
 
 
 def _show_state(server: Server, state: FleetState) -> None:
@@ -302,7 +271,8 @@ def prune(
         raise UsageError(message) from error
     pruned = run(_server(to, config), keep, dry_run=dry_run)
     if as_json:
-        render.print_json(_pruned_json(pruned, dry_run=dry_run))
+        before = pruned.before.isoformat()
+        render.print_json({**render.json_fields(pruned), "before": before, "dry_run": dry_run})
         return
     verb = "would go" if dry_run else "gone"
     weeks = len({name[-7:] for name in pruned.partitions})
@@ -314,17 +284,6 @@ def prune(
     render.print_line(
         f"{verb}: {render.count(weeks, 'week')} before {pruned.before}, {', '.join(rest)}"
     )
-
-
-def _pruned_json(pruned: FleetPruned, *, dry_run: bool) -> dict[str, object]:
-    return {
-        "dry_run": dry_run,
-        "before": pruned.before.isoformat(),
-        "partitions": list(pruned.partitions),
-        "mappings": pruned.mappings,
-        "databases": pruned.databases,
-        "nodes": pruned.nodes,
-    }
 
 
 @fleet.command()

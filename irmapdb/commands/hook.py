@@ -168,7 +168,7 @@ def _try(script: Path, criu_dir: Path, *, as_json: bool) -> None:
     _require_root("--try")
     result = try_checkpoint(TrialOptions(criu_dir, script))
     if as_json:
-        render.print_json(hook_status.trial_json(result))
+        render.print_json(render.json_fields(result))
     else:
         hook_status.print_trial(result)
     end_with_findings(not result.passed)
@@ -289,12 +289,7 @@ def _tell_of_crun(runtime: Runtime) -> None:
 
 def _show(done: list[LineChange], *, as_json: bool) -> None:
     if as_json:
-        render.print_json(
-            [
-                {"file": str(one.file), "did": one.did, "other_scripts": list(one.other_scripts)}
-                for one in done
-            ]
-        )
+        render.print_json([render.json_fields(one, "file did other_scripts") for one in done])
         return
     for one in done:
         name = render.shown(one.file)

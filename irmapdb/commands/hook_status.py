@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from irmapdb.node.doctor import Diagnosis, EngineState
     from irmapdb.node.service_faults import Finding, ServiceState
 
-__all__ = ["print_status", "print_trial", "status_json", "trial_json"]
+__all__ = ["print_status", "print_trial", "status_json"]
 
 
 def print_status(found: Diagnosis) -> None:
@@ -84,14 +84,10 @@ def status_json(found: Diagnosis) -> dict[str, Any]:
         "ok": not found.findings,
         "engines": [
             {
-                "name": one.engine.name,
-                "program": str(one.engine.program),
-                "version": one.engine.version,
-                "runtime": one.engine.runtime,
-                "files": [str(file) for file in one.engine.files],
+                **render.json_fields(one.engine, "name program version runtime files"),
                 "not_read": one.engine.unread,
                 "in_effect": bool(one.scripts),
-                "scripts": [str(script) for script in one.scripts],
+                **render.json_fields(one, "scripts"),
             }
             for one in found.engines
         ],
@@ -104,29 +100,19 @@ def status_json(found: Diagnosis) -> dict[str, Any]:
             "why_not": criu.why_not,
         },
         "service": {
-            "pid": service.pid,
-            "replied_s": service.replied_s,
-            "containers": service.containers,
+            **render.json_fields(service, "pid replied_s containers"),
             "looked_at": service.looked_at_s,
         },
         "runs": [
             {
                 "at": run.at_s,
-                "by": run.by,
-                "outcome": run.outcome,
-                "took_s": run.took_s,
-                "paused": run.paused,
-                "watches": run.watches,
-                "resolved": run.resolved,
-                "pid": run.pid,
-                "container": run.container,
+                **render.json_fields(run, "by outcome took_s paused watches resolved pid"),
+                **render.json_fields(run, "container text"),
                 "work_dir": render.json_path(run.work) if run.work else None,
-                "text": run.text,
             }
             for run in found.runs
         ],
-        "findings": [one._asdict() for one in found.findings],
-        "notes": [one._asdict() for one in found.notes],
+        **render.json_fields(found, "findings notes"),
     }
 
 
@@ -141,13 +127,3 @@ def print_trial(result: Trial) -> None:
         render.print_line("the checkpoint failed")
         for line in result.log:
             render.print_line(f"    {line}")
-
-
-def trial_json(result: Trial) -> dict[str, Any]:
-    """The contract of `irmapdb hook --try --json`."""
-    return {
-        "passed": result.passed,
-        "called_by": result.called_by,
-        "steps": [one._asdict() for one in result.steps],
-        "log": list(result.log),
-    }

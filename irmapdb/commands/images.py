@@ -14,7 +14,6 @@ from irmapdb.commands.dumped_rows import (
     print_dumped,
     print_fsnotify,
     print_stats,
-    stats_json,
 )
 from irmapdb.commands.input_file import regular_input
 from irmapdb.commands.options import AsJson, ConfigFile, Database, WorkDirOption, database_path
@@ -207,7 +206,7 @@ def show(
         data = files.read_whole(file, limit_bytes=files.LIMIT_BYTES)
         stats = decode_stats(data, render.shown(file))
         if as_json:
-            render.print_json(stats_json(stats))
+            render.print_json(render.json_fields(stats))
         else:
             print_stats(stats)
     elif kind is FileKind.CHECKPOINT:

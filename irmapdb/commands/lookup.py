@@ -199,17 +199,10 @@ def _document(report: InodeReport) -> dict[str, Any]:
         "watches": [
             {
                 "run": seen.run_id,
-                "event": seen.event,
-                "at": render.json_time(seen.at),
-                "pid": seen.row.watch.pid,
-                "comm": render.json_path(seen.row.comm),
-                "fd": seen.row.watch.fd,
+                **render.json_fields(seen, "event at"),
+                **render.json_fields(seen.row.watch, "pid fd kind mask"),
+                **render.json_fields(seen.row, "comm path why mntns"),
                 "wd": None if seen.row.watch.wd < 0 else seen.row.watch.wd,
-                "kind": seen.row.watch.kind,
-                "mask": seen.row.watch.mask,
-                "path": render.json_path(seen.row.path),
-                "why": seen.row.why,
-                "mntns": seen.row.mntns,
             }
             for seen in report.sightings
         ],
@@ -219,12 +212,10 @@ def _document(report: InodeReport) -> dict[str, Any]:
 
 def _mapping_json(mapping: Mapping) -> dict[str, Any]:
     return {
-        "id": mapping.id,
-        "path": render.json_path(mapping.path),
+        **render.json_fields(mapping, "id path mntns"),
         "state": _state(mapping).partition(":")[0],
         "handle": str(mapping.identity.handle) if mapping.identity.handle else None,
         **mapping_json(mapping),
-        "mntns": mapping.mntns,
     }
 
 

@@ -120,12 +120,11 @@ def _show(report: PruneReport, *, dry_run: bool, as_json: bool) -> None:
         render.print_json(
             {
                 "dry_run": dry_run,
-                "pruned": report.pruned._asdict(),
+                **render.json_fields(report, "pruned upgraded_from"),
                 "run": report.run_id,
                 "bytes": report.size,
                 "free_bytes": report.free,
                 "private_copy": report.private_copy or None,
-                "upgraded_from": report.upgraded_from,
             }
         )
         return

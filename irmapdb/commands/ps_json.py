@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from irmapdb.commands import render
 from irmapdb.commands.ps_tables import user_name
-from irmapdb.commands.watch_rows import watch_json
+from irmapdb.commands.watch_rows import row_json
 from irmapdb.model import Watch
 
 if TYPE_CHECKING:
     from irmapdb.commands.ps_tables import Shown
-    from irmapdb.node.container_info import ContainerInfo
     from irmapdb.node.ps import WatchList
-    from irmapdb.node.ps_groups import GroupRow
     from irmapdb.node.ps_rows import LimitAdvice, ProcessRow, Usage, WatchedPath
 
 __all__ = ["ps_json"]
@@ -23,20 +20,16 @@ __all__ = ["ps_json"]
 
 def ps_json(watch_list: WatchList, shown: Shown) -> dict[str, Any]:
     """The document; `shown` limits the number of processes and rows."""
+    limits = {account.sysctl: limit for account, limit in watch_list.limits.items()}
     return {
         "processes": [_process(row) for row in watch_list.processes[: shown.top]],
         "by": shown.by,
-        "rows": [_group(row) for row in watch_list.groups[: shown.top]],
-        "totals": watch_list.totals._asdict(),
+        "rows": [render.json_fields(row) for row in watch_list.groups[: shown.top]],
+        "totals": render.json_fields(watch_list.totals),
         "users": [_usage(usage) for usage in watch_list.users],
-        "limits": {
-            **{account.sysctl: limit for account, limit in watch_list.limits.items()},
-            **watch_list.queues,
-        },
+        "limits": {**limits, **watch_list.queues},
         "advice": [_advice(one) for one in watch_list.advice],
-        "denied": [
-            {"pid": task.pid, "comm": render.json_path(task.comm)} for task in watch_list.denied
-        ],
+        "denied": [render.json_fields(task, "pid comm") for task in watch_list.denied],
         "hidden": len(watch_list.hidden),
         "watches": [_watch(row) for row in watch_list.watches],
         "at": render.json_time(datetime.now(UTC)),
@@ -44,71 +37,23 @@ def ps_json(watch_list: WatchList, shown: Shown) -> dict[str, Any]:
 
 
 def _process(row: ProcessRow) -> dict[str, Any]:
-    return {
-        "pid": row.pid,
-        "comm": render.json_path(row.comm),
-        "uid": row.uid,
-        "instances": row.instances,
-        "watches": row.watches,
-        "groups": row.groups,
-        "marks": row.marks,
-        "shared": row.shared,
-        "user": user_name(row.uid),
-        "command": render.json_path(row.command),
-        "container": _container(row.container),
-        "unit": row.unit,
-        "cgroup": row.cgroup,
-    }
+    counts = render.json_fields(row, "instances watches groups marks shared")
+    about = render.json_fields(row, "pid comm uid command container unit cgroup")
+    return {**counts, **about, "user": user_name(row.uid)}
 
 
-def _container(info: ContainerInfo | None) -> dict[str, Any] | None:
-    return None if info is None else info._asdict()
-
-
-def _group(row: GroupRow) -> dict[str, Any]:
-    return {
-        "name": None if row.name is None else os.fsdecode(row.name),
-        "uid": row.uid,
-        "container": _container(row.container),
-        "mntns": row.mntns,
-        "processes": row.processes,
-        "instances": row.instances,
-        "watches": row.watches,
-        "groups": row.groups,
-        "marks": row.marks,
-        "with_inotify": row.with_inotify,
-        "with_fanotify": row.with_fanotify,
-    }
+def _account(usage: Usage) -> dict[str, Any]:
+    return {"uid": usage.uid, "user": user_name(usage.uid), "name": usage.account.sysctl}
 
 
 def _usage(usage: Usage) -> dict[str, Any]:
-    return {
-        "uid": usage.uid,
-        "user": user_name(usage.uid),
-        "name": usage.account.sysctl,
-        "used": usage.used,
-        "limit": usage.limit,
-        "in_user_namespaces": usage.below,
-    }
+    figures = {"used": usage.used, "limit": usage.limit, "in_user_namespaces": usage.below}
+    return {**_account(usage), **figures}
 
 
 def _advice(advice: LimitAdvice) -> dict[str, Any]:
-    return {
-        "uid": advice.usage.uid,
-        "user": user_name(advice.usage.uid),
-        "name": advice.usage.account.sysctl,
-        "sysctl": advice.sysctl,
-        "value": advice.value,
-        "command": advice.command,
-    }
+    return {**_account(advice.usage), **render.json_fields(advice, "sysctl value command")}
 
 
 def _watch(row: WatchedPath) -> dict[str, Any]:
-    return {
-        **watch_json(row.watch, row.comm),
-        "mark": None if isinstance(row.watch, Watch) else row.watch.kind,
-        "mask": row.watch.mask,
-        "path": render.json_path(row.path),
-        "why": row.why,
-        "mntns": row.mntns,
-    }
+    return {**row_json(row), "mark": None if isinstance(row.watch, Watch) else row.watch.kind}

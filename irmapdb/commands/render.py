@@ -15,7 +15,8 @@ import os
 import re
 import shutil
 import sys
-from datetime import UTC
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
@@ -26,7 +27,6 @@ from irmapdb.model import printable, printable_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from datetime import datetime
 
     from _typeshed import ReadableBuffer
 
@@ -41,6 +41,7 @@ __all__ = [
     "count",
     "in_namespace",
     "is_quiet",
+    "json_fields",
     "json_path",
     "json_time",
     "print_csv",
@@ -124,6 +125,30 @@ def json_time(at: datetime | None) -> str | None:
     from irmapdb.store.values import to_time
 
     return None if at is None else to_time(at)
+
+
+def json_fields(record: Any, names: str = "") -> dict[str, Any]:  # noqa: ANN401 any record
+    """The named fields of a record in our JSON, or all: paths as text, times, records inside."""
+    every: Iterable[str] = names.split() or record.__match_args__
+    return {name: _json_value(getattr(record, name)) for name in every}
+
+
+def _json_value(value: Any) -> Any:  # noqa: ANN401 any value, and JSON
+    match value:
+        case bytes():
+            return json_path(value)
+        case datetime():
+            return json_time(value)
+        case os.PathLike():
+            return os.fspath(value)
+        case tuple() if hasattr(value, "_fields"):
+            return json_fields(value)
+        case tuple() | list():
+            return list(map(_json_value, value))
+        case Mapping():
+            return {name: _json_value(one) for name, one in value.items()}
+        case _:
+            return value
 
 
 def print_json(document: Any) -> None:  # noqa: ANN401 any JSON value
@@ -294,12 +319,6 @@ def change_line(change: Change) -> str:
 
 def change_json(change: Change) -> dict[str, Any]:
     """The change of a mapping, in our JSON."""
-    return {
-        "kind": change.kind,
-        "dev": change.identity.kdev,
-        "ino": change.identity.ino,
-        "path": json_path(change.path),
-        "old_path": json_path(change.old_path),
-        "reason": change.reason,
-        "mntns": change.mntns,
-    }
+    identity = change.identity
+    rest = json_fields(change, "kind path old_path reason mntns")
+    return {"dev": identity.kdev, "ino": identity.ino, **rest}

@@ -73,19 +73,13 @@ def _restore_document(report: RestoreCheck) -> dict[str, Any]:
             "wd": wd_of(one.watch),
             "inode": inode_text(one.watch),
             "path": render.json_path(one.watch.path),
-            "verdict": one.verdict,
-            "right": one.right,
             "from": one.origin or None,
             "origin": one.kind,
-            "source": render.json_path(one.source),
-            "why": one.why,
-            "advice": one.advice,
+            **render.json_fields(one, "verdict right source why advice"),
         }
 
     return {
-        "image": str(report.image),
-        "root": None if report.root is None else str(report.root),
+        **render.json_fields(report, "image root right"),
         "container": container_json(report.container),
-        "right": report.right,
         "watches": [document(one) for one in report.watches],
     }

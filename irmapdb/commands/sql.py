@@ -364,15 +364,7 @@ def parse_parameter(text: str) -> tuple[str, Value]:
 def _print_saved(known: Mapping[str, Saved], *, as_json: bool) -> None:
     if as_json:
         render.print_json(
-            [
-                {
-                    "name": one.name,
-                    "about": one.about,
-                    "parameters": dict(one.parameters),
-                    "sql": one.sql,
-                }
-                for one in known.values()
-            ]
+            [render.json_fields(one, "name about parameters sql") for one in known.values()]
         )
         return
     render.print_table(

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
     from irmapdb.kernel.proc.survey import Denied
     from irmapdb.model import Mapping, Mark
+    from irmapdb.node.ps_rows import WatchedPath
+    from irmapdb.store.records import WatchRow
 
 __all__ = [
     "COLUMNS",
@@ -19,6 +21,7 @@ __all__ = [
     "mapping_json",
     "mark_json",
     "path_cell",
+    "row_json",
     "say_denied",
     "watch_cells",
     "watch_json",
@@ -61,27 +64,22 @@ def watch_json(watch: Watch | Mark, comm: bytes | None) -> dict[str, Any]:
     }
 
 
+def row_json(row: WatchRow | WatchedPath) -> dict[str, Any]:
+    """A watch with its path in our JSON."""
+    found = render.json_fields(row, "path why mntns")
+    return {**watch_json(row.watch, row.comm), "mask": row.watch.mask, **found}
+
+
 def mark_json(mark: Mark, comm: bytes, target: bytes) -> dict[str, Any]:
     """A mark without an inode in our JSON."""
-    return {
-        "pid": mark.pid,
-        "comm": render.json_path(comm),
-        "fd": mark.fd,
-        "kind": mark.kind,
-        "target": render.json_path(target),
-    }
+    named = {"comm": render.json_path(comm), "target": render.json_path(target)}
+    return {**render.json_fields(mark, "pid fd kind"), **named}
 
 
 def mapping_json(mapping: Mapping) -> dict[str, Any]:
     """The source and the times of a mapping in our JSON."""
-    return {
-        "source": mapping.source,
-        "first_seen_at": render.json_time(mapping.first_seen_at),
-        "validated_at": render.json_time(mapping.validated_at),
-        "last_used_at": render.json_time(mapping.last_used_at),
-        "stale_at": render.json_time(mapping.stale_at),
-        "stale_reason": mapping.stale_reason,
-    }
+    names = "source first_seen_at validated_at last_used_at stale_at stale_reason"
+    return render.json_fields(mapping, names)
 
 
 def say_denied(denied: Iterable[Denied]) -> None:
@@ -93,7 +91,4 @@ def say_denied(denied: Iterable[Denied]) -> None:
 
 def denied_json(denied: Iterable[Denied]) -> list[dict[str, Any]]:
     """The same tasks in our JSON."""
-    return [
-        {"pid": one.task.pid, "comm": render.json_path(one.task.comm), "why": one.why}
-        for one in denied
-    ]
+    return [{**render.json_fields(one.task, "pid comm"), "why": one.why} for one in denied]
