@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -19,13 +20,14 @@ from irmapdb.criu.hook_runs import read_runs
 from irmapdb.errors import FileError
 from irmapdb.files import replace_whole
 from irmapdb.kernel.proc.tasks import read_task
-from tests.support.features import require_program, require_root
+from tests.support.features import require, require_program, require_root
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 SHELLS = ("dash", "bash", "busybox")
 LINE = "irmapdb-hook: not done: "
+PIDS_CGROUPS = (Path("/sys/fs/cgroup/pids"), Path("/sys/fs/cgroup"))
 
 
 def read_starttime(pid: int) -> int:
@@ -63,8 +65,13 @@ class Hook:
         return len(self.started.read_text().split()) if self.started.exists() else 0
 
     def __call__(
-        self, action: str = "pre-dump", pid: int | str | None = None, **environment: str
+        self,
+        action: str = "pre-dump",
+        pid: int | str | None = None,
+        before: Callable[[], object] = lambda: None,
+        **environment: str,
     ) -> subprocess.CompletedProcess[str]:
+        """Call it; `before` runs first in the process that executes it."""
         # As podman has CRIU call it: no HOME, no PATH, standard input closed.
         variables = {"CRTOOLS_SCRIPT_ACTION": action, **environment}
         variables["CRTOOLS_INIT_PID"] = str(os.getpid() if pid is None else pid)
@@ -76,7 +83,7 @@ class Hook:
             text=True,
             check=False,
             timeout=60,
-            preexec_fn=lambda: os.close(0),
+            preexec_fn=lambda: (os.close(0), before()),
         )
 
     def forget(self) -> None:
@@ -180,6 +187,80 @@ def test_only_the_hook_itself_fails_the_dump(hook: Hook) -> None:
         hook.write_program(f"exit {code}")
         assert hook().returncode == expected, code
         hook.forget()
+
+
+@contextlib.contextmanager
+def process_limit(most: int) -> Iterator[Callable[[], object]]:
+    """A cgroup with that limit; the function moves the calling process into it."""
+    top = next((one for one in PIDS_CGROUPS if (one / "cgroup.procs").exists()), None)
+    require(top, "a cgroup with pids.max")
+    path = top / f"irmapdb-hook-{os.getpid()}"
+    path.mkdir()
+    try:
+        (path / "pids.max").write_text(f"{most}\n")
+        yield lambda: (path / "cgroup.procs").write_text("0\n")
+    finally:
+        end_s = time.monotonic() + 60
+        while (path / "cgroup.procs").read_text():  # a sleep of the script
+            assert time.monotonic() < end_s
+            time.sleep(0.05)
+        path.rmdir()
+
+
+@pytest.mark.parametrize(
+    ("shell", "strict"), [("dash", 0), ("dash", 1), ("busybox", 0), ("bash", 0)]
+)
+def test_a_shell_that_cannot_fork_fails_no_dump(shell: str, strict: int, tmp_path: Path) -> None:
+    require_root()
+    hook = Hook(tmp_path, shell)
+    hook.write_program()
+    with process_limit(1) as enter:
+        done = hook(before=enter, IRMAPDB_HOOK_STRICT=str(strict))
+    assert (done.returncode, hook.starts()) == (strict, 0)
+    assert done.stderr.splitlines()[-1].startswith(LINE)
+
+
+TRIVIAL = "{ read -r uptime </proc/uptime; } 2>/dev/null; exit 0"
+
+
+def test_a_shell_without_descriptors_fails_no_dump(hook: Hook) -> None:
+    hook.write_program()
+    trivial = hook.script.with_name("trivial")
+    trivial.write_text(f"{hook.script.read_text().splitlines()[0]}\n{TRIVIAL}\n")
+    trivial.chmod(0o755)
+    codes = []
+    for most in range(3, 20):
+
+        def limit(most: int = most) -> None:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+        # With fewer, this shell cannot execute a script of one line.
+        if subprocess.run([trivial], preexec_fn=limit, check=False).returncode == 0:
+            codes.append(hook(before=limit).returncode)
+            hook.forget()
+    assert codes
+    assert set(codes) == {0}
+
+
+def test_without_irmapdb_old_files_of_scripts_do_not_pile_up(hook: Hook) -> None:
+    hook.run_dir.mkdir(mode=0o700)
+    old, new = ("hook-1-2-3", "reply-1-2"), ("hook-4-5-6", "reply-4-5")
+    others = ("hook.log.old", "image-1-2", "warm.pid")
+    for name in (*old, *new, *others):
+        (hook.run_dir / name).touch()
+        if name not in new:
+            os.utime(hook.run_dir / name, (0, 0))
+    assert hook().stderr.startswith(LINE)
+    (mark,) = {path.name for path in hook.run_dir.iterdir()} - {*new, *others, "hook.log"}
+    assert mark.startswith(f"hook-{os.getpid()}-")
+
+
+def test_options_that_bash_takes_from_the_environment(hook: Hook) -> None:
+    for body in ("exit 0", "exit 1"):
+        hook.write_program(body)
+        assert hook(SHELLOPTS="errexit:nounset").returncode == 0
+        hook.forget()
+    assert hook.starts() == 2
 
 
 def test_no_call_of_criu(hook: Hook) -> None:

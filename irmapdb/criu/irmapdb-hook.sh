@@ -16,10 +16,10 @@ search_wait_s=10
 PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 export PATH
 unset IFS
-set -f
+# bash takes errexit and nounset from SHELLOPTS.
+set -f +eu
 umask 077
 trap : HUP INT TERM
-[ ! -r /dev/null ] || exec </dev/null
 
 say() {
 	printf 'irmapdb-hook: %s\n' "$1" >&2
@@ -121,13 +121,13 @@ converse() {
 }
 
 # Only children of this shell: one that has ended may be gone, and its number another process's. By
-# a signal of which no shell says that it ended a process, or by another one if CRIU ignores it.
-# TERM would not do: a shell that was forked just now has the trap still.
+# the one signal for which a shell that was forked just now has no trap. bash reports the end of a
+# child by a signal, unless this is in a wait.
 end_processes() {
 	for process; do
 		is_child "$process" || continue
-		kill -PIPE "$process"
-		kill -ALRM "$process"
+		kill -KILL "$process"
+		wait "$process"
 	done
 } 2>/dev/null
 
@@ -177,10 +177,11 @@ is_strict() {
 }
 
 # A line for `irmapdb hook --status`, if neither the service nor $program wrote one: the outcome $1
-# and the text $2. irmapdb/criu/hook_runs.py describes it.
+# and the text $2. irmapdb/criu/hook_runs.py describes it. Nor do they remove the old files then.
 record() {
 	[ -d "$run" ] || mkdir -m 700 "$run"
 	[ -z "$(find "$run/hook.log" -size +1024k)" ] || mv -f "$run/hook.log" "$run/hook.log.old"
+	find "$run" \( -name 'hook-[0-9]*' -o -name 'reply-*' \) -mmin +1 -exec rm -f {} +
 	[ -n "${now:-}" ] || read -r now _ </proc/uptime
 	printf '1\tup:%s\tscript\t%s\t-\t0\t-\t-\t%s\t-\t-\t%s\n' \
 		"${now%%.*}" "$1" "${init:--}" "$2" >>"$run/hook.log"
@@ -188,8 +189,9 @@ record() {
 
 end() {
 	remember
-	[ "$1" -eq 0 ] || exit 1
-	exit 0
+	result=0
+	[ "$1" -eq 0 ] || result=1
+	exit
 }
 
 fail() {
@@ -199,9 +201,21 @@ fail() {
 	end $((! $?))
 }
 
-init=${CRTOOLS_INIT_PID:-} said=''
+# A shell that cannot fork, or has no descriptor left, exits with a code of its own.
+leave() {
+	if [ -z "$result" ]; then
+		say 'not done: the shell could not go on, as at a limit of processes or open files'
+		is_strict
+		result=$((! $?))
+	fi
+	exit "$result"
+}
+
+init=${CRTOOLS_INIT_PID:-} said='' result=''
+trap leave EXIT
+[ ! -r /dev/null ] || exec </dev/null
 if is_number "$init"; then
-	is_done "$init" && exit 0
+	is_done "$init" && result=0 && exit
 	ask_service "$init"
 	case $? in
 	0)
