@@ -23,6 +23,7 @@ from irmapdb.commands.options import (
     Verbose,
     WorkDirOption,
     database_path,
+    flag,
     path_option,
     refuse_two_forms,
     root_task_if_given,
@@ -68,8 +69,7 @@ def audit(
         ),
     ] = None,
     search: Annotated[
-        bool,
-        typer.Option("--search", help="Scan the filesystem for files whose new path is not known."),
+        bool, flag("--search", "Scan the filesystem for files whose new path is not known.")
     ] = False,
     only: Annotated[
         list[str] | None,
@@ -93,19 +93,16 @@ def audit(
         ),
     ] = None,
     list_all: Annotated[
-        bool,
-        typer.Option("--all", help="List valid mappings and earlier stale ones too."),
+        bool, flag("--all", "List valid mappings and earlier stale ones too.")
     ] = False,
     fix: Annotated[
-        bool,
-        typer.Option("--fix", help="Mark stale mappings, store new paths, and log both."),
+        bool, flag("--fix", "Mark stale mappings, store new paths, and log both.")
     ] = False,
     config: ConfigFile = None,
     as_json: AsJson = False,
     as_csv: AsCsv = False,
     show_evidence: Annotated[
-        bool,
-        typer.Option("--evidence", help="Show the evidence: expected, found, times."),
+        bool, flag("--evidence", "Show the evidence: expected, found, times.")
     ] = False,
     verbose: Verbose = 0,
 ) -> None:

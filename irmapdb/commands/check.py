@@ -7,8 +7,6 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from irmapdb.commands import render
 from irmapdb.commands.exit import end_with_findings
 from irmapdb.commands.findings import Finding, listed, print_findings
@@ -24,6 +22,7 @@ from irmapdb.commands.options import (
     PrevImagesDir,
     ScanPaths,
     Verbose,
+    flag,
     path_option,
     root_task,
     tree_option,
@@ -56,14 +55,10 @@ def check(
     ] = None,
     container: ContainerName = None,
     every: Annotated[
-        bool,
-        typer.Option("--all", help="Before dumps: check every container of this machine."),
+        bool, flag("--all", "Before dumps: check every container of this machine.")
     ] = False,
     services: Annotated[
-        bool,
-        typer.Option(
-            "--services", help="With --all: check also the host's services that watch a file."
-        ),
+        bool, flag("--services", "With --all: check also the host's services that watch a file.")
     ] = False,
     images: Annotated[
         Path | None,
@@ -94,25 +89,18 @@ def check(
     work_dir: CriuWorkDir = None,
     prev_images_dir: PrevImagesDir = None,
     force_irmap: Annotated[
-        bool,
-        typer.Option("--force-irmap", help="Predict a dump with --force-irmap."),
+        bool, flag("--force-irmap", "Predict a dump with --force-irmap.")
     ] = False,
     irmap_scan_path: ScanPaths = None,
     criu_version: Annotated[
-        str | None,
-        value_option("VERSION", "4.1, 4.2, 4.3 …  [default: from criu --version]"),
+        str | None, value_option("VERSION", "4.1, 4.2, 4.3 …  [default: from criu --version]")
     ] = None,
     hook: Annotated[
         bool,
-        typer.Option(
-            "--hook", help="Predict a dump in which CRIU calls the hook, which writes irmap-cache."
-        ),
+        flag("--hook", "Predict a dump in which CRIU calls the hook, which writes irmap-cache."),
     ] = False,
     no_hook: Annotated[
-        bool,
-        typer.Option(
-            "--no-hook", help="With --all or --container: predict the dump without the hook."
-        ),
+        bool, flag("--no-hook", "With --all or --container: predict the dump without the hook.")
     ] = False,
     config: ConfigFile = None,
     all_rows: AllRows = False,

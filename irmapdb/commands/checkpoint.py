@@ -24,6 +24,7 @@ from irmapdb.commands.options import (
     PrevImagesDir,
     ScanPaths,
     Verbose,
+    flag,
     named_database,
     path_option,
     positive_seconds,
@@ -110,8 +111,7 @@ def dump(
         ),
     ] = 10.0,
     leave_stopped: Annotated[
-        bool,
-        typer.Option("-s", "--leave-stopped", help="Leave the tasks stopped (SIGSTOP)."),
+        bool, flag("-s --leave-stopped", "Leave the tasks stopped (SIGSTOP).")
     ] = False,
     db: Database = None,
     config: ConfigFile = None,

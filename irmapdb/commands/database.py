@@ -8,7 +8,13 @@ from typing import Annotated
 import typer
 
 from irmapdb.commands import render
-from irmapdb.commands.options import AsJson, Database, WorkDirOption, database_path
+from irmapdb.commands.options import (
+    AsJson,
+    Database,
+    WorkDirOption,
+    argument,
+    database_path,
+)
 from irmapdb.errors import UsageError
 
 __all__ = ["db"]
@@ -81,9 +87,7 @@ def history(as_json: AsJson = False) -> None:
 
 @db.command()
 def backup(
-    destination: Annotated[
-        Path, typer.Argument(readable=False, metavar="COPY", help="A new file.")
-    ],
+    destination: Annotated[Path, argument("COPY", "A new file.")],
     work_dir: WorkDirOption = None,
     db: Database = None,
 ) -> None:

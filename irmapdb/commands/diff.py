@@ -6,13 +6,16 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from irmapdb.commands import render
 from irmapdb.commands.dumped_rows import path_text
 from irmapdb.commands.exit import end_with_findings
 from irmapdb.commands.input_file import is_pipe_name, regular_input
-from irmapdb.commands.options import PID_ADVICE, AsJson, ConfigFile
+from irmapdb.commands.options import (
+    PID_ADVICE,
+    AsJson,
+    ConfigFile,
+    argument,
+)
 from irmapdb.errors import FileError, TaskError, UsageError
 
 if TYPE_CHECKING:
@@ -30,8 +33,8 @@ _SOURCE = (
 
 
 def diff(
-    before: Annotated[str, typer.Argument(metavar="A", help=_SOURCE, show_default=False)],
-    after: Annotated[str, typer.Argument(metavar="B", help="The second one.", show_default=False)],
+    before: Annotated[str, argument("A", _SOURCE)],
+    after: Annotated[str, argument("B", "The second one.")],
     config: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:

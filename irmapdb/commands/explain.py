@@ -12,7 +12,14 @@ import typer
 from irmapdb.commands import render
 from irmapdb.commands.exit import end_with_findings
 from irmapdb.commands.input_file import STDIN, is_pipe_name, open_input
-from irmapdb.commands.options import AsJson, Database, named_database, path_option
+from irmapdb.commands.options import (
+    AsJson,
+    Database,
+    argument,
+    flag,
+    named_database,
+    path_option,
+)
 from irmapdb.errors import UsageError
 
 if TYPE_CHECKING:
@@ -31,12 +38,10 @@ EngineName = Literal["criu", "runc", "crun", "podman", "cri-o", "containerd", "d
 def explain(
     log: Annotated[
         Path | None,
-        typer.Argument(
-            readable=False,
-            metavar="LOG",
-            help="CRIU's dump.log or restore.log, or the output of an engine that quotes it; `-` "
+        argument(
+            "LOG",
+            "CRIU's dump.log or restore.log, or the output of an engine that quotes it; `-` "
             "for standard input.  [default: -]",
-            show_default=False,
         ),
     ] = None,
     engine: Annotated[
@@ -57,10 +62,9 @@ def explain(
     db: Database = None,
     offline: Annotated[
         bool,
-        typer.Option(
+        flag(
             "--offline",
-            help="Do not look at this machine: the log is from another one, or from before a "
-            "reboot.",
+            "Do not look at this machine: the log is from another one, or from before a reboot.",
         ),
     ] = False,
     as_json: AsJson = False,

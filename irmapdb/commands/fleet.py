@@ -9,7 +9,15 @@ import typer
 
 from irmapdb.commands import render
 from irmapdb.commands.exit import end_with_findings
-from irmapdb.commands.options import AsJson, ConfigFile, ServerUrl, server_url
+from irmapdb.commands.options import (
+    AsJson,
+    ConfigFile,
+    ServerUrl,
+    argument,
+    flag,
+    server_url,
+    value_option,
+)
 from irmapdb.errors import UsageError
 
 if TYPE_CHECKING:
@@ -30,20 +38,13 @@ fleet = typer.Typer(
 
 _Databases = Annotated[
     list[Path] | None,
-    typer.Argument(
-        readable=False,
-        metavar="[DB]...",
-        help="Databases.  [default: all in the directories of `[warm]` and `[hook] db`]",
-        show_default=False,
+    argument(
+        "[DB]...", "Databases.  [default: all in the directories of `[warm]` and `[hook] db`]"
     ),
 ]
 _Node = Annotated[
     str | None,
-    typer.Option(
-        metavar="NAME",
-        help="The name of this node.  [default: `[fleet] node`, else the host name]",
-        show_default=False,
-    ),
+    value_option("NAME", "The name of this node.  [default: `[fleet] node`, else the host name]"),
 ]
 
 
@@ -106,18 +107,11 @@ def push(
     to: ServerUrl = None,
     node: _Node = None,
     cluster: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="The cluster of this node.  [default: `[fleet] cluster`]",
-            show_default=False,
-        ),
+        str | None, value_option("NAME", "The cluster of this node.  [default: `[fleet] cluster`]")
     ] = None,
     check_too: Annotated[
         bool,
-        typer.Option(
-            "--check", help="Predict a dump of each running container, and send the verdicts too."
-        ),
+        flag("--check", "Predict a dump of each running container, and send the verdicts too."),
     ] = False,
     wait: Annotated[
         float,
@@ -246,7 +240,7 @@ def prune(
         str, typer.Option(metavar="SPAN", help="Keep rows for this long: 30d, 26w.")
     ] = _KEEP,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the number of rows to delete; delete none.")
+        bool, flag("--dry-run", "Print the number of rows to delete; delete none.")
     ] = False,
     config: ConfigFile = None,
     as_json: AsJson = False,
@@ -288,24 +282,18 @@ def prune(
 
 @fleet.command()
 def grant(
-    role: Annotated[str, typer.Argument(metavar="ROLE", help="A role of the server.")],
+    role: Annotated[str, argument("ROLE", "A role of the server.")],
     to: ServerUrl = None,
     push_rows: Annotated[
         bool,
-        typer.Option(
-            "--push", help="Let it push. It sees and changes only the nodes that it pushed first."
-        ),
+        flag("--push", "Let it push. It sees and changes only the nodes that it pushed first."),
     ] = False,
     namespace: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help="Let it read the rows of this namespace. Repeatable.",
-            show_default=False,
-        ),
+        value_option("NAME", "Let it read the rows of this namespace. Repeatable."),
     ] = None,
-    all_namespaces: Annotated[bool, typer.Option("--all", help="Let it read all rows.")] = False,
-    revoke: Annotated[bool, typer.Option("--revoke", help="Revoke all these rights.")] = False,
+    all_namespaces: Annotated[bool, flag("--all", "Let it read all rows.")] = False,
+    revoke: Annotated[bool, flag("--revoke", "Revoke all these rights.")] = False,
     config: ConfigFile = None,
 ) -> None:
     """Let a role of PostgreSQL push, or read the rows of some namespaces of Kubernetes.

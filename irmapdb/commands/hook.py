@@ -18,6 +18,7 @@ from irmapdb.commands.options import (
     ContainerName,
     CriuWorkDir,
     ImagesDir,
+    flag,
     path_option,
     root_task_if_given,
     tree_option,
@@ -63,14 +64,11 @@ def hook(
         Path, typer.Option(readable=False, metavar="DIR", help="Directory of CRIU's configuration.")
     ] = Path("/etc/criu"),
     status: Annotated[
-        bool, typer.Option("--status", help="Show whether the hook works, and how to repair it.")
+        bool, flag("--status", "Show whether the hook works, and how to repair it.")
     ] = False,
-    try_: Annotated[
-        bool, typer.Option("--try", help="Checkpoint and restore a small test process.")
-    ] = False,
+    try_: Annotated[bool, flag("--try", "Checkpoint and restore a small test process.")] = False,
     run_dir: Annotated[
-        Path,
-        typer.Option(readable=False, metavar="DIR", help="Directory of the service's files."),
+        Path, typer.Option(readable=False, metavar="DIR", help="Directory of the service's files.")
     ] = Path("/run/irmapdb"),
     config: ConfigFile = None,
     as_json: AsJson = False,

@@ -16,7 +16,15 @@ from irmapdb.commands.dumped_rows import (
     print_stats,
 )
 from irmapdb.commands.input_file import regular_input
-from irmapdb.commands.options import AsJson, ConfigFile, Database, WorkDirOption, database_path
+from irmapdb.commands.options import (
+    AsJson,
+    ConfigFile,
+    Database,
+    WorkDirOption,
+    argument,
+    database_path,
+    flag,
+)
 from irmapdb.errors import UsageError
 from irmapdb.image.formats import Format
 
@@ -30,15 +38,12 @@ _ANY_FORM = (
     "or the archive of a checkpoint. `-` is stdin, and a database cannot come from stdin."
 )
 _Pretty = Annotated[
-    bool, typer.Option("--pretty", help="Print indented JSON, with devices as crit prints them.")
+    bool, flag("--pretty", "Print indented JSON, with devices as crit prints them.")
 ]
 
 
 def import_(
-    image: Annotated[
-        Path,
-        typer.Argument(readable=False, metavar="IMAGE", help=_ANY_FORM),
-    ],
+    image: Annotated[Path, argument("IMAGE", _ANY_FORM)],
     work_dir: WorkDirOption = None,
     db: Database = None,
     config: ConfigFile = None,
@@ -75,11 +80,8 @@ def import_(
 def export(
     image: Annotated[
         Path | None,
-        typer.Argument(
-            readable=False,
-            metavar="[IMAGE]",
-            help="The file to write; `-` is stdout.  [default: irmap-cache in the work dir]",
-            show_default=False,
+        argument(
+            "[IMAGE]", "The file to write; `-` is stdout.  [default: irmap-cache in the work dir]"
         ),
     ] = None,
     work_dir: WorkDirOption = None,
@@ -113,14 +115,8 @@ def _say_entries(entries: int, what: str, place: Path) -> None:
 
 
 def convert(
-    source: Annotated[
-        Path,
-        typer.Argument(readable=False, metavar="SRC", help=_ANY_FORM),
-    ],
-    destination: Annotated[
-        Path,
-        typer.Argument(readable=False, metavar="DST", help="`-` is stdout, for pb and json."),
-    ],
+    source: Annotated[Path, argument("SRC", _ANY_FORM)],
+    destination: Annotated[Path, argument("DST", "`-` is stdout, for pb and json.")],
     to: Annotated[
         Format | None,
         typer.Option(
@@ -164,10 +160,7 @@ def convert(
 
 
 def show(
-    file: Annotated[
-        Path,
-        typer.Argument(readable=False, metavar="FILE", help=_ANY_FORM),
-    ],
+    file: Annotated[Path, argument("FILE", _ANY_FORM)],
     as_json: AsJson = False,
     pretty: _Pretty = False,
 ) -> None:

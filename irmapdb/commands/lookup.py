@@ -11,7 +11,13 @@ import typer
 from irmapdb.commands import render
 from irmapdb.commands.exit import end_with_findings
 from irmapdb.commands.keys import Key, parse_keys, spellings
-from irmapdb.commands.options import AsJson, Database, WorkDirOption, database_path
+from irmapdb.commands.options import (
+    AsJson,
+    Database,
+    WorkDirOption,
+    argument,
+    database_path,
+)
 from irmapdb.commands.watch_rows import mapping_json, path_cell, wd_cell
 from irmapdb.model import format_kdev
 
@@ -29,10 +35,8 @@ __all__ = ["lookup"]
 def lookup(
     keys: Annotated[
         list[str],
-        typer.Argument(
-            metavar="KEY…",
-            help="`fe00000:2e3` as in CRIU's log, `254:0 739`, an inode number, or a path.",
-            show_default=False,
+        argument(
+            "KEY…", "`fe00000:2e3` as in CRIU's log, `254:0 739`, an inode number, or a path."
         ),
     ],
     work_dir: WorkDirOption = None,

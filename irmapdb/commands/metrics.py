@@ -10,7 +10,12 @@ from typing import Annotated
 import typer
 
 from irmapdb.commands import render
-from irmapdb.commands.options import ConfigFile, path_option, value_option
+from irmapdb.commands.options import (
+    ConfigFile,
+    flag,
+    path_option,
+    value_option,
+)
 
 __all__ = ["metrics"]
 
@@ -29,10 +34,7 @@ def metrics(
         ),
     ] = None,
     check: Annotated[
-        bool,
-        typer.Option(
-            "--check/--no-check", help="Predict a dump of each container, as `check --all` does."
-        ),
+        bool, flag("--check/--no-check", "Predict a dump of each container, as `check --all` does.")
     ] = True,
     cgroup: Annotated[
         str | None,
@@ -43,8 +45,7 @@ def metrics(
         ),
     ] = None,
     run_dir: Annotated[
-        Path,
-        typer.Option(readable=False, metavar="DIR", help="Directory of the service's files."),
+        Path, typer.Option(readable=False, metavar="DIR", help="Directory of the service's files.")
     ] = Path("/run/irmapdb"),
     config: ConfigFile = None,
 ) -> None:

@@ -29,7 +29,9 @@ __all__ = [
     "ServerUrl",
     "Verbose",
     "WorkDirOption",
+    "argument",
     "database_path",
+    "flag",
     "named_database",
     "path_option",
     "positive_pid",
@@ -80,15 +82,23 @@ def value_option(metavar: str, text: str, *names: str, **rest: Any) -> Any:  # n
     return typer.Option(*names, metavar=metavar, help=text, show_default=False, **rest)
 
 
+def flag(names: str, text: str) -> Any:  # noqa: ANN401 typer's
+    """An option without a value, and its help. `names` are separated by blanks."""
+    return typer.Option(*names.split(), help=text)
+
+
+def argument(metavar: str, text: str) -> Any:  # noqa: ANN401 typer's
+    """An argument, and its help. The library reports a file that cannot be read."""
+    return typer.Argument(readable=False, metavar=metavar, help=text, show_default=False)
+
+
 Pid = Annotated[int | None, tree_option("The root task of the tree: it and all its descendants.")]
 ContainerName = Annotated[
     str | None,
-    typer.Option(
+    value_option(
+        "ID|NAME",
+        "A container in place of -t PID: its id, the beginning of the id, its name, or its pod.",
         "--container",
-        metavar="ID|NAME",
-        help="A container in place of -t PID: its id, the beginning of the id, its name, or its "
-        "pod.",
-        show_default=False,
     ),
 ]
 ImagesDir = Annotated[
@@ -128,11 +138,10 @@ PrevImagesDir = Annotated[
 ]
 ScanPaths = Annotated[
     list[str] | None,
-    typer.Option(
+    value_option(
+        "PATH",
+        "Scan this path first, as seen from the root of the tasks. Repeatable.",
         "--irmap-scan-path",
-        metavar="PATH",
-        help="Scan this path first, as seen from the root of the tasks. Repeatable.",
-        show_default=False,
     ),
 ]
 Database = Annotated[
@@ -154,18 +163,15 @@ ConfigFile = Annotated[
 ]
 ServerUrl = Annotated[
     str | None,
-    typer.Option(
-        metavar="URL",
-        help="The PostgreSQL server, without a password: `postgresql://USER@HOST/DATABASE`.  "
+    value_option(
+        "URL",
+        "The PostgreSQL server, without a password: `postgresql://USER@HOST/DATABASE`.  "
         "[default: `[fleet] url`]",
-        show_default=False,
     ),
 ]
-AllRows = Annotated[
-    bool, typer.Option("--all-rows", help="List every watch, also if there are many.")
-]
-AsCsv = Annotated[bool, typer.Option("--csv", help="Print CSV, for spreadsheets.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+AllRows = Annotated[bool, flag("--all-rows", "List every watch, also if there are many.")]
+AsCsv = Annotated[bool, flag("--csv", "Print CSV, for spreadsheets.")]
+AsJson = Annotated[bool, flag("--json", "Print JSON, for programs.")]
 Verbose = Annotated[
     int,
     typer.Option(

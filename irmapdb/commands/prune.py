@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from irmapdb.commands import render
 from irmapdb.commands.options import (
     AsJson,
@@ -13,6 +11,7 @@ from irmapdb.commands.options import (
     Database,
     WorkDirOption,
     database_path,
+    flag,
     value_option,
 )
 from irmapdb.commands.progress import Progress
@@ -53,13 +52,12 @@ def prune(
         value_option("SPAN", "Keep a mapping for this long after its last use.  [default: 90d]"),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the number of rows to delete; delete none.")
+        bool, flag("--dry-run", "Print the number of rows to delete; delete none.")
     ] = False,
     vacuum: Annotated[
         bool,
-        typer.Option(
-            "--vacuum",
-            help="Rewrite the file without free pages. This needs as much free disk space.",
+        flag(
+            "--vacuum", "Rewrite the file without free pages. This needs as much free disk space."
         ),
     ] = False,
     config: ConfigFile = None,

@@ -22,6 +22,8 @@ from irmapdb.commands.options import (
     ConfigFile,
     ContainerName,
     ScanPaths,
+    argument,
+    flag,
     root_task_if_given,
     tree_option,
     value_option,
@@ -53,11 +55,10 @@ SortBy = Literal["watches", "instances", "name"]
 def ps(
     process: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="PROCESS",
-            help="List only these processes, and the path of each watch: process ids, or parts of "
+        argument(
+            "PROCESS",
+            "List only these processes, and the path of each watch: process ids, or parts of "
             "the name of a process or of its program.",
-            show_default=False,
         ),
     ] = None,
     tree: Annotated[
@@ -98,19 +99,16 @@ def ps(
             min=0,
         ),
     ] = None,
-    watch: Annotated[
-        bool, typer.Option("--watch", help="Print again and again, until Ctrl-C.")
-    ] = False,
+    watch: Annotated[bool, flag("--watch", "Print again and again, until Ctrl-C.")] = False,
     interval: Annotated[
         float | None,
         value_option("SECONDS", "With --watch: the pause between two refreshes.  [default: 2]"),
     ] = None,
     search: Annotated[
         bool,
-        typer.Option(
+        flag(
             "--search",
-            help="With -t, PROCESS or --by directory: scan the filesystem for paths that are not "
-            "known.",
+            "With -t, PROCESS or --by directory: scan the filesystem for paths that are not known.",
         ),
     ] = False,
     irmap_scan_path: ScanPaths = None,

@@ -7,8 +7,6 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from irmapdb import __version__, files
 from irmapdb.commands import render
 from irmapdb.commands.options import (
@@ -16,6 +14,7 @@ from irmapdb.commands.options import (
     Database,
     WorkDirOption,
     database_path,
+    flag,
     path_option,
     value_option,
 )
@@ -45,8 +44,7 @@ def report(
         ),
     ] = None,
     every: Annotated[
-        bool,
-        typer.Option("--all", help="A report on all databases and containers of this machine."),
+        bool, flag("--all", "A report on all databases and containers of this machine.")
     ] = False,
     server: Annotated[
         str | None,

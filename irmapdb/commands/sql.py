@@ -23,10 +23,13 @@ from irmapdb.commands.options import (
     Database,
     ServerUrl,
     WorkDirOption,
+    argument,
     database_path,
+    flag,
     path_option,
     refuse_two_forms,
     server_url,
+    value_option,
 )
 from irmapdb.errors import FileError, SqlError, UsageError
 
@@ -63,12 +66,7 @@ _BARE_STATEMENTS = {
 
 def sql(
     query: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="[QUERY]",
-            help="SQL, or the name of a saved query.  [default: stdin]",
-            show_default=False,
-        ),
+        str | None, argument("[QUERY]", "SQL, or the name of a saved query.  [default: stdin]")
     ] = None,
     file: Annotated[
         Path | None,
@@ -78,18 +76,11 @@ def sql(
     ] = None,
     parameter: Annotated[
         list[str] | None,
-        typer.Option(
-            "-p",
-            "--param",
-            metavar="NAME=VALUE",
-            help="The value of :NAME. Repeatable.",
-            show_default=False,
-        ),
+        value_option("NAME=VALUE", "The value of :NAME. Repeatable.", "-p", "--param"),
     ] = None,
-    list_saved: Annotated[bool, typer.Option("--list", help="List the saved queries.")] = False,
+    list_saved: Annotated[bool, flag("--list", "List the saved queries.")] = False,
     print_sql: Annotated[
-        bool,
-        typer.Option("--print", help="Print the statement of a saved query; do not run it."),
+        bool, flag("--print", "Print the statement of a saved query; do not run it.")
     ] = False,
     as_json: AsJson = False,
     as_csv: AsCsv = False,
@@ -106,9 +97,7 @@ def sql(
     work_dir: WorkDirOption = None,
     db: Database = None,
     to: ServerUrl = None,
-    fleet: Annotated[
-        bool, typer.Option("--fleet", help="Query the server of `[fleet] url`.")
-    ] = False,
+    fleet: Annotated[bool, flag("--fleet", "Query the server of `[fleet] url`.")] = False,
     config: ConfigFile = None,
 ) -> None:
     """Query the database with SQL, or with a saved query.

@@ -13,7 +13,12 @@ import typer
 
 from irmapdb.commands import render
 from irmapdb.commands.exit import end_with_findings
-from irmapdb.commands.options import AsJson, ConfigFile, value_option
+from irmapdb.commands.options import (
+    AsJson,
+    ConfigFile,
+    flag,
+    value_option,
+)
 from irmapdb.errors import UsageError
 from irmapdb.model import printable
 
@@ -29,7 +34,7 @@ _A_FEW = 5
 
 def warm(
     once: Annotated[
-        bool, typer.Option("--once", help="Read the containers once, prove the paths, and end.")
+        bool, flag("--once", "Read the containers once, prove the paths, and end.")
     ] = False,
     interval: Annotated[
         float | None,
@@ -44,13 +49,13 @@ def warm(
         ),
     ] = None,
     status: Annotated[
-        bool, typer.Option("--status", help="Show each container, and its watches without a path.")
+        bool, flag("--status", "Show each container, and its watches without a path.")
     ] = False,
     install: Annotated[
-        bool, typer.Option("--install", help="Install a systemd unit, and start the service.")
+        bool, flag("--install", "Install a systemd unit, and start the service.")
     ] = False,
     uninstall: Annotated[
-        bool, typer.Option("--uninstall", help="Stop the service, and remove the unit.")
+        bool, flag("--uninstall", "Stop the service, and remove the unit.")
     ] = False,
     unit_dir: Annotated[
         Path, typer.Option(readable=False, metavar="DIR", help="Directory of systemd's units.")
