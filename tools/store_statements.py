@@ -219,7 +219,7 @@ LAST_WATCH = select(func.coalesce(func.max(_watch.id), 0))
 _is_live = and_(_mapping.stale_at.is_(None), _mapping.mntns == bindparam("mntns"))
 LIVE_DEVICES = select(_mapping.dev).where(_is_live).distinct()
 LIVE_ON_DEVICE = (
-    select(*_MAPPING).where(_is_live, _mapping.dev == bindparam("dev")).order_by(_mapping.id)
+    select(*_MAPPING).where(_is_live, _mapping.dev == bindparam("dev")).limit(bindparam("at_most"))
 )
 
 
@@ -258,7 +258,7 @@ def _inodes(*conditions: ColumnElement[bool]) -> Any:
             select(table.dev, table.ino).where(condition)
             for table, condition in zip((_mapping, _watch, _change), conditions, strict=True)
         )
-    )
+    ).limit(bindparam("at_most"))
 
 
 def _is_inode(table: Table) -> ColumnElement[bool]:
@@ -273,13 +273,29 @@ INODES_OF_PATH = _inodes(
     _watch.path == _path,
     or_(_change.path == _path, _change.old_path == _path),
 )
-MAPPINGS_OF_INODE = select(*_MAPPING).where(_is_inode(tables.mapping)).order_by(_mapping.id)
-CHANGES_OF_INODE = select(*_CHANGE).where(_is_inode(tables.change)).order_by(_change.id)
+# Live ones first, then those that were proved last.
+MAPPINGS_OF_INODE = (
+    select(*_MAPPING)
+    .where(_is_inode(tables.mapping))
+    .order_by(
+        _mapping.stale_at.is_not(None),
+        func.coalesce(_mapping.validated_at, _mapping.first_seen_at).desc(),
+        _mapping.id.desc(),
+    )
+    .limit(bindparam("at_most"))
+)
+CHANGES_OF_INODE = (
+    select(*_CHANGE)
+    .where(_is_inode(tables.change))
+    .order_by(_change.id.desc())
+    .limit(bindparam("at_most"))
+)
 WATCHES_OF_INODE = (
-    select(_run.id, _run.event, _run.finished_at, *_WATCH)
+    select(*_WATCH, _run.id, _run.event, _run.finished_at)
     .join_from(tables.watch, tables.run)
     .where(_is_inode(tables.watch))
-    .order_by(_watch.id)
+    .order_by(_watch.id.desc())
+    .limit(bindparam("at_most"))
 )
 
 # --- the list of irmap-cache ----------------------------------------------------------------------

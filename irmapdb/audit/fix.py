@@ -103,11 +103,11 @@ def _write(
 
 
 def _rows_now(tx: Step, repairs: Iterable[Repair]) -> dict[InodeKey, list[Mapping]]:
-    keys = {repair.mapping.identity.key for repair in repairs}
-    rows: dict[InodeKey, list[Mapping]] = {}
-    for mntns in sorted({repair.mapping.mntns for repair in repairs}):
-        for key, some in tx.load(keys, mntns).items():
-            rows.setdefault(key, []).extend(some)
+    # All of them: `load` leaves rows out.
+    rows: dict[InodeKey, list[Mapping]] = {repair.mapping.identity.key: [] for repair in repairs}
+    for row in tx.all_mappings():
+        if row.identity.key in rows:
+            rows[row.identity.key].append(row)
     return rows
 
 
@@ -131,10 +131,10 @@ def _prove_again(
             by_mntns.setdefault(repair.mapping.mntns, []).append(repair)
     outcomes: list[Resolution] = []
     for mntns, some in by_mntns.items():
-        asked: list[tuple[Identity, bytes]] = [
+        asked: dict[tuple[Identity, bytes], None] = dict.fromkeys(
             (repair.mapping.identity, path) for repair in some for path in repair.paths
-        ]
-        outcomes.append(proved_again(some, auditing.disproofs(mntns, asked)))
+        )
+        outcomes.append(proved_again(some, auditing.disproofs(mntns, [*asked])))
     return outcomes
 
 

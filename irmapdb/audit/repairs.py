@@ -63,19 +63,28 @@ def proved_again(
     `reasons`: why each path of a repair is not its inode, by a second proof; None if it is.
     """
     outcome = Resolution()
+    proved: dict[Identity, dict[bytes, tuple[Source, int]]] = {}
     for repair in repairs:
         row = repair.mapping
         reason = reasons[row.identity, row.path]
+        if reason is StaleReason.UNREACHABLE:
+            continue
+        names, source = repair.names, repair.source
         if reason is None:
-            if row.stale and row.identity.handle is not None:
-                _add(outcome, row, [row.path], Source.STORED)
-        elif reason is not StaleReason.UNREACHABLE:
-            if not row.stale:
-                why = repair.stale_reason if reason is repair.disproof else reason
-                failed = Disproved(row.identity, row.path, Source.STORED, why or reason, row.mntns)
-                outcome.disproved.append(failed)
-            names = [one for one in repair.names if reasons[row.identity, one] is None]
-            _add(outcome, row, names, repair.source)
+            is_revived = row.stale and row.identity.handle is not None
+            names, source = (row.path,) if is_revived else (), Source.STORED
+        elif not row.stale:
+            why = repair.stale_reason if reason is repair.disproof else reason
+            failed = Disproved(row.identity, row.path, Source.STORED, why or reason, row.mntns)
+            outcome.disproved.append(failed)
+        for name in names:
+            if reasons[row.identity, name] is None:
+                known = proved.setdefault(row.identity, {})
+                known.setdefault(name, (source, row.mntns))
+    for identity, known in proved.items():
+        best, *others = known
+        source, mntns = known[best]
+        outcome.resolved[identity] = Resolved(identity, best, source, tuple(others), mntns)
     return outcome
 
 
@@ -87,14 +96,3 @@ def _reason_to_store(finding: AuditFinding) -> StaleReason | None:
     if finding.verdict is AuditVerdict.MOVED and evidence is not None and not evidence.moved_to:
         return StaleReason.MOVED
     return None if evidence is None else evidence.reason
-
-
-def _add(outcome: Resolution, row: Mapping, names: list[bytes], source: Source) -> None:
-    if not names:
-        return
-    known = outcome.resolved.get(row.identity)
-    if known is not None:
-        names = [known.path, *known.other_paths, *names]
-        source = known.source
-    best, *others = dict.fromkeys(names)
-    outcome.resolved[row.identity] = Resolved(row.identity, best, source, tuple(others), row.mntns)

@@ -34,6 +34,8 @@ _PATIENCE_S = 5.0
 """Limit for `_MAPPINGS_A_CHILD` mappings on a filesystem that may block."""
 _MAPPINGS_A_CHILD = 1000
 _TICK = 512
+_MOST_NAMES = 100
+"""The largest number of names of one inode in its findings: each of its rows may have one."""
 
 
 class RootAudit:
@@ -156,13 +158,14 @@ class RootAudit:
         # nothing.
         wanted = {m.identity for m, _ in lost if m.identity.handle is not None}
         outcome = self._resolve(wanted)
+        # Further names (hard links) that are stored already, and are right.
+        stored: dict[Identity, list[bytes]] = {}
         for finding in valid:
-            # Further names (hard links) that are stored already, and are right.
-            identity, path = finding.mapping.identity, finding.mapping.path
-            answer = outcome.resolved.get(identity)
-            if answer is not None and path not in {answer.path, *answer.other_paths}:
-                others = (*answer.other_paths, path)
-                outcome.resolved[identity] = answer._replace(other_paths=others)
+            stored.setdefault(finding.mapping.identity, []).append(finding.mapping.path)
+        for identity, answer in outcome.resolved.items():
+            names = answer.path, *answer.other_paths, *stored.get(identity, ())
+            best, *others = [*dict.fromkeys(names)][:_MOST_NAMES]
+            outcome.resolved[identity] = answer._replace(path=best, other_paths=tuple(others))
         unknown = [identity.handle for identity in outcome.unresolved if identity.handle]
         states = fates(self._root, kdev, unknown)
         return [self._lost.finding(mapping, reason, outcome, states) for mapping, reason in lost]

@@ -42,6 +42,9 @@ __all__ = [
 
 _log = Log(__name__)
 
+_MOST_UNMOUNTED = 50_000
+"""The largest number of rows that a step marks as unmounted; the next step marks the others."""
+
 
 class StepReport(Record):
     """The result of a step."""
@@ -215,8 +218,11 @@ def _unmounted(tx: Step, mounted: dict[int, frozenset[int]]) -> Iterator[Mapping
     The rows of a nested namespace have its number, so mounts of other namespaces do not count for
     them. A namespace that was not read may still have its mounts, and a chroot does not show all.
     """
+    left = _MOST_UNMOUNTED
     for mntns, kdevs in mounted.items():
         absent = tx.live_devices(mntns) - kdevs
         if absent and not mntns:
             absent -= mounted_anywhere(absent)
-        yield from tx.live_on(absent, mntns)
+        gone = tx.live_on(absent, mntns, at_most=left)
+        left -= len(gone)
+        yield from gone

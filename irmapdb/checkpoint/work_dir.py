@@ -19,6 +19,7 @@ from irmapdb.image.cache_bytes import cache_bytes, cache_entries
 from irmapdb.model import Identity, Mapping, Source, printable
 from irmapdb.ownership import open_directory
 from irmapdb.record import Record
+from irmapdb.store.mappings import ROWS_OF_INODE
 from irmapdb.store.records import FileStamp
 
 TYPE_CHECKING = False
@@ -221,7 +222,7 @@ class MappingsAndNews:
                 known = {row.path for row in rows}
                 rows += (
                     Mapping(Identity(*key, None), path, Source.IMAGE, True, self._now, id=row_id)  # noqa: FBT003 to be proved
-                    for path, row_id in new.items()
+                    for path, row_id in [*new.items()][-ROWS_OF_INODE:]
                     if path not in known
                 )
         return found

@@ -74,6 +74,7 @@ def lookup(
         )
     else:
         _print(known)
+    _say_limits(known)
     unknown = [one for one, found in known if not found]
     for one in unknown:
         render.say(f"{render.printable(os.fsencode(one.text))}: nothing is known of it{_hint(one)}")
@@ -90,6 +91,20 @@ def _find(store: Store, wanted: Key) -> list[InodeReport]:
         keys = next(filter(None, tried), [])
     found = (store.inode_report(key) for key in keys)
     return [one for one in found if one is not None]
+
+
+def _say_limits(known: Sequence[tuple[Key, Sequence[InodeReport]]]) -> None:
+    from irmapdb.store.inode_report import MOST_INODES
+    from irmapdb.store.mappings import ROWS_OF_INODE
+
+    for one, found in known:
+        if len(found) >= MOST_INODES:
+            name = render.printable(os.fsencode(one.text))
+            render.say(f"{name}: only {MOST_INODES} inodes are shown; name one of them")
+        for report in found:
+            if report.cut:
+                which = f"the last {ROWS_OF_INODE:,} paths, watches and changes are shown"
+                render.say(f"{report.key}: {which}; `irmapdb sql` has all")
 
 
 def _hint(wanted: Key) -> str:
@@ -211,6 +226,7 @@ def _document(report: InodeReport) -> dict[str, Any]:
             for seen in report.sightings
         ],
         "changes": list(map(_change_json, report.changes)),
+        "cut": report.cut,
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from irmapdb.model import Source
 from irmapdb.resolve.engine import Candidate
+from irmapdb.store.mappings import most_rows
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -53,9 +54,23 @@ class StoredRows:
 
     def _paths_of(self, identities: list[Identity]) -> Iterator[Answer]:
         self.load(identities)
-        for identity in identities if self.rows else ():
-            for row in self.rows.get(identity.key, ()):
-                # A stale row is history. A row with another handle is tried: its path may name this
-                # inode now.
-                if not row.stale:
-                    yield Candidate(identity, row.path)
+        if not self.rows:
+            return
+        # A stale row is history. A row with another handle is tried: its path may name this inode
+        # now.
+        live = [
+            (identity, [row for row in self.rows.get(identity.key, ()) if not row.stale])
+            for identity in identities
+        ]
+        most = most_rows(len(identities))
+        if sum(len(rows) for _, rows in live) > most:
+            live = [(one, _last(one, rows, most // len(identities))) for one, rows in live]
+        for identity, rows in live:
+            for row in rows:
+                yield Candidate(identity, row.path)
+
+
+def _last(identity: Identity, rows: Iterable[Mapping], most: int) -> list[Mapping]:
+    # Another user can have put any number into a database or an irmap-cache. The rows of another
+    # file with the same number are the first to go.
+    return sorted(rows, key=lambda row: row.identity.matches(identity))[-most:]

@@ -131,8 +131,8 @@ CHANGES_OF_INODE = Statement(
     "SELECT change.id, change.run_id, change.at, change.mapping_id, change.kind, change.dev, "
     "change.ino, change.handle_type, change.handle, CAST(change.path AS BLOB) AS path, "
     "CAST(change.old_path AS BLOB) AS old_path, change.reason, change.mntns FROM change WHERE "
-    "change.dev = ? AND change.ino = ? ORDER BY change.id",
-    ("dev", "ino"),
+    "change.dev = ? AND change.ino = ? ORDER BY change.id DESC LIMIT ? OFFSET 0",
+    ("dev", "ino", "at_most"),
 )
 COUNT_CHANGES_UNTIL = Statement(
     "SELECT count(*) AS count_1 FROM change WHERE change.id <= ?", ("until",)
@@ -193,14 +193,14 @@ IMAGE_ENTRIES = Statement(
 INODES_OF_NUMBER = Statement(
     "SELECT mapping.dev, mapping.ino FROM mapping WHERE mapping.ino = ? UNION SELECT "
     "watch.dev, watch.ino FROM watch WHERE watch.ino = ? UNION SELECT change.dev, change.ino "
-    "FROM change WHERE change.ino = ?",
-    ("ino", "ino", "ino"),
+    "FROM change WHERE change.ino = ? LIMIT ? OFFSET 0",
+    ("ino", "ino", "ino", "at_most"),
 )
 INODES_OF_PATH = Statement(
     "SELECT mapping.dev, mapping.ino FROM mapping WHERE mapping.path = ? UNION SELECT "
     "watch.dev, watch.ino FROM watch WHERE watch.path = ? UNION SELECT change.dev, change.ino "
-    "FROM change WHERE change.path = ? OR change.old_path = ?",
-    ("path", "path", "path", "path"),
+    "FROM change WHERE change.path = ? OR change.old_path = ? LIMIT ? OFFSET 0",
+    ("path", "path", "path", "path", "at_most"),
 )
 LAST_CHANGE = Statement("SELECT max(change.id) AS max_1 FROM change")
 LAST_POSITION = Statement(
@@ -221,8 +221,8 @@ LIVE_ON_DEVICE = Statement(
     "CAST(mapping.path AS BLOB) AS path, mapping.source, mapping.revalidate, "
     "mapping.first_seen_at, mapping.validated_at, mapping.last_used_at, mapping.stale_at, "
     "mapping.stale_reason, mapping.mntns FROM mapping WHERE mapping.stale_at IS NULL AND "
-    "mapping.mntns = ? AND mapping.dev = ? ORDER BY mapping.id",
-    ("mntns", "dev"),
+    "mapping.mntns = ? AND mapping.dev = ? LIMIT ? OFFSET 0",
+    ("mntns", "dev", "at_most"),
 )
 MAKE_INCOMING = Statement(
     "CREATE TEMPORARY TABLE IF NOT EXISTS incoming ( position INTEGER NOT NULL, dev INTEGER "
@@ -241,8 +241,9 @@ MAPPINGS_OF_INODE = Statement(
     "CAST(mapping.path AS BLOB) AS path, mapping.source, mapping.revalidate, "
     "mapping.first_seen_at, mapping.validated_at, mapping.last_used_at, mapping.stale_at, "
     "mapping.stale_reason, mapping.mntns FROM mapping WHERE mapping.dev = ? AND mapping.ino = "
-    "? ORDER BY mapping.id",
-    ("dev", "ino"),
+    "? ORDER BY mapping.stale_at IS NOT NULL, coalesce(mapping.validated_at, "
+    "mapping.first_seen_at) DESC, mapping.id DESC LIMIT ? OFFSET 0",
+    ("dev", "ino", "at_most"),
 )
 MARK_STALE = Statement(
     "UPDATE mapping SET stale_at=?, stale_reason=? WHERE mapping.dev = ? AND mapping.ino = ? "
@@ -298,12 +299,13 @@ TRIED_BETWEEN = Statement(
     ("first_id", "last_id"),
 )
 WATCHES_OF_INODE = Statement(
-    "SELECT run.id, run.event, run.finished_at, watch.id AS id_1, watch.pid, CAST(watch.comm "
-    "AS BLOB) AS comm, watch.fd, watch.kind, watch.wd, watch.dev, watch.ino, "
-    "watch.handle_type, watch.handle, watch.mask, watch.ignored_mask, watch.mflags, "
-    "CAST(watch.path AS BLOB) AS path, watch.why, watch.mntns FROM watch JOIN run ON run.id = "
-    "watch.run_id WHERE watch.dev = ? AND watch.ino = ? ORDER BY watch.id",
-    ("dev", "ino"),
+    "SELECT watch.id, watch.pid, CAST(watch.comm AS BLOB) AS comm, watch.fd, watch.kind, "
+    "watch.wd, watch.dev, watch.ino, watch.handle_type, watch.handle, watch.mask, "
+    "watch.ignored_mask, watch.mflags, CAST(watch.path AS BLOB) AS path, watch.why, "
+    "watch.mntns, run.id AS id_1, run.event, run.finished_at FROM watch JOIN run ON run.id = "
+    "watch.run_id WHERE watch.dev = ? AND watch.ino = ? ORDER BY watch.id DESC LIMIT ? OFFSET "
+    "0",
+    ("dev", "ino", "at_most"),
 )
 WATCHES_OF_RUN_AFTER = Statement(
     "SELECT watch.id, watch.pid, CAST(watch.comm AS BLOB) AS comm, watch.fd, watch.kind, "

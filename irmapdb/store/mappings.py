@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from functools import lru_cache
+from operator import itemgetter
 
 from irmapdb.errors import DatabaseError
 from irmapdb.model import FileHandle, Identity, Mapping, Source, StaleReason
@@ -42,7 +43,9 @@ __all__ = [
     "INT_MAX",
     "MAPPING_NAMES",
     "MNTNS_MAX",
+    "ROWS_OF_INODE",
     "StoredMappings",
+    "most_rows",
     "open_mappings",
     "read_all",
     "read_identity",
@@ -50,6 +53,13 @@ __all__ = [
 ]
 
 _KEYS_A_QUERY = 500
+ROWS_OF_INODE = 1000
+"""The largest number of rows of one inode that are read: the live ones that were proved last.
+
+Another user can have put any number into the file, and rows are only candidates.
+"""
+_ROWS_OF_EACH = 20
+_LOOKED_AT = 20 * ROWS_OF_INODE
 
 MAPPING_NAMES = (
     *("id", "dev", "ino", "handle_type", "handle", "path", "source", "revalidate"),
@@ -67,6 +77,14 @@ MNTNS_MAX = (1 << 32) - 1  # an inode number of nsfs
 INT_MAX = (1 << 31) - 1
 INT64_MAX = (1 << 63) - 1
 _HANDLE_BYTES = 128  # MAX_HANDLE_SZ in include/linux/exportfs.h
+
+
+def most_rows(inodes: int) -> int:
+    """The largest number of rows of these inodes together. If there are more, each has its share.
+
+    So the work grows with the number of inodes, and not with the rows of a hostile database.
+    """
+    return max(ROWS_OF_INODE, _ROWS_OF_EACH * inodes)
 
 
 def read_identity(dev: int, ino: int, handle_type: int | None, handle: bytes | None) -> Identity:
@@ -147,7 +165,16 @@ def _is_bad(read: Callable[[Sequence[Any]], object], row: Sequence[Any]) -> bool
 
 
 _COLUMNS = ", ".join(f"CAST({name} AS BLOB)" if name == "path" else name for name in MAPPING_NAMES)
-_LOAD = f"SELECT {_COLUMNS} FROM mapping WHERE dev = ? AND mntns = ? AND ino IN (%s) ORDER BY id"  # noqa: S608 fixed words
+_LOAD = f"SELECT {_COLUMNS} FROM mapping WHERE dev = ? AND mntns = ? AND ino IN (%s) LIMIT ?"  # noqa: S608 fixed words
+# Looks at a part of the rows only, so that the time does not depend on their number.
+_LAST_PROVED = f"""
+SELECT {_COLUMNS} FROM mapping WHERE id IN (
+    SELECT id FROM (
+        SELECT id, stale_at, validated_at, first_seen_at FROM mapping
+        WHERE dev = ? AND mntns = ? AND ino = ? LIMIT {_LOOKED_AT}
+    )
+    ORDER BY stale_at IS NOT NULL, coalesce(validated_at, first_seen_at) DESC, id DESC LIMIT ?
+)"""  # noqa: S608 fixed words
 _ANY = "SELECT 1 FROM mapping LIMIT 1"
 _SEEN = f"SELECT {', '.join(FileStamp._fields)} FROM image_seen WHERE path = ?"  # noqa: S608 fixed words
 
@@ -164,9 +191,9 @@ class StoredMappings:
         self._is_empty = raw is None or not self._fetch(_ANY)
 
     def load(self, keys: Collection[InodeKey], mntns: int = 0) -> dict[InodeKey, list[Mapping]]:
-        """Every mapping of each inode, also stale ones, in the order of their first storage.
+        """The mappings of each inode, also stale ones, in the order of their first storage.
 
-        An inode without one has no item.
+        An inode without one has no item. Of an inode with very many, those proved last.
         """
         found: dict[InodeKey, list[Mapping]] = {}
         if self._is_empty:
@@ -178,12 +205,21 @@ class StoredMappings:
             # In the order of the index: one page of it after the other.
             inos = sorted(key_of)
             for start in range(0, len(inos), _KEYS_A_QUERY):
-                some = inos[start : start + _KEYS_A_QUERY]
-                rows = self._fetch(_LOAD % ", ".join("?" * len(some)), kdev, mntns, *some)
+                rows = self._rows_of(kdev, mntns, inos[start : start + _KEYS_A_QUERY])
                 mappings = read_all(read_mapping, rows, self._path, "mapping")
                 for row, mapping in zip(rows, mappings, strict=True):
                     found.setdefault(key_of[row[2]], []).append(mapping)
         return found
+
+    def _rows_of(self, kdev: int, mntns: int, inos: Sequence[int]) -> list[tuple[Any, ...]]:
+        most = most_rows(len(inos))
+        rows = self._fetch(_LOAD % ", ".join("?" * len(inos)), kdev, mntns, *inos, most + 1)
+        if len(rows) > most:
+            of_each = most // len(inos)
+            each = (self._fetch(_LAST_PROVED, kdev, mntns, ino, of_each) for ino in inos)
+            rows = [row for some in each for row in some]
+        rows.sort(key=itemgetter(0))
+        return rows
 
     def image_seen(self, path: AnyPath) -> FileStamp | None:
         """The stamp of an image file at its last import or write; None if there was none."""

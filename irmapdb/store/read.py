@@ -46,21 +46,21 @@ class Reader:
         self._wait_s = wait_s
 
     def load(self, keys: Collection[InodeKey], mntns: int = 0) -> dict[InodeKey, list[Mapping]]:
-        """Every mapping of each inode, the stale ones too, in the order they were first seen.
-
-        An inode without one has no item.
-        """
+        """The mappings of each inode: StoredMappings.load."""
         return self._stored().load(keys, mntns)
 
     def live_devices(self, mntns: int = 0) -> set[int]:
         """The devices of the mappings that are not stale, of one mount namespace."""
         return set(self._read(_read_device, self._fetch(compiled.LIVE_DEVICES, mntns=mntns)))
 
-    def live_on(self, kdevs: Iterable[int], mntns: int = 0) -> list[Mapping]:
-        """The same mappings, of these devices."""
+    def live_on(self, kdevs: Iterable[int], mntns: int = 0, *, at_most: int) -> list[Mapping]:
+        """The same mappings, of these devices, but no more than `at_most`."""
         found: list[Mapping] = []
         for dev in sorted(kdevs):
-            answer = self._fetch(compiled.LIVE_ON_DEVICE, mntns=mntns, dev=dev)
+            if len(found) >= at_most:
+                break
+            left = at_most - len(found)
+            answer = self._fetch(compiled.LIVE_ON_DEVICE, mntns=mntns, dev=dev, at_most=left)
             found += self._read(rows.read_mapping, answer)
         return found
 

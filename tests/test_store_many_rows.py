@@ -1,0 +1,257 @@
+"""A database, or an irmap-cache, in which another user has put any number of rows for one inode."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections import Counter
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from irmapdb.checkpoint import transaction
+from irmapdb.checkpoint.steps import pre_dump
+from irmapdb.checkpoint.work_dir import MappingsAndNews, News
+from irmapdb.image.cache import decode_cache
+from irmapdb.kernel.proof import identify
+from irmapdb.kernel.root import open_root
+from irmapdb.model import CacheEntry, InodeKey, Resolved, Source
+from irmapdb.resolve.search import Search
+from irmapdb.store.database import Store
+from irmapdb.store.inode_report import MOST_INODES
+from irmapdb.store.mappings import ROWS_OF_INODE, StoredMappings, open_mappings
+from irmapdb.store.records import FileStamp
+from irmapdb.store.values import to_time
+from tests.support.cli import irmapdb
+from tests.support.features import require_root
+from tests.support.searching import files_of
+from tests.support.stepping import NO_HINTS, options_for
+from tests.support.watcher import Watcher
+
+LONG_AGO = datetime(2026, 11, 1, tzinfo=UTC)
+NOW = datetime(2026, 11, 28, tzinfo=UTC)
+MANY = 12_000
+
+_COUNTED = (
+    "WITH RECURSIVE counted(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM counted WHERE x < ?1)"
+)
+_MAPPINGS = (
+    "INSERT INTO mapping (dev, ino, handle_type, handle, path, revalidate, source, first_seen_at,"
+    f" validated_at, stale_at, stale_reason) {_COUNTED}"
+)
+
+
+class Many:
+    """A file, its database, and rows that only a hostile user would write."""
+
+    def __init__(self, directory):
+        self.directory = directory
+        self.file = os.fsencode(directory / "file")
+        os.close(os.open(self.file, os.O_CREAT))
+        self.database = directory / "irmap.db"
+        with open_root(os.getpid()) as root:
+            self.identity = identify(root, self.file)
+        with Store.open(self.database, create=True) as store, store.step() as tx:
+            tx.prove([Resolved(self.identity, self.file, Source.SCAN)], LONG_AGO)
+
+    @property
+    def key(self):
+        return self.identity.key
+
+    def sql(self, statement, *values):
+        with closing(sqlite3.connect(self.database)) as raw, raw:
+            return raw.execute(statement, values).fetchall()
+
+    def add(self, count, *, dev="?2", ino="?3", path="?6 || '-' || x", at=NOW, stale=False):
+        """Rows whose paths are wrong, each proved a microsecond after the one before."""
+        handle = self.identity.handle
+        stamps = f"'{at:%Y-%m-%d} 00:00:00.' || printf('%06d', x)"
+        gone = f"'{at:%Y-%m-%d} 00:00:00.000000', 'gone'" if stale else "NULL, NULL"
+        self.sql(
+            f"{_MAPPINGS} SELECT {dev}, {ino}, ?4, ?5, {path}, 0, 'scan', {stamps}, {stamps},"  # noqa: S608 ours
+            f" {gone} FROM counted",
+            *(count, *self.key, handle.type, handle.data, self.file.decode()),
+        )
+
+    def load(self, *keys):
+        with open_mappings(self.database, wait_s=5) as stored:
+            return stored.load(keys or [self.key])
+
+
+@pytest.fixture
+def many(tmp_path):
+    require_root()  # handles
+    return Many(tmp_path)
+
+
+def test_the_live_rows_that_were_proved_last_are_loaded(many):
+    many.add(MANY, stale=True)
+    many.sql("UPDATE mapping SET path = path || 'z' WHERE id = 1")
+    for path in (b"/late", b"/later"):
+        with Store.open(many.database, create=False) as store, store.step() as tx:
+            tx.prove([Resolved(many.identity, path, Source.SCAN)], NOW - timedelta(days=1))
+    rows = many.load()[many.key]
+    assert len(rows) == ROWS_OF_INODE
+    assert [row.path for row in rows if not row.stale] == [many.file + b"z", b"/late", b"/later"]
+    assert [row.id for row in rows] == sorted(row.id for row in rows)
+
+
+def test_all_rows_of_an_inode_with_a_few_are_loaded(many):
+    many.add(ROWS_OF_INODE - 1)
+    assert len(many.load()[many.key]) == ROWS_OF_INODE
+
+
+def test_a_batch_of_inodes_has_a_limit_too(many):
+    many.add(40_000, ino="1000 + x % 400")
+    found = many.load(*(InodeKey(many.key.kdev, 1000 + one) for one in range(400)), many.key)
+    assert len(found) == 401
+    assert sum(map(len, found.values())) <= 20 * 401
+    assert min(map(len, found.values())) == 1  # the file's own row
+    for key, rows in found.items():
+        newest = many.sql("SELECT max(validated_at) FROM mapping WHERE ino = ?", key.ino)
+        assert [(to_time(max(row.validated_at for row in rows)),)] == newest
+
+
+def steps_to_load(many):
+    """The number of SQLite's own steps: the same in each run."""
+    steps = 0
+
+    def count():
+        nonlocal steps
+        steps += 1
+
+    with closing(sqlite3.connect(many.database)) as raw:
+        raw.set_progress_handler(count, 100)
+        assert StoredMappings(raw, b"", 5).load([many.key])
+    return steps
+
+
+def test_the_work_does_not_grow_with_their_number(many):
+    many.add(30_000)
+    before = steps_to_load(many)
+    many.add(60_000, path="?6 || '=' || x")
+    assert steps_to_load(many) <= before * 1.1
+
+
+def disproved_by(many, load):
+    """The number of paths that were tried in vain before irmapdb found the file."""
+    with (
+        Watcher() as task,
+        open_root(task.pid) as root,
+        Search(root, load, config=NO_HINTS) as search,
+    ):
+        task.add_inotify(many.file)
+        search.resolve(files_of(task))
+        assert search.outcome.resolved[many.identity].path == many.file
+        return Counter(one.source for one in search.outcome.disproved)
+
+
+def test_no_more_rows_of_an_inode_are_proved(many):
+    many.add(MANY)
+    with open_mappings(many.database, wait_s=5) as stored:
+        assert disproved_by(many, stored.load) == {Source.STORED: ROWS_OF_INODE}
+
+
+def test_nor_entries_of_an_irmap_cache(many):
+    stamp = FileStamp(1, 1, 1, 1)
+    entries = tuple(CacheEntry(*many.key, b"/wrong/%d" % one) for one in range(MANY))
+    news = News(b"irmap-cache", stamp, entries)
+    with open_mappings(many.database, wait_s=5) as stored:
+        load = MappingsAndNews(stored.load, news, NOW)
+        assert disproved_by(many, load) == {Source.STORED: ROWS_OF_INODE}
+
+
+def test_nor_rows_that_a_source_gives_at_once(many):
+    rows = many.load()[many.key]
+    wrong = [row._replace(path=b"/wrong/%d" % one) for row in rows for one in range(MANY)]
+    own = {many.key: [*rows, *wrong]}
+    assert disproved_by(many, lambda keys, _mntns=0: own if many.key in keys else {}) == {
+        Source.STORED: ROWS_OF_INODE
+    }
+
+
+def test_a_step_leaves_the_rows_alone_that_it_has_not_loaded(many):
+    many.add(MANY)
+    with Watcher() as task:
+        task.add_inotify(many.file)
+        report = pre_dump(options_for(task, many.directory))
+        assert [row.path for row in report.watches] == [many.file]
+        assert decode_cache((many.directory / "irmap-cache").read_bytes(), "") == (
+            CacheEntry(*many.key, many.file),
+        )
+        # The row of the right path is one of those.
+        assert many.sql("SELECT id, stale_at FROM mapping WHERE path = ?", many.file.decode()) == [
+            (1, None)
+        ]
+        assert many.sql("SELECT validated_at > '2026-11-28' FROM mapping WHERE id = 1") == [(1,)]
+        stale = many.sql("SELECT min(id), count(*) FROM mapping WHERE stale_at IS NOT NULL")
+        assert stale == [(MANY + 2 - ROWS_OF_INODE, ROWS_OF_INODE)]
+        assert report.stats.stale == ROWS_OF_INODE
+        assert many.sql("SELECT count(*) FROM change") == [(ROWS_OF_INODE,)]
+        # It is the one that was proved last now, so the next step knows it.
+        again = pre_dump(options_for(task, many.directory))
+        assert again.stats.hits == 1
+        assert not [one for one in again.changes if one.kind != "stale"]
+
+
+def test_a_step_marks_some_rows_of_a_device_that_is_gone(many, monkeypatch):
+    monkeypatch.setattr(transaction, "_MOST_UNMOUNTED", 100)
+    many.add(250, dev="4000000000 + x / 20", ino="x")
+    marked = []
+    with Watcher() as task:
+        task.add_inotify(many.file)
+        for _ in range(4):
+            pre_dump(options_for(task, many.directory))
+            marked += many.sql("SELECT count(*) FROM mapping WHERE stale_reason = 'unmounted'")
+    assert marked == [(100,), (200,), (250,), (250,)]
+
+
+def fill_history(many, count):
+    identity = (*many.key, many.identity.handle.type, many.identity.handle.data)
+    at = f"{NOW:%Y-%m-%d} 00:00:00.000000"
+    many.sql(
+        "INSERT INTO run (event, started_at, finished_at, freezing_us, frozen_us, resolve_us,"
+        " watches, resolved, unresolved, hits, stale, scanned, outcome)"
+        " VALUES ('pre-dump', ?1, ?1, 0, 0, 0, 1, 1, 0, 0, 0, 0, 'done')",
+        at,
+    )
+    many.sql(
+        "INSERT INTO watch (run_id, pid, fd, kind, wd, dev, ino, handle_type, handle, mask,"  # noqa: S608
+        f" ignored_mask, mflags, path) {_COUNTED} SELECT 1, 5, 3, 'inotify', x, ?2, ?3, ?4, ?5, 2,"
+        " 0, 0, ?6 FROM counted",
+        *(count, *identity, many.file.decode()),
+    )
+    many.sql(
+        "INSERT INTO change (at, kind, dev, ino, handle_type, handle, path, reason)"  # noqa: S608
+        f" {_COUNTED} SELECT ?6, 'stale', ?2, ?3, ?4, ?5, '/' || x, 'gone' FROM counted",
+        *(count, *identity, at),
+    )
+
+
+def test_lookup_shows_the_last_rows_of_an_inode(many):
+    many.add(MANY)
+    fill_history(many, MANY)
+    with Store.open_readonly(many.database) as store:
+        report = store.inode_report(many.key)
+    assert report.cut
+    assert [len(report.mappings), len(report.sightings), len(report.changes)] == [ROWS_OF_INODE] * 3
+    first = MANY - ROWS_OF_INODE + 1
+    assert [seen.row.watch.wd for seen in report.sightings] == [*range(first, MANY + 1)]
+    assert [one.id for one in report.changes] == [*range(first, MANY + 1)]
+    assert [row.id for row in report.mappings] == [*range(first + 1, MANY + 2)]
+    done = irmapdb("lookup", str(many.key), "--db", str(many.database))
+    assert done.code == 0
+    assert len(done.out.splitlines()) < 3 * ROWS_OF_INODE + 10
+    assert done.err == (
+        f"{many.key}: the last 1,000 paths, watches and changes are shown; `irmapdb sql` has all\n"
+    )
+
+
+def test_lookup_shows_some_inodes_of_a_number_or_a_path(many):
+    many.add(2 * MOST_INODES, dev="1000000 + x", ino="77", path="substr(?6, 1, 0) || '/same'")
+    for key in ("77", "/same"):
+        done = irmapdb("lookup", key, "--db", str(many.database))
+        assert done.code == 0
+        assert done.out.count("inode 77") == MOST_INODES
+        assert done.err == f"{key}: only 100 inodes are shown; name one of them\n"
