@@ -13,8 +13,7 @@ from sqlalchemy import text
 
 from irmapdb.errors import FleetError
 from irmapdb.fleet import views
-from irmapdb.fleet.schema import VERSION_TABLE, check_newest
-from irmapdb.fleet.tables import metadata
+from irmapdb.fleet.schema import TABLES, VERSION_TABLE, check_newest
 from irmapdb.model import printable
 
 TYPE_CHECKING = False
@@ -30,7 +29,7 @@ __all__ = ["ALL_NAMESPACES", "grant_push", "grant_read", "revoke"]
 ALL_NAMESPACES = "*"
 """Stands for every namespace, and for databases without one."""
 
-_PUSHED = sorted({*metadata.tables} - {"access", "retention"})
+_PUSHED = sorted({*TABLES} - {"access", "retention"})
 
 _READS = text("SELECT EXISTS (SELECT FROM access WHERE role = :role)")
 # A right of its own, not one that it has as a superuser or as the owner.
@@ -84,7 +83,7 @@ def revoke(server: Server, role: str) -> None:
     with server.connect() as connection, connection.begin():
         check_newest(connection, server)
         who = _quoted(connection, role)
-        names = [*metadata.tables, VERSION_TABLE, *views.statements()]
+        names = [*TABLES, VERSION_TABLE, *views.statements()]
         _run(connection, f"REVOKE ALL ON {', '.join(names)} FROM {who}")
         _run(connection, f"REVOKE ALL ON FUNCTION irmapdb_add_period(date) FROM {who}")
         connection.execute(text("DELETE FROM access WHERE role = :role"), {"role": role})

@@ -11,8 +11,7 @@ from datetime import timedelta
 
 from sqlalchemy import text
 
-from irmapdb.fleet.schema import check_newest
-from irmapdb.fleet.tables import PARTITIONED
+from irmapdb.fleet.schema import PARTITIONED, check_newest
 from irmapdb.record import Record
 
 TYPE_CHECKING = False

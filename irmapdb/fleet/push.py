@@ -15,11 +15,10 @@ import time
 from contextlib import ExitStack, suppress
 from functools import partial
 
-from sqlalchemy import delete, func, insert, text
+from sqlalchemy import text
 
 import irmapdb
 from irmapdb.errors import DatabaseError, FleetError
-from irmapdb.fleet import tables
 from irmapdb.fleet.schema import check_newest
 from irmapdb.fleet.source_rows import Claim, push_rows
 from irmapdb.log import Log
@@ -63,6 +62,11 @@ ON CONFLICT (name) DO UPDATE SET
     last_push_at = now(),
     clock_offset_s = excluded.clock_offset_s
 RETURNING id, machine_changed_at = now() AND first_push_at < now()
+""")
+_NO_LIMITS = text("DELETE FROM node_limit WHERE node_id = :node_id")
+_LIMIT = text("""
+INSERT INTO node_limit (node_id, name, at, uid, used, "limit")
+VALUES (:node_id, :name, now(), :uid, :used, :limit)
 """)
 # Facts that are known once stay: a container that has ended has no name any more.
 _CLAIM = text("""
@@ -238,10 +242,9 @@ class _Link:
             "clock_offset_s": (before_s + time.time()) / 2 - float(server_s),
         }
         node_id, is_another = connection.execute(_NODE, values).one()
-        connection.execute(delete(tables.node_limit).where(tables.node_limit.c.node_id == node_id))
+        connection.execute(_NO_LIMITS, {"node_id": node_id})
         for limit in self._options.limits:
-            row = {"node_id": node_id, **limit._asdict()}
-            connection.execute(insert(tables.node_limit).values(at=func.now()), row)
+            connection.execute(_LIMIT, {"node_id": node_id, **limit._asdict()})
         if is_another:
             _log.warning(
                 "node %s: another machine pushed under this name before; if it was not installed "

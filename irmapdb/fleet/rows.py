@@ -11,8 +11,6 @@ from hashlib import blake2b
 from itertools import islice
 from operator import add
 
-from sqlalchemy import BigInteger, Boolean, Date, DateTime, Integer, LargeBinary, Text, Uuid
-
 from irmapdb.record import Record
 
 TYPE_CHECKING = False
@@ -21,35 +19,23 @@ if TYPE_CHECKING:
     from typing import Any
 
     from psycopg import Cursor
-    from sqlalchemy import Table
 
     from irmapdb.store.snapshot import RunRows
 
-__all__ = ["WatchList", "add_rows", "array_of", "copy_lines", "copy_rows"]
+__all__ = ["WatchList", "add_rows", "copy_lines", "copy_rows"]
 
 _BATCH = 5000
 _COPY_BYTES = 1 << 18
-_ARRAYS = {
-    BigInteger: "bigint[]",
-    Boolean: "boolean[]",
-    Date: "date[]",
-    DateTime: "timestamptz[]",
-    Integer: "integer[]",
-    LargeBinary: "bytea[]",
-    Text: "text[]",
-    Uuid: "uuid[]",
-}
+_TYPES = """
+SELECT attname, format_type(atttypid, NULL) FROM pg_attribute
+WHERE attrelid = %s::regclass AND attname = ANY (%s)
+"""
 _DIGEST_BYTES = 16
-
-
-def array_of(table: Table, column: str) -> str:
-    """The type of an array with values of this column."""
-    return _ARRAYS[type(table.c[column].type)]
 
 
 def add_rows(
     cursor: Cursor[Any],
-    table: Table,
+    table: str,
     columns: Sequence[str],
     rows: Iterable[Sequence[Any]],
     *,
@@ -59,9 +45,10 @@ def add_rows(
 
     `on_conflict` is SQL of ours, put at the end of the statement.
     """
-    arrays = ", ".join(f"%s::{array_of(table, name)}" for name in columns)
+    types = dict(cursor.execute(_TYPES, (table, list(columns))).fetchall())
+    arrays = ", ".join(f"%s::{types[name]}[]" for name in columns)
     names = ", ".join(columns)
-    sql = f"INSERT INTO {table.name} ({names}) SELECT * FROM unnest({arrays}) {on_conflict}"  # noqa: S608 our own names
+    sql = f"INSERT INTO {table} ({names}) SELECT * FROM unnest({arrays}) {on_conflict}"  # noqa: S608 our own names
     iterator = iter(rows)
     added = 0
     while batch := list(islice(iterator, _BATCH)):

@@ -3,6 +3,13 @@
 The revisions are alembic's, in `migrations/fleet`. The revision of the server is in alembic's own
 table. PostgreSQL's DDL is transactional, so an upgrade that fails changes nothing.
 
+The tables of irmap.db have the same names and columns on the server, with `database_id` in front,
+and a `period`: the Monday of the week by which the tables are partitioned. In a run, `watch_list`
+names a list of watches in `listed_watch`: equal lists of one database in one week are stored once.
+The views `watch` and `tried` show the watches of each run. `verdict` has every check;
+`current_verdict` has the rows of the last one, those whose `at` is the `last_check_at` of the
+database, so that no view reads the rows of every week.
+
 PushSource: https://alembic.sqlalchemy.org/en/latest/cookbook.html (sharing a connection).
 """
 
@@ -24,7 +31,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "HEAD",
+    "PARTITIONED",
     "REVISIONS",
+    "TABLES",
     "VERSION_TABLE",
     "SchemaChange",
     "check_newest",
@@ -37,6 +46,15 @@ REVISIONS = ("0001",)
 """Every revision of the server's schema, oldest first."""
 
 HEAD = REVISIONS[-1]
+
+PARTITIONED = ("run", "run_source", "listed_watch", "listed_tried", "change", "verdict")
+"""The tables that are partitioned by week."""
+
+TABLES = (
+    *("access", "retention", "node", "node_limit", "database", "mapping", "current_verdict"),
+    *PARTITIONED,
+)
+"""All tables of the newest schema."""
 
 _OLDEST_SERVER = 150000  # views with the rights of their reader
 _LOCK = 1230130512  # "IRMP"; the other lock of this number is for partitions

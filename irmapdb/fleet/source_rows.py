@@ -7,7 +7,6 @@ from contextlib import closing, contextmanager
 
 from sqlalchemy import text
 
-from irmapdb.fleet import tables
 from irmapdb.fleet.driver import psycopg
 from irmapdb.fleet.rows import WatchList, add_rows, copy_lines, copy_rows
 from irmapdb.fleet.sources import CheckVerdict
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from psycopg import Cursor
-    from sqlalchemy import Connection, Table
+    from sqlalchemy import Connection
 
     from irmapdb.store.snapshot import Snapshot
 
@@ -167,9 +166,9 @@ def _send_verdicts(
     columns = CheckVerdict._fields
     kept = [(claim.database_id, period, *verdict) for period, (_, verdict) in checked]
     all_columns = ("database_id", "period", *columns)
-    add_rows(cursor, tables.verdict, all_columns, kept, on_conflict="ON CONFLICT DO NOTHING")
+    add_rows(cursor, "verdict", all_columns, kept, on_conflict="ON CONFLICT DO NOTHING")
     rows = [(claim.database_id, *verdict) for _, (_, verdict) in checked]
-    add_rows(cursor, tables.current_verdict, ("database_id", *columns), rows, on_conflict=_REPLACED)
+    add_rows(cursor, "current_verdict", ("database_id", *columns), rows, on_conflict=_REPLACED)
     # The check that came last, not the newest one: the clock of the node may have been ahead. A
     # container without a watch has a check and no verdict.
     at = checked[-1][1][0] if checked else None
@@ -262,10 +261,10 @@ class _Sender:
             sources += [(self._database_id, period, row[_UUID], *one) for one in rows.sources]
         self._send_lists(lists)
         columns = ("database_id", "period", "watch_list", *RUN_COLUMNS)
-        with self._copying(tables.run) as table:
+        with self._copying("run") as table:
             copy_rows(self._cursor, table, columns, runs)
         columns = ("database_id", "period", "run", "source", "identities")
-        with self._copying(tables.run_source) as table:
+        with self._copying("run_source") as table:
             copy_rows(self._cursor, table, columns, sources)
 
     def _send_lists(self, lists: dict[tuple[date, str], WatchList]) -> None:
@@ -280,26 +279,26 @@ class _Sender:
         wanted = {key: lists[key] for key in self._cursor.fetchall()}
         watches = {key: one.watches for key, one in wanted.items()}
         tried = {key: one.tried for key, one in wanted.items() if one.tried}
-        with self._copying(tables.listed_watch) as table:
+        with self._copying("listed_watch") as table:
             copy_lines(self._cursor, table, _with_prefix(self._database_id, watches))
         if tried:
-            with self._copying(tables.listed_tried) as table:
+            with self._copying("listed_tried") as table:
                 copy_lines(self._cursor, table, _with_prefix(self._database_id, tried))
         self._listed |= lists.keys()
 
     @contextmanager
-    def _copying(self, table: Table) -> Iterator[str]:
+    def _copying(self, table: str) -> Iterator[str]:
         # The table to COPY to, directly or by way of a temporary one.
         if not self._is_staged:
-            yield table.name
+            yield table
             return
-        name = f"staged_{table.name}"
+        name = f"staged_{table}"
         staged = f"pg_temp.{name}"
         self._cursor.execute(
-            f"CREATE TEMPORARY TABLE IF NOT EXISTS {name} (LIKE {table.name}) ON COMMIT DELETE ROWS"
+            f"CREATE TEMPORARY TABLE IF NOT EXISTS {name} (LIKE {table}) ON COMMIT DELETE ROWS"
         )
         yield staged
-        self._cursor.execute(f"INSERT INTO {table.name} SELECT * FROM {staged}")  # noqa: S608 ours
+        self._cursor.execute(f"INSERT INTO {table} SELECT * FROM {staged}")  # noqa: S608 ours
         self._cursor.execute(f"TRUNCATE {staged}")
 
     def _send_changes(self, snapshot: Snapshot, new: _New) -> int:
@@ -312,13 +311,13 @@ class _Sender:
             for period, row in new.changes
             if row[_KEY] in missing
         }
-        return add_rows(self._cursor, tables.change, columns, rows.values())
+        return add_rows(self._cursor, "change", columns, rows.values())
 
     def _send_mappings(self, mappings: Iterable[Sequence[Any]]) -> int:
         columns = ("database_id", *MAPPING_COLUMNS)
         # A file of another program can have one path as text and as bytes.
         rows = {row[0]: (self._database_id, *row) for row in mappings}
-        return add_rows(self._cursor, tables.mapping, columns, rows.values(), on_conflict=_UPSERT)
+        return add_rows(self._cursor, "mapping", columns, rows.values(), on_conflict=_UPSERT)
 
 
 def _pages(

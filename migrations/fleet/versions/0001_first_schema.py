@@ -12,8 +12,7 @@ down_revision = None
 
 # No downgrade: take a dump of the server before an upgrade.
 
-# Names and definitions are given whole: what a released revision makes must not change with
-# irmapdb.fleet.tables.
+# Names and definitions are given whole: what a released revision makes must not change.
 _TABLES = """
 CREATE TABLE retention (
     pruned_before DATE NOT NULL
