@@ -266,9 +266,12 @@ def _whether(hook: bool, no_hook: bool) -> bool | None:
 
 def _check_dump(options: DumpCheckOptions, *, as_json: bool, all_rows: bool) -> None:
     from irmapdb.criu.check.dump import check_dump
+    from irmapdb.criu.usable import unusable_notes
 
     with Progress() as progress:
         report = check_dump(options._replace(progress=progress.scanning))
+    if options.version is None:
+        report = report._replace(notes=(*unusable_notes(), *report.notes))
     if as_json:
         render.print_json(_dump_document(report))
     else:

@@ -21,20 +21,24 @@ _A_FEW = 6
 
 def run(options: NodeCheckOptions, *, as_json: bool) -> None:
     """Check all containers and print the answer; exit code 3 if a watch would be lost."""
+    from irmapdb.criu.usable import unusable_notes
     from irmapdb.node.check_all import check_all
 
     if os.geteuid():
         render.say("containers of other users cannot be seen: run it as root")
     with Progress() as progress:
         report = check_all(options._replace(progress=progress.checking_containers))
+    notes = () if options.version else unusable_notes()
     if as_json:
-        render.print_json(_document(report))
+        render.print_json({**_document(report), "notes": list(notes)})
     else:
-        _print(report, services=options.services)
+        _print(report, notes, services=options.services)
     end_with_findings(not report.right)
 
 
-def _print(report: NodeCheck, *, services: bool) -> None:
+def _print(report: NodeCheck, notes: Iterable[str], *, services: bool) -> None:
+    for note in notes:
+        render.print_line(f"note: {note}")
     rows = sorted((*report.containers, *report.services), key=lambda one: one.rank)
     if rows:
         columns = ("container", "watches>", "survive", "verdicts", "worst reason")

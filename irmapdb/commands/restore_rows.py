@@ -30,11 +30,15 @@ __all__ = ["check_before_restore"]
 def check_before_restore(images: Path, root: Path | None, *, as_json: bool, all_rows: bool) -> None:
     """Print the prediction, and end with 3 if a watch does not come back."""
     from irmapdb.criu.check.restore import check_images
+    from irmapdb.criu.usable import unusable_notes
 
     report = check_images(images, root)
+    notes = unusable_notes()
     if as_json:
-        render.print_json(_restore_document(report))
+        render.print_json({**_restore_document(report), "notes": list(notes)})
     else:
+        for note in notes:
+            render.print_line(f"note: {note}")
         _print_restore(report, all_rows=all_rows)
     end_with_findings(not report.right)
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from irmapdb.criu import config_files, hook_script
 from irmapdb.criu.engines import which
 from irmapdb.criu.hook_script import SCRIPT_PATH
+from irmapdb.criu.usable import find_criu, how_to_install
 from irmapdb.errors import FileError
 from irmapdb.model import printable
 from irmapdb.record import Record
@@ -29,6 +30,8 @@ from irmapdb.scratch import scratch_directory
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from irmapdb.criu.usable import CriuProgram
 
 __all__ = ["Trial", "TrialOptions", "TrialStep", "try_checkpoint"]
 
@@ -68,8 +71,11 @@ class Trial(Record):
 
 
 def try_checkpoint(options: TrialOptions) -> Trial:
-    """Dump and restore. FileError if a program is missing, or there is no place."""
-    criu = _program("criu", "install CRIU 4.1.1 or newer")
+    """Dump and restore.
+
+    FileError if a program is missing, CRIU does not work on this kernel, or there is no place.
+    """
+    criu = _usable_criu()
     unshare = _program("unshare", "install util-linux")
     _program("mount", "install util-linux")
     with scratch_directory("trial", room_bytes=_ROOM_BYTES) as scratch:
@@ -78,7 +84,7 @@ def try_checkpoint(options: TrialOptions) -> Trial:
             os.fspath(unshare),
             *("--mount", "--pid", "--fork", "--kill-child", "--propagation", "private"),
             *(sys.executable, "-m", "irmapdb.criu.trial_inside"),
-            *(os.fsdecode(scratch), os.fspath(criu), *arguments),
+            *(os.fsdecode(scratch), os.fspath(criu.path), *arguments),
         ]
         said, why = _run(command)
     steps, log = _parsed(said)
@@ -86,6 +92,15 @@ def try_checkpoint(options: TrialOptions) -> Trial:
         steps = (*steps, TrialStep("trial", passed=False, took_s=_LIMIT_S, text=why))
     passed = bool(steps) and all(one.passed for one in steps) and steps[-1].name == "event"
     return Trial(passed, called_by, steps, () if passed else log)
+
+
+def _usable_criu() -> CriuProgram:
+    criu = find_criu()
+    if criu is None:
+        raise FileError("no criu is on PATH", advice=how_to_install(None))
+    if criu.why_not:
+        raise FileError(criu.fault, advice=how_to_install(criu))
+    return criu
 
 
 def _program(name: str, advice: str) -> Path:

@@ -14,9 +14,9 @@ from pathlib import Path
 from irmapdb.config import DEFAULT_PATH, Config, load_config
 from irmapdb.criu import config_files, hook_runs, script_faults
 from irmapdb.criu.config_files import Runtime
-from irmapdb.criu.engines import find_engines, which
+from irmapdb.criu.engines import find_engines
 from irmapdb.criu.hook_script import SCRIPT_PATH
-from irmapdb.criu.usable import find_criu
+from irmapdb.criu.usable import find_criu, how_to_install
 from irmapdb.errors import ConfigError, FileError
 from irmapdb.model import printable, printable_text
 from irmapdb.node.criu_annotations import annotated_containers, files_with_hook
@@ -25,7 +25,7 @@ from irmapdb.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
     from irmapdb.criu.engines import Engine
     from irmapdb.criu.hook_runs import HookRun
@@ -40,13 +40,6 @@ _PAUSING = frozenset({"cri-o", "containerd", "docker"})
 
 _SHOWN_CHARACTERS = 300
 _RUNS = 10
-_INSTALLERS = {
-    "apt-get": "apt-get install criu",
-    "dnf": "dnf install criu",
-    "zypper": "zypper install criu",
-    "pacman": "pacman -S criu",
-    "apk": "apk add criu",
-}
 
 
 class EngineState(Record):
@@ -130,7 +123,7 @@ class _Doctor:
             self._find("hook-line", text, command)
         if not found:
             text = "no engine is here: no criu, runc, crun, podman, CRI-O, containerd or docker"
-            self._find("engines", text, _install_criu())
+            self._find("engines", text, how_to_install(None))
         return tuple(found)
 
     def look_at_annotations(self) -> None:
@@ -183,12 +176,11 @@ class _Doctor:
     def look_at_criu(self) -> CriuProgram | None:
         criu = find_criu()
         if criu is None:
-            self._find("criu", "no criu is on PATH, so no engine can checkpoint", _install_criu())
+            text = "no criu is on PATH, so no engine can checkpoint"
+            self._find("criu", text, how_to_install(None))
         elif criu.why_not:
-            name, version = printable(criu.path), criu.version or "of an unknown version"
-            text = f"{name} {version} does not work on this kernel: {criu.why_not}"
-            text += "; 4.1.1 or newer is needed (not in Debian 12)"
-            self._find("criu", text, _install_criu())
+            text = f"{criu.fault}; 4.1.1 or newer is needed"
+            self._find("criu", text, how_to_install(criu))
         return criu
 
     def look_at_scripts(self, engines: Iterable[EngineState]) -> None:
@@ -295,11 +287,6 @@ def _listed(names: list[str]) -> str:
 
 def _runtime_of(file: Path) -> Runtime:
     return {"runc.conf": Runtime.RUNC, "crun.conf": Runtime.CRUN}.get(file.name, Runtime.CRIU)
-
-
-def _install_criu() -> str:
-    found: Iterator[str] = (command for name, command in _INSTALLERS.items() if which(name))
-    return next(found, "install the package criu")
 
 
 def _shown_text(text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -23,10 +24,12 @@ from irmapdb.node.doctor import examine
 from irmapdb.node.service_faults import DoctorOptions
 from irmapdb.node.service_lock import ServiceLock
 from tests.support.cli import irmapdb
+from tests.support.criu_versions import version_of
 from tests.support.hook import make_executable
 from tests.support.programs import SYSTEM_PATH
 from tests.support.terminal import at_terminal
 from tests.support.warm import WAIT_S
+from tests.support.whole_archive import whole, write
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,6 +44,7 @@ class Place:
 
     def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch, rig: Path) -> None:
         self.monkeypatch = monkeypatch
+        self.rig = rig
         self.in_process = False
         self.etc = directory / "etc"
         self.script = directory / "bin" / "irmapdb-hook"
@@ -270,6 +274,9 @@ def test_a_criu_that_is_missing_or_does_not_work_is_mended(place, rig):
     place.without_starts(real_criu=True)
     good = place.programs / "criu"
     # In place of the package manager of this machine.
+    offer = place.programs / "apt-cache"
+    offer.write_text("#!/bin/sh\necho '  Candidate: 4.1.1-1'\n")
+    offer.chmod(0o755)
     installer = place.programs / "apt-get"
     installer.write_text(f'#!/bin/sh\n[ "$*" = "install criu" ] && ln -sf {rig}/criu {good}\n')
     installer.chmod(0o755)
@@ -293,6 +300,71 @@ def test_a_criu_that_is_missing_or_does_not_work_is_mended(place, rig):
     place.call(finding["command"])
     assert "3.17.1 does not work on this kernel: Error (criu/x.c:1): no such system call" in text
     assert place.status()["criu"]["works"]
+
+
+def _old_criu() -> Path:
+    """A package of this machine that does not work on this kernel: Debian 12's 3.17.1."""
+    program = Path("/usr/sbin/criu")
+    if not program.exists():
+        pytest.skip("no package of CRIU is installed")
+    if subprocess.run([program, "check"], capture_output=True, check=False).returncode == 0:
+        pytest.skip("the CRIU of this machine works")
+    return program
+
+
+def test_a_criu_that_does_not_work_is_named_with_a_next_step_that_helps(place, tmp_path):
+    place.install()
+    place.without_starts(real_criu=True)
+    good = place.programs / "criu"
+    good.unlink()
+    good.symlink_to(_old_criu())
+    for program in ("apt-get", "apt-cache"):
+        (place.programs / program).symlink_to(f"/usr/bin/{program}")
+    policy = subprocess.run(
+        ["apt-cache", "policy", "criu"], capture_output=True, text=True, check=True
+    ).stdout
+    offered = re.search(r"Candidate: (\d+)\.(\d+)", policy)
+    is_new = offered is not None and tuple(map(int, offered.groups())) >= (4, 1)
+    (finding,) = place.findings("criu")
+    assert f"{good} 3." in finding["text"]
+    assert (finding["command"] == "apt-get install criu") == is_new
+    assert is_new or "install CRIU 4.1.1 or newer: Debian 13 has it" in finding["command"]
+
+    # The trial, and every form of check, name it too.
+    tried = irmapdb("hook", "--try", *place.options[:4])
+    assert tried.code == 1
+    assert "does not work on this kernel: Error" in tried.err
+    assert finding["command"] in tried.err
+    archive = write(tmp_path / "a.tar", whole("podman"), "tar")
+    forms = (["-t", str(os.getpid()), "-D", tmp_path], ["--all"], ["--images", archive])
+    with place.monkeypatch.context() as patched:
+        # check starts the `criu` on PATH.
+        patched.setenv("PATH", f"{place.programs}:{SYSTEM_PATH}")
+        for words in forms:
+            (note,) = (
+                one
+                for one in json.loads(irmapdb("check", *words, "--json").out)["notes"]
+                if "does not work" in one
+            )
+            assert note.endswith(finding["command"])
+            assert f"note: {note}" in " ".join(irmapdb("check", *words).out.split("\n"))
+        good.unlink()
+        good.symlink_to(place.rig / "criu")
+        for words in forms:
+            assert "does not work" not in irmapdb("check", *words).out
+
+
+def test_the_steps_for_debian_12_give_a_criu_that_works(tmp_path):
+    text = (Path(__file__).parents[2] / "docs/criu.md").read_text()
+    (steps,) = re.findall(r"```sh\n(top=/opt/criu\n.*?)```", text, re.DOTALL)
+    if "bookworm" not in Path("/etc/os-release").read_text() or os.uname().machine != "x86_64":
+        pytest.skip("this is not Debian 12 on x86-64")
+    (tmp_path / "sbin").mkdir()
+    steps = steps.replace("/opt/criu", f"{tmp_path}/opt")
+    steps = steps.replace("/usr/local/sbin", f"{tmp_path}/sbin")
+    done = subprocess.run(["sh", "-ec", steps], capture_output=True, text=True, check=False)
+    assert "Looks good." in done.stdout, done.stderr
+    assert version_of(tmp_path / "sbin/criu") == "4.1"
 
 
 @contextmanager

@@ -131,7 +131,7 @@ def _try_again(options: tuple[object, ...]) -> tuple[int, str]:
 
 
 def test_without_criu_it_says_so(options, monkeypatch, tmp_path):
-    monkeypatch.setattr("irmapdb.criu.trial.which", lambda _name: None)
+    monkeypatch.setattr("irmapdb.criu.usable.which", lambda _name: None)
     done = irmapdb("hook", "--try", *options)
     assert done.code == 1
     assert "no criu is on PATH; install CRIU 4.1.1 or newer" in done.err
