@@ -236,7 +236,7 @@ def _keep(
     from irmapdb.criu.dump_stats import read_dump_stats  # noqa: PLC0415
     from irmapdb.scratch import remove_leftovers  # noqa: PLC0415
 
-    figures = read_dump_stats(found.place.work, answered_s)
+    figures = read_dump_stats(found.place.work, answered_s).figures
     stats = found.stats._replace(
         criu_freezing_us=figures.get("freezing_us", 0), criu_frozen_us=figures.get("frozen_us", 0)
     )

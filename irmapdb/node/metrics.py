@@ -276,4 +276,4 @@ def _stats_of(run: HookRun) -> Mapping[str, int]:
     # Only if CRIU wrote it after this run of the hook.
     if not run.work:
         return {}
-    return read_dump_stats(run.work, run.at_s - 1)
+    return read_dump_stats(run.work, run.at_s - 1).figures

@@ -6,7 +6,6 @@ import os
 import re
 import shlex
 
-from irmapdb import files
 from irmapdb.criu.check.version import parse_version
 from irmapdb.criu.explain.engines import Engine, Help, engine_of, help_for, option_help, traces
 from irmapdb.criu.explain.lines import Lines
@@ -15,7 +14,7 @@ from irmapdb.criu.explain.messages import find_message
 from irmapdb.criu.explain.other_causes import OtherCause
 from irmapdb.criu.explain.paths import Finder, FoundPath, Origin
 from irmapdb.criu.explain.reader import Action, LogFacts, Outcome, Seen, WatchFacts, read_log
-from irmapdb.errors import ImageError, IrmapError, UsageError
+from irmapdb.errors import ImageError, UsageError
 from irmapdb.model import format_kdev, printable
 from irmapdb.record import Record
 
@@ -30,7 +29,6 @@ __all__ = ["ExplainOptions", "Explanation", "Finding", "explain"]
 _MOST_UNKNOWN = 3
 _SAME_RUN_S = 60
 """CRIU writes both at the end of a dump."""
-_STATS_BYTES = 1 << 16
 _LONGEST_PATH_BYTES = 4095
 _OVERLAY = 0xF8
 _BTRFS = {0x4D, 0x4E, 0x4F}
@@ -143,22 +141,16 @@ def _with_statistics(
         return facts, []
     if (facts.action, facts.outcome) != (Action.DUMP, Outcome.SUCCESS):
         return facts, []
-    name = os.path.join(work, b"stats-dump")
     try:
-        between_s = abs(os.stat(name).st_mtime - os.stat(log).st_mtime)
+        ended_s = os.stat(log).st_mtime
     except OSError:
         return facts, []
-    if between_s > _SAME_RUN_S:
-        return facts, []
-    from irmapdb.image.stats import decode_stats  # noqa: PLC0415 it imports protobuf
+    from irmapdb.criu.dump_stats import read_dump_stats  # noqa: PLC0415 it imports protobuf
 
-    try:
-        data = files.read_whole(name, limit_bytes=_STATS_BYTES)
-        figures = decode_stats(data, printable(name)).figures
-    except IrmapError as error:
-        return facts, [str(error)]
-    irmap_us, frozen_us = (figures.get(field) for field in ("irmap_resolve_us", "frozen_us"))
-    return facts._replace(irmap_us=irmap_us, frozen_us=frozen_us), []
+    found = read_dump_stats(work, ended_s - _SAME_RUN_S, ended_s + _SAME_RUN_S)
+    irmap_us, frozen_us = (found.figures.get(name) for name in ("irmap_resolve_us", "frozen_us"))
+    facts = facts._replace(irmap_us=irmap_us, frozen_us=frozen_us)
+    return facts, [found.problem] if found.problem else []
 
 
 def _no_log(facts: LogFacts, name: str) -> ImageError:
