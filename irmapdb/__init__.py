@@ -31,7 +31,12 @@ _MODULES = {
     "irmapdb.checkpoint.transaction": ("StepReport",),
     "irmapdb.criu.check.dump": ("DumpCheck", "MarkCheck", "Problem", "WatchCheck"),
     "irmapdb.criu.check.facts": ("Call",),
-    "irmapdb.criu.check.restore": ("RestoreCheck", "RestoreVerdict", "WatchRestore"),
+    "irmapdb.criu.check.restore": (
+        "RestoreCheck",
+        "RestoreProblem",
+        "RestoreVerdict",
+        "WatchRestore",
+    ),
     "irmapdb.criu.check.verdicts": ("CriuOutcome", "Prediction", "ScanAdvice", "WatchVerdict"),
     "irmapdb.criu.check.version": ("CriuVersion",),
     "irmapdb.errors": (

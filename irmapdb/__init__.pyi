@@ -21,6 +21,7 @@ from irmapdb.criu.check.dump import Problem as Problem
 from irmapdb.criu.check.dump import WatchCheck as WatchCheck
 from irmapdb.criu.check.facts import Call as Call
 from irmapdb.criu.check.restore import RestoreCheck as RestoreCheck
+from irmapdb.criu.check.restore import RestoreProblem as RestoreProblem
 from irmapdb.criu.check.restore import RestoreVerdict as RestoreVerdict
 from irmapdb.criu.check.restore import WatchRestore as WatchRestore
 from irmapdb.criu.check.verdicts import CriuOutcome as CriuOutcome

@@ -20,7 +20,7 @@ from tests.support.archives import (
     pack,
     tar_of,
 )
-from tests.support.whole_archive import FORMS, MOUNTS, PATHS, unpack, whole, write
+from tests.support.whole_archive import DATA, FORMS, MOUNTS, PATHS, unpack, whole, write
 
 
 @pytest.mark.parametrize("small_bytes", [0, 2048, 1 << 20])
@@ -149,20 +149,61 @@ def test_the_source_of_a_bind_mount(tmp_path: Path) -> None:
     assert check("/a\0b")[1] == b"/a/sub/file"
 
 
-def test_a_volume_of_kubelet_is_made_for_each_pod(tmp_path: Path) -> None:
+_SANDBOX = "5f0c" * 16
+
+
+@pytest.mark.parametrize(
+    ("engine", "source"),
+    [
+        ("cri-o", "/var/lib/kubelet/pods/uid/volumes/config"),
+        ("containerd", "/var/lib/kubelet/pods/uid/volumes/config"),
+        ("cri-o", f"/run/containers/storage/overlay-containers/{_SANDBOX}/userdata/resolv.conf"),
+        (
+            "containerd",
+            f"/var/lib/containerd/io.containerd.grpc.v1.cri/sandboxes/{_SANDBOX}/resolv.conf",
+        ),
+        ("podman", f"/run/containers/storage/vfs-containers/{_SANDBOX}/userdata/hosts"),
+        ("podman", f"/var/lib/docker/containers/{_SANDBOX}/hosts"),
+    ],
+)
+def test_what_the_engine_makes_for_each_pod(engine: str, source: str, tmp_path: Path) -> None:
     images = {"files.img": files_img([b"/data/file"]), "mountpoints-1.img": mountpoints(MOUNTS)}
-    mounts = [
-        {
-            "destination": "/data",
-            "source": "/var/lib/kubelet/pods/uid/volumes/config",
-            "type": "bind",
-        }
-    ]
-    for engine in ("cri-o", "containerd"):
-        files = engine_files(engine, images, mounts=mounts)
+    mounts = [{"destination": "/data", "source": source, "type": "bind"}]
+    files = engine_files(engine, images, mounts=mounts)
+    report = check_images(write(tmp_path / "a.tar", files), None)
+    (one,) = report.watches
+    assert (one.verdict, one.kind) == (RestoreVerdict.BROUGHT, OriginKind.ENGINE)
+    assert report.right
+
+
+def test_a_directory_whose_name_looks_like_that_of_an_engine(tmp_path: Path) -> None:
+    images = {"files.img": files_img([b"/data/file"]), "mountpoints-1.img": mountpoints(MOUNTS)}
+    for source in (f"/srv/volumes/{_SANDBOX}/_data", "/srv/containers/web/data"):
+        mounts = [{"destination": "/data", "source": source, "type": "bind"}]
+        files = engine_files("podman", images, mounts=mounts)
         (one,) = check_images(write(tmp_path / "a.tar", files), None).watches
-        assert (one.verdict, one.kind) == (RestoreVerdict.BROUGHT, OriginKind.ENGINE)
-        assert one.right
+        assert (one.kind, one.mount_source) == (OriginKind.BIND, source.encode())
+
+
+def test_a_mount_whose_destination_is_below_a_link(tmp_path: Path) -> None:
+    def kinds(*destinations: str) -> set[tuple[OriginKind | None, bytes | None]]:
+        mounts = [
+            {"destination": one, "source": f"/srv{number}/", "type": "bind"}
+            for number, one in enumerate(destinations)
+        ]
+        files = engine_files("podman", images, mounts=mounts)
+        watches = check_images(write(tmp_path / "a.tar", files), None).watches
+        return {(one.kind, one.mount_source) for one in watches}
+
+    images = {
+        "files.img": files_img([b"/run/data/file"]),
+        "mountpoints-1.img": mountpoints({b"/run/data": DATA}),
+    }
+    assert kinds("/var/run/data") == {(OriginKind.BIND, b"/srv0/")}
+    assert kinds("/var/run/data", "/var/run/other") == {(OriginKind.BIND, b"/srv0/")}
+    # Two that it may be, and none.
+    assert kinds("/var/run/data", "/lnk/data") == {(OriginKind.MOUNT, None)}
+    assert kinds("/var/run/other") == {(OriginKind.MOUNT, None)}
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,16 @@ def test_a_form_that_is_not_read_is_named(head: bytes, what: str, tmp_path: Path
         assert done.code == 1
         assert what in done.err
         assert done.err.count("\n") == 1
+    archive.write_bytes(pack(head + bytes(1000), "zstd"))
+    assert what in refusal(archive)
+
+
+@pytest.mark.parametrize("inner", ["gzip", "zstd"])
+@pytest.mark.parametrize("outer", ["gzip", "zstd"])
+def test_an_archive_that_is_packed_twice(inner: str, outer: str, tmp_path: Path) -> None:
+    archive = write(tmp_path / "a.tar", whole("podman"), inner)
+    archive.write_bytes(pack(archive.read_bytes(), outer))
+    assert "packed twice; unpack it once" in refusal(archive)
 
 
 def test_a_program_or_text_is_no_archive(tmp_path: Path) -> None:

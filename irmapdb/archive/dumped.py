@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from irmapdb.archive.container import read_container
 from irmapdb.archive.files import open_checkpoint
-from irmapdb.archive.origins import OriginKind, read_origins
+from irmapdb.archive.origins import CHANGES, OriginKind, read_origins
 from irmapdb.errors import ImageError
 from irmapdb.image.fsnotify import FsnotifyWatch, decode_files_img
 from irmapdb.image.stats import decode_stats
@@ -38,8 +38,11 @@ class DumpedWatch(Record):
     """The same in one word: `image`, `root`, the kind, `missing`, `deleted`, `handle`, `mount`."""
     where: str
     """The same for people: `the image`, `rootfs-diff.tar`, `missing (deleted.files has it)`."""
-    lacks: str
+    lacks: str = ""
     """Why neither the image nor the checkpoint of a container has the path; empty: one may."""
+    is_replaced: bool = False
+    """Whether the container replaced the file of the image, and the checkpoint lacks the new one:
+    podman and CRI-O pack no such file."""
 
 
 class Dumped(Record):
@@ -75,7 +78,9 @@ def read_dumped(path: Path) -> Dumped:
     origins = read_origins(checkpoint, container, starts)
     # `ctr` has the changes of the root in a layer of their own, which is not read.
     has_changes = any(checkpoint.beside(name) is not None for name in ("config.dump", "spec.dump"))
-    root = _Root(container.is_of_engine, container.is_of_engine and has_changes)
+    has_changes = has_changes and container.is_of_engine
+    are_packed = checkpoint.has_inside(CHANGES) or checkpoint.beside("deleted.files") is not None
+    root = _Root(container.is_of_engine, has_changes, are_packed)
     return Dumped(
         checkpoint.files_img_path,
         container,
@@ -93,45 +98,55 @@ def start_of(watch: FsnotifyWatch | MountMark) -> tuple[bytes, int | None]:
 class _Root(Record):
     is_image: bool
     has_changes: bool
-    """Whether `rootfs-diff.tar` has the changes of the container."""
+    """Whether `rootfs-diff.tar` has the new files of the container."""
+    are_packed: bool
+    """Whether the engine packed the changes of the root."""
 
 
 def _source(
     watch: FsnotifyWatch | MountMark, origins: Origins, root: _Root
-) -> tuple[OriginKind | None, Origin | None, str, str, str]:
+) -> tuple[OriginKind | None, Origin | None, str, str, str, bool]:
     if isinstance(watch, FsnotifyWatch) and watch.identity.key in origins.ghosts:
-        return None, None, "deleted", "a deleted file", ""
+        return None, None, "deleted", "a deleted file", "", False
     if watch.path is None:
         if isinstance(watch, FsnotifyWatch):
-            return None, None, "handle", "the handle, without a path", ""
-        return None, None, "mount", "its mount", ""
+            return None, None, "handle", "the handle, without a path", "", False
+        return None, None, "mount", "its mount", "", False
+    is_new = root.has_changes and _is_in_upper_layer(watch)
     origin = origins.of(*start_of(watch))
+    if origin is None and is_new:
+        origin = origins.of_parent(watch.path)
     if origin is None:
-        lacks = _lacks(watch, watch.path, origins) if root.has_changes else ""
-        if lacks or watch.path in origins.removed:
-            why = lacks or "deleted.files has it"
-            return OriginKind.ROOT, None, "missing", f"missing ({why})", lacks
-        word = "image" if root.is_image else "root"
-        return OriginKind.ROOT, None, word, f"the {word}", ""
+        return _of_root(watch.path, origins, root, is_new=is_new)
     if origin.has_it is False:
-        return origin.kind, origin, "missing", f"missing ({origin.what} lacks it)", ""
+        return origin.kind, origin, "missing", f"missing ({origin.what} lacks it)", "", False
     where = origin.what
     if origin.source is not None:
         where = f"{where} ({printable(origin.source)} on the host)"
-    return origin.kind, origin, str(origin.kind), where, ""
+    return origin.kind, origin, str(origin.kind), where, "", False
 
 
-def _lacks(watch: FsnotifyWatch | MountMark, path: bytes, origins: Origins) -> str:
+def _of_root(
+    path: bytes, origins: Origins, root: _Root, *, is_new: bool
+) -> tuple[OriginKind, None, str, str, str, bool]:
+    if path in origins.removed:
+        return OriginKind.ROOT, None, "missing", "missing (deleted.files has it)", "", False
+    if is_new and not root.are_packed:
+        return OriginKind.ROOT, None, "missing", f"missing ({_NOT_PACKED})", _NOT_PACKED, False
+    word = "image" if root.is_image else "root"
+    return OriginKind.ROOT, None, word, f"the {word}", "", is_new
+
+
+def _is_in_upper_layer(watch: FsnotifyWatch | MountMark) -> bool:
     # The handle of an overlay tells whether the file is in the upper layer alone; for the root it
     # always tells that: ovl_check_encode_origin() of fs/overlayfs/export.c.
-    if not isinstance(watch, FsnotifyWatch) or path in _ROOTS or path in origins.removed:
-        return ""
+    if not isinstance(watch, FsnotifyWatch) or watch.path in _ROOTS:
+        return False
     wrapped = unwrap(watch.identity.handle)
-    if wrapped is None or not wrapped.upper:
-        return ""
-    return "the container made it, and rootfs-diff.tar does not have it"
+    return wrapped is not None and wrapped.upper
 
 
+_NOT_PACKED = "the container made it, and the checkpoint has no rootfs-diff.tar"
 _ROOTS = {b"/", b"/."}
 
 

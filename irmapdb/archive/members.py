@@ -64,8 +64,10 @@ def walk(path: Path, allowance: Allowance | None = None) -> Iterator[Found]:
         source = _Seekable(file)
         _refuse_others(source.head, name)
         with unpacked(source, name, allowance) as stream:
-            if not is_tar(stream.peek(_HEAD_BYTES)):
-                raise _no_archive(stream.peek(_HEAD_BYTES), name)
+            head = stream.peek(_HEAD_BYTES)
+            if not is_tar(head):
+                _refuse_others(head, name)
+                raise _no_archive(head, name)
             yield from _members(stream, Meter(name), allowance, "")
 
 
@@ -105,5 +107,7 @@ def _refuse_others(head: bytes, name: str) -> None:
 
 
 def _no_archive(head: bytes, name: str) -> ImageError:
+    if is_packed(head):
+        return ImageError(f"{name}: packed twice", advice="unpack it once (gzip -d, zstd -d)")
     advice = "name the archive of a checkpoint, or its images dir"
     return ImageError(f"{name}: not a tar archive: {describe(head)}", advice=advice)

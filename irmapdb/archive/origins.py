@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import enum
 import json
+import re
 
 from irmapdb.image.mounts import decode_ghost, decode_mounts
 from irmapdb.model import printable, printable_text
@@ -19,7 +20,7 @@ from irmapdb.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from irmapdb.archive.container import DumpedContainer, SpecMount
     from irmapdb.archive.files import CheckpointFiles
@@ -27,17 +28,21 @@ if TYPE_CHECKING:
     from irmapdb.image.mounts import DumpedMount
     from irmapdb.model import InodeKey
 
-__all__ = ["Origin", "OriginKind", "Origins", "read_origins"]
+__all__ = ["CHANGES", "Origin", "OriginKind", "Origins", "read_origins"]
 
 Start = tuple[bytes, int | None]
 """A path, and the id of the mount in whose namespace it starts; None: the root task's."""
 
-_DIFF = "rootfs-diff.tar"
+CHANGES = "rootfs-diff.tar"
+"""The changed files of the root."""
 _DEVSHM = "devshm-checkpoint.tar"
 _LONGEST_MOUNTPOINT = 4096
 """The kernel shows no longer path (PATH_MAX)."""
 _OF_KUBELET = b"/kubelet/pods/"
 """The volumes of a pod, below its uid, which is another one after a restore."""
+_OF_ENGINE = re.compile(rb"/(?:[a-z]+-)?(?:containers|sandboxes)/[0-9a-f]{64}/")
+"""The directory of a container or pod in the files of its engine: /etc/resolv.conf of a pod is in
+that of its sandbox."""
 
 
 class OriginKind(enum.StrEnum):
@@ -69,9 +74,10 @@ class Origin(Record):
     """Whether the source has the path; None if the images do not show that."""
     why_not_told: str = ""
     source: bytes | None = None
-    """Of a bind mount: the watched file, as the target host must have it."""
+    """Of a bind mount, or a volume without content: the watched file, as the target host must have
+    it."""
     mount_source: bytes | None = None
-    """Of a bind mount: its source on the host; `source` is this or below it."""
+    """The same of the mount itself; `source` is this or below it."""
     is_unread: bool = False
     """Whether the source is an archive inside that was not read to its end: it is damaged, or
     beyond a limit. `why_not_told` says why."""
@@ -88,10 +94,23 @@ class Origins(Record):
     """By path, and by the id of the mount in whose namespace it starts."""
     removed: frozenset[bytes]
     """Paths that the engine removes from the root."""
+    binds: tuple[Origin, ...]
+    """The bind mounts of the container whose sources the target host must have."""
+    mounts_below: dict[bytes, bytes]
+    """The directories above the mounts of the container, each with such a mount. The runtime makes
+    those that the image lacks."""
 
     def of(self, path: bytes, mnt_id: int | None) -> Origin | None:
         """The source of the path; None for the root, or if there is none."""
         return self.by_start.get((path, mnt_id))
+
+    def of_parent(self, path: bytes) -> Origin | None:
+        """The source of a directory above a mount, if the root lacks it; None: it is none."""
+        below = self.mounts_below.get(path)
+        if below is None:
+            return None
+        what = f"the way to the mount {printable(below)}"
+        return Origin(OriginKind.ENGINE, what, None, "the runtime makes its directories")
 
 
 def read_origins(
@@ -105,21 +124,28 @@ def read_origins(
         if mount is not None:
             below[path, mnt_id] = mount
     asked = _Asked(checkpoint)
-    own = _Container(container, {one.destination: one for one in container.mounts})
+    own = _Container.of(container, mounts)
     by_mount = {start: _of_mount(start, mount, own, asked) for start, mount in below.items()}
     rest = [start for start in wanted if start not in below]
-    if checkpoint.has_inside(_DIFF):
+    if checkpoint.has_inside(CHANGES):
         for start in rest:
-            asked.add(_DIFF, start[0].strip(b"/"))
+            asked.add(CHANGES, start[0].strip(b"/"))
     answers = asked.answers()
     by_start = {start: origin.told(answers) for start, origin in by_mount.items()}
-    changed = answers.get(_DIFF)
+    changed = answers.get(CHANGES)
     for start in rest if changed is not None else ():
         if changed is not None and start[0].strip(b"/") in changed.found:
-            by_start[start] = Origin(OriginKind.DIFF, _DIFF, has_it=True)
+            by_start[start] = Origin(OriginKind.DIFF, CHANGES, has_it=True)
         elif changed is not None and changed.why:
-            by_start[start] = Origin(OriginKind.DIFF, _DIFF, None, changed.why, is_unread=True)
-    return Origins(mounts.are_known, _ghosts(checkpoint), by_start, _removed(checkpoint))
+            by_start[start] = Origin(OriginKind.DIFF, CHANGES, None, changed.why, is_unread=True)
+    return Origins(
+        mounts.are_known,
+        _ghosts(checkpoint),
+        by_start,
+        _removed(checkpoint),
+        tuple(_binds(container)),
+        _mounts_below(container),
+    )
 
 
 def _namespaces(checkpoint: CheckpointFiles) -> Sequence[Sequence[DumpedMount]]:
@@ -142,6 +168,10 @@ class _Mounts:
         for number, mounts in enumerate(namespaces):
             for one in mounts:
                 self._numbers.setdefault(one.mnt_id, number)
+
+    def has(self, mountpoint: bytes) -> bool:
+        """Whether a mount is there, in the namespace of the root task."""
+        return self.are_known and mountpoint in self._places[0]
 
     def of(self, path: bytes, mnt_id: int | None) -> DumpedMount | None:
         """The mount that a path is on; None if that is a root."""
@@ -209,6 +239,53 @@ class _Container(Record):
     about: DumpedContainer
     by_destination: Mapping[bytes, SpecMount]
     """Its mounts. Of two at one place, the later one hides the other."""
+    elsewhere: tuple[SpecMount, ...]
+    """Those of them at whose destination is no mount: a symbolic link of the image leads away."""
+
+    @classmethod
+    def of(cls, container: DumpedContainer, mounts: _Mounts) -> _Container:
+        by_destination = {one.destination: one for one in container.mounts}
+        away = (one for one in by_destination.values() if not mounts.has(one.destination))
+        return cls(container, by_destination, tuple(away))
+
+    def mount_at(self, mount: DumpedMount) -> SpecMount | None:
+        found = self.by_destination.get(mount.mountpoint)
+        if found is not None:
+            return found
+        # /var/run/data is mounted at /run/data, if /var/run is a link.
+        alike = [
+            one
+            for one in self.elsewhere
+            if _base(one.destination) == _base(mount.mountpoint)
+            and one.source.endswith(mount.root.rstrip(b"/"))
+        ]
+        return alike[0] if len(alike) == 1 else None
+
+
+def _base(path: bytes) -> bytes:
+    return path[path.rfind(b"/") + 1 :]
+
+
+def _binds(container: DumpedContainer) -> Iterator[Origin]:
+    for one in container.mounts:
+        if _is_bind(one) and not one.volume:
+            origin = _of_bind(one, b"", container)
+            if origin.source is not None:
+                yield origin
+
+
+def _is_bind(wanted: SpecMount) -> bool:
+    return wanted.type == "bind" and wanted.source.startswith(b"/")
+
+
+def _mounts_below(container: DumpedContainer) -> dict[bytes, bytes]:
+    found: dict[bytes, bytes] = {}
+    for one in container.mounts:
+        above = _parent(one.destination)
+        while above and above not in found:
+            found[above] = one.destination
+            above = _parent(above)
+    return found
 
 
 def _of_mount(start: Start, mount: DumpedMount, own: _Container, asked: _Asked) -> _Pending:
@@ -219,23 +296,25 @@ def _of_mount(start: Start, mount: DumpedMount, own: _Container, asked: _Asked) 
         return _in_archive(OriginKind.TMPFS, content, member, asked)
     if mount.mountpoint == b"/dev/shm" and asked.has(_DEVSHM):
         return _in_archive(OriginKind.TMPFS, _DEVSHM, inside, asked)
-    wanted = own.by_destination.get(mount.mountpoint)
+    wanted = own.mount_at(mount)
     if wanted is not None and wanted.volume:
-        return _of_volume(wanted.volume, inside, asked)
+        return _of_volume(wanted, inside, asked)
     what = f"the mount {printable(mount.mountpoint)}"
-    if wanted is not None and wanted.type == "bind" and wanted.source.startswith(b"/"):
+    if wanted is not None and _is_bind(wanted):
         return _Pending(_of_bind(wanted, inside, own.about))
     why = "its content is not in the images"
     return _Pending(Origin(OriginKind.MOUNT, what, None, why))
 
 
-def _of_volume(volume: str, inside: bytes, asked: _Asked) -> _Pending:
-    archive = f"volumes/{volume}.tar"
+def _of_volume(wanted: SpecMount, inside: bytes, asked: _Asked) -> _Pending:
+    archive = f"volumes/{wanted.volume}.tar"
     if asked.has(archive):
         return _in_archive(OriginKind.VOLUME, archive, inside, asked)
-    what = f"the volume {printable_text(volume)}"
+    what = f"the volume {printable_text(wanted.volume)}"
     why = "its content is not in the checkpoint, so the target host must have it"
-    return _Pending(Origin(OriginKind.VOLUME, what, None, why))
+    source = _below_source(wanted, inside) if inside and _is_bind(wanted) else None
+    mount_source = None if source is None else wanted.source
+    return _Pending(Origin(OriginKind.VOLUME, what, None, why, source, mount_source))
 
 
 def _in_archive(kind: OriginKind, archive: str, member: bytes, asked: _Asked) -> _Pending:
@@ -245,16 +324,21 @@ def _in_archive(kind: OriginKind, archive: str, member: bytes, asked: _Asked) ->
 
 def _of_bind(wanted: SpecMount, inside: bytes, container: DumpedContainer) -> Origin:
     where = printable(wanted.destination)
-    if container.id and container.id.encode("utf-8", "replace") in wanted.source.split(b"/"):
+    id_ = container.id.encode("utf-8", "replace")
+    if _OF_ENGINE.search(wanted.source) or (id_ and id_ in wanted.source.split(b"/")):
         why = f"{container.engine or 'the engine'} makes it for each container"
         return Origin(OriginKind.ENGINE, f"the mount {where}", None, why)
     if container.pod and _OF_KUBELET in wanted.source:
         why = "kubelet makes it for each pod"
         return Origin(OriginKind.ENGINE, f"the mount {where}", None, why)
-    source = b"/".join(filter(None, (wanted.source.rstrip(b"/"), inside))) or b"/"
+    source = _below_source(wanted, inside)
     what = f"the mount {where}"
     why = f"the target host must have {printable(source)}"
     return Origin(OriginKind.BIND, what, None, why, source, wanted.source)
+
+
+def _below_source(wanted: SpecMount, inside: bytes) -> bytes:
+    return b"/".join(filter(None, (wanted.source.rstrip(b"/"), inside))) or b"/"
 
 
 def _ghosts(checkpoint: CheckpointFiles) -> frozenset[InodeKey]:

@@ -49,9 +49,8 @@ def _print_restore(report: RestoreCheck, *, all_rows: bool) -> None:
     if rows:
         render.print_table((*IMAGE_COLUMNS, "verdict", "from", "path"), rows)
     print_sources((one.origin, one.mount_source) for one in report.watches if one.right)
-    findings = (
-        Finding(str(one.verdict), one.why, one.advice) for one in report.watches if one.advice
-    )
+    findings = [Finding(str(one.verdict), one.why, one.advice) for one in report.watches]
+    findings += [Finding("restore", problem.why, problem.advice) for problem in report.problems]
     print_findings(findings, all_rows=all_rows)
     replaced = [one for one in report.watches if one.verdict.name == "REPLACED"]
     if replaced:
@@ -85,5 +84,6 @@ def _restore_document(report: RestoreCheck) -> dict[str, Any]:
     return {
         **render.json_fields(report, "image root right"),
         "container": container_json(report.container),
+        "problems": [problem._asdict() for problem in report.problems],
         "watches": [document(one) for one in report.watches],
     }

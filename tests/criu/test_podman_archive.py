@@ -49,8 +49,11 @@ def place(rig: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
     data = tmp_path / "data"
     data.mkdir()
     (data / "file").touch()
+    (tmp_path / "other" / "sub").mkdir(parents=True)
+    (tmp_path / "deep").mkdir()
     path = os.pathsep.join((str(rig), SYSTEM_PATH))
     options = ["-v", f"{data}:/data", "-v", "vol:/vol", "--tmpfs", "/scratch"]
+    options += ["-v", f"{tmp_path}/deep:/mnt/deep/dir", "-v", f"{tmp_path}/other:/var/run/other"]
     with (
         PodmanContainer(tmp_path / "podman", path, options) as container,
         installed_for_runc(tmp_path),
@@ -120,6 +123,81 @@ def test_verdict_and_restore(place: Place, tmp_path: Path) -> None:
             unhide()
     container.restore_from(archive)
     _hears(container, watches)
+
+
+def test_what_is_neither_in_the_image_nor_packed(place: Place, tmp_path: Path) -> None:
+    container, other = place.container, tmp_path / "other"
+    settings = "/srv/app/settings"
+    inside = Path(f"/proc/{container.pid}/root{settings}")
+    inside.unlink()
+    inside.write_text("of the container")
+    container.write("/srv/state")
+    # runc makes /run and /mnt/deep for the mounts below them. podman packs no file that the
+    # container replaced. The image has /var/run as a link to /run.
+    kinds = {
+        "/run": OriginKind.ENGINE,
+        "/mnt/deep": OriginKind.DIFF,
+        settings: OriginKind.ROOT,
+        "/run/other/sub": OriginKind.BIND,
+    }
+    watches = {path: container.add_inotify(path, IN_OPEN, fd=container.inotify()) for path in kinds}
+    without = tmp_path / "without"
+    container.export(without, "--leave-running", "--ignore-rootfs")
+    archive = tmp_path / "archive"
+    container.export(archive)
+    report = check_images(archive)
+    assert {os.fsdecode(one.watch.path or b""): one.kind for one in report.watches} == kinds
+    (bind,) = (one for one in report.watches if one.kind is OriginKind.BIND)
+    assert bind.mount_source == bytes(other)
+    assert report.right
+    (replaced,) = (one for one in report.watches if one.kind is OriginKind.ROOT)
+    assert replaced.verdict is RestoreVerdict.REPLACED
+    container.restore_from(archive)
+    inside = Path(f"/proc/{container.pid}/root{settings}")
+    assert inside.read_text() == "from the image"
+    for path, watched in watches.items():
+        seen = os.fsencode(f"/proc/{container.pid}/root{path}")
+        assert container.hears(watched, lambda seen=seen: os.close(os.open(seen, os.O_RDONLY)))
+    container.kill()
+    # Without the changes of the root, only the root itself tells.
+    verdicts = {one.watch.path: one.verdict for one in check_images(without).watches}
+    assert verdicts[b"/run"] is verdicts[b"/mnt/deep"] is RestoreVerdict.BROUGHT
+    assert verdicts[os.fsencode(settings)] is RestoreVerdict.MISSING
+    with container.mounted_image() as mounted:
+        assert check_images(without, mounted).right
+    container.restore_from(without)
+    container.kill()
+
+
+def test_a_mount_without_its_source_or_its_content(place: Place, tmp_path: Path) -> None:
+    container, other = place.container, tmp_path / "other"
+    container.write("/vol/row")
+    container.add_inotify("/srv/app/settings", fd=container.inotify())
+    without = tmp_path / "without"
+    container.export(without, "--leave-running")
+    container.add_inotify("/vol/row", fd=container.inotify())
+    container.add_inotify("/vol", fd=container.inotify())
+    archive = tmp_path / "archive"
+    container.export(archive, "--ignore-volumes")
+    other.rename(tmp_path / "elsewhere")
+    report = check_images(without)
+    assert [one.right for one in report.watches] == [True]
+    (problem,) = report.problems
+    assert f"needs {other}: No such file" in problem.why
+    assert not report.right
+    found = irmapdb("check", "--images", without)
+    assert (found.code, "restore: the mount /var/run/other needs" in found.out) == (3, True)
+    with pytest.raises(ProgramError):
+        container.restore_from(without)
+    (tmp_path / "elsewhere").rename(other)
+    with pytest.raises(ProgramError):  # the volume is removed before, and made anew
+        container.restore_from(archive, "--ignore-volumes")
+    missing = [one for one in check_images(archive).watches if not one.right]
+    assert [(one.watch.path, one.verdict) for one in missing] == [
+        (b"/vol/row", RestoreVerdict.MISSING)
+    ]
+    container.restore_from(without)
+    container.kill()
 
 
 def _fails(container: PodmanContainer, archive: Path, root: Path | None, path: str) -> None:

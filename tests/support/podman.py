@@ -91,7 +91,7 @@ class PodmanContainer(Task):
         self._podman("save", "--quiet", "--format", "oci-archive", "--output", str(archive), name)
         self._podman("rmi", "--force", name)
 
-    def restore_from(self, archive: Path) -> None:
+    def restore_from(self, archive: Path, *options: str) -> None:
         """`podman container restore --import`, in place of this container, which has ended.
 
         ProgramError where it fails; no container is left then.
@@ -100,7 +100,7 @@ class PodmanContainer(Task):
         self._podman("rm", "--force", "--time", "0", "--ignore", self.name)
         self._podman("volume", "prune", "--force")  # the archive brings them
         try:
-            self._podman("container", "restore", "--import", str(archive))
+            self._podman("container", "restore", "--import", str(archive), *options)
         except ProgramError:
             self._podman("rm", "--force", "--time", "0", "--ignore", self.name)
             raise

@@ -57,8 +57,10 @@ def fill_rootfs(directory: Path) -> None:
 
 
 def fill_rootfs_with_app(directory: Path) -> None:
-    """The same with a file to watch, /srv/app/settings."""
+    """The same with a file to watch, /srv/app/settings, and with /var/run as a link to /run."""
     fill_rootfs(directory)
+    (directory / "var").mkdir()
+    (directory / "var" / "run").symlink_to("../run")
     (directory / "srv" / "app").mkdir(parents=True)
     (directory / "srv" / "app" / "settings").write_text("from the image")
 

@@ -20,7 +20,7 @@ import os
 import stat
 from pathlib import Path
 
-from irmapdb.archive.dumped import read_dumped, start_of
+from irmapdb.archive.dumped import read_dumped
 from irmapdb.criu.check.criu_view import CriuMount, Mountpoints, criu_mounts
 from irmapdb.errors import FileError
 from irmapdb.image.fsnotify import MountMark
@@ -33,7 +33,7 @@ from irmapdb.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
     from typing import Self
 
     from irmapdb.archive.container import DumpedContainer
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from irmapdb.image.fsnotify import FsnotifyFile, FsnotifyWatch
     from irmapdb.model import Identity
 
-__all__ = ["RestoreCheck", "RestoreVerdict", "WatchRestore", "check_images"]
+__all__ = ["RestoreCheck", "RestoreProblem", "RestoreVerdict", "WatchRestore", "check_images"]
 
 _IN_ROOT = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS
 
@@ -112,6 +112,13 @@ class WatchRestore(Record):
         return self.verdict.right and not self.advice
 
 
+class RestoreProblem(Record):
+    """A problem of the whole restore: this machine lacks the source of a mount."""
+
+    why: str
+    advice: str
+
+
 class RestoreCheck(Record):
     """The whole answer."""
 
@@ -121,11 +128,12 @@ class RestoreCheck(Record):
     """None: the root was not looked at."""
     watches: tuple[WatchRestore, ...]
     container: DumpedContainer
+    problems: tuple[RestoreProblem, ...] = ()
 
     @property
     def right(self) -> bool:
         """Whether a restore sets every watch again."""
-        return all(one.right for one in self.watches)
+        return not self.problems and all(one.right for one in self.watches)
 
 
 def check_images(images: Path, root: Path | None = None) -> RestoreCheck:
@@ -144,7 +152,9 @@ def check_images(images: Path, root: Path | None = None) -> RestoreCheck:
         root_fd = None if root is None else stack.enter_context(_opened(root))
         eyes = stack.enter_context(_Eyes(root_fd, dumped.origins))
         watches = tuple(_answer(one, eyes.look(one)) for one in dumped.watches)
-    return RestoreCheck(dumped.files_img, root, watches, dumped.container)
+        named = {one.mount_source for one in watches if not one.right}
+        problems = tuple(eyes.lacking_sources(named))
+    return RestoreCheck(dumped.files_img, root, watches, dumped.container, problems)
 
 
 @contextlib.contextmanager
@@ -217,9 +227,16 @@ class _Eyes:
         advice = "restore it where its filesystem is, or dump with paths (`irmapdb check -t PID`)"
         return _Seen(RestoreVerdict.NO_FILESYSTEM, why, advice=advice)
 
+    def lacking_sources(self, named: Collection[bytes | None]) -> Iterator[RestoreProblem]:
+        """The bind mounts, apart from those named, whose sources are not on this machine."""
+        for origin in self._origins.binds:
+            if origin.source not in named:
+                seen = self._on_host(origin)
+                if seen.verdict is RestoreVerdict.MISSING:
+                    yield RestoreProblem(seen.why, seen.advice)
+
     def _at(self, one: DumpedWatch, identity: Identity | None) -> _Seen:
-        path, mnt_id = start_of(one.watch)
-        origin = self._origins.of(path, mnt_id)
+        path, origin = one.watch.path or b"", one.origin
         if origin is not None and origin.source is not None:
             return self._on_host(origin)
         if origin is not None and origin.has_it is not None:
@@ -229,6 +246,8 @@ class _Eyes:
             return _Seen(RestoreVerdict.MISSING, why, "", _BRING)
         if self._root_fd is None and one.lacks:
             return _Seen(RestoreVerdict.MISSING, one.lacks, "", _WITH_CHANGES)
+        if self._root_fd is None and one.is_replaced:
+            return _Seen(RestoreVerdict.REPLACED, _NOT_THE_NEW_ONE, "the image")
         if self._root_fd is None:
             return _untold(origin) if origin is not None else _Seen(*_OF_IMAGE)
         return self._in_root(self._root_fd, path[1:] or b".", origin, identity)
@@ -247,6 +266,7 @@ class _Eyes:
                 verdict, why = RestoreVerdict.LINKED, "it is there, through a symbolic link"
                 advice = _SET_AGAIN if _is_link(root_fd, name) else ""
         except (OSError, ValueError) as error:
+            origin = origin or self._origins.of_parent(b"/" + name)
             if origin is not None:
                 return _untold(origin)
             reason = error.strerror if isinstance(error, OSError) else str(error)
@@ -334,7 +354,14 @@ _ROOT = "the root"
 _LOOK = "look into it with tar; if it is damaged, the restore fails: have the checkpoint made again"
 _WATCHES_TARGET = "the path is a symbolic link, and the restore watches its target"
 _BRING = "bring the file into the root first: the restore ends where it is missing"
-_WITH_CHANGES = "export the checkpoint with the changes of its root (podman: no --ignore-rootfs)"
+_WITH_CHANGES = (
+    "export the checkpoint with the changes of its root (podman: no --ignore-rootfs); if the image "
+    "may have a file there too, name its root with --root"
+)
+_NOT_THE_NEW_ONE = (
+    "the image has it, but not the file of the dump: the container replaced it, and the checkpoint "
+    "lacks the new one"
+)
 _MAKE_SOURCE = "make it on the target host first: the engine mounts it into the container"
 _BRING_SOURCE = "bring it to the target host first: the restore ends where it is missing"
 _OF_IMAGE = (
