@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEVICE",
+    "FAN_MARK_IGNORE",
     "AnyPath",
     "CacheEntry",
     "Change",
@@ -244,6 +245,12 @@ class Watch(Record):
     ignored_mask: int
     mflags: int
     """fanotify's mark flags; 0 for inotify."""
+
+
+FAN_MARK_IGNORE = 0x400
+"""The flag of a mark whose ignore mask was set with it (include/uapi/linux/fanotify.h). A restore
+by CRIU adds the mask with FAN_MARK_IGNORED_MASK and all flags of the mark, and the kernel refuses
+the two together: do_fanotify_mark() of fs/notify/fanotify/fanotify_user.c."""
 
 
 class MarkKind(Words):

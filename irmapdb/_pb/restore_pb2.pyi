@@ -21,9 +21,11 @@ class MntEntry(_message.Message):
     def __init__(self, fstype: _Optional[int] = ..., mnt_id: _Optional[int] = ..., root_dev: _Optional[int] = ..., parent_mnt_id: _Optional[int] = ..., root: _Optional[bytes] = ..., mountpoint: _Optional[bytes] = ...) -> None: ...
 
 class GhostFileEntry(_message.Message):
-    __slots__ = ("dev", "ino")
+    __slots__ = ("mode", "dev", "ino")
+    MODE_FIELD_NUMBER: _ClassVar[int]
     DEV_FIELD_NUMBER: _ClassVar[int]
     INO_FIELD_NUMBER: _ClassVar[int]
+    mode: int
     dev: int
     ino: int
-    def __init__(self, dev: _Optional[int] = ..., ino: _Optional[int] = ...) -> None: ...
+    def __init__(self, mode: _Optional[int] = ..., dev: _Optional[int] = ..., ino: _Optional[int] = ...) -> None: ...

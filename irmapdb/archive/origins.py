@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from irmapdb.archive.container import DumpedContainer, SpecMount
     from irmapdb.archive.files import CheckpointFiles
     from irmapdb.archive.layout import Inside
-    from irmapdb.image.mounts import DumpedMount
+    from irmapdb.image.mounts import DumpedGhost, DumpedMount
     from irmapdb.model import InodeKey
 
 __all__ = ["CHANGES", "Origin", "OriginKind", "Origins", "read_origins"]
@@ -88,8 +88,10 @@ class Origins(Record):
 
     has_mounts: bool
     """Whether the images have mounts. Without mounts, a restore opens no handle."""
-    ghosts: frozenset[InodeKey]
-    """Deleted files that the images contain."""
+    ghosts: dict[InodeKey, DumpedGhost]
+    """Deleted files and directories that the images contain."""
+    root_kdev: int | None
+    """The device of the root of the root task, as it was in the dump; None without mounts."""
     by_start: dict[Start, Origin]
     """By path, and by the id of the mount in whose namespace it starts."""
     removed: frozenset[bytes]
@@ -141,6 +143,7 @@ def read_origins(
     return Origins(
         mounts.are_known,
         _ghosts(checkpoint),
+        mounts.root_kdev,
         by_start,
         _removed(checkpoint),
         tuple(_binds(container)),
@@ -172,6 +175,12 @@ class _Mounts:
     def has(self, mountpoint: bytes) -> bool:
         """Whether a mount is there, in the namespace of the root task."""
         return self.are_known and mountpoint in self._places[0]
+
+    @property
+    def root_kdev(self) -> int | None:
+        """The device of the root task's root."""
+        root = self._places[0].get(b"/") if self._places else None
+        return None if root is None else root.kdev
 
     def of(self, path: bytes, mnt_id: int | None) -> DumpedMount | None:
         """The mount that a path is on; None if that is a root."""
@@ -341,9 +350,9 @@ def _below_source(wanted: SpecMount, inside: bytes) -> bytes:
     return b"/".join(filter(None, (wanted.source.rstrip(b"/"), inside))) or b"/"
 
 
-def _ghosts(checkpoint: CheckpointFiles) -> frozenset[InodeKey]:
-    keys = (decode_ghost(head, checkpoint.shown(name)) for name, head in checkpoint.ghosts())
-    return frozenset(key for key in keys if key is not None)
+def _ghosts(checkpoint: CheckpointFiles) -> dict[InodeKey, DumpedGhost]:
+    ghosts = (decode_ghost(head, checkpoint.shown(name)) for name, head in checkpoint.ghosts())
+    return {ghost.key: ghost for ghost in ghosts if ghost is not None}
 
 
 def _removed(checkpoint: CheckpointFiles) -> frozenset[bytes]:

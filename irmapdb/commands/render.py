@@ -275,7 +275,7 @@ _COLOURS = {
     _YELLOW: "changed moved new no-path options stale symlink to unknown unmounted unreachable "
     "walk",
     _RED: "deleted dropped failed fails gone missing no-filesystem no-restore other-type replaced "
-    "reused wrong-path",
+    "reused twice wrong-path",
 }
 _COLOUR_OF = {word: colour for colour, words in _COLOURS.items() for word in words.split()}
 _PAINTED = {"VERDICT", "STATE"}

@@ -6,6 +6,7 @@ own. `ghost-file-N.img` has one deleted file that a task had open, and its conte
 
 from __future__ import annotations
 
+import stat
 import sys
 
 from google.protobuf.message import DecodeError
@@ -17,7 +18,7 @@ from irmapdb.image.magic import GHOST_FILE, MOUNTS
 from irmapdb.model import InodeKey
 from irmapdb.record import Record
 
-__all__ = ["DumpedMount", "decode_ghost", "decode_mounts"]
+__all__ = ["DumpedGhost", "DumpedMount", "decode_ghost", "decode_mounts"]
 
 
 class DumpedMount(Record):
@@ -55,7 +56,14 @@ def decode_mounts(
     return tuple(found)
 
 
-def decode_ghost(data: bytes, name: str) -> InodeKey | None:
+class DumpedGhost(Record):
+    """A deleted file or directory that an image has."""
+
+    key: InodeKey
+    is_directory: bool
+
+
+def decode_ghost(data: bytes, name: str) -> DumpedGhost | None:
     """The deleted file of the image; None if the image does not have it. ImageError as above.
 
     `data` may end anywhere after the first entry: the content follows, and is not needed.
@@ -66,6 +74,6 @@ def decode_ghost(data: bytes, name: str) -> InodeKey | None:
         except DecodeError:
             raise image_error(name, offset, "entry 0: not a protobuf message") from None
         if entry.HasField("dev") and entry.HasField("ino"):
-            return InodeKey(entry.dev, entry.ino)
+            return DumpedGhost(InodeKey(entry.dev, entry.ino), stat.S_ISDIR(entry.mode))
         return None
     return None

@@ -22,8 +22,9 @@ from irmapdb.model import is_fuse, printable
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from irmapdb.criu.check.facts import Call, Facts, Found, HandleLook, OverlayLook, SearchLook
+    from irmapdb.kernel.proc.holders import Holder
 
-__all__ = ["decide", "scan_below"]
+__all__ = ["decide", "scan_below", "with_holder"]
 
 _NEW_AT_EACH_MOUNT = frozenset({"tmpfs", "devtmpfs"})
 """Their inode numbers. There CRIU dumps no watch without a path."""
@@ -31,6 +32,8 @@ _NEW_AT_EACH_MOUNT = frozenset({"tmpfs", "devtmpfs"})
 _GIVE_UP = "let the task remove the watch before the dump"
 
 _CLOSE = "let the task remove the watch, or close the file, before the dump"
+
+_MADE_AGAIN = "it was removed; a restore makes the directory again, with its watch"
 
 _LINK = "it is a symbolic link, and CRIU opens the path that the kernel knows: it gets the target"
 
@@ -86,6 +89,17 @@ def scan_below(prediction: Prediction, directory: bytes) -> Prediction:
         advice=f"{lead}{_scan_option(directory)}",
         scan=ScanAdvice(lead, directory),
     )
+
+
+def with_holder(prediction: Prediction, holder: Holder) -> Prediction:
+    """The same with the task that has the deleted file or directory open.
+
+    A restore makes a removed directory again and opens it, so its watch stays when CRIU removes it.
+    """
+    if holder.is_directory and prediction.verdict is WatchVerdict.NO_RESTORE:
+        why = f"{_MADE_AGAIN} ({holder})"
+        return prediction._replace(verdict=WatchVerdict.NO_PATH, why=why, advice="")
+    return prediction._replace(why=f"{prediction.why} ({holder})")
 
 
 def _reason(reason: tuple[str, str]) -> tuple[str, None, str]:
@@ -164,12 +178,12 @@ def _by_name(found: Found, facts: Facts, call: Call) -> Prediction:
         why = "the kernel knows the name that the handle leads to"
         return Prediction(WatchVerdict.PATH, CriuOutcome.PATH, why, found.path)
     why = f"the handle leads to {printable(found.path)}, another file with the same inode number"
-    if found.path == b"/":
-        # A file without a cached name reads as "/".
+    if found.path == b"/" and facts.handle is not None and not facts.handle.directory:
+        # A file without a cached name reads as "/". So does each file that is not below the mount
+        # that opened its handle; of a directory the name is always known.
         return _wrong(found, why, f"{_pre_dump(call)}: a path that was proved has a cached name")
-    return _wrong(
-        found, why, "unmount the filesystem over the watched file, or let the task remove the watch"
-    )
+    other = "its filesystem's other mounts" if found.path == b"/" else "the filesystem over it"
+    return _wrong(found, why, f"unmount {other}, or let the task remove the watch")
 
 
 def _right(verdict: WatchVerdict, why: str, found: Found, facts: Facts) -> Prediction:
@@ -194,7 +208,7 @@ def _without_path(facts: Facts, handle: HandleLook, call: Call) -> Prediction | 
         return _no_path(facts, why, advice)
     why = f"{why}, and CRIU tries nothing else"
     advice = f"{_pre_dump(call)}: a path that was proved has a cached name"
-    if facts.fstype == "btrfs":
+    if facts.fstype in {"btrfs", "overlay"}:  # no irmap; a listing can cache the name
         return _no_path(facts, why, advice)
     if facts.search is None:
         return Look.SEARCH
@@ -276,6 +290,8 @@ def _not_found(facts: Facts, call: Call) -> Prediction | Look:
             f"{_pre_dump(call)}: a path that was proved has a cached name{without}",
         )
     search = mounted or facts.search
+    if search is None and opened and facts.fstype == "overlay":  # a listing can cache the name
+        return Prediction(WatchVerdict.OPTIONS, CriuOutcome.FAILS, why, advice=_pre_dump(call))
     if search is None:
         return Look.SEARCH
     if search.acceptable or (opened and not search.mntns and search.path is not None):

@@ -9,12 +9,12 @@ from pathlib import Path
 from irmapdb import files
 from irmapdb.checkpoint.work_dir import CACHE_NAME, WorkDir, within
 from irmapdb.config import Config
-from irmapdb.criu.check.criu_view import CriuView, open_criu_view
-from irmapdb.criu.check.decision import decide, scan_below
+from irmapdb.criu.check.criu_view import CriuMount, CriuView, open_criu_view
+from irmapdb.criu.check.decision import decide, scan_below, with_holder
 from irmapdb.criu.check.facts import Call, Facts, Look
 from irmapdb.criu.check.hook_entries import hook_entries
 from irmapdb.criu.check.observe import Observer
-from irmapdb.criu.check.verdicts import CriuOutcome, Prediction
+from irmapdb.criu.check.verdicts import CriuOutcome, Prediction, WatchVerdict
 from irmapdb.criu.check.version import CriuVersion, criu_version
 from irmapdb.errors import FileError
 from irmapdb.image import cache
@@ -24,7 +24,7 @@ from irmapdb.kernel.proc.holders import deleted_holders
 from irmapdb.kernel.proc.survey import read_survey
 from irmapdb.kernel.root import adopt_from
 from irmapdb.kernel.syscalls import Descriptor
-from irmapdb.model import MarkKind, format_kdev, printable
+from irmapdb.model import FAN_MARK_IGNORE, MarkKind, format_kdev, printable
 from irmapdb.record import Record
 
 TYPE_CHECKING = False
@@ -92,7 +92,7 @@ class MarkCheck(Record):
 
     @property
     def right(self) -> bool:
-        return self.outcome is CriuOutcome.PATH
+        return self.outcome is CriuOutcome.PATH and not self.advice
 
 
 class Problem(Record):
@@ -203,7 +203,7 @@ def check_dump(options: DumpCheckOptions) -> DumpCheck:
         return DumpCheck(
             call=call,
             watches=tuple(
-                WatchCheck(watch, comms[watch.pid], *settled[watch.identity])
+                _check_watch(watch, comms[watch.pid], *settled[watch.identity])
                 for file in watched
                 for watch in file.watches
             ),
@@ -280,7 +280,7 @@ def _with_holders(settled: _Settled, criu_view: CriuView) -> _Settled:
     named = dict(settled)
     for identity, holder in holders.items():
         fstype, prediction = settled[identity]
-        named[identity] = fstype, prediction._replace(why=f"{prediction.why} ({holder})")
+        named[identity] = fstype, with_holder(prediction, holder)
     return named
 
 
@@ -333,7 +333,7 @@ def _has_name(kdev: int, name: bytes) -> bool:
     # From our own mounts, as in the restore.
     for mount in mountinfo.read_mountinfo("self"):
         below = os.path.relpath(name, mount.root)
-        here = mount.kdev == kdev and not below.startswith(b"../")
+        here = mount.kdev == kdev and below.split(b"/")[0] != b".."
         if here and os.path.lexists(os.path.join(mount.mountpoint, below)):
             return True
     return False
@@ -462,6 +462,24 @@ _TOGETHER = {Look.OVERLAY, Look.SCAN, Look.SEARCH}
 """Looks for a whole batch: an error has no watch of its own."""
 
 
+_IGNORES = "its ignore mask was set with FAN_MARK_IGNORE: a restore fails, or loses the mark"
+
+_IGNORE_OTHERWISE = (
+    "let the task set the ignore mask with FAN_MARK_IGNORED_MASK, or remove the mark before the "
+    "dump"
+)
+
+
+def _check_watch(
+    watch: Watch, comm: bytes, fstype: str | None, prediction: Prediction
+) -> WatchCheck:
+    if watch.mflags & FAN_MARK_IGNORE and prediction.outcome is not CriuOutcome.FAILS:
+        prediction = prediction._replace(
+            verdict=WatchVerdict.NO_RESTORE, why=_IGNORES, advice=_IGNORE_OTHERWISE
+        )
+    return WatchCheck(watch, comm, fstype, prediction)
+
+
 def _check_mark(mark: Mark, comm: bytes, criu_view: CriuView) -> MarkCheck:
     if mark.kind is MarkKind.NAMESPACE:
         return MarkCheck(
@@ -483,8 +501,7 @@ def _check_mark(mark: Mark, comm: bytes, criu_view: CriuView) -> MarkCheck:
         )
     for view in criu_view.views:
         if view.mount.mnt_id == mark.target:
-            known = "CRIU knows the mount"
-            return MarkCheck(mark, comm, view.mount.mountpoint, CriuOutcome.PATH, known, "")
+            return _check_mount_mark(mark, comm, view)
     return MarkCheck(
         mark,
         comm,
@@ -493,3 +510,20 @@ def _check_mark(mark: Mark, comm: bytes, criu_view: CriuView) -> MarkCheck:
         "CRIU does not see the mount",
         "let the task remove the mark before the dump",
     )
+
+
+def _check_mount_mark(mark: Mark, comm: bytes, view: CriuMount) -> MarkCheck:
+    where = view.mount.mountpoint
+    seen = view.root.mounts.by_mountpoint.get(where)
+    if seen is None or seen.mnt_id != mark.target:
+        return MarkCheck(
+            mark,
+            comm,
+            where,
+            CriuOutcome.WRONG_PATH,
+            "a restore marks the mount that it finds at the place, and that is another one",
+            "unmount what covers the mount, or let the task remove the mark before the dump",
+        )
+    if mark.mflags & FAN_MARK_IGNORE:
+        return MarkCheck(mark, comm, where, CriuOutcome.PATH, _IGNORES, _IGNORE_OTHERWISE)
+    return MarkCheck(mark, comm, where, CriuOutcome.PATH, "CRIU knows the mount", "")

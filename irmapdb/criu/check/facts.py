@@ -89,6 +89,8 @@ class HandleLook(Record):
     """Its own mount point, for example if it is bind-mounted over another file."""
     symlink: bool = False
     """Whether it is a symbolic link."""
+    directory: bool = False
+    """Whether it is a directory."""
     too_long: bool = False
     """Whether its path is longer than the kernel gives it (PATH_MAX)."""
 

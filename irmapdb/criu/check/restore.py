@@ -23,23 +23,23 @@ from pathlib import Path
 from irmapdb.archive.dumped import read_dumped
 from irmapdb.criu.check.criu_view import CriuMount, Mountpoints, criu_mounts
 from irmapdb.errors import FileError
-from irmapdb.image.fsnotify import MountMark
+from irmapdb.image.fsnotify import FsnotifyWatch, MountMark
 from irmapdb.kernel import syscalls
 from irmapdb.kernel.proof import identify_fd
 from irmapdb.kernel.root import open_root
 from irmapdb.kernel.syscalls import Descriptor
-from irmapdb.model import is_canonical, printable
+from irmapdb.model import FAN_MARK_IGNORE, WatchKind, is_canonical, printable
 from irmapdb.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterator, Sequence
     from typing import Self
 
     from irmapdb.archive.container import DumpedContainer
     from irmapdb.archive.dumped import DumpedWatch
     from irmapdb.archive.origins import Origin, OriginKind, Origins
-    from irmapdb.image.fsnotify import FsnotifyFile, FsnotifyWatch
+    from irmapdb.image.fsnotify import FsnotifyFile
     from irmapdb.model import Identity
 
 __all__ = ["RestoreCheck", "RestoreProblem", "RestoreVerdict", "WatchRestore", "check_images"]
@@ -63,11 +63,14 @@ class RestoreVerdict(enum.StrEnum):
     BY_HANDLE = "by-handle"
     """No path was recorded, and the handle opens on a filesystem of this machine."""
     BROUGHT = "brought"
-    """The root lacks the path, but a mount or an archive provides it."""
+    """The root lacks the path, but a mount, an archive or a ghost image provides it."""
     IMAGE = "image"
     """The image of the container has the path: the checkpoint does not change or remove it."""
     NO_RESTORE = "no-restore"
-    """No path was recorded, and the images have no mounts for opening the handle."""
+    """No path was recorded, and the images have no mounts for opening the handle; or the mark has a
+    mask that CRIU cannot set."""
+    TWICE = "twice"
+    """Another watch of the same descriptor leads to the same file: the restore fails."""
     DELETED = "deleted"
     """The images have the deleted file. CRIU removes it again, and the watch ends."""
     NO_FILESYSTEM = "no-filesystem"
@@ -151,7 +154,8 @@ def check_images(images: Path, root: Path | None = None) -> RestoreCheck:
     with contextlib.ExitStack() as stack:
         root_fd = None if root is None else stack.enter_context(_opened(root))
         eyes = stack.enter_context(_Eyes(root_fd, dumped.origins))
-        watches = tuple(_answer(one, eyes.look(one)) for one in dumped.watches)
+        seen = _without_twins([(one, eyes.look(one)) for one in dumped.watches])
+        watches = tuple(_answer(one, look) for one, look in seen)
         named = {one.mount_source for one in watches if not one.right}
         problems = tuple(eyes.lacking_sources(named))
     return RestoreCheck(dumped.files_img, root, watches, dumped.container, problems)
@@ -171,7 +175,8 @@ def _opened(root: Path) -> Iterator[int]:
 
 def _answer(one: DumpedWatch, seen: _Seen) -> WatchRestore:
     sources = (None, None) if one.origin is None else (one.origin.source, one.origin.mount_source)
-    return WatchRestore(one.file, one.watch, *seen, one.kind, *sources)
+    answer = (seen.verdict, seen.why, seen.origin, seen.advice)
+    return WatchRestore(one.file, one.watch, *answer, one.kind, *sources)
 
 
 class _Seen(Record):
@@ -179,6 +184,32 @@ class _Seen(Record):
     why: str
     origin: str = ""
     advice: str = ""
+    inode: tuple[int, int] | None = None
+    """st_dev and st_ino of the file that the restore will watch, if it is known."""
+
+
+def _without_twins(
+    watches: Sequence[tuple[DumpedWatch, _Seen]],
+) -> Iterator[tuple[DumpedWatch, _Seen]]:
+    """The same, with another verdict for a second inotify watch of one descriptor on one file.
+
+    inotify_add_watch(2) changes the first watch then, and CRIU does not get the number that it
+    needs (restore_one_inotify() of criu/fsnotify.c).
+    """
+    first: dict[object, int] = {}
+    numbered = [
+        (one, seen, one.watch.wd if isinstance(one.watch, FsnotifyWatch) else -1)
+        for one, seen in watches
+    ]
+    for one, seen, wd in numbered:
+        place = one.file.id, seen.inode
+        first[place] = min(wd, first.get(place, wd))
+    for one, seen, wd in numbered:
+        is_known = one.file.kind is WatchKind.INOTIFY and seen.inode is not None
+        if is_known and wd != first[one.file.id, seen.inode]:
+            yield one, _Seen(RestoreVerdict.TWICE, _SAME_FILE, seen.origin, _PUT_BACK)
+        else:
+            yield one, seen
 
 
 class _Eyes:
@@ -202,11 +233,17 @@ class _Eyes:
     def look(self, one: DumpedWatch) -> _Seen:
         """The prediction for one watch."""
         watch = one.watch
+        if watch.mflags & FAN_MARK_IGNORE:
+            return _Seen(RestoreVerdict.NO_RESTORE, _IGNORES, "", _DUMP_AGAIN)
         if isinstance(watch, MountMark):
             if watch.path is None:
                 return _Seen(RestoreVerdict.THERE, "it comes back with its mount")
             return self._at(one, None)
-        if watch.identity.key in self._origins.ghosts:
+        ghost = self._origins.ghosts.get(watch.identity.key)
+        if ghost is not None and ghost.is_directory:
+            why = "it was removed: the restore makes the directory again, with its watch"
+            return _Seen(RestoreVerdict.BROUGHT, why, "ghost-file")
+        if ghost is not None:
             why = "its file was deleted: the restore makes and removes it again, and the watch goes"
             return _Seen(RestoreVerdict.DELETED, why, "ghost-file", _SET_AGAIN)
         if watch.path is None:
@@ -218,11 +255,12 @@ class _Eyes:
             why = "no path was recorded, and the images have no mounts to open the handle through"
             advice = "dump with paths (`irmapdb check -t PID` tells how)"
             return _Seen(RestoreVerdict.NO_RESTORE, why, advice=advice)
-        fd = self._by_handle(identity)
+        fd = self._by_handle_at_restore(identity)
         if fd is not None:
-            os.close(fd)
+            with Descriptor(fd):
+                inode = _inode(fd)
             why = "its filesystem is here, and knows the handle"
-            return _Seen(RestoreVerdict.BY_HANDLE, why, "the handle")
+            return _Seen(RestoreVerdict.BY_HANDLE, why, "the handle", "", inode)
         why = "no filesystem here knows the handle"
         advice = "restore it where its filesystem is, or dump with paths (`irmapdb check -t PID`)"
         return _Seen(RestoreVerdict.NO_FILESYSTEM, why, advice=advice)
@@ -272,9 +310,9 @@ class _Eyes:
             reason = error.strerror if isinstance(error, OSError) else str(error)
             return _Seen(RestoreVerdict.MISSING, f"{reason} in the root", "", _BRING)
         with Descriptor(fd):
-            if advice:
-                return _Seen(verdict, _WATCHES_TARGET, _ROOT, advice)
-            return self._compared(fd, identity) or _Seen(verdict, why, _ROOT)
+            seen = _Seen(verdict, _WATCHES_TARGET if advice else why, _ROOT, advice)
+            seen = (None if advice else self._compared(fd, identity)) or seen
+            return seen._replace(inode=_inode(fd))
 
     def _on_host(self, origin: Origin) -> _Seen:
         """Whether this machine has the source of a bind mount, and the file below it."""
@@ -321,6 +359,19 @@ class _Eyes:
                 return syscalls.open_by_handle_at(mount_fd, identity.handle, os.O_PATH)
         return None
 
+    def _by_handle_at_restore(self, identity: Identity) -> int | None:
+        # The restore has this root in place of the old one, also if its device is another.
+        if self._root_fd is None or identity.kdev != self._origins.root_kdev:
+            return self._by_handle(identity)
+        if identity.handle is None:
+            return None
+        with (
+            contextlib.suppress(OSError),
+            Descriptor(_open(self._root_fd, b".", _IN_ROOT, os.O_RDONLY)) as mount_fd,
+        ):
+            return syscalls.open_by_handle_at(mount_fd, identity.handle, os.O_PATH)
+        return None
+
 
 def _open(root_fd: int, name: bytes, resolve: int, flags: int = os.O_PATH) -> int:
     return syscalls.openat2(root_fd, name, flags, resolve)
@@ -350,7 +401,16 @@ def _untold(origin: Origin) -> _Seen:
     return _Seen(RestoreVerdict.BROUGHT, why, origin.what)
 
 
+def _inode(fd: int) -> tuple[int, int]:
+    status = os.fstat(fd)
+    return status.st_dev, status.st_ino
+
+
 _ROOT = "the root"
+_SAME_FILE = "another watch of the descriptor leads to the same file, and the restore fails"
+_PUT_BACK = "put the watched file back at its path: a link leads elsewhere, or it was replaced"
+_IGNORES = "its ignore mask was set with FAN_MARK_IGNORE: the restore fails, or loses the mark"
+_DUMP_AGAIN = "let the task set the mask with FAN_MARK_IGNORED_MASK, and dump again"
 _LOOK = "look into it with tar; if it is damaged, the restore fails: have the checkpoint made again"
 _WATCHES_TARGET = "the path is a symbolic link, and the restore watches its target"
 _BRING = "bring the file into the root first: the restore ends where it is missing"

@@ -27,7 +27,8 @@ class WatchVerdict(enum.StrEnum):
     NO_PATH = "no-path"
     """Dumped without a path: a restore finds the file by its handle, only on this filesystem."""
     NO_RESTORE = "no-restore"
-    """Dumped without a path, and no restore sets the watch again: it fails, or loses the watch."""
+    """Dumped, mostly without a path, and no restore sets the watch again: it fails, or loses the
+    watch."""
     SYMLINK = "symlink"
     """Dumped with the path of a symbolic link: a restore watches the target, or fails."""
     OPTIONS = "options"

@@ -7,6 +7,7 @@ before it is the name at the time of the removal.
 from __future__ import annotations
 
 import os
+import stat
 
 from irmapdb.kernel import proof
 from irmapdb.kernel.proc import open_files
@@ -35,6 +36,7 @@ class Holder(Record):
     """`fd 5`; or `cwd`, `root`, `exe`."""
     last_name: bytes
     """Absolute in the root of the root task; as the kernel gives it if it is outside of that."""
+    is_directory: bool
 
     def __str__(self) -> str:
         return f"it was {printable(self.last_name)}; task {self.pid} holds it as {self.where}"
@@ -60,29 +62,32 @@ def deleted_holders(
         for file in open_files.open_files(pid):
             if not file.path.endswith(_DELETED):
                 continue
-            for identity in _held(root, file.link, by_ino, kdevs):
+            held, is_directory = _held(root, file.link, by_ino, kdevs)
+            for identity in held:
                 name = file.path.removesuffix(_DELETED)
-                holder = Holder(pid, _where(file.link), root.strip(name) or name)
+                holder = Holder(pid, _where(file.link), root.strip(name) or name, is_directory)
                 found.setdefault(identity, holder)
     return found
 
 
 def _held(
     root: Root, link: str, by_ino: dict[int, list[Identity]], kdevs: set[int]
-) -> list[Identity]:
+) -> tuple[list[Identity], bool]:
+    # The second: whether it is a directory.
     try:
         with Descriptor(os.open(link, os.O_PATH | os.O_CLOEXEC)) as fd:
             mount = root.mount_by_id(proof.mount_id(fd))
             if mount is None or mount.kdev not in kdevs:
-                return []
+                return [], False
             status = os.fstat(fd)
             candidates = by_ino.get(status.st_ino, ())
             if status.st_nlink or not candidates:
-                return []
+                return [], False
             held = proof.identify_fd(root, fd)
-            return [identity for identity in candidates if held.matches(identity)]
+            is_directory = stat.S_ISDIR(status.st_mode)
+            return [identity for identity in candidates if held.matches(identity)], is_directory
     except OSError:
-        return []
+        return [], False
 
 
 def _where(link: str) -> str:

@@ -90,7 +90,10 @@ class ByHandle:
 def _opened(fd: int) -> HandleLook:
     status = os.fstat(fd)
     return HandleLook(
-        opened=True, deleted=status.st_nlink == 0, symlink=stat.S_ISLNK(status.st_mode)
+        opened=True,
+        deleted=status.st_nlink == 0,
+        symlink=stat.S_ISLNK(status.st_mode),
+        directory=stat.S_ISDIR(status.st_mode),
     )
 
 
