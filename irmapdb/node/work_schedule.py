@@ -110,12 +110,12 @@ class WorkSchedule:
         self._state.monitor.kdevs |= kdevs
         known.kept, known.problem = kept, kept.problem
         known.verified_s = time.monotonic()
-        if kept.cut:
-            known.slow = True
-            self._note_failure(known, "not all were looked for in the time for one container")
+        known.slow = kept.cut or kept.took_s > _QUICK_S / 2
+        why = "not all were looked for in the time for one container" if kept.cut else kept.problem
+        if why:
+            self._note_failure(known, why)
         else:
             known.failures, known.retry_s = 0, 0.0
-            known.slow = kept.took_s > _QUICK_S / 2
         self._trim_answers()
 
     def _start_verify(self, first: tuple[int, int]) -> None:

@@ -22,16 +22,17 @@ from tests.support.features import require
 from tests.support.freezing import until
 from tests.support.hook import hook_program, log_until_stored
 from tests.support.notify import FAN_ONDIR, IN_OPEN
+from tests.support.watcher import Watcher
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tests.support.area import MountArea
     from tests.support.freezing import Cgroup
-    from tests.support.watcher import Watcher
 
 FAN_OPEN_PERM, FAN_CLASS_CONTENT = 0x10000, 0x4
 VERSIONS = ("v1", "v2")
+_LONGER_THAN_ATTRIBUTES_ARE_VALID_S = 1.5
 
 
 class Hook:
@@ -256,7 +257,6 @@ def test_a_listener_that_cannot_be_seen_holds_nothing_for_long(
     area, watcher, hook, pause, tmp_path
 ):
     # Its descriptor belongs to a paused task of no tree of ours.
-    from tests.support.watcher import Watcher  # noqa: PLC0415
 
     place = area.place("ext4")
     watched = watcher.add_inotify(place.directory / "file", IN_OPEN)
@@ -280,17 +280,35 @@ def test_a_fuse_server_in_the_pause_is_not_asked(area, watcher, hook, pause, tmp
     (mountpoint / "file").write_bytes(b"content")
     watcher.add_inotify(mountpoint / "file")
     watched = watcher.add_inotify(tmp_path)
+    pause("v1", watcher.pid, *_servers_of(mountpoint))
+    said = hook()
+    assert "2 watches: 1 proved" in said
+    assert hook.paths() == [watched.path]
+    assert "is not asked in a pause" in "\n".join(hook.stored())
+
+
+def test_a_root_of_a_stopped_fuse_server_holds_nothing(area, pause, tmp_path):
+    top = area.ext4().mountpoint
+    (top / "file").touch()
+    mountpoint = area.fuse(top)
+    with Watcher(unshare=["mount"], rootfs=mountpoint) as watcher:
+        watcher.add_inotify("/file")
+        cgroup = pause("v2", watcher.pid, *_servers_of(mountpoint))
+        time.sleep(_LONGER_THAN_ATTRIBUTES_ARE_VALID_S)
+        hook = Hook(tmp_path, watcher.pid)
+        assert "1 watch: 0 proved" in hook()
+        assert "is not asked in a pause" in "\n".join(hook.stored())
+        cgroup.thaw()
+
+
+def _servers_of(mountpoint: Path) -> list[int]:
     servers = [
         int(path.parent.name)
         for path in Path("/proc").glob("[0-9]*/cmdline")
         if os.fsencode(mountpoint) in _read(path)
     ]
     require(servers, "the FUSE server's process")
-    pause("v1", watcher.pid, *servers)
-    said = hook()
-    assert "2 watches: 1 proved" in said
-    assert hook.paths() == [watched.path]
-    assert "is not asked in a pause" in "\n".join(hook.stored())
+    return servers
 
 
 def _read(path: Path) -> bytes:

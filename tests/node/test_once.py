@@ -131,6 +131,26 @@ def test_a_broken_database_does_not_cost_the_image(node):
     assert name in document["containers"][0]["problem"]
 
 
+def test_a_database_that_could_not_be_written_is_written_later(node, area):
+    node.container().add_inotify("/srv/app/file-3")
+    directory = node.options().config.warm.directory
+    directory.mkdir(mode=0o700)
+    disk = area.tmpfs(directory)
+    disk.chmod(0o700)
+    filler = disk / "filler"
+    free = os.statvfs(disk)
+    filler.write_bytes(bytes(free.f_bavail * free.f_bsize))
+    with Service(node.options(interval_s=1e-6)) as service:
+        (one,) = service.once()["containers"]
+        assert (one["resolved"], one["state"]) == (1, "ready")
+        assert "the disk is full" in one["problem"]
+        filler.unlink()
+        (one,) = service.once()["containers"]
+        assert (one["resolved"], one["problem"]) == (1, "")
+        with Store.open_readonly(disk / one["database"]) as store:
+            assert [row.path for row in store.all_mappings()] == [b"/srv/app/file-3"]
+
+
 def test_only_one_at_a_time(node):
     with Service(node.options()), pytest.raises(FileError, match="running already"):
         Service(node.options()).__enter__()
