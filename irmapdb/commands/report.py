@@ -59,11 +59,13 @@ def report(
     limit. Each figure has its query. The page needs no network and runs no script.
 
     Without --all and --from, the report is about one database: --db, irmap.db in the work dir, or
-    with --container the database of the service for this container. With --container or --all, the
-    page has the predictions of `irmapdb check` for the running containers.
+    with --container the database that the service or the hook keeps for this container, if there is
+    one. With --container or --all, the page has the predictions of `irmapdb check` for the running
+    containers.
 
     Only the user who calls irmapdb can read the page, because it has the paths of the containers.
-    `pip install 'irmapdb[report]'` installs the packages that this command needs.
+    The extra `irmapdb[report]` has the packages that this command needs. If one is missing, the
+    error message has the command that installs it.
 
     Examples:
         irmapdb report -W /var/lib/ckpt -o report.html
@@ -119,6 +121,7 @@ def _of_node(config: Config) -> Report:
     return collect_databases(
         f"Containers of {os.uname().nodename}",
         node_databases(config),
+        several=True,
         users=ps.take(ps.PsOptions(config=config)).users,
         checks=checked.containers,
     )
@@ -131,9 +134,10 @@ def _of_one(
     from irmapdb.report.collect import Database as OneDatabase
     from irmapdb.report.collect import collect_databases
 
-    path: bytes | Path = database_path(db, work_dir)
-    about, checks = f"Database {render.shown(path)}", None
-    if container is not None:
+    about, checks, paths = "", None, [os.fsencode(database_path(db, work_dir))]
+    if container is None:
+        about = f"Database {render.shown(paths[0])}"
+    else:
         from irmapdb.kernel.proc.containers import find_database
         from irmapdb.node.check_all import NodeCheckOptions, check_all
         from irmapdb.node.container_info import describe_all, find_container
@@ -144,7 +148,9 @@ def _of_one(
         checked = check_all(NodeCheckOptions(config=config, cgroup=glob.escape(info.cgroup)))
         checks = [one for one in checked.containers if one.info.id == info.id]
         if db is None and work_dir is None:
-            path = find_database(config.warm.directory, found.pid) or path
-    database = OneDatabase(path, render.shown(path))
+            places = (config.warm.directory, config.hook.db)
+            known = (find_database(place, found.pid) for place in places if place)
+            paths = [path for path in known if path][:1]
+    databases = [OneDatabase(path, render.shown(path)) for path in paths]
     users = ps.take(ps.PsOptions(config=config)).users
-    return collect_databases(about, [database], users=users, checks=checks)
+    return collect_databases(about, databases, users=users, checks=checks)

@@ -1,8 +1,7 @@
 """Draws the charts of the report as SVG, with pygal.
 
 The page allows no script, so the script that pygal puts into each SVG is taken out; so are the
-comments with its address. Each chart has a title for screen readers, and the page has the same
-numbers in a table.
+comments with its address. Each chart has a title, and the page has the same numbers in a table.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from xml.etree import ElementTree as ET
 
 from irmapdb.errors import ReportError
 from irmapdb.extras import install_extra
+from irmapdb.record import Record
 from irmapdb.report.cells import cell_text, number_of
 from irmapdb.report.questions import STOP_PARTS
 
@@ -36,71 +36,93 @@ except ImportError as error:
 # and we use no plugin.
 sys.meta_path[:] = [one for one in sys.meta_path if type(one).__module__ != "pygal"]
 
-__all__ = ["directories_chart", "limits_chart", "stale_chart", "stops_chart"]
+__all__ = ["Chart", "directories_chart", "limits_chart", "stale_chart", "stops_chart"]
 
-# Distinct also for people who see no red or no green: Okabe and Ito's palette.
-_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
+# Distinct also for people who see no red or no green: Okabe and Ito's palette, with grey for black.
+# One for each of STOP_PARTS.
+_COLOURS = (
+    "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#7f7f7f"
+)  # fmt: skip
 _TILE_COLOURS = ("#7fb6dc", "#f2c266", "#72c7a8", "#e0b3cd", "#a6d5f2", "#ea9a62")
 """The same, light enough for black text."""
 _MOST_BARS = 20
 _MOST_TILES = 24
 _MOST_DAYS = 60
+_LEAST_PLACES = 12
 _HOURS_OF_HOURLY_BARS = 72
+_MOST_TICKS = 5
 _LABEL_CHARACTERS = 34
 _SVG = "http://www.w3.org/2000/svg"
 _ROW_PX = 26
+_LEGEND_PX = 21
+_TEXT_PX = 16
 _WIDTH_PX = 720
 _TILES_PX = 420
 _CHARACTER_PX = 9
 _LEAST_CHARACTERS = 4
 
 
-def stops_chart(figure: Figure) -> str:
-    """Bars of the last stops, each in its parts; "" if there are none."""
+class Chart(Record):
+    """An SVG element with its title."""
+
+    title: str
+    svg: str
+
+
+def stops_chart(figure: Figure) -> Chart | None:
+    """Bars of the first stops of the table, each in its parts; None if there are none."""
     if not figure.rows:
-        return ""
+        return None
     names = figure.column("container" if "container" in figure.columns else "process")
     times = figure.column("started_at")
     labels = [f"{_time(at)} {_short(name)}" for at, name in zip(times, names, strict=True)]
-    chart = _bars(labels[:_MOST_BARS], "ms")
-    for column, title in STOP_PARTS:
-        values = [number_of(value) for value in figure.column(column)[:_MOST_BARS]]
-        if any(values):
-            chart.add(title, list(reversed(values)))
-    return _svg(chart, "The time in which the tasks stood still, in milliseconds, for each dump")
+    rows = min(len(labels), _MOST_BARS)
+    parts = [
+        (title, [number_of(value) for value in figure.column(column)[:rows]])
+        for column, title in STOP_PARTS
+    ]
+    shown = [(title, values) for title, values in parts if any(values)]
+    longest = max(
+        (sum(value or 0 for value in bar) for bar in zip(*(one for _, one in shown), strict=True)),
+        default=0,
+    )
+    chart = _bars(labels[:rows], "ms", _ticks(longest), legends=len(shown))
+    for title, values in shown:
+        chart.add(title, list(reversed(values)))
+    title = "The time for which each dump stopped the tasks, in milliseconds"
+    of = "last {} of {} dumps" if "process" in figure.columns else "longest {} of {} dumps"
+    return _drawn(chart.render_tree(), title, of, rows, len(labels) + figure.left_out)
 
 
-def directories_chart(figure: Figure) -> str:
-    """A treemap of the watches, one tile a directory; "" if there are none."""
+def directories_chart(figure: Figure) -> Chart | None:
+    """A treemap of the watches, one tile a directory; None if there are none."""
     if not figure.rows:
-        return ""
+        return None
     chart = pygal.Treemap(
         height=_TILES_PX, show_legend=False, print_labels=True, **_common(_TILE_COLOURS)
     )
-    names = figure.column("directory")
-    watches = figure.column("watches")
-    counts = [number_of(count) or 0 for count in watches]
-    tiles = [*zip(map(cell_text, names), counts[:_MOST_TILES], strict=False)]
-    if rest := sum(counts[_MOST_TILES:]):
-        tiles.append(("other directories", rest))
-    every = sum(counts) or 1
-    for name, count in tiles:
-        # Of a square tile of this size; most are nearly square.
-        room = math.sqrt(count / every * _WIDTH_PX * _TILES_PX) / _CHARACTER_PX
-        chart.add(name, [{"value": count, "label": _fitting(name, int(room))}])
-    return _svg(chart, "The watches of the last runs, by directory")
+    names = figure.column("directory")[:_MOST_TILES]
+    watches = figure.column("watches")[:_MOST_TILES]
+    for name, count in zip(names, watches, strict=True):
+        label = f"{cell_text(name)}: {cell_text(count)}"
+        chart.add(label, [{"value": number_of(count) or 0, "label": label}])
+    every = len(figure.rows) + figure.left_out
+    title = "The watches of the last run, by directory"
+    root = chart.render_tree()
+    _fit_tiles(root)
+    return _drawn(root, title, "largest {} of {} directories", len(names), every)
 
 
-def stale_chart(figure: Figure) -> str:
-    """Bars of the mappings that went stale, by hour or by day; "" if there are none."""
+def stale_chart(figure: Figure) -> Chart | None:
+    """Bars of the mappings that went stale, by hour or by day; None if there are none."""
     hours = [
         (at, number_of(count) or 0)
         for at, count in zip(map(_hour, figure.column("hour")), figure.column("stale"), strict=True)
         if at is not None
     ]
     if not hours:
-        return ""
-    span = hours[-1][0] - hours[0][0]
+        return None
+    span = max(hours)[0] - min(hours)[0]
     hourly = span <= timedelta(hours=_HOURS_OF_HOURLY_BARS)
     step = timedelta(hours=1) if hourly else timedelta(days=1)
     form = "%m-%d %Hh" if hourly else "%Y-%m-%d"
@@ -111,37 +133,48 @@ def stale_chart(figure: Figure) -> str:
     last = max(sums)
     # The database chose both times: a subtraction may end before the year 1.
     longest = (_MOST_DAYS + _HOURS_OF_HOURLY_BARS * hourly) * step
-    first = last - min(last - min(sums), longest)
+    wished = min(max(last - min(sums), (_LEAST_PLACES - 1) * step), longest)
+    first = last - min(wished, last - datetime.min)  # noqa: DTZ901 UTC
     places = list(_range(first, last, step))
+    counts = [sums.get(at, 0) for at in places]
     chart = pygal.Bar(
         height=280,
         show_legend=False,
         x_label_rotation=40,
-        x_labels_major_count=10,
+        x_labels_major_every=math.ceil(len(places) / _LEAST_PLACES),
         show_minor_x_labels=False,
+        value_formatter=_number,
         **_common(),
     )
     chart.x_labels = [at.strftime(form) for at in places]
-    chart.add("went stale", [sums.get(at, 0) for at in places])
+    chart.y_labels = _ticks(max(counts), least_step=1)
+    chart.add("went stale", counts)
     unit = "hour" if hourly else "day"
-    return _svg(chart, f"The number of mappings that went stale in each {unit} (UTC)")
+    cut = f"; the last {len(places)} days" if first > min(sums) else ""
+    title = f"The number of paths that went stale in each {unit} (UTC){cut}"
+    return Chart(title, _svg(chart.render_tree(), title))
 
 
-def limits_chart(figure: Figure) -> str:
-    """Bars of the used share of each limit, in percent; "" if there are none."""
+def limits_chart(figure: Figure) -> Chart | None:
+    """Bars of the used share of each limit, in percent; None if there are none."""
     shares = []
+    one_place = len({*figure.column("where")}) == 1
     for where, uid, account, used, maximum in zip(
         *map(figure.column, ("where", "uid", "account", "used", "maximum")), strict=True
     ):
         if most := number_of(maximum):
             share = 100 * (number_of(used) or 0) / most
-            shares.append((share, f"{_short(where)} uid {cell_text(uid)} {cell_text(account)}"))
-    shares = sorted(shares, reverse=True)[:_MOST_BARS]
+            user = f"uid {cell_text(uid)}, {cell_text(account)}"
+            shares.append((share, user if one_place else f"{_short(where)}, {user}"))
     if not shares:
-        return ""
-    chart = _bars([label for _, label in shares], "%", show_legend=False, range=(0, 100))
-    chart.add("used", [round(share, 1) for share, _ in reversed(shares)])
-    return _svg(chart, "The used share of each limit, in percent")
+        return None
+    shown = sorted(shares, reverse=True)[:_MOST_BARS]
+    ticks = _ticks(max(100, shown[0][0]))
+    chart = _bars([label for _, label in shown], "%", ticks, legends=0)
+    chart.add("used", [round(share, 1) for share, _ in reversed(shown)])
+    title = "The used share of each limit, in percent"
+    every = len(shares) + figure.left_out
+    return _drawn(chart.render_tree(), title, "fullest {} of {} limits", len(shown), every)
 
 
 # --- pygal ----------------------------------------------------------------------------------------
@@ -153,6 +186,7 @@ def _common(colours: Sequence[str] = _COLOURS) -> dict[str, Any]:
         "disable_xml_declaration": True,
         "width": _WIDTH_PX,
         "margin": 8,
+        "margin_right": 32,  # for half of the last label
         "style": Style(
             background="transparent",
             plot_background="transparent",
@@ -175,23 +209,49 @@ def _common(colours: Sequence[str] = _COLOURS) -> dict[str, Any]:
     }
 
 
-def _bars(labels: Sequence[str], unit: str, **more: Any) -> Any:  # noqa: ANN401 pygal's
+def _bars(labels: Sequence[str], unit: str, ticks: Sequence[float], legends: int) -> Any:  # noqa: ANN401 pygal's
     chart = pygal.HorizontalStackedBar(
-        height=max(150, 110 + _ROW_PX * len(labels)),
+        height=70 + _ROW_PX * max(2, len(labels)) + _LEGEND_PX * legends,
+        show_legend=legends > 0,
         legend_at_bottom=True,
-        legend_at_bottom_columns=2,
+        # With more columns, pygal keeps no room for the last row of an odd number.
+        legend_at_bottom_columns=1,
         truncate_legend=-1,
+        truncate_label=-1,
         formatter=lambda value: f"{value:,.1f} {unit}",
-        value_formatter=lambda value: f"{value:g} {unit}",
+        value_formatter=_number,
+        range=(0, ticks[-1]),
         **_common(),
-        **more,
     )
+    chart.y_labels = ticks
     chart.x_labels = list(reversed(labels))  # pygal draws the first one at the bottom
     return chart
 
 
-def _svg(chart: Any, title: str) -> str:  # noqa: ANN401 pygal's
-    root = chart.render_tree()
+def _ticks(largest: float, least_step: float = 0) -> list[float]:
+    # A few round numbers from 0 to the largest value or a little more.
+    step = max(10 ** math.floor(math.log10(largest)) / 10 if largest > 0 else 1, least_step)
+    step = next(step * one for one in (1, 2, 5, 10, 20) if largest / (step * one) <= _MOST_TICKS)
+    return [index * step for index in range(max(1, math.ceil(largest / step)) + 1)]
+
+
+def _drawn(root: ET.Element, title: str, of: str, shown: int, every: int) -> Chart:
+    if every > shown:
+        title = f"{title}; the {of.format(shown, f'{every:,}')}"
+    return Chart(title, _svg(root, title))
+
+
+def _fit_tiles(root: ET.Element) -> None:
+    # pygal draws the whole text of each tile.
+    tiles = [one for one in root.iter("rect") if "reactive" in one.get("class", "")]
+    texts = [one for one in root.iter("text") if one.get("class") == "label"]
+    for tile, text in zip(tiles, texts, strict=True):
+        low = float(tile.get("height", "0")) < _TEXT_PX
+        characters = 0 if low else int(float(tile.get("width", "0")) / _CHARACTER_PX)
+        text.text = _fitting(str(text.text), characters)
+
+
+def _svg(root: Any, title: str) -> str:  # noqa: ANN401 a comment has no str for its tag
     for parent in list(root.iter()):
         for child in list(parent):
             is_foreign = not isinstance(child.tag, str) or child.tag in {"script", "title"}
@@ -213,6 +273,10 @@ def _hour(text: object) -> datetime | None:
         return datetime.strptime(str(text).replace("T", " "), "%Y-%m-%d %H")  # noqa: DTZ007 UTC
     except ValueError:
         return None
+
+
+def _number(value: float) -> str:
+    return f"{value:,.10g}"
 
 
 def _time(value: object) -> str:

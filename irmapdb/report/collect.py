@@ -6,11 +6,14 @@ others.
 
 from __future__ import annotations
 
+import html
+import itertools
 import time
 from datetime import UTC, datetime
 
 from irmapdb.errors import IrmapError
 from irmapdb.record import Record
+from irmapdb.report.cells import cell_text
 from irmapdb.report.questions import OF_DATABASE, OF_FLEET, Questions
 from irmapdb.store.ask import Answer, Ask
 
@@ -28,21 +31,26 @@ if TYPE_CHECKING:
 __all__ = ["Database", "Figure", "Report", "collect_databases", "collect_fleet"]
 
 _STATEMENT_S = 10.0
+"""The time for one statement; for the only database it is `_ALL_S`."""
 _ALL_S = 120.0
 """The time for all databases; those that are not read by then are named."""
 _MOST_DATABASES = 2_000
+_MOST_CHECKS = 300
+_TEXT_BYTES = 120_000
+"""The most bytes of text that a table shows: tenants choose how long names are."""
 
 _SHOWN = {
     "last_runs": 300,
     "unresolved": 300,
     "stops": 40,
     "directories": 60,
-    "stale_hours": 100_000,
+    "stale_hours": 1_500,  # the chart has 60 days
     "stale": 200,
     "limits": 40,
+    "verdicts": 300,
 }
 """The most rows of each figure that the page shows, so that it stays small."""
-_ASKED = tuple(name for name in _SHOWN if name != "limits")
+_ASKED = tuple(name for name in _SHOWN if name not in {"limits", "verdicts"})
 """The figures that each database has."""
 
 
@@ -80,6 +88,12 @@ class Report(Record):
     databases: int
     checks: tuple[ContainerCheck, ...] | None
     """The predictions for the containers that run; None if none was asked for."""
+    checks_shown: int
+    """How many of them the table has, so that it stays small."""
+    several: bool
+    """Whether it is about several containers: then each row has the name of its container."""
+    verdicts: Figure
+    """The verdicts that the nodes of the fleet have sent, if a watch would be lost."""
     last_runs: Figure
     unresolved: Figure
     stops: Figure
@@ -95,11 +109,11 @@ def collect_databases(
     about: str,
     databases: Sequence[Database],
     *,
+    several: bool = False,
     users: Sequence[Usage] = (),
     checks: Sequence[ContainerCheck] | None = None,
 ) -> Report:
-    """The figures of one database or of several. DatabaseError if the only one cannot be read."""
-    several = len(databases) != 1
+    """The figures of one database, or of `several`. DatabaseError if the one cannot be read."""
     sums = {name: _Sum(name, several=several) for name in _ASKED}
     problems = []
     until_s = time.monotonic() + _ALL_S
@@ -108,18 +122,21 @@ def collect_databases(
             problems.append(f"{database.label}: not read within {_ALL_S:g} s for all databases")
             continue
         try:
-            for name, counted in _ask_database(database.path).items():
+            limit_s = _STATEMENT_S if several else _ALL_S
+            for name, counted in _ask_database(database.path, limit_s).items():
                 sums[name].add(database.label, counted)
         except IrmapError as error:
             if not several:
                 raise
             problems.append(f"{database.label}: {error}")
-    problems += [f"{one.label}: too many databases" for one in databases[_MOST_DATABASES:]]
+    if len(databases) > _MOST_DATABASES:
+        problems.append(f"{len(databases) - _MOST_DATABASES:,} databases: too many")
     return _report(
         about,
         len(databases),
         OF_DATABASE,
         {name: found.counted() for name, found in sums.items()},
+        several=several,
         problems=problems,
         checks=checks,
         limits=_of_users(users),
@@ -141,6 +158,7 @@ def collect_fleet(about: str, server: Server) -> Report:
         int(number or 0),
         OF_FLEET,
         answers,
+        several=True,
         problems=(),
         checks=None,
         limits=_figure("limits", OF_FLEET.limits, limits),
@@ -156,9 +174,9 @@ class _Counted(Record):
     """The number of all rows."""
 
 
-def _ask_database(path: AnyPath) -> dict[str, _Counted]:
+def _ask_database(path: AnyPath, limit_s: float) -> dict[str, _Counted]:
     def question(sql: str, limit: int) -> Answer:
-        return next(iter(ask.ask(sql, limit=limit, timeout_s=_STATEMENT_S)))
+        return next(iter(ask.ask(sql, limit=limit, timeout_s=limit_s)))
 
     with Ask.open(path) as ask:
         return {name: _ask_counted(name, OF_DATABASE, question) for name in _ASKED}
@@ -181,6 +199,7 @@ def _report(
     questions: Questions,
     answers: dict[str, _Counted],
     *,
+    several: bool,
     problems: Iterable[str],
     checks: Sequence[ContainerCheck] | None,
     limits: Figure,
@@ -188,20 +207,38 @@ def _report(
     figures: dict[str, Any] = {
         name: _figure(name, getattr(questions, name), answer) for name, answer in answers.items()
     }
-    figures["limits"] = limits
+    ranked = tuple(sorted(checks or (), key=lambda one: one.rank))
     return Report(
         about=about,
         made_at=datetime.now(UTC),
         databases=databases,
-        checks=None if checks is None else tuple(sorted(checks, key=lambda one: one.rank)),
+        checks=None if checks is None else ranked,
+        checks_shown=_number_that_fits(map(_texts_of_check, ranked), _MOST_CHECKS),
+        several=several,
         problems=tuple(problems),
-        **figures,
+        **{"verdicts": Figure("", (), (), 0), **figures, "limits": limits},
     )
 
 
+def _texts_of_check(one: ContainerCheck) -> tuple[Value, ...]:
+    worst = one.worst if one.worst and not one.right else None
+    return (one.info.label, one.info.image, worst and worst.why, worst and worst.advice)
+
+
 def _figure(name: str, sql: str, answer: _Counted) -> Figure:
-    shown = answer.rows[: _SHOWN[name]]
+    shown = answer.rows[: _number_that_fits(answer.rows, _SHOWN[name])]
     return Figure(sql, answer.columns, tuple(shown), answer.total - len(shown))
+
+
+def _number_that_fits(rows: Iterable[tuple[Value, ...]], most: int) -> int:
+    # The first row is shown in any case.
+    number = size = 0
+    for row in itertools.islice(rows, most):
+        size += sum(len(html.escape(cell_text(value)).encode(errors="replace")) for value in row)
+        if number and size > _TEXT_BYTES:
+            break
+        number += 1
+    return number
 
 
 # --- several databases ----------------------------------------------------------------------------
@@ -239,7 +276,8 @@ class _Sum:
 
     def counted(self) -> _Counted:
         """The rows so far."""
-        rows = sorted(self._hours.items()) if self._name == "stale_hours" else self._rows
+        by_hour = self._name == "stale_hours"
+        rows = sorted(self._hours.items(), reverse=True) if by_hour else self._rows
         return _Counted(self._columns, [*rows], max(self._total, len(rows)))
 
 
@@ -266,7 +304,7 @@ def _of_users(users: Sequence[Usage]) -> Figure:
     )
     shown = rows[: _SHOWN["limits"]]
     return Figure(
-        "/proc/sys/fs and the tasks of this machine, when the page was made: `irmapdb ps`",
+        "irmapdb ps    (from /proc, when the page was made)",
         ("where", "uid", "account", "used", "maximum"),
         shown,
         len(rows) - len(shown),

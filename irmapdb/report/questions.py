@@ -36,11 +36,14 @@ class Questions(Record):
     directories: str
     """watches, names and directory, the largest first."""
     stale_hours: str
-    """hour (`2026-11-29 13`) and stale, the oldest first."""
+    """hour (`2026-11-29 13`) and stale, the newest first."""
     stale: str
     """stale_at, stale_reason, path and moved_to, the last one first."""
     limits: str = ""
     """where, uid, account, used and maximum; "" if the database does not have them."""
+    verdicts: str = ""
+    """A row for each verdict of a container that loses watches: container, image, verdict, watches,
+    why, advice; "" if the database does not have them."""
 
 
 def _sql(text: str) -> str:
@@ -79,7 +82,7 @@ OF_DATABASE = Questions(
         SELECT substr(stale_at, 1, 13) AS hour, count(*) AS stale
         FROM stale_mappings
         GROUP BY hour
-        ORDER BY hour
+        ORDER BY hour DESC
     """),
     stale=_sql("""
         SELECT stale_at, stale_reason, path, moved_to
@@ -136,7 +139,7 @@ OF_FLEET = Questions(
         SELECT to_char(stale_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24') AS hour, count(*) AS stale
         FROM stale_paths
         GROUP BY hour
-        ORDER BY hour
+        ORDER BY hour DESC
     """),
     stale=_sql("""
         SELECT node || ' ' || coalesce(pod, container_name, container) AS container,
@@ -148,5 +151,12 @@ OF_FLEET = Questions(
         SELECT node AS "where", uid, "limit" AS account, used, maximum
         FROM limits
         ORDER BY used_percent DESC
+    """),
+    verdicts=_sql("""
+        SELECT node || ' ' || coalesce(pod, container_name, container) AS container, image,
+            verdict, watches, why, advice
+        FROM last_verdicts
+        WHERE verdict NOT IN ('path', 'cache', 'walk')
+        ORDER BY fails DESC, watches DESC, container
     """),
 )

@@ -6,9 +6,13 @@ import html
 import re
 import sqlite3
 from contextlib import closing
+from datetime import UTC, datetime
 
 import pytest
 
+from irmapdb.fleet.push import PushOptions, push
+from irmapdb.fleet.server import find_server
+from irmapdb.fleet.sources import CheckVerdict, ContainerFacts, PushSource, node_facts
 from tests.support.cli import irmapdb
 
 _STOPPED = "paused_us + criu_freezing_us + criu_frozen_us"
@@ -61,6 +65,25 @@ def test_the_page_has_the_rows_of_all_nodes(url, maker, tmp_path):
     )
     assert len(_cells(page, "stale")) == stale
     assert "<script>alert" not in page
+
+
+def test_the_verdicts_of_the_last_check_come_first(url, maker, tmp_path):
+    path = maker.make(tmp_path / "one.db", runs=2)
+    at = datetime(2026, 11, 28, 7, tzinfo=UTC)
+    verdicts = (
+        CheckVerdict(at, "no-path", 3, None, None, fails=False),
+        CheckVerdict(at, "fails", 1, "a deleted <file>", "let the task remove it", fails=True),
+        CheckVerdict(at, "path", 7, None, None, fails=False),
+    )
+    source = PushSource(bytes(path), "web.0", ContainerFacts(), verdicts)
+    push(PushOptions(find_server(url), node_facts("one"), [source], (), wait_s=0))
+    done = irmapdb("report", "--from", url, "-o", tmp_path / "fleet.html")
+    assert done.code == 0, done.said
+    rows = [row[2:] for row in _cells((tmp_path / "fleet.html").read_text(), "next")]
+    assert rows == [
+        ["fails", "1", "a deleted <file>", "let the task remove it"],
+        ["no-path", "3", "", ""],
+    ]
 
 
 def test_a_fleet_without_rows(url, tmp_path):

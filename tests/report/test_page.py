@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 import shlex
 import sqlite3
 import sys
@@ -178,7 +180,107 @@ def test_many_long_paths_are_counted_and_not_read(tmp_path):
     ask(path, _LONG_STALE_PATHS)
     ((stale,),) = ask(path, "SELECT count(*) FROM stale_mappings")
     page = write(tmp_path, "--db", path).read_text()
-    assert f"{stale - 200:,} more are not shown" in page
+    shown = page.count(">gone<")
+    assert shown
+    assert f"{stale - shown:,} more are not shown" in page
+
+
+def test_long_texts_make_no_large_page(tmp_path):
+    path = Maker(tmp_path).make(tmp_path / "irmap.db", runs=60, watches=400)
+    quotes = "printf('%.*c', 4000, '\"')"  # of five bytes each in HTML
+    ask(path, f"UPDATE run SET event = 'dump', paused = 0, tasks_frozen = 1, comm = {quotes}")  # noqa: S608
+    ask(path, f"UPDATE watch SET path = '/' || id || {quotes} || '/x' WHERE path IS NOT NULL")  # noqa: S608
+    ask(path, "UPDATE watch SET path = NULL, why = 'x' WHERE NOT id % 2")
+    ask(path, f"INSERT INTO tried SELECT id, 2, 'scan', {quotes} FROM watch WHERE path IS NULL")  # noqa: S608
+    ask(path, "UPDATE mapping SET stale_at = validated_at, stale_reason = 'gone'")
+    ask(path, f"UPDATE mapping SET path = '/' || id || {quotes}")  # noqa: S608
+    page = write(tmp_path, "--db", path)
+    assert page.stat().st_size < 1_000_000
+    text = page.read_text()
+    for figure in ("Watches without a path", "The dumps", "Watches of the last run", "Stale paths"):
+        assert re.search(rf"<caption>{figure}[^<]*; [\d,]+ more are not shown", text), figure
+
+
+# --- charts ---------------------------------------------------------------------------------------
+
+_TEXTS = """[...document.querySelectorAll('figure svg')].map(svg => {
+        const box = one => { const r = one.getBoundingClientRect();
+            return [r.left, r.top, r.right, r.bottom, one.textContent] };
+        return [box(svg), [...svg.querySelectorAll('text')].filter(one => one.textContent
+            && getComputedStyle(one).display != 'none' && one.getClientRects().length
+            && !one.transform.baseVal.length).map(box)];
+    })
+"""
+
+
+def _overlaps(one, other):
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+
+
+@pytest.mark.parametrize("watches", [3, 120])
+@pytest.mark.parametrize("runs", [1, 25])
+@pytest.mark.parametrize("parts", ["pause", "freeze", "both"])
+def test_each_text_of_a_chart_is_whole_and_on_none_other(tmp_path, browser, parts, runs, watches):
+    names = [b"/srv/directory-%d/file" % n for n in range(100)]
+    path = Maker(tmp_path).make(tmp_path / "irmap.db", runs=runs, watches=watches, names=names)
+    if parts != "pause":
+        some = "1" if parts == "freeze" else "id % 2"
+        ask(path, f"UPDATE run SET paused = 0, event = 'dump', tasks_frozen = 2 WHERE {some}")  # noqa: S608
+        ask(path, "UPDATE run SET reread_us = frozen_us / 9, confirm_us = frozen_us / 8")
+        ask(path, "UPDATE run SET frozen_resolve_us = frozen_us / 7")
+    ask(path, "UPDATE mapping SET stale_at = validated_at, stale_reason = 'gone'")
+    browser.open(write(tmp_path, "--db", path))
+    charts = browser.ask(_TEXTS)
+    assert len(charts) >= 3
+    for (left, top, right, bottom, _), texts in charts:
+        assert texts
+        for text in texts:
+            assert left <= text[0] <= text[2] <= right, text
+            assert top <= text[1] <= text[3] <= bottom, text
+        for one, other in itertools.combinations(texts, 2):
+            assert not _overlaps(one, other), (one, other)
+    ticks = browser.ask(
+        "[...document.querySelectorAll('figure svg .axis.y text')].map(t => t.textContent)"
+    )
+    assert not any("…" in tick for tick in ticks if tick[:1].isdigit())
+    colours = browser.ask(
+        "[...document.querySelectorAll('#stops .legend rect')].map(r => getComputedStyle(r).fill)"
+    )
+    assert len({*colours}) == len(colours)
+    assert len(colours) >= (8 if parts == "both" and runs > 1 else 3)
+
+
+def test_a_chart_of_a_part_says_so(tmp_path, browser):
+    names = [b"/srv/%d/file" % n for n in range(1000)]
+    path = Maker(tmp_path).make(tmp_path / "irmap.db", runs=30, watches=900, names=names)
+    browser.open(write(tmp_path, "--db", path))
+    count = "SELECT count(DISTINCT path) FROM watch WHERE run_id = (SELECT max(id) FROM run)"
+    ((directories,),) = ask(path, count)
+    assert f"; the largest 24 of {directories:,} directories" in browser.text()
+    assert "; the last 20 of 30 dumps" in browser.text()
+
+
+def test_on_paper_no_table_is_cut_and_the_numbers_are_open(tmp_path, browser, database):
+    page = write(tmp_path, "--db", database)
+    browser.open(page, width=718, media="print")  # A4 without Chromium's margins
+    assert browser.ask("document.documentElement.scrollWidth") <= 718
+    wide = browser.ask("[...document.querySelectorAll('table')].map(t => t.offsetWidth)")
+    assert max(wide) <= 718
+    heights = browser.ask(
+        "[...document.querySelectorAll('details.numbers table')].map(t => t.offsetHeight)"
+    )
+    assert min(heights) > 0
+
+
+def test_each_region_is_reached_by_the_tab_key(tmp_path, browser, database):
+    browser.open(write(tmp_path, "--db", database))
+    reached = browser.tab_through()
+    wanted = browser.ask(
+        "[...document.querySelectorAll('a[href], summary, [role=region]')]"
+        ".filter(one => one.checkVisibility()).length"
+    )
+    assert len(reached) == wanted
+    assert all(outline != "none" for outline in reached)
 
 
 _LONG_STALE_PATHS = """
@@ -216,6 +318,24 @@ def test_all_databases_of_a_node(tmp_path, browser):
     assert len(rows) == 6
     assert "broken.0000000000000000" in browser.text()
     assert browser.faults() == []
+
+
+@pytest.mark.parametrize("broken", [True, False])
+def test_the_only_database_of_a_node(tmp_path, broken):
+    directory = tmp_path / "databases"
+    directory.mkdir(mode=0o700)
+    only = directory / "web.0123456789abcdef.db"
+    Maker(tmp_path).make(only, runs=3)
+    if broken:
+        only.write_bytes(b"SQLite format 3\0" + b"\xff" * 4096)
+    config = tmp_path / "irmapdb.toml"
+    config.write_text(f'[warm]\ndirectory = "{directory}"\n')
+    page = tmp_path / "report.html"
+    done = irmapdb("report", "--all", "-o", page, "--config", config)
+    assert done.code == 0, done.said
+    text = page.read_text()
+    assert ('<h2 id="problems-title">Not read</h2>' in text) == broken
+    assert ">web.0123456789abcdef<" in text or broken
 
 
 def test_the_name_of_a_database_cannot_play_with_the_terminal(tmp_path):

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, Self
 from axe_core_python.selenium import Axe
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 
 from tests.support.features import require
 
@@ -18,8 +20,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = ["Browser"]
-
-_SERIOUS = {"serious", "critical"}
 
 
 class Browser:
@@ -44,11 +44,13 @@ class Browser:
     def __exit__(self, *_exit: object) -> None:
         self._driver.quit()
 
-    def open(self, path: Path, *, width: int = 1280, scheme: str = "light") -> None:
-        """Show a file, as on a screen of this width (in CSS pixels)."""
+    def open(
+        self, path: Path, *, width: int = 1280, scheme: str = "light", media: str = "screen"
+    ) -> None:
+        """Show a file, as on a screen or on paper of this width (in CSS pixels)."""
         command = self._driver.execute_cdp_cmd
         features = [{"name": "prefers-color-scheme", "value": scheme}]
-        command("Emulation.setEmulatedMedia", {"features": features})
+        command("Emulation.setEmulatedMedia", {"features": features, "media": media})
         size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
         command("Emulation.setDeviceMetricsOverride", size)
         self.requests(), self.console()  # those of the last page
@@ -87,11 +89,18 @@ class Browser:
         rows = f"document.querySelectorAll('#{section} table')[0].tBodies[0].rows"
         return self.ask(f"[...{rows}].map(r => [...r.cells].map(c => c.textContent))")  # type: ignore[no-any-return]
 
+    def tab_through(self) -> list[str]:
+        """Press Tab from the top to the end: the style of the outline of each focused element."""
+        outlines: list[str] = []
+        focused = "document.activeElement"
+        while True:
+            ActionChains(self._driver).send_keys(Keys.TAB).perform()
+            if self.ask(f"{focused} === document.body || {focused}.dataset.reached == '1'"):
+                return outlines
+            outlines.append(self.ask(f"getComputedStyle({focused}).outlineStyle"))
+            self._driver.execute_script(f"{focused}.dataset.reached = 1")
+
     def faults(self) -> list[str]:
-        """The findings of axe that are serious or worse."""
+        """The findings of axe."""
         found = Axe().run(self._driver)
-        return [
-            f"{one['id']}: {one['nodes'][0]['html'][:200]}"
-            for one in found["violations"]
-            if one["impact"] in _SERIOUS
-        ]
+        return [f"{one['id']}: {one['nodes'][0]['html'][:200]}" for one in found["violations"]]
