@@ -1,4 +1,4 @@
-# The names of the library for type checkers, which cannot see them in __init__.py.
+# The names of the library: for type checkers, and for __init__.py, which reads each line "from …".
 
 from irmapdb.api import AnyPath as AnyPath
 from irmapdb.api import audit as audit
