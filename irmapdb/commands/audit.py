@@ -27,6 +27,7 @@ from irmapdb.commands.options import (
     path_option,
     refuse_two_forms,
     root_task_if_given,
+    span,
     tree_option,
     value_option,
 )
@@ -209,22 +210,21 @@ def _say_why_nothing(report: AuditReport) -> None:
 
 
 def _selection(
-    only: list[str] | None, paths: list[str] | None, devices: list[str] | None, span: str | None
+    only: list[str] | None,
+    paths: list[str] | None,
+    devices: list[str] | None,
+    older_than: str | None,
 ) -> Selection:
     from irmapdb.audit.findings import AuditVerdict, Selection
-    from irmapdb.durations import before, parse_duration
+    from irmapdb.durations import before
 
     for word in only or ():
         if word not in VERDICTS:
             message = f"--only {word}: no such verdict"
             raise UsageError(message, advice=f"there are {', '.join(VERDICTS)}")
     since = None
-    if span is not None:
-        try:
-            since = before(datetime.now(UTC), parse_duration(span))
-        except ValueError as error:
-            message = f"--older-than: {error}"
-            raise UsageError(message) from error
+    if older_than is not None:
+        since = before(datetime.now(UTC), span("--older-than", older_than))
     return Selection(
         paths=tuple(one for path in paths or () for one in spellings(os.fsencode(path))),
         kdevs=frozenset(map(_kdev, devices or ())),

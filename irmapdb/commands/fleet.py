@@ -12,10 +12,12 @@ from irmapdb.commands.exit import end_with_findings
 from irmapdb.commands.options import (
     AsJson,
     ConfigFile,
+    DryRun,
     ServerUrl,
     argument,
     flag,
     server_url,
+    span,
     value_option,
 )
 from irmapdb.errors import UsageError
@@ -239,9 +241,7 @@ def prune(
     older_than: Annotated[
         str, typer.Option(metavar="SPAN", help="Keep rows for this long: 30d, 26w.")
     ] = _KEEP,
-    dry_run: Annotated[
-        bool, flag("--dry-run", "Print the number of rows to delete; delete none.")
-    ] = False,
+    dry_run: DryRun = False,
     config: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:
@@ -255,14 +255,9 @@ def prune(
         irmapdb fleet prune --to postgresql://irmapdb@db.example.org/irmapdb --older-than 26w
 
     """
-    from irmapdb.durations import parse_duration
     from irmapdb.fleet.prune import prune as run
 
-    try:
-        keep = parse_duration(older_than)
-    except ValueError as error:
-        message = f"--older-than: {error}"
-        raise UsageError(message) from error
+    keep = span("--older-than", older_than)
     pruned = run(_server(to, config), keep, dry_run=dry_run)
     if as_json:
         before = pruned.before.isoformat()

@@ -18,6 +18,7 @@ from irmapdb.commands.options import (
     ContainerName,
     CriuWorkDir,
     ImagesDir,
+    RunDir,
     flag,
     path_option,
     root_task_if_given,
@@ -67,9 +68,7 @@ def hook(
         bool, flag("--status", "Show whether the hook works, and how to repair it.")
     ] = False,
     try_: Annotated[bool, flag("--try", "Checkpoint and restore a small test process.")] = False,
-    run_dir: Annotated[
-        Path, typer.Option(readable=False, metavar="DIR", help="Directory of the service's files.")
-    ] = Path("/run/irmapdb"),
+    run_dir: RunDir = Path("/run/irmapdb"),
     config: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:

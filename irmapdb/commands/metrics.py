@@ -7,14 +7,13 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from irmapdb.commands import render
 from irmapdb.commands.options import (
+    CgroupGlob,
     ConfigFile,
+    RunDir,
     flag,
     path_option,
-    value_option,
 )
 
 __all__ = ["metrics"]
@@ -36,17 +35,8 @@ def metrics(
     check: Annotated[
         bool, flag("--check/--no-check", "Predict a dump of each container, as `check --all` does.")
     ] = True,
-    cgroup: Annotated[
-        str | None,
-        value_option(
-            "GLOB",
-            "Read only containers whose root task has a matching path in /proc/PID/cgroup: "
-            "'/kubepods*'.  [default: all]",
-        ),
-    ] = None,
-    run_dir: Annotated[
-        Path, typer.Option(readable=False, metavar="DIR", help="Directory of the service's files.")
-    ] = Path("/run/irmapdb"),
+    cgroup: CgroupGlob = None,
+    run_dir: RunDir = Path("/run/irmapdb"),
     config: ConfigFile = None,
 ) -> None:
     """Print metrics of this machine in the text format of Prometheus.

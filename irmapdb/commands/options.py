@@ -5,26 +5,32 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from irmapdb.commands import render
 from irmapdb.errors import UsageError
 
+if TYPE_CHECKING:
+    from datetime import timedelta
+
 __all__ = [
     "PID_ADVICE",
     "AllRows",
     "AsCsv",
     "AsJson",
+    "CgroupGlob",
     "ConfigFile",
     "ContainerName",
     "CriuWorkDir",
     "Database",
+    "DryRun",
     "ImagesDir",
     "LogFile",
     "Pid",
     "PrevImagesDir",
+    "RunDir",
     "ScanPaths",
     "ServerUrl",
     "Verbose",
@@ -40,6 +46,7 @@ __all__ = [
     "root_task",
     "root_task_if_given",
     "server_url",
+    "span",
     "tree_option",
     "value_option",
 ]
@@ -55,12 +62,22 @@ def positive_pid(value: int | None) -> int | None:
     return value
 
 
-def positive_seconds(value: float) -> float:
+def positive_seconds(option: typer.CallbackParam, value: float | None) -> float | None:
     """Refuse a value that is no time to wait."""
-    if not 0 < value < math.inf:
-        message = f"--timeout {value:g}: not a number of seconds"
+    if value is not None and not 0 < value < math.inf:
+        message = f"{option.opts[0]} {value:g}: not a number of seconds"
         raise UsageError(message, advice="give a number above 0")
     return value
+
+
+def span(option: str, text: str) -> timedelta:
+    """The value of an option such as `30d`. UsageError if it is none."""
+    from irmapdb.durations import parse_duration
+
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise UsageError(f"{option}: {error}") from error
 
 
 def tree_option(text: str) -> Any:  # noqa: ANN401 typer's
@@ -169,6 +186,18 @@ ServerUrl = Annotated[
         "[default: `[fleet] url`]",
     ),
 ]
+CgroupGlob = Annotated[
+    str | None,
+    value_option(
+        "GLOB",
+        "Read only containers whose root task has a matching path in /proc/PID/cgroup: "
+        "'/kubepods*'.  [default: all]",
+    ),
+]
+RunDir = Annotated[
+    Path, typer.Option(readable=False, metavar="DIR", help="Directory of the service's files.")
+]
+DryRun = Annotated[bool, flag("--dry-run", "Print the number of rows to delete; delete none.")]
 AllRows = Annotated[bool, flag("--all-rows", "List every watch, also if there are many.")]
 AsCsv = Annotated[bool, flag("--csv", "Print CSV, for spreadsheets.")]
 AsJson = Annotated[bool, flag("--json", "Print JSON, for programs.")]

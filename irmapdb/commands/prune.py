@@ -9,17 +9,16 @@ from irmapdb.commands.options import (
     AsJson,
     ConfigFile,
     Database,
+    DryRun,
     WorkDirOption,
     database_path,
     flag,
+    span,
     value_option,
 )
 from irmapdb.commands.progress import Progress
-from irmapdb.errors import UsageError
 
 if TYPE_CHECKING:
-    from datetime import timedelta
-
     from irmapdb.prune import PruneReport
 
 __all__ = ["prune"]
@@ -51,9 +50,7 @@ def prune(
         str | None,
         value_option("SPAN", "Keep a mapping for this long after its last use.  [default: 90d]"),
     ] = None,
-    dry_run: Annotated[
-        bool, flag("--dry-run", "Print the number of rows to delete; delete none.")
-    ] = False,
+    dry_run: DryRun = False,
     vacuum: Annotated[
         bool,
         flag(
@@ -86,9 +83,9 @@ def prune(
     if keep_rows is not None:
         keep = keep._replace(keep_rows=keep_rows)
     if stale_older_than is not None:
-        keep = keep._replace(stale_older_than=_span("--stale-older-than", stale_older_than))
+        keep = keep._replace(stale_older_than=span("--stale-older-than", stale_older_than))
     if unused_older_than is not None:
-        keep = keep._replace(unused_older_than=_span("--unused-older-than", unused_older_than))
+        keep = keep._replace(unused_older_than=span("--unused-older-than", unused_older_than))
     with Progress() as progress:
         report = run(
             PruneOptions(
@@ -100,15 +97,6 @@ def prune(
             )
         )
     _show(report, dry_run=dry_run, as_json=as_json)
-
-
-def _span(option: str, text: str) -> timedelta:
-    from irmapdb.durations import parse_duration
-
-    try:
-        return parse_duration(text)
-    except ValueError as error:
-        raise UsageError(f"{option}: {error}") from error
 
 
 def _show(report: PruneReport, *, dry_run: bool, as_json: bool) -> None:

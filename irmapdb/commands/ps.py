@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 import os
 import shutil
 import sys
@@ -24,6 +23,7 @@ from irmapdb.commands.options import (
     ScanPaths,
     argument,
     flag,
+    positive_seconds,
     root_task_if_given,
     tree_option,
     value_option,
@@ -102,7 +102,11 @@ def ps(
     watch: Annotated[bool, flag("--watch", "Print again and again, until Ctrl-C.")] = False,
     interval: Annotated[
         float | None,
-        value_option("SECONDS", "With --watch: the pause between two refreshes.  [default: 2]"),
+        value_option(
+            "SECONDS",
+            "With --watch: the pause between two refreshes.  [default: 2]",
+            callback=positive_seconds,
+        ),
     ] = None,
     search: Annotated[
         bool,
@@ -169,9 +173,6 @@ def ps(
             "--interval": interval is not None and not watch,
         }
     )
-    if interval is not None and not 0 < interval < math.inf:
-        message = f"--interval {interval:g}: not a number of seconds"
-        raise UsageError(message, advice="give a number above 0")
     settings = load_config(config)
     skipped = tuple(map(os.fsencode, skip_path or ()))
     options = PsOptions(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 import time
@@ -15,8 +14,11 @@ from irmapdb.commands import render
 from irmapdb.commands.exit import end_with_findings
 from irmapdb.commands.options import (
     AsJson,
+    CgroupGlob,
     ConfigFile,
+    RunDir,
     flag,
+    positive_seconds,
     value_option,
 )
 from irmapdb.errors import UsageError
@@ -38,16 +40,13 @@ def warm(
     ] = False,
     interval: Annotated[
         float | None,
-        value_option("SECONDS", "Read the containers again after this time.  [default: 60]"),
-    ] = None,
-    cgroup: Annotated[
-        str | None,
         value_option(
-            "GLOB",
-            "Read only containers whose root task has a matching path in /proc/PID/cgroup: "
-            "'/kubepods*'.  [default: all]",
+            "SECONDS",
+            "Read the containers again after this time.  [default: 60]",
+            callback=positive_seconds,
         ),
     ] = None,
+    cgroup: CgroupGlob = None,
     status: Annotated[
         bool, flag("--status", "Show each container, and its watches without a path.")
     ] = False,
@@ -60,10 +59,7 @@ def warm(
     unit_dir: Annotated[
         Path, typer.Option(readable=False, metavar="DIR", help="Directory of systemd's units.")
     ] = Path("/etc/systemd/system"),
-    run_dir: Annotated[
-        Path,
-        typer.Option(readable=False, metavar="DIR", help="Directory of the FIFO and the images."),
-    ] = Path("/run/irmapdb"),
+    run_dir: RunDir = Path("/run/irmapdb"),
     config: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:
@@ -96,9 +92,6 @@ def warm(
     if once + status + install + uninstall > 1:
         message = "--once, --status, --install and --uninstall do not go together"
         raise UsageError(message, advice="run one after the other")
-    if interval is not None and not 0 < interval < math.inf:
-        message = f"--interval {interval:g}: not a number of seconds"
-        raise UsageError(message, advice="give a number above 0")
     if status:
         document = RunDirectory(run_dir, make=False).read_status()
         _show_status(document, ServiceLock(run_dir).running(), run_dir, as_json=as_json)

@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from irmapdb.config import Config
     from irmapdb.kernel.proc.survey import Survey
     from irmapdb.kernel.root import Root
-    from irmapdb.model import InodeKey, Mark, Watch
-    from irmapdb.model import Mapping as StoredMapping
+    from irmapdb.model import Mark, Watch
 
 __all__ = ["WatchedPaths"]
 
@@ -54,7 +53,6 @@ class WatchedPaths:
             self._search = opened.enter_context(
                 Search(
                     self._root,
-                    _nothing_stored,
                     config=config,
                     scan_paths=scan_paths,
                     scan=search,
@@ -149,10 +147,3 @@ def _of_mark(mark: Mark, comm: bytes, root: Root, mntns: int) -> WatchedPath:
     if mount is None:
         return WatchedPath(mark, comm, None, missing)
     return WatchedPath(mark, comm, mount.mountpoint, None, mntns)
-
-
-def _nothing_stored(
-    keys: Collection[InodeKey],  # noqa: ARG001 nothing is stored for any
-    mntns: int = 0,  # noqa: ARG001
-) -> dict[InodeKey, list[StoredMapping]]:
-    return {}

@@ -16,6 +16,7 @@ from irmapdb.resolve.engine import Disproved
 from irmapdb.resolve.nested_roots import NestedRoots
 from irmapdb.resolve.rename_retry import RenameRetry, last_of
 from irmapdb.resolve.root_search import RootSearch, SearchOptions
+from irmapdb.resolve.stored import nothing_stored
 from irmapdb.resolve.watchers import Watchers
 
 TYPE_CHECKING = False
@@ -44,7 +45,7 @@ class Search:
     def __init__(
         self,
         root: Root,
-        load: Load,
+        load: Load = nothing_stored,
         *,
         config: Config,
         scan_paths: Iterable[bytes] = (),

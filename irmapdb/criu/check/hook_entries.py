@@ -10,12 +10,12 @@ from irmapdb.resolve.search import Search
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Sequence
 
     from irmapdb.config import Config
     from irmapdb.kernel.proc.survey import Survey
     from irmapdb.kernel.proc.tasks import Task
-    from irmapdb.model import CacheEntry, InodeKey, Mapping, WatchFile
+    from irmapdb.model import CacheEntry, WatchFile
 
 __all__ = ["hook_entries"]
 
@@ -37,17 +37,10 @@ def hook_entries(
 
     with open_root(found[0].pid) as root:
         root.adopt(config)
-        with Search(root, _nothing_stored, config=config, over=over) as search:
+        with Search(root, config=config, over=over) as search:
             search.add_holders(task.pid for task in found)
             search.add_owners(survey.owners())
             search.resolve(watched)
             spell_root(search.outcome)
             identities = (watch.identity for file in watched for watch in file.watches)
             return cache_entries(search.outcome, identities, root)
-
-
-def _nothing_stored(
-    keys: Collection[InodeKey],  # noqa: ARG001 nothing is stored for any
-    mntns: int = 0,  # noqa: ARG001
-) -> dict[InodeKey, list[Mapping]]:
-    return {}

@@ -230,9 +230,7 @@ class _Machine:
         try:
             with (
                 open_root(file.pid) as root,
-                Search(
-                    root, _nothing_stored, config=Config(), scan=False, over=self._over
-                ) as search,
+                Search(root, config=Config(), scan=False, over=self._over) as search,
             ):
                 search.add_holders([file.pid])
                 search.resolve([file._replace(watches=(watch,), marks=())])
@@ -285,10 +283,3 @@ def _answer(root: Root, identity: Identity, outcome: Resolution) -> FoundPath:
         mntns=answer.mntns,
         is_accepted=accepted or has_the_numbers(root, identity, answer.path),
     )
-
-
-def _nothing_stored(
-    keys: Collection[InodeKey],  # noqa: ARG001 nothing is stored for any
-    mntns: int = 0,  # noqa: ARG001
-) -> dict[InodeKey, list[Mapping]]:
-    return {}
