@@ -9,7 +9,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.dialects.sqlite.base import SQLiteCompiler
@@ -38,7 +38,7 @@ class _Compiler(SQLiteCompiler):
         return super().visit_bindparam(bindparam, **how)
 
 
-_DIALECT = sqlite.dialect(paramstyle="qmark")
+_DIALECT = sqlite.dialect(paramstyle="named")
 _DIALECT.statement_compiler = _Compiler
 
 
@@ -48,19 +48,16 @@ def statements() -> dict[str, Statement]:
 
 
 def _compiled(statement: ClauseElement) -> Statement:
-    compiled = cast("Any", statement.compile(dialect=_DIALECT))
-    names = getattr(compiled, "positiontup", None) or ()
-    return Statement(" ".join(str(compiled).split()), tuple(names))
+    return Statement(" ".join(str(statement.compile(dialect=_DIALECT)).split()))
 
 
 def rendered() -> str:
     """The module."""
     parts = [_HEAD]
-    for name, (sql, parameters) in statements().items():
+    for name, (sql,) in statements().items():
         lines = textwrap.wrap(sql, _WIDTH, break_long_words=False, break_on_hyphens=False)
-        given = f", {parameters!r}" if parameters else ""
         pieces = [*(f"{line} " for line in lines[:-1]), lines[-1]]
-        parts.append(f"{name} = Statement({_literal(pieces)}{given})\n")
+        parts.append(f"{name} = Statement({_literal(pieces)})\n")
     done = subprocess.run(
         [sys.executable, "-m", "ruff", "format", "--stdin-filename", "compiled.py", "-"],
         input="".join(parts),
