@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from irmapdb.commands import render
@@ -42,7 +43,8 @@ def _print(report: NodeCheck, notes: Iterable[str], *, services: bool) -> None:
     rows = sorted((*report.containers, *report.services), key=lambda one: one.rank)
     if rows:
         columns = ("container", "watches>", "survive", "verdicts", "worst reason")
-        render.print_table(columns, [_row(one) for one in rows])
+        alike = Counter(one.info.label for one in rows)
+        render.print_table(columns, [_row(one, alike) for one in rows])
         _print_advice(rows)
     if report.ended:
         render.say(f"{render.count(report.ended, 'container')} ended before the check")
@@ -53,17 +55,13 @@ def _print(report: NodeCheck, notes: Iterable[str], *, services: bool) -> None:
     render.print_line(_summary(report, services=services))
 
 
-def _row(one: ContainerCheck) -> tuple[str, ...]:
+def _row(one: ContainerCheck, alike: Counter[str]) -> tuple[str, ...]:
     counts = ", ".join(f"{number:,} {verdict}" for verdict, number in one.verdicts.items())
     why = "" if one.worst is None or one.right else one.worst.why
-    name = render.shown(_label(one))
-    return (name, f"{one.watches:,}", _survival(one), counts or "-", why or "-")
-
-
-def _label(one: ContainerCheck) -> str:
-    # With the id if the name alone does not tell it.
-    info = one.info
-    return info.label if info.label == info.short_id else f"{info.label} ({info.short_id})"
+    label = one.info.label
+    # Two containers may have one name.
+    name = label if alike[label] == 1 else f"{label} ({one.info.short_id})"
+    return (render.shown(name), f"{one.watches:,}", _survival(one), counts or "-", why or "-")
 
 
 def _survival(one: ContainerCheck) -> str:

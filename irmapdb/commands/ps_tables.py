@@ -180,11 +180,18 @@ def _print_groups(watch_list: WatchList, shown: Shown, kind: WatchKind) -> None:
     render.print_line(kind.upper())
     totals = _totals(watch_list, kind)
     plural = {"directory": "directories"}.get(shown.by, f"{shown.by}s")
+    # The row of those in no container, in no unit or without a path is none.
+    own = [row for row in rows if _is_one(row, shown.by)]
+    shown_own = sum(_is_one(row, shown.by) for row in top)
     total = (
         *(f"{number:,}" for number in totals),
-        f"total: {_of_all(len(top), len(rows), shown.by, plural)}",
+        f"total: {_of_all(shown_own, len(own), shown.by, plural)}",
     )
     render.print_table(heads, [*cells, total])
+
+
+def _is_one(row: GroupRow, by: Grouping) -> bool:
+    return by == "user" or row.name is not None
 
 
 def _totals(watch_list: WatchList, kind: WatchKind) -> tuple[int, int, int]:

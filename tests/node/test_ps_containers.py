@@ -40,7 +40,11 @@ def test_containers_are_rows(node: Node, tmp_path: Path) -> None:
     assert (rows[other.id].processes, rows[other.id].watches) == (1, 1)
     assert rows[None].watches >= 1
     assert f"2        4          2  {one.id}\n" in out
-    assert "(in no container)" in out
+    # The row of the others is no container.
+    head, total = out.index("CONTAINER\n"), out.index("total: ")
+    named = out[head:total].count("\n") - 2
+    assert "(in no container)\n" in out[head:total]
+    assert out[total:].startswith(f"total: {named} containers\n")
     places = {row.pid: row.place for row in found.processes}
     assert places[one.pid] == places[child.pid] == one.id
 

@@ -34,9 +34,15 @@ def container_figures(number: int = 1, **fields: object) -> ContainerFigures:
     return figures._replace(**fields)  # type: ignore[arg-type]
 
 
-def node_figures(step: int = 0, *, service: bool = True) -> NodeFigures:
-    """The figures at one time; counters grow with `step`. Every figure shows a fault."""
+def node_figures(step: int = 0, *, service: bool = True, named: bool = True) -> NodeFigures:
+    """The figures at one time; counters grow with `step`. Every figure shows a fault.
+
+    `named`: whether the files of an engine have the names of the container.
+    """
     container = container_figures()
+    if not named:
+        info = container.info._replace(name=None, image=None, pod=None, engine=None)
+        container = container._replace(info=info)
     run = HookRun(
         at_s=time.time(),
         by="hook",
