@@ -81,10 +81,13 @@ def irmapdb(
 ) -> None:
     """Find, prove and keep the paths of inotify watches and fanotify marks for CRIU.
 
-    Before a checkpoint: `irmapdb pre-dump -t PID -D DIR` finds the paths while the tasks run and
-    writes `irmap.db` and CRIU's own `irmap-cache` into the work dir. Then `criu dump -t PID -D DIR`
-    loads that cache. Without CRIU, `irmapdb dump` freezes the tasks and shows the paths
-    that a dump would record.
+    Once, as root: `irmapdb hook --install podman` (or runc, crun, criu) makes CRIU call irmapdb
+    before each dump. This is enough for checkpoints of containers.
+
+    By hand: `irmapdb pre-dump -t PID -D DIR` finds the paths while the tasks run and writes
+    `irmap.db` and CRIU's own `irmap-cache` into the work dir. Then `criu dump -t PID -D DIR` loads
+    that cache. Without CRIU, `irmapdb dump` freezes the tasks and shows the paths that a dump would
+    record.
 
     Exit codes: 0 done; 1 not done; 2 wrong usage; 3 done, with findings: a watch has no path;
     `check` finds a watch that CRIU will lose; `explain` finds a failure in a log; `diff` finds a

@@ -122,7 +122,7 @@ def check(
     - options: The dump fails with these options. It passes with others, which irmapdb names.
     - wrong-path: CRIU records the path of another file.
     - fails: The whole dump fails on this watch.
-    - unknown: irmapdb could not find out.
+    - unknown: irmapdb could not predict it.
 
     With --all, check predicts a dump of every container of this machine into a new directory. It
     prints one line for each container, with the worst reason, and the advice below. If the hook is

@@ -126,6 +126,8 @@ def dump(
     It writes `inotify.img` and `fanotify.img` into the images dir (`crit decode` reads them), and
     `irmap-cache` and `irmap.db` into the work dir.
 
+    With CRIU you do not need it: `criu dump` freezes the tasks itself.
+
     Examples:
         irmapdb dump -t 4711 -D img -W work
 

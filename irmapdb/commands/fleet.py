@@ -70,7 +70,7 @@ def init(to: ServerUrl = None, config: ConfigFile = None) -> None:
 
 @fleet.command()
 def upgrade(to: ServerUrl = None, config: ConfigFile = None) -> None:
-    """Upgrade the tables and views of the server to the newest schema, all or nothing.
+    """Upgrade the tables and views of the server to the newest schema, in one transaction.
 
     Example:
         irmapdb fleet upgrade --to postgresql://irmapdb@db.example.org/irmapdb

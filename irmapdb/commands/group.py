@@ -122,7 +122,7 @@ def _of_every_command() -> list[Any]:
                 "-q",
                 "--quiet",
                 callback=_be_quiet,
-                help="Print only errors. Print no table either, if the exit code has the result.",
+                help="Print only errors, and no table if the exit code gives the result.",
             ),
         ] = False,
         no_color: Annotated[

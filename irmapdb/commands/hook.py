@@ -76,8 +76,8 @@ def hook(
 
     CRIU calls `irmapdb-hook` as its action script before it freezes the tasks. The hook finds the
     paths of all watches and writes `irmap-cache`, which CRIU then loads. An error of the hook goes
-    to `irmapdb.log` in the work dir, and never fails the dump. `[hook]` in `/etc/irmapdb.toml` has
-    its settings.
+    to `irmapdb.log` in the work dir. It fails the dump only if `strict` is set. `[hook]` in
+    `/etc/irmapdb.toml` has the settings.
 
     --status looks at the engines of this machine, CRIU, the script, the service and the last runs.
     It prints the command that mends each fault, and exits with 3 if there is one. --try dumps and

@@ -48,8 +48,8 @@ def lookup(
     lookup prints the live and stale paths of the inode, the watches on it in each run, and the
     changes. For a path, lookup prints each inode that has or had this path. Write a path as the
     tasks see it, or as irmapdb prints it. You may paste a whole line of CRIU's log. `254:0 739` is
-    a device and an inode number, as mountinfo and stat print them. irmapdb reads `254:0` alone as
-    the two hex numbers of CRIU's log.
+    a device and an inode number, as mountinfo and stat print them. Without a second number, `254:0`
+    is a device and an inode number in hex, as in CRIU's log.
 
     Exits with 3 if the database does not know one of the keys.
 

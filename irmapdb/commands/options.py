@@ -218,8 +218,8 @@ LogFile = Annotated[
     path_option(
         *("-o", "--log-file"),
         metavar="LOG",
-        text="Write the log to this file, relative to the work dir. Each run replaces it. A run "
-        "that cannot begin adds its error instead. The first line of a run names the run.",
+        text="Write the log to this file, relative to the work dir. Each run replaces it, and "
+        "names itself in the first line. A run that cannot begin only adds its error.",
     ),
 ]
 

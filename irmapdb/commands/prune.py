@@ -54,7 +54,8 @@ def prune(
     vacuum: Annotated[
         bool,
         flag(
-            "--vacuum", "Rewrite the file without free pages. This needs as much free disk space."
+            "--vacuum",
+            "Rewrite the file without free pages. This needs free space of the size of the file.",
         ),
     ] = False,
     config: ConfigFile = None,

@@ -71,7 +71,7 @@ def ps(
     by: Annotated[
         By,
         typer.Option(
-            metavar="WHAT",
+            metavar="GROUP",
             help="Add up the watches by user, container, unit, process or directory.",
         ),
     ] = "process",
@@ -86,7 +86,7 @@ def ps(
     sort: Annotated[
         SortBy,
         typer.Option(
-            metavar="WHAT",
+            metavar="COLUMN",
             help="Sort by the number of watches (and marks), of instances (and "
             "groups), or by name: watches, instances or name.",
         ),

@@ -125,7 +125,7 @@ class Store(InodeReports):
         return page * pages, page * free
 
     def vacuum(self) -> None:
-        """Rewrite the file without its free pages. Meanwhile this needs as much free disk space."""
+        """Rewrite the file without its free pages. This needs free space of its size."""
         with translated(self.path, self._wait_s):
             self._raw.execute("VACUUM")
         self._place.mark_changed()

@@ -42,7 +42,7 @@ class WatchVerdict(enum.StrEnum):
     FAILS = "fails"
     """The whole dump fails on it."""
     UNKNOWN = "unknown"
-    """irmapdb could not find out the result, or not in time a remedy."""
+    """irmapdb could not predict the result, or found no remedy in time."""
 
     @property
     def right(self) -> bool:
