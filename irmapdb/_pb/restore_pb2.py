@@ -24,15 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19irmapdb/_pb/restore.proto\x12\x07irmapdb\"u\n\x08MntEntry\x12\x0e\n\x06\x66stype\x18\x01 \x02(\r\x12\x0e\n\x06mnt_id\x18\x02 \x02(\r\x12\x10\n\x08root_dev\x18\x03 \x02(\r\x12\x15\n\rparent_mnt_id\x18\x04 \x02(\r\x12\x0c\n\x04root\x18\x06 \x02(\x0c\x12\x12\n\nmountpoint\x18\x07 \x02(\x0c\"8\n\x0eGhostFileEntry\x12\x0c\n\x04mode\x18\x03 \x01(\r\x12\x0b\n\x03\x64\x65v\x18\x04 \x01(\r\x12\x0b\n\x03ino\x18\x05 \x01(\x04')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19irmapdb/_pb/restore.proto\x12\x07irmapdb\"\x97\x01\n\x08MntEntry\x12\x0e\n\x06\x66stype\x18\x01 \x02(\r\x12\x0e\n\x06mnt_id\x18\x02 \x02(\r\x12\x10\n\x08root_dev\x18\x03 \x02(\r\x12\x15\n\rparent_mnt_id\x18\x04 \x02(\r\x12\x0c\n\x04root\x18\x06 \x02(\x0c\x12\x12\n\nmountpoint\x18\x07 \x02(\x0c\x12\x0f\n\x07\x64\x65leted\x18\x10 \x01(\x08\x12\x0f\n\x07\x65xt_key\x18\x12 \x01(\x0c\"8\n\x0eGhostFileEntry\x12\x0c\n\x04mode\x18\x03 \x01(\r\x12\x0b\n\x03\x64\x65v\x18\x04 \x01(\r\x12\x0b\n\x03ino\x18\x05 \x01(\x04')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'irmapdb._pb.restore_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_MNTENTRY']._serialized_start=38
-  _globals['_MNTENTRY']._serialized_end=155
-  _globals['_GHOSTFILEENTRY']._serialized_start=157
-  _globals['_GHOSTFILEENTRY']._serialized_end=213
+  _globals['_MNTENTRY']._serialized_start=39
+  _globals['_MNTENTRY']._serialized_end=190
+  _globals['_GHOSTFILEENTRY']._serialized_start=192
+  _globals['_GHOSTFILEENTRY']._serialized_end=248
 # @@protoc_insertion_point(module_scope)

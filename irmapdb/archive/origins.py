@@ -98,6 +98,8 @@ class Origins(Record):
     """Paths that the engine removes from the root."""
     binds: tuple[Origin, ...]
     """The bind mounts of the container whose sources the target host must have."""
+    lost_mounts: tuple[bytes, ...]
+    """The mounts from outside whose sources were removed or replaced before the dump."""
     mounts_below: dict[bytes, bytes]
     """The directories above the mounts of the container, each with such a mount. The runtime makes
     those that the image lacks."""
@@ -147,6 +149,7 @@ def read_origins(
         by_start,
         _removed(checkpoint),
         tuple(_binds(container)),
+        mounts.lost,
         _mounts_below(container),
     )
 
@@ -171,6 +174,11 @@ class _Mounts:
         for number, mounts in enumerate(namespaces):
             for one in mounts:
                 self._numbers.setdefault(one.mnt_id, number)
+
+    @property
+    def lost(self) -> tuple[bytes, ...]:
+        """The mount points of those that no restore can make again."""
+        return tuple(point for place in self._places for point, one in place.items() if one.is_lost)
 
     def has(self, mountpoint: bytes) -> bool:
         """Whether a mount is there, in the namespace of the root task."""

@@ -306,12 +306,8 @@ def _watch_row(one: WatchCheck) -> tuple[str, ...]:
 
 
 def _mark_row(one: MarkCheck) -> tuple[str, ...]:
-    verdict = "mount" if one.right else _MARKS.get(one.outcome.name, "no-restore")
+    verdict = "mount" if one.right else str(one.verdict)
     return (*watch_cells(one.mark, one.comm), verdict, render.printable(one.target))
-
-
-_MARKS = {"FAILS": "fails", "NO_PATH": "dropped", "WRONG_PATH": "wrong-path"}
-"""The verdict on a mark that does not come back, by the outcome of the dump."""
 
 
 def _dump_summary(report: DumpCheck, *, unlisted: int) -> str:

@@ -237,7 +237,10 @@ def _identity(kdev: int, ino: int, handle: FhEntry) -> Identity:
 
 
 def _path(handle: FhEntry | FanotifyMountMarkEntry) -> bytes | None:
-    return handle.path if handle.HasField("path") else None
+    if not handle.HasField("path"):
+        return None
+    # CRIU 4.3 writes "//etc" for a file that it has found in a walk from an overlay's root.
+    return b"/" + handle.path.lstrip(b"/") if handle.path.startswith(b"//") else handle.path
 
 
 def _mnt_id(handle: FhEntry) -> int | None:

@@ -30,6 +30,8 @@ class DumpedMount(Record):
     """The mounted directory of its filesystem."""
     mountpoint: bytes
     """Absolute in the namespace."""
+    is_lost: bool = False
+    """Whether it comes from outside of the tree, and its source there was removed or replaced."""
 
 
 def decode_mounts(
@@ -52,7 +54,8 @@ def decode_mounts(
             raise image_error(name, offset, f"entry {index}: a required field is missing")
         # Older CRIU writes "./data".
         mountpoint = b"/" + entry.mountpoint.removeprefix(b".").strip(b"/")
-        found.append(DumpedMount(entry.mnt_id, entry.root_dev, entry.root, mountpoint))
+        is_lost = entry.deleted and entry.HasField("ext_key")
+        found.append(DumpedMount(entry.mnt_id, entry.root_dev, entry.root, mountpoint, is_lost))
     return tuple(found)
 
 

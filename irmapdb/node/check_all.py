@@ -14,8 +14,8 @@ from collections import Counter
 from pathlib import Path
 
 from irmapdb.config import Config
-from irmapdb.criu.check.dump import DumpCheckOptions, check_dump
-from irmapdb.criu.check.verdicts import CriuOutcome, WatchVerdict
+from irmapdb.criu.check.dump import DROPPED, DumpCheckOptions, check_dump
+from irmapdb.criu.check.verdicts import WatchVerdict
 from irmapdb.criu.check.version import criu_version
 from irmapdb.criu.config_files import DIRECTORY
 from irmapdb.criu.engines import calls_hook, names_hook, runtime_under
@@ -48,7 +48,6 @@ __all__ = [
 ]
 
 _MEMORY_BYTES = 2 << 30
-_DROPPED = "dropped"
 _SEVERITY = (
     WatchVerdict.FAILS,
     WatchVerdict.OPTIONS,
@@ -56,7 +55,7 @@ _SEVERITY = (
     WatchVerdict.UNKNOWN,
     WatchVerdict.NO_RESTORE,
     WatchVerdict.SYMLINK,
-    _DROPPED,
+    DROPPED,
     WatchVerdict.NO_PATH,
     WatchVerdict.WALK,
     WatchVerdict.CACHE,
@@ -318,7 +317,7 @@ def _check(subject: _Subject, options: NodeCheckOptions) -> ContainerCheck:
     reasons = sorted(_reasons(report), key=lambda one: _SEVERITY.index(one.verdict))
     counts = Counter(str(one.prediction.verdict) for one in report.watches)
     for mark in report.marks:
-        counts[_mark_verdict(mark.outcome)] += 1
+        counts[str(mark.verdict)] += 1
     return ContainerCheck(
         info=subject.info,
         pid=subject.pid,
@@ -353,13 +352,7 @@ def _reasons(report: DumpCheck) -> Iterator[Reason]:
         said = watch.prediction
         yield Reason(said.verdict, said.why, said.advice)
     for mark in report.marks:
-        yield Reason(_mark_verdict(mark.outcome), mark.why, mark.advice)
+        yield Reason(mark.verdict, mark.why, mark.advice)
     for denied in report.denied:
         why = f"{denied.task.name} could not be looked at: {denied.why}"
         yield Reason(WatchVerdict.UNKNOWN, why, "run check as root")
-
-
-def _mark_verdict(outcome: CriuOutcome) -> str:
-    if outcome is CriuOutcome.FAILS:
-        return WatchVerdict.FAILS
-    return WatchVerdict.PATH if outcome is CriuOutcome.PATH else _DROPPED

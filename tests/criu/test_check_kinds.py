@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from irmapdb.checkpoint import steps
 from irmapdb.criu.check.dump import DumpCheckOptions, check_dump
 from irmapdb.criu.check.restore import RestoreVerdict, check_images
 from irmapdb.criu.check.verdicts import CriuOutcome, WatchVerdict
@@ -271,6 +272,54 @@ def test_a_mounted_directory_that_was_removed(
     (problem,) = check_dump(options).problems
     assert ("was replaced" in problem.why) is replaced, problem
     assert ("was removed" in problem.why) is not replaced, problem
+
+
+@pytest.mark.parametrize("replaced", [True, False])
+def test_the_source_of_a_mount_on_a_filesystem_of_the_tree(
+    each_criu: Criu, area: MountArea, tmp_path: Path, stack: ExitStack, *, replaced: bool
+) -> None:
+    """The restore makes the filesystem, and so the source; but not if another one is there."""
+    where = stack.enter_context(stage("ext4", "own", area))
+    for name in ("top", "bound"):
+        (where.root / name).mkdir()
+    pipes, images = tmp_path / "pipes", tmp_path / "images"
+    images.mkdir()
+    task = stack.enter_context(where.task(pipes))
+    task.mount("tmpfs", "/top", "tmpfs")
+    task.mkdir("/top/source")
+    task.mount("/top/source", "/bound", "none", flags=0x1000)
+    task.unlink("/top/source")
+    if replaced:
+        task.mkdir("/top/source")
+    options = DumpCheckOptions(task.pid, images, version=parse_version(each_criu.version))
+    said = check_dump(options)
+    dumped = each_criu.dump(
+        task.pid, images, leave_running=False, options=where.dump_options(pipes)
+    )
+    assert dumped.ok, dumped
+    restored = each_criu.restore(task, images, options=where.restore_options(pipes))
+    assert (said.right, restored.ok) == (not replaced, not replaced), restored
+
+
+def test_a_path_from_the_root_of_an_overlay(
+    each_criu: Criu, area: MountArea, tmp_path: Path, stack: ExitStack
+) -> None:
+    """CRIU 4.3 writes it with two slashes."""
+    where = stack.enter_context(stage("overlay", "own", area))
+    pipes, images = tmp_path / "pipes", tmp_path / "images"
+    task = stack.enter_context(where.task(pipes))
+    path = where.seen(where.root / "alone" / "file")
+    task.add_inotify(path)
+    images.mkdir()
+    steps.pre_dump(steps.StepOptions(task.pid, images_dir=images))
+    options = DumpCheckOptions(task.pid, images, version=parse_version(each_criu.version))
+    (said,) = check_dump(options).watches
+    dumped = each_criu.dump(task.pid, images, options=where.dump_options(pipes))
+    assert dumped.ok, dumped
+    (one,) = check_images(images, where.root).watches
+    assert one.watch.path == said.prediction.path == path
+    (raw,) = each_criu.dumped_watches(images)
+    assert (raw.path == "/" + path.decode()) is (each_criu.version == "4.3"), raw
 
 
 def test_a_directory_outside_of_the_mount_that_opens_its_handle(

@@ -216,6 +216,9 @@ def test_a_file_that_was_replaced_below_its_mount(
     assert not after.fails
     assert "/etc/hosts" in problem.why
     rig.checkpoint()
+    report = check_images(rig.images, rig.root)
+    assert not report.right
+    assert "the mount /etc/hosts" in report.problems[0].why
     errors = rig.restore_fails()
     assert ("replaced" in problem.why) == replaced
     assert ("re-create" in errors) == replaced, "with nothing there, runc itself fails"

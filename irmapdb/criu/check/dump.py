@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 from pathlib import Path
@@ -37,7 +38,17 @@ if TYPE_CHECKING:
     from irmapdb.kernel.root import Root
     from irmapdb.model import CacheEntry, Identity, Mark, Watch
 
-__all__ = ["DumpCheck", "DumpCheckOptions", "MarkCheck", "Problem", "WatchCheck", "check_dump"]
+__all__ = [
+    "DROPPED",
+    "DumpCheck",
+    "DumpCheckOptions",
+    "MarkCheck",
+    "Problem",
+    "WatchCheck",
+    "check_dump",
+]
+
+DROPPED = "dropped"
 
 _PATIENCE_S = 5.0
 """The time limit for a filesystem that can block."""
@@ -93,6 +104,19 @@ class MarkCheck(Record):
     @property
     def right(self) -> bool:
         return self.outcome is CriuOutcome.PATH and not self.advice
+
+    @property
+    def verdict(self) -> str:
+        """A WatchVerdict, or `dropped` for a mark that CRIU leaves out."""
+        match self.outcome:
+            case CriuOutcome.FAILS:
+                return WatchVerdict.FAILS
+            case CriuOutcome.WRONG_PATH:
+                return WatchVerdict.WRONG_PATH
+            case CriuOutcome.PATH:
+                return WatchVerdict.PATH if self.right else WatchVerdict.NO_RESTORE
+            case _:
+                return DROPPED
 
 
 class Problem(Record):
@@ -306,14 +330,18 @@ def _removed_mounts(criu_view: CriuView) -> Iterator[Problem]:
     """Bind mounts with a removed or replaced source, for example a subPath file of Kubernetes.
 
     CRIU dumps them. Its restore creates the source again under the old name, and fails if that name
-    exists. A container runtime mounts the file with that name, and fails if it does not exist.
+    exists. A container runtime mounts the file with that name, and fails if it does not exist. A
+    filesystem that only the tree has mounted comes back with the source.
     """
     removed = [mount for mount in criu_view.root.mounts.all if mount.root.endswith(_REMOVED)]
     if not removed or not criu_view.foreign:  # the machine's own mounts are not dumped
         return
+    ours = {mount.kdev for mount in mountinfo.read_mountinfo("self")}
     for mount in removed:
         name = mount.root.removesuffix(_REMOVED)
-        there = _answered(functools.partial(_has_name, mount.kdev, name))
+        there = _answered(functools.partial(_has_name, criu_view.root, mount.kdev, name))
+        if not there and mount.kdev not in ours:
+            continue
         where = printable(mount.mountpoint)
         what = f"the source of the mount {where} ({printable(name)} on its filesystem)"
         if there:
@@ -329,12 +357,19 @@ def _answered(ask: Callable[[], bool]) -> bool:
     return ask_in_child(ask, lambda _: False, _PATIENCE_S)
 
 
-def _has_name(kdev: int, name: bytes) -> bool:
-    # From our own mounts, as in the restore.
-    for mount in mountinfo.read_mountinfo("self"):
+def _has_name(root: Root, kdev: int, name: bytes) -> bool:
+    # From our own mounts, as in the restore; a filesystem of the tree alone, in the tree.
+    for mount in (*mountinfo.read_mountinfo("self"), *root.mounts.of_device(kdev)):
         below = os.path.relpath(name, mount.root)
-        here = mount.kdev == kdev and below.split(b"/")[0] != b".."
-        if here and os.path.lexists(os.path.join(mount.mountpoint, below)):
+        if mount.kdev != kdev or below.split(b"/")[0] == b"..":
+            continue
+        path = os.path.join(mount.mountpoint, below)
+        if mount.mnt_id not in root.mounts.by_id:
+            if os.path.lexists(path):
+                return True
+            continue
+        with contextlib.suppress(OSError):
+            os.close(root.open(path))
             return True
     return False
 

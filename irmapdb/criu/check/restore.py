@@ -116,7 +116,7 @@ class WatchRestore(Record):
 
 
 class RestoreProblem(Record):
-    """A problem of the whole restore: this machine lacks the source of a mount."""
+    """A problem of the whole restore: the source of a mount is missing or was replaced."""
 
     why: str
     advice: str
@@ -157,8 +157,18 @@ def check_images(images: Path, root: Path | None = None) -> RestoreCheck:
         seen = _without_twins([(one, eyes.look(one)) for one in dumped.watches])
         watches = tuple(_answer(one, look) for one, look in seen)
         named = {one.mount_source for one in watches if not one.right}
-        problems = tuple(eyes.lacking_sources(named))
+        problems = (*_lost_mounts(dumped.origins), *eyes.lacking_sources(named))
     return RestoreCheck(dumped.files_img, root, watches, dumped.container, problems)
+
+
+def _lost_mounts(origins: Origins) -> Iterator[RestoreProblem]:
+    # CRIU makes the source again, and fails if the name exists; a runtime fails if it does not.
+    for mountpoint in origins.lost_mounts:
+        why = (
+            f"the source of the mount {printable(mountpoint)} was removed or replaced before the "
+            "dump, and the restore fails on it"
+        )
+        yield RestoreProblem(why, "restart the container, and make a new checkpoint")
 
 
 @contextlib.contextmanager
