@@ -60,6 +60,19 @@ def here(place, monkeypatch):
         ("irmap: \tfe00000:2e3 is invalid",),
         ("\t\tRestore inotify watch for 0xfe00000:0x000000000002e3 (via /proc/self/fd/7)",),
         ("fsnotify: Can't find suitable path for handle (dev 0xfe00000 ino 0x2e3): -2",),
+        (
+            (
+                "Error (criu/fsnotify.c:737): fsnotify: Unable to open inotify via path "
+                "/a (dev 0x1 ino 0x2) (dev 0xfe00000 ino 0x2e3): No such file or directory"
+            ),
+        ),
+        (
+            (
+                "(00.007467)  26890: Error (criu/fsnotify.c:777): fsnotify: Failed to get path for "
+                "inotify wd 0x1 (dev 0xfe00000 ino 0x2e3 mask 0x24)"
+            ),
+        ),
+        ("fsnotify: Unsorted inotify watch 0x3 found (expected 0x1, dev 0xfe00000 ino 0x2e3)",),
         ("(00.012345) fsnotify: \tDumping /srv/data/in.csv as path for handle",),
         ("irmap: Revalidate stat for /srv/data/in.csv",),
         ("irmap: \tFound /srv/data/in.csv in cache",),

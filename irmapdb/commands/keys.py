@@ -37,7 +37,8 @@ _LOG_INODES = [
         rf"(?:Pre-cache|Irmap cache) {_HEX} -> .*",
         rf"Restore (?:inotify|fanotify) watch for {_HEX} \(.*",
         rf"(?:wd: wd 0x[0-9a-f]+|mark:)\s+s_dev\s+{_DEV}\s+i_ino\s+{_INO}.*",
-        rf"Can't find suitable path for handle \(dev {_DEV} ino {_INO}\).*",
+        # CRIU 4.3 ends each message about a watch like this; a path before it may have brackets.
+        rf"(?:Can't|Failed to|Unable to|Unsorted) .*\bdev {_DEV} ino {_INO}(?: mask \S+)?\).*",
     )
 ]
 _LOG_PATH = re.compile(
