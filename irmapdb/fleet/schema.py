@@ -15,16 +15,14 @@ PushSource: https://alembic.sqlalchemy.org/en/latest/cookbook.html (sharing a co
 
 from __future__ import annotations
 
-import os
-
 from sqlalchemy import inspect, text
 
 from irmapdb.errors import FleetError
 from irmapdb.record import Record
+from irmapdb.store.revisions import run_revisions
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from alembic.config import Config
     from sqlalchemy import Connection
 
     from irmapdb.fleet.server import Server
@@ -124,24 +122,5 @@ def _bring_to_newest(server: Server, *, create: bool) -> SchemaChange:
         if old != HEAD:
             if old is not None or not create:
                 _check_known(old, server)
-            _run(connection)
+            run_revisions(connection, HEAD, "fleet")
         return SchemaChange(old, HEAD)
-
-
-def _run(connection: Connection) -> None:
-    from alembic import command  # noqa: PLC0415 takes long to import
-    from alembic.config import Config  # noqa: PLC0415
-
-    config: Config = Config()
-    # ConfigParser reads "%" as the start of a reference.
-    config.set_main_option("script_location", _scripts().replace("%", "%%"))
-    config.attributes["connection"] = connection
-    command.upgrade(config, HEAD)
-
-
-def _scripts() -> str:
-    # In an installed package the revisions lie inside it, in a checkout beside it.
-    package = os.path.dirname(os.path.dirname(__file__))
-    inside = os.path.join(package, "migrations", "fleet")
-    beside = os.path.join(package, os.pardir, "migrations", "fleet")
-    return inside if os.path.isdir(inside) else beside

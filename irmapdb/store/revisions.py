@@ -36,7 +36,16 @@ if TYPE_CHECKING:
     from irmapdb.store.file import AnyPath
     from irmapdb.store.place import Place
 
-__all__ = ["Revision", "Upgrade", "backup", "current", "history", "upgrade", "upgrade_place"]
+__all__ = [
+    "Revision",
+    "Upgrade",
+    "backup",
+    "current",
+    "history",
+    "run_revisions",
+    "upgrade",
+    "upgrade_place",
+]
 
 _log = Log(__name__)
 
@@ -128,22 +137,28 @@ def upgrade_place(place: Place, *, wait_s: float) -> Upgrade:
 
 
 def _run(connection: Connection) -> None:
-    from alembic import command  # noqa: PLC0415 - dear, see above
-
-    config = _config()
-    config.attributes["connection"] = connection
-    command.upgrade(config, version.HEAD)
+    run_revisions(connection, version.HEAD)
     orphans = connection.exec_driver_sql("PRAGMA foreign_key_check").all()
     if orphans:
         raise ValueError(f"{len(orphans)} rows refer to rows that are gone, as {orphans[0]}")
 
 
-def _config() -> Config:
+def run_revisions(connection: Connection, to: str, directory: str = "") -> None:
+    """Run revisions in the caller's transaction. `directory` is one below `migrations`."""
+    from alembic import command  # noqa: PLC0415 - dear, see above
+
+    config = _config(directory)
+    config.attributes["connection"] = connection
+    command.upgrade(config, to)
+
+
+def _config(directory: str = "") -> Config:
     from alembic.config import Config  # noqa: PLC0415 - dear, see above
 
     config = Config()
     # ConfigParser reads "%" as the start of a reference.
-    config.set_main_option("script_location", _scripts().replace("%", "%%"))
+    location = os.path.join(_scripts(), directory).replace("%", "%%")
+    config.set_main_option("script_location", location)
     return config
 
 

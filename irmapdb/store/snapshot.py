@@ -30,7 +30,7 @@ from irmapdb.store.failures import show, translated
 from irmapdb.store.place import open_place
 from irmapdb.store.raw import connect_raw
 from irmapdb.store.values import MAX_PATH_BYTES, from_time
-from irmapdb.store.version import HEAD, check_newest
+from irmapdb.store.version import check_newest
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -305,11 +305,6 @@ class Snapshot:
                 snapshot = cls(raw, place.path)
             snapshot._stack = stack.pop_all()
             return snapshot
-
-    @property
-    def schema(self) -> str:
-        """The revision of the schema."""
-        return HEAD
 
     def last(self) -> Last:
         """The last run and the last change."""
