@@ -100,7 +100,9 @@ def propose(group: TyperGroup, words: Sequence[str]) -> Iterator[Proposal]:
     elif start.startswith("-"):
         yield from _options(line, start)
     elif children := getattr(line.command, "commands", None):
-        yield from _starting(start, ((name, _about(children[name])) for name in children))
+        yield from _starting(
+            start, ((one, _first_sentence(children[one].help or "")) for one in children)
+        )
     else:
         arguments = [one for one in _parameters(line.command) if not one.opts[0].startswith("-")]
         if arguments:
@@ -148,10 +150,6 @@ def _options(line: _Line, start: str) -> Iterator[Proposal]:
             # Propose the long name; the letter only if it is typed exactly.
             if name.startswith(start) and not is_over and (name[:2] == "--" or start == name):
                 yield Proposal(name, _first_sentence(option.help or ""))
-
-
-def _about(command: Any) -> str:  # noqa: ANN401 typer's
-    return _first_sentence(command.help or "")
 
 
 def _first_sentence(text: str) -> str:
@@ -216,10 +214,6 @@ def _saved(line: _Line) -> Mapping[str, Saved]:
     return SAVED
 
 
-def _saved_queries(line: _Line, _start: str) -> Iterator[tuple[str, str]]:
-    return ((one.name, one.about) for one in _saved(line).values())
-
-
 def _query_parameters(line: _Line, start: str) -> Iterator[tuple[str, str]]:
     # The parameters of the saved query on the line: `days=7`; runs and inodes from the database.
     saved = _saved(line).get(line.arguments[0]) if line.arguments else None
@@ -274,21 +268,17 @@ def _verdicts(_line: _Line, _start: str) -> Iterator[tuple[str, str]]:
     return ((one, "") for one in VERDICTS)
 
 
-def _versions(_line: _Line, _start: str) -> Iterator[tuple[str, str]]:
-    return ((one, "") for one in ("4.1", "4.2", "4.3"))
-
-
 _FINDERS: dict[tuple[str, str], Callable[[_Line, str], Iterator[tuple[str, str]]]] = {
     ("", "pid"): _tasks,
     ("", "tree"): _tasks,
     ("ps", "process"): _tasks,
     ("", "container"): _containers,
-    ("sql", "query"): _saved_queries,
+    ("sql", "query"): lambda line, _: ((one.name, one.about) for one in _saved(line).values()),
     ("sql", "parameter"): _query_parameters,
     ("audit", "only"): _verdicts,
     ("audit", "dev"): _devices,
     ("lookup", "keys"): _keys,
     ("prune", "keep_runs"): _runs,
-    ("check", "criu_version"): _versions,
+    ("check", "criu_version"): lambda *_: ((one, "") for one in ("4.1", "4.2", "4.3")),
 }
 """Command ("": any) and parameter → values with a description."""

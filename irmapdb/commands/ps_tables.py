@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from irmapdb.node.container_info import ContainerInfo
     from irmapdb.node.ps import WatchList
-    from irmapdb.node.ps_groups import Grouping, GroupRow, Sort
+    from irmapdb.node.ps_groups import Grouping, GroupRow, Sort, Totals
     from irmapdb.node.ps_rows import LimitAdvice, ProcessRow, Usage
 
 __all__ = ["Shown", "group_name", "print_limits", "print_rows", "print_watches", "user_name"]
@@ -110,7 +110,7 @@ def print_rows(watch_list: WatchList, shown: Shown) -> None:
         render.print_line(f"{copies} of the same, by dup or fork: each is counted once")
 
 
-def _numbers(row: ProcessRow | GroupRow, kind: WatchKind) -> tuple[int, int]:
+def _numbers(row: ProcessRow | GroupRow | Totals, kind: WatchKind) -> tuple[int, int]:
     if kind is WatchKind.INOTIFY:
         return row.instances, row.watches
     return row.groups, row.marks
@@ -122,7 +122,7 @@ def _print_processes(watch_list: WatchList, shown: Shown, kind: WatchKind) -> No
     rows = [
         row for row in sorted_rows(watch_list.processes, shown.sort, kind) if _numbers(row, kind)[0]
     ]
-    top = rows if shown.top is None else rows[: shown.top]
+    top = rows[: shown.top]
     heads = ["pid>", "user", *(f"{noun}>" for noun in _NOUNS[kind])]
     cells = [
         [
@@ -163,11 +163,9 @@ def _print_groups(watch_list: WatchList, shown: Shown, kind: WatchKind) -> None:
     from irmapdb.node.ps_groups import sorted_rows
 
     rows = [
-        row
-        for row in sorted_rows(watch_list.groups, shown.sort, kind)
-        if _numbers(row, kind)[1] or _numbers(row, kind)[0]
+        row for row in sorted_rows(watch_list.groups, shown.sort, kind) if any(_numbers(row, kind))
     ]
-    top = rows if shown.top is None else rows[: shown.top]
+    top = rows[: shown.top]
     heads = [f"{noun}>" for noun in _NOUNS[kind]] + ["processes>", shown.by]
     cells = [
         (
@@ -178,7 +176,8 @@ def _print_groups(watch_list: WatchList, shown: Shown, kind: WatchKind) -> None:
         for row in top
     ]
     render.print_line(kind.upper())
-    totals = _totals(watch_list, kind)
+    processes = sum(_numbers(row, kind)[0] > 0 for row in watch_list.processes)
+    totals = (*_numbers(watch_list.totals, kind), processes)
     plural = {"directory": "directories"}.get(shown.by, f"{shown.by}s")
     # The row of those in no container, in no unit or without a path is none.
     own = [row for row in rows if _is_one(row, shown.by)]
@@ -192,14 +191,6 @@ def _print_groups(watch_list: WatchList, shown: Shown, kind: WatchKind) -> None:
 
 def _is_one(row: GroupRow, by: Grouping) -> bool:
     return by == "user" or row.name is not None
-
-
-def _totals(watch_list: WatchList, kind: WatchKind) -> tuple[int, int, int]:
-    totals = watch_list.totals
-    own = [row for row in watch_list.processes if _numbers(row, kind)[0]]
-    if kind is WatchKind.INOTIFY:
-        return totals.instances, totals.watches, len(own)
-    return totals.groups, totals.marks, len(own)
 
 
 def print_limits(watch_list: WatchList) -> None:

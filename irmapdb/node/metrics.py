@@ -11,8 +11,8 @@ from __future__ import annotations
 import os
 import time
 from functools import partial
-from importlib import metadata
 
+from irmapdb import __version__
 from irmapdb.config import Config
 from irmapdb.criu import hook_runs
 from irmapdb.criu.dump_stats import read_dump_stats
@@ -148,7 +148,7 @@ def collect(options: MetricsOptions) -> NodeFigures:
     users = sorted(counted.users, key=lambda one: -one.used)
     chosen_uids = set(list(dict.fromkeys(one.uid for one in users))[:_MOST_USERS])
     return NodeFigures(
-        version=_version(),
+        version=__version__,
         at_s=time.time(),
         took_s=time.monotonic() - begun_s,
         limits=read_limits(),
@@ -161,13 +161,6 @@ def collect(options: MetricsOptions) -> NodeFigures:
         hook=runs,
         last_runs=_last_runs(runs.last, {one.info.id for one in containers}),
     )
-
-
-def _version() -> str:
-    try:
-        return metadata.version("irmapdb")
-    except metadata.PackageNotFoundError:  # a bare checkout
-        return ""
 
 
 def _status_of(run: Path) -> dict[str, Any] | None:
