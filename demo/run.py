@@ -32,6 +32,10 @@ def main() -> None:
         if isinstance(criu, str):
             _say(f"The dump with CRIU is left out: {criu}.")
         else:
+            # irmapdb asks the CRIU on PATH for its version.
+            os.environ["PATH"] = f"{criu.parent}:{os.environ['PATH']}"
+            version = ".".join(map(str, _version(criu)))
+            _say(f"This demo uses CRIU {version}, {criu}")
             _show_overlay(Path(scratch, "container"), criu)
         _show_rename(Path(scratch, "rename"))
 
@@ -58,18 +62,21 @@ def _find_criu() -> Path | str:
 def _show_overlay(top: Path, criu: Path) -> None:
     with _overlay(top) as root, _task([root / "app/settings", root / "app/log"], top) as pid:
         (top / "alone").mkdir()
-        _say("A container's root is an overlay. A task in it watches two files.")
-        _run("ps", "-t", str(pid))
-        _say("CRIU alone: it looks for the paths while the task is frozen, and finds none.")
+        _say("A task watches two files on an overlay, the filesystem of most containers.")
+        _say("irmapdb check predicts the dump.")
+        _run("check", "-t", str(pid), "-D", top / "alone")
+        _say("CRIU alone looks for the paths while the task is frozen.")
         if _criu(criu, "dump", "-t", str(pid), "--leave-running", "-D", top / "alone"):
-            _say("This CRIU found them by its own walk of the overlay, as 4.3 can.")
+            _say("This CRIU found the paths by its own walk of the overlay, as 4.3 can.")
+        else:
+            _say("CRIU found no path for a watch, so the dump failed.")
         _say("irmapdb finds the paths before the dump, while the task runs.")
         _run("pre-dump", "-t", str(pid), "-D", top / "images")
-        _say("CRIU asks irmap-cache in the same directory, and the dump passes.")
+        _say("CRIU reads irmap-cache in the same directory, and the dump passes.")
         options = ("-t", str(pid), "--leave-running", "-D", top / "images")
         if not _criu(criu, "dump", *options):
             sys.exit("demo: CRIU failed with the paths of irmapdb")
-        _say("The images have a path for each watch.")
+        _say("The images have a path for each watch, so a restore will set it again.")
         _run("check", "--images", top / "images", "--root", "/")
 
 
@@ -81,16 +88,17 @@ def _show_rename(top: Path) -> None:
         (tree / name).write_text("x\n")
     watched = [tree / name for name in ("conf/app.toml", "data/today.log", "data/caf\udce9.csv")]
     with _task([*watched, tree / "data", Path("/etc/passwd")], top) as pid:
-        _say("Another task, on a plain filesystem. The paths are stored in irmap.db.")
+        _say("Another task, on the filesystem of /var/tmp. irmapdb stores the paths in irmap.db.")
         _run("pre-dump", "-t", str(pid), "-D", work)
         _say("A log rotation: a watched file gets another name.")
         (tree / "data/today.log").rename(tree / "data/today.log.1")
         sys.stdout.write(f"$ mv {tree}/data/today.log {tree}/data/today.log.1\n")
         _say("irmapdb dump stops the task only to confirm each path. It finds the new name.")
         _run("dump", "-t", str(pid), "-D", work)
-        _say(f"The task runs again ({_state(pid)}). The database knows about the rename.")
+        _say(f"The task runs again: its state is {_state(pid)}. irmap.db has the rename.")
         query = "SELECT kind, old_path, path, reason FROM change WHERE old_path IS NOT NULL"
         _run("sql", "--db", work / "irmap.db", query)
+        _say("To make CRIU call irmapdb before each dump: irmapdb hook --install criu")
 
 
 @contextmanager
@@ -152,7 +160,7 @@ def _criu(criu: Path, *arguments: str | Path) -> bool:
         [criu, *arguments, "-v4"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
     )
     lines = done.stdout.decode(errors="backslashreplace").splitlines()
-    kept = [line for line in lines if ("fsnotify" in line and "Error" in line) or "Dumping" in line]
+    kept = [line for line in lines if re.search(r"Error .*fsnotify|Dumping F|Dumping fin", line)]
     sys.stdout.writelines(f"{line}\n" for line in kept or lines[-10:])
     return done.returncode == 0
 

@@ -352,7 +352,7 @@ def _pre_dump(call: Call) -> str:
     if call.runtime:
         return f"install the hook: `irmapdb hook --install {call.runtime}`"
     where = f" -W {_quoted(call.work_dir)}" if call.work_dir else ""
-    return f"run `irmapdb pre-dump -t {call.pid}{where}` just before, or install the hook"
+    return f"run `irmapdb pre-dump -t {call.pid}{where}` just before the dump, or install the hook"
 
 
 def _scan_option(path: bytes | None) -> str:
