@@ -83,8 +83,21 @@ def test_it_checks_an_archive(plugin: Path, archive: Path, tmp_path: Path, order
     assert done.returncode == 3
     assert json.loads(done.stdout)["watches"][0]["verdict"] == "missing"
     assert _run(plugin, f"--root={root}", archive).returncode == 3
-    assert "--root" in _run(plugin, "--help").stdout
-    assert _run(plugin).returncode == 2
+    assert _run(plugin, "--json", "--", archive).returncode == 0
+
+
+def test_without_an_archive_it_has_a_usage_of_its_own(plugin: Path, archive: Path) -> None:
+    for asked in ("--help", "-h"):
+        done = _run(plugin, asked)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.startswith("Usage: checkpointctl irmap ARCHIVE [--root PATH]")
+    # --all is an option of `check`, but without --images.
+    for words in ((), ("--json",), ("--all",), ("--root", archive)):
+        done = _run(plugin, *words)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr == (
+            "irmapdb: no archive; checkpointctl irmap ARCHIVE [--root PATH] [--json] [--all-rows]\n"
+        )
 
 
 def test_checkpointctl_itself(plugin: Path, archive: Path) -> None:
