@@ -33,7 +33,7 @@ def check_before_restore(images: Path, root: Path | None, *, as_json: bool, all_
     from irmapdb.criu.usable import unusable_notes
 
     report = check_images(images, root)
-    notes = unusable_notes()
+    notes = (*unusable_notes(), *report.notes)
     if as_json:
         render.print_json({**_restore_document(report), "notes": list(notes)})
     else:

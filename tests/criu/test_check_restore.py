@@ -69,6 +69,7 @@ def test_no_path_in_the_namespace_of_criu(
     assert said.prediction.verdict is WatchVerdict.NO_RESTORE
     assert "mount namespace" in said.prediction.why
     assert _by_name(images)["-"].verdict is RestoreVerdict.NO_RESTORE
+    assert check_images(images).notes == ()
 
     drop_caches()
     assert criu.dump(each_bench.target.pid, images, leave_running=False).ok
@@ -264,6 +265,10 @@ def test_where_each_path_comes_from(
         "gone": (replaced, "the root"),
     }
     assert verdicts() == expected
+    # The images do not name the root of the container.
+    assert check_images(rig.images, bare).notes == ()
+    (note,) = check_images(rig.images).notes
+    assert "name it with --root" in note
     (rig.images / "deleted.files").write_text(json.dumps(["/etc/gone"]))
     with tarfile.open(rig.images / "rootfs-diff.tar", "w") as tar:
         tar.add(rig.root / "etc" / "new", "etc/new")

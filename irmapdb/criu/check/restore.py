@@ -132,6 +132,8 @@ class RestoreCheck(Record):
     watches: tuple[WatchRestore, ...]
     container: DumpedContainer
     problems: tuple[RestoreProblem, ...] = ()
+    notes: tuple[str, ...] = ()
+    """Further remarks. They do not change the predictions."""
 
     @property
     def right(self) -> bool:
@@ -149,8 +151,10 @@ def check_images(images: Path, root: Path | None = None) -> RestoreCheck:
     image or archive is damaged.
     """
     dumped = read_dumped(images)
+    notes: tuple[str, ...] = ()
     if root is None and not dumped.container.is_of_engine:
         root = Path("/")
+        notes = (_ROOT_IS_ASSUMED,) if dumped.origins.has_mounts else ()
     with contextlib.ExitStack() as stack:
         root_fd = None if root is None else stack.enter_context(_opened(root))
         eyes = stack.enter_context(_Eyes(root_fd, dumped.origins))
@@ -158,7 +162,7 @@ def check_images(images: Path, root: Path | None = None) -> RestoreCheck:
         watches = tuple(_answer(one, look) for one, look in seen)
         named = {one.mount_source for one in watches if not one.right}
         problems = (*_lost_mounts(dumped.origins), *eyes.lacking_sources(named))
-    return RestoreCheck(dumped.files_img, root, watches, dumped.container, problems)
+    return RestoreCheck(dumped.files_img, root, watches, dumped.container, problems, notes)
 
 
 def _lost_mounts(origins: Origins) -> Iterator[RestoreProblem]:
@@ -417,6 +421,10 @@ def _inode(fd: int) -> tuple[int, int]:
 
 
 _ROOT = "the root"
+_ROOT_IS_ASSUMED = (
+    "the tasks had a mount namespace of their own, and their paths were looked up below /; if they "
+    "had another root, as a container has, name it with --root"
+)
 _SAME_FILE = "another watch of the descriptor leads to the same file, and the restore fails"
 _PUT_BACK = "put the watched file back at its path: a link leads elsewhere, or it was replaced"
 _IGNORES = "its ignore mask was set with FAN_MARK_IGNORE: the restore fails, or loses the mark"
