@@ -185,6 +185,28 @@ def test_a_directory_whose_name_looks_like_that_of_an_engine(tmp_path: Path) -> 
         assert (one.kind, one.mount_source) == (OriginKind.BIND, source.encode())
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_engines_of_kubernetes_make_a_source(engine: str, tmp_path: Path) -> None:
+    images = {
+        "files.img": files_img([b"/data", b"/data/file"]),
+        "mountpoints-1.img": mountpoints(MOUNTS),
+    }
+    source = str(tmp_path / "no-such-source")
+    mounts = [{"destination": "/data", "source": source, "type": "bind"}]
+    files = engine_files(engine, images, mounts=mounts)
+    archive = write(tmp_path / "a.tar", files)
+    report = check_images(archive, None)
+    top, below = report.watches
+    assert below.verdict is RestoreVerdict.MISSING
+    assert top.right is (engine != "podman")
+    assert {one.mount_source for one in report.watches} == {source.encode()}
+    files["checkpoint/files.img"] = files_img([b"/etc/nginx"])
+    report = check_images(write(archive, files), None)
+    assert [one.right for one in report.watches] == [True]
+    assert report.right is (engine != "podman")
+    assert bool(report.problems) is (engine == "podman")
+
+
 def test_a_mount_whose_destination_is_below_a_link(tmp_path: Path) -> None:
     def kinds(*destinations: str) -> set[tuple[OriginKind | None, bytes | None]]:
         mounts = [

@@ -40,6 +40,8 @@ _LONGEST_MOUNTPOINT = 4096
 """The kernel shows no longer path (PATH_MAX)."""
 _OF_KUBELET = b"/kubelet/pods/"
 """The volumes of a pod, below its uid, which is another one after a restore."""
+_MAKE_SOURCES = {"cri-o", "containerd"}
+"""The engines of Kubernetes make the source of a bind mount if it is missing."""
 _OF_ENGINE = re.compile(rb"/(?:[a-z]+-)?(?:containers|sandboxes)/[0-9a-f]{64}/")
 """The directory of a container or pod in the files of its engine: /etc/resolv.conf of a pod is in
 that of its sandbox."""
@@ -348,8 +350,11 @@ def _of_bind(wanted: SpecMount, inside: bytes, container: DumpedContainer) -> Or
     if container.pod and _OF_KUBELET in wanted.source:
         why = "kubelet makes it for each pod"
         return Origin(OriginKind.ENGINE, f"the mount {where}", None, why)
-    source = _below_source(wanted, inside)
     what = f"the mount {where}"
+    if not inside and container.engine in _MAKE_SOURCES:
+        why = f"{container.engine} makes {printable(wanted.source)} if the host lacks it"
+        return Origin(OriginKind.BIND, what, None, why, mount_source=wanted.source)
+    source = _below_source(wanted, inside)
     why = f"the target host must have {printable(source)}"
     return Origin(OriginKind.BIND, what, None, why, source, wanted.source)
 
