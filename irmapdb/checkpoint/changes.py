@@ -32,17 +32,14 @@ def diff(
     rows: MappingABC[InodeKey, Iterable[Mapping]],
     outcome: Resolution,
     disprove: Callable[[Identity, bytes], StaleReason | None],
-    unmounted: Iterable[Mapping] = (),
 ) -> ChangeSet:
-    """Compare the stored rows with the proved paths. `unmounted`: rows of unmounted devices.
+    """Compare the stored rows with the proved paths.
 
     `disprove` checks a row (in the root task's own namespace) if it failed for another inode than
     its own. Two inodes of one (kdev, ino) are normal on btrfs and overlayfs, and only a failed
     proof for its own inode makes a row stale.
     """
     failed = _failed_rows(rows, outcome.disproved, disprove)
-    for row in unmounted:
-        failed.setdefault(row.id, (row, StaleReason.UNMOUNTED))
     for identity, answer in outcome.resolved.items() if failed else ():
         held = _paths(answer)
         for row in rows.get(identity.key, ()):
