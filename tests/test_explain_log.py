@@ -11,7 +11,7 @@ from contextlib import suppress
 import pytest
 
 from irmapdb.criu.explain.explanation import ExplainOptions, explain
-from irmapdb.criu.explain.lines import CHUNK_BYTES, Lines, _lines_with
+from irmapdb.criu.explain.lines import CHUNK_BYTES, Lines, StepLines, _lines_with
 from irmapdb.criu.explain.reader import _log_file
 from irmapdb.errors import FileError, ImageError
 from irmapdb.model import InodeKey
@@ -281,6 +281,75 @@ def _chunks(lines: int) -> object:
     yield piece + _LOG[_LOG.index(b"(00.030003)") :]
 
 
+_WATCH = b"""\
+fsnotify: wd: wd 0x%06x s_dev 0x00002c i_ino %#18x mask 0x000020
+fsnotify: \t[fhandle] bytes 0x00000c type 0x0000f8 __handle 0x%x:0x00
+Warn  (criu/fsnotify.c:281): fsnotify: \tHandle 0x2c:0x%x cannot be opened
+irmap: Resolving 2c:%x path
+irmap: Refresh stat for /srv/%d
+irmap: Found /srv/%d in cache
+fsnotify: \tDumping /srv/%d as path for handle
+"""
+_DROPPED = b"Warn  (criu/fsnotify.c:1): fsnotify: The %08x inotify events will be dropped\n"
+
+
+def _with_times(lines: bytes) -> bytes:
+    return b"".join(b"(00.%06d) " % number + one for number, one in enumerate(_split(lines)))
+
+
+def _split(lines: bytes) -> list[bytes]:
+    return lines.splitlines(keepends=True)
+
+
+def _watches(numbers: range) -> bytes:
+    return b"".join(_WATCH % (n, n, n, n, n, n, n, n) for n in numbers)
+
+
+@pytest.mark.parametrize("end", ["no-path", "merged", "passed"])
+def test_a_dense_log_is_read_as_one_with_other_lines_between(end: str) -> None:
+    last = b"".join(_split(_watches(range(5000, 5001)))[:4])
+    lines = b"Version: 4.1.1 (gitid 0)\nDumping task (pid: 7 comm: web)\n" + _watches(range(5000))
+    if end == "passed":
+        lines += b"Dumping finished successfully\n"
+    else:
+        # CRIU does not end each line of its own.
+        lines += last[:-1] + (b" " if end == "merged" else b"\n")
+        lines += b"Error (criu/fsnotify.c:284): fsnotify: \tCan't dump that handle\n"
+    dense = explain([_with_times(lines)], _OPTIONS)
+    noise = b"mnt: noise\n" * 20
+    sparse = explain([_with_times(noise.join(_split(lines)))], _OPTIONS)
+    assert dense.facts.counts["inode"] == 5000 + (end != "passed")
+    assert dense.facts.counts["path-recorded"] == 5000
+    assert dense.facts.counts == sparse.facts.counts
+    assert [one.watch for one in dense.findings] == [one.watch for one in sparse.findings]
+    if end == "passed":
+        assert dense.right
+    else:
+        (finding,) = dense.findings
+        assert (finding.name, finding.watch.wd, finding.watch.key.ino) == ("no-path", 5000, 5000)
+        assert finding.watch.handle.type == 0xF8
+
+
+def test_the_error_behind_many_lost_watches_is_explained() -> None:
+    lost = b"".join(_watches(range(n, n + 1)) + _DROPPED % n for n in range(1, 201))
+    end = b"Error (criu/fsnotify.c:284): fsnotify: \tCan't dump that handle\n"
+    explanation = explain([_with_times(lost + end)], _OPTIONS)
+    assert explanation.findings[0].name == "no-path"
+    assert explanation.findings[0].watch.wd == 200
+    told = [one for one in explanation.findings if one.name == "events-dropped"]
+    assert [one.watch.wd for one in told] == list(range(1, 65))
+    assert explanation.facts.more_seen == 200 - 64
+    assert "136 more lines were not explained" in explanation.notes
+    assert (
+        "irmapdb looked for the paths of the first 8 inodes, and not for the other 57"
+        in explanation.notes
+    )
+    # One watch is named once, so 200 lines about it leave none out.
+    same = explain([_with_times(_watches(range(1, 2)) + _DROPPED % 1 * 200 + end)], _OPTIONS)
+    assert [one.name for one in same.findings] == ["no-path", "events-dropped"]
+    assert same.facts.more_seen == 0
+
+
 def test_memory_does_not_grow_with_the_log() -> None:
     peaks = []
     for lines in (1_500, 6_000):
@@ -316,13 +385,17 @@ def test_an_endless_line_is_bounded() -> None:
         b'execvp("' + b'", ...) ' * 2000,
         b"File " + b" has bad " * 1800,
         b"path=/" * 2700,
+        b"(00.000001) fsnotify: \tDumping /" + b" as path for" * 1300,
+        b"(00.000001) Warn  (criu/x.c:1): fsnotify: Unable to open " + b": a" * 5000,
+        b"(00.000001) irmap: Found /" + b" in cach" * 2000,
+        b"(00.000001) irmap: " + b"a" * 60_000,
     ],
 )
 def test_no_line_takes_long(line: bytes) -> None:
     # A pattern that tries all ways would not end before the test run does.
     log = (line + b"\n") * 30
     for one in Lines([log], "log"):
-        assert len(one.text) <= 1 << 14
+        assert isinstance(one, StepLines) or len(one.text) <= 1 << 14
     with suppress(ImageError):
         assert explain([log], _OPTIONS).facts.lines == 30
 

@@ -23,6 +23,7 @@ import codecs
 import itertools
 import re
 
+from irmapdb.criu.explain.messages import STEP_LINE, STEPS
 from irmapdb.errors import FileError
 from irmapdb.record import Record
 
@@ -30,10 +31,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-__all__ = ["CHUNK_BYTES", "Lines", "LogLine"]
+__all__ = ["CHUNK_BYTES", "MOST_STEPS", "Lines", "LogLine", "StepLines", "text_of"]
 
 CHUNK_BYTES = 1 << 18
 """The size of a piece that a reader should pass."""
+MOST_STEPS = 64
+"""The largest number of lines about one watch that are kept."""
 _LINE_BYTES = 1 << 16
 _CRIU_LINE_BYTES = 1 << 14
 
@@ -81,6 +84,20 @@ class LogLine(Record):
     """Whether another program quoted it as a part of a longer line."""
 
 
+class StepLines(Record):
+    """Successive lines with steps of CRIU (irmapdb.criu.explain.messages.STEPS)."""
+
+    counts: dict[str, int]
+    """The number of lines of each message, by name."""
+    last: str
+    """The message of the last line."""
+    begins: bool
+    """Whether CRIU began with a watch."""
+    about: tuple[bytes, ...]
+    """The lines about the watch, from the one on with which CRIU began with it; at most
+    MOST_STEPS."""
+
+
 class Lines:
     """The lines of a log that can be messages of CRIU, in their order. It can be iterated once."""
 
@@ -93,14 +110,24 @@ class Lines:
         self.own = 0
         """The number of lines so far that begin as CRIU's own lines do, or have its level."""
 
-    def __iter__(self) -> Iterator[LogLine]:
-        for number, raw, is_rest in self._wanted():
+    def __iter__(self) -> Iterator[LogLine | StepLines]:
+        for part in self._wanted():
+            if isinstance(part, StepLines):
+                self.own += sum(part.counts.values())
+                yield part
+                continue
+            number, raw, is_rest = part
+            found = None if is_rest else _plainly_own(number, raw)
+            if found is not None:
+                self.own += 1
+                yield found
+                continue
             own = not is_rest and _OWN.match(raw) is not None
             self.own += own
             yield from self._parsed(number, raw, own=own, is_rest=is_rest)
 
-    def _wanted(self) -> Iterator[tuple[int, bytes, bool]]:
-        """Number, bytes, and whether it is the rest of a line that was too long."""
+    def _wanted(self) -> Iterator[StepLines | tuple[int, bytes, bool]]:
+        """Steps; or number, bytes, and whether it is the rest of a line that was too long."""
         buffer, is_rest = b"", False
         for chunk in _decoded(self._chunks, self._name):
             block = buffer + chunk
@@ -111,9 +138,7 @@ class Lines:
                 self.number += 1
                 is_rest = False
             last = max(block.rfind(b"\n") + 1, end)
-            for number, line in _wanted_lines(block[end:last], self.number + 1):
-                for piece, rest in _pieces(line.removesuffix(b"\r"), is_rest=False):
-                    yield number, piece, rest
+            yield from _wanted_lines(block[end:last], self.number + 1)
             self.number += block.count(b"\n", end)
             buffer = block[last:]
             while len(buffer) > _LINE_BYTES:
@@ -130,7 +155,7 @@ class Lines:
         pieces = ends.split(raw) if b"\\" in raw else [raw]
         if len(pieces) > 1:
             for piece in pieces:
-                if piece:
+                if piece and (number <= _FIRST_LINES or _WANTED_PIECE.search(piece)):
                     yield _parsed(number, _unquoted(piece), own=own, quoted=True)
         elif not is_rest:
             yield _parsed(number, raw if own else _unquoted(raw), own=own, quoted=False)
@@ -141,23 +166,89 @@ _WORDS = (
     *(b"RPC settings", b"cg: ", b" time: ", b"criu", b"CRIU", b"log file"),
 )
 """A line without one of them means nothing here."""
+_WANTED = re.compile(b"|".join(_WORDS))
+_WANTED_PIECE = re.compile(
+    _WANTED.pattern + rb"|parse_fdinfo|Unexpected EOF|cript|execvp|path=|see the log"
+)
+"""The same for a part of a quoted line: the whole line has other words."""
 _FIRST_LINES = 100
 """The number of lines that are read in any case: a log that was cut off early has no others."""
+_OF_SCAN = b"irmap: Ref"
+"""A line for each file of a scan, behind the usual time."""
+_SAMPLE_BYTES = 4096
+_DENSE = 4
+"""In a dense block, one line of this number has a word."""
 
 
-def _wanted_lines(block: bytes, number: int) -> Iterator[tuple[int, bytes]]:
+def _wanted_lines(block: bytes, number: int) -> Iterator[StepLines | tuple[int, bytes, bool]]:
+    # Without those of a scan, and without empty ones.
+    sample = block[:_SAMPLE_BYTES].split(b"\n")
+    if sum(_WANTED.search(line) is not None for line in sample) * _DENSE < len(sample):
+        for line_number, line in _few_lines(block, number):
+            for piece, is_rest in _pieces(line, is_rest=False):
+                yield line_number, piece, is_rest
+        return
+    at = no_steps_before = 0
+    while at < len(block):
+        if at >= no_steps_before:
+            end, steps = _steps_at(block, at)
+            if steps is not None:
+                yield steps
+                number += block.count(b"\n", at, end)
+                at = end
+                continue
+            no_steps_before = end
+        end = block.index(b"\n", at)
+        line = block[at:end].removesuffix(b"\r")
+        is_wanted = number <= _FIRST_LINES or _WANTED.search(line)
+        if is_wanted and line[12:22] != _OF_SCAN:
+            for piece, is_rest in _pieces(line, is_rest=False):
+                yield number, piece, is_rest
+        number += 1
+        at = end + 1
+
+
+def _steps_at(block: bytes, start: int) -> tuple[int, StepLines | None]:
+    # Steps, and their end. None: there are none up to this end.
+    counts: dict[str, int] = {}
+    about: list[re.Match[bytes]] = []
+    begins, last, at, levels = False, "", start, 0
+    while len(about) < MOST_STEPS and (found := STEP_LINE.match(block, at)):
+        step = STEPS[found.lastindex or 0]
+        if step is None:
+            break
+        if block.startswith(_OF_SCAN, at + 12):
+            at = found.end()
+            continue
+        name, begins_here, tells, is_many = step
+        counts[name] = counts.get(name, 0) + 1
+        if begins_here:
+            about, begins = [found], True
+        elif tells:
+            if is_many and name == last and about:
+                about.pop()
+            about.append(found)
+        levels += found[1] is not None
+        last, at = name, found.end()
+    # CRIU may not have ended a line, and another one follows in it.
+    if not counts or len(_LEVEL.findall(block, start, at)) != levels:
+        return at, None
+    return at, StepLines(counts, last, begins, tuple(one[0] for one in about))
+
+
+def _few_lines(block: bytes, number: int) -> Iterator[tuple[int, bytes]]:
     # Most lines of -v4 are about other things, and a word is found fast in many lines at once.
     starts = {0} if number <= _FIRST_LINES and block else set()
     starts |= {start for word in _WORDS for start in _lines_with(block, word)}
     if number <= _FIRST_LINES:
-        ends = itertools.islice(_occurrences(block, b"\n"), _FIRST_LINES - number + 1)
+        ends = itertools.islice(_occurrences(block, b"\n"), _FIRST_LINES - number)
         starts |= {end + 1 for end in ends if end + 1 < len(block)}
     before = 0
     for start in sorted(starts):
         number += block.count(b"\n", before, start)
         before = start
-        line = block[start : block.index(b"\n", start)]
-        if line[12:22] != b"irmap: Ref":  # a line for each file of a scan
+        line = block[start : block.index(b"\n", start)].removesuffix(b"\r")
+        if line and line[12:22] != _OF_SCAN:
             yield number, line
 
 
@@ -175,6 +266,32 @@ def _occurrences(block: bytes, word: bytes) -> Iterator[int]:
     while at >= 0:
         yield at
         at = block.find(word, at + 1)
+
+
+_HEAD = re.compile(
+    rb"\([0-9.]{9,12}\) (?: {0,6}([0-9]{1,10}): )?"
+    rb"(?:(Error|Warn) {1,2}\(([\w./-]{1,64}):[0-9]{1,6}\): )?"
+)
+"""`_TIME`, `_PID` and `_LEVEL` of a line that CRIU itself wrote."""
+
+
+def _plainly_own(number: int, raw: bytes) -> LogLine | None:
+    # The same as `_parsed`, for the form that nearly all lines of a large log have.
+    found = _HEAD.match(raw)
+    if found is None or b"\\" in raw or len(raw) > _CRIU_LINE_BYTES:
+        return None
+    pid, level, source = found.groups()
+    if level is None and (b"Error" in raw or b"Warn" in raw):
+        return None
+    number_of_task = None if pid is None else int(pid)
+    text = raw[found.end() :]
+    return LogLine(number, level or b"", source or b"", number_of_task, text, True, False)  # noqa: FBT003 fields
+
+
+def text_of(line: bytes) -> bytes:
+    """The text of a line of CRIU, without time, pid and level."""
+    found = _HEAD.match(line)
+    return line if found is None else line[found.end() :].rstrip(b"\r\n")
 
 
 def _parsed(number: int, raw: bytes, *, own: bool, quoted: bool) -> LogLine:

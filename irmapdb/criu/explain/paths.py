@@ -90,10 +90,20 @@ class Finder:
     def find(self, watches: Iterable[WatchFacts]) -> dict[InodeKey, FoundPath]:
         """The best path of each inode; those without any answer are left out."""
         wanted: dict[InodeKey, WatchFacts] = {}
+        left_out: set[InodeKey] = set()
         for watch in watches:
-            if watch.key is not None and (watch.key in wanted or len(wanted) < _MOST_INODES):
-                known = wanted.setdefault(watch.key, watch)
-                wanted[watch.key] = watch if known.handle is None else known
+            if watch.key is None:
+                continue
+            if watch.key not in wanted and len(wanted) >= _MOST_INODES:
+                left_out.add(watch.key)
+                continue
+            known = wanted.setdefault(watch.key, watch)
+            wanted[watch.key] = watch if known.handle is None else known
+        if left_out:
+            self.notes.append(
+                f"irmapdb looked for the paths of the first {_MOST_INODES} inodes, and not for the "
+                f"other {len(left_out):,}"
+            )
         if not wanted:
             return {}
         found = self._stored(wanted)

@@ -1,7 +1,8 @@
 """Collects the facts of a run of CRIU from the lines of its log.
 
-It keeps the last run of a log with several, at most 64 findings of it, and counts the others: the
-memory does not grow with the log.
+It keeps the last run of a log with several. Of that run it keeps at most 64 findings of each kind
+(watches that are lost, errors of watches, other errors), a lost watch once, and counts the others:
+the memory does not grow with the log.
 """
 
 from __future__ import annotations
@@ -10,14 +11,16 @@ import re
 from collections import Counter
 
 from irmapdb.criu.explain.engines import Engine, traces
+from irmapdb.criu.explain.lines import MOST_STEPS, StepLines, text_of
 from irmapdb.criu.explain.message_kinds import Message, Role
-from irmapdb.criu.explain.messages import find_message
+from irmapdb.criu.explain.messages import BEGIN_WATCH, find_message
 from irmapdb.criu.explain.other_causes import OtherCause, find_consequence, find_other
 from irmapdb.model import FileHandle, InodeKey, WatchKind
 from irmapdb.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Any
 
     from irmapdb.criu.explain.lines import Lines, LogLine
@@ -124,8 +127,11 @@ class LogFacts(Record):
 def read_log(lines: Lines) -> LogFacts:
     """Collect the facts. It reads all lines once."""
     reader = _Reader()
-    for line in lines:
-        reader.add(line)
+    for part in lines:
+        if isinstance(part, StepLines):
+            reader.add_steps(part)
+        else:
+            reader.add(part)
     return reader.facts(lines)
 
 
@@ -149,6 +155,11 @@ _ACTIONS = (
     (b"Restoring processes", Action.RESTORE),
 )
 _STATS = re.compile(rb"(IRMAP resolve|Frozen) time: (\d{1,15}) us")
+_GENERAL = re.compile(
+    rb"Version: |(?:Pre-d|D)umping |Restor|\d{1,10} fdinfo |(?:IRMAP resolve|Frozen) time: "
+    rb"|irmapdb-hook: "
+)
+"""The beginning of each line that any run has."""
 _REASON = re.compile(rb": ([A-Z][^:\n]{2,80})\Z")
 """The kernel's word for an error number, at the end of a message."""
 _HOOK = b"irmapdb-hook: "
@@ -157,20 +168,64 @@ _LOG_FILE = re.compile(
     rb"(?:log file:? |path= ?|CRIU logfile |see the log )(/[^\s\"\\]{1,4096}+)"
 )
 _ENGINE_ERROR = re.compile(rb"criu failed: type |CRIU (?:checkpointing|restoring) failed")
+_OF_ENGINE = re.compile(_ENGINE_ERROR.pattern + rb"|log file|path= ?/|CRIU logfile /|see the log /")
+"""A part of each line of an engine that `_take_rest` reads."""
 _OF_RESTORE = ("restore", "add-watch", "next-wd", "wd-unsorted", "instance-", "group-", "collected")
-_BEGIN_WATCH = {
-    "inode": WatchKind.INOTIFY,
-    "mark": WatchKind.FANOTIFY,
-    "mount-mark": WatchKind.FANOTIFY,
-    "restoring-wd": WatchKind.INOTIFY,
-    "restoring-group": WatchKind.FANOTIFY,
-}
-"""Messages with which CRIU begins to work on a watch, and its kind."""
 _ASK_IRMAP = {"resolving", "checking", "queue"}
 _CACHE_STEPS = {"searching", "cache-opened", "loading", "pre-cache"}
 _IS_DELETED = b" (deleted)"
 """As the kernel ends the name of such a file: d_path() of its fs/d_path.c."""
 _DEBUG = {"opening", "trying", "handle-opens", "path-recorded", "link"}
+
+
+class _Kept:
+    """The lines that are worth an explanation, up to the limits."""
+
+    def __init__(self) -> None:
+        self._losses: dict[object, tuple[int, Seen]] = {}
+        self._causes: list[tuple[int, Seen]] = []
+        self._others: list[tuple[int, Seen]] = []
+        self._last_cause: int | None = None
+        """Its place in `_causes`; -1: it was not kept; None: there is none."""
+        self._number = 0
+        self.more = 0
+        """The number of those that were not kept."""
+
+    def in_order(self) -> tuple[Seen, ...]:
+        every = [*self._losses.values(), *self._causes, *self._others]
+        return tuple(seen for _, seen in sorted(every))
+
+    def has_room(self, role: Role | None) -> bool:
+        """Whether one more is kept. `role`: None for an error that is no message of ours."""
+        lists = {None: self._others, Role.LOSS: self._losses}
+        return len(lists.get(role, self._causes)) < _MOST_FINDINGS
+
+    def leave_out(self, role: Role | None) -> None:
+        """Count one for which there is no room."""
+        self.more += 1
+        if role is Role.CAUSE:
+            self._last_cause = -1
+
+    def add(self, seen: Seen) -> None:
+        """Keep one; `has_room` was asked before."""
+        self._number += 1
+        numbered = self._number, seen
+        if not isinstance(seen.cause, Message):
+            self._others.append(numbered)
+        elif seen.cause.role is Role.LOSS:
+            self._losses.setdefault((seen.cause.name, seen.watch and seen.watch.key), numbered)
+        else:
+            if seen.cause.role is Role.CAUSE:
+                self._last_cause = len(self._causes)
+            self._causes.append(numbered)
+
+    def name_last_cause(self, watch: WatchFacts) -> bool:
+        """Set the watch of the last cause; False if there is none."""
+        if self._last_cause is not None and self._last_cause >= 0:
+            number, seen = self._causes[self._last_cause]
+            named = watch._replace(path=seen.watch.path if seen.watch else None)
+            self._causes[self._last_cause] = number, seen._replace(watch=named)
+        return self._last_cause is not None
 
 
 class _Reader:
@@ -186,13 +241,15 @@ class _Reader:
         self._outcome = Outcome.UNKNOWN
         self._root: tuple[int, bytes] | None = None
         self._counts: Counter[str] = Counter()
-        self._seen: list[Seen] = []
-        self._more_seen = 0
+        self._kept = _Kept()
         self._hook: bytes | None = None
         self._times_us: dict[bytes, int] = {}
         self._task: tuple[int, bytes] | None = None
         self._watch: dict[str, Any] = {}
-        """The known fields of WatchFacts: there can be millions of watches."""
+        """The known fields of WatchFacts, without those in `_steps`."""
+        self._steps: list[bytes] = []
+        """The last lines about the watch, which are read if a finding needs them: there can be
+        millions of watches."""
         self._in_cache = False
 
     def facts(self, lines: Lines) -> LogFacts:
@@ -208,14 +265,31 @@ class _Reader:
             root_pid=root_pid,
             root_comm=root_comm,
             counts=self._counts,
-            seen=tuple(self._seen),
-            more_seen=self._more_seen,
+            seen=self._kept.in_order(),
+            more_seen=self._kept.more,
             hook=self._hook,
             log_file=self._log_file,
             irmap_us=self._times_us.get(b"IRMAP resolve"),
             frozen_us=self._times_us.get(b"Frozen"),
             has_debug=any(self._counts[name] for name in _DEBUG),
         )
+
+    def add_steps(self, steps: StepLines) -> None:
+        self._traced += sum(steps.counts.values())
+        self._criu_lines += sum(steps.counts.values())
+        self._runs = self._runs or 1
+        self._counts.update(steps.counts)
+        self._in_cache = steps.last in _CACHE_STEPS
+        if self._action is None and any(name.startswith(_OF_RESTORE) for name in steps.counts):
+            self._action = Action.RESTORE
+        self._add_about(steps.about, begins=steps.begins)
+
+    def _add_about(self, lines: Iterable[bytes], *, begins: bool) -> None:
+        if begins:  # which leaves nothing of the lines before
+            self._steps.clear()
+        elif len(self._steps) >= MOST_STEPS:
+            self._read_steps()
+        self._steps.extend(lines)
 
     def add(self, line: LogLine) -> None:
         text = line.text
@@ -233,12 +307,17 @@ class _Reader:
             self._in_cache = False
         if self._take_general(text) or line.level != b"Error":
             return
-        if not find_consequence(text):
-            cause = find_other(text)
-            self._keep(Seen(line.number, text[:_TEXT_BYTES], cause))
+        if find_consequence(text):
+            return
+        if self._kept.has_room(None):
+            self._kept.add(Seen(line.number, text[:_TEXT_BYTES], find_other(text)))
+        else:
+            self._kept.leave_out(None)
 
     def _take_general(self, text: bytes) -> bool:
         """Whether it is one of the lines that any run has."""
+        if _GENERAL.match(text) is None:
+            return self._take_rest(text)
         for words, action, outcome in _ENDS:
             if text.startswith(words):
                 self._criu_lines += 1
@@ -255,12 +334,12 @@ class _Reader:
             self._action = self._action or Action.DUMP
         elif found := _TASK.match(text):
             self._task = int(found[1]), found[2]
-            self._watch = {"pid": self._task[0], "comm": found[2]}
+            self._begin_with(pid=self._task[0], comm=found[2])
             self._action = self._action or Action.DUMP
         elif found := _FDINFO.match(text):
             pid, fd = int(found[1]), int(found[2])
             comm = self._task[1] if self._task and self._task[0] == pid else None
-            self._watch = {"pid": pid, "comm": comm, "fd": fd}
+            self._begin_with(pid=pid, comm=comm, fd=fd)
         elif found := _STATS.match(text):
             self._times_us[found[1]] = int(found[2])
         elif text.startswith(_HOOK):
@@ -269,12 +348,18 @@ class _Reader:
             return self._take_rest(text)
         return True
 
+    def _begin_with(self, **known: Any) -> None:  # noqa: ANN401 fields of WatchFacts
+        self._watch = known
+        self._steps.clear()
+
     def _take_rest(self, text: bytes) -> bool:
         for words, action in _ACTIONS:
             if text.startswith(words):
                 self._criu_lines += 1
                 self._action = action
                 return True
+        if _OF_ENGINE.search(text) is None:
+            return False
         self._log_file = _log_file(text) or self._log_file
         if _ENGINE_ERROR.search(text):
             self._runs = self._runs or 1
@@ -286,28 +371,40 @@ class _Reader:
         self._in_cache = message.name in _CACHE_STEPS
         if self._action is None and message.name.startswith(_OF_RESTORE):
             self._action = Action.RESTORE
-        named = {key: value for key, value in found.groupdict().items() if value is not None}
         if message.is_ours:
-            self._know(message, named)
-        if message.role in {Role.CAUSE, Role.LOSS}:
-            if len(self._seen) >= _MOST_FINDINGS:
-                self._more_seen += 1
-                return
-            watch = WatchFacts(**self._watch) if message.is_ours else None
-            if watch is not None and "path" in named:
-                watch = watch._replace(path=_absolute(named["path"]))
-            reason = _REASON.search(line.text, found.start())
-            why = reason[1] if reason and line.level == b"Error" else b""
-            self._keep(Seen(line.number, line.text[:_TEXT_BYTES], message, watch, why))
-        elif message.role is Role.NAMES:
+            self._add_about((line.text,), begins=message.name in BEGIN_WATCH)
+        role = message.role
+        if role is Role.NAMES:
             self._name(line, message)
+        elif role is Role.CAUSE or role is Role.LOSS:
+            if self._kept.has_room(role):
+                self._kept.add(self._seen(line, message, found))
+            else:
+                self._kept.leave_out(role)
+
+    def _seen(self, line: LogLine, message: Message, found: re.Match[bytes]) -> Seen:
+        self._read_steps()
+        watch = WatchFacts(**self._watch) if message.is_ours else None
+        path = found.groupdict().get("path")
+        if watch is not None and path is not None:
+            watch = watch._replace(path=_absolute(path))
+        reason = _REASON.search(line.text, found.start())
+        why = reason[1] if reason and line.level == b"Error" else b""
+        return Seen(line.number, line.text[:_TEXT_BYTES], message, watch, why)
+
+    def _read_steps(self) -> None:
+        for line in self._steps:
+            if found := find_message(text_of(line), in_cache=False):
+                named = found[1].groupdict().items()
+                self._know(found[0], {key: value for key, value in named if value is not None})
+        self._steps.clear()
 
     def _know(self, message: Message, named: dict[str, bytes]) -> None:
         # Remember the watch that CRIU works on.
         name = message.name
         known = self._watch
         key = _key(named)
-        if name in _BEGIN_WATCH or (name in _ASK_IRMAP and key != known.get("key")):
+        if name in BEGIN_WATCH or (name in _ASK_IRMAP and key != known.get("key")):
             kept = ("kind", "pid", "comm", "fd")
             known = self._watch = {part: known[part] for part in kept if part in known}
         if name == "path-hint":
@@ -325,25 +422,19 @@ class _Reader:
         if "wd" in named:
             known["wd"] = int(named["wd"], 16)
             known["kind"] = WatchKind.INOTIFY
-        if name in _BEGIN_WATCH:
-            known["kind"] = _BEGIN_WATCH[name]
+        if name in BEGIN_WATCH:
+            known["kind"] = BEGIN_WATCH[name]
 
     def _name(self, line: LogLine, message: Message) -> None:
         # The watch of the cause before it; without one, this line is all that there is.
-        for index in reversed(range(len(self._seen))):
-            seen = self._seen[index]
-            if isinstance(seen.cause, Message) and seen.cause.role is Role.CAUSE:
-                path = seen.watch.path if seen.watch else None
-                watch = WatchFacts(**{**self._watch, "path": path})
-                self._seen[index] = seen._replace(watch=watch)
-                return
-        self._keep(Seen(line.number, line.text[:_TEXT_BYTES], message, WatchFacts(**self._watch)))
-
-    def _keep(self, seen: Seen) -> None:
-        if len(self._seen) < _MOST_FINDINGS:
-            self._seen.append(seen)
+        self._read_steps()
+        watch = WatchFacts(**self._watch)
+        if self._kept.name_last_cause(watch):
+            return
+        if self._kept.has_room(message.role):
+            self._kept.add(Seen(line.number, line.text[:_TEXT_BYTES], message, watch))
         else:
-            self._more_seen += 1
+            self._kept.leave_out(message.role)
 
 
 def _log_file(text: bytes) -> bytes | None:
