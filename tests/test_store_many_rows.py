@@ -13,18 +13,23 @@ import pytest
 from irmapdb.checkpoint import transaction
 from irmapdb.checkpoint.steps import pre_dump
 from irmapdb.checkpoint.work_dir import MappingsAndNews, News
-from irmapdb.image.cache import decode_cache
+from irmapdb.criu.hook import attend
+from irmapdb.errors import DatabaseError
+from irmapdb.image.cache import decode_cache, encode_cache
 from irmapdb.kernel.proof import identify
 from irmapdb.kernel.root import open_root
 from irmapdb.model import CacheEntry, InodeKey, Resolved, Source
 from irmapdb.resolve.search import Search
+from irmapdb.store import entries
 from irmapdb.store.database import Store
+from irmapdb.store.entries import read_entries
 from irmapdb.store.inode_report import MOST_INODES
 from irmapdb.store.mappings import ROWS_OF_INODE, StoredMappings, open_mappings
 from irmapdb.store.records import FileStamp
-from irmapdb.store.values import to_time
+from irmapdb.store.values import MAX_PATH_BYTES, to_time
 from tests.support.cli import irmapdb
 from tests.support.features import require_root
+from tests.support.hostile import give_away, run_forked
 from tests.support.searching import files_of
 from tests.support.stepping import NO_HINTS, options_for
 from tests.support.watcher import Watcher
@@ -155,8 +160,8 @@ def test_no_more_rows_of_an_inode_are_proved(many):
 
 def test_nor_entries_of_an_irmap_cache(many):
     stamp = FileStamp(1, 1, 1, 1)
-    entries = tuple(CacheEntry(*many.key, b"/wrong/%d" % one) for one in range(MANY))
-    news = News(b"irmap-cache", stamp, entries)
+    wrong = tuple(CacheEntry(*many.key, b"/wrong/%d" % one) for one in range(MANY))
+    news = News(b"irmap-cache", stamp, wrong)
     with open_mappings(many.database, wait_s=5) as stored:
         load = MappingsAndNews(stored.load, news, NOW)
         assert disproved_by(many, load) == {Source.STORED: ROWS_OF_INODE}
@@ -255,3 +260,60 @@ def test_lookup_shows_some_inodes_of_a_number_or_a_path(many):
         assert done.code == 0
         assert done.out.count("inode 77") == MOST_INODES
         assert done.err == f"{key}: only 100 inodes are shown; name one of them\n"
+
+
+def test_the_answers_of_resolvers_have_a_limit(many):
+    fill_history(many, 2)
+    for table, first in (("tried (watch_id, position, resolver, note)", "x"), ("run_source", "")):
+        words = f"1, {first}, 'scan', 'no'" if first else "1, 'scan' || x, 1"
+        many.sql(f"INSERT INTO {table} {_COUNTED} SELECT {words} FROM counted", 5000)  # noqa: S608
+    with Store.open_readonly(many.database) as store:
+        asked, unasked = store.watches(1)
+        (run,) = store.runs()
+    assert [len(asked.tried), len(unasked.tried), len(run.stats.sources)] == [100, 0, 100]
+
+
+def test_a_list_of_one_long_path_is_not_read_whole(many, monkeypatch):
+    path = b"/" + b"x" * (MAX_PATH_BYTES - 1)
+    many.sql("UPDATE mapping SET path = CAST(? AS TEXT)", path)
+    many.sql(f"INSERT INTO image_entry {_COUNTED} SELECT x, 1 FROM counted", 100)  # noqa: S608
+    assert len(read_entries(many.database)) == 100
+    assert many.database.stat().st_size < 1 << 20
+    monkeypatch.setattr(entries, "_MOST_BYTES", 6 << 20)
+    with pytest.raises(DatabaseError, match="its list for irmap-cache has more than 6 MiB"):
+        read_entries(many.database)
+
+
+def test_the_hook_waits_for_a_schema_no_longer_than_its_share(many):
+    with closing(sqlite3.connect(many.database)) as raw, raw:
+        raw.execute("PRAGMA writable_schema = ON")
+        raw.execute(
+            f"INSERT INTO sqlite_master {_COUNTED} SELECT 'view', 'v' || x, 'v' || x, 0,"  # noqa: S608
+            " 'CREATE VIEW v' || x || ' AS SELECT 1' FROM counted",
+            (20_000,),
+        )
+    with (
+        pytest.raises(DatabaseError, match="a statement took longer than 1e-06 s"),
+        open_mappings(many.database, wait_s=1e-6),
+    ):
+        pass
+    with (
+        pytest.raises(DatabaseError, match="more than 1000 tables, indexes and views"),
+        open_mappings(many.database, wait_s=60),
+    ):
+        pass
+
+
+def test_the_hook_does_not_decode_a_large_irmap_cache(many):
+    wrong = (CacheEntry(*many.key, b"/" + b"w" * 4000 + b"%d" % one) for one in range(3000))
+    large = encode_cache(wrong)
+    (many.directory / "irmap-cache").write_bytes(large)
+    give_away(many.directory)
+    with Watcher() as task:
+        task.add_inotify(many.file)
+        done = run_forked(lambda: attend(task.pid, "", until_stored=True), many.directory)
+    assert (done.code, "1 proved" in done.err) == (0, True)
+    written = (many.directory / "irmap-cache").read_bytes()
+    assert written.startswith(large)
+    assert decode_cache(written, "")[3000:] == (CacheEntry(*many.key, many.file),)
+    assert read_entries(many.database) == [CacheEntry(*many.key, many.file)]

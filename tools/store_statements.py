@@ -127,6 +127,10 @@ _run, _watch, _tried, _change, _mapping, _image = (
 _UNIQUE = (_mapping.dev, _mapping.ino, _mapping.path, _mapping.mntns)
 _RAW = {"path", "old_path", "comm"}
 _ROWS_A_PAGE = 2000
+# irmapdb writes fewer. Another user may have written more, and the time of a page must not depend
+# on that.
+_MOST_TRIED = 100
+_MOST_SOURCES = 100
 
 
 def _columns(table: Table, *names: str) -> tuple[ColumnElement[Any], ...]:
@@ -234,11 +238,16 @@ CHANGES_AFTER = _page(select(*_CHANGE), _change.id)
 WATCHES_OF_RUN_AFTER = _page(select(*_WATCH).where(_watch.run_id == bindparam("run_id")), _watch.id)
 TRIED_BETWEEN = (
     select(_tried.watch_id, _tried.resolver, _tried.note)
-    .where(_tried.watch_id.between(bindparam("first_id"), bindparam("last_id")))
+    .where(
+        _tried.watch_id.between(bindparam("first_id"), bindparam("last_id")),
+        _tried.position.between(text("1"), text(str(_MOST_TRIED))),
+    )
     .order_by(_tried.watch_id, _tried.position)
 )
-SOURCES_OF_RUN = select(tables.run_source.c.source, tables.run_source.c.identities).where(
-    tables.run_source.c.run_id == bindparam("run_id")
+SOURCES_OF_RUN = (
+    select(tables.run_source.c.source, tables.run_source.c.identities)
+    .where(tables.run_source.c.run_id == bindparam("run_id"))
+    .limit(_MOST_SOURCES)
 )
 
 IMAGE_ENTRIES = (

@@ -162,15 +162,18 @@ def _survey(tree: _Tree, search: Search, watched: list[WatchFile]) -> Survey:
     return Survey(len(identities), entries)
 
 
-def hand_over(found: Findings, further: Sequence[CacheEntry] = ()) -> FileStamp | None:
+def hand_over(
+    found: Findings, further: Sequence[CacheEntry] = (), after: bytes = b""
+) -> FileStamp | None:
     """Write irmap-cache for CRIU, with `further` entries that CRIU looks at after all others.
 
+    `after`: an image of such entries that is too large to be decoded.
     In a pause the tasks do not wait for the disk: `keep` does. Returns the stamp of the file for
     `keep`; None if the file has entries that are not ours.
     """
     entries = [*further, *found.entries]
-    stamp = work_dir.write_cache(found.place, entries, synced=not found.stats.paused)
-    return None if further else stamp
+    stamp = work_dir.write_cache(found.place, entries, synced=not found.stats.paused, after=after)
+    return None if further or after else stamp
 
 
 def keep(options: StepOptions, found: Findings, stamp: FileStamp | None) -> StepReport:

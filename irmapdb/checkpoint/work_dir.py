@@ -228,12 +228,15 @@ class MappingsAndNews:
         return found
 
 
-def write_cache(place: WorkDir, entries: Sequence[CacheEntry], *, synced: bool) -> FileStamp:
+def write_cache(
+    place: WorkDir, entries: Sequence[CacheEntry], *, synced: bool, after: bytes = b""
+) -> FileStamp:
     """Replace irmap-cache as a whole, or not at all.
 
-    `synced`: whether it is on the disk then.
+    `synced`: whether it is on the disk then. `after`: as for `cache_bytes`.
     """
-    return FileStamp.of(files.replace_whole(place.cache, cache_bytes(entries), synced=synced))
+    image = cache_bytes(entries, after)
+    return FileStamp.of(files.replace_whole(place.cache, image, synced=synced))
 
 
 def save_images(

@@ -19,7 +19,7 @@ from irmapdb import files
 from irmapdb.checkpoint import steps
 from irmapdb.checkpoint.work_dir import CACHE_NAME, DATABASE_NAME, within
 from irmapdb.errors import DatabaseError, FileError, ImageError, IrmapError
-from irmapdb.image.cache_bytes import cache_bytes, cache_entries
+from irmapdb.image.cache_bytes import NO_ENTRIES, cache_bytes, cache_entries
 from irmapdb.kernel.pause_detection import find_pause
 from irmapdb.kernel.proc import tasks
 from irmapdb.log import warnings_into
@@ -46,6 +46,7 @@ _LINE_CHARACTERS = 1000
 _TO_SEARCH = 0.8  # of the time; the rest is for writing the proved paths
 _TO_WRITE = 0.95  # of the time: then the proved paths are written in any case
 _KEEP_WAIT_S = 20.0  # for another process's step in the database, after CRIU has continued
+_DECODED_BYTES = 8 << 20  # of an irmap-cache; it takes about a second, twice
 _WATCHES_A_SECOND = 1000
 """Without a `timeout`, the limit grows by 1 s for this number of watches: a tenth of our speed."""
 
@@ -106,6 +107,8 @@ class _State:
         self.read_database = True
         self.database = _named(self.work, DATABASE_NAME)
         self.old: tuple[CacheEntry, ...] = ()
+        self.large = b""
+        """An irmap-cache that is too large to be decoded in the time: ours goes behind it."""
         self.budget_s = job.hook.timeout_s
         self.soft_end_s = 0.0
         self.pause = find_pause(job.pid, lambda: _tree_of(job.pid))
@@ -165,7 +168,7 @@ def _attempt(state: _State) -> Served:
     _take_over(state)
     try:
         kept = _to_keep(state, found)
-        stamp = steps.hand_over(found, kept)
+        stamp = steps.hand_over(found, kept, state.large)
         if state.pause:
             paused_us = int((time.monotonic() - state.job.started_s) * 1_000_000)
             found = found._replace(stats=found.stats._replace(paused_us=paused_us))
@@ -325,7 +328,8 @@ def _end(state: _State) -> None:
         )
         return
     try:
-        files.replace_whole(_named(state.work, CACHE_NAME), cache_bytes([*kept, *entries]))
+        image = cache_bytes([*kept, *entries], state.large)
+        files.replace_whole(_named(state.work, CACHE_NAME), image)
     except IrmapError as error:
         text += f"; {error}"
     summary = (
@@ -363,6 +367,9 @@ def _old_entries(state: _State) -> tuple[CacheEntry, ...]:
         state.take_cache = False
         return ()
     if data is None:
+        return ()
+    if len(data) > _DECODED_BYTES and data.startswith(NO_ENTRIES):
+        state.large, state.take_cache = data, False
         return ()
     if (entries := cache_entries(data)) is not None:
         return entries

@@ -16,26 +16,30 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["cache_bytes", "cache_entries"]
+__all__ = ["NO_ENTRIES", "cache_bytes", "cache_entries"]
 
 _DEV, _INODE, _PATH = b"\x08", b"\x10", b"\x1a"  # keys: fields 1 and 2 varints, 3 with a length
+NO_ENTRIES = join_frames(IRMAP_CACHE, ())
+"""An image without an entry: each image begins with it."""
 _CONTINUES = 0x80
 _VARINT_BYTES = 10
 _MAX_DEV, _MAX_INODE = (1 << 32) - 1, (1 << 64) - 1
 
 
-def cache_bytes(entries: Iterable[CacheEntry]) -> bytes:
+def cache_bytes(entries: Iterable[CacheEntry], after: bytes = b"") -> bytes:
     """The image of these entries, as irmapdb.image.cache.encode_cache gives it.
 
-    For values of the kernel: devices are u32 and inode numbers u64.
+    For values of the kernel: devices are u32 and inode numbers u64. `after`: an image that they are
+    appended to. CRIU looks at the last entry of an inode first.
     """
-    return join_frames(
+    image = join_frames(
         IRMAP_CACHE,
         (
             b"".join((_DEV, _varint(kdev), _INODE, _varint(ino), _PATH, _varint(len(path)), path))
             for kdev, ino, path in entries
         ),
     )
+    return after + image[len(NO_ENTRIES) :] if after else image
 
 
 def cache_entries(data: bytes) -> tuple[CacheEntry, ...] | None:

@@ -15,7 +15,7 @@ from irmapdb.archive.watches import read_image
 from irmapdb.errors import UsageError
 from irmapdb.image.fsnotify import FsnotifyWatch
 from irmapdb.image.magic import SQLITE_HEADER
-from irmapdb.model import Event, Identity, Watch, printable
+from irmapdb.model import Identity, Watch, printable
 from irmapdb.node.ps import PsOptions, take
 from irmapdb.record import Record
 
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from irmapdb.model import WatchKind
 
 __all__ = ["ListedWatch", "SourceKind", "WatchSource", "watches_of_file", "watches_of_tree"]
-
-_WITH_WATCHES = {Event.PRE_DUMP, Event.DUMP}
 
 
 class SourceKind(enum.StrEnum):
@@ -120,7 +118,7 @@ def _of_last_run(path: Path) -> tuple[ListedWatch, ...] | None:
     from irmapdb.store.database import Store  # noqa: PLC0415 files do without
 
     with Store.open_readonly(path) as store:
-        runs = [run.id for run in store.runs() if run.event in _WITH_WATCHES]
-        if not runs:
+        run_id = store.last_step()
+        if run_id is None:
             return None
-        return tuple(_listed(row.watch, row.path) for row in store.watches(runs[-1]))
+        return tuple(_listed(row.watch, row.path) for row in store.watches(run_id))

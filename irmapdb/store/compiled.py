@@ -208,11 +208,12 @@ RUN_BEFORE_WATCHES = Statement(
 )
 SOURCES_OF_RUN = Statement(
     "SELECT run_source.source, run_source.identities FROM run_source WHERE run_source.run_id "
-    "= :run_id"
+    "= :run_id LIMIT 100 OFFSET 0"
 )
 TRIED_BETWEEN = Statement(
     "SELECT tried.watch_id, tried.resolver, tried.note FROM tried WHERE tried.watch_id "
-    "BETWEEN :first_id AND :last_id ORDER BY tried.watch_id, tried.position"
+    "BETWEEN :first_id AND :last_id AND tried.position BETWEEN 1 AND 100 ORDER BY "
+    "tried.watch_id, tried.position"
 )
 WATCHES_OF_INODE = Statement(
     "SELECT watch.id, watch.pid, CAST(watch.comm AS BLOB) AS comm, watch.fd, watch.kind, "

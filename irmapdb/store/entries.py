@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 __all__ = ["fetch_entries", "read_entries"]
 
 _ROWS_AT_ONCE = 5000
+_MOST_BYTES = 256 << 20
+"""The largest size of a list, with `_ENTRY_BYTES` for each entry besides its path. Many entries of
+a list can refer to one mapping with a long path, so the file may be much smaller."""
+_ENTRY_BYTES = 100
 
 
 def read_entries(path: AnyPath, *, wait_s: float = 10.0) -> list[CacheEntry]:
@@ -42,7 +46,15 @@ def fetch_entries(raw: sqlite3.Connection, path: bytes) -> list[CacheEntry]:
     cursor = compiled.IMAGE_ENTRIES.run(raw)
     found: list[CacheEntry] = []
     bad: list[str] = []
+    size = 0
     while some := cursor.fetchmany(_ROWS_AT_ONCE):
+        size += sum(_ENTRY_BYTES + len(row[-1] or b"") for row in some)
+        if size > _MOST_BYTES:
+            raise DatabaseError(
+                show(path),
+                f"its list for irmap-cache has more than {_MOST_BYTES >> 20} MiB",
+                advice="move the file away: it is only a cache",
+            )
         for position, dev, ino, entry in some:
             if type(entry) is bytes and len(entry) <= MAX_PATH_BYTES:
                 try:

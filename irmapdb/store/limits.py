@@ -106,11 +106,16 @@ class _Cursor(sqlite3.Cursor):
             if not self.connection.is_over():
                 # A signal came while SQLite was at work, and could not pass through it.
                 raise KeyboardInterrupt from error
-            raise TooLongError(f"a statement took longer than {STATEMENT_S:g} s") from error
+            raise TooLongError(
+                f"a statement took longer than {self.connection.allowed_s:g} s"
+            ) from error
 
 
 class Bounded(sqlite3.Connection):
     """A connection with these limits."""
+
+    limit_s: float | None = None
+    """The longest time of one statement; None: STATEMENT_S."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401 as sqlite3
         super().__init__(*arguments, **options)
@@ -123,8 +128,8 @@ class Bounded(sqlite3.Connection):
 
     def begin(self, sql: str) -> None:
         """Record the start of a statement."""
-        limit_s = _VACUUM_S if sql == "VACUUM" else STATEMENT_S
-        self._end_s = time.monotonic() + limit_s
+        self.allowed_s = _VACUUM_S if sql == "VACUUM" else self.limit_s or STATEMENT_S
+        self._end_s = time.monotonic() + self.allowed_s
 
     def is_over(self) -> bool:
         """Whether the statement has used up its time."""

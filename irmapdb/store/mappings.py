@@ -59,6 +59,7 @@ ROWS_OF_INODE = 1000
 Another user can have put any number into the file, and rows are only candidates.
 """
 _ROWS_OF_EACH = 20
+_COPY_LIMIT_BYTES = 256 << 20
 _LOOKED_AT = 20 * ROWS_OF_INODE
 
 MAPPING_NAMES = (
@@ -238,11 +239,12 @@ def open_mappings(path: AnyPath, *, wait_s: float) -> Iterator[StoredMappings]:
     """The mappings of a database of this or an older schema, also while another process writes it.
 
     The caller writes the database later, or leaves SQLite's empty log beside it. Raises
-    DatabaseError if the file is no database of ours. An empty one has no mappings.
+    DatabaseError if the file is no database of ours, if a private copy would take too long, and if
+    a statement takes longer than `wait_s`. An empty database has no mappings.
     """
     with (
-        open_place(path, write=False) as place,
-        connect_raw(place, write=False, wait_s=wait_s, tidy=False) as raw,
+        open_place(path, write=False, copy_limit_bytes=_COPY_LIMIT_BYTES) as place,
+        connect_raw(place, write=False, wait_s=wait_s, tidy=False, limit_s=wait_s) as raw,
     ):
         with translated(place.path, wait_s):
             raw.execute("BEGIN")  # one state of it, also if another process writes

@@ -38,7 +38,7 @@ class _Unlocked(Bounded):
     stamp: tuple[int, ...] = ()
 
 
-def open_raw(path: bytes, *, write: bool, wait_s: float) -> sqlite3.Connection:
+def open_raw(path: bytes, *, write: bool, wait_s: float) -> Bounded:
     """SQLite's own connection to an absolute path. It begins no transaction by itself."""
     if not write and (_never_changes(path) or _has_no_space_for_locks(path)):
         return _open_unlocked(path)
@@ -155,7 +155,8 @@ def _leave_wal(path: bytes) -> None:
         raw.close()
 
 
-def _configured(raw: sqlite3.Connection, pragmas: Iterable[str]) -> sqlite3.Connection:
+def _configured(raw: Bounded, pragmas: Iterable[str], limit_s: float | None) -> sqlite3.Connection:
+    raw.limit_s = limit_s
     try:
         for pragma in pragmas:
             raw.execute(pragma)
@@ -167,11 +168,18 @@ def _configured(raw: sqlite3.Connection, pragmas: Iterable[str]) -> sqlite3.Conn
 
 @contextmanager
 def connect_raw(
-    place: Place, *, write: bool, wait_s: float, foreign_keys: bool = True, tidy: bool = True
+    place: Place,
+    *,
+    write: bool,
+    wait_s: float,
+    foreign_keys: bool = True,
+    tidy: bool = True,
+    limit_s: float | None = None,
 ) -> Iterator[sqlite3.Connection]:
     """A connection to a database, with our limits, closed at the end.
 
     `tidy`: whether a reader removes the empty log that it leaves; a writer does that anyway.
+    `limit_s`: the longest time of one statement; None: the usual one.
     """
     pragmas = [
         *PRAGMAS,
@@ -185,7 +193,7 @@ def connect_raw(
         pragmas.append("PRAGMA synchronous = OFF")  # no crash leaves it behind
     try:
         with translated(place.path, wait_s):
-            raw = _open_anywhere(place.work, pragmas, write=write, wait_s=wait_s)
+            raw = _open_anywhere(place.work, pragmas, limit_s, write=write, wait_s=wait_s)
         with closing(raw):
             yield raw
             check_unchanged(raw)
@@ -207,24 +215,24 @@ def immediate(raw: sqlite3.Connection) -> Iterator[None]:
 
 
 def _open_anywhere(
-    path: bytes, pragmas: Iterable[str], *, write: bool, wait_s: float
+    path: bytes, pragmas: Iterable[str], limit_s: float | None, *, write: bool, wait_s: float
 ) -> sqlite3.Connection:
     try:
-        return _configured(open_raw(path, write=write, wait_s=wait_s), pragmas)
+        return _configured(open_raw(path, write=write, wait_s=wait_s), pragmas, limit_s)
     except sqlite3.OperationalError as error:
         code = primary_code(error)
         if not write and code in _NO_SHARED_MEMORY | {sqlite3.SQLITE_READONLY}:
             if _has_no_room_for_locks(path):
-                return _configured(_open_unlocked(path), pragmas)
+                return _configured(_open_unlocked(path), pragmas, limit_s)
             if error.sqlite_errorcode != sqlite3.SQLITE_READONLY_ROLLBACK:
                 raise
             _roll_back(path, wait_s)
-            return _configured(open_raw(path, write=False, wait_s=wait_s), pragmas)
+            return _configured(open_raw(path, write=False, wait_s=wait_s), pragmas, limit_s)
         if code not in _NO_SHARED_MEMORY:
             raise
     # A WAL database that was brought here from a filesystem with shared memory.
     _leave_wal(path)
-    return _configured(open_raw(path, write=write, wait_s=wait_s), pragmas)
+    return _configured(open_raw(path, write=write, wait_s=wait_s), pragmas, limit_s)
 
 
 def use_wal(path: bytes) -> None:

@@ -91,6 +91,11 @@ class Reader:
         for page in self._pages(compiled.RUNS_AFTER):
             yield from self._read(read, page)
 
+    def last_step(self) -> int | None:
+        """The id of the last pre-dump or dump that has not failed."""
+        found = self._fetch(compiled.LAST_STEP)
+        return int(found[0][0]) if found else None
+
     def watches(self, run_id: int) -> Iterator[WatchRow]:
         """The watches of one run, in their order; none for an unknown run."""
         for page in self._pages(compiled.WATCHES_OF_RUN_AFTER, run_id=run_id):
@@ -102,11 +107,11 @@ class Reader:
             yield from self._read(rows.read_change, page)
 
     def _read_watches(self, page: Sequence[Sequence[Any]]) -> Iterator[WatchRow]:
-        tried: dict[int, tuple[Tried, ...]] = {}
+        tried: dict[int, list[Tried]] = {}
         ids = {"first_id": page[0][0], "last_id": page[-1][0]}
         for watch_id, *said in self._fetch(compiled.TRIED_BETWEEN, **ids):
-            tried[watch_id] = (*tried.get(watch_id, ()), Tried(*said))
-        return self._read(lambda row: rows.read_watch(row, tried.get(row[0], ())), page)
+            tried.setdefault(watch_id, []).append(Tried(*said))
+        return self._read(lambda row: rows.read_watch(row, tuple(tried.get(row[0], ()))), page)
 
     def _fetch(self, statement: Statement, **values: Any) -> list[tuple[Any, ...]]:  # noqa: ANN401
         with translated(self.path, self._wait_s):
