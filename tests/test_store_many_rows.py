@@ -10,13 +10,16 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from irmapdb.audit import check, root_audit
+from irmapdb.audit.check import AuditOptions, audit
+from irmapdb.audit.fix import mend
 from irmapdb.checkpoint import transaction
 from irmapdb.checkpoint.steps import pre_dump
 from irmapdb.checkpoint.work_dir import MappingsAndNews, News
 from irmapdb.criu.hook import attend
 from irmapdb.errors import DatabaseError
 from irmapdb.image.cache import decode_cache, encode_cache
-from irmapdb.kernel.proof import identify
+from irmapdb.kernel.proof import disproof, identify
 from irmapdb.kernel.root import open_root
 from irmapdb.model import CacheEntry, InodeKey, Resolved, Source
 from irmapdb.resolve.search import Search
@@ -317,3 +320,38 @@ def test_the_hook_does_not_decode_a_large_irmap_cache(many):
     assert written.startswith(large)
     assert decode_cache(written, "")[3000:] == (CacheEntry(*many.key, many.file),)
     assert read_entries(many.database) == [CacheEntry(*many.key, many.file)]
+
+
+def test_the_audit_proves_the_rows_of_an_inode_once(many, monkeypatch):
+    names = [many.file + b"%d" % one for one in range(1500)]
+    for name in names:
+        os.link(many.file, name)
+    with Store.open(many.database, create=False) as store, store.step() as tx:
+        tx.prove([Resolved(many.identity, names[0], Source.SCAN, tuple(names[1:]))], LONG_AGO)
+    many.add(4000)
+    proved = 0
+
+    def counting(*arguments):
+        nonlocal proved
+        proved += 1
+        return disproof(*arguments)
+
+    monkeypatch.setattr(root_audit, "disproof", counting)
+    report = audit(AuditOptions(many.database))
+    assert Counter(str(one.verdict) for one in report.findings) == {"valid": 1501, "moved": 4000}
+    assert proved <= len(report.findings) + ROWS_OF_INODE + 100
+    for one in report.findings:
+        assert one.evidence is None or len(one.evidence.moved_to) == 100
+    assert mend(AuditOptions(many.database, root=b"/")).run_id is not None
+    left = many.sql("SELECT stale_reason, count(*) FROM mapping GROUP BY stale_reason")
+    assert left == [(None, 1501), ("gone", 4000)]
+
+
+def test_the_audit_refuses_a_database_that_no_memory_holds(many, monkeypatch):
+    monkeypatch.setattr(check, "_MOST_MAPPINGS", 10)
+    many.add(9)
+    assert len(audit(AuditOptions(many.database)).findings) == 10
+    many.add(1, path="?6 || '='")
+    done = irmapdb("audit", "--db", str(many.database))
+    assert (done.code, done.out) == (1, "")
+    assert "has more than 10 mappings; delete old ones with `irmapdb prune`" in done.err

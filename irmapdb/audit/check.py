@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from itertools import islice
 
 from irmapdb.audit.findings import AuditFinding, AuditVerdict, Evidence, Selection
 from irmapdb.audit.root_audit import RootAudit
 from irmapdb.config import Config
-from irmapdb.errors import TaskError, UsageError
+from irmapdb.errors import DatabaseError, TaskError, UsageError
 from irmapdb.kernel.directory import open_directory_root
 from irmapdb.kernel.proc import mountinfo, tasks
 from irmapdb.kernel.proc.namespaces import open_namespace
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
     from irmapdb.model import Identity, Mapping, StaleReason
 
 __all__ = ["Audit", "AuditOptions", "AuditReport", "audit", "open_audit"]
+
+_MOST_MAPPINGS = 1_000_000
+"""The largest number of mappings: all are in memory, with their findings."""
 
 
 class AuditOptions(Record):
@@ -122,8 +126,15 @@ class Audit:
         start = time.monotonic_ns()
         options = self._options
         with Store.open_readonly(options.database, wait_s=options.wait_s) as store:
-            rows = list(store.all_mappings())
+            rows = list(islice(store.all_mappings(), _MOST_MAPPINGS + 1))
             private_copy = store.why_copied
+        if len(rows) > _MOST_MAPPINGS:
+            raise DatabaseError(
+                printable(os.fsencode(options.database)),
+                f"has more than {_MOST_MAPPINGS:,} mappings",
+                advice="delete old ones with `irmapdb prune`, or move the file away: it is only a "
+                "cache",
+            )
         self._open_audits(rows)
         wanted = [row for row in rows if options.select.takes(row)]
         self._to_check = len(wanted)
