@@ -142,6 +142,19 @@ def test_the_work_does_not_grow_with_their_number(many):
     assert steps_to_load(many) <= before * 1.1
 
 
+def test_statistics_of_another_user_do_not_choose_the_way_to_the_rows(many):
+    many.add(30_000, ino="100 + x")
+    before = steps_to_load(many)
+    many.sql("CREATE INDEX theirs ON mapping (mntns, dev)")
+    many.sql("ANALYZE")
+    many.sql("DELETE FROM sqlite_stat1")
+    many.sql(
+        "INSERT INTO sqlite_stat1 VALUES ('mapping', 'theirs', '1000000 1 1'),"
+        " ('mapping', 'sqlite_autoindex_mapping_1', '1000000 1000000 1000000 1000000 1')"
+    )
+    assert steps_to_load(many) <= before + 10
+
+
 def disproved_by(many, load):
     """The number of paths that were tried in vain before irmapdb found the file."""
     with (

@@ -166,13 +166,16 @@ def _is_bad(read: Callable[[Sequence[Any]], object], row: Sequence[Any]) -> bool
 
 
 _COLUMNS = ", ".join(f"CAST({name} AS BLOB)" if name == "path" else name for name in MAPPING_NAMES)
-_LOAD = f"SELECT {_COLUMNS} FROM mapping WHERE dev = ? AND mntns = ? AND ino IN (%s) LIMIT ?"  # noqa: S608 fixed words
+# The unique index, by dev and ino: a file with another user's indexes and statistics
+# (sqlite_stat1) could make SQLite read all rows.
+_OF_INODES = "mapping INDEXED BY sqlite_autoindex_mapping_1 WHERE dev = ? AND +mntns = ? AND ino"
+_LOAD = f"SELECT {_COLUMNS} FROM {_OF_INODES} IN (%s) LIMIT ?"  # noqa: S608 fixed words
 # Looks at a part of the rows only, so that the time does not depend on their number.
 _LAST_PROVED = f"""
 SELECT {_COLUMNS} FROM mapping WHERE id IN (
     SELECT id FROM (
-        SELECT id, stale_at, validated_at, first_seen_at FROM mapping
-        WHERE dev = ? AND mntns = ? AND ino = ? LIMIT {_LOOKED_AT}
+        SELECT id, stale_at, validated_at, first_seen_at FROM {_OF_INODES} = ?
+        LIMIT {_LOOKED_AT}
     )
     ORDER BY stale_at IS NOT NULL, coalesce(validated_at, first_seen_at) DESC, id DESC LIMIT ?
 )"""  # noqa: S608 fixed words
