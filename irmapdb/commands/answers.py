@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from irmapdb.store.ask import Answer, Value
 
-__all__ = ["Form", "print_answer", "print_separator", "summary"]
+__all__ = ["Form", "print_answer", "print_separator"]
 
 _SPACE = 0x20
 _DEL = 0x7F
@@ -41,13 +41,6 @@ def print_answer(answer: Answer, form: Form) -> None:
             _print_csv(answer)
         case Form.TABLE:
             _print_table(answer)
-
-
-def summary(answer: Answer) -> str:
-    """The number of rows, the time, and whether there are more rows."""
-    rows = render.count(len(answer.rows), "row")
-    cut = ", and there are more" if answer.cut else ""
-    return f"{rows}{cut} ({answer.took_us / 1e6:.3f} s)"
 
 
 def _print_table(answer: Answer) -> None:

@@ -13,11 +13,11 @@ from decimal import Decimal
 
 from irmapdb.errors import SqlError
 from irmapdb.fleet.driver import psycopg
-from irmapdb.store.ask import Answer
+from irmapdb.store.ask import Answer, fetch, stopped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
     from typing import Any
 
     from irmapdb.fleet.server import Server
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ask"]
 
-_BYTES_AN_ANSWER = 64 << 20
-_BYTES_A_CELL = 8
 _MOST_DIGITS = 100
 _QUERY = re.compile(r"\s*(?:--[^\n]*\n\s*)*(?:SELECT|WITH|VALUES|TABLE)\b", re.IGNORECASE)
 # Errors of the question: its syntax and names, its data, its time, a write, rights.
@@ -62,7 +60,7 @@ def ask(
             with _cursor_for(raw, sql) as cursor:
                 cursor.execute(sql, values)
                 columns = tuple(column.name for column in cursor.description or ())
-                rows = _fetch(cursor, limit) if columns else []
+                rows = fetch((tuple(map(_value, row)) for row in cursor), limit) if columns else []
         except psycopg.Error as error:
             explained = _explained(error, timeout_s)
             if explained is None:
@@ -84,24 +82,6 @@ def _with_values(statement: str, parameters: Mapping[str, Value]) -> tuple[Any, 
         return escaped, ()
     names = "|".join(map(re.escape, parameters))
     return re.sub(rf"(?<![:\w]):({names})\b", r"%(\1)s", escaped), dict(parameters)
-
-
-def _fetch(rows: Iterable[tuple[Any, ...]], limit: int | None) -> list[tuple[Value, ...]]:
-    # Up to one row more than the limit.
-    found = []
-    size = 0
-    for row in rows:
-        values = tuple(map(_value, row))
-        found.append(values)
-        size += sum(
-            len(value) if isinstance(value, str | bytes) else _BYTES_A_CELL for value in values
-        )
-        if size > _BYTES_AN_ANSWER:
-            message = f"stopped: the answer has more than {_BYTES_AN_ANSWER >> 20} MiB"
-            raise SqlError(message, advice="ask for fewer columns, or LIMIT the rows")
-        if limit is not None and len(found) > limit:
-            break
-    return found
 
 
 def _value(value: Any) -> Value:  # noqa: ANN401 any type of PostgreSQL
@@ -136,11 +116,7 @@ def _explained(error: psycopg.Error, timeout_s: float | None) -> SqlError | None
         return None
     said = error.diag.message_primary or str(error)
     if state == "57014":
-        return SqlError(
-            f"stopped: it took longer than {timeout_s or 0:g} s",
-            advice="narrow the question, or give it more time",
-            remedy="timeout",
-        )
+        return stopped(timeout_s)
     if state == "25006":
         return SqlError(said, advice="irmapdb sql only reads")
     return SqlError(said, advice=error.diag.message_hint or "")

@@ -30,12 +30,12 @@ from irmapdb.store.version import check_newest
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from typing import NoReturn, Self, TypeAlias
 
     from irmapdb.store.file import AnyPath
 
-__all__ = ["FUNCTIONS", "Answer", "Ask", "Value"]
+__all__ = ["FUNCTIONS", "Answer", "Ask", "Value", "fetch", "stopped"]
 
 Value: TypeAlias = str | bytes | int | float | None
 """The value of a cell. In damaged TEXT of another tool, odd bytes are lone surrogates."""
@@ -200,7 +200,7 @@ class Ask:
             # Always close it: an open statement would block a checkpoint of the WAL.
             with closing(self._execute(statement, values)) as cursor:
                 columns = tuple(column[0] for column in cursor.description or ())
-                rows = self._fetch(cursor, limit, timeout_s)
+                rows = fetch(self._in_time(cursor, timeout_s), limit)
         except (sqlite3.Error, ValueError, OverflowError, MemoryError) as error:
             raise self._explain(error, statement, timeout_s) from error
         finally:
@@ -210,23 +210,13 @@ class Ask:
         took_us = round((time.monotonic() - start) * 1e6)
         return Answer(columns, rows[:limit], cut, took_us)
 
-    def _fetch(
-        self, cursor: sqlite3.Cursor, limit: int | None, timeout_s: float | None
-    ) -> list[tuple[Value, ...]]:
-        # Up to one row more than the limit.
-        rows = []
-        size = 0
+    def _in_time(
+        self, cursor: sqlite3.Cursor, timeout_s: float | None
+    ) -> Iterator[tuple[Value, ...]]:
         for row in cursor:
             if self._is_over():
-                raise _stopped(timeout_s)
-            rows.append(row)
-            if limit is not None and len(rows) > limit:
-                break
-            size += sum(map(_size, row))
-            if size > _BYTES_AN_ANSWER:
-                message = f"stopped: the answer has more than {_BYTES_AN_ANSWER >> 20} MiB"
-                raise SqlError(message, advice="ask for fewer columns, or LIMIT the rows")
-        return rows
+                raise stopped(timeout_s)
+            yield row
 
     def _is_over(self) -> bool:
         self._over = self._deadline is not None and time.monotonic() > self._deadline
@@ -269,7 +259,7 @@ class Ask:
             isinstance(error, sqlite3.Error) and primary_code(error) == sqlite3.SQLITE_INTERRUPT
         )
         if at_work and self._over:
-            return _stopped(timeout_s)
+            return stopped(timeout_s)
         # Else the signal came while SQLite was at work, and could not pass through it.
         return KeyboardInterrupt() if at_work or self._interrupted else None
 
@@ -340,7 +330,23 @@ _WRITES = {
 }
 
 
-def _stopped(timeout_s: float | None) -> SqlError:
+def fetch(rows: Iterable[tuple[Value, ...]], limit: int | None) -> list[tuple[Value, ...]]:
+    """The rows of an answer, up to one more than the limit. SqlError if they are too large."""
+    found = []
+    size = 0
+    for row in rows:
+        found.append(row)
+        if limit is not None and len(found) > limit:
+            break
+        size += sum(map(_size, row))
+        if size > _BYTES_AN_ANSWER:
+            message = f"stopped: the answer has more than {_BYTES_AN_ANSWER >> 20} MiB"
+            raise SqlError(message, advice="ask for fewer columns, or LIMIT the rows")
+    return found
+
+
+def stopped(timeout_s: float | None) -> SqlError:
+    """The error for a statement that took too long."""
     return SqlError(
         f"stopped: it took longer than {timeout_s or 0:g} s",
         advice="narrow the question, or give it more time",
