@@ -142,6 +142,8 @@ def _switch(command: Sequence[str], config: Config, unit_dir: Path, *, on: bool)
             command, databases, unit_dir, with_port=with_port, with_server=has_server
         )
         render.print_line(f"wrote {printable(path)}")
+        if not unit.systemd_runs():
+            render.say("systemd does not run here, so start the service by hand: `irmapdb warm`")
         return
     removed = unit.uninstall(unit_dir)
     render.print_line("there is no unit" if removed is None else f"removed {printable(removed)}")
@@ -152,7 +154,10 @@ def _show_status(
 ) -> None:
     if document is None:
         message = f"{run_dir}: no service has run here since this machine was started"
-        raise UsageError(message, advice="start it with `irmapdb warm`, or look with --once")
+        raise UsageError(
+            message,
+            advice="start it with `irmapdb warm --install`, or without systemd with `irmapdb warm`",
+        )
     if not as_json:
         _show_push(document.get("push"))
         age_s = max(0.0, time.time() - document["written_at"])

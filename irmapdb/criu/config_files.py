@@ -72,7 +72,7 @@ class ChangeKind(enum.StrEnum):
     SHARED = "line stays, another runtime was given it as well"
     REMOVED = "line removed"
     UNMADE = "removed, as it held nothing else"
-    NOTHING = "nothing of ours in it"
+    NOTHING = "has no line of irmapdb"
 
 
 class LineChange(Record):

@@ -17,7 +17,15 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["CAPABILITIES", "UNIT_DIRECTORY", "UNIT_NAME", "install", "uninstall", "unit_text"]
+__all__ = [
+    "CAPABILITIES",
+    "UNIT_DIRECTORY",
+    "UNIT_NAME",
+    "install",
+    "systemd_runs",
+    "uninstall",
+    "unit_text",
+]
 
 UNIT_DIRECTORY = Path("/etc/systemd/system")
 UNIT_NAME = "irmapdb-warm.service"
@@ -154,10 +162,14 @@ def _check(path: Path) -> bool:
     return True
 
 
+def systemd_runs() -> bool:
+    """Whether `install` starts the service. Else it only writes the unit."""
+    return shutil.which("systemctl") is not None and _BOOTED.is_dir()
+
+
 def _systemctl(*arguments: str) -> None:
-    # If systemd does not run, only the file is written.
     systemctl = shutil.which("systemctl")
-    if systemctl is None or not _BOOTED.is_dir():
+    if systemctl is None or not systemd_runs():
         return
     done = subprocess.run(  # noqa: S603 fixed words
         [systemctl, *arguments], capture_output=True, text=True, check=False

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +26,9 @@ def test_install_and_its_undo(tmp_path):
     assert done.code == 0, done.said
     text = (tmp_path / unit.UNIT_NAME).read_text()
     assert "Type=notify" in text
+    by_hand = "start the service by hand: `irmapdb warm`" in done.err
+    booted = Path("/run/systemd/system").is_dir() and shutil.which("systemctl")
+    assert by_hand != bool(booted)
     (command,) = [line for line in text.splitlines() if line.startswith("ExecStart=")]
     words = shlex.split(command.removeprefix("ExecStart="))
     assert words == [sys.executable, "-m", "irmapdb", "warm", "--cgroup", "/kube pods*"]
