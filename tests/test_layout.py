@@ -54,6 +54,19 @@ def test_a_short_text_is_wrapped_in_its_column() -> None:
     ]
 
 
+def test_a_last_column_without_room_goes_below_each_row() -> None:
+    name = "shop/prometheus-kube-state-metrics-7d9c5b-abcde/kube-state-metrics"
+    why = "overlay does not open its handle (Stale file handle), and irmap knows no path"
+    rows = (name, "3", "fails", why), ("b", "2", "all", "-")
+    assert _lines("container watches> survive why", *rows, width=88) == [
+        f"{'CONTAINER':66}  WATCHES  SURVIVE",
+        "    WHY",
+        f"{name}        3  fails",
+        f"    {why}",
+        f"{'b':66}        2  all      -",
+    ]
+
+
 def test_a_table_with_two_long_columns_is_a_list() -> None:
     assert _lines("run> path old_path", ("2", _LONG, "/a"), ("3", "/b", _LONG)) == [
         "RUN       2",

@@ -1,8 +1,8 @@
 """Lays out a table on a terminal: aligned, within its width, with no cell cut.
 
-If a table is too wide only because of its last column, it keeps its columns: a long cell is wrapped
-in its column, or below its row with an indent. Otherwise each row becomes a list, with a line or
-more for each cell.
+If a table is too wide only because of its last column, it keeps its columns: a long cell, or the
+title, is wrapped in its column, or below its row with an indent. Otherwise each row becomes a list,
+with a line or more for each cell.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def lay_out(
     before_last = sum(natural[:-1]) + len(_GAP) * (len(natural) - 1)
     if width is None or before_last + natural[-1] <= width:
         yield from _lines(heads, rows, _padding(titles, rows), paint)
-    elif before_last + max(_LEAST_ROOM, text_width(titles[-1])) <= width:
+    elif before_last <= width:
         yield from _wrapped(heads, rows, natural, width, paint)
     else:
         yield from _lists(titles, rows, width, paint)
@@ -120,7 +120,7 @@ def _lines(
     widths: Sequence[int],
     paint: Callable[[str, str], str],
 ) -> Iterator[str]:
-    yield _line(heads, [head.title for head in heads], widths, lambda _title, cell: cell)
+    yield _line(heads, [head.title for head in heads], widths, _plain)
     for row in rows:
         yield _line(heads, row, widths, paint)
 
@@ -147,19 +147,24 @@ def _wrapped(
     paint: Callable[[str, str], str],
 ) -> Iterator[str]:
     room = width - sum(natural[:-1]) - len(_GAP) * (len(natural) - 1)
-    widths = [*natural[:-1], text_width(heads[-1].title)]
-    yield from _lines(heads, (), widths, paint)
-    for row in rows:
-        if text_width(row[-1]) <= room:
-            yield _line(heads, row, widths, paint)
+    titles = [head.title for head in heads]
+    widths = [*natural[:-1], text_width(titles[-1])]
+    for row, paint_cell in ((titles, _plain), *((row, paint) for row in rows)):
+        last = row[-1]
+        if text_width(last) <= max(room, 0):
+            yield _line(heads, row, widths, paint_cell)
             continue
-        beside = wrap(row[-1], room, "") if room >= _ROOM_FOR_TEXT else []
+        beside = wrap(last, room, "") if room >= _ROOM_FOR_TEXT else []
         if 0 < len(beside) <= _MOST_BESIDE:
-            yield _line(heads, [*row[:-1], beside[0]], widths, paint)
+            yield _line(heads, [*row[:-1], beside[0]], widths, paint_cell)
             yield from ((" " * (width - room) + line).rstrip() for line in beside[1:])
         else:
-            yield _line(heads, [*row[:-1], ""], widths, paint)
-            yield from ((_INDENT + line).rstrip() for line in wrap(row[-1], width - len(_INDENT)))
+            yield _line(heads, [*row[:-1], ""], widths, paint_cell)
+            yield from ((_INDENT + line).rstrip() for line in wrap(last, width - len(_INDENT)))
+
+
+def _plain(_title: str, cell: str) -> str:
+    return cell
 
 
 def _lists(
