@@ -54,7 +54,7 @@ def write(tmp_path, *words):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("width", [360, 1280])
 def test_it_needs_no_network_and_shows_no_fault(database, tmp_path, browser, width, scheme):
     page = write(tmp_path, "--db", database)
     browser.open(page, width=width, scheme=scheme)
