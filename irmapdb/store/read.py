@@ -47,7 +47,7 @@ class Reader:
 
     def load(self, keys: Collection[InodeKey], mntns: int = 0) -> dict[InodeKey, list[Mapping]]:
         """The mappings of each inode: StoredMappings.load."""
-        return self._stored().load(keys, mntns)
+        return StoredMappings(self._raw, self.path, self._wait_s).load(keys, mntns)
 
     def live_devices(self, mntns: int = 0) -> set[int]:
         """The devices of the mappings that are not stale, of one mount namespace."""
@@ -71,10 +71,7 @@ class Reader:
 
     def image_seen(self, path: AnyPath) -> FileStamp | None:
         """The stamp of an image file at its last import or write; None if there was none."""
-        return self._stored().image_seen(path)
-
-    def _stored(self) -> StoredMappings:
-        return StoredMappings(self._raw, self.path, self._wait_s)
+        return StoredMappings(self._raw, self.path, self._wait_s).image_seen(path)
 
     def all_mappings(self) -> Iterator[Mapping]:
         """Every mapping, the stale ones too, by id."""
