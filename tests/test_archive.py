@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,17 @@ from tests.support.archives import (
     pack,
     tar_of,
 )
-from tests.support.whole_archive import DATA, FORMS, MOUNTS, PATHS, unpack, whole, write
+from tests.support.whole_archive import (
+    DATA,
+    FORMS,
+    MOUNTS,
+    PATHS,
+    TMPFS,
+    tar_with,
+    unpack,
+    whole,
+    write,
+)
 
 
 @pytest.mark.parametrize("small_bytes", [0, 2048, 1 << 20])
@@ -147,6 +158,47 @@ def test_the_source_of_a_bind_mount(tmp_path: Path) -> None:
     assert check(f"{source}/../source")[0] is RestoreVerdict.BROUGHT
     assert check("relative")[1] is None
     assert check("/a\0b")[1] == b"/a/sub/file"
+
+
+@pytest.mark.parametrize("dot", ["./", ""])
+def test_a_name_with_a_dot_and_a_link_in_an_archive_inside(dot: str, tmp_path: Path) -> None:
+    watched = {
+        b"/.env": ("rootfs-diff.tar", RestoreVerdict.BROUGHT),
+        b"/srv/link": ("rootfs-diff.tar", RestoreVerdict.LINKED),
+        b"/tmp/.inside": (f"tmpfs-dev-{TMPFS}.tar.gz.img", RestoreVerdict.BROUGHT),
+        b"/tmp/link": (f"tmpfs-dev-{TMPFS}.tar.gz.img", RestoreVerdict.LINKED),
+        b"/var/lib/db/..row": ("volumes/db.tar", RestoreVerdict.BROUGHT),
+        b"/var/lib/db/link": ("volumes/db.tar", RestoreVerdict.LINKED),
+    }
+    link = tarfile.TarInfo(f"{dot}link")
+    link.type, link.linkname = tarfile.SYMTYPE, "row"
+    deep = tarfile.TarInfo(f"{dot}srv/link")
+    deep.type, deep.linkname = tarfile.SYMTYPE, "row"
+
+    def made(name: str, one: tarfile.TarInfo) -> bytes:
+        return tar_with((tarfile.TarInfo(f"{dot}{name}"), b"x"), (one, b""))
+
+    files = whole("podman") | {
+        "checkpoint/files.img": files_img(watched),
+        f"checkpoint/tmpfs-dev-{TMPFS}.tar.gz.img": pack(made(".inside", link), "gzip"),
+        "rootfs-diff.tar": made(".env", deep),
+        "volumes/db.tar": made("..row", link),
+    }
+    report = check_images(write(tmp_path / "a.tar", files), None)
+    found = {one.watch.path: (one.origin, one.verdict) for one in report.watches}
+    assert found == watched
+    assert [one.watch.path for one in report.watches if one.right] == [
+        path for path, (_, verdict) in watched.items() if verdict is RestoreVerdict.BROUGHT
+    ]
+
+
+def test_a_link_on_a_bind_mount(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("nowhere")
+    images = {"files.img": files_img([b"/data/link"]), "mountpoints-1.img": mountpoints(MOUNTS)}
+    mounts = [{"destination": "/data", "source": str(tmp_path), "type": "bind"}]
+    files = engine_files("podman", images, mounts=mounts)
+    (one,) = check_images(write(tmp_path / "a.tar", files), None).watches
+    assert (one.verdict, one.kind, one.right) == (RestoreVerdict.LINKED, OriginKind.BIND, False)
 
 
 _SANDBOX = "5f0c" * 16

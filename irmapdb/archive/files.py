@@ -159,7 +159,7 @@ class _Directory:
                 with files.open_regular(found) as file, unpacked(file, shown, allowance) as stream:
                     answers[name] = layout.names_inside(stream, shown, members)
             except (FileError, ImageError) as error:
-                answers[name] = Inside(frozenset(), str(error))
+                answers[name] = Inside(frozenset(), frozenset(), str(error))
         return answers
 
     def _place(self, name: str) -> Path | None:

@@ -98,6 +98,8 @@ class Inside(Record):
     """Which of the wanted names an archive inside has."""
 
     found: frozenset[bytes]
+    links: frozenset[bytes]
+    """Those of them that are symbolic links."""
     why: str
     """Why not all its members were read; empty if they were."""
 
@@ -275,14 +277,16 @@ def _inside(content: Reader, place: str, wanted: Collection[bytes], allowance: A
 
 def names_inside(stream: Peekable, name: str, wanted: Collection[bytes]) -> Inside:
     """Which of the wanted names, without `./` and `/` at the ends, are members."""
-    found: set[bytes] = set()
+    found: dict[bytes, bool] = {}
+    why = ""
     try:
         for member in members(stream, Meter(name)):
-            plain = member.name.removeprefix(b".").strip(b"/")
+            plain = member.name.removeprefix(b"./").strip(b"/")
             if plain in wanted:
-                found.add(plain)
+                found[plain] = member.is_symlink
                 if len(found) == len(wanted):
                     break
     except ImageError as error:
-        return Inside(frozenset(found), str(error))
-    return Inside(frozenset(found), "")
+        why = str(error)
+    links = (plain for plain, is_symlink in found.items() if is_symlink)
+    return Inside(frozenset(found), frozenset(links), why)

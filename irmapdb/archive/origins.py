@@ -80,6 +80,9 @@ class Origin(Record):
     it."""
     mount_source: bytes | None = None
     """The same of the mount itself; `source` is this or below it."""
+    is_link: bool = False
+    """Whether the source has a symbolic link there. No watch is recorded at a path that leads
+    through one, so the link itself was watched."""
     is_unread: bool = False
     """Whether the source is an archive inside that was not read to its end: it is damaged, or
     beyond a limit. `why_not_told` says why."""
@@ -140,8 +143,10 @@ def read_origins(
     by_start = {start: origin.told(answers) for start, origin in by_mount.items()}
     changed = answers.get(CHANGES)
     for start in rest if changed is not None else ():
-        if changed is not None and start[0].strip(b"/") in changed.found:
-            by_start[start] = Origin(OriginKind.DIFF, CHANGES, has_it=True)
+        name = start[0].strip(b"/")
+        if changed is not None and name in changed.found:
+            is_link = name in changed.links
+            by_start[start] = Origin(OriginKind.DIFF, CHANGES, has_it=True, is_link=is_link)
         elif changed is not None and changed.why:
             by_start[start] = Origin(OriginKind.DIFF, CHANGES, None, changed.why, is_unread=True)
     return Origins(
@@ -250,8 +255,12 @@ class _Pending(Record):
             why = f"{self.origin.what} could not be read"
             return self.origin._replace(why_not_told=why, is_unread=True)
         has_it = self.member in answer.found or (None if answer.why else False)
-        is_unread = has_it is None
-        return self.origin._replace(has_it=has_it, why_not_told=answer.why, is_unread=is_unread)
+        return self.origin._replace(
+            has_it=has_it,
+            why_not_told=answer.why,
+            is_link=self.member in answer.links,
+            is_unread=has_it is None,
+        )
 
 
 class _Container(Record):

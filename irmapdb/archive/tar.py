@@ -55,6 +55,7 @@ _ALL_NAMES_BYTES = 1 << 28
 _CHUNK_BYTES = 1 << 20
 _REGULAR = b"0\0007S"
 """Types with content: regular, its old form, contiguous, sparse."""
+_SYMLINK = b"2"
 _NO_DATA = b"123456"
 """Links, devices, directories and FIFOs: they have no content, also if they have a size."""
 
@@ -101,6 +102,7 @@ class Member(Record):
     """As in the archive, for example `./etc/`."""
     is_regular: bool
     """Whether it is a file with content: no link, directory or device."""
+    is_symlink: bool
     size_bytes: int
     content: Content
     """To be read before the next member is asked for."""
@@ -180,7 +182,7 @@ def members(stream: Reader, meter: Meter) -> Iterator[Member]:
             given |= {b"path": data.rstrip(b"\0")} if kind == b"L" else _pax(data)
         elif kind not in b"gKLx":
             path = given.get(b"GNU.sparse.name") or given.get(b"path") or _ustar_name(header)
-            yield Member(path, kind in _REGULAR, size, content)
+            yield Member(path, kind in _REGULAR, kind == _SYMLINK, size, content)
             given = {}
         content.skip()
 

@@ -14,7 +14,7 @@ from irmapdb.criu.check.restore import RestoreVerdict, check_images
 from tests.support.cli import irmapdb
 from tests.support.features import require_program
 from tests.support.hook import installed_for_runc
-from tests.support.notify import IN_OPEN
+from tests.support.notify import IN_ATTRIB, IN_OPEN
 from tests.support.podman import PodmanContainer
 from tests.support.programs import SYSTEM_PATH, ProgramError
 
@@ -30,6 +30,8 @@ class Place(NamedTuple):
     container: PodmanContainer
     data: Path
 
+
+_IN_DONT_FOLLOW = 0x02000000
 
 KINDS = {
     "/srv/app/settings": OriginKind.ROOT,
@@ -166,6 +168,22 @@ def test_what_is_neither_in_the_image_nor_packed(place: Place, tmp_path: Path) -
     with container.mounted_image() as mounted:
         assert check_images(without, mounted).right
     container.restore_from(without)
+    container.kill()
+
+
+def test_a_watch_on_a_link_that_the_container_made(place: Place, tmp_path: Path) -> None:
+    container = place.container
+    link = Path(f"/proc/{container.pid}/root/srv/link")
+    link.symlink_to("app")
+    watched = container.add_inotify("/srv/link", IN_ATTRIB | _IN_DONT_FOLLOW)
+    archive = tmp_path / "archive"
+    container.export(archive)
+    (one,) = check_images(archive).watches
+    assert (one.verdict, one.right) == (RestoreVerdict.LINKED, False)
+    container.restore_from(archive)
+    link = Path(f"/proc/{container.pid}/root/srv/link")
+    assert not container.hears(watched, lambda: os.utime(link, follow_symlinks=False))
+    assert container.hears(watched, lambda: os.utime(link))
     container.kill()
 
 

@@ -335,12 +335,15 @@ class _Eyes:
             return _untold(origin)  # a lookup could wait for a server
         for path, advice in ((top, _MAKE_SOURCE), (source, _BRING_SOURCE)):
             try:
-                os.close(self._here.open(path, os.O_PATH | os.O_NOFOLLOW))
+                with Descriptor(self._here.open(path, os.O_PATH | os.O_NOFOLLOW)) as fd:
+                    is_link = path != top and stat.S_ISLNK(os.fstat(fd).st_mode)
             except OSError as error:
                 if error.errno not in {errno.ENOENT, errno.ENOTDIR}:
                     return _untold(origin)  # a link, or a directory that we may not enter
                 why = f"{origin.what} needs {printable(path)}: {error.strerror} on this machine"
                 return _Seen(RestoreVerdict.MISSING, why, "", advice)
+        if is_link:
+            return _told(origin._replace(is_link=True))
         return _Seen(RestoreVerdict.BROUGHT, f"{printable(source)} has it here", origin.what)
 
     def _compared(self, fd: int, identity: Identity | None) -> _Seen | None:
@@ -401,6 +404,8 @@ def _is_link(root_fd: int, name: bytes) -> bool:
 
 
 def _told(origin: Origin) -> _Seen:
+    if origin.is_link:
+        return _Seen(RestoreVerdict.LINKED, _WATCHES_TARGET, origin.what, _SET_AGAIN)
     if origin.has_it:
         return _Seen(RestoreVerdict.BROUGHT, f"{origin.what} has it", origin.what)
     why = f"{origin.what}, which has the content of its mount, lacks it"
@@ -438,7 +443,7 @@ _WITH_CHANGES = (
 )
 _NOT_THE_NEW_ONE = (
     "the image has it, but not the file of the dump: the container replaced it, and the checkpoint "
-    "lacks the new one"
+    "lacks the new one (a socket would be missing)"
 )
 _MAKE_SOURCE = "make it on the target host first: the engine mounts it into the container"
 _BRING_SOURCE = "bring it to the target host first: the restore ends where it is missing"
