@@ -157,7 +157,7 @@ def check(
 
     """
     subjects = {"-t": pid, "--container": container, "--all": every, "--images": images}
-    subject = _refuse_unused(
+    _refuse_unused(
         subjects,
         {
             "-D": images_dir,
@@ -184,28 +184,24 @@ def check(
 
     version = None if criu_version is None else parse_version(criu_version)
     scan_paths = tuple(map(os.fsencode, irmap_scan_path or ()))
-    if subject == "--all":
+    uses_hook = _whether(hook, no_hook)
+    of_engine = container is not None and not (images_dir or work_dir or prev_images_dir)
+    if every or of_engine:
         from irmapdb.commands import check_all
-        from irmapdb.node.check_all import NodeCheckOptions
-
-        start_log(verbose, None, Path(), (config,))
-        asked = NodeCheckOptions(version, force_irmap, scan_paths, load_config(config))
-        asked = asked._replace(hook=_whether(hook, no_hook), services=services)
-        check_all.run(asked, as_json=as_json)
-        return
-    if container is not None and not (images_dir or work_dir or prev_images_dir):
         from irmapdb.node.check_all import NodeCheckOptions, dump_by_engine
         from irmapdb.node.container_info import find_container
 
         start_log(verbose, log_file, Path(), (config,))
         asked = NodeCheckOptions(version, force_irmap, scan_paths, load_config(config))
-        asked = asked._replace(hook=_whether(hook, no_hook))
-        by_engine = dump_by_engine(find_container(container), asked)
-        _check_dump(by_engine, as_json=as_json, all_rows=all_rows)
+        asked = asked._replace(hook=uses_hook, services=services)
+        if container is None:
+            check_all.run(asked, as_json=as_json)
+        else:
+            by_engine = dump_by_engine(find_container(container), asked)
+            _check_dump(by_engine, as_json=as_json, all_rows=all_rows)
         return
     from irmapdb.criu.check.dump import DumpCheckOptions
 
-    _whether(hook, no_hook)
     start_log(verbose, log_file, work_dir or images_dir or Path(), (config,))
     options = DumpCheckOptions(
         root_task(pid, container, "check"),
@@ -232,8 +228,8 @@ _USED = {
 """The options that have an effect, by the option that says what is checked."""
 
 
-def _refuse_unused(subjects: Mapping[str, object], options: Mapping[str, object]) -> str:
-    # The only subject. Refuse an option that would have no effect.
+def _refuse_unused(subjects: Mapping[str, object], options: Mapping[str, object]) -> None:
+    # Refuse several subjects, and an option that would have no effect.
     given = [option for option, value in subjects.items() if value not in {None, False}]
     if len(given) != 1:
         message = "check needs one of -t PID, --container NAME, --all and --images ARCHIVE"
@@ -242,7 +238,6 @@ def _refuse_unused(subjects: Mapping[str, object], options: Mapping[str, object]
     for option, value in options.items():
         if value and option not in _USED[subject]:
             raise UsageError(f"{option} beside {subject}", advice=_advice_on(option, subject))
-    return subject
 
 
 def _advice_on(option: str, subject: str) -> str:

@@ -34,10 +34,10 @@ from irmapdb.commands.options import (
 from irmapdb.errors import FileError, SqlError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from irmapdb.queries import Saved
-    from irmapdb.store.ask import Answer, Ask, Value
+    from irmapdb.store.ask import Answer, Value
 
 __all__ = ["parse_parameter", "resolve", "sql"]
 
@@ -159,12 +159,20 @@ def sql(
         return
     if of_fleet:
         url = server_url(to, config)
-        end_with_findings(
-            _answer_of_server(url, text, values, form, limit or None, timeout or None)
-        )
-        return
-    with _open(database_path(db, work_dir)) as ask:
-        cut = _answer(ask, text, values, name, form, limit or None, timeout or None)
+        from irmapdb.fleet.ask import ask as ask_server
+        from irmapdb.fleet.server import find_server
+
+        server = find_server(url)
+        answer = ask_server(server, text, values, limit=limit or None, timeout_s=timeout or None)
+        cut = _print_answers([answer], form)
+    else:
+        from irmapdb.queries import why_empty
+        from irmapdb.store.ask import Ask
+
+        with Ask.open(database_path(db, work_dir), path_text=render.printable) as ask:
+            answers = ask.ask(text, values, limit=limit or None, timeout_s=timeout or None)
+            answers = _in_time(_named(answers, name), timeout or None)
+            cut = _print_answers(answers, form, why_empty(text))
     end_with_findings(cut)
 
 
@@ -176,67 +184,33 @@ def _saved_queries(*, of_fleet: bool) -> Mapping[str, Saved]:
     return SAVED
 
 
-def _answer_of_server(
-    url: str,
-    text: str,
-    values: dict[str, Value],
-    form: Form,
-    limit: int | None,
-    timeout_s: float | None,
-) -> bool:
-    from irmapdb.fleet.ask import ask
-    from irmapdb.fleet.server import find_server
-
-    answer = ask(find_server(url), text, values, limit=limit, timeout_s=timeout_s)
-    print_answer(answer, form)
-    if answer.cut:
-        _say_cut(answer)
-    return answer.cut
-
-
-def _say_cut(answer: Answer) -> None:
-    sys.stdout.flush()
-    render.say(f"cut after {render.count(len(answer.rows), 'row')}: --limit 0 has all")
-
-
-def _open(database: Path) -> Ask:
-    from irmapdb.store.ask import Ask
-
-    return Ask.open(database, path_text=render.printable)
-
-
-def _answer(
-    ask: Ask,
-    text: str,
-    values: dict[str, Value],
-    name: str,
-    form: Form,
-    limit: int | None,
-    timeout_s: float | None,
-) -> bool:
+def _print_answers(answers: Iterable[Answer], form: Form, why_empty: str = "") -> bool:
     """Print every answer; returns whether one was cut."""
-    from irmapdb import queries
-
     cut = False
-    answers = ask.ask(text, values, limit=limit, timeout_s=timeout_s)
+    for index, answer in enumerate(answers):
+        if index:
+            print_separator(form)
+        print_answer(answer, form)
+        if why_empty and not answer.rows:
+            sys.stdout.flush()
+            render.say(why_empty)
+        if answer.cut:
+            cut = True
+            sys.stdout.flush()
+            render.say(f"cut after {render.count(len(answer.rows), 'row')}: --limit 0 has all")
+    return cut
+
+
+def _named(answers: Iterator[Answer], name: str) -> Iterator[Answer]:
+    """The same; an error says which file the statement is from."""
     try:
-        for index, answer in enumerate(_in_time(answers, timeout_s)):
-            if index:
-                print_separator(form)
-            print_answer(answer, form)
-            if not answer.rows and (why := queries.why_empty(text)):
-                sys.stdout.flush()
-                render.say(why)
-            if answer.cut:
-                cut = True
-                _say_cut(answer)
+        yield from answers
     except SqlError as error:
         if not name:
             raise
         raise SqlError(
             f"{name}: {error.message}", advice=error.advice, remedy=error.remedy
         ) from error
-    return cut
 
 
 def _in_time(answers: Iterator[Answer], timeout_s: float | None) -> Iterator[Answer]:
