@@ -347,3 +347,34 @@ def test_every_setting_that_an_error_names_has_its_option() -> None:
     for name in named:
         error = IrmapError("x", advice="name another", about=name, remedy=name)
         assert re.fullmatch(r"-\S+.* x; name another with -\S+.*", line_of(error)), name
+
+
+_INTERRUPTED_IMPORT = """
+import os, signal, sys
+from irmapdb.__main__ import main
+
+class Finder:
+    def find_spec(name, path=None, target=None):
+        if name == "{module}":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Finder)
+sys.argv = ["irmapdb", "--version"]
+main()
+"""
+
+
+@pytest.mark.parametrize("module", ["typer", "irmapdb.commands.group", "irmapdb.scratch"])
+def test_an_interrupt_during_the_imports_prints_nothing(module):
+    program = _INTERRUPTED_IMPORT.format(module=module)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, b"", b"")
+
+
+def test_a_process_that_ignores_interrupts_still_does():
+    program = _INTERRUPTED_IMPORT.format(module="typer").replace(
+        "sys.argv", "signal.signal(signal.SIGINT, signal.SIG_IGN)\nsys.argv"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.startswith(b"irmapdb ")
