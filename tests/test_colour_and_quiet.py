@@ -94,6 +94,7 @@ def test_quiet_prints_the_requested_output(place: Path) -> None:
     assert "/gone" in irmapdb("show", place / "irmap-cache", "-q").out
     assert irmapdb("show", place / "irmap-cache", "-q").err == ""
     assert irmapdb("sql", "cache", "-W", place, "-q").out
+    assert irmapdb("ps", str(os.getpid()), "-q").out  # its exit code says nothing about watches
     done = irmapdb("hook", "--print", "criu", "-q")
     assert done.out
     assert done.err == ""

@@ -136,7 +136,10 @@ def test_sql_comes_from_a_file_or_a_pipe(tmp_path):
     file.write_text("SELECT 1;\nSELECT * FORM run;\n")
     done = irmapdb("sql", "-f", file)
     assert done.code == 1
-    assert done.err == f'irmapdb: {file}: line 2: near "FORM": syntax error\n'
+    assert done.err == (
+        f'irmapdb: {file}: line 2: near "FORM": syntax error; docs/sql.md has the tables and '
+        "views; `irmapdb sql --list` has examples\n"
+    )
     assert irmapdb("sql", "-f", tmp_path / "none").err.startswith(
         f"irmapdb: cannot read {tmp_path}/none: No such"
     )

@@ -44,7 +44,7 @@ def print_answer(answer: Answer, form: Form) -> None:
 
 
 def _print_table(answer: Answer) -> None:
-    cells = [list(map(_cell, _plain(answer, row))) for row in answer.rows]
+    cells = [list(map(_cell, map(_in_words, _plain(answer, row)))) for row in answer.rows]
     titles = [
         render.Column(
             render.printable_text(name.upper()), _is_number(row[index] for row in answer.rows)
@@ -58,7 +58,7 @@ def _is_number(values: Any) -> bool:  # noqa: ANN401 any iterable of values
     # Inode numbers from 2^63 on are digits in TEXT.
     some = [value for value in values if value is not None]
     return bool(some) and all(
-        isinstance(value, int | float) or (isinstance(value, str) and value.isdecimal())
+        type(value) in {int, float} or (isinstance(value, str) and value.isdecimal())
         for value in some
     )
 
@@ -82,6 +82,11 @@ def _plain(answer: Answer, row: tuple[Value, ...]) -> Iterator[Value]:
             yield f"x'{value.hex()}'"
         else:
             yield value
+
+
+def _in_words(value: Value) -> Value:
+    # PostgreSQL has booleans; in JSON they stay booleans.
+    return str(value).lower() if isinstance(value, bool) else value
 
 
 def _is_name(column: str, blob: bytes) -> bool:
@@ -120,7 +125,8 @@ def _json_value(value: Value) -> str | int | float | None:
 
 
 def _print_csv(answer: Answer) -> None:
-    render.print_csv(answer.columns, (list(_plain(answer, row)) for row in answer.rows))
+    rows = (list(map(_in_words, _plain(answer, row))) for row in answer.rows)
+    render.print_csv(answer.columns, rows)
 
 
 def print_separator(form: Form) -> None:

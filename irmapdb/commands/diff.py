@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 __all__ = ["diff"]
 
 _SOURCE = (
-    "An archive or images dir of a checkpoint, files.img, inotify.img or fanotify.img, an "
-    "irmap-cache, a database, the pid of a root task, or the name of a container. Write ./4711 for "
-    "a file with that name. `-` is stdin."
+    "An archive or images dir of a checkpoint, a work dir, files.img, inotify.img or fanotify.img, "
+    "an irmap-cache, a database, the pid of a root task, or the name of a container. Write ./4711 "
+    "for a file with that name. `-` is stdin."
 )
 
 

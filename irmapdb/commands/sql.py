@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import threading
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -157,23 +157,40 @@ def sql(
     if print_sql:
         render.print_text(text)
         return
-    if of_fleet:
-        url = server_url(to, config)
-        from irmapdb.fleet.ask import ask as ask_server
-        from irmapdb.fleet.server import find_server
+    with _next_step(name, of_fleet=of_fleet):
+        if of_fleet:
+            url = server_url(to, config)
+            from irmapdb.fleet.ask import ask as ask_server
+            from irmapdb.fleet.server import find_server
 
-        server = find_server(url)
-        answer = ask_server(server, text, values, limit=limit or None, timeout_s=timeout or None)
-        cut = _print_answers([answer], form)
-    else:
-        from irmapdb.queries import why_empty
-        from irmapdb.store.ask import Ask
+            server = find_server(url)
+            answer = ask_server(
+                server, text, values, limit=limit or None, timeout_s=timeout or None
+            )
+            cut = _print_answers([answer], form)
+        else:
+            from irmapdb.queries import why_empty
+            from irmapdb.store.ask import Ask
 
-        with Ask.open(database_path(db, work_dir), path_text=render.printable) as ask:
-            answers = ask.ask(text, values, limit=limit or None, timeout_s=timeout or None)
-            answers = _in_time(_named(answers, name), timeout or None)
-            cut = _print_answers(answers, form, why_empty(text))
+            with Ask.open(database_path(db, work_dir), path_text=render.printable) as ask:
+                answers = ask.ask(text, values, limit=limit or None, timeout_s=timeout or None)
+                answers = _in_time(answers, timeout or None)
+                cut = _print_answers(answers, form, why_empty(text))
     end_with_findings(cut)
+
+
+@contextmanager
+def _next_step(name: str, *, of_fleet: bool) -> Iterator[None]:
+    # Errors of the SQL get the name of its file, and a next step if they have none.
+    try:
+        yield
+    except SqlError as error:
+        page, option = ("fleet-sql", " --fleet") if of_fleet else ("sql", "")
+        advice = error.advice or (
+            f"docs/{page}.md has the tables and views; `irmapdb sql{option} --list` has examples"
+        )
+        message = f"{name}: {error.message}" if name else error.message
+        raise SqlError(message, advice=advice, remedy=error.remedy) from error
 
 
 def _saved_queries(*, of_fleet: bool) -> Mapping[str, Saved]:
@@ -199,18 +216,6 @@ def _print_answers(answers: Iterable[Answer], form: Form, why_empty: str = "") -
             sys.stdout.flush()
             render.say(f"cut after {render.count(len(answer.rows), 'row')}: --limit 0 has all")
     return cut
-
-
-def _named(answers: Iterator[Answer], name: str) -> Iterator[Answer]:
-    """The same; an error says which file the statement is from."""
-    try:
-        yield from answers
-    except SqlError as error:
-        if not name:
-            raise
-        raise SqlError(
-            f"{name}: {error.message}", advice=error.advice, remedy=error.remedy
-        ) from error
 
 
 def _in_time(answers: Iterator[Answer], timeout_s: float | None) -> Iterator[Answer]:

@@ -21,7 +21,7 @@ from irmapdb.commands.options import (
     positive_seconds,
     value_option,
 )
-from irmapdb.errors import UsageError
+from irmapdb.errors import FileError, UsageError
 from irmapdb.model import printable
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ def _show_status(
 ) -> None:
     if document is None:
         message = f"{run_dir}: no service has run here since this machine was started"
-        raise UsageError(
+        raise FileError(
             message,
             advice="start it with `irmapdb warm --install`, or without systemd with `irmapdb warm`",
         )

@@ -86,8 +86,6 @@ def _with_values(statement: str, parameters: Mapping[str, Value]) -> tuple[Any, 
 
 def _value(value: Any) -> Value:  # noqa: ANN401 any type of PostgreSQL
     match value:
-        case bool():
-            return "true" if value else "false"
         case None | str() | bytes() | int() | float():
             return value
         case datetime():

@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 
 from irmapdb import files
-from irmapdb.errors import FileError, UsageError
+from irmapdb.errors import FileError
 from irmapdb.model import printable
 
 TYPE_CHECKING = False
@@ -176,7 +176,7 @@ def _systemctl(*arguments: str) -> None:
     )
     if done.returncode != 0:
         message = f"systemctl {' '.join(arguments)}: {done.stderr.strip() or 'failed'}"
-        raise UsageError(message, advice=f"`journalctl -u {UNIT_NAME}` tells why")
+        raise FileError(message, advice=f"`journalctl -u {UNIT_NAME}` tells why")
 
 
 def _quoted(word: str) -> str:

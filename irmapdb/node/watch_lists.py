@@ -12,7 +12,8 @@ from irmapdb import convert, files
 from irmapdb.archive.dumped import read_dumped
 from irmapdb.archive.kind import FileKind, kind_of
 from irmapdb.archive.watches import read_image
-from irmapdb.errors import UsageError
+from irmapdb.checkpoint.work_dir import CACHE_NAME, DATABASE_NAME
+from irmapdb.errors import ImageError
 from irmapdb.image.fsnotify import FsnotifyWatch
 from irmapdb.image.magic import SQLITE_HEADER
 from irmapdb.model import Identity, Watch, printable
@@ -69,11 +70,12 @@ class WatchSource(Record):
 
 
 def watches_of_file(path: Path) -> WatchSource:
-    """The watches of a file or an images dir. FileError, ImageError, DatabaseError, UsageError."""
+    """The watches of a file, an images dir, or a work dir. FileError, ImageError, DatabaseError."""
+    path = _in_work_dir(path)
     name = printable(path)
     kind = kind_of(path)
     if kind is FileKind.STATS:
-        raise UsageError(f"{name}: CRIU's figures, which have no watches", advice="name an image")
+        raise ImageError(f"{name}: CRIU's figures, which have no watches", advice="name an image")
     if kind is FileKind.CHECKPOINT:
         found = _of_images((one.file, one.watch) for one in read_dumped(path).watches)
         return WatchSource(name, SourceKind.CHECKPOINT, found)
@@ -91,6 +93,13 @@ def watches_of_file(path: Path) -> WatchSource:
         for entry in entries
     )
     return WatchSource(name, SourceKind.CACHE, cached)
+
+
+def _in_work_dir(path: Path) -> Path:
+    # Its database or irmap-cache. CRIU writes inventory.img last, and often into the work dir.
+    has_images = (path / "inventory.img").exists() or (path / "checkpoint").exists()
+    names = () if has_images or not path.is_dir() else (DATABASE_NAME, CACHE_NAME)
+    return next((path / name for name in names if (path / name).exists()), path)
 
 
 def watches_of_tree(pid: int, config: Config) -> WatchSource:

@@ -82,6 +82,30 @@ def test_images_and_figures_of_a_dump(bench: Bench, area: MountArea, tmp_path: P
         assert irmapdb("diff", images, other).code == 0, irmapdb("diff", images, other).out
 
 
+def test_two_work_dirs_are_compared(bench: Bench, area: MountArea, tmp_path: Path) -> None:
+    directory = area.place("ext4").directory / "dir"
+    target = bench.target
+    pid = str(target.pid)
+    works = [tmp_path / name for name in ("before", "after", "only-cache")]
+    for work, name in zip(works, ("one", "two", "three"), strict=True):
+        (directory / name).touch()
+        target.add_inotify(directory / name, IN_OPEN)
+        (tmp_path / "images").mkdir(exist_ok=True)
+        assert irmapdb("pre-dump", "-t", pid, "-D", tmp_path / "images", "-W", work).code == 0
+    (works[2] / "irmap.db").unlink()
+    for before, after, names in ((works[0], works[1], ["two"]), (works[1], works[2], ["three"])):
+        found = _json("diff", before, after, code=3)
+        paths = [one["after"]["path"] for one in found["differences"]]
+        assert [os.path.basename(one) for one in paths] == names
+    assert irmapdb("diff", works[0], works[0]).code == 0
+    # With images of a whole dump in it, a work dir is an images dir.
+    assert bench.criu.dump(target.pid, works[0]).ok
+    assert _json("diff", works[0], works[0])["before"]["kind"] == "checkpoint"
+    empty = irmapdb("diff", tmp_path / "images", works[1])
+    assert empty.code == 1
+    assert "a directory with no inventory.img" in empty.err
+
+
 def test_each_difference_is_listed(bench: Bench, area: MountArea, tmp_path: Path) -> None:
     directory = area.place("ext4").directory / "dir"
     target = bench.target

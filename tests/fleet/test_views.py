@@ -281,6 +281,15 @@ def test_sql_of_ones_own(url, maker, tmp_path):
     done = irmapdb("sql", "SELECT uuid, started_at FROM run", "--to", url, "--csv")
     (row,) = csv.DictReader(io.StringIO(done.out))
     assert row["started_at"].startswith("2026-11-02 07:00:00")
+    rows = "SELECT true AS is_it, NULL::boolean AS unknown UNION ALL SELECT false, NULL ORDER BY 1"
+    assert _rows(url, rows) == [
+        {"is_it": False, "unknown": None},
+        {"is_it": True, "unknown": None},
+    ]
+    done = irmapdb("sql", rows, "--to", url, "--csv")
+    assert [one["is_it"] for one in csv.DictReader(io.StringIO(done.out))] == ["false", "true"]
+    table = irmapdb("sql", rows, "--to", url).out.split()
+    assert table == ["IS_IT", "UNKNOWN", "false", "-", "true", "-"]
     done = irmapdb("sql", "SELECT generate_series(1, 10)", "--to", url, "--limit", "3", "--json")
     assert done.code == 3
     assert len(json.loads(done.out)) == 3
@@ -291,7 +300,8 @@ def test_sql_of_ones_own(url, maker, tmp_path):
     [
         ("DELETE FROM run", "read-only"),
         ("SELECT 1; DELETE FROM run", "multiple commands"),
-        ("SELECT nothing", "does not exist"),
+        ("SELECT nothing", "does not exist; docs/fleet-sql.md has the tables"),
+        ("SELECT * FORM run", 'syntax error at or near "FORM"; docs/fleet-sql.md has the tables'),
         ("SELECT pg_sleep(9)", "longer than"),
     ],
 )
