@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -96,6 +97,12 @@ _watches = st.lists(
     ),
     max_size=6,
 )
+
+
+@pytest.mark.parametrize("handle", [True, False])
+def test_watches_without_a_path_are_matched_by_their_masks(handle):
+    one, other = (_watch(3, None, mask=mask, handle=handle, known=False) for mask in (1, 2))
+    assert _told(_source(one, other), _source(other, one)) == []
 
 
 @given(_watches, st.randoms())

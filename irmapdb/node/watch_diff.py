@@ -104,11 +104,13 @@ def _keys(*, with_kind: bool) -> Iterable[Key]:
     return (
         both(both(by_handle, by_path), mask),
         both(by_handle, by_path),
+        both(by_handle, mask),
         by_handle,
         both(both(by_number, by_path), mask),
         both(by_number, by_path),
         both(by_path, mask),
         by_path,
+        both(by_number, mask),
         by_number,
     )
 
