@@ -178,7 +178,7 @@ def test_a_link_in_place_of_an_image(kind: bytes, tmp_path: Path) -> None:
     assert "no checkpoint" in (said := refusal(archive)) or "no files.img" in said
 
 
-def test_names_that_lead_elsewhere_are_other_names(tmp_path: Path) -> None:
+def test_names_with_dots_are_other_names(tmp_path: Path) -> None:
     evil = {
         "../checkpoint/files.img": files_img([b"/evil"]),
         "checkpoint/../checkpoint/files.img": files_img([b"/evil"]),
@@ -191,7 +191,7 @@ def test_names_that_lead_elsewhere_are_other_names(tmp_path: Path) -> None:
     assert [one.watch.path for one in read_dumped(archive).watches] == [b"/good"]
 
 
-def test_the_name_of_a_volume_leads_to_no_file_elsewhere(tmp_path: Path) -> None:
+def test_the_name_of_a_volume_names_no_file_outside(tmp_path: Path) -> None:
     """Of a checkpoint that was unpacked, `volumes/NAME.tar` is a path."""
     name = "../../secret"
     config = config_dump(namedVolumes=[{"volumeName": name, "dest": "/var/lib/db"}])

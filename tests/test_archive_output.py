@@ -25,7 +25,7 @@ _DATA = Path(__file__).parent / "data" / "images"
 _EVIL = "\x1b[31mRED\n\u202e\udce9"
 
 
-def test_names_of_an_archive_cannot_play_with_the_terminal(tmp_path: Path) -> None:
+def test_names_of_an_archive_do_not_control_the_terminal(tmp_path: Path) -> None:
     evil = os.fsencode(_EVIL)
     images = {
         "files.img": files_img([b"/" + evil, b"/data/" + evil, b"/volume/a"]),

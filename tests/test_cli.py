@@ -1,4 +1,4 @@
-"""The command line as a person or a program meets it: output, errors, exit codes."""
+"""The command line: output for people and programs, errors, exit codes."""
 
 from __future__ import annotations
 
@@ -239,7 +239,7 @@ def test_conversions_there_and_back(tmp_path: Path) -> None:
         assert back.read_bytes() == image.read_bytes()
 
 
-def test_duplicates_survive_the_database(tmp_path: Path) -> None:
+def test_duplicates_are_kept_by_the_database(tmp_path: Path) -> None:
     # CRIU writes an entry for each watch: two watches of one file, two entries.
     entries = [CacheEntry(1, 2, b"/a"), CacheEntry(1, 3, b"/b"), CacheEntry(1, 2, b"/a")]
     image = tmp_path / "irmap-cache"
@@ -370,7 +370,7 @@ def test_a_new_database_on_a_full_filesystem(area: MountArea) -> None:
         assert os.listdir(small) == ["full"]
 
 
-def test_names_cannot_play_with_the_terminal(tmp_path: Path) -> None:
+def test_names_do_not_control_the_terminal(tmp_path: Path) -> None:
     image = tmp_path / "irmap-cache"
     image.write_bytes(cache.encode_cache([CacheEntry(1, 2, b"/a\x1b[2J\n\xe9\xe2\x80\xae")]))
     done = _run("show", image)
@@ -402,7 +402,7 @@ def test_crius_spelling_of_the_log_level(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("word", ["-v5", "-v10", "--verbosity=5", "--verbosity=x", "--verbosity="])
-def test_a_level_that_is_none_is_named(tmp_path, word):
+def test_a_wrong_log_level_is_named(tmp_path, word):
     done = irmapdb("pre-dump", "-t", str(os.getpid()), "-D", tmp_path, word)
     assert done == (2, "", f"irmapdb: {word}: no level of the log; give one of 0 to 4\n")
     assert not list(tmp_path.iterdir())
@@ -440,7 +440,7 @@ def test_a_target_that_cannot_be_written_is_named(tmp_path, words, unbuffered):
     assert (done.returncode, done.stderr) == (1, "irmapdb: stdout: No space left on device\n")
 
 
-def test_an_error_without_a_name_is_none_of_stdout(monkeypatch):
+def test_an_error_without_a_file_name_is_not_taken_for_one_of_stdout(monkeypatch):
     def fail(*_):
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 

@@ -47,7 +47,7 @@ _PATIENCE_S = 120
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """A directory with a database, an image, and an `irmapdb` that tells how it was called."""
+    """A directory with a database, an image, and an `irmapdb` that writes down its arguments."""
     entries = [CacheEntry(254 << 20, 739, b"/srv/with space"), CacheEntry(254 << 20, 740, b"/etc")]
     (tmp_path / "irmap-cache").write_bytes(cache.encode_cache(entries))
     (tmp_path / "images").mkdir()
@@ -221,7 +221,7 @@ def test_a_large_database_of_another_user_is_not_copied_for_a_tab(
     assert _proposed(monkeypatch, *words) == {"254:0": "2 mappings"}, "no copy is needed"
 
 
-def test_a_database_that_is_none_proposes_nothing(
+def test_a_file_that_is_no_database_proposes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "irmap.db").write_bytes(b"SQLite format 3\0" + bytes(4000))

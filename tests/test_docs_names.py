@@ -105,7 +105,7 @@ def test_links_lead_to_a_page_and_a_heading(page: Path) -> None:
     assert _broken_links(page, page.read_text("utf-8")) == []
 
 
-def test_a_link_that_leads_nowhere_is_found() -> None:
+def test_a_broken_link_is_found() -> None:
     page = _TOP / "README.md"
     assert _broken_links(page, "[a](docs/nothing.md) [b](#nothing) [c](docs/sql.md#tables)") == [
         "docs/nothing.md",

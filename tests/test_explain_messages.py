@@ -172,7 +172,7 @@ def test_each_other_cause_has_a_line() -> None:
 
 
 @pytest.mark.parametrize(("name", "line"), _OTHERS.items())
-def test_a_cause_that_is_none_of_ours_is_named(name: str, line: str) -> None:
+def test_a_cause_that_is_not_a_watch_is_named(name: str, line: str) -> None:
     found = find_other(line.encode())
     assert found is not None
     assert found.name == name
@@ -223,7 +223,7 @@ _NEW = "new: A new thing broke"
         ([_HARMLESS], ["rlimit-of-criu"]),
     ],
 )
-def test_an_error_after_which_criu_goes_on_counts_after_every_other(
+def test_an_error_after_which_criu_continues_counts_after_every_other(
     lines: list[str], names: list[str]
 ) -> None:
     log = "".join(f"(00.1) Error (criu/a.c:1): {line}\n" for line in [*lines, "Dumping FAILED."])

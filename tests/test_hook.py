@@ -97,7 +97,7 @@ def test_second_call_of_one_process_does_nothing(program, watcher, tmp_path):
     assert (other / "irmap-cache").exists()
 
 
-def test_strange_environment_is_survived(program, work):
+def test_a_strange_environment_does_not_fail_the_hook(program, work):
     for pid in ("none", "", "-1", "0", "99999999999999999999"):
         done = _call(program, work, "pre-dump", pid)
         assert done.returncode == 0
@@ -208,7 +208,7 @@ def test_where_a_program_answers_for_the_kernel(program, area, watcher, work):
 
 
 def test_a_signal_that_ends_the_hook_does_not_end_the_dump(program, work, watcher, tmp_path):
-    # An import that tells that it has come so far, and goes no further.
+    # An import that writes a byte, and then waits for ever.
     (tmp_path / "sqlite3.py").write_text(
         "import os, time\nopen('begun', 'w').write(str(os.getpid()))\ntime.sleep(1000)"
     )
@@ -521,7 +521,7 @@ def test_command_by_hand(watcher, work, tmp_path):
 
 
 def test_command_by_hand_prints_no_json(watcher, tmp_path):
-    # The hook speaks to CRIU's log, in one line.
+    # The hook writes one line to CRIU's log.
     done = _irmapdb("-t", str(watcher.pid), "-D", str(tmp_path), "--json")
     assert (done.returncode, done.stdout) == (2, "")
     assert "irmapdb pre-dump --json" in done.stderr

@@ -1,4 +1,4 @@
-"""The list of the last runs of the hook: every line comes back, and the file stays short."""
+"""The list of the last runs of the hook: every line is read back, and the file stays short."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_run_comes_back(tmp_path_factory, work, container, text, paused, watch
     assert second.text == "second"
 
 
-def test_sums_survive_the_removal_of_old_lines(tmp_path):
+def test_sums_stay_after_the_removal_of_old_lines(tmp_path):
     many = hook_runs._LONG_BYTES // 150
     for number in range(many):
         outcome = "failed" if number % 3 == 0 else "done"

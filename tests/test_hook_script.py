@@ -538,7 +538,7 @@ def has_ended(pid: int) -> bool:
     return task is None or task.state == "Z"
 
 
-def test_a_process_that_got_the_number_of_an_ended_child_lives_on(hook: Hook) -> None:
+def test_a_process_with_the_number_of_an_ended_child_is_not_killed(hook: Hook) -> None:
     require_root()
     with Searching(hook) as service:
         first = service.wait_for_sleep()
@@ -595,7 +595,7 @@ def test_a_service_that_ends_at_the_request_leaves_no_file(hook: Hook, tmp_path:
 # --- where it is installed ------------------------------------------------------------------------
 
 
-def test_the_last_file_that_calls_it_takes_it_along(tmp_path: Path) -> None:
+def test_the_script_is_removed_with_the_last_file_that_calls_it(tmp_path: Path) -> None:
     script, program = tmp_path / "lib" / "irmapdb" / "hook", tmp_path / "program"
     one, two = tmp_path / "one.conf", tmp_path / "two" / "runc.conf"
     two.parent.mkdir()

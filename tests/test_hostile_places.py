@@ -46,7 +46,7 @@ def lead_to(directory: Path, link: Path) -> Path:
     return link
 
 
-def test_a_name_that_leads_elsewhere_a_moment_later_opens_nothing(
+def test_a_name_that_becomes_a_link_is_not_opened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     regular, fifo, name = tmp_path / "regular", tmp_path / "fifo", tmp_path / "irmap-cache"
@@ -79,7 +79,7 @@ def test_a_name_that_leads_elsewhere_a_moment_later_opens_nothing(
     assert not opened
 
 
-def test_no_link_of_a_tenant_leads_a_write_to_a_directory_of_ours(
+def test_no_file_is_written_through_a_link_of_a_tenant(
     tenant: Path, ours: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (ours / "irmap-cache").write_bytes(b"ours")
@@ -107,7 +107,7 @@ def test_no_link_of_a_tenant_leads_a_write_to_a_directory_of_ours(
     assert (ours / "irmap-cache").read_bytes() == b"x"
 
 
-def test_no_link_of_a_tenant_leads_the_log_to_a_file_of_ours(tenant: Path, ours: Path) -> None:
+def test_no_log_is_written_through_a_link_of_a_tenant(tenant: Path, ours: Path) -> None:
     (ours / "dump.log").write_text("what happened\n")
     link = lead_to(ours, tenant / "work")
     words = ("pre-dump", "-t", str(os.getpid()), "-D", tenant, "--db", ours / "irmap.db", "-W")

@@ -113,7 +113,7 @@ def test_an_image_of_criu_is_read_exactly_and_written_back(path):
 
 
 @given(st.lists(cache_entries, max_size=20))
-def test_entries_survive_in_their_order_up_to_the_limits(entries):
+def test_entries_are_read_back_in_their_order_up_to_the_limits(entries):
     assert decode(encode_cache(entries), "x") == tuple(entries)
 
 

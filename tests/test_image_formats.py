@@ -1,4 +1,4 @@
-"""Files told apart by their first bytes."""
+"""The type of a file, from its first bytes."""
 
 from __future__ import annotations
 

@@ -266,7 +266,7 @@ def watch_files(draw, kind):
 
 @pytest.mark.parametrize("kind", WatchKind)
 @given(data=st.data())
-def test_everything_but_filesystem_marks_survives(kind, data):
+def test_all_but_filesystem_marks_is_read_back(kind, data):
     files = data.draw(st.lists(watch_files(kind), max_size=3))
     paths = data.draw(
         st.fixed_dictionaries(

@@ -35,7 +35,7 @@ HOSTILE = (
 
 
 @pytest.fixture
-def _old_crit():  # the installed one; the rig's refuses names that are not UTF-8
+def _old_crit():  # the installed one; the newer one refuses names that are not UTF-8
     require_program("crit", package="criu")
 
 
@@ -115,7 +115,7 @@ def test_a_name_in_the_form_of_python_is_read_literally():
         max_size=10,
     )
 )
-def test_entries_survive(pretty, entries):
+def test_entries_are_read_back(pretty, entries):
     text = encode_json(entries, pretty=pretty)
     assert decode_json(text, "x") == tuple(entries)
     # JSON in another layout is read too.

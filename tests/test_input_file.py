@@ -58,7 +58,7 @@ def _shell(line: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("pipe", _PIPES)
 @pytest.mark.parametrize("command", _COMMANDS)
-def test_a_pipe_gives_what_the_file_gives(command: str, pipe: str, tmp_path: Path) -> None:
+def test_a_pipe_gives_the_same_as_the_file(command: str, pipe: str, tmp_path: Path) -> None:
     file = _file_for(command, tmp_path)
 
     def words(name: str) -> str:

@@ -161,7 +161,7 @@ def test_a_path_may_be_written_as_it_is_printed(tmp_path):
     for number, path in enumerate(odd, 10):
         (found,) = json.loads(irmapdb("lookup", printable(path), "--json", "--db", database).out)
         assert [one["ino"] for one in found["inodes"]] == [number]
-    # As it stands goes first.
+    # The text itself has precedence.
     (found,) = json.loads(irmapdb("lookup", "/x\\n", "--json", "--db", database).out)
     assert [one["ino"] for one in found["inodes"]] == [14]
 

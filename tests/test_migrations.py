@@ -196,7 +196,7 @@ def check_content(path, watches=WATCHES, runs=RUNS):
 def schema_of(path):
     with closing(sqlite3.connect(path)) as other:
         found = other.execute("SELECT type, name, tbl_name, sql FROM sqlite_master")
-        # A column that was added stands on the line of the one before it.
+        # A column that was added is on the line of the one before it.
         return {(*names, sql and " ".join(sql.split())) for *names, sql in found}
 
 
@@ -357,7 +357,7 @@ def test_an_upgrade_that_fails_changes_nothing(old, add_revision, body, said):
     assert dump_of(old.with_name(f"irmap.db.backup-{HEAD}")) == before
 
 
-def test_a_view_that_a_person_made_survives_an_upgrade(old, add_revision):
+def test_a_view_of_the_user_is_kept_by_an_upgrade(old, add_revision):
     own = "CREATE VIEW mine AS SELECT path, source FROM mapping"
     with closing(sqlite3.connect(old)) as other:
         other.execute(own)

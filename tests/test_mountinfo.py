@@ -101,7 +101,7 @@ def test_any_mount_table_is_read_back(found, more, cut):
         )
         for mount, fields in found
     )
-    # The last field is told as it stands, for its names may have commas.
+    # The last field is given unchanged, because its names may have commas.
     expected = tuple(
         mount._replace(super_options=escaped(mount.super_options, more)) for mount, _ in found
     )

@@ -186,7 +186,7 @@ def test_the_newest_step_stays_also_behind_other_runs(life: Life) -> None:
 
 
 @pytest.mark.slow
-def test_a_database_that_lives_on_imports_and_audits_does_not_grow(tmp_path: Path) -> None:
+def test_a_database_with_imports_and_audits_alone_does_not_grow(tmp_path: Path) -> None:
     # A file a day is imported, and the audit of the day after finds it gone.
     life = Life(tmp_path / "irmap.db")
     keep = Retention(keep_runs=20, keep_rows=10**9, stale_older_than=timedelta(days=30))
@@ -345,8 +345,8 @@ def test_a_step_takes_out_a_bounded_part(life: Life) -> None:
 
 @pytest.mark.slow
 def test_a_year_of_a_hook_that_runs_every_minute(tmp_path: Path) -> None:
-    # A step stands for six hours of them: as many files are replaced as in all of these (one in
-    # five minutes), and from the thousandth on as many runs are kept.
+    # A step is in the place of six hours of runs. It replaces as many files as all of these runs
+    # (one in five minutes), and from the thousandth on as many runs are kept.
     life = Life(tmp_path / "irmap.db", keep=Config().retention, watches=50)
     sizes = []
     with Store.open(life.path, create=True) as store:

@@ -44,7 +44,7 @@ def test_a_deleted_or_found_inode_is_not_retried() -> None:
     assert not were_moving(_root(7), Resolution(disproved=[gone]))
 
 
-def test_the_last_paths_come_again_until_one_holds() -> None:
+def test_the_last_paths_are_tried_again_until_one_is_right() -> None:
     paths = [_failed(b"/%d" % number, Source.SCAN, StaleReason.GONE) for number in range(20)]
     stored = _failed(b"/stored", Source.STORED, StaleReason.GONE)
     failed = were_moving(_root(7), _outcome(stored, *paths))

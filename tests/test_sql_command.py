@@ -113,7 +113,7 @@ def test_saved_queries_of_many_columns_have_times_to_the_second(name):
     assert all(re.fullmatch(r"[\d-]{10} [\d:]{8}", one["started_at"]) for one in rows)
 
 
-def test_names_cannot_play_with_the_terminal():
+def test_names_do_not_control_the_terminal():
     out = irmapdb("sql", r"""SELECT x'2f611b5b324a0ae2 80ae' AS a""".replace(" ", "", 1)).said
     out += irmapdb("sql", "SELECT x'2f1b5b324a0a', char(27) || '[2J', x'00ff' AS \"\x1b\"").said
     assert "\x1b" not in out

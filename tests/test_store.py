@@ -132,7 +132,7 @@ def only(store):
 
 
 @given(resolved=some_resolved, now=times)
-def test_every_mapping_comes_back_as_it_went_in(resolved, now):
+def test_every_mapping_is_read_back_unchanged(resolved, now):
     truth = {}
     first_source = {}
     for item in resolved:
@@ -435,7 +435,7 @@ def test_a_step_that_fails_leaves_nothing_of_itself(store):
     assert only(store).validated_at == T1
 
 
-def test_a_reader_may_stop_and_go_on_while_the_store_is_written(store):
+def test_a_reader_may_pause_while_the_store_is_written(store):
     many = 5000
     prove(store, *(found(ino, b"/%d" % ino) for ino in range(many)))
     walk = store.all_mappings()

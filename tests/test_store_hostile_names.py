@@ -198,7 +198,7 @@ def test_a_link_that_comes_after_the_look_changes_no_other_file(work, ours, tmp_
         fill(path)
 
 
-def test_names_that_change_all_the_time_lead_nowhere_else(work, ours, tmp_path):
+def test_names_that_change_all_the_time_reach_no_other_file(work, ours, tmp_path):
     """The real race: root opens the database again and again while another user swaps its name."""
     path, own, empty = work / "irmap.db", work / "own", tmp_path / "empty"
     empty.touch()

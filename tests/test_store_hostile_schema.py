@@ -183,7 +183,7 @@ def test_odd_numbers_in_the_header_are_refused(tmp_path, pragma):
         Store.open(path, create=True)
 
 
-def test_odd_numbers_that_mean_nothing_to_us_are_left(tmp_path):
+def test_odd_numbers_without_effect_are_left(tmp_path):
     path = tmp_path / "irmap.db"
     fill(path)
     with closing(sqlite3.connect(path)) as connection:

@@ -70,7 +70,7 @@ def is_free(path):
     return path.exists()
 
 
-def test_a_home_under_sudo_goes_on_working(home):
+def test_a_home_under_sudo_works(home):
     before = scratch_names()
     for name in ("pre-dump", "sql", "audit", "import", "export", "db backup", "prune", "hook"):
         done = run_command(name, home)
@@ -432,7 +432,7 @@ def test_sigint_while_closing_leaves_the_database_whole(home):
     assert os.listdir(home) == ["irmap.db"]
 
 
-def test_want_of_memory_is_one_line(home):
+def test_lack_of_memory_is_one_line(home):
     fill(home / "irmap.db", *(ENTRY._replace(ino=ino) for ino in range(2000)))
 
     def run():

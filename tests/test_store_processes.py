@@ -81,7 +81,7 @@ def holder_of(path):
 
 
 def one_step(path, number, wait_s=10.0):
-    """A step that writes to every table, and can be told from the others."""
+    """A step that writes to every table, with values of its own."""
     files = [
         (Identity(KDEV, number, FileHandle(1, b"%d" % at)), b"/srv/%d/%d" % (number, at))
         for at in range(FILES_A_STEP)

@@ -165,7 +165,7 @@ def test_without_the_kernel_s_lists_the_parents_tell(family, monkeypatch):
     assert found == {(task.pid, task.ppid, task.starttime) for task in expected}
 
 
-def test_a_process_whose_first_thread_has_ended_lives_on():
+def test_a_process_whose_first_thread_has_ended_is_found():
     number = 60 if os.uname().machine == "x86_64" else 93
     source = f"""
 import ctypes, os, threading

@@ -1,4 +1,4 @@
-"""The rig itself: a test that stands on it must not pass because the rig is broken."""
+"""The test support itself: no test may pass because the support is broken."""
 
 import errno
 import json

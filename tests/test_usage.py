@@ -196,7 +196,7 @@ def test_an_option_that_is_misspelt_is_refused(command: str, option: str, wants:
         ("pre-dump -t \x1b[31m", r"-t \x1b[31m: not a process id"),
     ],
 )
-def test_the_line_leads_on(words: str, said: str) -> None:
+def test_the_line_has_the_next_step(words: str, said: str) -> None:
     done = irmapdb(*words.split(" "))
     assert _is_one_line(done), done
     assert said in done.err
@@ -254,7 +254,7 @@ def _limited(*words: str | Path, mib: int) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_real_want_of_memory_is_one_line(tmp_path: Path) -> None:
+def test_real_lack_of_memory_is_one_line(tmp_path: Path) -> None:
     image, large = tmp_path / "irmap-cache", tmp_path / "large"
     image.write_bytes(cache.encode_cache([CacheEntry(1, 2, b"/a")]))
     with large.open("wb") as file:

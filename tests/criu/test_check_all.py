@@ -211,7 +211,7 @@ def test_thirty_containers_of_ten_kinds(
         ten = [make(kind, program.parent) for kind in _KINDS]
         before = [_state(made) for made in ten]
         rows = _check_all(program.parent, monkeypatch, "--no-hook")
-        assert [_state(made) for made in ten] == before  # nothing stopped, nothing written
+        assert [_state(made) for made in ten] == before  # no task is stopped, no file is written
         predicted |= {made.id: rows[made.id] for made in ten}
         every += ten
     assert len(predicted) == 30

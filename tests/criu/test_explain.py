@@ -260,7 +260,9 @@ def test_an_action_script(each_criu: Criu, target: Watcher, tmp_path: Path) -> N
     assert "no memory" in stop["why"]
 
 
-def test_the_hook_ran_in_vain(area: MountArea, criu: Criu, target: Watcher, tmp_path: Path) -> None:
+def test_the_hook_ran_without_a_path(
+    area: MountArea, criu: Criu, target: Watcher, tmp_path: Path
+) -> None:
     target.add_inotify(area.place("overlay-two-filesystems").mountpoint / "dir/file")
     script = tmp_path / "script"
     for said, command in (
@@ -375,7 +377,7 @@ def test_a_path_that_is_gone_before_the_restore(
 
 
 @pytest.mark.parametrize("name", list(PROGRAMS))
-def test_the_cause_is_none_of_ours(each_criu: Criu, tmp_path: Path, name: str) -> None:
+def test_a_cause_that_is_not_a_watch(each_criu: Criu, tmp_path: Path, name: str) -> None:
     verbosity = _VERBOSITY[each_criu.version]
     path = tmp_path / "socket"
     with socket.socket(socket.AF_UNIX) as server:

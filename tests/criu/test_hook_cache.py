@@ -146,7 +146,7 @@ def test_database_elsewhere(area, criu, target, hook, tmp_path):
 
 
 def test_an_old_entry_of_an_ambiguous_inode_is_left_for_criu(criu, target, hook, tmp_path):
-    """No path of it is proved, and CRIU takes the one that it has: as without us."""
+    """No path of it is proved, and CRIU uses the old entry, as without irmapdb."""
     watched = target.add_inotify("/proc/meminfo", IN_OPEN)
     images = tmp_path / "images"
     for action_script in (None, hook):

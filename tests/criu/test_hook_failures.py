@@ -77,7 +77,7 @@ def test_locked_database(dumps):
     with closing(sqlite3.connect(dumps.work / "irmap.db")) as locker:
         locker.execute("BEGIN IMMEDIATE")
         (dumps.work / "irmap-cache").unlink()
-        # Its rows can be read all the same, and the dump does not wait for more.
+        # Its rows can still be read, and the dump does not wait for more.
         assert dumps(IRMAPDB_HOOK_TIMEOUT="2") is PATH
         assert "(1 known before)" in dumps.last.log
         assert dumps.log.count("stored in") == 1

@@ -53,7 +53,7 @@ def _checkpoint(container, options, criu):
 
 
 def _circle(container, watches, options, criu):
-    """Checkpoint, restore, and every watch hears; the log of the dump."""
+    """Checkpoint and restore; every watch reports an event. Returns the log of the dump."""
     log = _checkpoint(container, options, criu)
     if options:
         assert_all_hear(container, container.rootfs, watches)

@@ -161,7 +161,7 @@ def test_what_is_neither_in_the_image_nor_packed(place: Place, tmp_path: Path) -
         seen = os.fsencode(f"/proc/{container.pid}/root{path}")
         assert container.hears(watched, lambda seen=seen: os.close(os.open(seen, os.O_RDONLY)))
     container.kill()
-    # Without the changes of the root, only the root itself tells.
+    # Without the changes of the root, only the root itself shows it.
     verdicts = {one.watch.path: one.verdict for one in check_images(without).watches}
     assert verdicts[b"/run"] is verdicts[b"/mnt/deep"] is RestoreVerdict.BROUGHT
     assert verdicts[os.fsencode(settings)] is RestoreVerdict.MISSING

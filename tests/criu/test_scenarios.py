@@ -25,7 +25,7 @@ _PLACES = [
 
 # No hook can change these: CRIU has no field for them in its images, or no name for the restore.
 _LOST = {
-    # A file that is deleted comes back as another inode, without its watch; see docs/criu.md.
+    # A deleted file is restored as another inode, without its watch; see docs/criu.md.
     "deleted_file": {"closed, by the file"},
     # CRIU prints that it drops the unread events.
     "queued_events": {"kept"},

@@ -123,7 +123,7 @@ def test_rows_that_the_node_prunes_stay_on_the_server(url, maker, tmp_path):
     assert_same(server_rows(url), after)
 
 
-def test_a_backup_that_was_put_back_goes_on(url, maker, tmp_path):
+def test_a_restored_backup_pushes_its_new_runs(url, maker, tmp_path):
     path = maker.make(tmp_path / "one.db", runs=2)
     shutil.copy(path, tmp_path / "backup")
     maker.add(path, runs=2)

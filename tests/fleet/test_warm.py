@@ -107,7 +107,7 @@ def test_a_server_that_does_not_answer_delays_no_look(tmp_path, maker):
         time.sleep(0.05)
 
 
-def test_a_problem_stands_in_the_status(tmp_path):
+def test_the_status_has_the_problem(tmp_path):
     require_root()
     with _Service(tmp_path, f"postgresql://me@/fleet?host={tmp_path}") as service:
         service.wait_for(lambda status: "check that it runs" in status["push"]["problem"])

@@ -81,6 +81,6 @@ def _read(log: str) -> tuple[int, Path | None]:
         found = json.loads(told[-1])
         return found["runs"], Path(found["crash"]) if found["crash"] else None
     done, crash = _DONE.search(log), _CRASH.search(log)
-    # Of a run that was ended from outside the last report tells.
+    # A run that was ended from outside has its last report.
     so_far = max((int(found[1]) for found in _SO_FAR.finditer(log)), default=0)
     return int(done[1]) if done else so_far, Path(crash[1]) if crash else None

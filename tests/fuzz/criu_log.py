@@ -31,7 +31,7 @@ def _explained(data: bytes) -> None:
     with refusal(ImageError, FileError) as refused:
         whole = explain([data] if data else [], _OPTIONS)
         _check_words(whole)
-        # The encoding is told from the first piece.
+        # The encoding is detected from the first piece.
         size = random.Random(len(data)).randrange(1, 20)
         first = [data[:64], *(data[start : start + size] for start in range(64, len(data), size))]
         check(explain(first, _OPTIONS) == whole, "other pieces, another explanation")

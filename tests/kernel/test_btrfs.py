@@ -189,7 +189,7 @@ def test_the_names_that_are_found_with_fewer_capabilities(area: MountArea, root:
     assert set(notes.values()) == {"asking the filesystem needs CAP_SYS_ADMIN"}
 
 
-def test_another_filesystem_is_none_of_its_business(area: MountArea, root: Root) -> None:
+def test_an_inode_of_another_filesystem_is_not_asked_for(area: MountArea, root: Root) -> None:
     top = area.ext4().mountpoint
     (top / "file").write_bytes(b"")
     assert ask(BtrfsLookup(root), [identity_of(top / "file")]) == ({}, {})

@@ -219,7 +219,7 @@ class _Killing:
         return ""
 
 
-def test_an_answer_that_is_cut_short_is_none() -> None:
+def test_an_answer_that_is_cut_off_does_not_count() -> None:
     with pytest.raises(ChildProcessError, match="killed while it answered"):
         call_in_child(lambda: [b"x" * 1_000_000, _Killing()], 60)
 

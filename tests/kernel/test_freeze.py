@@ -379,7 +379,7 @@ def test_a_cgroup_that_another_process_froze_is_named(start, cgroup):
         freezing.path.mkdir(exist_ok=True)
         freezing.put(*descendants(target.pid))
         freezing.freeze()
-        if freezing.control.name == "cgroup.freeze":  # comes to its ptrace stop all the same
+        if freezing.control.name == "cgroup.freeze":  # it reaches its ptrace stop in any case
             with frozen(target.pid) as held:
                 assert states(held.pids) == {"t"}
             freezing.thaw()

@@ -137,7 +137,7 @@ def test_stopped_tasks_are_seen_when_all_of_them_are(watcher):
     ],
 )
 def test_where_the_cgroup_is(cgroup, root, directory, tmp_path, monkeypatch):
-    # As /proc tells it in the host's cgroup namespace and in others.
+    # As /proc shows it in the host's cgroup namespace and in others.
     v1 = "freezer" in cgroup
     fstype, options = ("cgroup", "rw,freezer") if v1 else ("cgroup2", "rw")
     proc, top = tmp_path / "proc", tmp_path / "cgroup"

@@ -29,7 +29,7 @@ read -r line
 
 
 class Criu:
-    """A process that executes the hook's script as CRIU does, and ends when it is told to."""
+    """A process that executes the hook's script as CRIU does, and ends when the test ends it."""
 
     def __init__(self, work: Path, script: Path, pid: int) -> None:
         self._work = work

@@ -41,7 +41,7 @@ def evil(area: MountArea) -> Iterator[bytes]:
 
 @pytest.fixture
 def hidden(area: MountArea, watcher: Watcher, evil: bytes) -> None:
-    """A watched file that can no more be reached; its filesystem shows at an evil mount point."""
+    """A watched file below a mount; its filesystem is also at a mount point with a hostile name."""
     top = area.path / "top"
     top.mkdir()
     run("mount", "-t", "tmpfs", "none", top)

@@ -148,7 +148,7 @@ def test_directories_that_are_links_by_turns(area, rootfs, tenant):
     assert found
     for identity, paths in found.items():
         assert paths <= expected[identity]
-    # And when it stands still, it is the one name that it has.
+    # When the renames have ended, the answer is its only name.
     outcome = searched(tenant)
     assert outcome.unresolved == {}
     with open_root(tenant.pid) as root:

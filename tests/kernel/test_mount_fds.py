@@ -133,7 +133,7 @@ def test_the_kept_descriptor_is_of_the_mount_that_a_lookup_meets(
 
 def test_the_number_of_kept_descriptors_is_bounded(area: MountArea, root: Root) -> None:
     place = area.ext4().mountpoint
-    # Files that are bound show the least of it, and come first by the length of their roots.
+    # Mounts of single files show the least of it, and come first by the length of their roots.
     for number in range(12):
         (place / f"{number}").touch()
         (area.path / f"file{number}").touch()

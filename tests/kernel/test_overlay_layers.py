@@ -28,7 +28,7 @@ from tests.support.resolver_call import ask, path_by, why_not
 from tests.support.stepping import NO_HINTS, new_work_dir, options_for
 from tests.support.watcher import Watched, Watcher
 
-# Which filesystem a layer lies on is known if the machine has none that irmapdb cannot see.
+# irmapdb knows the filesystem of a layer if it can see every filesystem of the machine.
 pytestmark = pytest.mark.alone
 
 _FAN_CLASS_CONTENT = 0x04
@@ -52,7 +52,7 @@ class _Made(NamedTuple):
         return watched_identity(self.watcher, watched)
 
     def is_found(self, watched: Watched, *names: str) -> None:
-        """Warm and cold, at one of the names, which it hears."""
+        """Warm and cold, at one of the names, and the watch reports an event there."""
         for _ in range(2):
             path = path_by(self.root, OverlayLayers(self.root), self.identity(watched))
             assert path in {os.fsencode(self.top / name) for name in names}

@@ -85,7 +85,7 @@ def test_check(paths: list[bytes], watcher: Watcher, tmp_path: Path, *, forced: 
 def test_an_error_while_one_watch_is_looked_at(
     paths: list[bytes], watcher: Watcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Any error, of any look: none of those above, which are known.
+    # Any other error of any look: those above are expected.
     identities = {}
 
     def readlink(path: str) -> str:

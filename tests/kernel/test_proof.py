@@ -62,7 +62,7 @@ def test_a_path_has_the_identity_of_a_watch_on_it(area, watcher, root, kind):
     marked = {name: watcher.add_fanotify(place.directory / name) for name in names}
     shown = {name: agree(root, watcher, watched[name], place.directory / name) for name in names}
     for name, mark in marked.items():
-        if watched[name].st_kdev == shown[name].kdev:  # else the mark is not to be told by stat
+        if watched[name].st_kdev == shown[name].kdev:  # else stat cannot identify the mark
             assert agree(root, watcher, mark, place.directory / name) == shown[name]
     # Each path is refused for the file at any other.
     for name in names:

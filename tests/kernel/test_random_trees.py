@@ -207,7 +207,7 @@ def _check_written(
     entries = cache.decode_cache((work / "irmap-cache").read_bytes(), "irmap-cache")
     for entry in entries:
         assert entry.path in by_key[entry.key], f"{hint}: irmap-cache has {entry}"
-    if kind.partition("-")[0] not in {"btrfs", "overlay"}:  # where CRIU believes every name
+    if kind.partition("-")[0] not in {"btrfs", "overlay"}:  # where CRIU accepts every name
         best = {row.path for row in report.watches if row.path is not None}
         assert best <= {entry.path for entry in entries}, f"{hint}: irmap-cache lacks some"
 

@@ -181,7 +181,7 @@ def test_endless_renames_do_not_make_the_read_endless(area, monitor):
 
 
 class Told:
-    """Answers about files of some directories, and a Confirmation that speaks of them."""
+    """Answers about files of some directories, and the Confirmation for them."""
 
     def __init__(self, root, monitor, mountpoints, config=None):
         self.root = root

@@ -255,7 +255,7 @@ def test_in_a_nested_namespace(
             task.rename(path, other)
 
     moving.move = swap_there
-    search = make(scan=False)  # it would find the one name that has not been told yet
+    search = make(scan=False)  # it would find the name that no source has given yet
     search.resolve(files_of(watcher, task))
     assert shown in search.outcome.unresolved
     moving.runs = False
@@ -392,7 +392,7 @@ def test_below_a_mount_of_another_device_nothing_moves(
 def many(
     area: MountArea, watcher: Watcher, make: Make, moving: Tree
 ) -> tuple[Search, set[Identity]]:
-    """A search that has found none of many watched files, as all are renamed all the time."""
+    """A search that has found none of many watched files, because all are renamed all the time."""
     top = area.tmpfs()
     shown = {plant(watcher, top / f"{number}-") for number in range(A_LOT)}
     moving.move = swap
@@ -446,7 +446,7 @@ _ROUNDS = 25
 
 
 def test_dump_of_a_tree_that_renames_all_the_time(area: MountArea, tmp_path: Path) -> None:
-    """With the tasks left stopped there is one name, and it is the one that is told."""
+    """With the tasks left stopped there is one name, and it is in the result."""
     top, work = area.tmpfs(), new_work_dir(tmp_path)
     (top / "f").touch()
     command = [sys.executable, "-I", "-S", "-c", _WATCHES, _RENAMES, top]

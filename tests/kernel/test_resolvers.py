@@ -81,14 +81,14 @@ def test_a_name_is_not_the_word_about_it(area, root, watched):
     holding = os.open(top / "first", os.O_PATH)
     (top / "first").unlink()
     failure = ask(root, Handles(root), linked)
-    if failure.resolved:  # the kernel may have told the other name
+    if failure.resolved:  # the kernel may have given the other name
         assert failure.resolved[linked].path == os.fsencode(top / "second")
     else:
         assert not failure.unresolved[linked].deleted
     os.close(holding)
 
 
-def test_handles_that_lead_nowhere(area, root, watched):
+def test_handles_without_a_file(area, root, watched):
     place = area.place("ext4")
     shown = watched(place.directory / "file")
     wrong = shown._replace(

@@ -250,7 +250,7 @@ def test_the_names_that_are_left_take_over(linked):
         os.fsencode(top / "bb"),
         (os.fsencode(top / "ccc"),),
     )
-    # The row of the name that went is told of.
+    # The row of the lost name is reported.
     assert search.outcome.disproved == [
         Disproved(shown, os.fsencode(top / "a"), Source.STORED, StaleReason.GONE)
     ]

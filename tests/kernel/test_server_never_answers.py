@@ -123,7 +123,7 @@ def test_the_holder_of_a_deleted_file_of_such_a_server_is_not_looked_for(
 def test_a_server_that_reads_and_never_answers_keeps_no_pipe_open(
     watcher: Watcher, tmp_path: Path, *, scanned: bool
 ) -> None:
-    """The child that asks it cannot be killed; `irmapdb pre-dump … | jq` ends all the same."""
+    """The child that asks it cannot be killed; `irmapdb pre-dump … | jq` ends in any case."""
     mountpoint = tmp_path / "silent"
     mountpoint.mkdir()
     with SilentFuse(mountpoint) as server:

@@ -127,7 +127,7 @@ def test_a_skipped_path_may_be_written_in_many_ways(
     assert "is left out" in why_not(root, Scan(root, config), shown).why
 
 
-def test_a_link_to_a_skipped_directory_leads_nowhere(
+def test_a_link_to_a_skipped_directory_is_not_followed(
     area: MountArea, root: Root, watched: Watched
 ) -> None:
     # A tenant cannot make us leave out another directory: no link is followed.

@@ -83,7 +83,7 @@ def test_a_file_with_the_name_of_the_directory_stays(tmp_path: Path, kind: str) 
     assert os.listdir(tmp_path) == ["img"]
 
 
-def test_a_link_that_a_tenant_planted_leads_nowhere(tmp_path: Path) -> None:
+def test_a_link_of_a_tenant_is_not_followed(tmp_path: Path) -> None:
     require_root()
     tenants, ours = tmp_path / "tenant", tmp_path / "ours"
     tenants.mkdir()

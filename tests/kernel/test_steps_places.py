@@ -353,7 +353,7 @@ def test_a_file_that_is_replaced_by_one_of_the_same_number_between_the_steps(
     assert (stale.key, found) == (found.key, row.watch.identity)
     assert stale.handle != found.handle
     # The new file has the row now, as device, number and path are those of the old one's: only
-    # the change tells of that.
+    # the change shows that.
     with Store.open_readonly(work / "irmap.db") as store:
         (mapping,) = store.all_mappings()
     assert (mapping.identity, mapping.stale) == (found, False)

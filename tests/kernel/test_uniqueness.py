@@ -22,7 +22,7 @@ from tests.support.programs import run
 from tests.support.stepping import NO_HINTS
 from tests.support.watcher import Watcher
 
-# Which filesystem a layer lies on is known if the machine has none that irmapdb cannot see.
+# irmapdb knows the filesystem of a layer if it can see every filesystem of the machine.
 pytestmark = pytest.mark.alone
 
 PARTED = ("overlay-lower", "overlay-two-filesystems", "overlay-xino")

@@ -147,7 +147,7 @@ _MAKE: dict[str, Callable[[MountArea], contextlib.AbstractContextManager[_Two]]]
 def test_an_identity_is_one_inode(
     fstype: str, area: MountArea, root: Root, watcher: Watcher
 ) -> None:
-    """Each of the two is proved, is not the other, and is heard; cold as well."""
+    """Each of the two is proved, is not the other, and reports its events; cold as well."""
     require_filesystem(fstype)
     with _MAKE[fstype](area) as two:
         root.renew()

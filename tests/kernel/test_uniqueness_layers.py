@@ -25,7 +25,7 @@ from tests.support.programs import ProgramError, run
 from tests.support.stepping import new_work_dir, options_for
 from tests.support.watcher import Watched, Watcher
 
-# Which filesystem a layer lies on is known if the machine has none that irmapdb cannot see.
+# irmapdb knows the filesystem of a layer if it can see every filesystem of the machine.
 pytestmark = pytest.mark.alone
 
 CLONES = ("ext4", "xfs", "erofs")
@@ -345,7 +345,7 @@ def test_one_layer_of_each_image(area: MountArea, root: Root, watcher: Watcher, 
     for number, name in enumerate(("squashfs", "erofs")):
         content = area.path / f"{name}-content" / name
         content.mkdir(parents=True)
-        # A filesystem without UUID may be no layer, and have a low number all the same.
+        # A filesystem without UUID may have a low number although it is no layer.
         for one in range(20 * (number + 1)):
             (content / f"file{one}").write_bytes(b"content")
         made = area.squashfs if name == "squashfs" else area.erofs

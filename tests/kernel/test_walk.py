@@ -121,7 +121,7 @@ def test_a_mount_below_is_another_walk(area, kind):
     (source / "secret").touch()
     area.bind(source, top / "dir" / "below")
     area.bind(source / "secret", top / "dir" / "over")
-    # Not entered; the listing tells of the covered inodes, which have no path now.
+    # Not entered; the listing has the covered inodes, which have no path now.
     paths = {hit.path for hit in walked(top)}
     assert {b"", b"file", b"dir", b"dir/file", b"dir/hard"} <= paths
     assert not any(path.startswith(b"dir/below") for path in paths)
@@ -178,7 +178,7 @@ def wide(tmp_path):
     return tmp_path
 
 
-def test_the_walk_stops_when_it_is_told_to(wide):
+def test_the_walk_stops_at_the_request_of_its_caller(wide):
     seen = []
     hits = walked(wide, on_entries=lambda count: seen.append(count) or len(seen) < 2)
     assert len(seen) == 2
@@ -292,7 +292,7 @@ while True:
 """
 
 
-def test_a_directory_that_turns_into_a_link_leads_nowhere(area, watcher):
+def test_a_directory_that_becomes_a_link_is_not_followed(area, watcher):
     top, outside = area.tmpfs(), area.tmpfs("outside")
     (outside / "secret").mkdir()
     (outside / "secret" / "file").touch()
@@ -455,7 +455,7 @@ def test_directories_that_are_made_in_front_of_the_walk_are_counted(area, every_
     assert 3000 <= told[-1] < 4100  # of 111,111
 
 
-def test_a_large_directory_asks_whether_to_go_on(tmp_path):
+def test_a_large_directory_can_be_left_in_the_middle(tmp_path):
     for number in range(40_000):
         os.mknod(f"{tmp_path}/f{number}")
     asked = []

@@ -232,7 +232,7 @@ def test_an_old_image_with_an_entry_without_a_path_is_left_to_the_hook(
         b"\xff" * 100,
     ],
 )
-def test_a_line_of_another_form_is_none(line):
+def test_a_line_of_another_form_is_ignored(line):
     assert parse_request(line) is None
 
 
@@ -245,7 +245,7 @@ def test_a_line():
     assert alone == request._replace(alone=True)
 
 
-def test_nonsense_in_the_fifo_stops_nothing(node, warm, hook, tmp_path):
+def test_nonsense_in_the_fifo_stops_no_answer(node, warm, hook, tmp_path):
     container = node.container()
     container.add_inotify("/srv/app/file-0")
     warm.wait_ready(1)

@@ -560,7 +560,7 @@ def test_a_name_may_have_any_character(host: Host, name: str) -> None:
     assert str(raised.value).isprintable()
 
 
-def test_a_name_that_is_too_long_is_none(host: Host) -> None:
+def test_a_name_that_is_too_long_does_not_count(host: Host) -> None:
     _docker(host)
     path = host.root / FILES[_docker]
     path.write_text(path.read_text().replace("/web", "/" + "w" * 100_000))

@@ -202,7 +202,7 @@ def test_two_at_once_while_the_service_restarts(node, warm, tmp_path):
     warm.wait_ready(FILES)
     chance = random.Random(16)
     for index in range(RESTARTS):
-        # No names are swapped: a service that is slow hands out the image that it proved last.
+        # No names are swapped: a slow service writes the image that it proved last.
         (tree.work / "irmap-cache").unlink(missing_ok=True)
         calls = [tree.call(script), tree.call(script)]
         time.sleep(chance.uniform(0, 0.15))

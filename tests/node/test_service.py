@@ -1,4 +1,4 @@
-"""The service as a process: it starts, looks, and ends when it is told to."""
+"""The service as a process: it starts, looks at the containers, and ends after a signal."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def test_a_watch_that_was_made_right_before_the_hook(node, data, warm, hook, tmp
     for watched, name in ((old, "old"), (new, "deep/er/new")):
         assert container.hears(watched, (data / name).read_bytes)
     assert not list(warm.run.glob("reply-*"))
-    # The database of the service hears of it at its next look; the work dir gets no other file.
+    # The database of the service gets it at the next look; the work dir gets no other file.
     assert os.listdir(tmp_path / "work") == ["irmap-cache"]
 
 
@@ -123,7 +123,7 @@ def test_in_a_pause_nothing_of_the_paused_is_waited_for(node, data, warm, hook, 
     assert asked.code == 0
     assert "of a pause" in asked.said
     assert {b"/srv/app/file-1", b"/data/old"} <= set(asked.paths)
-    assert not list(warm.run.glob("reply-*"))  # it was told, and did not wait in vain
+    assert not list(warm.run.glob("reply-*"))  # it got the reply
 
 
 def test_an_old_image_is_taken_into_account(node, warm, hook, tmp_path):

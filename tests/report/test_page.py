@@ -338,7 +338,7 @@ def test_the_only_database_of_a_node(tmp_path, broken):
     assert ">web.0123456789abcdef<" in text or broken
 
 
-def test_the_name_of_a_database_cannot_play_with_the_terminal(tmp_path):
+def test_the_name_of_a_database_does_not_control_the_terminal(tmp_path):
     directory = tmp_path / "databases"
     directory.mkdir(mode=0o700)
     for name in ("a\x1b[2Jb.0000000000000000.db", "c.0000000000000000.db"):
