@@ -303,7 +303,7 @@ def _limit_itself() -> None:
         _, hard = resource.getrlimit(kind)
         if hard == resource.RLIM_INFINITY or hard > most:
             resource.setrlimit(kind, (most, most))
-    os.nice(_ALONE_NICE)
+    os.setpriority(os.PRIO_PROCESS, 0, _ALONE_NICE)
 
 
 def _note_run(
