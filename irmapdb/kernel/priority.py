@@ -1,7 +1,7 @@
-"""Sets the lowest priority for CPU and disk, for work in the background.
+"""Sets the lowest priority for CPU, disk and memory, for work in the background.
 
-sched(7): SCHED_IDLE; ioprio_set(2), which glibc has no wrapper for: its number is that of
-arch/x86/entry/syscalls/syscall_64.tbl and of include/uapi/asm-generic/unistd.h.
+sched(7): SCHED_IDLE; proc_pid_oom_score_adj(5); ioprio_set(2), which glibc has no wrapper for: its
+number is that of arch/x86/entry/syscalls/syscall_64.tbl and of include/uapi/asm-generic/unistd.h.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+from pathlib import Path
 
-__all__ = ["be_idle"]
+__all__ = ["be_idle", "be_killed_first"]
 
 _IOPRIO_SET = {"x86_64": 251, "aarch64": 30, "riscv64": 30, "ppc64le": 273, "s390x": 282}
 _IOPRIO_WHO_PROCESS = 1
@@ -34,3 +35,9 @@ def be_idle() -> None:
     if number is not None:
         idle = _IOPRIO_CLASS_IDLE << _IOPRIO_CLASS_SHIFT
         _libc.syscall(number, _IOPRIO_WHO_PROCESS, 0, idle)
+
+
+def be_killed_first() -> None:
+    """Let the kernel kill this process before any other one if memory is short."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")

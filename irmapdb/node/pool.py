@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 from irmapdb import garbage_collector
 from irmapdb.errors import IrmapError
+from irmapdb.kernel.priority import be_killed_first
 from irmapdb.kernel.syscalls import die_with_parent
 from irmapdb.model import one_line
 from irmapdb.record import Record
@@ -191,6 +192,7 @@ class Pool:
             resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
             _limit(resource.RLIMIT_NOFILE, _MOST_FDS)
             _limit(resource.RLIMIT_CORE, 0)
+            be_killed_first()  # the service itself is not large, and knows all containers
             self._in_child(kind)
             try:
                 answer = call(), ""

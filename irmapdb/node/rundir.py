@@ -116,6 +116,11 @@ class RunDirectory:
         finally:
             shutil.rmtree(path, ignore_errors=True)
 
+    def remove_work(self) -> None:
+        """Remove the directories of `work` that a killed process has left. No other may work."""
+        for path in self.path.glob("work-*"):
+            shutil.rmtree(path, ignore_errors=True)
+
     def clean(self, alive: Collection[tuple[int, int]]) -> None:
         """Remove the files of ended root tasks, and old files of scripts."""
         for name in os.listdir(self.path):

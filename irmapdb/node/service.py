@@ -72,6 +72,8 @@ class Service:
             self._state = State(self._options, self._run, self._pool)
             databases.make_directory(self._state.settings.directory)
             self._stack.enter_context(self._state.monitor)
+            self._run.remove_work()
+            self._stack.callback(self._run.remove_work)
             self._stack.callback(self._pool.close)
         except BaseException:
             self._stack.close()

@@ -58,6 +58,7 @@ UMask=0077
 
 # Its share of the machine: the containers cannot raise it.
 MemoryMax=4G
+OOMPolicy=continue
 TasksMax=64
 LimitNOFILE=4096
 CPUWeight=10

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
+import time
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +17,7 @@ from irmapdb.node import service as service_module
 from irmapdb.node.pool import Pool
 from irmapdb.node.rundir import RunDirectory
 from irmapdb.node.service import Service
+from tests.support.warm import WAIT_S
 
 
 def test_it_follows_the_watches_of_the_containers(node, warm):
@@ -32,6 +36,36 @@ def test_it_ends_after_a_signal(node, warm, number):
     warm.wait_for(lambda seen: [one["resolved"] for one in seen] == [1])
     assert warm.end(number) == 0
     assert not [name for name in os.listdir(warm.run) if name.startswith("work-")]
+
+
+def test_a_service_that_ends_leaves_no_work_of_killed_children(node, warm):
+    node.container().add_inotify("/srv/app/file-0")
+    warm.wait_ready(1)
+    (image,) = warm.run.glob("image-*")
+    work = image.with_name(image.name.replace("image", "work"))
+    work.mkdir()
+    (work / "irmap.db").touch()
+    assert warm.end() == 0
+    assert not work.exists()
+
+
+def test_short_memory_ends_a_child_and_not_the_service(node, warm):
+    node.container().add_inotify("/srv/app/file-0")
+    warm.wait_ready(1)
+
+    def adjustment(pid):
+        return Path(f"/proc/{pid}/oom_score_adj").read_text()
+
+    pid = warm.process.pid
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    assert adjustment(pid) == adjustment("self")
+    deadline_s = time.monotonic() + WAIT_S
+    found = ""
+    while found != "1000\n":
+        assert time.monotonic() < deadline_s
+        time.sleep(0.05)
+        with contextlib.suppress(OSError):  # it has ended; the one for the hook waits
+            found = "".join({adjustment(child) for child in children.read_text().split()})
 
 
 def test_a_container_for_which_no_process_can_be_made_is_tried_again(node, monkeypatch):
