@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 from irmapdb import config, files
+from irmapdb.criu.hook_wait import wait_for_all
 from irmapdb.errors import FileError
 from irmapdb.model import printable
 from irmapdb.record import Record
@@ -54,6 +55,7 @@ IMPORTS = (
 
 _TEMPLATE = Path(__file__).with_name("irmapdb-hook.sh")
 _LIMIT_BYTES = 1 << 20
+_CRIU_S = 20.0  # a pod that ends has 30 s
 _SECOND_LINE = b"# irmapdb-hook: CRIU executes this file"
 _USER = b"# called from: "
 _VALUES = (b"program", b"python", b"packages", b"config", b"run")
@@ -149,7 +151,9 @@ def write_script(
 def release_script(path: Path, config_file: Path) -> bool:
     """Remove the script, unless another configuration file calls it; whether it was removed.
 
-    It reads each file. A file that cannot be read counts as one that calls the script.
+    It reads each file. A file that cannot be read counts as one that calls the script. A CRIU that
+    runs may have read the file before, and fails if the script is missing: so this waits for its
+    end. FileError, and the script stays, if that takes too long.
     """
     if not is_script(path):
         return False
@@ -157,6 +161,11 @@ def release_script(path: Path, config_file: Path) -> bool:
     beside = [file for file in config_file.parent.glob("*.conf") if file != config_file]
     if any(_names(file, name) for file in {*_users(path), *beside} - {config_file}):
         return False
+    if (criu := wait_for_all(_CRIU_S)) is not None:
+        raise FileError(
+            f"{printable(path)}: stays, because CRIU (process {criu.pid}) may execute it",
+            advice="remove it when that process has ended",
+        )
     path.unlink(missing_ok=True)
     if path == SCRIPT_PATH or path.parent.name == SCRIPT_PATH.parent.name:
         with contextlib.suppress(OSError):  # it has other files

@@ -1,28 +1,31 @@
-"""Waits until CRIU, which executed the hook, has ended, and the container runs again.
+"""Waits until CRIU has ended.
 
-Until then the tasks are frozen, and the hook's remaining work would take CPUs and the disk from
-CRIU, so that the freeze would take longer.
+The hook waits for the CRIU that has executed it, and until the container runs again. Until then the
+tasks are frozen, and the hook's remaining work would take CPUs and the disk from CRIU, so that the
+freeze would take longer.
 """
 
 from __future__ import annotations
 
+import os
 import time
 
 from irmapdb.errors import TaskError
 from irmapdb.kernel.pause_detection import find_pause
-from irmapdb.kernel.proc import tasks
+from irmapdb.kernel.proc import procfs, tasks
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from irmapdb.kernel.proc.tasks import Task
 
-__all__ = ["find_criu", "wait_for_end"]
+__all__ = ["find_criu", "wait_for_all", "wait_for_end"]
 
 _LONGEST_S = 60.0
 """In a longer freeze, the remaining work makes no difference."""
 _LOOK_S = 0.05
 _DEAD = ("Z", "X", "x")
 _DIGITS = 20
+_WITH_SCRIPTS = frozenset({b"dump", b"restore", b"swrk"})
 
 
 def find_criu(pid: str) -> Task | None:
@@ -39,6 +42,37 @@ def wait_for_end(criu: Task, pid: int) -> None:
     end_s = time.monotonic() + _LONGEST_S
     while time.monotonic() < end_s and (_lives(criu) or _is_paused(pid)):
         time.sleep(_LOOK_S)
+
+
+def wait_for_all(most_s: float) -> Task | None:
+    """Wait until each CRIU of root that may execute a script now has ended.
+
+    If `most_s` is not enough, one that has not ended.
+    """
+    from irmapdb.kernel.proc.command_lines import read_command_lines  # noqa: PLC0415 not in the hook
+
+    found = {task.pid: task for task in tasks.all_tasks() if _is_roots(task.pid)}
+    lines = {pid: line.split() for pid, line in read_command_lines(tuple(found)).items()}
+    left = [found[pid] for pid, words in lines.items() if _executes_scripts(words)]
+    end_s = time.monotonic() + most_s
+    while left := [criu for criu in left if _lives(criu)]:
+        if time.monotonic() > end_s:
+            return left[0]
+        time.sleep(_LOOK_S)
+    return None
+
+
+def _executes_scripts(words: list[bytes]) -> bool:
+    # runc and crun start `criu swrk`.
+    is_criu = any(os.path.basename(word) == b"criu" for word in words)
+    return is_criu and not _WITH_SCRIPTS.isdisjoint(words)
+
+
+def _is_roots(pid: int) -> bool:
+    try:
+        return os.stat(f"{procfs.ROOT}/{pid}").st_uid == 0
+    except OSError:
+        return False
 
 
 def _lives(criu: Task) -> bool:
