@@ -4,8 +4,7 @@ The service itself only forks a child when a client connects: the child accepts,
 at idle priority and with a time limit. There is one such child at a time, and at most one in a
 second. So a client can neither delay the service nor make it work more than that.
 
-Source: https://prometheus.io/docs/instrumenting/exposition_formats/; RFC 9112 for the first line
-of a request.
+Source: https://prometheus.io/docs/instrumenting/exposition_formats/.
 """
 
 from __future__ import annotations
@@ -51,11 +50,6 @@ _PAUSE_FACTOR = 4.0
 """The same as a multiple of the CPU time of the last child: all of them use a fifth of a CPU."""
 _OLD_S = 300.0
 """The prediction for all containers is made again after this time, if a client asks."""
-_CLIENT_S = 2.0
-"""The time for one client."""
-_MOST_CLIENTS = 8
-"""The number of waiting clients that one child answers."""
-_REQUEST_BYTES = 8192
 
 
 def open_listener(address: ListenAddress) -> socket.socket:
@@ -124,7 +118,7 @@ class MetricsRequests:
         address = self._state.options.config.metrics.listen
         if address is not None:
             # Once here, and not in each child.
-            for module in ("exposition", "metrics"):
+            for module in ("exposition", "metrics", "metrics_clients"):
                 import_module(f"irmapdb.node.{module}")
             self._listener = open_listener(address)
 
@@ -211,62 +205,21 @@ class MetricsRequests:
     def _serve(self) -> None:
         from irmapdb.node.exposition import CONTENT_TYPE, exposition  # noqa: PLC0415
         from irmapdb.node.metrics import MetricsOptions, collect  # noqa: PLC0415
+        from irmapdb.node.metrics_clients import serve  # noqa: PLC0415
+
+        def text() -> bytes:
+            options = self._state.options
+            return exposition(
+                collect(
+                    MetricsOptions(
+                        self._state.run.path,
+                        options.config,
+                        options.cgroup,
+                        self._status(),
+                        self._check,
+                    )
+                )
+            )
 
         assert self._listener is not None  # noqa: S101 a client has connected
-        text = None
-        for _ in range(_MOST_CLIENTS):
-            try:
-                client, _address = self._listener.accept()
-            except OSError:
-                return  # no other client waits
-            with client, contextlib.suppress(OSError):
-                end_s = time.monotonic() + _CLIENT_S
-                code = _read_request(client, end_s)
-                if code != 200:  # noqa: PLR2004 of HTTP
-                    _send(client, code, b"see /metrics\n", "text/plain", end_s)
-                    continue
-                if text is None:
-                    options = self._state.options
-                    text = exposition(
-                        collect(
-                            MetricsOptions(
-                                self._state.run.path,
-                                options.config,
-                                options.cgroup,
-                                self._status(),
-                                self._check,
-                            )
-                        )
-                    )
-                _send(client, code, text, CONTENT_TYPE, time.monotonic() + _CLIENT_S)
-
-
-_REASONS = {200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed"}
-
-
-def _read_request(client: socket.socket, end_s: float) -> int:
-    # The code of the answer. The whole head is read: else the kernel resets the connection.
-    head = b""
-    while b"\r\n\r\n" not in head and b"\n\n" not in head:
-        client.settimeout(max(end_s - time.monotonic(), 0.001))
-        part = client.recv(_REQUEST_BYTES)
-        head += part
-        if not part or len(head) > _REQUEST_BYTES:
-            return 400
-    words = head.split(b"\n", 1)[0].split()
-    if len(words) != 3 or not words[2].startswith(b"HTTP/1."):  # noqa: PLR2004 a request line
-        return 400
-    if words[0] != b"GET":
-        return 405
-    return 200 if words[1].partition(b"?")[0] in {b"/metrics", b"/"} else 404
-
-
-def _send(client: socket.socket, code: int, body: bytes, kind: str, end_s: float) -> None:
-    head = (
-        f"HTTP/1.1 {code} {_REASONS[code]}\r\n"
-        f"Content-Type: {kind}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-    )
-    rest = memoryview(head.encode() + body)
-    while rest:
-        client.settimeout(max(end_s - time.monotonic(), 0.001))
-        rest = rest[client.send(rest) :]
+        serve(self._listener, text, CONTENT_TYPE)

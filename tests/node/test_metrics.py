@@ -11,23 +11,24 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from irmapdb.config import Config, MetricsConfig, WarmConfig, load_config
+from irmapdb.config import Config, ListenAddress, MetricsConfig, WarmConfig, load_config
 from irmapdb.criu import hook_runs
 from irmapdb.errors import ConfigError, FileError
 from irmapdb.image.magic import HEADER, STATS
-from irmapdb.node import metrics, unit
+from irmapdb.node import metrics, metrics_clients, unit
 from irmapdb.node.look import look_around
 from irmapdb.node.metrics import MetricsOptions, collect
 from irmapdb.node.metrics_requests import open_listener
 from irmapdb.node.service_faults import ask_service
 from tests.support.cli import irmapdb
 from tests.support.silent_fuse import SilentFuse
-from tests.support.warm import OURS, Asked, Warm
+from tests.support.warm import OURS, WAIT_S, Asked, Warm
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -261,6 +262,45 @@ def test_hostile_clients_do_not_delay_the_service(node, service, tmp_path):
         service.wait_ready(2)
     # And an honest client gets one, in its turn.
     assert _of(service.samples(), "service_up") == 1
+
+
+def test_idle_clients_delay_no_other_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(metrics_clients, "_ACCEPT_S", WAIT_S)
+    listener = open_listener(ListenAddress(path=str(tmp_path / "socket")))
+    texts = []
+
+    def text() -> bytes:
+        texts.append(b"one 1\n")
+        return texts[-1] * 100_000  # more than fits into the socket's buffer
+
+    def connect() -> socket.socket:
+        client = socket.socket(socket.AF_UNIX)
+        client.settimeout(WAIT_S)
+        client.connect(str(tmp_path / "socket"))
+        return client
+
+    # An idle client has more time than the test waits for the others.
+    server = Thread(
+        target=metrics_clients.serve,
+        args=(listener, text, "text/plain"),
+        kwargs={"client_s": WAIT_S * 10},
+    )
+    with contextlib.ExitStack() as stack:
+        idle = [stack.enter_context(connect()) for _ in range(6)]
+        idle[1].send(b"GET /metr")
+        idle[2].send(b"GET / HTTP/1.1\r\n\r\n")  # it reads nothing
+        server.start()
+        for request, code in ((b"GET / HTTP/1.1\r\n\r\n", 200), (b"GET /x HTTP/1.1\n\n", 404)) * 2:
+            with connect() as client:
+                client.send(request)
+                said = b""
+                while part := client.recv(1 << 16):
+                    said += part
+            assert said.startswith(b"HTTP/1.1 %d " % code)
+            assert said.count(b"one 1\n") == (100_000 if code == 200 else 0)
+    server.join()
+    listener.close()
+    assert len(texts) == 1
 
 
 def test_only_root_can_connect_and_only_a_socket_is_replaced(service, tmp_path):
