@@ -265,7 +265,7 @@ class _Content(Record):
 
 def _fill(fd: int, content: _Content) -> None:
     if content.owner is not None:
-        # Where we may not, it is ours. First: chown(2) clears mode bits.
+        # Without the permission, the file stays ours. Before chmod: chown(2) clears mode bits.
         with contextlib.suppress(PermissionError):
             os.fchown(fd, *content.owner)
     os.fchmod(fd, content.mode)
@@ -475,7 +475,7 @@ def put_new(path: bytes | os.PathLike[str], source: bytes) -> None:
 def replaced(
     contents: Iterable[tuple[bytes | os.PathLike[str], bytes]],
 ) -> Iterator[list[os.stat_result]]:
-    """Several files of mode 0600, replaced in the block, and for good if that raises nothing.
+    """Several files of mode 0600, replaced in the block. If the block raises, the old ones return.
 
     The first is renamed when all of them are on the disk, so a disk that is full leaves all old
     files; so does an exception of the block. Only a crash can leave some files new and some old.
@@ -525,8 +525,8 @@ def _old_kept(new: _New) -> Iterator[None]:
                 os.unlink(new.name, dir_fd=new.dir_fd)
         raise
     finally:
-        # Where nothing was renamed it is there also after an error: rename(2) of two names of
-        # one file does nothing.
+        # After an error it is still there if no file was renamed: rename(2) of two names of one
+        # file does nothing.
         if old_name is not None:
             with contextlib.suppress(OSError):
                 os.unlink(old_name, dir_fd=new.dir_fd)

@@ -52,7 +52,7 @@ class Log:
 
 @contextlib.contextmanager
 def warnings_into(texts: list[str]) -> Iterator[None]:
-    """Append the warnings of all modules to `texts`, and hand them on to no handler."""
+    """Append the warnings of all modules to `texts`, and give them to no handler."""
     _collected.append(texts)
     try:
         yield

@@ -62,7 +62,7 @@ def prune(options: PruneOptions) -> PruneReport:
             return PruneReport(pruned, None, *store.size(), private_copy=store.why_copied)
     with Store.open(options.database, create=False, wait_s=options.wait_s) as store:
         pruned = _prune_all(store, options, now)
-        # Not for one run alone: it may be that of the prune before, and so on for ever.
+        # No run for one deleted run: it can be the run of the last prune, and so on without end.
         nothing = (Pruned(), Pruned(runs=1))
         run_id = None if pruned in nothing else _add_run(store, pruned, now)
         if options.vacuum:

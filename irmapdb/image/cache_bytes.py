@@ -57,7 +57,7 @@ def cache_entries(data: bytes) -> tuple[CacheEntry, ...] | None:
 
 
 def _entry(message: bytes) -> CacheEntry:
-    # As if the keys were right. IndexError: cut off; ValueError: no varint.
+    # The keys are not checked. IndexError: cut off; ValueError: no varint.
     kdev, at = _number(message, 1)
     ino, at = _number(message, at + 1)
     _, at = _number(message, at + 1)

@@ -37,7 +37,7 @@ _MOST_NAMES = 10_000
 
 
 def host_root() -> str:
-    """Where the root of the machine is mounted in ours; "" if it is ours, or not to be found.
+    """The directory that has the root of the machine; "" if it is our own root, or not found.
 
     In a container that manages its machine, such as a DaemonSet of Kubernetes, it is `/host`, for
     example: there the root mount of init is mounted once more.

@@ -1,7 +1,7 @@
 """Runs work in child processes with a time limit, so that a slow or crashing one harms no other.
 
 A child is forked, so it has all data of its parent and starts within milliseconds. Its result comes
-back through a pipe. It dies with its parent.
+back through a pipe. The kernel kills it when its parent ends.
 """
 
 from __future__ import annotations

@@ -125,8 +125,8 @@ class Tracees:
             return True
         if task is None or task.state != "D":
             return False  # the next look shows it
-        # After vfork a thread sleeps until its child has other memory. The child is stopped. The
-        # child may itself sleep on the way there: that it shares its memory is no excuse.
+        # After vfork a thread sleeps until its child has other memory, and the child is stopped. A
+        # child that has not stopped itself does not count, although it shares its memory.
         moving = {self.held.get(other) for other in pending}  # None: ended in this very round
         return any(
             child in self.held and child not in moving and syscalls.same_memory(tid, child)

@@ -239,7 +239,7 @@ def threads_apart(pid: int) -> list[int]:
 def task_tree(root_pid: int) -> tuple[Task, ...]:
     """Walk the live descendants of a task, the task itself first, parents before children.
 
-    Zombies are left out. A task that ends, or is born, during the walk may be in it or not. A
+    Zombies are left out. A task that ends or begins during the walk may be in it or not. A
     descendant that /proc hides is in it with the state HIDDEN, an empty command and no children.
     Raises TaskError if the root is missing, a zombie, a thread, or hidden.
     """
