@@ -40,7 +40,12 @@ _OWN_NUMBERS = frozenset({"btrfs", "overlay"})
 
 # No handle can be opened there (no fh_to_dentry in their export_operations), so CRIU asks its cache
 # for every watch. Elsewhere it asks only for watches whose name the kernel has not cached.
-_UNOPENABLE = frozenset({"devpts", "overlay", "proc", "sysfs"})
+_UNOPENABLE = frozenset(
+    {
+        *("binfmt_misc", "bpf", "debugfs", "devpts", "fusectl", "hugetlbfs", "mqueue", "overlay"),
+        *("proc", "pstore", "ramfs", "securityfs", "sysfs", "tracefs"),
+    }
+)
 
 _PATH_MAX = 4096
 _ROOT, _ROOT_FOR_CRIU = b"/", b"/."

@@ -256,7 +256,10 @@ def _render(cell: Callable[[str, str], Cell]) -> str:
             "report its events |"
         ),
         "| devpts | a terminal: the kernel uses its number again |",
-        "| tracefs; the root of debugfs, securityfs and fusectl; nsfs, pidfs | all files |",
+        (
+            "| tracefs; the root of debugfs, securityfs, fusectl and binfmt_misc; nsfs, pidfs "
+            "| all files |"
+        ),
         "| btrfs | the directory in a snapshot at the place of a subvolume |",
         "| any type that irmapdb does not know | all files |",
         "",
