@@ -201,6 +201,20 @@ def test_a_link_on_a_bind_mount(tmp_path: Path) -> None:
     assert (one.verdict, one.kind, one.right) == (RestoreVerdict.LINKED, OriginKind.BIND, False)
 
 
+def test_what_is_below_a_removed_directory(tmp_path: Path) -> None:
+    files = whole("podman") | {"deleted.files": b'["/etc", "/var/lib", "/nowhere"]'}
+    report = check_images(write(tmp_path / "a.tar", files), None)
+    missing = {one.watch.path for one in report.watches if one.origin == "" and not one.right}
+    # A mount is there after the removal; files in `etc` are not, new ones neither.
+    assert {b"/etc/nginx", b"/etc/changed", b"/etc/gone"} <= missing
+    assert not {b"/etc/hosts", b"/var/lib/db/row"} & missing
+    files = whole("podman") | {"deleted.files": b'["/et", "/etc/nginx/conf", "/", ""]'}
+    report = check_images(write(tmp_path / "a.tar", files), None)
+    verdicts = {one.watch.path: one.verdict for one in report.watches}
+    assert verdicts[b"/etc/nginx"] is RestoreVerdict.IMAGE
+    assert verdicts[b"/etc/changed"] is RestoreVerdict.BROUGHT
+
+
 _SANDBOX = "5f0c" * 16
 
 

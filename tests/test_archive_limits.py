@@ -188,3 +188,18 @@ def test_the_time_for_a_path_does_not_grow_with_the_mounts(tmp_path: Path) -> No
     archive = tmp_path / "a"
     write(archive, engine_files("podman", images, mounts=mounts))
     assert _peak(archive)[0] == "15000"
+    # The same if no mount is at its destination, and all have one name.
+    images["mountpoints-1.img"] = mountpoints({b"/m/%d/a" % number: 4 for number in range(15_000)})
+    mounts = [{"destination": f"/x/{number}/a", "type": "bind"} for number in range(15_000)]
+    write(archive, engine_files("podman", images, mounts=mounts))
+    assert _peak(archive)[0] == "15000"
+
+
+def test_deep_mount_points_take_little_memory(tmp_path: Path) -> None:
+    """To keep each directory above them would take gigabytes."""
+    images = {"files.img": files_img([b"/a"])}
+    mounts = [{"destination": f"/{number}{'/a' * 1900}", "type": "bind"} for number in range(1000)]
+    archive = write(tmp_path / "a", engine_files("podman", images, mounts=mounts))
+    count, peak_mib = _peak(archive)
+    assert count == "1"
+    assert peak_mib < 128

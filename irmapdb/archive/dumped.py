@@ -129,7 +129,7 @@ def _source(
 def _of_root(
     path: bytes, origins: Origins, root: _Root, *, is_new: bool
 ) -> tuple[OriginKind, None, str, str, str, bool]:
-    if path in origins.removed:
+    if origins.removes(path):
         return OriginKind.ROOT, None, "missing", "missing (deleted.files has it)", "", False
     if is_new and not root.are_packed:
         return OriginKind.ROOT, None, "missing", f"missing ({_NOT_PACKED})", _NOT_PACKED, False

@@ -10,6 +10,7 @@ engine's checkpoint has, beside them or one directory up, the changed files of t
 
 from __future__ import annotations
 
+import bisect
 import enum
 import json
 import re
@@ -36,10 +37,12 @@ Start = tuple[bytes, int | None]
 CHANGES = "rootfs-diff.tar"
 """The changed files of the root."""
 _DEVSHM = "devshm-checkpoint.tar"
-_LONGEST_MOUNTPOINT = 4096
+_LONGEST_PATH = 4096
 """The kernel shows no longer path (PATH_MAX)."""
 _OF_KUBELET = b"/kubelet/pods/"
 """The volumes of a pod, below its uid, which is another one after a restore."""
+_MOST_ALIKE = 8
+"""The largest number of mounts with one name that are compared."""
 _MAKE_SOURCES = {"cri-o", "containerd"}
 """The engines of Kubernetes make the source of a bind mount if it is missing."""
 _OF_ENGINE = re.compile(rb"/(?:[a-z]+-)?(?:containers|sandboxes)/[0-9a-f]{64}/")
@@ -100,23 +103,30 @@ class Origins(Record):
     by_start: dict[Start, Origin]
     """By path, and by the id of the mount in whose namespace it starts."""
     removed: frozenset[bytes]
-    """Paths that the engine removes from the root."""
+    """Paths that the engine removes from the root, after it has added `rootfs-diff.tar`: also the
+    new files in a directory that the container removed and made again."""
     binds: tuple[Origin, ...]
     """The bind mounts of the container whose sources the target host must have."""
     lost_mounts: tuple[bytes, ...]
     """The mounts from outside whose sources were removed or replaced before the dump."""
-    mounts_below: dict[bytes, bytes]
-    """The directories above the mounts of the container, each with such a mount. The runtime makes
-    those that the image lacks."""
+    destinations: tuple[bytes, ...]
+    """The mount points of the container, sorted. The runtime makes the directories above them that
+    the image lacks."""
 
     def of(self, path: bytes, mnt_id: int | None) -> Origin | None:
         """The source of the path; None for the root, or if there is none."""
         return self.by_start.get((path, mnt_id))
 
+    def removes(self, path: bytes) -> bool:
+        """Whether the engine removes the path from the root, or a directory above it."""
+        return _removes(self.removed, path)
+
     def of_parent(self, path: bytes) -> Origin | None:
         """The source of a directory above a mount, if the root lacks it; None: it is none."""
-        below = self.mounts_below.get(path)
-        if below is None:
+        above = path.rstrip(b"/") + b"/"
+        following = bisect.bisect_left(self.destinations, above)
+        below = next(iter(self.destinations[following : following + 1]), b"")
+        if not below.startswith(above):
             return None
         what = f"the way to the mount {printable(below)}"
         return Origin(OriginKind.ENGINE, what, None, "the runtime makes its directories")
@@ -135,7 +145,8 @@ def read_origins(
     asked = _Asked(checkpoint)
     own = _Container.of(container, mounts)
     by_mount = {start: _of_mount(start, mount, own, asked) for start, mount in below.items()}
-    rest = [start for start in wanted if start not in below]
+    removed = _removed(checkpoint)
+    rest = [start for start in wanted if start not in below and not _removes(removed, start[0])]
     if checkpoint.has_inside(CHANGES):
         for start in rest:
             asked.add(CHANGES, start[0].strip(b"/"))
@@ -154,10 +165,10 @@ def read_origins(
         _ghosts(checkpoint),
         mounts.root_kdev,
         by_start,
-        _removed(checkpoint),
+        removed,
         tuple(_binds(container)),
         mounts.lost,
-        _mounts_below(container),
+        tuple(sorted(one.destination for one in container.mounts)),
     )
 
 
@@ -205,15 +216,22 @@ class _Mounts:
         if number is None or not self.are_known:
             return None
         places = self._places[number]
-        place = path
-        if len(path) > _LONGEST_MOUNTPOINT:
-            place = _parent(path[: _LONGEST_MOUNTPOINT + 1])
-        while place.strip(b"/"):
-            found = places.get(place)
-            if found is not None:
-                return found
-            place = _parent(place)
-        return None
+        return next((places[one] for one in _upwards(path) if one in places), None)
+
+
+def _upwards(path: bytes) -> Iterator[bytes]:
+    # The path and the directories above it, without the root and without those that are longer
+    # than any path of the kernel.
+    place = path
+    if len(path) > _LONGEST_PATH:
+        place = _parent(path[: _LONGEST_PATH + 1])
+    while place.strip(b"/"):
+        yield place
+        place = _parent(place)
+
+
+def _removes(removed: frozenset[bytes], path: bytes) -> bool:
+    return bool(removed) and any(one in removed for one in _upwards(path))
 
 
 def _parent(path: bytes) -> bytes:
@@ -267,27 +285,28 @@ class _Container(Record):
     about: DumpedContainer
     by_destination: Mapping[bytes, SpecMount]
     """Its mounts. Of two at one place, the later one hides the other."""
-    elsewhere: tuple[SpecMount, ...]
-    """Those of them at whose destination is no mount: a symbolic link of the image leads away."""
+    elsewhere: Mapping[bytes, Sequence[SpecMount]]
+    """Those of them at whose destination is no mount, by the last part of it: a symbolic link of
+    the image leads away."""
 
     @classmethod
     def of(cls, container: DumpedContainer, mounts: _Mounts) -> _Container:
         by_destination = {one.destination: one for one in container.mounts}
-        away = (one for one in by_destination.values() if not mounts.has(one.destination))
-        return cls(container, by_destination, tuple(away))
+        elsewhere: dict[bytes, list[SpecMount]] = {}
+        for one in by_destination.values():
+            if not mounts.has(one.destination):
+                elsewhere.setdefault(_base(one.destination), []).append(one)
+        return cls(container, by_destination, elsewhere)
 
     def mount_at(self, mount: DumpedMount) -> SpecMount | None:
         found = self.by_destination.get(mount.mountpoint)
         if found is not None:
             return found
         # /var/run/data is mounted at /run/data, if /var/run is a link.
-        alike = [
-            one
-            for one in self.elsewhere
-            if _base(one.destination) == _base(mount.mountpoint)
-            and one.source.endswith(mount.root.rstrip(b"/"))
-        ]
-        return alike[0] if len(alike) == 1 else None
+        root = mount.root.rstrip(b"/")
+        named = self.elsewhere.get(_base(mount.mountpoint), ())
+        alike = [one for one in named[:_MOST_ALIKE] if one.source.endswith(root)]
+        return alike[0] if len(alike) == 1 and len(named) <= _MOST_ALIKE else None
 
 
 def _base(path: bytes) -> bytes:
@@ -304,16 +323,6 @@ def _binds(container: DumpedContainer) -> Iterator[Origin]:
 
 def _is_bind(wanted: SpecMount) -> bool:
     return wanted.type == "bind" and wanted.source.startswith(b"/")
-
-
-def _mounts_below(container: DumpedContainer) -> dict[bytes, bytes]:
-    found: dict[bytes, bytes] = {}
-    for one in container.mounts:
-        above = _parent(one.destination)
-        while above and above not in found:
-            found[above] = one.destination
-            above = _parent(above)
-    return found
 
 
 def _of_mount(start: Start, mount: DumpedMount, own: _Container, asked: _Asked) -> _Pending:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -185,6 +186,19 @@ def test_a_watch_on_a_link_that_the_container_made(place: Place, tmp_path: Path)
     assert not container.hears(watched, lambda: os.utime(link, follow_symlinks=False))
     assert container.hears(watched, lambda: os.utime(link))
     container.kill()
+
+
+def test_a_directory_that_was_removed_and_made_again(place: Place, tmp_path: Path) -> None:
+    container = place.container
+    app = Path(f"/proc/{container.pid}/root/srv/app")
+    shutil.rmtree(app)
+    app.mkdir()
+    container.write("/srv/app/new")
+    container.add_inotify("/srv/app/new")
+    archive = tmp_path / "archive"
+    container.export(archive)
+    # podman unpacks the new files, and then removes the directory.
+    _fails(container, archive, None, "/srv/app/new")
 
 
 def test_a_mount_without_its_source_or_its_content(place: Place, tmp_path: Path) -> None:

@@ -293,7 +293,7 @@ class _Eyes:
             return self._on_host(origin)
         if origin is not None and origin.has_it is not None:
             return _told(origin)
-        if path in self._origins.removed:
+        if origin is None and self._origins.removes(path):
             why = "deleted.files has it: the engine removes it from the root"
             return _Seen(RestoreVerdict.MISSING, why, "", _BRING)
         if self._root_fd is None and one.lacks:
