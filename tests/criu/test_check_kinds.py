@@ -16,7 +16,7 @@ from irmapdb.criu.check.version import parse_version
 from tests.support.check_outcome import TRIES
 from tests.support.criu_task import stage
 from tests.support.features import require
-from tests.support.filesystems import LoopFilesystem, drop_caches
+from tests.support.filesystems import LoopFilesystem, btrfs_layout, drop_caches
 from tests.support.notify import FAN_MODIFY, FAN_ONDIR, FAN_OPEN, IN_OPEN
 
 if TYPE_CHECKING:
@@ -357,3 +357,25 @@ def test_a_removed_directory_under_fanotify(
     said, restored = _restore(each_bench, images)
     assert (said.right, restored.ok) == (True, True), restored
     assert task.hears_any(mark.fd, lambda: os.listdir(f"/proc/{task.pid}/fd/{held}"))
+
+
+def test_a_watch_on_a_filesystem_that_another_mount_covers(
+    each_bench: Bench, area: MountArea
+) -> None:
+    below, above = area.ext4("below").mountpoint, area.ext4("above").mountpoint
+    (below / "file").touch()
+    watched = each_bench.target.add_inotify(below / "file", IN_OPEN)
+    area.bind(above, below)
+    said = each_bench.compare(watched, cache=each_bench.pre_dump())
+    assert (said.verdict, said.did) == (WatchVerdict.FAILS, CriuOutcome.FAILS), said
+    assert f"another mount covers its filesystem at {below}" in said.prediction.why
+    assert "unmount what covers it" in said.prediction.advice
+
+
+def test_a_directory_in_the_place_of_a_subvolume(each_bench: Bench, area: MountArea) -> None:
+    """The snapshot has no inode for it, so no handle opens, and pre-dump proves no path."""
+    layout = btrfs_layout(area.btrfs().mountpoint)
+    watched = each_bench.target.add_inotify(layout.snapshot / "nested", IN_OPEN)
+    said = each_bench.compare(watched, cache=each_bench.pre_dump())
+    assert (said.verdict, said.did) == (WatchVerdict.FAILS, CriuOutcome.FAILS), said
+    assert "pre-dump" not in said.prediction.advice

@@ -108,6 +108,13 @@ class CriuView(Record):
         stay = syscalls.RESOLVE_BENEATH if self.foreign else syscalls.RESOLVE_IN_ROOT
         return syscalls.openat2(root.fd, path, flags, stay | syscalls.RESOLVE_NO_MAGICLINKS)
 
+    def covered(self, kdev: int) -> bytes | None:
+        """A mount point of a device, if other mounts cover all its mounts; else None."""
+        here = [view for view in self.views if view.mount.kdev == kdev]
+        if not here or any(view.root.mounts.of_device(kdev) for view in here):
+            return None
+        return here[0].mount.mountpoint
+
     def is_on(self, kdev: int, fstype: str) -> bool:
         """Whether a device is mounted anywhere as this type of filesystem."""
         return any(view.mount.kdev == kdev and view.mount.fstype == fstype for view in self.views)

@@ -283,7 +283,7 @@ def _not_found(facts: Facts, call: Call) -> Prediction | Look:
         return _fails(why, _CLOSE)._replace(deleted=True)
     if handle is not None and handle.too_long:
         return _fails(why, f"shorten its path, or {_GIVE_UP}")
-    if facts.fstype == "btrfs" and mounted is None:
+    if facts.fstype == "btrfs" and opened and mounted is None:
         without = ", and leave --force-irmap away" if call.force_irmap else ""
         return _fails(
             f"{why}: irmap compares st_dev, which on btrfs is the subvolume's",
@@ -324,12 +324,15 @@ def _out_of_reach(facts: Facts, call: Call, search: SearchLook, why: str) -> Pre
         advice = f"{_pre_dump(call)}, with {where}"
         why = f"{why}, so CRIU fails with these options; the search for the file: {search.gave_up}"
         return Prediction(WatchVerdict.UNKNOWN, CriuOutcome.FAILS, why, advice=advice)
-    return _fails(f"{why}, and irmapdb does not find it either", _CLOSE)
+    uncover = "unmount what covers it, or " if facts.covered is not None else ""
+    return _fails(f"{why}, and irmapdb does not find it either", f"{uncover}{_CLOSE}")
 
 
 def _why_not_found(facts: Facts) -> str:
     if facts.handle is not None and facts.handle.opened:
         why = _why_nameless(facts.handle)
+    elif facts.covered is not None:
+        why = f"another mount covers its filesystem at {printable(facts.covered)}"
     elif facts.fstype is None:
         why = "no directory that CRIU sees is on its device"
     else:

@@ -135,6 +135,8 @@ class Facts(Record):
     identity: Identity
     fstype: str | None = None
     """None: no directory in CRIU's mount tables has the device."""
+    covered: bytes | None = None
+    """The mount point of the device, if other mounts cover all its mounts."""
     hopeless: tuple[str, str] | None = None
     """Why CRIU fails without any further look, and the remedy."""
     unseen: tuple[str, str] | None = None

@@ -70,7 +70,8 @@ class Observer:
         """The facts before the first look."""
         opened = self._mountpoints.of(identity.kdev)
         fstype = opened[0][0].mount.fstype if opened else None
-        return Facts(identity, fstype, own_mounts=self._criu_view.foreign)
+        covered = None if opened else self._criu_view.covered(identity.kdev)
+        return Facts(identity, fstype, own_mounts=self._criu_view.foreign, covered=covered)
 
     def take(self, look: Look, batch: Sequence[Facts]) -> Iterator[Facts]:
         """The facts of a batch with one look more."""
