@@ -231,8 +231,8 @@ def test_an_unknown_key_is_a_finding():
     done = irmapdb("lookup", "fe00000:2e3", "/no/such\x1bpath", "254:0")
     assert done.code == 3
     assert done.out.startswith(IN_CSV)
-    assert r"/no/such\x1bpath: nothing is known of it" in done.err
-    assert "254:0: nothing is known of it (read as CRIU's hex" in done.err
+    assert r"/no/such\x1bpath: the database does not know it" in done.err
+    assert "254:0: the database does not know it (read as CRIU's hex" in done.err
 
 
 @pytest.mark.parametrize(

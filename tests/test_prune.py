@@ -438,12 +438,12 @@ def test_the_command(life: Life) -> None:
     before = life.path.read_bytes()
     done = run("--db", life.path, "--keep-runs", "2", "--stale-older-than", "9999d", "--dry-run")
     assert done.returncode == 0, done.stderr
-    assert "would go: 8 runs, 24 watches" in done.stdout
+    assert "would delete: 8 runs, 24 watches" in done.stdout
     assert life.path.read_bytes() == before
     done = run("--db", life.path, "--keep-runs", "2", "--stale-older-than", "9999d", "--json")
     assert json.loads(done.stdout)["pruned"]["runs"] == 8
     spans = ("--stale-older-than", "999999d", "--unused-older-than", "999999d")
-    assert run("--db", life.path, "--dry-run", *spans).stdout.startswith("would go: nothing")
+    assert run("--db", life.path, "--dry-run", *spans).stdout.startswith("would delete: nothing")
     for words, code, what in (
         (("--stale-older-than", "x"), 2, "no span of time"),
         (("--keep-runs", "0"), 2, "keep-runs"),

@@ -120,7 +120,7 @@ def dump(
     verbose: Verbose = 0,
     log_file: LogFile = None,
 ) -> None:
-    """Confirm every path with the tasks frozen, and write the fsnotify images.
+    """Confirm every path with the tasks frozen, and write inotify.img and fanotify.img.
 
     dump does a pre-dump, then freezes the tasks, reads their watches again, and lets the tasks run.
     It writes `inotify.img` and `fanotify.img` into the images dir (`crit decode` reads them), and

@@ -110,8 +110,8 @@ def _print(found: WatchDiff) -> None:
             map(_cells, found.differences),
         )
     differ = render.count(len(found.differences), "difference")
-    same = render.count(found.same, "watch", "watches")
-    render.print_line(f"{differ}; {same} without one")
+    same = render.count(found.same, "equal watch", "equal watches")
+    render.print_line(f"{differ}, {same}")
 
 
 def _cells(one: WatchDifference) -> tuple[str, ...]:

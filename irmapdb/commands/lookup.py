@@ -77,7 +77,9 @@ def lookup(
     _say_limits(known)
     unknown = [one for one, found in known if not found]
     for one in unknown:
-        render.say(f"{render.printable(os.fsencode(one.text))}: nothing is known of it{_hint(one)}")
+        render.say(
+            f"{render.printable(os.fsencode(one.text))}: the database does not know it{_hint(one)}"
+        )
     end_with_findings(unknown)
 
 

@@ -115,7 +115,7 @@ def _show(report: PruneReport, *, dry_run: bool, as_json: bool) -> None:
             }
         )
         return
-    verb = "would go" if dry_run else "gone"
+    verb = "would delete" if dry_run else "deleted"
     render.print_line(f"{verb}: {describe(report.pruned)}")
     size, free = report.size / 1e6, report.free / 1e6
-    render.print_line(f"the file has {size:,.2f} MB, {free:,.2f} MB of them free for new rows")
+    render.print_line(f"the file has {size:,.2f} MB; {free:,.2f} MB of this is free for new rows")
