@@ -183,7 +183,7 @@ def _why_shared_above(fd: int) -> str:
             return "it lies outside of our root"
         return _why_served(devices)
     except OSError as error:
-        return f"a parent cannot be looked at: {error.strerror}"
+        return f"a parent directory cannot be read: {error.strerror}"
     finally:
         os.close(at)
 

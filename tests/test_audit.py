@@ -161,7 +161,7 @@ def test_a_path_that_cannot_be_read_has_its_own_verdict(case: Case) -> None:
 
     table = look()
     assert table.returncode == 3
-    told = "7 mappings checked in our own root: 2 could not be looked at, all other live ones hold"
+    told = "7 mappings checked in our own root: 2 could not be checked, all other live ones hold"
     assert table.stdout.splitlines()[-1].startswith(told)
     assert "/closed/file (not looked at: Permission denied)" in table.stdout
     assert "found     not looked at: Permission denied" in look("--evidence").stdout
@@ -172,7 +172,7 @@ def test_a_path_that_cannot_be_read_has_its_own_verdict(case: Case) -> None:
         "/elsewhere": "the path starts at another root",
     }
     os.unlink(case.paths[0])
-    assert "1 no longer holds, 2 could not be looked at;" in look().stdout
+    assert "1 no longer holds, 2 could not be checked;" in look().stdout
 
 
 def test_only_the_chosen_mappings_are_checked(case: Case, rename) -> None:

@@ -171,7 +171,7 @@ def test_a_string_that_is_no_number_is_refused(digits):
         (b"[]", "an array where an object is wanted"),
         (b"{}", "key missing: entries, magic"),
         (b'{"magic": "IRMAP_CACHE", "entries": [], "x\\n": 1}', r"unknown key: 'x\n'"),
-        (b'{"magic": "IRMAP_CACHE", "entries": [], "entries": []}', "a key stands there twice"),
+        (b'{"magic": "IRMAP_CACHE", "entries": [], "entries": []}', "a key is there twice"),
         (b'{"magic": "INOTIFY_FILE", "entries": []}', "magic is 'INOTIFY_FILE', not IRMAP_CACHE"),
         (b'{"magic": {"a": 1}, "entries": []}', "magic is an object, not IRMAP_CACHE"),
         (b'{"magic": "IRMAP_CACHE", "entries": {}}', "entries is an object, not an array"),
@@ -184,7 +184,7 @@ def test_a_string_that_is_no_number_is_refused(digits):
         ),
         (
             image_with('{"dev": 1, "inode": 2, "path": "/", "path": "/a"}'),
-            "entry 1: a key stands there twice",
+            "entry 1: a key is there twice",
         ),
         (image_with('{"dev": -1, "inode": 2, "path": "/"}'), "entry 1: dev is -0x1, outside of 32"),
         (

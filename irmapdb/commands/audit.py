@@ -377,7 +377,7 @@ def _how_many_hold(report: AuditReport) -> str:
     if report.lost:
         said.append("1 no longer holds" if report.lost == 1 else f"{report.lost:,} no longer hold")
     if report.unseen:
-        said.append(f"{report.unseen:,} could not be looked at")
+        said.append(f"{report.unseen:,} could not be checked")
         if not report.lost:
             said.append("all other live ones hold")
     return ", ".join(said) or "all live ones hold"

@@ -338,7 +338,7 @@ def _conclusion(report: DumpCheck) -> str:
     doubts = [problem.why for problem in report.problems]
     if report.denied:
         tasks = render.count(len(report.denied), "process", "processes")
-        doubts.append(f"{tasks} could not be looked at")
+        doubts.append(f"{tasks} could not be read")
     said = "; ".join([", ".join(lost), *doubts] if lost else doubts)
     if report.uncertain or doubts:
         return f"the dump may fail or not be right: {said}"

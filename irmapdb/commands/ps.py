@@ -301,7 +301,7 @@ def _say_what_is_missing(watch_list: WatchList, *, searched: bool) -> None:
     if watch_list.hidden:
         tasks = render.count(len(watch_list.hidden), "process", "processes")
         advice = "" if os.geteuid() == 0 else "; run as root to see them"
-        render.say(f"{tasks} could not be looked at ({_some(watch_list.hidden)}){advice}")
+        render.say(f"{tasks} could not be read ({_some(watch_list.hidden)}){advice}")
     unknown = len(watch_list.unresolved)
     deleted = sum(row.deleted for row in watch_list.unresolved)
     if unknown:

@@ -102,7 +102,7 @@ def _fields(value: object, keys: set[str]) -> dict[str, object]:
         raise _BadValueError(f"key missing: {', '.join(sorted(missing))}")
     if extra := fields.keys() - keys:
         raise _BadValueError(f"unknown key: {', '.join(map(ascii, sorted(extra)))}")
-    raise _BadValueError("a key stands there twice")
+    raise _BadValueError("a key is there twice")
 
 
 def _kind(value: object) -> str:

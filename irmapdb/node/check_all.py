@@ -354,5 +354,5 @@ def _reasons(report: DumpCheck) -> Iterator[Reason]:
     for mark in report.marks:
         yield Reason(mark.verdict, mark.why, mark.advice)
     for denied in report.denied:
-        why = f"{denied.task.name} could not be looked at: {denied.why}"
+        why = f"{denied.task.name} could not be read: {denied.why}"
         yield Reason(WatchVerdict.UNKNOWN, why, "run check as root")

@@ -177,7 +177,7 @@ def _systemctl(*arguments: str) -> None:
     )
     if done.returncode != 0:
         message = f"systemctl {' '.join(arguments)}: {done.stderr.strip() or 'failed'}"
-        raise FileError(message, advice=f"`journalctl -u {UNIT_NAME}` tells why")
+        raise FileError(message, advice=f"`journalctl -u {UNIT_NAME}` shows the reason")
 
 
 def _quoted(word: str) -> str:

@@ -112,7 +112,7 @@ class Handles(MountLookup):
                     return _NO_NAME
                 path = self._root.strip(link)
         except OSError as error:  # a path beyond PATH_MAX, too long for a link
-            return f"the kernel does not tell its name: {error.strerror}"
+            return f"the kernel does not give its name: {error.strerror}"
         finally:
             os.close(fd)
         if path is None:

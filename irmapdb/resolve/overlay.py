@@ -45,7 +45,7 @@ __all__ = ["OverlayLayers"]
 
 _NO_HANDLE = "its handle is not that of a file in a layer"
 _NO_LAYER = "its layer is on no filesystem that is mounted in our own mount namespace"
-_COLD = "the layer's filesystem does not tell its name"
+_COLD = "the layer's filesystem does not give its name"
 _ELSEWHERE = "it is not at the path that it has in its layer"
 _NO_CAPABILITY = "opening handles needs CAP_DAC_READ_SEARCH"
 
@@ -158,7 +158,7 @@ class _Overlay:
             try:
                 found.append(_look(kdev, fd))
             except OSError as error:  # a path beyond PATH_MAX: a link cannot show it
-                why = f"the kernel does not tell its name: {error.strerror}"
+                why = f"the kernel does not give its name: {error.strerror}"
             finally:
                 os.close(fd)
         return found or why

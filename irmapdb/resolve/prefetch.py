@@ -144,10 +144,10 @@ def _why_not(error: OSError) -> str:
         case errno.ENOTDIR:
             return "this root shows no directory of the filesystem to ask through"
         case errno.ENOTTY:
-            return "this kernel cannot tell the names of an inode"
+            return "this kernel cannot list the names of an inode"
         case errno.EOPNOTSUPP:
             return "this filesystem keeps no parent pointers"  # xfs alone says so
         case errno.EPERM:
             return "asking the filesystem needs CAP_SYS_ADMIN"
         case _:
-            return f"the filesystem cannot tell: {error.strerror}"
+            return f"the filesystem gave an error: {error.strerror}"

@@ -246,9 +246,7 @@ def test_tasks_that_may_not_be_read_are_named(
     with as_nobody():
         ps()  # exit code 0: some task is hidden nearly everywhere, from root too
     said = capsys.readouterr().err
-    assert re.search(
-        r"\d+ processes could not be looked at \(\d+ \S.*\); run as root to see them", said
-    )
+    assert re.search(r"\d+ processes could not be read \(\d+ \S.*\); run as root to see them", said)
 
 
 def test_a_watch_without_a_path_is_a_finding(

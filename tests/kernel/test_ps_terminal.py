@@ -134,7 +134,7 @@ def _interrupted(task: subprocess.Popen[bytes]) -> tuple[int, bytes]:
 
 def _errors(task: subprocess.Popen[bytes]) -> bytes:
     # Without the remark about hidden processes, which is printed once.
-    remark = rb"\d+ process(es)? could not be looked at .*\n"
+    remark = rb"\d+ process(es)? could not be read .*\n"
     return re.sub(remark, b"", task.stderr.read(), count=1)
 
 

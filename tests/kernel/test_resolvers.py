@@ -120,7 +120,7 @@ def test_a_link_of_proc_does_not_give_a_path_beyond_path_max(area, root, watched
     path = deep_file(top, length=5000)
     shown = watched(path)
     holding = root.open(path)
-    assert "does not tell its name" in why_not(root, Handles(root), shown).why
+    assert "does not give its name" in why_not(root, Handles(root), shown).why
     os.close(holding)
     # A walk finds it without a hint.
     assert path_by(root, Scan(root, NO_HINTS, paths=[os.fsencode(top)]), shown) == path

@@ -486,7 +486,7 @@ def _taken(observer: Observer, look: Look, batch: Sequence[Facts]) -> Iterator[F
         yield from taken.values()
         left = [facts for facts in batch if facts.identity not in taken]
         failed, rest = (left, []) if look in _TOGETHER else (left[:1], left[1:])
-        why = f"it could not be looked at: {error.strerror}"
+        why = f"it could not be read: {error.strerror}"
         for facts in failed:
             yield facts._replace(unseen=(why, "run `irmapdb pre-dump`, which looks by other means"))
         if rest:

@@ -152,7 +152,7 @@ class Tracer:
             pid = seizing[0] if seizing else self._root.pid
             raise self._stuck(
                 pid,
-                f"{_describe(pid)} does not let itself be traced",
+                f"{_describe(pid)} cannot be traced",
                 "it hangs in execve, perhaps of a file on a dead network filesystem",
             )
 
