@@ -117,7 +117,26 @@ def _open_regular(path: bytes, *, follow: bool) -> Iterator[int]:
         _refuse_unless_regular("read", path, os.fstat(held).st_mode)
         flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
         with _closing(os.open(f"/proc/self/fd/{held}", flags)) as fd:
+            if not os.fstat(fd).st_size and _is_made_by_kernel(fd):
+                raise FileError(
+                    f"cannot read {printable(path)}: the kernel makes its content, and a read can "
+                    "wait or take it away",
+                    advice="copy it into a file, and name the file",
+                )
             yield fd
+
+
+def _is_made_by_kernel(fd: int) -> bool:
+    # /proc/kmsg and trace_pipe are regular files without a size. fstatfs(2); linux/magic.h.
+    import ctypes  # noqa: PLC0415 hardly any file is empty
+
+    buffer = ctypes.create_string_buffer(256)  # struct statfs begins with the type
+    if ctypes.CDLL(None, use_errno=True).fstatfs(fd, buffer):
+        return False
+    return ctypes.c_long.from_buffer(buffer).value in _KERNELS_FILESYSTEMS
+
+
+_KERNELS_FILESYSTEMS = {0x9FA0, 0x74726163, 0x64626720}  # procfs, tracefs, debugfs
 
 
 def _read_up_to(fd: int, size_bytes: int) -> bytes:
@@ -148,7 +167,7 @@ def read_prefix(
 def read_whole(path: bytes | os.PathLike[str], *, limit_bytes: int) -> bytes:
     """The bytes of a regular file.
 
-    Never waits for a FIFO or a device, and follows symbolic links, as CRIU does. Raises
+    Never waits for a FIFO, a device or /proc/kmsg, and follows symbolic links, as CRIU does. Raises
     FileError for what is no regular file, has more than `limit_bytes`, or cannot be read.
     """
     source = os.fsencode(path)
@@ -185,7 +204,7 @@ class _Named(io.FileIO):
     def readinto(self, buffer: Buffer, /) -> int:
         try:
             size_bytes = super().readinto(buffer)
-            if size_bytes is None:  # a file of procfs may have nothing yet: /proc/kmsg
+            if size_bytes is None:  # a file on FUSE may have nothing yet
                 raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
         except OSError as error:
             raise _failed("read", self._path, error) from error

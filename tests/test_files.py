@@ -64,15 +64,32 @@ def test_a_file_is_read_whole(tmp_path):
 
 
 def test_a_file_of_unknown_size_is_limited_too():
-    assert read_whole(b"/proc/self/status", limit_bytes=1 << 20).startswith(b"Name:")
-    assert "more than 9 bytes" in refused(read_whole, b"/proc/self/status", limit_bytes=9)
+    names = [Path("/sys/fs/cgroup/cgroup.procs"), *Path("/sys/fs/cgroup").glob("*/cgroup.procs")]
+    name = next((one for one in names if one.exists() and one.read_bytes()), None)
+    if name is None:
+        pytest.skip("no cgroup is mounted")
+    assert name.stat().st_size == 0
+    assert read_whole(name, limit_bytes=1 << 20)
+    assert "more than 1 bytes" in refused(read_whole, name, limit_bytes=1)
 
 
-def test_a_stream_names_the_file_whose_read_fails(tmp_path):
-    link = tmp_path / "files.img"
-    link.symlink_to("/proc/self/mem")  # regular by its mode, and EIO at its beginning
-    with files.open_regular(link) as file, pytest.raises(FileError, match=r"files\.img.*rror"):
-        file.read(512)
+def test_a_stream_names_the_file_whose_read_fails():
+    with open("/proc/self/mem", "rb") as memory:  # EIO at its beginning
+        file = io.BufferedReader(files._Named(memory.fileno(), b"files.img"))
+        with pytest.raises(FileError, match=r"files\.img.*rror"):
+            file.read(512)
+
+
+@pytest.mark.parametrize("name", ["/proc/self/status", "/proc/kmsg"])
+def test_a_file_of_procfs_is_refused(name, tmp_path):
+    (tmp_path / "link").symlink_to(name)
+    for read in (read_whole, files.read_if_there):
+        assert "the kernel makes its content" in refused(read, tmp_path / "link", limit_bytes=9)
+    assert "the kernel makes its content" in refused(files.read_prefix, tmp_path / "link")
+    # The link of a descriptor leads to the file itself.
+    (tmp_path / "file").write_bytes(b"content")
+    with (tmp_path / "file").open() as file:
+        assert read_whole(f"/proc/self/fd/{file.fileno()}", limit_bytes=9) == b"content"
 
 
 def test_a_stream_without_a_byte_yet_is_an_error():

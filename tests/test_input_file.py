@@ -12,6 +12,7 @@ import pytest
 
 from irmapdb import scratch
 from tests.support.cli import irmapdb
+from tests.support.features import require_root
 from tests.support.whole_archive import FORMS, whole, write
 
 _CACHE = Path(__file__).parent / "data/images/swap-before.irmap-cache"
@@ -102,6 +103,57 @@ def test_a_stream_that_is_larger_than_the_free_space_is_one_line(
     assert "/dev/stdin: more than 1,000 bytes, so not kept in /var/tmp" in done.err
     assert "save it to a file, and name the file" in done.err
     assert done.err.count("\n") == 1
+
+
+_READERS = (
+    ["show", "FILE"],
+    ["check", "--images", "FILE"],
+    ["import", "FILE", "--db", "new.db"],
+    ["convert", "FILE", "new"],
+    ["diff", "FILE", "FILE"],
+    ["explain", "FILE", "--offline"],
+    ["sql", "-f", "FILE"],
+    ["ps", "--config", "FILE"],
+    ["warm", "--once", "--config", "FILE", "--run-dir", "run"],
+    ["metrics", "--config", "FILE"],
+    ["hook", "--install", "runc", "--criu-dir", "DIR", "--script", "DIR/hook"],
+)
+"""Commands with the name of a file that they read. No link to a database is followed."""
+_WAITING = ("/proc/kmsg", "/dev/zero", "fifo")
+
+
+@pytest.mark.parametrize("target", _WAITING)
+@pytest.mark.parametrize("words", _READERS, ids=lambda words: " ".join(words[:2]))
+def test_a_link_to_a_file_that_waits_is_one_line(
+    words: list[str], target: str, tmp_path: Path
+) -> None:
+    require_root()
+    os.mkfifo(tmp_path / "fifo")
+    place = tmp_path / "place"
+    place.mkdir()
+    link = place / ("runc.conf" if words[0] == "hook" else "link")
+    link.symlink_to(tmp_path / target)
+    named = {"FILE": str(link), "DIR": str(place)}
+    arguments = [named.get(word, word.replace("DIR", str(place))) for word in words]
+    done = subprocess.run(
+        [sys.executable, "-m", "irmapdb", *arguments],
+        cwd=tmp_path,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode in {1, 2}, done
+    assert done.stderr.count("\n") == 1
+    assert str(link) in done.stderr
+    assert ("the kernel makes its content" in done.stderr) == (target == "/proc/kmsg")
+
+
+def test_an_empty_file_is_empty(tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    assert "empty is an empty file" in irmapdb("show", tmp_path / "empty").err
+    assert "the log is empty" in irmapdb("explain", tmp_path / "empty").err
 
 
 def test_a_descriptor_that_is_not_open_is_one_line(tmp_path: Path) -> None:
