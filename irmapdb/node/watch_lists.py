@@ -97,9 +97,12 @@ def watches_of_file(path: Path) -> WatchSource:
 
 def _in_work_dir(path: Path) -> Path:
     # Its database or irmap-cache. CRIU writes inventory.img last, and often into the work dir.
-    has_images = (path / "inventory.img").exists() or (path / "checkpoint").exists()
-    names = () if has_images or not path.is_dir() else (DATABASE_NAME, CACHE_NAME)
-    return next((path / name for name in names if (path / name).exists()), path)
+    try:
+        has_images = (path / "inventory.img").exists() or (path / "checkpoint").exists()
+        names = () if has_images or not path.is_dir() else (DATABASE_NAME, CACHE_NAME)
+        return next((path / name for name in names if (path / name).exists()), path)
+    except OSError:  # its reader has the error, with advice
+        return path
 
 
 def watches_of_tree(pid: int, config: Config) -> WatchSource:
