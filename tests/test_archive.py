@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import tarfile
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from irmapdb.archive import layout
 from irmapdb.archive.dumped import read_dumped
 from irmapdb.archive.origins import OriginKind, _Mounts
 from irmapdb.criu.check.restore import RestoreVerdict, check_images
+from irmapdb.errors import FileError
 from irmapdb.image.mounts import DumpedMount
 from tests.support.archives import (
     ENGINES,
@@ -81,6 +83,19 @@ def test_a_layer_and_an_image_that_holds_it(tmp_path: Path) -> None:
             archive = write(tmp_path / f"{number}.tar", {**rest, **blob}, "gzip")
             told = {one.watch.path: (one.kind, one.where) for one in read_dumped(archive).watches}
             assert told == PATHS
+
+
+def test_the_directory_of_an_image_is_to_be_packed(tmp_path: Path) -> None:
+    blob = pack(tar_of(whole("podman")), "gzip")
+    files = {"oci-layout": b"{}", "index.json": b"{}", f"blobs/sha256/{'ab' * 32}": blob}
+    directory = unpack(write(tmp_path / "image.tar", files), tmp_path / "image")
+    with pytest.raises(FileError, match="of an image") as caught:
+        read_dumped(directory)
+    command = caught.value.advice.partition(": ")[2]
+    assert command == f"tar -C {directory} -cf FILE ."
+    packed = tmp_path / "packed.tar"
+    subprocess.run(command.replace("FILE", str(packed)).split(), check=True)
+    assert {one.watch.path for one in read_dumped(packed).watches} == {*PATHS}
 
 
 @pytest.mark.parametrize("top", ["", "img/", "./", "./img/"])

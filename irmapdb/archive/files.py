@@ -29,6 +29,8 @@ _INVENTORY = "inventory.img"
 """CRIU writes it last."""
 _FILES = "files.img"
 _CHECKPOINT = "checkpoint"
+_OCI_LAYOUT = "oci-layout"
+"""In each directory of an image: image-layout.md of the OCI image specification."""
 _MOUNTS = re.compile(r"mountpoints-([0-9]+)\.img")
 _GHOSTS = re.compile(r"ghost-file-[0-9a-f]+\.img")
 
@@ -112,11 +114,12 @@ class _Directory:
         self.files_img_path = self._images / _FILES
         inventory = self._images / _INVENTORY
         if files.read_if_there(inventory, limit_bytes=files.LIMIT_BYTES) is None:
-            message = (
-                f"{printable(path)}: a directory with no {_INVENTORY}, so no images of a whole dump"
-            )
+            what = f"a directory with no {_INVENTORY}, so no images of a whole dump"
             advice = "name the images dir of a dump; dump.log says how it ended"
-            raise FileError(message, advice=advice)
+            if os.path.exists(path / _OCI_LAYOUT):
+                what = "the directory of an image of a registry"
+                advice = f"pack it, and name the file: tar -C {printable(path)} -cf FILE ."
+            raise FileError(f"{printable(path)}: {what}", advice=advice)
 
     def shown(self, name: str) -> str:
         return printable(self._images / name)
