@@ -100,6 +100,10 @@ class SqlError(IrmapError):
     """A statement that SQLite does not understand, or that is not allowed."""
 
 
+class AnswerTooLargeError(SqlError):
+    """A statement whose answer is larger than irmapdb keeps in memory."""
+
+
 class TaskError(IrmapError):
     """The root task does not exist, or irmapdb may not read it."""
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 __all__ = ["ask"]
 
 _MOST_DIGITS = 100
+_ROWS_AT_A_TIME = 32
+"""psycopg keeps all rows of a fetch in memory, and a row can have values of 1 MiB."""
 _QUERY = re.compile(r"\s*(?:--[^\n]*\n\s*)*(?:SELECT|WITH|VALUES|TABLE)\b", re.IGNORECASE)
 # Errors of the question: its syntax and names, its data, its time, a write, rights.
 _QUESTION_AT_FAULT = ("22", "25006", "42", "57014", "0A", "21")
@@ -73,7 +75,11 @@ def ask(
 
 def _cursor_for(raw: psycopg.Connection[Any], sql: str) -> Any:  # noqa: ANN401 two types
     # A cursor of the server reads only as many rows as are printed. SHOW and EXPLAIN have none.
-    return raw.cursor("irmapdb") if _QUERY.match(sql) else raw.cursor()
+    if not _QUERY.match(sql):
+        return raw.cursor()
+    cursor = raw.cursor("irmapdb")
+    cursor.itersize = _ROWS_AT_A_TIME
+    return cursor
 
 
 def _with_values(statement: str, parameters: Mapping[str, Value]) -> tuple[Any, Any]:

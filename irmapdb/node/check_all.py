@@ -64,7 +64,7 @@ _SEVERITY = (
 """The verdicts, the worst first: a dump that fails, a watch that is lost, a watch that works."""
 
 
-_NO_CHECKPOINT = {None, "systemd-nspawn"}
+_NO_CHECKPOINT = {None, "systemd-nspawn", "libvirt-lxc"}
 """Engines that have no command for a checkpoint, or may have none: the user calls CRIU."""
 
 

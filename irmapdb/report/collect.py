@@ -11,7 +11,7 @@ import itertools
 import time
 from datetime import UTC, datetime
 
-from irmapdb.errors import IrmapError
+from irmapdb.errors import AnswerTooLargeError, IrmapError
 from irmapdb.record import Record
 from irmapdb.report.cells import cell_text
 from irmapdb.report.questions import OF_DATABASE, OF_FLEET, Questions
@@ -185,12 +185,23 @@ def _ask_database(path: AnyPath, limit_s: float) -> dict[str, _Counted]:
 def _ask_counted(name: str, questions: Questions, ask: Callable[[str, int], Answer]) -> _Counted:
     # The rows that are not shown are only counted: tenants chose how many they are, and how long.
     sql = getattr(questions, name)
-    answer = ask(sql, _SHOWN[name])
+    answer = _ask_few(lambda limit: ask(sql, limit), _SHOWN[name])
     total = len(answer.rows)
     if answer.cut:
         counted = ask(f"SELECT count(*) FROM ({sql}) AS counted", 1).rows[0][0]  # noqa: S608 ours
         total = max(total, int(counted or 0))
     return _Counted(answer.columns, answer.rows, total)
+
+
+def _ask_few(ask: Callable[[int], Answer], limit: int) -> Answer:
+    # Fewer rows if their values are so long that the answer would not fit into memory.
+    while True:
+        try:
+            return ask(limit)
+        except AnswerTooLargeError:
+            if limit == 1:
+                raise
+            limit = max(1, limit // 8)
 
 
 def _report(

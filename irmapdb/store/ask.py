@@ -17,7 +17,7 @@ import sqlite3
 import time
 from contextlib import ExitStack, closing, suppress
 
-from irmapdb.errors import SqlError
+from irmapdb.errors import AnswerTooLargeError, SqlError
 from irmapdb.model import InodeKey, format_kdev, parse_kdev
 from irmapdb.record import Record
 from irmapdb.store.failures import explain, primary_code, show, translated
@@ -159,7 +159,7 @@ class Ask:
                 if "\n" not in text.strip():
                     raise
                 message = f"line {statement.line}: {error.message}"
-                raise SqlError(message, advice=error.advice, remedy=error.remedy) from error
+                raise type(error)(message, advice=error.advice, remedy=error.remedy) from error
 
     def columns(self) -> dict[str, tuple[str, ...]]:
         """The columns of every table and view, tables first."""
@@ -331,7 +331,7 @@ _WRITES = {
 
 
 def fetch(rows: Iterable[tuple[Value, ...]], limit: int | None) -> list[tuple[Value, ...]]:
-    """The rows of an answer, up to one more than the limit. SqlError if they are too large."""
+    """The rows of an answer, up to one more than the limit. AnswerTooLargeError."""
     found = []
     size = 0
     for row in rows:
@@ -341,7 +341,7 @@ def fetch(rows: Iterable[tuple[Value, ...]], limit: int | None) -> list[tuple[Va
         size += sum(map(_size, row))
         if size > _BYTES_AN_ANSWER:
             message = f"stopped: the answer has more than {_BYTES_AN_ANSWER >> 20} MiB"
-            raise SqlError(message, advice="ask for fewer columns, or LIMIT the rows")
+            raise AnswerTooLargeError(message, advice="ask for fewer columns, or LIMIT the rows")
     return found
 
 

@@ -185,6 +185,16 @@ def test_many_long_paths_are_counted_and_not_read(tmp_path):
     assert f"{stale - shown:,} more are not shown" in page
 
 
+def test_rows_that_are_larger_than_an_answer_are_left_out(tmp_path):
+    # 100 paths of 900 KB: SQLite takes a value of 1 MiB, and an answer has 64 MiB.
+    path = Maker(tmp_path).make(tmp_path / "irmap.db")
+    ask(path, _LONG_STALE_PATHS.replace("17000", "100").replace("%04080d", "%0900000d"))
+    ((stale,),) = ask(path, "SELECT count(*) FROM stale_mappings")
+    text = write(tmp_path, "--db", path).read_text()
+    (left_out,) = re.findall(r"<caption>Stale paths[^<]*; (\d+) more are not shown", text)
+    assert 0 < stale - int(left_out) < 70
+
+
 def test_long_texts_make_no_large_page(tmp_path):
     path = Maker(tmp_path).make(tmp_path / "irmap.db", runs=60, watches=400)
     quotes = "printf('%.*c', 4000, '\"')"  # of five bytes each in HTML
