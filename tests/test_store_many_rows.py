@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections import Counter
+from collections import Counter, deque
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 
 import pytest
 
@@ -29,6 +30,7 @@ from irmapdb.store.entries import read_entries
 from irmapdb.store.inode_report import MOST_INODES
 from irmapdb.store.mappings import ROWS_OF_INODE, StoredMappings, open_mappings
 from irmapdb.store.records import FileStamp
+from irmapdb.store.snapshot import Snapshot
 from irmapdb.store.values import MAX_PATH_BYTES, to_time
 from tests.support.cli import irmapdb
 from tests.support.features import require_root
@@ -368,3 +370,44 @@ def test_the_audit_refuses_a_database_that_no_memory_holds(many, monkeypatch):
     done = irmapdb("audit", "--db", str(many.database))
     assert (done.code, done.out) == (1, "")
     assert "has more than 10 mappings; delete old ones with `irmapdb prune`" in done.err
+
+
+def loop(database, table):
+    """Make every part of a table the first one: 1.6 of https://www.sqlite.org/fileformat.html."""
+    with closing(sqlite3.connect(database)) as raw:
+        raw.execute("PRAGMA journal_mode = DELETE")
+        (page_size,) = raw.execute("PRAGMA page_size").fetchone()
+        question = "SELECT rootpage FROM sqlite_master WHERE name = ?"
+        (root,) = raw.execute(question, (table,)).fetchone()
+    data = bytearray(database.read_bytes())
+    start = (root - 1) * page_size
+    kind, cells = data[start], int.from_bytes(data[start + 3 : start + 5])
+    assert (kind, cells > 10) == (
+        5,
+        True,
+    )  # an interior page: its cells begin with a child's number
+    places = [
+        start + int.from_bytes(data[at : at + 2])
+        for at in range(start + 12, start + 12 + 2 * cells, 2)
+    ]
+    first = data[places[0] : places[0] + 4]
+    for at in (*places, start + 8):
+        data[at : at + 4] = first
+    database.write_bytes(data)
+
+
+def test_rows_that_come_again_and_again_are_damage(many):
+    many.add(5000, ino="x")
+    fill_history(many, 5000)
+    for table in ("mapping", "change"):
+        loop(many.database, table)
+    with Store.open_readonly(many.database) as store:
+        for rows in (store.all_mappings(), store.changes()):
+            with pytest.raises(DatabaseError, match=r"damaged \(a row comes twice\)"):
+                deque(islice(rows, 100_000), maxlen=0)
+    with Snapshot.open(many.database) as snapshot:
+        for rows in (snapshot.mappings(), snapshot.changes()):
+            with pytest.raises(DatabaseError, match=r"damaged \(a row comes twice\)"):
+                deque(islice(rows, 100_000), maxlen=0)
+    done = irmapdb("audit", "--db", str(many.database))
+    assert (done.code, done.out) == (1, "")

@@ -17,11 +17,13 @@ from irmapdb.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
+    from typing import Any
 
 __all__ = [
     "Holder",
     "another_file",
+    "check_order",
     "explain",
     "explain_full",
     "explain_lock",
@@ -115,6 +117,19 @@ def explain(path: bytes, error: sqlite3.Error, wait_s: float = 0) -> DatabaseErr
         text, advice = _OF_THE_CONTENT[code]
         return DatabaseError(name, f"{text.format(said)}", advice=advice)
     return DatabaseError(name, f"{said} ({code_name or type(error).__name__})")
+
+
+def check_order(path: bytes, after: int, page: Sequence[Sequence[Any]]) -> None:
+    """DatabaseError unless the ids of a page, its first values, increase from `after` on.
+
+    In a damaged file many parts of a table can be the same page, and SQLite gives its rows again
+    and again.
+    """
+    text, advice = _OF_THE_CONTENT[sqlite3.SQLITE_CORRUPT]
+    for row in page:
+        if row[0] <= after:
+            raise DatabaseError(show(path), text.format("a row comes twice"), advice=advice)
+        after = row[0]
 
 
 def _words_of(error: sqlite3.Error) -> str:

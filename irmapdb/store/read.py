@@ -9,7 +9,7 @@ from __future__ import annotations
 from irmapdb.model import Tried
 from irmapdb.store import compiled, rows
 from irmapdb.store.entries import fetch_entries
-from irmapdb.store.failures import translated
+from irmapdb.store.failures import check_order, translated
 from irmapdb.store.mappings import StoredMappings, read_all
 from irmapdb.store.values import check_number
 
@@ -117,6 +117,7 @@ class Reader:
     def _pages(self, statement: Statement, **values: Any) -> Iterator[list[tuple[Any, ...]]]:  # noqa: ANN401
         last_id = _BEFORE_ALL_IDS
         while found := self._fetch(statement, **values, last_id=last_id):
+            check_order(self.path, last_id, found)
             yield found
             last_id = found[-1][0]
 

@@ -26,7 +26,7 @@ from operator import itemgetter
 from irmapdb.errors import DatabaseError
 from irmapdb.record import Record
 from irmapdb.store import copy_text
-from irmapdb.store.failures import show, translated
+from irmapdb.store.failures import check_order, show, translated
 from irmapdb.store.place import open_place
 from irmapdb.store.raw import connect_raw
 from irmapdb.store.values import MAX_PATH_BYTES, from_time
@@ -208,6 +208,7 @@ class _CheckedRows:
         self, table: str, columns: Sequence[_Column], after: int
     ) -> Iterator[tuple[Any, ...]]:
         while page := self.read(table, columns, "id > ?", (after,), "id", _PAGE):
+            check_order(self._path, after, page)
             yield from page
             after = page[-1][0]
 
