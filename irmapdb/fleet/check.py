@@ -1,4 +1,8 @@
-"""Compares this node with the server: reachable, right schema, how many runs behind."""
+"""Compares this node with the server: reachable, right schema, how many runs behind.
+
+Each step that writes to a database writes a run, and a push sends all tables in one transaction. So
+a database that is no run behind has all its rows on the server.
+"""
 
 from __future__ import annotations
 
