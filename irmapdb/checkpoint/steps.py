@@ -88,6 +88,8 @@ class StepOptions(Record):
     """Returns True if the time is up. The paths proved until then are written."""
     wait_s: float = 10.0
     """The longest wait for another process's step in the database."""
+    ask_servers: Callable[[], bool] = lambda: True
+    """Whether a filesystem whose lookups may block is asked for paths now."""
     take_cache: bool = True
     """Whether to load a new irmap-cache."""
     paused_for_s: float | None = None
@@ -380,6 +382,7 @@ class _Tree:
             load,
             config=options.config,
             scan_paths=options.scan_paths,
+            ask_servers=options.ask_servers,
             progress=options.progress,
             over=options.over,
         )

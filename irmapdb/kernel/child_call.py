@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 else:
     from _signal import SIGKILL  # `import signal` takes 1 ms
 
-__all__ = ["ask_in_child", "call_in_child"]
+__all__ = ["ask_in_child", "call_in_child", "left_behind"]
 
 _CHUNK_BYTES = 1 << 16
 _LAST_WAIT_S = 1.0
@@ -111,6 +111,12 @@ def call_in_child(
     if isinstance(result, _Failed):
         raise ChildProcessError(f"the child process failed: {result.why}")
     return result
+
+
+def left_behind() -> frozenset[int]:
+    """The children that were killed and still wait for a server."""
+    _reap_left_behind()
+    return frozenset(_left_behind)
 
 
 def _end(pid: int) -> None:

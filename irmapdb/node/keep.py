@@ -14,6 +14,7 @@ from irmapdb.checkpoint import steps
 from irmapdb.checkpoint.confirm import Confirmation
 from irmapdb.checkpoint.work_dir import CACHE_NAME, DATABASE_NAME
 from irmapdb.errors import DatabaseError, TaskError
+from irmapdb.kernel.child_call import left_behind
 from irmapdb.kernel.proc import tasks
 from irmapdb.kernel.proc.survey import read_survey
 from irmapdb.kernel.root import open_root
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from irmapdb.checkpoint.transaction import StepReport
     from irmapdb.config import Config
     from irmapdb.kernel.proc.containers import Container
+    from irmapdb.kernel.proc.tasks import Task
     from irmapdb.kernel.rename_monitor import RenameMonitor
     from irmapdb.model import AnyPath, Identity, Resolved
     from irmapdb.node.look import Seen
@@ -58,6 +60,8 @@ class KeepOptions(Record):
     config: Config
     time_s: float
     """After this time the search ends, and the proved paths are written."""
+    ask_servers: bool = True
+    """Whether filesystems whose lookups may block are asked for paths."""
 
 
 class Kept(Record):
@@ -87,6 +91,8 @@ class Kept(Record):
     """Whether the time was up before the search was complete."""
     problem: str
     """A further problem; "" if there is none."""
+    stuck: tuple[Task, ...] = ()
+    """Killed children that still wait for a server of the container."""
 
     @property
     def known(self) -> frozenset[Identity]:
@@ -111,6 +117,7 @@ def keep(seen: Seen, options: KeepOptions, monitor: RenameMonitor) -> Kept:
             config=options.config,
             over=lambda: time.monotonic() > end_s,
             wait_s=_WAIT_FOR_DATABASE_S,
+            ask_servers=lambda: options.ask_servers and not left_behind(),
             take_cache=False,
         )
         try:
@@ -121,7 +128,9 @@ def keep(seen: Seen, options: KeepOptions, monitor: RenameMonitor) -> Kept:
             report = steps.pre_dump(_without(step, work))
         _require(container)  # else it is the image of another task, which has the number now
         os.replace(work / CACHE_NAME, options.run.image(*container.key))
-    return _kept(seen, report, begun_s, end_s, frozenset(monitor.kdevs) | known, problem)
+    kept = _kept(seen, report, begun_s, end_s, frozenset(monitor.kdevs) | known, problem)
+    stuck = (tasks.read_task(pid) for pid in left_behind())
+    return kept._replace(stuck=tuple(task for task in stuck if task is not None))
 
 
 def nothing_to_keep(seen: Seen) -> Kept:

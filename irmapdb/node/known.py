@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from irmapdb.kernel.proc.tasks import read_task
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from irmapdb.kernel.proc.containers import Container
+    from irmapdb.kernel.proc.tasks import Task
     from irmapdb.node.keep import Kept
     from irmapdb.node.look import Seen
 
-__all__ = ["RETRY_MOST_S", "Known", "is_touched"]
+__all__ = ["RETRY_MOST_S", "Known", "is_touched", "waits_for_server"]
 
 RETRY_MOST_S = 3600.0
 """The longest time between two looks at a container, and until failed work is tried again."""
@@ -34,8 +37,19 @@ class Known:
     slow: bool = False
     apart: bool = False
     """Whether its paths are proved again in a separate child, because a shared one failed."""
+    stuck: tuple[Task, ...] = ()
+    """Killed children of the last work that asked servers; they may still wait for one."""
     verified_s: float = 0.0
     """The time of the last proof of its paths (time.monotonic())."""
+
+
+def waits_for_server(known: Known) -> bool:
+    """Whether a child still waits for a server: each question more could leave one more."""
+    for task in known.stuck:
+        now = read_task(task.pid)
+        if now is not None and now.starttime == task.starttime:
+            return True
+    return False
 
 
 def is_touched(known: Known, names: frozenset[bytes]) -> bool:

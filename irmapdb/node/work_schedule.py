@@ -10,7 +10,7 @@ from irmapdb.log import Log
 from irmapdb.model import printable
 from irmapdb.node.answer import confirm
 from irmapdb.node.keep import KeepOptions, Kept, keep
-from irmapdb.node.known import RETRY_MOST_S
+from irmapdb.node.known import RETRY_MOST_S, waits_for_server
 from irmapdb.node.state import KEEP, SLOW, VERIFY
 
 TYPE_CHECKING = False
@@ -83,7 +83,13 @@ class WorkSchedule:
         state, seen = self._state, known.seen
         assert seen is not None  # noqa: S101 a container that was not seen is not due
         time_s = _LONG_S if known.slow else _QUICK_S
-        options = KeepOptions(state.run, state.settings.directory, state.options.config, time_s)
+        options = KeepOptions(
+            state.run,
+            state.settings.directory,
+            state.options.config,
+            time_s,
+            ask_servers=not waits_for_server(known),
+        )
         try:
             state.pool.start(
                 kind,
@@ -109,6 +115,7 @@ class WorkSchedule:
         kept, kdevs = ended.result
         self._state.monitor.kdevs |= kdevs
         known.kept, known.problem = kept, kept.problem
+        known.stuck = kept.stuck or known.stuck
         known.verified_s = time.monotonic()
         known.slow = kept.cut or kept.took_s > _QUICK_S / 2
         why = "not all were looked for in the time for one container" if kept.cut else kept.problem

@@ -77,6 +77,8 @@ class SearchOptions(Record):
     """Paths in the main root."""
     scan: bool
     """Whether directories are walked."""
+    ask_servers: Callable[[], bool]
+    """Whether a filesystem whose lookups may block is asked now."""
     progress: Callable[[int, bytes], None]
     over: Callable[[], bool]
     """Whether the time budget is over."""
@@ -279,6 +281,8 @@ class RootSearch:
             kinds = self.root.blocking_kinds(identities[0].kdev)
             return _unanswered(identities, f"{kinds}: {why}", cut=over())
 
+        if not self._options.ask_servers():
+            return failed("is not asked while a child still waits for such a server")
         return ask_in_child(lambda: self._ask_all(identities), failed, _PATIENCE_S, over)
 
     def _ask_all(self, identities: list[Identity]) -> Resolution:

@@ -50,6 +50,7 @@ class Search:
         config: Config,
         scan_paths: Iterable[bytes] = (),
         scan: bool = True,
+        ask_servers: Callable[[], bool] = lambda: True,
         progress: Callable[[int, bytes], None] = lambda _scanned, _top: None,
         over: Callable[[], bool] = lambda: False,
     ) -> None:
@@ -60,7 +61,7 @@ class Search:
         """Whether a freeze follows: moving files can wait for it."""
         self.outcome = engine.Resolution()
         self.resolve_us = 0
-        self._options = SearchOptions(load, config, scan_paths, scan, progress, over)
+        self._options = SearchOptions(load, config, scan_paths, scan, ask_servers, progress, over)
         self._watchers = Watchers(root, over)
         self._mount_fds: list[MountFds] = []
         root.adopt(config, scan_paths)

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,7 @@ from irmapdb.node.look import look_around
 from irmapdb.node.rundir import RunDirectory
 from irmapdb.node.service import Service
 from tests.support.notify import FAN_ONDIR, IN_OPEN
+from tests.support.silent_fuse import SilentFuse
 from tests.support.warm import OURS, Asked
 from tests.support.watcher import Watcher
 
@@ -137,6 +138,46 @@ def test_a_listener_that_never_answers_does_not_hold_the_answer(warm, hook, tmp_
     listen(hostile)
     asked = Asked.ask(hook, hostile.pid, tmp_path / "work")
     assert (asked.code, asked.alone, asked.paths) == (0, False, [b"/file"]), asked.said
+
+
+def waiting_for_fuse():
+    """The processes that wait for a FUSE server, and that no signal ends."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/wchan"):
+        with suppress(OSError):
+            if path.read_text() == "request_wait_answer":
+                found.add(path.parent.name)
+    return found
+
+
+def test_servers_that_never_answer_leave_one_process(node, warm, tmp_path, area):
+    """Otherwise a tenant could use up the processes of the service."""
+    rootfs = area.ext4("silent").mountpoint
+    names = [f"fuse-{number}" for number in range(3)]
+    for name in (*names, "one", "two"):
+        (rootfs / name).mkdir()
+    before = waiting_for_fuse()
+    with ExitStack() as stack:
+        servers = [stack.enter_context(SilentFuse(rootfs / name)) for name in names]
+        put = stack.enter_context(in_cgroup("silent"))
+        silent = stack.enter_context(Watcher(unshare=["mount"], rootfs=rootfs))
+        put(silent.pid)
+        silent.add_many([f"/{name}" for name in names])
+        for server in servers:
+            server.silent = True
+
+        def is_done(watches):
+            return lambda seen: (
+                [(one["watches"], one["state"]) for one in seen if one["pid"] == silent.pid]
+                == [(watches, "ready")]
+            )
+
+        warm.wait_for(is_done(3))
+        for watches, name in ((4, "one"), (5, "two")):
+            silent.add_inotify(f"/{name}")
+            (found,) = warm.wait_for(is_done(watches))
+        assert found["resolved"] == 2
+        assert len(waiting_for_fuse() - before) == 1
 
 
 def test_a_pid_that_was_given_to_another_task(node, tmp_path):
