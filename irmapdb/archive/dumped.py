@@ -75,10 +75,12 @@ def read_dumped(path: Path) -> Dumped:
         *((file, mark) for file in files for mark in file.mount_marks),
     ]
     starts = {start_of(watch) for _, watch in every if watch.path is not None}
-    origins = read_origins(checkpoint, container, starts)
-    # `ctr` has the changes of the root in a layer of their own, which is not read.
     has_changes = any(checkpoint.beside(name) is not None for name in ("config.dump", "spec.dump"))
-    has_changes = has_changes and container.is_of_engine
+    # `ctr` has the changes of the root in a layer of their own, if it was called with --rw.
+    is_of_ctr = checkpoint.in_layer and not has_changes
+    new = {start_of(watch) for _, watch in every if is_of_ctr and _is_in_upper_layer(watch)}
+    origins = read_origins(checkpoint, container, starts, new)
+    has_changes = (has_changes or is_of_ctr) and container.is_of_engine
     are_packed = checkpoint.has_inside(CHANGES) or checkpoint.beside("deleted.files") is not None
     root = _Root(container.is_of_engine, has_changes, are_packed)
     return Dumped(
@@ -98,7 +100,7 @@ def start_of(watch: FsnotifyWatch | MountMark) -> tuple[bytes, int | None]:
 class _Root(Record):
     is_image: bool
     has_changes: bool
-    """Whether `rootfs-diff.tar` has the new files of the container."""
+    """Whether the checkpoint may have the new files of the container."""
     are_packed: bool
     """Whether the engine packed the changes of the root."""
 
@@ -146,7 +148,7 @@ def _is_in_upper_layer(watch: FsnotifyWatch | MountMark) -> bool:
     return wrapped is not None and wrapped.upper
 
 
-_NOT_PACKED = "the container made it, and the checkpoint has no rootfs-diff.tar"
+_NOT_PACKED = "the container made it, and the checkpoint has no changes of the root"
 _ROOTS = {b"/", b"/."}
 
 

@@ -71,6 +71,9 @@ class CheckpointFiles(Protocol):
     def look_into(self, wanted: Mapping[str, Collection[bytes]]) -> dict[str, Inside]:
         """Which of the wanted names the archives inside have, by the archive's name."""
 
+    def in_layers(self, wanted: Collection[bytes]) -> Collection[bytes]:
+        """Which of the wanted names the layers of an image have."""
+
 
 def open_checkpoint(path: Path) -> CheckpointFiles:
     """The checkpoint of a directory or an archive file.
@@ -165,6 +168,9 @@ class _Directory:
                 answers[name] = Inside(frozenset(), frozenset(), str(error))
         return answers
 
+    def in_layers(self, wanted: Collection[bytes]) -> Collection[bytes]:  # noqa: ARG002 none
+        return ()
+
     def _place(self, name: str) -> Path | None:
         for directory in (self._images, self._images.absolute().parent):
             if os.path.isfile(directory / name):
@@ -211,3 +217,6 @@ class _Archive:
             for name in wanted
             if self._layout.inside[name] in found
         }
+
+    def in_layers(self, wanted: Collection[bytes]) -> Collection[bytes]:
+        return layout.in_layers(self.path, wanted)

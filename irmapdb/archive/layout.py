@@ -14,6 +14,7 @@ of the tasks are passed over.
 from __future__ import annotations
 
 import io
+import os
 import re
 
 from irmapdb.archive.decompress import Allowance, unpacked
@@ -40,6 +41,7 @@ __all__ = [
     "LIMIT_WATCHES",
     "Inside",
     "Layout",
+    "in_layers",
     "limit_of",
     "look_into",
     "names_inside",
@@ -267,6 +269,12 @@ def look_into(
             if len(answers) == len(wanted):
                 break
     return answers
+
+
+def in_layers(path: Path, wanted: Collection[bytes]) -> frozenset[bytes]:
+    """Which of the wanted names the layers of an image file have. Errors as in `read_layout`."""
+    places = ((one.place.partition("!")[2]) for one in walk(path))
+    return frozenset(name for name in map(os.fsencode, places) if name in wanted)
 
 
 def _inside(content: Reader, place: str, wanted: Collection[bytes], allowance: Allowance) -> Inside:

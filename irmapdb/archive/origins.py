@@ -133,9 +133,15 @@ class Origins(Record):
 
 
 def read_origins(
-    checkpoint: CheckpointFiles, container: DumpedContainer, wanted: Collection[Start]
+    checkpoint: CheckpointFiles,
+    container: DumpedContainer,
+    wanted: Collection[Start],
+    new: Collection[Start] = (),
 ) -> Origins:
-    """The sources of the wanted paths. ImageError or FileError for an image that is damaged."""
+    """The sources of the wanted paths. ImageError or FileError for an image that is damaged.
+
+    `new`: those that the container made, in a checkpoint whose changes are a layer of an image.
+    """
     mounts = _Mounts(_namespaces(checkpoint))
     below: dict[Start, DumpedMount] = {}
     for path, mnt_id in wanted:
@@ -151,7 +157,12 @@ def read_origins(
         for start in rest:
             asked.add(CHANGES, start[0].strip(b"/"))
     answers = asked.answers()
+    names = {start[0].strip(b"/") for start in rest if start in new}
+    layers = checkpoint.in_layers(names) if names else ()
     by_start = {start: origin.told(answers) for start, origin in by_mount.items()}
+    for start in rest:
+        if start[0].strip(b"/") in layers:
+            by_start[start] = Origin(OriginKind.DIFF, "a layer of the checkpoint", has_it=True)
     changed = answers.get(CHANGES)
     for start in rest if changed is not None else ():
         name = start[0].strip(b"/")

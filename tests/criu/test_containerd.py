@@ -7,9 +7,11 @@ import os
 import pytest
 
 from irmapdb.archive.dumped import read_dumped
+from irmapdb.criu.check.restore import RestoreVerdict, check_images
 from tests.support.containerd import ContainerdDaemon, ContainerdTask, require_containerd
 from tests.support.engine_watches import PATHS, add_watches, assert_all_hear
 from tests.support.hook import hook_command, hook_program
+from tests.support.notify import IN_OPEN
 from tests.support.programs import SYSTEM_PATH, ProgramError
 
 
@@ -91,3 +93,28 @@ def test_with_the_service(task, warm, lone_service, criu, tmp_path):
     assert_all_hear(task, task.container.rootfs, watches)
     # The restored container is another one, and is found again.
     warm.wait_for(lambda seen: [(one["pid"], one["resolved"]) for one in seen] == [(task.pid, 3)])
+
+
+@pytest.mark.parametrize("has_layer", [True, False])
+def test_a_file_of_the_container_needs_its_layer(task, installed, tmp_path, has_layer):
+    container, archive = task.container, tmp_path / "export.tar"
+    task.write("/srv/state")
+    watched = task.add_inotify("/srv/state", IN_OPEN)
+    if has_layer:
+        container.checkpoint("checkpoint")
+    else:
+        container.daemon.ctr("containers", "checkpoint", "--task", container.id, "checkpoint")
+    container.export("checkpoint", archive)
+    (one,) = check_images(archive).watches
+    assert one.verdict is (RestoreVerdict.BROUGHT if has_layer else RestoreVerdict.MISSING)
+    assert one.right is has_layer
+    if has_layer:
+        _restore(task)
+        assert task.hears(watched, (container.rootfs / "srv" / "state").read_bytes)
+        return
+    container.kill()
+    task.wait_dead()
+    words = ("containers", "restore", "--live", container.id, "checkpoint")
+    with pytest.raises(ProgramError):  # ctr waits for the task, and would not end
+        container.daemon.ctr(*words, timeout_s=20)
+    assert "/srv/state" in container.log()

@@ -102,7 +102,7 @@ class ContainerdDaemon:
             self.close()
             raise
 
-    def ctr(self, *arguments: str | Path) -> bytes:
+    def ctr(self, *arguments: str | Path, timeout_s: float = _TIMEOUT_S) -> bytes:
         """The output of `ctr`; ProgramError if it fails, or does not end."""
         # Some calls of ctr wait for ever for a task that could not be restored.
         command = [str(find_program("ctr")), *map(str, arguments)]
@@ -112,11 +112,11 @@ class ContainerdDaemon:
                 env=self._env,
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
-                timeout=_TIMEOUT_S,
+                timeout=timeout_s,
                 check=False,
             )
         except subprocess.TimeoutExpired as error:
-            message = f"{' '.join(command)}: no end after {_TIMEOUT_S} s"
+            message = f"{' '.join(command)}: no end after {timeout_s} s"
             raise ProgramError(message) from error
         if done.returncode != 0:
             talk = (done.stdout + done.stderr).decode(errors="replace").strip()

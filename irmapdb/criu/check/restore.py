@@ -438,8 +438,8 @@ _LOOK = "look into it with tar; if it is damaged, the restore fails: have the ch
 _WATCHES_TARGET = "the path is a symbolic link, and the restore watches its target"
 _BRING = "bring the file into the root first: the restore ends where it is missing"
 _WITH_CHANGES = (
-    "export the checkpoint with the changes of its root (podman: no --ignore-rootfs); if the image "
-    "may have a file there too, name its root with --root"
+    "make the checkpoint with the changes of the root (podman: no --ignore-rootfs; ctr: --rw); if "
+    "the image may have a file there too, name its root with --root"
 )
 _NOT_THE_NEW_ONE = (
     "the image has it, but not the file of the dump: the container replaced it, and the checkpoint "
