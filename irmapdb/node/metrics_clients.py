@@ -70,9 +70,10 @@ class _Clients:
         try:
             while self._accept() or self._clients:
                 ready = self._wait()
+                # Before the text is made: a request may come meanwhile, and the next wait shows it.
+                now_s = time.monotonic()
                 for fd in ready:
                     self._go_on(fd)
-                now_s = time.monotonic()
                 for fd, client in [*self._clients.items()]:
                     if fd not in ready and client.end_s <= now_s:
                         self._close(fd)

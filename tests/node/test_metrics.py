@@ -303,6 +303,25 @@ def test_idle_clients_delay_no_other_one(tmp_path, monkeypatch):
     assert len(texts) == 1
 
 
+def test_a_request_that_comes_while_the_text_is_made_has_an_answer(tmp_path):
+    listener = open_listener(ListenAddress(path=str(tmp_path / "socket")))
+    first, second = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
+    client_s = 0.2
+
+    def text() -> bytes:
+        second.send(b"GET / HTTP/1.1\r\n\r\n")
+        time.sleep(2 * client_s)  # longer than the second client has
+        return b"one 1\n"
+
+    with first, second:
+        for client in (first, second):
+            client.connect(str(tmp_path / "socket"))
+        first.send(b"GET / HTTP/1.1\r\n\r\n")
+        metrics_clients.serve(listener, text, "text/plain", client_s=client_s)
+        assert [client.recv(1 << 16)[-6:] for client in (first, second)] == [b"one 1\n"] * 2
+    listener.close()
+
+
 def test_only_root_can_connect_and_only_a_socket_is_replaced(service, tmp_path):
     service.samples()
     assert stat.S_IMODE(service.socket.stat().st_mode) == 0o600
