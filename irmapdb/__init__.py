@@ -19,9 +19,11 @@ _found: dict[str, tuple[str, str]] = {}
 def _places() -> dict[str, tuple[str, str]]:
     # The module of each name, and its name there: "from MODULE import NAME as OURS".
     if not _found:
-        with open(f"{__path__[0]}/__init__.pyi", encoding="utf-8") as file:
-            lines = [line.split() for line in file if line.startswith("from ")]
-        _found.update((ours, (module, name)) for _, module, _, name, _, ours in lines)
+        # By the loader: the package may be in a zip file.
+        data = __spec__.loader.get_data(f"{__path__[0]}/__init__.pyi")  # type: ignore[union-attr]
+        lines = [line.split() for line in data.decode().splitlines() if line.startswith("from ")]
+        # All names at once: another thread may read them.
+        _found.update({ours: (module, name) for _, module, _, name, _, ours in lines})
     return _found
 
 

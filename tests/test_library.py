@@ -8,6 +8,7 @@ import inspect
 import io
 import os
 import re
+import shutil
 import subprocess
 import sys
 from datetime import datetime
@@ -120,6 +121,45 @@ def test_the_import_is_cheap() -> None:
         [sys.executable, "-I", "-c", program], capture_output=True, text=True, check=True
     )
     assert set(done.stdout.split()) <= _LIGHT
+
+
+def test_no_thread_sees_a_part_of_the_names() -> None:
+    # Another thread may run between two instructions of the first use.
+    program = """
+import sys
+
+numbers = set()
+
+def look(frame, event, argument):
+    if frame.f_globals.get("__name__") == "irmapdb":
+        frame.f_trace_opcodes = True
+        numbers.add(len(frame.f_globals.get("_found", ())))
+    return look
+
+sys.settrace(look)
+import irmapdb
+every = irmapdb.__all__
+sys.settrace(None)
+print(sorted(numbers) == [0, len(every) - 1])
+"""
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "True\n"
+
+
+def test_a_zip_file_has_the_names_too(tmp_path: Path) -> None:
+    archive = shutil.make_archive(str(tmp_path / "packages"), "zip", ROOT, "irmapdb")
+    program = "import irmapdb.model; print(irmapdb.__file__, irmapdb.format_kdev(254 << 20))"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": archive},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == f"{archive}/irmapdb/__init__.py 254:0\n"
 
 
 @pytest.mark.parametrize("first", ["irmapdb.audit", "irmapdb.audit.check", "irmapdb.api"])
