@@ -54,7 +54,7 @@ _WRITE_S = 150e-6
 """The time for each watch to write the proved paths, beside the thread that searches."""
 _NICE = -20
 _KEEP_WAIT_S = 20.0  # for another process's step in the database, after CRIU has continued
-_DECODED_BYTES = 8 << 20  # of an irmap-cache; it takes about a second, twice
+_DECODED_BYTES = 4 << 20  # of an irmap-cache; on a busy machine this takes some seconds
 _WATCHES_A_SECOND = 1000
 """Without a `timeout`, the limit grows by 1 s for this number of watches: a tenth of our speed."""
 
