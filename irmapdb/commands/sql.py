@@ -255,7 +255,7 @@ def _read(file: Path | None) -> str:
     with open_input(file or STDIN) as stream:
         data = stream.read(_TEXT_LIMIT_BYTES + 1)
     if len(data) > _TEXT_LIMIT_BYTES:
-        message = f"{_name(file)}: has more than {_TEXT_LIMIT_BYTES} bytes"
+        message = f"cannot read {_name(file)}: it has more than {_TEXT_LIMIT_BYTES} bytes"
         raise FileError(message, advice="check that it is SQL")
     return data.decode("utf-8", "surrogateescape")
 
