@@ -116,7 +116,8 @@ class _State:
         self.database = _named(self.work, DATABASE_NAME)
         self.old: tuple[CacheEntry, ...] = ()
         self.large = b""
-        """An irmap-cache that is too large to be decoded in the time: ours goes behind it."""
+        """An irmap-cache that is too large to be decoded in the time. If a watch has no path, ours
+        goes behind it; else it is replaced."""
         self.budget_s = job.hook.timeout_s
         self.soft_end_s = 0.0
         self.pause = find_pause(job.pid, lambda: _tree_of(job.pid))
@@ -183,7 +184,7 @@ def _attempt(state: _State) -> Served:
     _take_over(state)
     try:
         kept = _to_keep(state, found)
-        stamp = steps.hand_over(found, kept, state.large)
+        stamp = steps.hand_over(found, kept, state.large if _lacks_paths(found) else b"")
         if state.pause:
             paused_us = int((time.monotonic() - state.job.started_s) * 1_000_000)
             found = found._replace(stats=found.stats._replace(paused_us=paused_us))
@@ -420,6 +421,11 @@ def _old_entries(state: _State) -> tuple[CacheEntry, ...]:
     return ()
 
 
+def _lacks_paths(found: Findings) -> bool:
+    # Else irmapdb knows every watch, and CRIU needs no old entry.
+    return bool(found.stats.unresolved or found.unread)
+
+
 def _to_keep(state: _State, found: Findings) -> list[CacheEntry]:
     """The old entries of watches without a proved path: CRIU checks each of them itself.
 
@@ -428,7 +434,7 @@ def _to_keep(state: _State, found: Findings) -> list[CacheEntry]:
     use the entry of one for the other. An ambiguous entry may be right, and without irmapdb CRIU
     would have it too.
     """
-    if not state.old or not (found.stats.unresolved or found.unread):
+    if not state.old or not _lacks_paths(found):
         return []
     watched = {row.watch.identity for row in found.watches}
     shared = Counter(identity.key for identity in watched)
