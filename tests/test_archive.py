@@ -175,19 +175,6 @@ def test_the_source_of_a_bind_mount(tmp_path: Path) -> None:
     assert check("/a\0b")[1] == b"/a/sub/file"
 
 
-@pytest.mark.parametrize("name", ["./", "."])
-def test_the_root_of_an_archive_inside(name: str, tmp_path: Path) -> None:
-    top = tarfile.TarInfo(name)
-    top.type = tarfile.DIRTYPE if name.endswith("/") else tarfile.REGTYPE  # else tarfile adds "/"
-    path = b"/var/lib/db"
-    files = whole("podman") | {
-        "checkpoint/files.img": files_img([path]),
-        "volumes/db.tar": tar_with((top, b"")),
-    }
-    (one,) = check_images(write(tmp_path / "a.tar", files), None).watches
-    assert (one.watch.path, one.verdict) == (path, RestoreVerdict.BROUGHT)
-
-
 @pytest.mark.parametrize("dot", ["./", ""])
 def test_a_name_with_a_dot_and_a_link_in_an_archive_inside(dot: str, tmp_path: Path) -> None:
     watched = {

@@ -289,8 +289,7 @@ def names_inside(stream: Peekable, name: str, wanted: Collection[bytes]) -> Insi
     why = ""
     try:
         for member in members(stream, Meter(name)):
-            plain = b"%b/" % member.name  # the root is "./" or "."
-            plain = plain.removeprefix(b"./").strip(b"/")
+            plain = member.name.removeprefix(b"./").strip(b"/")
             if plain in wanted:
                 found[plain] = member.is_symlink
                 if len(found) == len(wanted):
