@@ -35,6 +35,7 @@ __all__ = [
     "LIMIT_BYTES",
     "check_replaceable",
     "open_regular",
+    "open_stream",
     "put_file",
     "put_new",
     "read_if_there",
@@ -54,6 +55,9 @@ _NEXT_STEP_READING = {
     errno.ENOENT: "check the path",
     errno.ENOTDIR: "check the path",
     errno.EACCES: "run as its owner, or as root",
+    errno.EAGAIN: "save it to a file, and name the file",
+    errno.EBADF: "open it for reading",
+    errno.EISDIR: "name a file in it",
     errno.EIO: "look into the kernel's log",
 }
 _NEXT_STEP_WRITING = {
@@ -192,7 +196,19 @@ def open_regular(path: bytes | os.PathLike[str]) -> Iterator[BinaryIO]:
             fd = stack.enter_context(_open_regular(source, follow=True))
         except OSError as error:
             raise _failed("read", source, error) from error
-        yield stack.enter_context(io.BufferedReader(_Named(fd, source)))
+        yield stack.enter_context(open_stream(fd, source))
+
+
+def open_stream(fd: int, path: bytes | os.PathLike[str]) -> BinaryIO:
+    """The rest of an open file as a stream, which leaves the descriptor open.
+
+    FileError, with `path`, now and from each read that fails.
+    """
+    source = os.fsencode(path)
+    try:
+        return io.BufferedReader(_Named(fd, source))
+    except OSError as error:
+        raise _failed("read", source, error) from error
 
 
 class _Named(io.FileIO):

@@ -164,6 +164,29 @@ def test_a_descriptor_that_is_not_open_is_one_line(tmp_path: Path) -> None:
             assert f"cannot read /dev/fd/{number}: no such descriptor" in done.err
 
 
+@pytest.mark.parametrize("command", ["explain {} --offline", "sql -f {}", "show {}"])
+@pytest.mark.parametrize("kind", ["directory", "write-only", "nothing yet"])
+def test_a_descriptor_that_cannot_be_read_is_named(kind: str, command: str, tmp_path: Path) -> None:
+    readable, writable = os.pipe2(os.O_NONBLOCK)
+    directory = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    fd = {"directory": directory, "write-only": writable, "nothing yet": readable}[kind]
+    done = subprocess.run(
+        [sys.executable, "-m", "irmapdb", *command.format(f"/dev/fd/{fd}").split()],
+        cwd=tmp_path,
+        pass_fds=[fd],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    for one in (readable, writable, directory):
+        os.close(one)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert f"/dev/fd/{fd}" in done.stderr
+    assert "; " in done.stderr, "the next step"
+
+
 def test_the_rest_of_a_file_whose_first_lines_were_read(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"a line of the sender\n" + _CACHE.read_bytes())
     program = f"{sys.executable} -m irmapdb show - --json"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,8 +63,9 @@ def open_input(path: Path) -> Iterator[BinaryIO]:
         with files.open_regular(path) as file:
             yield file
         return
-    _status(fd, path)
-    with closing(open(fd, "rb", closefd=False)) as stream:
+    named = STDIN if fd == 0 else path
+    _status(fd, named)
+    with files.open_stream(fd, named) as stream:
         yield stream
 
 
