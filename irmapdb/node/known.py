@@ -30,6 +30,9 @@ class Known:
     """The next look is not before this time (time.monotonic())."""
     retry_s: float = 0.0
     """Failed work is not tried again before this time."""
+    store_s: float = 0.0
+    """A database that could not be written is not tried again before this time, unless there is
+    other work."""
     failures: int = 0
     problem: str = ""
     touched: bool = True

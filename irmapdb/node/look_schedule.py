@@ -115,6 +115,8 @@ class LookSchedule:
             return False
         if seen is None or now_s < known.retry_s or self._state.is_worked_on(known.container.key):
             return False
+        if kept is not None and kept.problem and now_s >= known.store_s:
+            known.touched = True  # a proof of the paths alone writes no database
         if kept is None or known.touched or kept.cut or not seen.digest:
             return True
         if kept.digest != seen.digest or not self._state.run.image(*known.container.key).exists():

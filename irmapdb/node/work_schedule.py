@@ -118,9 +118,10 @@ class WorkSchedule:
         known.stuck = kept.stuck or known.stuck
         known.verified_s = time.monotonic()
         known.slow = kept.cut or kept.took_s > _QUICK_S / 2
-        why = "not all were looked for in the time for one container" if kept.cut else kept.problem
-        if why:
-            self._note_failure(known, why)
+        if kept.cut:
+            self._note_failure(known, "not all were looked for in the time for one container")
+        elif kept.problem:
+            known.store_s, known.retry_s = self._next_try_s(known, kept.problem), 0.0
         else:
             known.failures, known.retry_s = 0, 0.0
         self._trim_answers()
@@ -167,12 +168,15 @@ class WorkSchedule:
                 self._state.queue.setdefault(key)
 
     def _note_failure(self, known: Known, why: str) -> None:
+        known.retry_s = self._next_try_s(known, why)
+        known.touched = True
+
+    def _next_try_s(self, known: Known, why: str) -> float:
         known.problem = why
         known.failures += 1
-        wait_s = min(self._state.interval_s * 2 ** min(known.failures, 10), RETRY_MOST_S)
-        known.retry_s = time.monotonic() + wait_s
-        known.touched = True
+        wait_s: float = min(self._state.interval_s * 2 ** min(known.failures, 10), RETRY_MOST_S)
         _log.warning("%s: %s", printable(os.fsencode(known.container.name.id)), why)
+        return time.monotonic() + wait_s
 
     def _trim_answers(self) -> None:
         # The largest are forgotten first: the database has them.

@@ -151,6 +151,24 @@ def test_a_database_that_could_not_be_written_is_written_later(node, area):
             assert [row.path for row in store.all_mappings()] == [b"/srv/app/file-3"]
 
 
+def test_new_watches_are_proved_while_the_database_cannot_be_written(node, area):
+    container = node.container()
+    container.add_inotify("/srv/app/file-3")
+    directory = node.options().config.warm.directory
+    directory.mkdir(mode=0o700)
+    disk = area.tmpfs(directory)
+    disk.chmod(0o700)
+    free = os.statvfs(disk)
+    (disk / "filler").write_bytes(bytes(free.f_bavail * free.f_bsize))
+    with Service(node.options(interval_s=600)) as service:
+        (one,) = service.once()["containers"]
+        assert "the disk is full" in one["problem"]
+        container.add_inotify("/srv/app/file-4")
+        (one,) = service.once()["containers"]
+        assert (one["watches"], one["resolved"]) == (2, 2)
+        assert "the disk is full" in one["problem"]
+
+
 def test_only_one_at_a_time(node):
     with Service(node.options()), pytest.raises(FileError, match="running already"):
         Service(node.options()).__enter__()
