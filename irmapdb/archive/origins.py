@@ -103,8 +103,8 @@ class Origins(Record):
     by_start: dict[Start, Origin]
     """By path, and by the id of the mount in whose namespace it starts."""
     removed: frozenset[bytes]
-    """Paths that the engine removes from the root, after it has added `rootfs-diff.tar`: also the
-    new files in a directory that the container removed and made again."""
+    """The wanted paths that the engine removes from the root, after it has added `rootfs-diff.tar`:
+    also the new files in a directory that the container removed and made again."""
     binds: tuple[Origin, ...]
     """The bind mounts of the container whose sources the target host must have."""
     lost_mounts: tuple[bytes, ...]
@@ -118,8 +118,8 @@ class Origins(Record):
         return self.by_start.get((path, mnt_id))
 
     def removes(self, path: bytes) -> bool:
-        """Whether the engine removes the path from the root, or a directory above it."""
-        return _removes(self.removed, path)
+        """Whether the engine removes the wanted path from the root, or a directory above it."""
+        return path in self.removed
 
     def of_parent(self, path: bytes) -> Origin | None:
         """The source of a directory above a mount, if the root lacks it; None: it is none."""
@@ -151,8 +151,10 @@ def read_origins(
     asked = _Asked(checkpoint)
     own = _Container.of(container, mounts)
     by_mount = {start: _of_mount(start, mount, own, asked) for start, mount in below.items()}
+    in_root = [start for start in wanted if start not in below]
     removed = _removed(checkpoint)
-    rest = [start for start in wanted if start not in below and not _removes(removed, start[0])]
+    removed = frozenset(path for path, _ in in_root if _removes(removed, path))
+    rest = [start for start in in_root if start[0] not in removed]
     if checkpoint.has_inside(CHANGES):
         for start in rest:
             asked.add(CHANGES, start[0].strip(b"/"))
@@ -233,12 +235,12 @@ class _Mounts:
 def _upwards(path: bytes) -> Iterator[bytes]:
     # The path and the directories above it, without the root and without those that are longer
     # than any path of the kernel.
-    place = path
-    if len(path) > _LONGEST_PATH:
-        place = _parent(path[: _LONGEST_PATH + 1])
-    while place.strip(b"/"):
-        yield place
-        place = _parent(place)
+    end = len(path)
+    if end > _LONGEST_PATH:
+        end = path.rfind(b"/", 0, _LONGEST_PATH + 1)
+    while end > 1:
+        yield path[:end]
+        end = path.rfind(b"/", 0, end)
 
 
 def _removes(removed: frozenset[bytes], path: bytes) -> bool:
