@@ -67,5 +67,5 @@ def test_the_verdicts_of_a_container_are_those_of_criu(container, database, url,
         _push(url, database)
         assert _rows(url, "verdicts") == []
         (row,) = _rows(url, "SELECT verdict, watches, fails FROM last_verdicts")
-        assert row == {"verdict": "cache", "watches": 1, "fails": "false"}
+        assert row == {"verdict": "cache", "watches": 1, "fails": False}
         container.checkpoint()
