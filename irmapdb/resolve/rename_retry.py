@@ -62,6 +62,8 @@ def were_moving(root: Root, outcome: Resolution) -> dict[Identity, list[Disprove
 def _was_moving(root: Root, one: Disproved) -> bool:
     if one.source is Source.STORED or one.reason not in _MOVED:
         return False
+    if one.reason is StaleReason.GONE and one.path.endswith(b" (deleted)"):
+        return False  # one of several names of the file, which was removed: d_path() of fs/d_path.c
     mount = root.mounts.of_path(one.path)
     return mount is None or mount.kdev == one.identity.kdev
 

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from irmapdb.checkpoint import steps
+from irmapdb.config import Config
 from irmapdb.image import fsnotify
 from irmapdb.kernel import proof, syscalls
 from irmapdb.model import Source
@@ -466,3 +468,25 @@ def test_dump_of_a_tree_that_renames_all_the_time(area: MountArea, tmp_path: Pat
                 os.killpg(task.pid, signal.SIGCONT)
         finally:
             os.killpg(task.pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("kind", ["ext4", "tmpfs", "overlay", "overlay-two-filesystems"])
+def test_a_file_whose_last_used_name_was_removed_is_found_by_its_other_name(
+    area: MountArea, watcher: Watcher, tmp_path: Path, kind: str
+) -> None:
+    """The kernel gives the name that it knows, although the file has only its other name left."""
+    place = area.place(kind)
+    file, other = place.directory / "used", place.directory / "other"
+    other.write_bytes(b"content")
+    os.link(other, file)
+    watcher.add_inotify(file)
+    options = steps.StepOptions(
+        watcher.pid,
+        images_dir=new_work_dir(tmp_path),
+        scan_paths=(os.fsencode(place.mountpoint),),
+        config=Config(hints=()),
+    )
+    with file.open():
+        file.unlink()
+        (row,) = steps.dump(options, steps.FreezeOptions()).watches
+    assert row.path == os.fsencode(other), row.why
