@@ -63,7 +63,8 @@ test: venv ## run all tests (ARGS='-k image -x' goes to pytest)
 
 .PHONY: test-fast
 test-fast: venv ## run the tests that start no program and need no root
-	@$(BIN)/python -m pytest -n auto --ignore tests/kernel --ignore tests/criu \
+	@$(BIN)/python -m pytest -n auto \
+		$(addprefix --ignore tests/,kernel criu node fleet report) \
 		--hypothesis-profile fast -m 'not (slow or kernel or criu or alone)' $(ARGS)
 
 .PHONY: fuzz
