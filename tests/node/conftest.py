@@ -13,6 +13,7 @@ from irmapdb.config import Config, WarmConfig
 from irmapdb.kernel.proc import procfs
 from irmapdb.node.service import ServiceOptions
 from tests.support import proc_tree
+from tests.support.engine_host import Host
 from tests.support.features import require_program, require_root
 from tests.support.runc import Container, fill_rootfs
 from tests.support.warm import OURS, Warm, write_hook
@@ -36,6 +37,11 @@ def proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(procfs, "ROOT", str(directory))
     proc_tree.make_host(directory)
     return directory
+
+
+@pytest.fixture
+def host(proc: Path, tmp_path: Path) -> Host:
+    return Host(proc, tmp_path / "host")
 
 
 @dataclass
