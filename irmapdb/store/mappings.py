@@ -59,8 +59,11 @@ ROWS_OF_INODE = 1000
 Another user can have put any number into the file, and rows are only candidates.
 """
 _ROWS_OF_EACH = 20
-_COPY_LIMIT_BYTES = 256 << 20
+"""The same for each of many inodes that are read together."""
 _LOOKED_AT = 20 * ROWS_OF_INODE
+"""The largest number of rows of one inode among which the last proved ones are chosen."""
+_COPY_LIMIT_BYTES = 256 << 20
+"""The largest database of another user that is copied while CRIU waits."""
 
 MAPPING_NAMES = (
     *("id", "dev", "ino", "handle_type", "handle", "path", "source", "revalidate"),
