@@ -158,7 +158,7 @@ def check_images(images: Path, root: Path | None = None) -> RestoreCheck:
     with contextlib.ExitStack() as stack:
         root_fd = None if root is None else stack.enter_context(_opened(root))
         eyes = stack.enter_context(_Eyes(root_fd, dumped.origins))
-        seen = _without_twins([(one, eyes.look(one)) for one in dumped.watches])
+        seen = _with_repeated([(one, eyes.look(one)) for one in dumped.watches])
         watches = tuple(_answer(one, look) for one, look in seen)
         named = {one.mount_source for one in watches if not one.right}
         problems = (*_lost_mounts(dumped.origins), *eyes.lacking_sources(named))
@@ -202,7 +202,7 @@ class _Seen(Record):
     """st_dev and st_ino of the file that the restore will watch, if it is known."""
 
 
-def _without_twins(
+def _with_repeated(
     watches: Sequence[tuple[DumpedWatch, _Seen]],
 ) -> Iterator[tuple[DumpedWatch, _Seen]]:
     """The same, with another verdict for a second inotify watch of one descriptor on one file.
